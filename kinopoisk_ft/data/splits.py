@@ -1,0 +1,66 @@
+"""Which rows train, validate and test."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from kinopoisk_ft.errors import UserError
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def random_split(
+    labels: np.ndarray,
+    *,
+    class_names: tuple[str, ...],
+    test_size: float,
+    val_size: float,
+    seed: int,
+) -> Parts:
+    """Split rows at random, stratified by label, into positions of train, validation and test.
+
+    Two calls of scikit-learn's `train_test_split`: `test_size` of all rows, then `val_size` of the
+    rest. Raises UserError where some part would miss a class.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    if np.count_nonzero(counts) < 2:
+        found = ", ".join(name for name, n in zip(class_names, counts, strict=True) if n)
+        raise UserError(
+            f"a classifier needs two classes; the {len(labels):,} rows left have "
+            + (f"only '{found}'" if found else "none"),
+            fix="check the label column and data.limit: the first rows may be of one class",
+        )
+    try:
+        rest, test = train_test_split(
+            np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels
+        )
+        train, val = train_test_split(
+            rest, test_size=val_size, random_state=seed, stratify=labels[rest]
+        )
+    except ValueError as error:  # a part with fewer rows than classes, a class with one row
+        raise _too_few(counts, class_names) from error
+    for part in (train, val, test):
+        if np.any((np.bincount(labels[part], minlength=len(counts)) == 0) & (counts > 0)):
+            raise _too_few(counts, class_names)
+    return train, val, test
+
+
+def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
+    """Return the SHA-256, in hex, of the row ids of each part in their order."""
+    digest = hashlib.sha256()
+    for name, rows in (("train", train), ("val", val), ("test", test)):
+        digest.update(f"{name} {len(rows)}\n".encode())
+        digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _too_few(counts: np.ndarray, class_names: tuple[str, ...]) -> UserError:
+    sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True) if n)
+    return UserError(
+        f"too few rows for a split in which every part has every class: {sizes}",
+        fix="give more rows (data.limit), larger data.test_size and data.val_size, "
+        "or merge or remove the rare classes",
+    )
