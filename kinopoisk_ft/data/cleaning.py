@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
 
-_SHOWN = 5  # places named in a message; more would hide what to do
+_SHOWN = 5  # names in a message; more would hide what to do
 
 
 def clean_text(text: str) -> str:
@@ -14,10 +16,11 @@ def clean_text(text: str) -> str:
     return text.removeprefix("\n")
 
 
-def shown(places: pd.Series) -> str:
-    """Return the first few places as one line, with the number of the others."""
-    more = len(places) - _SHOWN
-    return ", ".join(places[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+def shown(names: Iterable[str]) -> str:
+    """Return the first few names as one line, with the number of the others."""
+    listed = list(names)
+    more = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def clean_texts(frame: pd.DataFrame, empty: str) -> tuple[pd.DataFrame, int]:

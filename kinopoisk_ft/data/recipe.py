@@ -78,7 +78,7 @@ class DataRecipe(ABC):
         the row can name ("reviews.csv:12").
         """
 
-    def choose_classes(self, labels: pd.Series) -> tuple[str, ...]:
+    def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
         """Return the names of the classes to learn, in label order; rows of others are dropped."""
         if self.classes not in (2, 3):
             raise _invalid("classes", self.classes, "give 2 (Neutral left out) or 3")
@@ -87,8 +87,10 @@ class DataRecipe(ABC):
     def load(self) -> DataSplit:
         """Read, clean, choose classes, limit and split. Raises UserError on unusable data."""
         frame = self.read()
+        if "place" not in frame:
+            frame = frame.assign(place="row " + frame["row"].astype(str))
         digest = _digest_source(frame)
-        class_names = self.choose_classes(frame["label"])
+        class_names = self.choose_classes(frame)
         frame, counts = self._select(frame, class_names)
         labels = frame["label"].to_numpy()
         positions = random_split(
@@ -98,19 +100,17 @@ class DataRecipe(ABC):
             val_size=self.val_size,
             seed=self.split_seed,
         )
-        parts = [frame.iloc[where].reset_index(drop=True) for where in positions]
-        counts |= {name: len(part) for name, part in zip(("train", "val", "test"), parts)}
+        train, val, test = (frame.iloc[where].reset_index(drop=True) for where in positions)
+        counts |= {"train": len(train), "val": len(val), "test": len(test)}
         log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
-        rows = [part["row"].to_numpy() for part in parts]
-        return DataSplit(*parts, class_names, counts, digest, digest_rows(*rows))
+        rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
+        return DataSplit(train, val, test, class_names, counts, digest, rows)
 
     def _select(
         self, frame: pd.DataFrame, class_names: tuple[str, ...]
     ) -> tuple[pd.DataFrame, dict[str, int]]:
         """Return the rows to split, with numbers for labels, and how many each step dropped."""
         counts = {"rows_read": len(frame)}
-        if "place" not in frame:
-            frame = frame.assign(place="row " + frame["row"].astype(str))
         frame, counts["dropped_empty"] = clean_texts(frame, self.empty)
         known = frame["label"].isin(class_names)
         counts["dropped_neutral"] = int((~known).sum())

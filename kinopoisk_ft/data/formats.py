@@ -1,0 +1,102 @@
+"""Rows out of the text of a table: JSON lines, comma or tab separated values, parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kinopoisk_ft.errors import UserError
+
+Row = tuple[int, dict[str, Any]]  # 1-based line on which the row starts, and its values
+
+
+def json_lines(text: str, path: Path) -> Iterator[Row]:
+    """Yield one row for each line; blank lines are passed over."""
+    for line, source in enumerate(text.split("\n"), start=1):  # splitlines also cuts at U+2028
+        if not source.strip():
+            continue
+        try:
+            values = json.loads(source)
+            if "\\ud" in source.lower():
+                json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _not_an_object(path, line, "half of a surrogate pair (\\ud…)") from error
+        except (ValueError, RecursionError) as error:
+            raise _not_an_object(path, line, f"malformed JSON: {error}") from error
+        if not isinstance(values, dict):
+            kind = type(values).__name__
+            raise _not_an_object(path, line, f"a JSON {kind} where an object is due")
+        yield line, values
+
+
+def _not_an_object(path: Path, line: int, what: str) -> UserError:
+    fix = 'mend or remove the line; each line is one object: {"text": "…", "label": "…"}'
+    return UserError(what, where=f"{path}:{line}", fix=fix)
+
+
+def _separated(text: str, path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts over 131,072 characters
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fix = 'close the quotes; a quote inside a quoted field is written ""'
+            raise UserError(f"malformed row: {error}", where=f"{path}:{line}", fix=fix) from error
+        if not fields:
+            continue
+        if not header:
+            header = fields
+        elif len(fields) != len(header):
+            raise UserError(
+                f"{len(fields)} fields where the header has {len(header)}",
+                where=f"{path}:{line}",
+                fix="quote a text that holds the delimiter or a newline",
+            )
+        else:
+            yield line, dict(zip(header, fields, strict=True))
+
+
+comma_separated = partial(_separated, delimiter=",")
+tab_separated = partial(_separated, delimiter="\t")
+
+
+def parquet(data: bytes, path: Path) -> pd.DataFrame:
+    """Return all rows; numbers for which the file holds names become these names."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"the parquet file is damaged or no parquet file: {error}",
+            where=str(path),
+            fix="copy or download it again",
+        ) from error
+    frame = table.to_pandas(ignore_metadata=True).astype(object)
+    for name, class_names in _class_labels(table.schema).items():
+        # -1 stands for "no label" and, having no name, becomes a missing value.
+        frame[name] = frame[name].map(dict(enumerate(class_names)))
+    return frame
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the columns that the `datasets` library wrote as ClassLabel, with their names."""
+    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = stored.get("info", {}).get("features", {})
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }

@@ -1,0 +1,49 @@
+"""Reviews of films from Kinopoisk, as `blinoff/kinopoisk` publishes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from huggingface_hub import hf_hub_download
+
+from kinopoisk_ft.data.cleaning import shown
+from kinopoisk_ft.data.files import read_table
+from kinopoisk_ft.data.labelled import labelled_texts
+from kinopoisk_ft.data.recipe import GRADES, DataRecipe
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub import hub_errors
+
+_HUB_FILE = "kinopoisk.jsonl"
+
+
+@dataclass(kw_only=True)
+class Kinopoisk(DataRecipe):
+    """The published columns: content, grade3, movie_name, author, date, title, grade10.
+
+    Args:
+        path: a local copy, in any format that `read_table` knows; None fetches it from the hub.
+        name: the data set on the hub.
+    """
+
+    path: str | None = None
+    name: str = "blinoff/kinopoisk"
+
+    def read(self) -> pd.DataFrame:
+        table = read_table(self.path or self._download())
+        table.frame.rename(columns={"movie_name": "film"}, inplace=True)
+        fix = "give a copy with the published columns, or data=file with your own"
+        frame = labelled_texts(table, "content", "grade3", fix)
+        unknown = frame[~frame["label"].isin(GRADES)]
+        if len(unknown):
+            raise UserError(
+                f"{len(unknown):,} rows have an unknown grade3, as '{unknown['label'].iloc[0]}'",
+                where=shown(unknown["place"]),
+                fix=f"grade3 is one of {', '.join(GRADES)}; other labels are for data=file",
+            )
+        return frame
+
+    def _download(self) -> str:
+        fix = "give a local copy, data.path=<file>, or generated reviews, data=demo"
+        with hub_errors(f"the data set {self.name}", fix):
+            return hf_hub_download(self.name, _HUB_FILE, repo_type="dataset")

@@ -1,0 +1,143 @@
+"""Access to the Hugging Face hub whose failures say what to do."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from kinopoisk_ft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 10.0  # seconds; what huggingface_hub grants a first answer
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # differ by its version
+
+
+class _Reach:
+    """Whether the hub answers, asked once before the first request that is made.
+
+    By itself huggingface_hub asks a dead host for some 23 seconds, and transformers twice that for
+    each file. Here one question decides: no answer turns on offline mode for the block, so that
+    files in the cache load and others fail at once.
+    """
+
+    answered = False  # by this process's first request; asking again would cost time for nothing
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self.asking = False
+
+    def ask(self, request: Any) -> None:
+        """Serve as the HTTP client's hook before a request."""
+        if _Reach.answered or self.asking:
+            return
+        self.asking = True
+        try:
+            get_session().head(request.url, timeout=_TIMEOUT, follow_redirects=False)
+            _Reach.answered = True
+        except Exception as error:
+            if not _is_http(error):
+                raise
+            self.failure = f"{constants.ENDPOINT}: {error or type(error).__name__}"
+            log.warning("the hub cannot be reached, only its cache is used: %s", self.failure)
+            constants.HF_HUB_OFFLINE = True
+            raise OfflineModeIsEnabled(self.failure) from error
+        finally:
+            self.asking = False
+
+
+@contextmanager
+def hub_errors(what: str, fix: str) -> Iterator[None]:
+    """Turn failures to get `what` from the hub, its cache or a folder into a UserError with `fix`.
+
+    Unrelated errors pass as they are: a full disk, a bug. Nothing is asked of the network unless
+    the block asks, and a hub that does not answer is given up within `_TIMEOUT`.
+    """
+    reach = _Reach()
+    offline = constants.HF_HUB_OFFLINE
+    hooks = get_session().event_hooks["request"]
+    hooks.append(reach.ask)
+    try:
+        yield
+    except Exception as error:
+        explained = _explain(error, what, fix, reach.failure)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        hooks.remove(reach.ask)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _explain(error: Exception, what: str, fix: str, unreached: str | None) -> UserError | None:
+    """Return what a user can do about an error, None where it is not of the hub."""
+    refused = _is_refusal(error)
+    if not (refused or _is_http(error) or type(error).__module__ == "huggingface_hub.errors"):
+        return None
+    links = list(_chain(error))
+    hub = constants.ENDPOINT
+
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in links)
+
+    if among(GatedRepoError):
+        fix = f"ask for access on its page and log in (hf auth login), or {fix}"
+        return UserError(f"{what} is gated", where=hub, fix=fix)
+    if among(RepositoryNotFoundError, HFValidationError):
+        missing = f"{what} is neither a folder here nor a public name on the hub"
+        return UserError(missing, where=hub, fix=f"check the name, or {fix}")
+    if among(RevisionNotFoundError):
+        return UserError(f"{what} has no such revision", where=hub, fix="check the revision")
+    if unreached and among(OfflineModeIsEnabled, LocalEntryNotFoundError):
+        absent = f"{what} is not in the cache, and the hub cannot be reached"
+        return UserError(absent, where=unreached, fix=f"check the connection, or {fix}")
+    if constants.HF_HUB_OFFLINE and among(OfflineModeIsEnabled, LocalEntryNotFoundError):
+        absent = f"{what} is not in the cache, and offline mode is on"
+        where = f"cache {constants.HF_HUB_CACHE}"
+        return UserError(absent, where=where, fix=f"unset HF_HUB_OFFLINE, or {fix}")
+    for link in links:
+        if _is_http(link) and not isinstance(link, EntryNotFoundError):
+            failed = f"{what} did not arrive: {_in_short(link)}"
+            return UserError(failed, where=hub, fix=f"try again later, or {fix}")
+    return UserError(f"{what} cannot be loaded: {_in_short(error)}", fix=fix)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether transformers could not make sense of files that it did find."""
+    if type(error) is OSError and error.errno is None:
+        return True
+    frames = traceback.walk_tb(error.__traceback__)
+    inside = any(f.f_globals.get("__name__", "").startswith("transformers.") for f, _ in frames)
+    # The Rust libraries below it raise a bare Exception and their own SafetensorError.
+    return inside and (isinstance(error, (ValueError, SafetensorError)) or type(error) is Exception)
+
+
+def _is_http(error: BaseException) -> bool:
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, HfHubHTTPError) or module in _HTTP_LIBRARIES
+
+
+def _in_short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
