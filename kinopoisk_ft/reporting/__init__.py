@@ -1,0 +1,1 @@
+"""Runs of the MLflow store, turned into a table, pictures, conclusions and recommendations."""

@@ -1,0 +1,83 @@
+"""`python -m kinopoisk_ft.report`: compare the finished runs of an MLflow store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from kinopoisk_ft.errors import UserError, nearest
+
+OPTIONS = ("uri", "experiment", "parent", "output", "language")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the comparison and write it to a folder; returns 0, or 1 for a user's mistake."""
+    try:
+        options = _parser().parse_args(_dashed(sys.argv[1:] if argv is None else argv))
+        _report(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kinopoisk_ft.report",
+        description="Compare finished runs: a table (Markdown, CSV, JSON), pictures (PNG, SVG), "
+        "conclusions and recommendations.",
+        epilog="Each option may also be written as in a training command: language=ru",
+    )
+    parser.add_argument("--uri", help="MLflow store (MLFLOW_TRACKING_URI, else ./mlflow.db)")
+    parser.add_argument("--experiment", default="kinopoisk_ft", help="its name (%(default)s)")
+    parser.add_argument("--parent", metavar="RUN_ID", help="compare the runs of one sweep")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder (%(default)s)")
+    parser.add_argument("--language", default="en", help="en or ru (%(default)s)")
+    return parser
+
+
+def _dashed(args: list[str]) -> list[str]:
+    """Turn `language=ru` into `--language=ru`."""
+    found = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("-") or not equals:
+            found.append(arg)
+        elif name in OPTIONS:
+            found.append(f"--{name}={value}")
+        elif found and found[-1] in {f"--{option}" for option in OPTIONS}:
+            found.append(arg)
+        else:
+            raise UserError(f"there is no option '{name}'", fix=nearest(name, OPTIONS))
+    return found
+
+
+def _report(options: argparse.Namespace) -> None:
+    # A bar for each small file read would bury the table.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.exceptions import MlflowException
+
+    from kinopoisk_ft.reporting.collect import collect
+    from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.formats import as_text
+    from kinopoisk_ft.reporting.output import write
+    from kinopoisk_ft.reporting.store import default_uri, open_store
+    from kinopoisk_ft.reporting.words import Words
+
+    words = Words(options.language)
+    uri = options.uri or default_uri()
+    try:
+        client = open_store(uri)
+        collected = collect(client, options.experiment, options.parent)
+    except MlflowException as error:
+        raise UserError(f"MLflow cannot read the store: {error.message}", where="--uri") from error
+    document = build(collected, options.parent, words)
+    paths = write(document, words, options.output)
+    print(as_text(document, words))
+    print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

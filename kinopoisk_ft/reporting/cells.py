@@ -1,0 +1,77 @@
+"""The report's tables as rows of written cells, the heading first."""
+
+from __future__ import annotations
+
+from kinopoisk_ft.reporting.document import Document
+from kinopoisk_ft.reporting.table import BEST, MARKS, Row, Table
+from kinopoisk_ft.reporting.words import Words
+
+NOTHING = "-"
+DIGEST_CHARACTERS = 12
+SCORES = ("accuracy", "f1_weighted", "f1_macro")
+TIMES = ("train_seconds", "eval_seconds")
+COUNTS = ("trainable_parameters", "total_parameters")
+
+
+def data_line(table: Table, words: Words) -> str:
+    """Return which data and test rows a table is about."""
+    return words("data", data=table.data, digest=table.split_digest[:DIGEST_CHARACTERS])
+
+
+def results(table: Table, words: Words) -> list[list[str]]:
+    """Return what was measured: mean ± standard deviation over n seeds; the majority class last."""
+    columns = ["approach", "n", *SCORES, *TIMES, *COUNTS, "max_length"]
+    rows = [[words.header(column) for column in columns]]
+    for row in table.rows:
+        scores = [_spread(row, column, 4, words) for column in SCORES]
+        times = [_spread(row, column, 1, words) for column in TIMES]
+        counts = [_mean(row, column, words) for column in COUNTS]
+        length = row.first.max_length or NOTHING
+        rows.append([row.name, str(len(row.runs)), *scores, *times, *counts, length])
+    floor = [words.score(table.majority[c]) if c in table.majority else NOTHING for c in SCORES]
+    rest = [NOTHING] * (len(columns) - 2 - len(SCORES))
+    rows.append([words("majority"), NOTHING, *floor, *rest])
+    return rows
+
+
+def against_best(table: Table, words: Words) -> list[list[str]]:
+    """Return the marks and the signed distances from the best values."""
+    columns = ["approach", *MARKS, *(f"{column}_from_best" for column in BEST)]
+    rows = [[words.header(column) for column in columns]]
+    for row in table.rows:
+        marks = [words("yes" if row.marked(mark) else "no") for mark in MARKS]
+        rows.append([row.name, *marks, *(_distance(row, c, words) for c in BEST)])
+    floor = {c: table.majority[c] - best for c, best in table.best.items() if c in table.majority}
+    distances = [words.score(floor[c], signed=True) if c in floor else NOTHING for c in BEST]
+    rows.append([words("majority"), *[words("no")] * len(MARKS), *distances])
+    return rows
+
+
+def failures(document: Document, words: Words) -> list[list[str]]:
+    """Return the failed runs, those with one cause together."""
+    rows = [[words(column) for column in ("approach", "count", "seeds", "cause")]]
+    for failure in document.failures:
+        seeds = ", ".join(failure.seeds) or NOTHING
+        cause = words(f"cause_{failure.kind}", detail=failure.detail)
+        rows.append([failure.approach, str(len(failure.run_ids)), seeds, cause])
+    return rows
+
+
+def _spread(row: Row, column: str, digits: int, words: Words) -> str:
+    spread = row.values.get(column)
+    if spread is None:
+        return NOTHING
+    mean = words.number(spread.mean, digits)
+    return mean if spread.std is None else f"{mean} ± {words.number(spread.std, digits)}"
+
+
+def _mean(row: Row, column: str, words: Words) -> str:
+    mean = row.mean(column)
+    return NOTHING if mean is None else words.number(mean, 0)
+
+
+def _distance(row: Row, column: str, words: Words) -> str:
+    if column not in row.from_best:
+        return NOTHING
+    digits = 1 if column in TIMES else 4
+    return words.number(row.from_best[column], digits, signed=True)

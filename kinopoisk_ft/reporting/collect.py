@@ -1,0 +1,166 @@
+"""The store's runs as plain rows: what finished, what failed and why."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import textwrap
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run
+from mlflow.exceptions import MlflowException
+
+from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.reporting.runs import Collected, FailedRun, TrainedRun
+
+GROUPS = ("model.", "adapter.", "data.", "trainer.")
+# These do not change what is learned; the rest of a group's keys tells one recipe from another.
+NOT_SETTINGS = {"trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size"}
+CAUSE_CHARACTERS = 160
+NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
+
+
+def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
+    """Read the training runs of an experiment, or of one sweep of it.
+
+    Of runs with the same approach, seed, test rows and max_length the newest counts; within a
+    sweep, runs with different settings all count. Raises UserError where there is no such
+    experiment or sweep, or nothing has finished.
+    """
+    found = _experiment(client, experiment)
+    if parent is not None:
+        found = _sweep_experiment(client, parent, found)
+    raw = _search(client, found.experiment_id, parent)
+    trained, failed = [], []
+    for run in raw:
+        if run.info.status in ("FAILED", "KILLED"):
+            failed.append(_failed(run, *_cause(client, run)))
+        elif run.info.status == "FINISHED":
+            missing = _missing(run)
+            if missing:
+                failed.append(_failed(run, "incomplete", missing))
+            else:
+                trained.append(_trained(run))
+    unfinished = sum(run.info.status in ("RUNNING", "SCHEDULED") for run in raw)
+    if not trained:
+        raise UserError(
+            "no training run has finished",
+            where=f"experiment '{found.name}'" + (f", sweep {parent}" if parent else ""),
+            fix=f"failed: {len(failed)}, not finished: {unfinished}; "
+            "train first, for example: python -m kinopoisk_ft sweep=study",
+        )
+    kept = _newest(trained, by_settings=parent is not None)
+    return Collected(
+        experiment=found.name,
+        runs=kept,
+        failed=failed,
+        superseded=len(trained) - len(kept),
+        unfinished=unfinished,
+    )
+
+
+def _experiment(client: MlflowClient, name: str) -> Experiment:
+    experiments = {e.name: e for e in client.search_experiments()}
+    if name not in experiments:
+        raise UserError(
+            f"there is no experiment '{name}' in the store",
+            where="--experiment",
+            fix=nearest(name, experiments),
+        )
+    return experiments[name]
+
+
+def _sweep_experiment(client: MlflowClient, parent: str, asked: Experiment) -> Experiment:
+    try:
+        run = client.get_run(parent)
+    except MlflowException as error:
+        filter_string = "tags.`kinopoisk_ft.kind` = 'sweep'"
+        sweeps = client.search_runs([asked.experiment_id], filter_string)
+        ids = [s.info.run_id for s in sweeps]
+        raise UserError(
+            f"there is no run '{parent}' in the store",
+            where="--parent",
+            fix=nearest(parent, ids) if ids else f"'{asked.name}' has no sweeps: leave it out",
+        ) from error
+    return client.get_experiment(run.info.experiment_id)
+
+
+def _search(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
+    terms = ["tags.`kinopoisk_ft.kind` = 'train'"]
+    if parent is not None:
+        terms.append(f"tags.`mlflow.parentRunId` = '{parent}'")
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], " and ".join(terms), page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
+
+
+def _missing(run: Run) -> str:
+    metrics = run.data.metrics
+    missing = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
+    missing += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
+    return ", ".join(missing)
+
+
+def _approach(tags: dict[str, str]) -> str:
+    parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
+    return tags.get("approach") or " + ".join(p for p in parts if p != "none")
+
+
+def _trained(run: Run) -> TrainedRun:
+    tags, params = run.data.tags, run.data.params
+    ignored = NOT_SETTINGS | ({"data.path"} if tags.get("source_digest") else set())
+    return TrainedRun(
+        run_id=run.info.run_id,
+        approach=_approach(tags),
+        model=tags.get("model", ""),
+        adapter=tags.get("adapter", "none"),
+        seed=tags.get("seed") or params.get("seed", ""),
+        data=tags.get("data", ""),
+        split_digest=tags["split_digest"],
+        source_digest=tags.get("source_digest", ""),
+        device=tags.get("device", ""),
+        commit=tags.get("commit", ""),
+        start_time=run.info.start_time,
+        settings={
+            k: params[k] for k in sorted(params) if k.startswith(GROUPS) and k not in ignored
+        },
+        metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
+    )
+
+
+def _failed(run: Run, kind: str, detail: str) -> FailedRun:
+    tags = run.data.tags
+    seed = tags.get("seed") or run.data.params.get("seed", "")
+    return FailedRun(
+        run_id=run.info.run_id, approach=_approach(tags), seed=seed, kind=kind, detail=detail
+    )
+
+
+def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
+    """Return kind and detail: the first line at the margin after the last traceback's head."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run.info.run_id, "traceback.txt", folder)
+            text = Path(path).read_text(encoding="utf-8")
+    except (MlflowException, OSError):
+        return ("killed" if run.info.status == "KILLED" else "no_traceback"), ""
+    lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
+    line = next((line.strip() for line in lines if line[:1].strip()), "")
+    if not line:
+        return "no_traceback", ""
+    return "raised", textwrap.shorten(line, CAUSE_CHARACTERS, placeholder=" …")
+
+
+def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
+    kept: dict[tuple[str, ...], TrainedRun] = {}
+    for run in sorted(runs, key=lambda r: (r.start_time, r.run_id)):
+        key = (run.approach, run.seed, run.data, run.source_digest, run.split_digest)
+        recipe = str(run.settings) if by_settings else run.max_length
+        kept[(*key, recipe)] = run
+    return list(kept.values())

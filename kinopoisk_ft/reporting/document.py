@@ -1,0 +1,87 @@
+"""The report before it takes a format: tables with their notes, conclusions, failed runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from kinopoisk_ft.reporting.conclusions import conclusions
+from kinopoisk_ft.reporting.notes import collection_notes, table_notes
+from kinopoisk_ft.reporting.recommendations import recommendations
+from kinopoisk_ft.reporting.runs import Collected, FailedRun
+from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.reporting.words import Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One table and what is said of it; `picture` is the file name without its ending."""
+
+    table: Table
+    picture: str
+    notes: list[str]
+    conclusions: list[str]
+    recommendations: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Runs of one approach that failed for one cause."""
+
+    approach: str
+    kind: str
+    detail: str
+    seeds: list[str]
+    run_ids: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report."""
+
+    experiment: str
+    parent: str | None
+    notes: list[str]
+    sections: list[Section]
+    failures: list[Failure]
+
+
+def build(collected: Collected, parent: str | None, words: Words) -> Document:
+    """Group the runs into tables and say what follows from each."""
+    found = tables(collected.runs)
+    names = (
+        ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
+    )
+    sections = [
+        Section(
+            table=table,
+            picture=name,
+            notes=table_notes(table, words),
+            conclusions=conclusions(table, words),
+            recommendations=recommendations(table, words),
+        )
+        for table, name in zip(found, names, strict=True)
+    ]
+    return Document(
+        experiment=collected.experiment,
+        parent=parent,
+        notes=collection_notes(collected, len(found), words),
+        sections=sections,
+        failures=_failures(collected.failed),
+    )
+
+
+def _failures(failed: list[FailedRun]) -> list[Failure]:
+    groups: dict[tuple[str, str, str], list[FailedRun]] = defaultdict(list)
+    for run in failed:
+        groups[run.approach, run.kind, run.detail].append(run)
+    return [
+        Failure(
+            approach=key[0],
+            kind=key[1],
+            detail=key[2],
+            seeds=sorted({run.seed for run in runs if run.seed}, key=lambda s: (len(s), s)),
+            run_ids=[run.run_id for run in runs],
+        )
+        for key, runs in sorted(groups.items())
+    ]

@@ -1,0 +1,94 @@
+"""A report for reading: Markdown and aligned text."""
+
+from __future__ import annotations
+
+from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results
+from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import Words
+
+
+def as_text(document: Document, words: Words) -> str:
+    """Return the report for a terminal: aligned columns, no markup."""
+    parts = [_heading(document, words), *document.notes]
+    for section in document.sections:
+        parts.append(data_line(section.table, words))
+        parts.append(f"{words('results')}\n{_aligned(results(section.table, words))}")
+        parts.append(f"{words('against_best')}\n{_aligned(against_best(section.table, words))}")
+        parts.append(_best_line(section.table, words))
+        for title, lines in _prose(section):
+            if lines:
+                parts.append("\n".join([words(title), *(f"- {line}" for line in lines)]))
+    if document.failures:
+        rows = failures(document, words)
+        parts.append(f"{_failed_title(document, words)}\n{_aligned(rows, left=(0, 2, 3))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(document: Document, words: Words) -> str:
+    """Return the report as Markdown; pictures are linked by their file names."""
+    parts = [f"# {words('title')}", _heading(document, words), *document.notes]
+    for section in document.sections:
+        parts.append(f"## {data_line(section.table, words)}")
+        parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
+        parts.append(f"![{words('axis_f1')}]({section.picture}.png)")
+        parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
+        parts.append(_best_line(section.table, words))
+        for title, lines in _prose(section):
+            if lines:
+                listed = "\n".join(f"- {_escape(line)}" for line in lines)
+                parts.append(f"### {words(title)}\n\n{listed}")
+    if document.failures:
+        title = _failed_title(document, words)
+        parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(document: Document, words: Words) -> str:
+    lines = [words("experiment", name=document.experiment)]
+    if document.parent:
+        lines.append(words("sweep", parent=document.parent))
+    return "  \n".join(lines)
+
+
+def _best_line(table: Table, words: Words) -> str:
+    time = table.best.get("train_seconds")
+    return words(
+        "best_values",
+        accuracy=words.score(table.best["accuracy"]),
+        f1=words.score(table.best["f1_weighted"]),
+        time="-" if time is None else words.seconds(time),
+    )
+
+
+def _prose(section: Section) -> list[tuple[str, list[str]]]:
+    return [
+        ("notes", section.notes),
+        ("conclusions", section.conclusions),
+        ("recommendations", section.recommendations),
+    ]
+
+
+def _failed_title(document: Document, words: Words) -> str:
+    return words("failed", count=sum(len(failure.run_ids) for failure in document.failures))
+
+
+def _aligned(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Align the columns in `left` to the left and the others, which are numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<" if i in left else ">" for i in range(len(widths))]
+    lines = [
+        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _piped(rows: list[list[str]]) -> str:
+    rule = [":---"] + ["---:"] * (len(rows[0]) - 1)
+    return "\n".join(f"| {' | '.join(map(_escape, row))} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("_", r"\_")

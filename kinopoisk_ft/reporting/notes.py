@@ -1,0 +1,86 @@
+"""What a reader must know beside the table: what is missing, left out or unequal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.table import COLUMNS, MAJORITY_COLUMNS, Row, Table
+from kinopoisk_ft.reporting.words import Words
+
+BASELINE = "tfidf"
+# What a budget is made of; the study's differed in both.
+BUDGET = ("data.max_length", "trainer.epochs")
+MOST_NAMED = 3  # rows named one by one in a note
+
+
+def is_network(row: Row) -> bool:
+    """Return whether a row is anything but the TF-IDF baseline."""
+    return row.first.model != BASELINE
+
+
+def setting(row: Row, key: str) -> str:
+    """Return one setting of a row's recipe, "" where it has none."""
+    return row.first.settings.get(key, "")
+
+
+def collection_notes(collected: Collected, count: int, words: Words) -> list[str]:
+    """Return the notes on all runs together; `count` is the number of tables."""
+    notes = []
+    if count > 1:
+        notes.append(words("note_tables", count=count))
+    if collected.superseded:
+        notes.append(words("note_superseded", count=collected.superseded))
+    if collected.unfinished:
+        notes.append(words("note_unfinished", count=collected.unfinished))
+    return notes
+
+
+def table_notes(table: Table, words: Words) -> list[str]:
+    """Return the notes on one table."""
+    notes = []
+    if any(len(row.runs) > 1 for row in table.rows):
+        notes.append(words("note_spread"))
+    if all(is_network(row) for row in table.rows):
+        notes.append(words("note_no_tfidf"))
+    if set(table.majority) != set(MAJORITY_COLUMNS):
+        notes.append(words("note_no_majority"))
+    if table.majority_differs:
+        notes.append(words("note_majority_differs"))
+    networks = [row for row in table.rows if is_network(row)]
+    for key in BUDGET:
+        notes += _differs([(row.name, {setting(row, key)}) for row in networks], key, words)
+    devices = [(row.name, {run.device for run in row.runs}) for row in table.rows]
+    notes += _differs(devices, "device", words)
+    notes += _settings(table.rows)
+    for row in table.rows:
+        missing = [
+            words.header(c) for c in COLUMNS if c not in row.values and c != "peak_memory_mb"
+        ]
+        if missing:
+            notes.append(words("note_missing", name=row.name, columns=", ".join(missing)))
+    return notes
+
+
+def _differs(rows: list[tuple[str, set[str]]], what: str, words: Words) -> list[str]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, values in rows:
+        for value in sorted(values):
+            names[value or "-"].append(name)
+    if len(names) < 2:
+        return []
+    groups = {value: ", ".join(named) for value, named in names.items()}
+    most = max(names, key=lambda value: len(names[value]))
+    if len(names[most]) > MOST_NAMED:
+        groups[most] = words("others")
+    listed = "; ".join(f"{value}: {named}" for value, named in groups.items())
+    return [words("note_differs", what=what, groups=listed)]
+
+
+def _settings(rows: tuple[Row, ...]) -> list[str]:
+    """Spell out the settings of rows that a number tells apart."""
+    return [
+        f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
+        for row in rows
+        if "#" in row.name.removeprefix(row.first.approach)
+    ]

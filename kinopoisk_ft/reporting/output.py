@@ -1,0 +1,48 @@
+"""The report's files: all are made before the first of them takes its place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.document import Document
+from kinopoisk_ft.reporting.formats import as_markdown
+from kinopoisk_ft.reporting.records import as_csv, as_json
+from kinopoisk_ft.reporting.scatter import comparison_picture
+from kinopoisk_ft.reporting.words import Words
+
+STEM = "comparison"
+
+
+def write(document: Document, words: Words, folder: Path) -> list[Path]:
+    """Write tables and pictures to the folder and return their paths.
+
+    A failure leaves earlier files as they were. Raises UserError where the folder cannot be
+    written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as name:
+            made = Path(name)
+            texts = {
+                ".md": as_markdown(document, words),
+                ".csv": as_csv(document),
+                ".json": as_json(document, words.language),
+            }
+            parts = []
+            for ending, text in texts.items():
+                parts.append(made / f"{STEM}{ending}")
+                parts[-1].write_text(text, encoding="utf-8", newline="\n")
+            for section in document.sections:
+                parts += comparison_picture(section.table, words, made, section.picture)
+            for part in parts:
+                os.replace(part, folder / part.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        fix = "give --output a folder that can be written"
+        raise UserError(
+            f"the report cannot be written: {reason}", where=str(folder), fix=fix
+        ) from error
+    return [folder / part.name for part in parts]

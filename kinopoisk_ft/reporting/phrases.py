@@ -1,0 +1,114 @@
+"""Every phrase of the report in English and in Russian; {names} are filled in by `Words`."""
+
+from __future__ import annotations
+
+TABLE = {
+    "title": {"en": "Comparison of approaches", "ru": "Сравнение подходов"},
+    "experiment": {"en": "Experiment: {name}", "ru": "Эксперимент: {name}"},
+    "sweep": {"en": "Sweep: {parent}", "ru": "Серия запусков: {parent}"},
+    "data": {
+        "en": "Data: {data}, test rows {digest}",
+        "ru": "Данные: {data}, тестовые строки {digest}",
+    },
+    "approach": {"en": "approach", "ru": "подход"},
+    "accuracy": {"en": "accuracy", "ru": "accuracy"},
+    "f1_weighted": {"en": "F1 weighted", "ru": "F1 взвешенная"},
+    "f1_macro": {"en": "F1 macro", "ru": "F1 макро"},
+    "train_seconds": {"en": "training, s", "ru": "обучение, с"},
+    "eval_seconds": {"en": "evaluation, s", "ru": "оценка, с"},
+    "trainable_parameters": {"en": "trainable parameters", "ru": "обучаемые параметры"},
+    "total_parameters": {"en": "all parameters", "ru": "все параметры"},
+    "accuracy_from_best": {"en": "accuracy from best", "ru": "accuracy от лучшей"},
+    "f1_weighted_from_best": {"en": "F1 weighted from best", "ru": "F1 взв. от лучшей"},
+    "train_seconds_from_best": {"en": "training from best, s", "ru": "обучение от лучшего, с"},
+    "yes": {"en": "yes", "ru": "да"},
+    "no": {"en": "no", "ru": "нет"},
+    "majority": {"en": "majority class", "ru": "самый частый класс"},
+    "results": {"en": "Results on the test set", "ru": "Результаты на тестовой выборке"},
+    "against_best": {"en": "Against the best", "ru": "По сравнению с лучшим"},
+    "best_values": {
+        "en": "Best values: accuracy {accuracy}, weighted F1 {f1}, training time {time} s.",
+        "ru": "Лучшие значения: accuracy {accuracy}, взвешенная F1 {f1}, время обучения {time} с.",
+    },
+    "notes": {"en": "Notes", "ru": "Примечания"},
+    "conclusions": {"en": "Conclusions", "ru": "Выводы"},
+    "recommendations": {"en": "Recommendations", "ru": "Рекомендации"},
+    "failed": {
+        "en": "Failed runs, not ranked: {count}",
+        "ru": "Неудачные запуски, в сравнении не участвуют: {count}",
+    },
+    "count": {"en": "count", "ru": "число"},
+    "seeds": {"en": "seeds", "ru": "seed"},
+    "cause": {"en": "cause", "ru": "причина"},
+    "cause_raised": {"en": "{detail}", "ru": "{detail}"},
+    "cause_killed": {"en": "killed", "ru": "остановлен извне"},
+    "cause_no_traceback": {"en": "no traceback was kept", "ru": "трассировка не сохранена"},
+    "cause_incomplete": {"en": "finished without {detail}", "ru": "завершён без {detail}"},
+    "written": {"en": "Written:", "ru": "Записано:"},
+    "and": {"en": "and", "ru": "и"},
+    "others": {"en": "the others", "ru": "остальные"},
+    "thousand": {"en": "K", "ru": "тыс."},
+    "million": {"en": "M", "ru": "млн"},
+    "billion": {"en": "B", "ru": "млрд"},
+    "axis_time": {
+        "en": "training time, s (logarithmic)",
+        "ru": "время обучения, с (логарифмическая шкала)",
+    },
+    "axis_parameters": {
+        "en": "trainable parameters (logarithmic)",
+        "ru": "обучаемые параметры (логарифмическая шкала)",
+    },
+    "axis_f1": {"en": "weighted F1", "ru": "взвешенная F1"},
+    "majority_line": {
+        "en": "majority class: weighted F1 {f1}",
+        "ru": "самый частый класс: взвешенная F1 {f1}",
+    },
+}
+
+NOTES = {
+    "note_spread": {
+        "en": "± is the standard deviation of one seed; n is the number of seeds. It holds the "
+        "chance of training, not of the choice of test reviews.",
+        "ru": "± — стандартное отклонение между seed; n — число seed. Оно показывает случайность "
+        "обучения, но не случайность выбора тестовых отзывов.",
+    },
+    "note_tables": {
+        "en": "Runs on different data or test rows are not compared with one another: {count} "
+        "tables follow.",
+        "ru": "Запуски на разных данных или тестовых строках между собой не сравниваются: таблиц "
+        "ниже — {count}.",
+    },
+    "note_superseded": {
+        "en": "Older runs of the same approach, seed and test rows, left out: {count}.",
+        "ru": "Более старые запуски с тем же подходом, seed и тестовыми строками не учтены: "
+        "{count}.",
+    },
+    "note_unfinished": {
+        "en": "Runs that have not finished, left out: {count}.",
+        "ru": "Незавершённые запуски не учтены: {count}.",
+    },
+    "note_no_tfidf": {
+        "en": "The TF-IDF baseline is missing: run model=tfidf on this data to see what counting "
+        "words is worth.",
+        "ru": "Нет базовой модели TF-IDF: запустите model=tfidf на этих данных, чтобы увидеть, "
+        "что даёт подсчёт слов.",
+    },
+    "note_no_majority": {
+        "en": "No run recorded the majority class's scores.",
+        "ru": "Ни один запуск не записал оценки самого частого класса.",
+    },
+    "note_majority_differs": {
+        "en": "The majority class's scores differ between these runs: the data behind the same "
+        "row numbers are not the same.",
+        "ru": "Оценки самого частого класса у этих запусков различаются: за одинаковыми номерами "
+        "строк стоят разные данные.",
+    },
+    "note_differs": {
+        "en": "{what} differs: {groups}. Not an equal footing.",
+        "ru": "{what} различается: {groups}. Условия не равны.",
+    },
+    "note_missing": {
+        "en": "{name}: not recorded: {columns}.",
+        "ru": "{name}: не записано: {columns}.",
+    },
+}

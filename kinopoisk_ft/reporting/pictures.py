@@ -1,0 +1,153 @@
+"""Pictures of one run: the confusion matrix and the learning curve."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK = "#222222"
+GREY = "#8a8a8a"
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DPI = 200
+# Beyond this many classes, cells have no room for numbers.
+MOST_LABELLED_CLASSES = 12
+CURVES = {
+    "train_loss": ("training", COLOURS[0]),
+    "val_loss": ("validation", COLOURS[1]),
+    "val_f1_weighted": ("validation", COLOURS[1]),
+}
+PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
+FEW_POINTS = 30
+HistoryRow = Mapping[str, float | None]
+
+
+def new_figure(
+    width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+) -> Figure:
+    """Return a figure (inches) with its own Agg canvas: no state is shared between threads."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write PNG or SVG, by the ending; equal figures give equal bytes, and no half file is left."""
+    form = path.suffix.removeprefix(".")
+    part = path.with_name(f".{path.name}.part")
+    metadata = {"Date": None} if form == "svg" else {}
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+            figure.savefig(part, format=form, dpi=DPI, metadata=metadata)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def tidy(axes: Axes) -> None:
+    """Leave what carries information: two axes and a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def confusion_matrix_picture(
+    matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
+) -> None:
+    """Draw counts (C, C), rows true and columns predicted, coloured by the share of each row."""
+    counts = np.asarray(matrix)
+    size = len(class_names)
+    if counts.shape != (size, size):
+        raise ValueError(f"matrix of shape {counts.shape} for {size} class names")
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    side = min(3.2 + 0.8 * size, 14)
+    figure = new_figure(side + 1, side, layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(size), class_names)
+    if size > 3:
+        axes.tick_params(axis="x", labelrotation=30)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.spines[:].set_visible(False)
+    if size <= MOST_LABELLED_CLASSES:
+        for row, column in np.ndindex(size, size):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]:,}\n{share:.1%}",
+                ha="center",
+                va="center",
+                color="white" if share > 0.5 else INK,
+                fontsize=12 if size <= 4 else 9,
+            )
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    save(figure, Path(path))
+
+
+def learning_curve_picture(history: Sequence[HistoryRow], path: str | Path) -> None:
+    """Draw losses and validation F1 by optimizer step, a panel for each that was measured.
+
+    A row has `step` and any of train_loss, val_loss, val_f1_weighted; None and missing are skipped.
+    """
+    found = {title: keys for title, keys in PANELS.items() if _points(history, *keys)}
+    figure = new_figure(8, 1.2 + 2.6 * max(1, len(found)))
+    panels = figure.subplots(max(1, len(found)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, keys) in zip(panels, found.items(), strict=False):
+        axes.set_ylabel(title)
+        for key in keys:
+            if _points(history, key):
+                _curve(axes, history, key)
+        tidy(axes)
+    if "loss" in found:
+        panels[0].legend(frameon=False)
+    if "weighted F1" in found:
+        _mark_best(panels[-1], history)
+    if found:
+        panels[-1].set_xlim(0, 1.03 * max(1.0, *(step for step, _ in _points(history, *CURVES))))
+    else:
+        panels[0].text(0.5, 0.5, "nothing was measured", ha="center", color=GREY)
+    panels[-1].set_xlabel("optimizer step")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].xaxis.set_major_formatter("{x:,.0f}")
+    save(figure, Path(path))
+
+
+def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
+    """Return (step, value) of the rows that have one of the keys."""
+    rows = [(row["step"], row.get(key)) for key in keys for row in history]
+    return [(step, value) for step, value in rows if step is not None and value is not None]
+
+
+def _curve(axes: Axes, history: Sequence[HistoryRow], key: str) -> None:
+    points = _points(history, key)
+    label, colour = CURVES[key]
+    # A line through few points hides where they are; through one it cannot be seen.
+    marker = "o" if len(points) <= FEW_POINTS else ""
+    width = 1.6 if marker else 1.0
+    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, lw=width, ms=5, label=label)
+
+
+def _mark_best(axes: Axes, history: Sequence[HistoryRow]) -> None:
+    points = [p for p in _points(history, "val_f1_weighted") if math.isfinite(p[1])]
+    if points:
+        step, value = max(points, key=lambda p: p[1])
+        axes.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)
+        axes.set_title(f"best {value:.4f} at step {step:,.0f}", fontsize=10, loc="right")

@@ -1,0 +1,187 @@
+"""The comparison's picture: weighted F1 against training time and against parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from kinopoisk_ft.reporting.cells import data_line
+from kinopoisk_ft.reporting.labels import Box, place
+from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save, tidy
+from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.words import Words
+
+WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
+PANEL_HEIGHT = 3.6
+ROWS_IN_PANEL = 8  # more rows make a panel higher, to keep room for labels
+FONT = 9.5
+MARKER = 8.0  # points across
+FAR = 12.0  # px from a point to its label that need a line between them
+# Ticks in a decade, the first of these that give enough of them.
+STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+ENOUGH_TICKS = 4
+ZERO_SHARE = 0.14  # of the axis, for the place of zero
+SHAPES = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One approach in one panel; `std` is that of F1, 0 where unknown."""
+
+    name: str
+    colour: str
+    shape: str
+    x: float
+    y: float
+    std: float
+
+
+def comparison_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+    """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
+    figure = draw(table, words)
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    for path in paths:
+        save(figure, path)
+    return paths
+
+
+def draw(table: Table, words: Words) -> Figure:
+    """Return the figure: two panels, one above the other, with a shared F1 axis."""
+    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
+    figure = new_figure(WIDTH, 2 * height)
+    panels = figure.subplots(2, 1)
+    look = _looks(table.rows)
+    columns = ("train_seconds", "trainable_parameters")
+    drawn = [
+        _panel(axes, table, column, look, words)
+        for axes, column in zip(panels, columns, strict=True)
+    ]
+    panels[0].set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
+    if "f1_weighted" in table.majority:
+        f1 = words.score(table.majority["f1_weighted"])
+        panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
+    # Labels are placed in pixels, so the layout must be final and stay as it is.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, points in zip(panels, drawn, strict=True):
+        _label(axes, points)
+    return figure
+
+
+def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
+    """Return colour and shape by row name: a colour for each adapter, a shape for each model."""
+    adapters = sorted({row.first.adapter for row in rows})
+    models = sorted({row.first.model for row in rows})
+    return {
+        row.name: (
+            COLOURS[adapters.index(row.first.adapter) % len(COLOURS)],
+            SHAPES[models.index(row.first.model) % len(SHAPES)],
+        )
+        for row in rows
+    }
+
+
+def _panel(
+    axes: Axes, table: Table, column: str, look: dict[str, tuple[str, str]], words: Words
+) -> list[Point]:
+    rows = [row for row in table.rows if column in row.values]
+    number = words.short if column.endswith("parameters") else words.plain
+    positions = _log_axis(axes, [row.values[column].mean for row in rows], number)
+    points = []
+    for row, x in zip(rows, positions, strict=True):
+        f1 = row.values["f1_weighted"]
+        points.append(Point(row.name, *look[row.name], x, f1.mean, f1.std or 0.0))
+    for p in points:
+        axes.errorbar(
+            p.x,
+            p.y,
+            yerr=p.std or None,
+            color=p.colour,
+            marker=p.shape,
+            markersize=MARKER,
+            markeredgecolor="white",
+            capsize=4,
+            linewidth=1.4,
+            zorder=3,
+        )
+    tidy(axes)
+    low = min((p.y - p.std for p in points), default=0.0)
+    high = max((p.y + p.std for p in points), default=1.0)
+    pad = max(0.18 * (high - low), 0.004)
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value, 3)))
+    axes.set_ylabel(words("axis_f1"))
+    axes.set_xlabel(words("axis_time" if column == "train_seconds" else "axis_parameters"))
+    return points
+
+
+def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
+    """Scale x by decades; zero, which has no logarithm, gets a place of its own on the left.
+
+    Returns where each value stands on the axis.
+    """
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = min(positive) / 1.8, max(positive) * 1.8
+    ticks = _ticks(low, high)
+    labels = [number(tick) for tick in ticks]
+    axes.set_xscale("log")
+    zero = low
+    if min(values, default=1.0) <= 0:
+        share = (high / low) ** ZERO_SHARE
+        zero = low / share**0.5
+        axes.axvline(low, color=GREY, linestyle=":", linewidth=1)
+        low /= share
+        ticks, labels = [zero, *ticks], ["0", *labels]
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+    return [value if value > 0 else zero for value in values]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in STEPS:
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) >= ENOUGH_TICKS:
+            break
+    return ticks
+
+
+def _label(axes: Axes, points: list[Point]) -> None:
+    """Name each point beside it, with a thin line to it where the place is far."""
+    unit = axes.figure.dpi / 72  # px in a point
+    frame = axes.get_window_extent()
+    half = MARKER / 2 * unit + 2  # px; the edges of a diamond stand out
+    marks, sizes = [], []
+    for p in points:
+        probe = axes.text(0, 0, p.name, fontsize=FONT)
+        extent = probe.get_window_extent()
+        probe.remove()
+        sizes.append((extent.width, extent.height))
+        x, top = axes.transData.transform((p.x, p.y + p.std))
+        _, bottom = axes.transData.transform((p.x, p.y - p.std))
+        marks.append(Box(x - half, bottom - half, x + half, top + half))
+    boxes = place(marks, sizes, Box(frame.x0, frame.y0, frame.x1, frame.y1))
+    for p, mark, box in zip(points, marks, boxes, strict=True):
+        x, y = mark.centre
+        point = Box(x - half, y - half, x + half, y + half)
+        gap = point.distance(box)
+        doubtful = gap > FAR or any(m is not mark and m.distance(box) <= gap for m in marks)
+        line = {"arrowstyle": "-", "color": p.colour, "linewidth": 0.8, "shrinkA": 1}
+        axes.annotate(
+            p.name,
+            (p.x, p.y),
+            xytext=((box.left - x) / unit, (box.bottom - y) / unit),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=FONT,
+            color=INK,
+            arrowprops=line if doubtful else None,
+        )

@@ -1,0 +1,133 @@
+"""The sentences of conclusions and recommendations, in English and in Russian."""
+
+from __future__ import annotations
+
+SENTENCES = {
+    "one_seed": {
+        "en": "Every approach was measured with one seed: no measure of chance, so no difference "
+        "in F1 below can be called real.",
+        "ru": "Каждый подход измерен с одним seed: меры случайности нет, поэтому ни одно различие "
+        "F1 ниже нельзя считать установленным.",
+    },
+    "verdict_one_seed": {
+        "en": " (measured with one seed: no measure of chance)",
+        "ru": " (измерено с одним seed: меры случайности нет)",
+    },
+    "verdict_no_spread": {
+        "en": " (the seeds show no spread: no measure of chance)",
+        "ru": " (между seed нет разброса: меры случайности нет)",
+    },
+    "verdict_noise": {
+        "en": " (within the noise of the seeds: 95% interval from {low} to {high})",
+        "ru": " (в пределах разброса между seed: 95-процентный интервал от {low} до {high})",
+    },
+    "verdict_beyond": {
+        "en": " (beyond the noise of the seeds: 95% interval from {low} to {high})",
+        "ru": " (больше разброса между seed: 95-процентный интервал от {low} до {high})",
+    },
+    "only": {
+        "en": "{name} is the only approach here (weighted F1 {f1}): there is nothing to compare.",
+        "ru": "{name} — единственный подход (взвешенная F1 {f1}): сравнивать не с чем.",
+    },
+    "best": {
+        "en": "{name} has the best weighted F1, {f1}; the next, {second}, has {delta} against "
+        "it{verdict}.",
+        "ru": "Лучшая взвешенная F1 у {name}: {f1}; у следующего, {second}, разница с ним "
+        "{delta}{verdict}.",
+    },
+    "above_majority": {
+        "en": "{name} against always answering the majority class (weighted F1 {f1}): {delta}.",
+        "ru": "{name} по сравнению с ответом «всегда самый частый класс» (взвешенная F1 {f1}): "
+        "{delta}.",
+    },
+    "above_tfidf": {
+        "en": "{name} against the TF-IDF baseline (weighted F1 {f1}): {delta}{verdict}.",
+        "ru": "{name} по сравнению с базовой моделью TF-IDF (взвешенная F1 {f1}): "
+        "{delta}{verdict}.",
+    },
+    "tfidf_best": {
+        "en": "No network scores higher than the TF-IDF baseline.",
+        "ru": "Ни одна нейросеть не превзошла базовую модель TF-IDF.",
+    },
+    "fastest": {
+        "en": "{name} trains fastest, {time} s against {best_time} s of {best}; weighted F1 "
+        "against {best}: {delta}{verdict}.",
+        "ru": "Быстрее всех обучается {name}: {time} с, {best} — {best_time} с; взвешенная F1 "
+        "по сравнению с {best}: {delta}{verdict}.",
+    },
+    "fastest_is_best": {
+        "en": "{name} also trains fastest, {time} s.",
+        "ru": "{name} и обучается быстрее всех: {time} с.",
+    },
+    "fastest_network": {
+        "en": "Of the networks {name} trains fastest, {time} s; weighted F1 against {best}: "
+        "{delta}{verdict}.",
+        "ru": "Из нейросетей быстрее всех обучается {name}: {time} с; взвешенная F1 по сравнению "
+        "с {best}: {delta}{verdict}.",
+    },
+    "against_full": {
+        "en": "{name} against full training ({other}): {facts}.",
+        "ru": "{name} по сравнению с полным обучением ({other}): {facts}.",
+    },
+    "mamba": {
+        "en": "Mamba ({name}) against the best other network ({other}): {facts}.",
+        "ru": "Mamba ({name}) по сравнению с лучшей из других нейросетей ({other}): {facts}.",
+    },
+    "fact_trainable_parameters": {
+        "en": "{a} trainable parameters instead of {b} ({change} of them)",
+        "ru": "обучаемых параметров {a} вместо {b} ({change} от них)",
+    },
+    "fact_train_seconds": {
+        "en": "training {a} s instead of {b} s ({change})",
+        "ru": "обучение {a} с вместо {b} с ({change})",
+    },
+    "fact_eval_seconds": {
+        "en": "evaluation {a} s instead of {b} s ({change})",
+        "ru": "оценка {a} с вместо {b} с ({change})",
+    },
+    "fact_f1": {
+        "en": "weighted F1 {delta}{verdict}",
+        "ru": "взвешенная F1 {delta}{verdict}",
+    },
+    "budgets": {
+        "en": "Their budgets differ ({differences}): this is no comparison at equal cost.",
+        "ru": "Условия различаются ({differences}): это не сравнение при равных затратах.",
+    },
+    "limit_time": {
+        "en": "Little time: {name}, {time} s of training, weighted F1 {f1}{from_best}.",
+        "ru": "Мало времени: {name}, обучение {time} с, взвешенная F1 {f1}{from_best}.",
+    },
+    "limit_time_network": {
+        "en": "If it has to be a network: {name}, {time} s, weighted F1 {f1}.",
+        "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}.",
+    },
+    "limit_resources": {
+        "en": "Few resources: {name} trains the fewest parameters, {count}; weighted F1 "
+        "{f1}{from_best}.",
+        "ru": "Мало ресурсов: меньше всего обучаемых параметров у {name}, {count}; взвешенная F1 "
+        "{f1}{from_best}.",
+    },
+    "limit_memory": {
+        "en": "The lowest peak memory is that of {name}: {memory} MB.",
+        "ru": "Наименьший пик памяти у {name}: {memory} МБ.",
+    },
+    "limit_quality": {
+        "en": "Quality first: {name}, weighted F1 {f1}, accuracy {accuracy}.",
+        "ru": "Главное — качество: {name}, взвешенная F1 {f1}, accuracy {accuracy}.",
+    },
+    "rivals": {
+        "en": "Not told apart from it by these seeds: {names}; of all these {fastest} trains "
+        "fastest, {time} s.",
+        "ru": "По этим seed от него не отличить: {names}; из них всех быстрее обучается "
+        "{fastest}: {time} с.",
+    },
+    "from_best": {"en": " ({delta} from the best)", "ru": " ({delta} от лучшей)"},
+    "more_seeds": {
+        "en": "Repeat with several seeds (seed=0,1,2) before relying on the order.",
+        "ru": "Прежде чем полагаться на порядок, повторите с несколькими seed (seed=0,1,2).",
+    },
+    "more_seeds_for": {
+        "en": "Before relying on the place of {names}, repeat with several seeds (seed=0,1,2).",
+        "ru": "Прежде чем полагаться на место {names}, повторите с несколькими seed (seed=0,1,2).",
+    },
+}

@@ -1,0 +1,98 @@
+"""Open an MLflow store for reading; nothing is created or migrated on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mlflow
+import sqlalchemy
+from alembic.script import ScriptDirectory
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from kinopoisk_ft.errors import UserError
+
+FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
+REMOTE = ("http", "https", "databricks")
+
+
+def default_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, else the sqlite store of the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Return a client of the store at `uri`.
+
+    Raises UserError where the store does not exist or belongs to another MLflow version: MLflow
+    itself would create the one and may migrate the other.
+    """
+    scheme = uri.partition(":")[0] if "://" in uri else uri
+    if scheme not in REMOTE:
+        if "://" in uri and scheme != "file":
+            _check_database(_parse(uri))
+        else:
+            _check_folder(uri)
+    try:
+        return MlflowClient(uri)
+    except MlflowException as error:
+        raise UserError(f"MLflow cannot open the store: {error.message}", where=uri) from error
+
+
+def _parse(uri: str) -> URL:
+    try:
+        return make_url(uri)
+    except ArgumentError as error:
+        fix = "give --uri as sqlite:////absolute/path/mlflow.db or http://host:port"
+        raise UserError("this is no store URI", where=uri, fix=fix) from error
+
+
+def _check_database(url: URL) -> None:
+    where = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise UserError("the MLflow store does not exist", where=where, fix=FIX_MISSING)
+    try:
+        engine = sqlalchemy.create_engine(url)
+        try:
+            found = _schema_version(engine)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the store cannot be read: {reason}", where=where) from error
+    if found is None:
+        raise UserError("this database is no MLflow store", where=where, fix=FIX_MISSING)
+    # The folder of migrations is what MLflow itself compares with; there is no public function.
+    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
+    expected = ScriptDirectory(str(migrations)).get_current_head()
+    if found != expected:
+        raise UserError(
+            f"the store was written by another MLflow version: its schema is {found}, "
+            f"MLflow {mlflow.__version__} reads {expected}",
+            where=where,
+            fix="install the MLflow that wrote it, or, after a backup, run "
+            f"mlflow db upgrade {where}",
+        )
+
+
+def _schema_version(engine: sqlalchemy.Engine) -> str | None:
+    if not {"alembic_version", "experiments", "runs"} <= set(
+        sqlalchemy.inspect(engine).get_table_names()
+    ):
+        return None
+    with engine.connect() as connection:
+        row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
+    return str(row[0]) if row else None
+
+
+def _check_folder(uri: str) -> None:
+    folder = Path(local_file_uri_to_path(uri))
+    if folder.is_file():
+        fix = f"for a database file give --uri sqlite:///{folder.absolute()}"
+        raise UserError("a file is no store URI", where=uri, fix=fix)
+    if not any(folder.glob("*/meta.yaml")):
+        raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)

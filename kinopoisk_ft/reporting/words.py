@@ -1,0 +1,74 @@
+"""The report's language: phrases and the way numbers are written, English or Russian."""
+
+from __future__ import annotations
+
+from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.reporting.phrases import NOTES, TABLE
+from kinopoisk_ft.reporting.sentences import SENTENCES
+
+PHRASES = TABLE | NOTES | SENTENCES
+LANGUAGES = ("en", "ru")
+MINUS = "\N{MINUS SIGN}"
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
+# From this many on, a parameter count on an axis is shortened.
+SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"))
+
+
+class Words:
+    """Phrases by key and numbers, in one language."""
+
+    def __init__(self, language: str) -> None:
+        if language not in LANGUAGES:
+            fix = nearest(language, LANGUAGES)
+            raise UserError(f"there is no language '{language}'", where="--language", fix=fix)
+        self.language = language
+
+    def __call__(self, key: str, **parts: object) -> str:
+        """Return the phrase with its parts filled in."""
+        return PHRASES[key][self.language].format(**parts)
+
+    def header(self, column: str) -> str:
+        """Return a column's heading; names of fields that need no translation stay."""
+        return self(column) if column in PHRASES else column
+
+    def number(self, value: float, digits: int, *, signed: bool = False) -> str:
+        """Return a fixed-point number: 1,234.50 in English, 1 234,50 in Russian."""
+        text = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", MINUS)
+        if not float(f"{value:.{digits}f}"):
+            text = text.lstrip(f"+{MINUS}")
+        if self.language == "ru":
+            text = text.replace(",", NO_BREAK_SPACE).replace(".", ",")
+        return text
+
+    def score(self, value: float, *, signed: bool = False) -> str:
+        """Return an accuracy or an F1 with four digits."""
+        return self.number(value, 4, signed=signed)
+
+    def seconds(self, value: float, *, signed: bool = False) -> str:
+        """Return a time with one digit after the point."""
+        return self.number(value, 1, signed=signed)
+
+    def percent(self, share: float, *, signed: bool = False) -> str:
+        """Return a share as a percentage with two significant digits below 10."""
+        points = 100 * share
+        digits = 0 if abs(points) >= 10 else 1 if abs(points) >= 1 else 2
+        space = NO_BREAK_SPACE if self.language == "ru" else ""
+        return f"{self.number(points, digits, signed=signed)}{space}%"
+
+    def short(self, value: float) -> str:
+        """Return a count as it stands on an axis: 100, 2 K, 10 M."""
+        for size, name in SCALES:
+            if value >= size:
+                return f"{self.plain(value / size)}{NO_BREAK_SPACE}{self(name)}"
+        return self.plain(value)
+
+    def plain(self, value: float) -> str:
+        """Return a number with as many digits after the point as it needs, two at most."""
+        digits = next((d for d in (0, 1) if round(value, d) == value), 2)
+        return self.number(value, digits)
+
+    def listed(self, items: list[str]) -> str:
+        """Return `a, b and c`."""
+        if len(items) < 2:
+            return "".join(items)
+        return f"{', '.join(items[:-1])} {self('and')} {items[-1]}"
