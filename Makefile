@@ -1,0 +1,62 @@
+# Two commands do all on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+# Where a machine's torch should come from another index: make setup PIP_FLAGS="--extra-index-url ..."
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m kinopoisk_ft
+STAMP := $(VENV)/.installed
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types bench ui report notebooks clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv and install the pinned set
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled data, show the report
+	$(RUN) sweep=demo_bases output_dir=$(DEMO)/bases
+	$(RUN) sweep=demo output_dir=$(DEMO)/runs
+	$(BIN)/python -m kinopoisk_ft.report --experiment demo --output $(DEMO)/report
+	@echo
+	@echo "MLflow store: $(CURDIR)/mlflow.db (experiment \"demo\"); open it with:  make ui"
+	@echo "Report:       $(CURDIR)/$(DEMO)/report"
+
+test: $(STAMP) ## quick tests, within three minutes
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## all tests, the slow ones too
+	$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP) ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+bench: $(STAMP) ## quick run of each benchmark; see benchmarks/README.md for the full ones
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port 5000
+
+report: $(STAMP) ## compare the runs in the store of this folder
+	$(BIN)/python -m kinopoisk_ft.report
+
+notebooks: $(STAMP) ## execute the notebooks in place
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+clean: ## remove what runs and tools left; the store, outputs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find kinopoisk_ft tests -name __pycache__ -type d -prune -exec rm -rf {} +

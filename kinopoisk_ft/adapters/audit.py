@@ -1,0 +1,64 @@
+"""Does what should train really train? Named before, proved after the first backward pass."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from kinopoisk_ft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 8
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return (trainable, total) numbers of parameters; a tied one counts once."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+def log_trainable(module: nn.Module) -> None:
+    """Log how many parameters train, and which kinds of name; raises UserError if none does."""
+    trainable, total = count_parameters(module)
+    if trainable == 0:
+        raise UserError("no parameter would train", where="adapter", fix="choose another adapter")
+    kinds: dict[str, int] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            kind = ".".join("*" if part.isdigit() else part for part in name.split("."))
+            kinds[kind] = kinds.get(kind, 0) + 1
+    log.info(
+        "trainable parameters: %s of %s (%.2f%%)",
+        f"{trainable:,}",
+        f"{total:,}",
+        100 * trainable / total,
+    )
+    shown = [f"{name} x{n}" if n > 1 else name for name, n in kinds.items()]
+    more = f", and {len(shown) - SHOWN} more kinds" if len(shown) > SHOWN else ""
+    log.info("they are: %s%s", ", ".join(shown[:SHOWN]), more)
+    log.debug("all trainable: %s", ", ".join(shown))
+
+
+def check_gradients(module: nn.Module) -> None:
+    """Raise UserError if a trainable tensor got no gradient, or all gradients are zero.
+
+    Called after the first backward pass. A matrix used as `module.weight @ x` goes round the
+    adapter that sits on the module: unchecked, such a run trains its head alone, in silence.
+    """
+    trained = [(n, p.grad) for n, p in module.named_parameters() if p.requires_grad]
+    without = [name for name, gradient in trained if gradient is None]
+    if without:
+        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        raise UserError(
+            f"{len(without)} of {len(trained)} trainable tensors got no gradient: {shown}",
+            where="the first backward pass",
+            fix="these modules are not called in the forward pass: choose other targets",
+        )
+    if not any(bool(gradient.any()) for _, gradient in trained if gradient is not None):
+        raise UserError(
+            "every gradient is zero: the run would train nothing",
+            where="the first backward pass",
+            fix="check the adapter's targets and initial values",
+        )

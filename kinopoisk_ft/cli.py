@@ -1,0 +1,157 @@
+"""The command line: help at once, one clear message for a mistake, Hydra for the rest.
+
+Heavy packages are imported only when a run starts, so that `--help` and typos answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinopoisk_ft.conf_path import conf_dir, group_options
+from kinopoisk_ft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+USAGE = """\
+Fine-tune one text classifier and log what a fair comparison needs.
+
+  python -m kinopoisk_ft model=bert adapter=lora data=kinopoisk
+  python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
+  python -m kinopoisk_ft --multirun model=bert,mamba adapter=none,lora seed=0,1,2
+  python -m kinopoisk_ft sweep=study
+
+group=option chooses a file of a group, group.key=value changes a value.
+Flags come first or last: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
+the composed config and stop), --hydra-help.
+"""
+
+
+class RunError(Exception):
+    """A job failed and its message has been shown."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a failure, 2 for bad usage."""
+    args = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(args):
+        print(help_text(_config_dirs(args)))
+        return 0
+    # Hydra then raises instead of printing its own report, and the message is ours to write.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    sys.argv = [sys.argv[0], *args]
+    import hydra
+    from hydra.errors import HydraException
+
+    launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
+    try:
+        launch()
+    except RunError:
+        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (HydraException, ValueError) as error:
+        print(f"error: {_explain(error, args)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """Check the config, run it, and give a sweeper the validation score to maximise."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from kinopoisk_ft.config import prepare
+
+    out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
+    try:
+        prepared = prepare(cfg, conf_dir())
+        from kinopoisk_ft.run import run
+
+        return run(prepared, out_dir).objective
+    except Exception as error:
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise RunError from error  # Hydra notes it and goes on with the next job
+        sys.exit(1)
+
+
+def _write_traceback(out_dir: Path) -> Path:
+    """Add the traceback to the log file alone: the screen has the message."""
+    file = out_dir / "run.log"
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(traceback.format_exc())
+    return file
+
+
+def help_text(extra: list[Path]) -> str:
+    """Return usage, then each group with its options and a line on each."""
+    groups = group_options(conf_dir())
+    for folder in extra:
+        for group, options in group_options(folder).items():
+            groups.setdefault(group, {}).update(options)
+    order = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
+    lines = [USAGE]
+    for group in sorted(groups, key=lambda g: (order.index(g) if g in order else 99, g)):
+        lines.append(f"{group}")
+        lines += [f"  {name:18} {text}" for name, text in groups[group].items()]
+    return "\n".join(lines)
+
+
+def _config_dirs(args: list[str]) -> list[Path]:
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    found = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    found += [a.split("=", 1)[1] for a in args if a.startswith("--config-dir=")]
+    return [Path(folder) for folder in found]
+
+
+def _explain(error: Exception, args: list[str]) -> str:
+    """Turn Hydra's message on an override into one that names the nearest valid name."""
+    from hydra.errors import MissingConfigException
+
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
+    missing = re.match(r"Could not override '([^']+)'", text)
+    if missing:
+        key = missing.group(1)
+        return f"there is no option '{key}': {nearest(key, _known_keys(args, key))}"
+    return text.strip()
+
+
+def _known_keys(args: list[str], bad: str) -> list[str]:
+    """Return every key and group of the config as composed without the overrides of `bad`."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    choices = [a for a in args if re.match(r"^[\w/]+=[\w/]+$", a) and not a.startswith(bad)]
+    groups = group_options(conf_dir())
+    chosen = [
+        a
+        for a in choices
+        if a.split("=")[0] in groups and a.split("=")[1] in groups[a.split("=")[0]]
+    ]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", overrides=chosen)
+    return sorted(_leaves(OmegaConf.to_container(config))) + sorted(groups)
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    keys = [f"{prefix}.{k}" if prefix else str(k) for k in node if k != "_target_"]
+    return keys + [
+        leaf for k, v in node.items() for leaf in _leaves(v, f"{prefix}.{k}" if prefix else str(k))
+    ]

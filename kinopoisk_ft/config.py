@@ -1,0 +1,135 @@
+"""Check a composed config before any work: every node's keys and values, all errors at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import secrets
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+from kinopoisk_ft.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+SETTINGS = {"seed": int, "output_dir": str, "result_json": str | None}
+GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked, resolved, read-only config and the names of its group choices."""
+
+    cfg: DictConfig
+    choices: dict[str, str]
+    overrides: list[str]
+
+
+def prepare(cfg: DictConfig, conf: Path) -> Prepared:
+    """Draw a null seed, resolve, check and freeze; raises UserError with all that is wrong."""
+    hydra = HydraConfig.get()
+    cfg = cfg.copy()
+    if cfg.get("seed") is None and "seed" in cfg:
+        cfg.seed = secrets.randbelow(2**31)
+        log.info("seed drawn: %d", cfg.seed)
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"the config does not resolve: {str(error).splitlines()[0]}",
+            where=f"key {error.full_key}" if error.full_key else None,
+            fix=f"give it on the command line: {error.full_key}=…" if error.full_key else None,
+        ) from error
+    errors = check(typing.cast(dict[str, Any], plain))
+    if errors:
+        where = f"experiment '{hydra.runtime.choices.get('experiment')}' or the command line"
+        raise UserError("\n".join(errors), where=where, fix=f"see --help and {conf}")
+    resolved = OmegaConf.create(plain)
+    OmegaConf.set_readonly(resolved, True)
+    choices = {
+        key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key
+    }
+    return Prepared(resolved, choices, list(hydra.overrides.task))
+
+
+def check(plain: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a resolved config, a line each; empty when all is right."""
+    known = {*SETTINGS, *GROUPS}
+    errors = [f"unknown key '{k}': {nearest(k, known)}" for k in plain if k not in known]
+    errors += [f"key '{k}' is missing" for k in known if k not in plain]
+    for key, hint in SETTINGS.items():
+        if key in plain:
+            errors += _check_value(key, plain[key], hint)
+    for group in GROUPS:
+        if isinstance(plain.get(group), dict):
+            errors += _check_node(group, plain[group])
+        elif group in plain:
+            errors.append(f"'{group}' must be a group's choice, not the value {plain[group]!r}")
+    return errors
+
+
+def _check_node(path: str, node: dict[str, Any]) -> list[str]:
+    """Bind a node to the signature of its `_target_`; a node without one is plain values."""
+    if "_target_" not in node:
+        return []
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        return [f"{path}._target_: cannot import '{node['_target_']}': {error}"]
+    keys = [k for k in node if not k.startswith("_")]
+    parameters = inspect.signature(target).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    errors = [
+        f"unknown option '{path}.{key}': {nearest(key, parameters)}"
+        for key in keys
+        if key not in parameters and not takes_any
+    ]
+    if not node.get("_partial_"):
+        errors += [
+            f"option '{path}.{name}' is missing"
+            for name, parameter in parameters.items()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and name not in keys
+        ]
+    hints = _hints(target)
+    for key in keys:
+        if isinstance(node[key], dict) and "_target_" in node[key]:
+            errors += _check_node(f"{path}.{key}", node[key])
+        elif key in hints and target.__module__.startswith("kinopoisk_ft"):
+            errors += _check_value(f"{path}.{key}", node[key], hints[key])
+    return errors
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target
+    if isinstance(function, functools.partial):
+        function = function.func
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def _check_value(path: str, value: Any, hint: Any) -> list[str]:
+    """Compare a value with an annotation made of plain types; other annotations are not judged."""
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(strict=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return []
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        reasons = {e["msg"] for e in error.errors()}
+        return [f"{path}={value!r}: {'; or '.join(sorted(reasons))}"]
+    return []

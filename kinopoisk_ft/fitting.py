@@ -1,0 +1,168 @@
+"""Train one approach and score it on the test set once: a network, or the baseline."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import log_loss
+
+from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.adapters.base import Adapted, Adapter
+from kinopoisk_ft.adapters.peft import Peft
+from kinopoisk_ft.adapters.plain import Full
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.models.network import Network, Recipe
+from kinopoisk_ft.models.saving import Card, save_base, save_network
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.loop import Trainer
+from kinopoisk_ft.training.metrics import classification_scores
+from kinopoisk_ft.training.objective import Classification
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Fitted:
+    """A trained approach as it did on the test set; times in seconds."""
+
+    probabilities: np.ndarray  # (N, classes), in the order of the test rows
+    loss: float
+    objective: float  # best validation score
+    trainable: int
+    total: int
+    seconds: dict[str, float]
+    tokens: int  # real tokens of all training batches
+    peak_memory_mb: float
+    device: str
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit_network(
+    recipe: Recipe,
+    adapter: Adapter,
+    trainer: Trainer,
+    data: DataSplit,
+    max_length: int,
+    tracker: Tracker,
+    out_dir: Path,
+) -> Fitted:
+    """Tokenize, build, adapt, train, restore the best weights, test, save the model folder."""
+    precision, clock = trainer.open()
+    reset_peak_memory(precision.device)
+    with clock.section("tokenize"):
+        tokenizer = recipe.load_tokenizer(data.train["text"].tolist())
+    with clock.section("build"):
+        network = recipe.build(data.class_names, tokenizer)
+    check_length(max_length, network.max_positions)
+    with clock.section("tokenize"):
+        parts = [
+            Examples(
+                tokenize(part["text"].tolist(), tokenizer, max_length), part["label"].to_numpy()
+            )
+            for part in (data.train, data.val, data.test)
+        ]
+    log_example(parts[0].input_ids[0], tokenizer)
+    model_dir = out_dir / "model"
+    with clock.section("build"):
+        adapted = _adapt(adapter, network, model_dir)
+    objective = Classification(tokenizer.pad_token_id)
+    state = trainer.fit(
+        adapted.module,
+        objective,
+        parts[0],
+        parts[1],
+        fresh=adapted.fresh,
+        audit=check_gradients,
+        precision=precision,
+        clock=clock,
+        recorder=tracker,
+        folder=out_dir / "checkpoints",
+    )
+    with clock.section("eval"):
+        tested = trainer.test(adapted.module, objective, parts[2], precision)
+    peak = peak_memory_mb(precision.device)
+    card = Card(network.kind, list(data.class_names), max_length, network.pooling,  # type: ignore[arg-type]
+                adapted.is_peft, network.base, network.revision)  # fmt: skip
+    with clock.section("save"):
+        save_network(network, adapted, tokenizer, card, model_dir)
+    trainable, total = count_parameters(adapted.module)
+    return Fitted(
+        probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
+        loss=tested.scores["loss"],
+        objective=state.best if state.best is not None else float("nan"),
+        trainable=trainable,
+        total=total,
+        seconds=dict(clock.seconds),
+        tokens=state.tokens,
+        peak_memory_mb=peak,
+        device=str(precision.device),
+        history=state.history,
+    )
+
+
+def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
+    """Apply an adapter; a base with a random start is saved first: nothing else has it."""
+    if network.base is None and not isinstance(adapter, Full):
+        log.warning("the base has random weights: what the adapter freezes has learnt nothing")
+    if network.base is None and isinstance(adapter, Peft):
+        save_base(network, model_dir)
+    adapted = adapter.apply(network)
+    log_trainable(adapted.module)
+    return adapted
+
+
+def fit_baseline(
+    recipe: Tfidf, adapter: Adapter, data: DataSplit, metric: str, out_dir: Path
+) -> Fitted:
+    """Fit TF-IDF and logistic regression on the train split and save it."""
+    if not isinstance(adapter, Full):
+        raise UserError(
+            "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
+        )
+    device = torch.device("cpu")
+    reset_peak_memory(device)
+    clock = Clock()
+    with clock.section("train"):
+        labels = data.train["label"].to_numpy()
+        recipe.fit(data.train["text"].tolist(), labels, len(data.class_names))
+    with clock.section("val"):
+        _, val = _score(recipe, data.val, len(data.class_names))
+    with clock.section("eval"):
+        probabilities, test = _score(recipe, data.test, len(data.class_names))
+    with clock.section("save"):
+        recipe.save(out_dir / "model")
+        Card("tfidf", list(data.class_names), 0).write(out_dir / "model")
+    return Fitted(
+        probabilities=probabilities,
+        loss=test["loss"],
+        objective=val[metric],
+        trainable=recipe.parameters,
+        total=recipe.parameters,
+        seconds=dict(clock.seconds),
+        tokens=0,
+        peak_memory_mb=peak_memory_mb(device),
+        device="cpu",
+        history=[{"step": 0, **{f"val_{key}": value for key, value in val.items()}}],
+    )
+
+
+def _score(
+    recipe: Tfidf, part: pd.DataFrame, num_classes: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    labels = part["label"].to_numpy()
+    probabilities = recipe.predict_proba(part["text"].tolist())
+    predicted = torch.as_tensor(probabilities.argmax(axis=1))
+    loss = log_loss(labels, probabilities, labels=list(range(num_classes)))
+    scores = classification_scores(predicted, torch.tensor(labels))
+    return probabilities, {**scores, "loss": float(loss)}

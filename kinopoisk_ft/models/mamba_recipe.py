@@ -1,0 +1,136 @@
+"""Mamba from a checkpoint in Hugging Face's layout, with our backbone and head."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import MambaConfig
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.mamba import MambaClassifier, MambaLM
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.tokenizers import check_folder, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+Pooling = Literal["last", "mean", "last_position"]
+Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
+FIX = "give model.name=<folder>, or model=mamba_scratch, which needs no hub"
+NO_ADAPTER = {"conv1d": "its weight goes straight into the fused convolution"}
+
+
+class Mamba:
+    """The group `model`'s `mamba`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        revision: str | None,
+        tokenizer: str,
+        pooling: Pooling,
+        scan_backend: Backend,
+        lr: float,
+        head_lr: float | None,
+        targets: dict[str, list[str]],
+    ) -> None:
+        self.name, self.revision, self.tokenizer = name, revision, tokenizer
+        self.pooling, self.scan_backend = pooling, scan_backend
+        self.lr, self.head_lr, self.targets = lr, head_lr, targets
+        check_folder(name, "model.name")
+
+    def load_tokenizer(self, texts: Sequence[str]) -> Any:
+        """Return the checkpoint's tokenizer."""
+        return load_tokenizer(self.tokenizer, self.revision)
+
+    def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
+        """Return the classifier in fp32, whatever the checkpoint's dtype."""
+        config = read_config(self.name, self.revision)
+        module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
+        self._load(module)
+        base = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+        return describe(module, base, self.pooling, self.revision)
+
+    def build_lm(self, tokenizer: Any) -> Network:
+        """Return the backbone with its tied next-token head."""
+        config = read_config(self.name, self.revision)
+        module = MambaLM(config, scan_backend=self.scan_backend)
+        self._load(module)
+        return describe(module, self.name, "", self.revision)
+
+    def _load(self, module: nn.Module) -> None:
+        load_backbone(module, read_weights(self.name, self.revision), self.name)
+
+
+def describe(module: nn.Module, base: str | None, pooling: str, revision: str | None) -> Network:
+    """Return what the project needs to know of a Mamba classifier or language model."""
+    head = [name for name, _ in module.named_children() if name == "classifier"]
+    return Network(
+        module=module,
+        kind="mamba",
+        layers="backbone.layers",
+        embeddings=["backbone.embeddings"],
+        head=head,
+        fresh={f"{name}.{part}" for name in head for part in ("weight", "bias")},
+        base=base,
+        max_positions=None,
+        pooling=pooling,
+        revision=revision,
+        no_adapter=NO_ADAPTER,
+    )
+
+
+def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Copy `backbone.*` weights into a module, in fp32; raises UserError if one is missing."""
+    backbone: Any = module.backbone
+    state = {k.removeprefix("backbone."): v for k, v in weights.items()}
+    state = {
+        k.replace("embedding.weight", "embeddings.weight"): v.float() for k, v in state.items()
+    }
+    missing, _ = backbone.load_state_dict(state, strict=False)
+    if missing:
+        raise UserError(
+            f"the checkpoint lacks {len(missing)} weights of a Mamba backbone, say {missing[0]}",
+            where=where,
+            fix="give a checkpoint in the layout of Hugging Face's MambaModel (names end in -hf)",
+        )
+
+
+def read_config(name: str, revision: str | None) -> MambaConfig:
+    """Read config.json of a folder or hub repository."""
+    with hub_errors(f"model '{name}'", FIX):
+        config: Any = MambaConfig.from_pretrained(name, revision=revision)
+    if config.model_type != "mamba":
+        raise UserError(
+            f"'{name}' is a '{config.model_type}' model, not a Mamba",
+            where="model.name",
+            fix="use model=encoder for BERT-like models",
+        )
+    return config
+
+
+def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
+    """Read all safetensors weights of a folder or hub repository, one file or sharded."""
+    shards = ["model.safetensors"]
+    if Path(name).is_dir():
+        index = Path(name) / "model.safetensors.index.json"
+        if index.exists():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [Path(name) / shard for shard in shards]
+        if not files[0].exists():
+            raise UserError(f"there is no {shards[0]} in '{name}'", where="model.name", fix=FIX)
+    else:
+        with hub_errors(f"model '{name}'", FIX):
+            files = [Path(hf_hub_download(name, shard, revision=revision)) for shard in shards]
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= load_file(file)
+    return weights

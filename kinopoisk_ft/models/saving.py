@@ -1,0 +1,155 @@
+"""Model folders: weights in safetensors, the rest in JSON, readable by the tools of the field.
+
+BERT with Hugging Face's head is what `AutoModelForSequenceClassification` reads; an encoder with
+our head is what `AutoModel` reads, with the head beside it; Mamba is in the layout of its
+checkpoints; a PEFT adapter is what `PeftModel` reads. `kinopoisk_ft.json` says which.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from kinopoisk_ft.adapters.base import Adapted
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.encoder import HUB_FIX, PooledClassifier, set_classes
+from kinopoisk_ft.models.mamba import MambaClassifier
+from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
+from kinopoisk_ft.models.network import Network
+
+CARD = "kinopoisk_ft.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model folder says of itself."""
+
+    kind: Literal["hf", "pooled", "mamba", "tfidf"]
+    class_names: list[str]
+    max_length: int
+    pooling: str = ""
+    is_peft: bool = False
+    base: str | None = None
+    revision: str | None = None
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write the card into a folder."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
+        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> Card:
+    """Read a folder's card; raises UserError if there is none or it is not ours."""
+    file = folder / CARD
+    if not file.is_file():
+        raise UserError(
+            f"'{folder}' is not a model folder of this project: it has no {CARD}",
+            fix="give the folder `model` inside a run's output_dir, or a run id",
+        )
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        card = Card(**found)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
+    if card.format != FORMAT:
+        raise UserError(
+            f"the model folder has format {card.format}, this version reads {FORMAT}",
+            where=str(file),
+            fix="use the version of kinopoisk_ft that wrote it",
+        )
+    return card
+
+
+def save_base(network: Network, folder: Path) -> None:
+    """Write a network that no checkpoint gave, before an adapter goes on it."""
+    _save_plain(network.module, network.kind, folder / "base")
+
+
+def save_network(
+    network: Network, adapted: Adapted, tokenizer: Any, card: Card, folder: Path
+) -> None:
+    """Write a trained model so that it can be used without the run that made it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    module: Any = adapted.module
+    if adapted.is_peft:
+        # "auto" would ask the hub whether the vocabulary has changed.
+        module.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        _save_plain(module, network.kind, folder)
+    tokenizer.save_pretrained(folder)
+    card.write(folder)
+
+
+def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
+    """Write a pretrained base in the layout of its kind's checkpoints, for `model.name`."""
+    _save_plain(network.module, network.kind, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _save_plain(module: Any, kind: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "hf":
+        module.save_pretrained(folder)
+    elif kind == "pooled":
+        module.encoder.save_pretrained(folder)
+        save_file(module.classifier.state_dict(), folder / "head.safetensors")
+    else:
+        module.mamba_config.save_pretrained(folder)
+        save_file(
+            {k: v.contiguous() for k, v in module.state_dict().items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+
+
+def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
+    """Return module (evaluation mode, fp32), tokenizer and card of a saved folder."""
+    card = read_card(folder)
+    inner = folder / "base"
+    source = str(folder) if not card.is_peft else str(inner) if inner.is_dir() else str(card.base)
+    with hub_errors(f"model '{source}'", HUB_FIX):
+        module = _load_plain(source, card, trained=not card.is_peft)
+        if card.is_peft:
+            module = PeftModel.from_pretrained(module, str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return module.eval(), tokenizer, card
+
+
+def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
+    """Load without an adapter; `trained` says whether the folder holds the trained head too."""
+    if card.kind == "mamba":
+        config = read_config(source, card.revision)
+        mamba = MambaClassifier(config, len(card.class_names), card.pooling)
+        weights = read_weights(source, card.revision)
+        load_backbone(mamba, weights, source)
+        if trained:
+            mamba.load_state_dict(weights)
+        return mamba
+    config = AutoConfig.from_pretrained(source, revision=card.revision)
+    set_classes(config, card.class_names)
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": torch.float32,
+        "attn_implementation": "sdpa",
+        "revision": card.revision,
+    }
+    if card.kind == "hf":
+        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(source, **options)
+        return module
+    encoder = AutoModel.from_pretrained(source, **options)
+    encoder.pooler = None
+    pooled = PooledClassifier(encoder, len(card.class_names), card.pooling)
+    if trained:
+        pooled.classifier.load_state_dict(load_file(Path(source) / "head.safetensors"))
+    return pooled

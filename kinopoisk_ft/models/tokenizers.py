@@ -1,0 +1,98 @@
+"""Tokenizers: loaded from a hub or folder, or trained on the train split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub import hub_errors
+
+log = logging.getLogger(__name__)
+
+WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+END = "<|endoftext|>"
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by hub name or folder; pads right, with the end mark if it has no pad."""
+    check_folder(name, "model.tokenizer")
+    with hub_errors(
+        f"tokenizer '{name}'", "give model.tokenizer=<folder>, or use a *_scratch model"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"tokenizer '{name}' has neither a pad token nor an end-of-text token",
+                where="model.tokenizer",
+                fix="choose another tokenizer, or add a pad_token to its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_folder(name: str, key: str) -> None:
+    """Raise UserError for a name that can only be a folder and is none."""
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_local and not Path(name).is_dir():
+        raise UserError(
+            f"there is no folder '{name}'", where=key, fix="check the path, or give a hub name"
+        )
+
+
+def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a lower-casing WordPiece tokenizer with BERT's special tokens on these texts."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # ё and й stay letters of their own: BERT's accent stripping would make е and и of them.
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=WORDPIECE_SPECIALS, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, the kind of Mamba's checkpoints, on these texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=END, bos_token=END, eos_token=END, pad_token=END
+    )

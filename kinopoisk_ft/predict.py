@@ -1,0 +1,103 @@
+"""`python -m kinopoisk_ft.predict <run id or model folder> "text" …`: label and probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinopoisk_ft.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kinopoisk_ft.predict",
+        description="Label reviews with a trained run, through the preprocessing of its training.",
+    )
+    parser.add_argument("model", help="run id in the MLflow store, or a model folder")
+    parser.add_argument("texts", nargs="*", metavar="text", help="reviews to label")
+    parser.add_argument("--input", type=Path, help="table of reviews: .jsonl, .csv, .parquet …")
+    parser.add_argument("--text-column", default="text", help="of --input (default: text)")
+    parser.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet")
+    parser.add_argument("--uri", help="MLflow store (default: the one of this folder)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    try:
+        _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    if bool(args.texts) == bool(args.input):
+        raise UserError("give either texts or --input, one of the two")
+    if args.output:
+        _check_output(args.output)
+    table = pd.DataFrame({"text": args.texts})
+    if args.input:
+        from kinopoisk_ft.data.files import read_table
+
+        source = read_table(args.input)
+        source.column(args.text_column, "give --text-column")
+        table = source.frame
+    from kinopoisk_ft.serving.locate import model_folder
+    from kinopoisk_ft.serving.predictor import Predictor
+
+    column = args.text_column if args.input else "text"
+    texts = _strings(table, column, str(args.input or "the command line"))
+    found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
+    labelled = pd.concat([table.reset_index(drop=True), found.add_prefix("predicted_")], axis=1)
+    if args.output:
+        _write(labelled, args.output)
+        print(f"{len(labelled)} rows written to {args.output}")
+    else:
+        shown = found.assign(text=[" ".join(text.split())[:60] for text in texts])
+        print(shown.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _strings(table: pd.DataFrame, column: str, where: str) -> list[str]:
+    texts = table[column].tolist()
+    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(texts)} texts are empty or no text; the first: row {wrong[0] + 1}",
+            where=where,
+            fix="remove these rows",
+        )
+    return texts
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UserError(
+            f"cannot write '{output.suffix}' files",
+            where=str(output),
+            fix="give --output a name that ends in .jsonl, .csv or .parquet",
+        )
+
+
+def _write(table: pd.DataFrame, output: Path) -> None:
+    """Write beside, then rename: an earlier file stays whole if this fails."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    if output.suffix == ".jsonl":
+        table.to_json(part, orient="records", lines=True, force_ascii=False)
+    elif output.suffix == ".csv":
+        table.to_csv(part, index=False)
+    else:
+        table.to_parquet(part, index=False)
+    os.replace(part, output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The task `pretrain`: make a base from texts alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
+from kinopoisk_ft.environment import describe_environment
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.models.saving import save_language_model
+from kinopoisk_ft.record import write_json
+from kinopoisk_ft.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
+
+
+def pretrain(
+    cfg: Any, tracker: Tracker, run_id: str, out_dir: Path, *, mask_share: float, save_to: str
+) -> Result:
+    """Train a language model on the texts of train and validation; the test split is not read."""
+    recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
+    if isinstance(recipe, Tfidf):
+        raise UserError("TF-IDF has nothing to pretrain", where="model", fix="choose a network")
+    data: DataSplit = instantiate(cfg.data).load()
+    precision, clock = trainer.open()
+    tokenizer = recipe.load_tokenizer(data.train["text"].tolist())
+    network = recipe.build_lm(tokenizer)
+    check_length(cfg.data.max_length, network.max_positions)
+    train, val = (
+        Examples(tokenize(part["text"].tolist(), tokenizer, cfg.data.max_length))
+        for part in (data.train, data.val)
+    )
+    log_example(train.input_ids[0], tokenizer)
+    log_trainable(network.module)
+    objective = _language_model(tokenizer, mask_share)
+    state = trainer.fit(
+        network.module, objective, train, val, fresh=(), audit=check_gradients,
+        precision=precision, clock=clock, recorder=tracker, folder=out_dir / "checkpoints",
+    )  # fmt: skip
+    folder = Path(save_to).absolute()
+    save_language_model(network, tokenizer, folder)
+    write_json(out_dir / "environment.json", describe_environment(precision.device))
+    trainable, total = count_parameters(network.module)
+    return Result(None, None, None, clock.seconds["train"], clock.seconds["val"], trainable, total,
+                  run_id, str(folder), state.best if state.best is not None else float("nan"))  # fmt: skip
+
+
+def _language_model(tokenizer: Any, mask_share: float) -> LanguageModel:
+    """Return masked-token prediction where the tokenizer has a mask, else next-token."""
+    if tokenizer.mask_token_id is None:
+        return LanguageModel(tokenizer.pad_token_id)
+    special, size = tokenizer.all_special_ids, len(tokenizer)
+    return MaskedLanguageModel(
+        tokenizer.pad_token_id, tokenizer.mask_token_id, size, special, mask_share
+    )

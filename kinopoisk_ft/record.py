@@ -1,0 +1,101 @@
+"""Everything that a finished run leaves: files in its folder, the same in the tracker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.environment import describe_environment
+from kinopoisk_ft.fitting import Fitted
+from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
+from kinopoisk_ft.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.metrics import (
+    classification_scores,
+    confusion,
+    majority_scores,
+    per_class,
+)
+
+PYFUNC = Path(__file__).parent / "serving" / "pyfunc.py"
+
+
+def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
+    """Score the test predictions, write files and metrics; returns the result."""
+    labels = torch.tensor(data.test["label"].to_numpy())
+    predicted = torch.as_tensor(fitted.probabilities.argmax(axis=1))
+    scores = classification_scores(predicted, labels)
+    result = Result(
+        **scores,
+        train_seconds=fitted.seconds["train"],
+        eval_seconds=fitted.seconds["eval"],
+        trainable_parameters=fitted.trainable,
+        total_parameters=fitted.total,
+        run_id=run_id,
+        model_dir=str(out_dir / "model"),
+        objective=fitted.objective,
+    )
+    step = int(fitted.history[-1]["step"]) if fitted.history else 0
+    tracker.metrics(_metrics(fitted, data, scores), step)
+    tracker.tags({"device": fitted.device})
+    files = _files(fitted, data, predicted, labels, out_dir)
+    result.write(out_dir / "result.json")
+    for file in [*files, out_dir / "result.json"]:
+        tracker.artifact(file)
+    tracker.model(out_dir / "model", PYFUNC, data.class_names)
+    return result
+
+
+def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[str, float]:
+    majority = majority_scores(data.train["label"].to_numpy(), data.test["label"].to_numpy())
+    train_seconds = fitted.seconds["train"]
+    return {
+        **{f"test_{key}": value for key, value in scores.items()},
+        "test_loss": fitted.loss,
+        **{f"majority_{key}": value for key, value in majority.items()},
+        **{f"{key}_seconds": value for key, value in fitted.seconds.items()},
+        "trainable_parameters": fitted.trainable,
+        "total_parameters": fitted.total,
+        "tokens_per_second": fitted.tokens / train_seconds if train_seconds else 0.0,
+        "peak_memory_mb": fitted.peak_memory_mb,
+    }
+
+
+def _files(
+    fitted: Fitted, data: DataSplit, predicted: torch.Tensor, labels: torch.Tensor, out_dir: Path
+) -> list[Path]:
+    """Write predictions, class report, pictures and environment; returns their paths."""
+    names = data.class_names
+    predictions = pd.DataFrame(
+        {"row": data.test["row"], "label": data.test["label"], "predicted": predicted.numpy()}
+    )
+    for i, name in enumerate(names):
+        predictions[f"p_{name}"] = fitted.probabilities[:, i].astype(np.float64)
+    files = {
+        name: out_dir / name
+        for name in (
+            "predictions.parquet",
+            "class_report.json",
+            "environment.json",
+            "confusion_matrix.png",
+            "learning_curve.png",
+        )
+    }
+    predictions.to_parquet(files["predictions.parquet"], index=False)
+    write_json(files["class_report.json"], per_class(predicted, labels, names))
+    write_json(files["environment.json"], describe_environment(torch.device(fitted.device)))
+    matrix = confusion(predicted, labels, len(names))
+    confusion_matrix_picture(matrix, names, files["confusion_matrix.png"])
+    learning_curve_picture(fitted.history, files["learning_curve.png"])
+    return list(files.values())
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as indented JSON."""
+    file.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,87 @@
+"""The table of contents of a run: data, model, adapter, trainer, result."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from kinopoisk_ft.config import Prepared
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.environment import commit
+from kinopoisk_ft.fitting import fit_baseline, fit_network
+from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.record import record
+from kinopoisk_ft.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def run(prepared: Prepared, out_dir: Path) -> Result:
+    """Run the task of a checked config; a failure is recorded as such and raised again."""
+    cfg = prepared.cfg
+    tracker: Tracker = instantiate(cfg.tracking)
+    plain: Any = OmegaConf.to_container(cfg)
+    run_id = tracker.start(approach(prepared.choices), plain, _tags(prepared))
+    OmegaConf.save(cfg, out_dir / "config.yaml")
+    tracker.artifact(out_dir / "config.yaml")
+    try:
+        result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
+    except BaseException as error:
+        (out_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        tracker.artifact(out_dir / "traceback.txt")
+        tracker.tags({"error": str(error)[:500]})
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish("FINISHED")
+    print(f"{approach(prepared.choices)}\n{result.table()}")
+    if cfg.result_json:
+        result.write(_result_file(cfg.result_json))
+    return result
+
+
+def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
+    """Train a classifier on the train split, choose by validation, score on the test split once."""
+    recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
+    data: DataSplit = instantiate(cfg.data).load()
+    tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
+    if isinstance(recipe, Tfidf):
+        fitted = fit_baseline(recipe, adapter, data, trainer.best_metric, out_dir)
+    else:
+        max_length = cfg.data.max_length
+        fitted = fit_network(recipe, adapter, trainer, data, max_length, tracker, out_dir)
+    return record(fitted, data, tracker, run_id, out_dir)
+
+
+def approach(choices: dict[str, str]) -> str:
+    """Return what a table calls this run: "bert", or "bert + lora"."""
+    model, adapter = choices["model"], choices["adapter"]
+    return model if adapter == "none" else f"{model} + {adapter}"
+
+
+def _tags(prepared: Prepared) -> dict[str, str]:
+    choices = prepared.choices
+    chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
+    return {
+        **chosen,
+        "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
+        "approach": approach(choices),
+        "seed": str(prepared.cfg.seed),
+        "commit": commit(),
+        "overrides": " ".join(prepared.overrides),
+    }
+
+
+def _result_file(path: str) -> Path:
+    """Return where the result goes: a job of a sweep puts its number before the ending."""
+    file, hydra = Path(path), HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
+    return file

@@ -1,0 +1,59 @@
+"""A trained model that answers: label and probabilities through the preprocessing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kinopoisk_ft.data.cleaning import clean_text
+from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.models.saving import Card, load_network, read_card
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.evaluate import predict
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
+
+BATCH = 32
+
+
+class Predictor:
+    """Reads a model folder once and answers for lists of texts."""
+
+    def __init__(self, folder: Path, device: str = "auto") -> None:
+        self.card: Card = read_card(folder)
+        if self.card.kind == "tfidf":
+            self._baseline = Tfidf.load(folder)
+            return
+        self._precision = Precision("fp32", choose_device(device))
+        module, self._tokenizer, _ = load_network(folder)
+        self._module = module.to(self._precision.device)
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """Return probabilities of the classes, (N, classes), in the order of the texts."""
+        cleaned = [clean_text(text) for text in texts]
+        if not cleaned:
+            return np.zeros((0, len(self.card.class_names)))
+        if self.card.kind == "tfidf":
+            return self._baseline.predict_proba(cleaned)
+        found: Any = self._tokenizer(
+            cleaned, truncation=True, max_length=self.card.max_length, padding=False
+        )
+        objective = Classification(self._tokenizer.pad_token_id)
+        examples = Examples(found["input_ids"])
+        logits = predict(self._module, examples, objective, self._precision, BATCH)
+        result: np.ndarray = torch.softmax(logits.double(), dim=1).numpy()
+        return result
+
+    def predict(self, texts: Sequence[str]) -> pd.DataFrame:
+        """Return the columns label (a class name) and p_<class> for each text."""
+        values = self.probabilities(texts)
+        names = self.card.class_names
+        labels = [names[i] for i in values.argmax(axis=1)]
+        columns = {f"p_{name}": values[:, i] for i, name in enumerate(names)}
+        return pd.DataFrame({"label": labels, **columns})

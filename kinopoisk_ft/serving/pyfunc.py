@@ -1,0 +1,48 @@
+"""The model as MLflow serves it: a frame or list of texts in, label and probabilities out.
+
+MLflow reads this file as the model's code, so that nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.serving.predictor import Predictor
+
+
+class ReviewClassifier(PythonModel):
+    """Takes a frame with a column `text` (or one column of any name), or a list of texts."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the model folder."""
+        self._predictor = Predictor(Path(context.artifacts["model_folder"]))
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Return the columns label and p_<class>, a row for each text.
+
+        Without annotations: MLflow would check each call against them, and takes lists alone.
+        """
+        return self._predictor.predict(texts_of(model_input))
+
+
+def texts_of(model_input: Any) -> list[str]:
+    """Return the texts of what MLflow hands over; raises UserError where there are none."""
+    if isinstance(model_input, pd.DataFrame):
+        column = "text" if "text" in model_input else model_input.columns[0]
+        if "text" not in model_input and model_input.shape[1] != 1:
+            raise UserError(
+                f"no column 'text' among {', '.join(map(str, model_input.columns))}",
+                where="the model's input",
+                fix="name the column of reviews 'text'",
+            )
+        model_input = model_input[column]
+    return [str(text) for text in model_input]
+
+
+mlflow.models.set_model(ReviewClassifier())

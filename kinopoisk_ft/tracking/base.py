@@ -1,0 +1,60 @@
+"""What a run tells a tracker, and the tracker that keeps nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """The verbs that a run calls; a new tracker has these and a file in conf/tracking."""
+
+    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+        """Open a run with its flattened config and tags; returns its id."""
+        ...
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Record values at an optimizer step."""
+        ...
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Add tags that were not known at the start."""
+        ...
+
+    def artifact(self, path: Path) -> None:
+        """Keep a file, or a folder with all it holds."""
+        ...
+
+    def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
+        """Keep a model folder with the code file that serves it."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        ...
+
+
+class NoTracker:
+    """Keeps nothing: the run's folder has the result."""
+
+    def __init__(self, *, uri: None, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+
+    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+        """Return an empty id."""
+        return ""
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Drop the values."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Drop the tags."""
+
+    def artifact(self, path: Path) -> None:
+        """Leave the file where it is."""
+
+    def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
+        """Leave the folder where it is."""
+
+    def finish(self, status: str) -> None:
+        """Nothing to close."""

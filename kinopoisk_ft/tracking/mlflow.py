@@ -1,0 +1,150 @@
+"""MLflow as a tracker: metrics in batches, long values as artifacts, one store for all folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types.schema import ColSpec, Schema
+from sqlalchemy.exc import SQLAlchemyError
+
+from kinopoisk_ft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PARENT = "KINOPOISK_FT_PARENT_RUN"  # set for the jobs of a sweep
+LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
+BUFFER = 500  # metrics; one write of many costs little more than a write of one
+
+
+def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
+    """Return a client and the experiment's id, made if new; raises UserError if the store is shut.
+
+    A relative sqlite path is taken from the working folder. Artifacts of a new experiment in an
+    sqlite store go to `mlartifacts` beside it.
+    """
+    beside = None
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///")).absolute()
+        uri, beside = f"sqlite:///{file}", file.parent / "mlartifacts"
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    try:
+        if beside is not None:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return client, found.experiment_id
+        location = artifacts or (beside.as_uri() if beside else None)
+        return client, client.create_experiment(experiment, artifact_location=location)
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        raise UserError(
+            f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
+            where=f"tracking.uri={uri}",
+            fix="check the path and its rights, or use tracking=none",
+        ) from error
+
+
+class MlflowTracker:
+    """Implements the tracker's verbs; values are buffered and written in batches."""
+
+    def __init__(
+        self, *, uri: str, artifacts: str | None, experiment: str, log_model: bool
+    ) -> None:
+        self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
+        self.log_model = log_model
+        self._buffer: list[Metric] = []
+
+    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+        """Open a run, a sweep's child if a sweep has started this process."""
+        self._client, self._experiment_id = open_store(self.uri, self.experiment, self.artifacts)
+        parent = os.environ.get(PARENT)
+        if parent:
+            tags = {**tags, "mlflow.parentRunId": parent}
+        run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
+        self.run_id: str = run.info.run_id
+        self._params(flatten(config))
+        return self.run_id
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Buffer values; they are written when there are many, and at the end."""
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(key, float(value), now, step) for key, value in values.items()]
+        if len(self._buffer) >= BUFFER:
+            self._flush()
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Add tags."""
+        tags = [RunTag(key, value) for key, value in values.items()]
+        self._client.log_batch(self.run_id, tags=tags)
+
+    def artifact(self, path: Path) -> None:
+        """Keep a file, or a folder under its own name."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
+        else:
+            self._client.log_artifact(self.run_id, str(path))
+
+    def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
+        """Keep the folder as an MLflow model: a pyfunc made from code, nothing pickled."""
+        if not self.log_model:
+            return
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        outputs = [ColSpec("string", "label")]
+        outputs += [ColSpec("double", f"p_{name}") for name in class_names]
+        mlflow.set_tracking_uri(self.uri)
+        with warnings.catch_warnings(), mlflow.start_run(run_id=self.run_id):
+            # It advises type hints, which would refuse a frame, and an example beside the signature.
+            warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(code),
+                artifacts={"model_folder": str(folder)},
+                signature=ModelSignature(
+                    inputs=Schema([ColSpec("string", "text")]), outputs=Schema(outputs)
+                ),
+                pip_requirements=["kinopoisk-ft"],
+            )
+
+    def finish(self, status: str) -> None:
+        """Write what is buffered and close the run."""
+        self._flush()
+        self._client.set_terminated(self.run_id, status)
+
+    def _flush(self) -> None:
+        buffered, self._buffer = self._buffer, []
+        if buffered:
+            self._client.log_batch(self.run_id, metrics=buffered)
+
+    def _params(self, params: dict[str, Any]) -> None:
+        texts = {key: str(value) for key, value in params.items()}
+        long = {key: text for key, text in texts.items() if len(text) > LONGEST_PARAM}
+        for key in long:
+            texts[key] = "in long_params.json"
+        entries = [Param(key, text) for key, text in texts.items()]
+        for start in range(0, len(entries), 100):
+            self._client.log_batch(self.run_id, params=entries[start : start + 100])
+        if long:
+            text = json.dumps(long, ensure_ascii=False, indent=2)
+            self._client.log_text(self.run_id, text, "long_params.json")
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"a.b": value}` for nested dicts; lists stay values."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,67 @@
+"""Examples and the order in which they are served: every one exactly once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BUCKET = 32  # batches sorted together: enough to save padding, few enough to stay shuffled
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token ids of N reviews, unpadded, and their labels (N,) where there are some."""
+
+    input_ids: Sequence[Sequence[int]]
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each review, (N,)."""
+        return np.fromiter((len(ids) for ids in self.input_ids), dtype=np.int64, count=len(self))
+
+
+def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return shuffled batches of row numbers in which reviews have like lengths.
+
+    Rows are shuffled, cut into buckets, sorted by length within a bucket and cut into batches; the
+    batches are shuffled, but the one with the longest review comes first, to meet a lack of memory
+    early. Only one batch can be short, and every row stands in exactly one.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    size = batch_size * BUCKET
+    for start in range(0, len(order), size):
+        bucket = order[start : start + size]
+        bucket = bucket[np.argsort(-lengths[bucket], kind="stable")]
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    batches = [batches[i] for i in rng.permutation(len(batches))]
+    longest = max(range(len(batches)), key=lambda i: lengths[batches[i]].max())
+    batches[0], batches[longest] = batches[longest], batches[0]
+    return batches
+
+
+def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Return batches of row numbers for evaluation, longest first, every row once."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
+    """Pad on the right to the longest row: input_ids and attention_mask, both (batch, length)."""
+    longest = max(1, max(len(row) for row in rows))
+    length = -(-longest // multiple) * multiple
+    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        attention_mask[i, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}

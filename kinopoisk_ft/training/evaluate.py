@@ -1,0 +1,85 @@
+"""One pass over examples without gradients: scores and raw outputs in the order of the examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.training.batching import Examples, by_length
+from kinopoisk_ft.training.objective import Batch, Objective
+from kinopoisk_ft.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by metric, and what the objective kept (for classes: logits (N, classes), fp32)."""
+
+    scores: dict[str, float]
+    outputs: Tensor
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    objective: Objective,
+    precision: Precision,
+    batch_size: int,
+) -> Evaluation:
+    """Evaluate every example once, longest first; leaves the model in evaluation mode."""
+    model.eval()
+    # The same masks at each evaluation, so that the losses of two epochs can be compared.
+    rng = np.random.default_rng(0)
+    batches = by_length(examples.lengths, batch_size)
+    losses, kept, count = [], [], 0
+    for rows in batches:
+        batch = to_device(objective.collate(examples, rows, rng), precision.device)
+        with precision.autocast():
+            loss, output = objective.loss_sum(model, batch)
+        losses.append(loss)
+        kept.append(output)
+        count += objective.count(batch)
+    total = torch.stack(losses).cpu().double().sum().item()
+    scores = {"loss": total / max(1, count)}
+    outputs = torch.cat(kept).cpu()
+    if examples.labels is not None:
+        outputs = _in_order(outputs, batches)
+        scores |= objective.scores(outputs, examples.labels)
+    return Evaluation(scores, outputs)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    examples: Examples,
+    objective: Objective,
+    precision: Precision,
+    batch_size: int,
+) -> Tensor:
+    """Return logits (N, classes), fp32 on the CPU, of examples without labels."""
+    model.eval()
+    rng = np.random.default_rng(0)
+    batches = by_length(examples.lengths, batch_size)
+    kept = []
+    for rows in batches:
+        batch = to_device(objective.collate(examples, rows, rng), precision.device)
+        with precision.autocast():
+            kept.append(model(**batch).logits.float().cpu())
+    return _in_order(torch.cat(kept), batches)
+
+
+def _in_order(outputs: Tensor, batches: list[np.ndarray]) -> Tensor:
+    """Undo the sorting: row i of the result belongs to example i."""
+    restored = torch.empty_like(outputs)
+    restored[torch.from_numpy(np.concatenate(batches))] = outputs
+    return restored
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch; from pinned memory and without waiting where the device can."""
+    if device.type == "cuda":
+        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+    return {k: v.to(device) for k, v in batch.items()}

@@ -1,0 +1,131 @@
+"""What a network is trained for: a class, a masked token or the next token.
+
+An objective makes batches, gives the loss as a sum with its count (so that accumulation can divide
+by the count of the whole effective batch), and scores an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.metrics import classification_scores
+
+IGNORED = -100  # cross_entropy's own mark for a position without a label
+
+Batch = dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """The verbs that the loop and the evaluation call."""
+
+    def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Return the padded batch of these rows."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of labels in a batch."""
+        ...
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed loss, a scalar, and what `scores` needs of this batch."""
+        ...
+
+    def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
+        """Return metrics by name from what `loss_sum` kept, in the order of the labels."""
+        ...
+
+
+class Classification:
+    """Cross-entropy over classes; keeps logits (batch, classes)."""
+
+    def __init__(self, pad_id: int, multiple: int = 1) -> None:
+        self.pad_id, self.multiple = pad_id, multiple
+
+    def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Return input_ids, attention_mask (batch, length) and labels (batch,)."""
+        batch = pad([examples.input_ids[i] for i in rows], self.pad_id, self.multiple)
+        if examples.labels is not None:
+            batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of reviews."""
+        return len(batch["labels"])
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy and the logits."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits = model(**inputs).logits.float()
+        loss = functional.cross_entropy(logits, batch["labels"], reduction="sum")
+        return loss, logits.detach()
+
+    def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
+        """Return accuracy, f1_weighted and f1_macro."""
+        return classification_scores(outputs.argmax(dim=1), torch.tensor(labels))
+
+
+class LanguageModel:
+    """Next-token prediction, for Mamba; the loss is over real tokens alone."""
+
+    def __init__(self, pad_id: int, multiple: int = 1) -> None:
+        self.pad_id, self.multiple = pad_id, multiple
+
+    def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Return input_ids, attention_mask and labels, (batch, length): the token that follows."""
+        batch = pad([examples.input_ids[i] for i in rows], self.pad_id, self.multiple)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        labels[:, :-1] = batch["input_ids"][:, 1:]
+        labels[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, IGNORED)
+        return {**batch, "labels": labels}
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of tokens to be guessed."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy over guessed tokens; keeps the sum itself."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits = model(**inputs).logits.float()
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return loss, loss.detach().reshape(1)
+
+    def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
+        """Return nothing beyond the loss."""
+        return {}
+
+
+class MaskedLanguageModel(LanguageModel):
+    """Masked tokens, for BERT: 80% masked, 10% random, 10% as they are (Devlin et al., 2019)."""
+
+    def __init__(
+        self, pad_id: int, mask_id: int, vocab_size: int, special_ids: Sequence[int], share: float
+    ) -> None:
+        super().__init__(pad_id)
+        self.mask_id, self.vocab_size, self.share = mask_id, vocab_size, share
+        self.special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
+
+    def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Return masked input_ids, attention_mask, and labels: the chosen tokens, else ignored."""
+        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
+        ids = batch["input_ids"].numpy()
+        free = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)
+        chosen = free & (rng.random(ids.shape) < self.share)
+        draw = rng.random(ids.shape)
+        masked = np.where(chosen & (draw < 0.8), self.mask_id, ids)
+        random_ids = rng.integers(0, self.vocab_size, ids.shape)
+        masked = np.where(chosen & (draw >= 0.9), random_ids, masked)
+        labels = np.where(chosen, ids, IGNORED)
+        return {
+            "input_ids": torch.from_numpy(masked),
+            "attention_mask": batch["attention_mask"],
+            "labels": torch.from_numpy(labels),
+        }

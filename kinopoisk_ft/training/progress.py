@@ -1,0 +1,39 @@
+"""A progress bar on a terminal; nothing where the output is a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+class Progress:
+    """Steps done, speed, time left, and the last values that were given."""
+
+    def __init__(self, steps: int) -> None:
+        self._bar = tqdm(
+            total=steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self._values: dict[str, str] = {}
+        self._redirect = logging_redirect_tqdm()
+
+    def __enter__(self) -> Progress:
+        self._redirect.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._redirect.__exit__(kind, error, trace)
+        self._bar.close()
+
+    def to(self, step: int, **values: str) -> None:
+        """Move to a step and show these values beside the earlier ones."""
+        self._values.update(values)
+        self._bar.set_postfix(self._values, refresh=False)
+        self._bar.update(step - self._bar.n)

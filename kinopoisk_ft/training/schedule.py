@@ -1,0 +1,29 @@
+"""Learning-rate schedules: a factor for each optimizer step, in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+
+def _warmup(step: int, warmup: int) -> float:
+    return min(1.0, step / warmup) if warmup else 1.0
+
+
+def linear(step: int, warmup: int, total: int) -> float:
+    """Up to 1 in `warmup` steps, then down to 0 at `total`."""
+    if step < warmup:
+        return _warmup(step, warmup)
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def cosine(step: int, warmup: int, total: int) -> float:
+    """Up to 1 in `warmup` steps, then a half cosine to 0 at `total` (Loshchilov & Hutter, 2017)."""
+    if step < warmup:
+        return _warmup(step, warmup)
+    share = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def constant(step: int, warmup: int, total: int) -> float:
+    """Up to 1 in `warmup` steps, then constant."""
+    return _warmup(step, warmup)
