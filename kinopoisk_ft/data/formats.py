@@ -60,6 +60,7 @@ def _separated(text: str, path: Path, delimiter: str) -> Iterator[Row]:
             continue
         if not header:
             header = fields
+            _refuse_twins(header, f"{path}:{line}")
         elif len(fields) != len(header):
             raise UserError(
                 f"{len(fields)} fields where the header has {len(header)}",
@@ -68,6 +69,12 @@ def _separated(text: str, path: Path, delimiter: str) -> Iterator[Row]:
             )
         else:
             yield line, dict(zip(header, fields, strict=True))
+
+
+def _refuse_twins(header: list[str], where: str) -> None:
+    for name in header:
+        if header.count(name) > 1:
+            raise UserError(f"the header has column '{name}' twice", where=where, fix="rename one")
 
 
 comma_separated = partial(_separated, delimiter=",")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from huggingface_hub import hf_hub_download
@@ -31,7 +31,7 @@ class Kinopoisk(DataRecipe):
 
     def read(self) -> pd.DataFrame:
         table = read_table(self.path or self._download())
-        table.frame.rename(columns={"movie_name": "film"}, inplace=True)
+        table = replace(table, frame=table.frame.rename(columns={"movie_name": "film"}))
         fix = "give a copy with the published columns, or data=file with your own"
         frame = labelled_texts(table, "content", "grade3", fix)
         unknown = frame[~frame["label"].isin(GRADES)]

@@ -1,0 +1,35 @@
+"""Fixtures, and the promise that no test reaches the network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub, which reads these once.
+_HOME = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_hub_", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _HOME.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+from hub_server import HubServer  # noqa: E402
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real reviews and models that may lie beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("real reviews and models are not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """An empty hub on 127.0.0.1; fill `hub.repo(name)`, then `hub.run(code)` sees it."""
+    with HubServer(tmp_path / "hub") as server:
+        yield server

@@ -1,0 +1,163 @@
+"""A stand-in for the Hugging Face hub that serves repositories from a folder on 127.0.0.1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+BRANCH = "main"
+GATED = ".gated"  # a file of this name in a repository closes it
+
+
+class HubServer:
+    """Serves `root/models/<owner>/<name>/` and `root/datasets/<owner>/<name>/`.
+
+    `requests` lists "METHOD path" of what was asked. Python code run by `run` sees this hub, with
+    the cache `root/home`, and no other.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> HubServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop answering: connections are refused from now on."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def repo(self, name: str, kind: str = "models") -> Path:
+        """Return the folder of a repository, made if need be; what is put there is served."""
+        folder = self.root / kind / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def env(self, *, offline: bool = False, home: str = "home") -> dict[str, str]:
+        """Return an environment for processes that are to see this hub."""
+        return {
+            **os.environ,
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.root / home),
+            "HF_HUB_OFFLINE": str(int(offline)),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
+    def run(
+        self, code: str, *arguments: str, offline: bool = False, home: str = "home"
+    ) -> subprocess.Popen[str]:
+        """Start python code with these arguments; outputs are pipes of text."""
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=self.env(offline=offline, home=home),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            path = unquote(url.path)
+            hub.requests.append(f"{self.command} {path}")
+            status, headers, body = _answer(hub.root, path.strip("/").split("/"))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 (the name is the base class's)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the test's output clean; `requests` has what was asked."""
+
+    return Handler
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def _answer(root: Path, parts: list[str]) -> Answer:
+    api = parts[0] == "api"
+    parts = parts[1:] if api else parts
+    kind = parts.pop(0) if parts[0] in ("models", "datasets") else "models"
+    repo, rest = root / kind / "/".join(parts[:2]), parts[2:]
+    if len(parts) < 2 or not repo.is_dir():
+        return _error(401, "RepoNotFound", "Invalid username or password.")
+    if (repo / GATED).exists():
+        return _error(403, "GatedRepo", f"Access to {repo.name} is restricted")
+    commit = _commit(repo)
+    verb, revision, *path = [*rest, *([BRANCH, BRANCH][len(rest) :])]
+    if revision not in (BRANCH, commit):
+        return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+    target = repo.joinpath(*path)
+    if not api:
+        if not target.is_file():
+            return _error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
+        body = target.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit}
+        return 200, headers, body
+    if verb == "tree":
+        if not target.is_dir():
+            return _error(404, "EntryNotFound", f"{'/'.join(path)} does not exist")
+        return 200, {"Content-Type": "application/json"}, json.dumps(_tree(repo, target)).encode()
+    info = {
+        "id": "/".join(parts[:2]),
+        "sha": commit,
+        "private": False,
+        "gated": False,
+        "tags": [],
+        "siblings": [{"rfilename": entry["path"]} for entry in _tree(repo, repo)],
+    }
+    return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+
+
+def _tree(repo: Path, folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "file",
+            "path": path.relative_to(repo).as_posix(),
+            "size": path.stat().st_size,
+            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _commit(repo: Path) -> str:
+    return hashlib.sha1(json.dumps(_tree(repo, repo)).encode()).hexdigest()
+
+
+def _error(status: int, code: str, message: str, more: dict[str, str] | None = None) -> Answer:
+    return status, {"X-Error-Code": code, "X-Error-Message": message, **(more or {})}, b""
