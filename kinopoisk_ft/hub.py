@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,12 @@ from typing import Any
 
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -26,6 +27,7 @@ from kinopoisk_ft.errors import UserError
 log = logging.getLogger(__name__)
 
 _TIMEOUT = 10.0  # seconds; what huggingface_hub grants a first answer
+_ASK_AGAIN = 60.0  # seconds after which a hub that did not answer is asked once more
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")  # differ by its version
 
 
@@ -37,29 +39,41 @@ class _Reach:
     files in the cache load and others fail at once.
     """
 
-    answered = False  # by this process's first request; asking again would cost time for nothing
-
     def __init__(self) -> None:
+        self.answered = False
         self.failure: str | None = None
+        self.failed_at = -_ASK_AGAIN
         self.asking = False
 
-    def ask(self, request: Any) -> None:
-        """Serve as the HTTP client's hook before a request."""
-        if _Reach.answered or self.asking:
+    def before_request(self, request: Any) -> None:
+        """Serve as a hook of the HTTP client."""
+        if self.answered or self.asking:
             return
+        if time.monotonic() - self.failed_at >= _ASK_AGAIN:
+            self.failure = self._ask(request)
+        if self.failure is None:
+            self.answered = True
+            return
+        constants.HF_HUB_OFFLINE = True
+        raise OfflineModeIsEnabled(self.failure)
+
+    def _ask(self, request: Any) -> str | None:
         self.asking = True
         try:
             get_session().head(request.url, timeout=_TIMEOUT, follow_redirects=False)
-            _Reach.answered = True
         except Exception as error:
             if not _is_http(error):
                 raise
-            self.failure = f"{constants.ENDPOINT}: {error or type(error).__name__}"
-            log.warning("the hub cannot be reached, only its cache is used: %s", self.failure)
-            constants.HF_HUB_OFFLINE = True
-            raise OfflineModeIsEnabled(self.failure) from error
+            self.failed_at = time.monotonic()
+            failure = f"{constants.ENDPOINT}: {_in_short(error)}"
+            log.warning("the hub cannot be reached, only its cache is used: %s", failure)
+            return failure
         finally:
             self.asking = False
+        return None
+
+
+_reach = _Reach()
 
 
 @contextmanager
@@ -69,19 +83,18 @@ def hub_errors(what: str, fix: str) -> Iterator[None]:
     Unrelated errors pass as they are: a full disk, a bug. Nothing is asked of the network unless
     the block asks, and a hub that does not answer is given up within `_TIMEOUT`.
     """
-    reach = _Reach()
     offline = constants.HF_HUB_OFFLINE
     hooks = get_session().event_hooks["request"]
-    hooks.append(reach.ask)
+    hooks.append(_reach.before_request)
     try:
         yield
     except Exception as error:
-        explained = _explain(error, what, fix, reach.failure)
+        explained = _explain(error, what, fix, None if offline else _reach.failure)
         if explained is None:
             raise
         raise explained from error
     finally:
-        hooks.remove(reach.ask)
+        hooks.remove(_reach.before_request)
         constants.HF_HUB_OFFLINE = offline
 
 
@@ -104,6 +117,10 @@ def _explain(error: Exception, what: str, fix: str, unreached: str | None) -> Us
         return UserError(missing, where=hub, fix=f"check the name, or {fix}")
     if among(RevisionNotFoundError):
         return UserError(f"{what} has no such revision", where=hub, fix="check the revision")
+    if among(RemoteEntryNotFoundError):
+        return UserError(f"{what} has no such file: {_in_short(error)}", where=hub, fix=fix)
+    if among(RemoteEntryNotFoundError):
+        return UserError(f"{what} has no such file: {_in_short(error)}", where=hub, fix=fix)
     if unreached and among(OfflineModeIsEnabled, LocalEntryNotFoundError):
         absent = f"{what} is not in the cache, and the hub cannot be reached"
         return UserError(absent, where=unreached, fix=f"check the connection, or {fix}")
@@ -112,7 +129,7 @@ def _explain(error: Exception, what: str, fix: str, unreached: str | None) -> Us
         where = f"cache {constants.HF_HUB_CACHE}"
         return UserError(absent, where=where, fix=f"unset HF_HUB_OFFLINE, or {fix}")
     for link in links:
-        if _is_http(link) and not isinstance(link, EntryNotFoundError):
+        if _is_http(link):
             failed = f"{what} did not arrive: {_in_short(link)}"
             return UserError(failed, where=hub, fix=f"try again later, or {fix}")
     return UserError(f"{what} cannot be loaded: {_in_short(error)}", fix=fix)

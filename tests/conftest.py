@@ -14,6 +14,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_hub_", ignore_cleanup_e
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from hub_server import HubServer  # noqa: E402
 

@@ -205,10 +205,11 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
         ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 20, {"label_column": "labels"}, "no column 'labels': did you mean 'label'"),
         ([0, 1] * 20, {"text_column": "content"}, "no column 'content'"),
-        ([0] * 40, {}, "a classifier needs two classes; the 40 rows left have only '0'"),
-        ([0] * 20 + [1] * 20, {"limit": 9}, "the 9 rows left have only '0'"),
+        ([0] * 40, {}, "of 40 rows, all are '0'"),
+        ([0] * 20 + [1] * 20, {"limit": 9}, "of 9 rows, none is '1'"),
         ([0] * 39 + [1], {}, "too few rows for a split in which every part has every class"),
         ([0] * 37 + [1] * 3, {}, "every part has every class: 0 37, 1 3"),
+        ([0, 1] * 20, {"class_names": ["0", "1", "2"]}, "of 40 rows, none is '2'"),
         ([0, 1] * 20, {"limit": 4}, "every part has every class: 0 2, 1 2"),
     ],
 )
@@ -222,7 +223,7 @@ def test_unusable_labels(
 
 
 def test_no_texts_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the 0 rows left have none"):
+    with pytest.raises(UserError, match="of 0 rows, none is '0'"):
         local(tmp_path, {"text": [" "] * 9, "label": [0, 1, 2] * 3}).load()
 
 

@@ -26,12 +26,12 @@ def random_split(
     rest. Raises UserError where some part would miss a class.
     """
     counts = np.bincount(labels, minlength=len(class_names))
-    if np.count_nonzero(counts) < 2:
-        found = ", ".join(name for name, n in zip(class_names, counts, strict=True) if n)
+    if counts.min() == 0 or len(counts) < 2:
+        absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
         raise UserError(
-            f"a classifier needs two classes; the {len(labels):,} rows left have "
-            + (f"only '{found}'" if found else "none"),
-            fix="check the label column and data.limit: the first rows may be of one class",
+            f"a classifier needs rows of two classes or more; of {len(labels):,} rows, "
+            + (f"none is '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
+            fix="check the label column, data.classes and data.limit: the first rows may lack one",
         )
     try:
         rest, test = train_test_split(
@@ -43,7 +43,7 @@ def random_split(
     except ValueError as error:  # a part with fewer rows than classes, a class with one row
         raise _too_few(counts, class_names) from error
     for part in (train, val, test):
-        if np.any((np.bincount(labels[part], minlength=len(counts)) == 0) & (counts > 0)):
+        if np.bincount(labels[part], minlength=len(counts)).min() == 0:
             raise _too_few(counts, class_names)
     return train, val, test
 
@@ -58,7 +58,7 @@ def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
 
 
 def _too_few(counts: np.ndarray, class_names: tuple[str, ...]) -> UserError:
-    sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True) if n)
+    sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows for a split in which every part has every class: {sizes}",
         fix="give more rows (data.limit), larger data.test_size and data.val_size, "
