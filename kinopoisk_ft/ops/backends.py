@@ -1,0 +1,89 @@
+"""Which implementation of an operator runs: asked for by name, or the fastest that works here."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from kinopoisk_ft.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+try:
+    import numba  # noqa: F401
+
+    NUMBA_ERROR = None
+except ImportError as error:
+    NUMBA_ERROR = str(error)
+_announced: set[tuple[str, str, str]] = set()
+
+
+def choose(
+    operator: str, backend: str, valid: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> str:
+    """Return the backend to run; `auto` picks the fastest that works and logs it once.
+
+    Raises:
+        UserError: an unknown backend, or one asked for by name that cannot serve these tensors.
+    """
+    if backend not in valid:
+        raise UserError(f"unknown backend '{backend}' of {operator}", fix=nearest(backend, valid))
+    if backend == "auto":
+        chosen = _fastest(valid, device, dtype)
+    else:
+        chosen = backend
+        _require(operator, backend, device, dtype)
+    if not torch.compiler.is_compiling():
+        _announce(operator, chosen, device)
+    return chosen
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Switch autocast off: the operators choose their own precision."""
+    if device.type == "meta":  # where autocast does not exist
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _fastest(valid: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> str:
+    if device.type == "cuda":
+        return "cuda" if "cuda" in valid and not _cuda_trouble(device) else "torch"
+    return "numba" if _numba_trouble(device, dtype) is None else "torch"
+
+
+def _require(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    trouble, fix = None, None
+    if backend == "numba":
+        trouble = _numba_trouble(device, dtype)
+        fix = "pip install 'numba>=0.61'" if NUMBA_ERROR else "ask for backend 'auto' or 'torch'"
+    elif backend == "cuda":
+        trouble = _cuda_trouble(device)
+        fix = "pip install 'kinopoisk-ft[cuda]' on a machine with a GPU, or ask for backend 'auto'"
+    if trouble:
+        raise UserError(f"{operator}: backend '{backend}' cannot run here: {trouble}", fix=fix)
+
+
+def _numba_trouble(device: torch.device, dtype: torch.dtype) -> str | None:
+    if NUMBA_ERROR:
+        return NUMBA_ERROR
+    if device.type not in ("cpu", "meta"):
+        return f"it runs on a CPU, and the tensors are on {device}"
+    return "it computes in float32, and the tensors are float64" if dtype == torch.float64 else None
+
+
+@torch.compiler.assume_constant_result
+def _cuda_trouble(device: torch.device) -> str | None:
+    from kinopoisk_ft.ops import scan_cuda
+
+    if device.type != "cuda":
+        return f"it runs on a GPU, and the tensors are on {device}"
+    return scan_cuda.self_test(device)
+
+
+def _announce(operator: str, backend: str, device: torch.device) -> None:
+    key = (operator, backend, device.type)
+    if key not in _announced:
+        _announced.add(key)
+        log.info("%s runs by backend '%s' on %s", operator, backend, device.type)

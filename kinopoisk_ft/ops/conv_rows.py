@@ -1,0 +1,124 @@
+"""Causal depthwise convolution and SiLU on a CPU: the kernels that threads run.
+
+A task is one row of the batch and a block of channels. `weight` is laid out (taps, width); the last
+tap meets the current step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kinopoisk_ft.ops.lane_math import sigmoid
+from kinopoisk_ft.ops.lanes import LANES, load, splat, store
+from kinopoisk_ft.ops.scan_kernels import CHUNK, OPTIONS
+from kinopoisk_ft.ops.scan_rows import clear
+from kinopoisk_ft.ops.threads import floats, integers, take
+
+BLOCK = 64
+_f = np.float32
+
+
+@njit(forceinline=True)
+def _convolve(
+    x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, s: Any
+) -> Any:
+    """Add to s the taps that reach no further back than the row's start; x[at] is step t."""
+    for back in range(min(taps, t + 1)):
+        s = load(weight, w_at + (taps - 1 - back) * width) * load(x, at - back * step) + s
+    return s
+
+
+def convolve(a: Any) -> None:
+    """Fill out (batch, length, width)."""
+    batch, length, width, taps = a[1], a[2], a[3], a[4]
+    order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
+    x, row_step, step, out = floats(a[9]), a[10], a[11], floats(a[12])
+    blocks = (width + BLOCK - 1) // BLOCK
+    while True:
+        task = take(a)
+        if task >= batch * blocks:
+            return
+        row, origin = order[task // blocks], task % blocks * BLOCK
+        real, wide = lengths[row], min(BLOCK, width - origin)
+        base, source = row * length * width + origin, row * row_step + origin
+        for t in range(real):
+            for j in range(0, wide, LANES):
+                s = load(bias, origin + j)
+                s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
+                store(out, base + t * width + j, s * sigmoid(s))
+        clear(out, base, width, wide, real, length)
+
+
+@njit(**OPTIONS)
+def _enter(
+    x: Any, at: int, step: int, weight: Any, bias: Any, origin: int, width: int, taps: int,
+    start: int, grad: Any, grad_at: int, grad_step: int, ds: Any, own: Any, wide: int, steps: int,
+) -> None:  # fmt: skip
+    """Put the gradient before SiLU into ds (time, BLOCK), sums into own (taps + 1, BLOCK)."""
+    for j in range(0, wide, LANES):
+        for t in range(steps):
+            s = load(bias, origin + j)
+            here = at + t * step + j
+            s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
+            p = sigmoid(s)
+            value = load(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
+            store(ds, t * BLOCK + j, value)
+            for back in range(min(taps, start + t + 1)):
+                k = (taps - 1 - back) * BLOCK + j
+                store(own, k, value * load(x, here - back * step) + load(own, k))
+            store(own, taps * BLOCK + j, value + load(own, taps * BLOCK + j))
+
+
+@njit(**OPTIONS)
+def _leave(
+    ds: Any, weight: Any, origin: int, width: int, taps: int, later: int,
+    grad_x: Any, out_at: int, wide: int, steps: int,
+) -> None:  # fmt: skip
+    """Write the gradient of x; later: real steps in ds, those of the following chunk included."""
+    for t in range(steps):
+        for j in range(0, wide, LANES):
+            s = splat(_f(0))
+            for ahead in range(min(taps, later - t)):
+                w = load(weight, origin + j + (taps - 1 - ahead) * width)
+                s = w * load(ds, (t + ahead) * BLOCK + j) + s
+            store(grad_x, out_at + t * width + j, s)
+
+
+def convolve_back(a: Any) -> None:
+    """Fill grad_x (batch, length, width) and, by row, weight and bias: (batch, taps + 1, width)."""
+    batch, length, width, taps = a[1], a[2], a[3], a[4]
+    order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
+    x, row_step, step = floats(a[9]), a[10], a[11]
+    grad, grad_row, grad_step = floats(a[12]), a[13], a[14]
+    grad_x, sums = floats(a[15]), floats(a[16])
+    blocks = (width + BLOCK - 1) // BLOCK
+    ds, own = np.empty((CHUNK + taps - 1) * BLOCK, _f), np.empty((taps + 1) * BLOCK, _f)
+    while True:
+        task = take(a)
+        if task >= batch * blocks:
+            return
+        row, origin = order[task // blocks], task % blocks * BLOCK
+        real, wide = lengths[row], min(BLOCK, width - origin)
+        base = row * length * width + origin
+        own[:] = _f(0)
+        for chunk in range((real + CHUNK - 1) // CHUNK - 1, -1, -1):
+            start = chunk * CHUNK
+            steps = min(CHUNK, real - start)
+            later = min(steps + taps - 1, real - start)
+            for i in range((later - steps) * BLOCK - 1, -1, -1):
+                ds[steps * BLOCK + i] = ds[i]
+            _enter(
+                x, row * row_step + start * step + origin, step, weight, bias, origin, width, taps,
+                start, grad, row * grad_row + start * grad_step + origin, grad_step,
+                ds, own, wide, steps,
+            )  # fmt: skip
+            _leave(
+                ds, weight, origin, width, taps, later, grad_x, base + start * width, wide, steps
+            )
+        clear(grad_x, base, width, wide, real, length)
+        for j in range(0, wide, LANES):
+            for k in range(taps + 1):
+                store(sums, (row * (taps + 1) + k) * width + origin + j, load(own, k * BLOCK + j))

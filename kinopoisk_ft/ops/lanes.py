@@ -1,0 +1,151 @@
+"""A SIMD register as a numba type: `LANES` floats that live in one (or a few) vector registers.
+
+Numba's auto-vectoriser keeps the states of a scan in memory; with an explicit vector type they stay
+in registers. `+`, `-` and `*` act lane by lane and may be contracted to fused multiply-adds.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, overload, register_model
+
+
+def _native_lanes() -> int:
+    """Return the width that pays: 16 floats where AVX-512 is present, else 8."""
+    return 16 if llvm.get_host_cpu_features().get("avx512f", False) else 8
+
+
+LANES = _native_lanes()
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+INTS = ir.VectorType(ir.IntType(32), LANES)
+
+
+class Lanes(types.Type):
+    """The numba type of a register of `LANES` float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+lanes_type = Lanes()
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: types.Type) -> None:
+        super().__init__(manager, fe_type, FLOATS)
+
+
+def _define(function: Any, instruction: str) -> None:
+    """Give an operator on two `Lanes` its LLVM instruction."""
+
+    @intrinsic
+    def apply(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*args, flags=("contract",))
+
+        return lanes_type(lanes_type, lanes_type), codegen
+
+    @overload(function)
+    def choose(a: Any, b: Any) -> Any:
+        if not (isinstance(a, Lanes) and isinstance(b, Lanes)):
+            return None
+
+        def implementation(a: Any, b: Any) -> Any:
+            return apply(a, b)
+
+        return implementation
+
+
+_define(operator.add, "fadd")
+_define(operator.sub, "fsub")
+_define(operator.mul, "fmul")
+_define(operator.truediv, "fdiv")
+
+
+def _pointer(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
+    if isinstance(memory_type, types.Array):
+        memory = context.make_array(memory_type)(context, builder, memory).data
+    return builder.bitcast(builder.gep(memory, [index]), FLOATS.as_pointer())
+
+
+@intrinsic
+def load(typing_context: Any, memory: Any, index: Any) -> Any:
+    """Read `LANES` floats of a flat float32 array or pointer from `index` on (no bounds check)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
+
+    return lanes_type(memory, types.intp), codegen
+
+
+@intrinsic
+def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
+    """Write `LANES` floats to a flat float32 array or pointer (no bounds check)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(memory, types.intp, lanes_type), codegen
+
+
+@intrinsic
+def splat(typing_context: Any, value: Any) -> Any:
+    """Fill a register with one float."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        undefined = ir.Constant(FLOATS, ir.Undefined)
+        single = builder.insert_element(undefined, args[0], ir.Constant(ir.IntType(32), 0))
+        mask = ir.Constant(INTS, [0] * LANES)
+        return builder.shuffle_vector(single, undefined, mask)
+
+    return lanes_type(types.float32), codegen
+
+
+@intrinsic
+def total(typing_context: Any, value: Any) -> Any:
+    """Sum the lanes of a register, pairwise."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (value,), width = args, LANES
+        while width > 1:
+            width //= 2
+            fold = ir.VectorType(ir.IntType(32), 2 * width)
+            mask = ir.Constant(fold, [(i + width) % (2 * width) for i in range(2 * width)])
+            value = builder.fadd(value, builder.shuffle_vector(value, value, mask))
+            half = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width)))
+            value = builder.shuffle_vector(value, value, half)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(lanes_type), codegen
+
+
+@intrinsic
+def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
+    """Bound each lane; a NaN stays a NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, low, high = args
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+    return lanes_type(lanes_type, lanes_type, lanes_type), codegen
+
+
+@intrinsic
+def shift_exponent(typing_context: Any, value: Any, steps: Any) -> Any:
+    """Multiply by 2**k, k being the integer in the low mantissa bits of `steps`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, steps = (builder.bitcast(arg, INTS) for arg in args)
+        shift = ir.Constant(INTS, [23] * LANES)
+        return builder.bitcast(builder.add(bits, builder.shl(steps, shift)), FLOATS)
+
+    return lanes_type(lanes_type, lanes_type), codegen

@@ -1,0 +1,34 @@
+"""How tensors are laid out for the CPU kernels: whole registers, unit stride over channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops.lanes import LANES
+
+
+def pad(x: Tensor, multiple: int) -> Tensor:
+    """Pad the last dimension with zeros to a multiple."""
+    missing = -x.shape[-1] % multiple
+    return nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return x (batch, length, width) in whole registers of contiguous channels."""
+    x = pad(x, LANES)
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def strided(x: Tensor) -> tuple[int, int, int]:
+    """Return the address of x (batch, length, width) and its strides over batch and length."""
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def longest_first(lengths: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of x by falling length, and their lengths within 0 .. x.shape[1]."""
+    batch, length = x.shape[:2]
+    if lengths is None:
+        return torch.arange(batch), torch.full((batch,), length)
+    lengths = lengths.clamp(0, length)
+    return torch.argsort(lengths, descending=True, stable=True), lengths

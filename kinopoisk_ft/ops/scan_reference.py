@@ -1,0 +1,44 @@
+"""The selective scan as its definition reads: the specification of every other backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def selective_scan_reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """Selective scan of Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752), step by step.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
+
+    Args:
+        u, delta, z: (batch, length, d_inner). A: (d_inner, d_state).
+        B, C: (batch, length, d_state). D, delta_bias: (d_inner,).
+        delta_softplus: the step is softplus(delta + delta_bias).
+
+    Returns:
+        (batch, length, d_inner), in the inputs' dtype.
+    """
+    if delta_bias is not None:
+        delta = delta + delta_bias
+    if delta_softplus:
+        delta = nn.functional.softplus(delta)
+    h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
+    outputs = []
+    for u_t, delta_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
+        h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
+        outputs.append((h * C_t[:, None]).sum(-1))  # (batch, d_inner)
+    y = torch.stack(outputs, dim=1)
+    if D is not None:
+        y = y + D * u
+    return y if z is None else y * nn.functional.silu(z)

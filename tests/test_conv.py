@@ -1,0 +1,96 @@
+"""The causal convolution: the CPU kernels against `conv1d` in float64, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.ops.causal_conv import causal_conv1d
+
+
+def run(inputs: list[Tensor], grad: Tensor, **options: object) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = causal_conv1d(*leaves, **options)  # type: ignore[arg-type]
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float = 1e-5) -> None:
+    for one, exact in zip(got, want, strict=True):
+        assert (one.double() - exact).norm() <= tolerance * max(exact.norm().item(), 1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4), length=st.integers(1, 80), channels=st.integers(1, 140),
+    width=st.sampled_from([1, 2, 3, 4, 7, 40]), bias=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_numba_agrees_with_conv1d(
+    batch: int, length: int, channels: int, width: int, bias: bool, data: st.DataObject
+) -> None:
+    rows = st.lists(st.integers(0, length), min_size=batch, max_size=batch)
+    lengths = data.draw(st.none() | rows.map(torch.tensor))
+    inputs = [torch.randn(batch, length, channels), torch.randn(channels, width)]
+    inputs += [torch.randn(channels)] if bias else []
+    grad = torch.randn(batch, length, channels)
+    got = run(inputs, grad, lengths=lengths, backend="numba")
+    exact = [x.double() for x in inputs]
+    assert_close(got, run(exact, grad.double(), lengths=lengths, backend="torch"))
+
+
+def test_definition_is_causal_conv1d_and_silu() -> None:
+    x, weight, bias = torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(6)
+    whole = nn.functional.conv1d(x.transpose(1, 2), weight[:, None], bias, padding=3, groups=6)[
+        ..., :9
+    ]
+    for backend in ("torch", "numba"):
+        out = causal_conv1d(x, weight, bias, backend=backend)
+        torch.testing.assert_close(out, nn.functional.silu(whole).transpose(1, 2))
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_nothing_flows_beyond_lengths(backend: str) -> None:
+    x, lengths = torch.randn(2, 12, 5), torch.tensor([7, 0])
+    x[0, 7:] = x[1] = float("nan")
+    x.requires_grad_()
+    out = causal_conv1d(x, torch.randn(5, 3), torch.ones(5), lengths, backend)
+    out.sum().backward()
+    assert x.grad is not None
+    assert out.isfinite().all()
+    assert not out[0, 7:].any()
+    assert not out[1].any()
+    assert not x.grad[0, 7:].any()
+    assert x.grad[0, :7].all()
+
+
+def test_strided_input_and_half_precision() -> None:
+    packed = torch.randn(2, 40, 48)
+    x, weight, bias = packed[..., 10:34], torch.randn(24, 4), torch.randn(24)
+    want = causal_conv1d(x.double(), weight.double(), bias.double(), backend="torch")
+    got = causal_conv1d(x, weight, bias, backend="numba")
+    assert_close([got], [want])
+    low = causal_conv1d(x.bfloat16(), weight, bias, backend="numba")
+    assert low.dtype == torch.bfloat16
+    assert_close([low], [want], tolerance=1e-2)
+
+
+def test_operator_is_known_to_pytorch() -> None:
+    from kinopoisk_ft.ops.conv_numba import conv
+
+    leaves = [torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(6)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    args = (*(x.requires_grad_() for x in leaves), torch.tensor([9, 4]))
+    torch.library.opcheck(conv, args, test_utils=checks)
+    meta = causal_conv1d(*(x.detach().to("meta") for x in leaves))
+    assert meta.shape == (2, 9, 6)
+    assert meta.is_meta
+
+
+def test_bad_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        causal_conv1d(torch.randn(2, 9, 6), torch.randn(5, 4))
+    with pytest.raises(UserError, match="unknown backend"):
+        causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), backend="cuda")
