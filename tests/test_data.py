@@ -192,7 +192,11 @@ def test_local_table_sorts_or_takes_class_names(tmp_path: Path) -> None:
 
 def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
     table = {"text": list("абвгд") * 8, "label": [0, 1] * 20, "film": ["Чапаев"] * 40}
-    assert every_row(local(tmp_path, table).load())["film"].unique().tolist() == ["Чапаев"]
+    table |= {"author": [None, ["а", "б"]] * 20, "grade10": ["7", "?"] * 20}
+    frame = every_row(local(tmp_path, table).load())
+    assert frame["film"].unique().tolist() == ["Чапаев"]
+    assert frame["author"].dropna().unique().tolist() == ["['а', 'б']"]
+    assert frame["grade10"].dropna().unique().tolist() == [7.0]
 
 
 @pytest.mark.parametrize(

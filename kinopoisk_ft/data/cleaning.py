@@ -39,4 +39,7 @@ def clean_texts(frame: pd.DataFrame, empty: str) -> tuple[pd.DataFrame, int]:
             fix="mend or remove these rows, or let data.empty=drop leave them out",
         )
     kept = frame[present]
-    return kept.assign(text=kept["text"].map(clean_text)), int((~present).sum())
+    texts = [clean_text(text) for text in kept["text"]]
+    # As objects: pandas would copy long texts into its string type, at a second per 100 MB.
+    kept = kept.assign(text=pd.Series(texts, index=kept.index, dtype=object))
+    return kept, int((~present).sum())

@@ -26,7 +26,7 @@ def json_lines(text: str, path: Path) -> Iterator[Row]:
             continue
         try:
             values = json.loads(source)
-            if "\\ud" in source.lower():
+            if "\\ud" in source or "\\uD" in source:
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise _not_an_object(path, line, "half of a surrogate pair (\\ud…)") from error

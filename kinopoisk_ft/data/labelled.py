@@ -38,23 +38,21 @@ def labelled_texts(table: Table, text_column: str, label_column: str, fix: str) 
         )
     for name in METADATA:
         if name in table.frame:
-            frame[name] = table.frame[name].map(
-                lambda value: None if pd.isna(value) else str(value)
-            )
+            frame[name] = table.frame[name].map(_text_or_none)
     if "grade10" in frame:
         frame["grade10"] = pd.to_numeric(frame["grade10"], errors="coerce")
     return frame
 
 
 def _text_or_none(value: Any) -> str | None:
-    return None if pd.isna(value) else str(value)
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
 def _class_name(value: Any) -> str | None:
     """Return a label as the name of a class: 1 and 1.0 are the same; None where there is none."""
     if isinstance(value, str):
         return value or None
-    if isinstance(value, (list, dict, np.ndarray)) or pd.isna(value):
+    if not pd.api.types.is_scalar(value) or pd.isna(value):
         return None
     if isinstance(value, (float, np.floating)) and value.is_integer():
         return str(int(value))
