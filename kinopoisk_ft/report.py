@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError, nearest
@@ -32,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--uri", help="MLflow store (MLFLOW_TRACKING_URI, else ./mlflow.db)")
     parser.add_argument("--experiment", default="kinopoisk_ft", help="its name (%(default)s)")
-    parser.add_argument("--parent", metavar="RUN_ID", help="compare the runs of one sweep")
+    parser.add_argument(
+        "--parent", metavar="RUN_ID", help="compare the runs of one sweep, whatever its experiment"
+    )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder (%(default)s)")
     parser.add_argument("--language", default="en", help="en or ru (%(default)s)")
     return parser
@@ -57,6 +60,8 @@ def _dashed(args: list[str]) -> list[str]:
 def _report(options: argparse.Namespace) -> None:
     # A bar for each small file read would bury the table.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow's 7 retries keep silent for minutes when no server answers.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.collect import collect
@@ -72,7 +77,8 @@ def _report(options: argparse.Namespace) -> None:
         client = open_store(uri)
         collected = collect(client, options.experiment, options.parent)
     except MlflowException as error:
-        raise UserError(f"MLflow cannot read the store: {error.message}", where="--uri") from error
+        reason = textwrap.shorten(error.message, 200, placeholder=" …")
+        raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
     document = build(collected, options.parent, words)
     paths = write(document, words, options.output)
     print(as_text(document, words))

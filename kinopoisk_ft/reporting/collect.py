@@ -22,15 +22,13 @@ NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
 
 
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
-    """Read the training runs of an experiment, or of one sweep of it.
+    """Read the training runs of an experiment, or of the sweep `parent` wherever it is.
 
     Of runs with the same approach, seed, test rows and max_length the newest counts; within a
     sweep, runs with different settings all count. Raises UserError where there is no such
     experiment or sweep, or nothing has finished.
     """
-    found = _experiment(client, experiment)
-    if parent is not None:
-        found = _sweep_experiment(client, parent, found)
+    found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _search(client, found.experiment_id, parent)
     trained, failed = [], []
     for run in raw:
@@ -71,17 +69,18 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
     return experiments[name]
 
 
-def _sweep_experiment(client: MlflowClient, parent: str, asked: Experiment) -> Experiment:
+def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
+    """Return the experiment that a sweep belongs to."""
     try:
         run = client.get_run(parent)
     except MlflowException as error:
-        filter_string = "tags.`kinopoisk_ft.kind` = 'sweep'"
-        sweeps = client.search_runs([asked.experiment_id], filter_string)
-        ids = [s.info.run_id for s in sweeps]
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        sweeps = client.search_runs(experiments, "tags.`kinopoisk_ft.kind` = 'sweep'")
+        ids = [sweep.info.run_id for sweep in sweeps]
         raise UserError(
             f"there is no run '{parent}' in the store",
             where="--parent",
-            fix=nearest(parent, ids) if ids else f"'{asked.name}' has no sweeps: leave it out",
+            fix=nearest(parent, ids) if ids else "the store has no sweeps: leave it out",
         ) from error
     return client.get_experiment(run.info.experiment_id)
 
@@ -144,12 +143,14 @@ def _failed(run: Run, kind: str, detail: str) -> FailedRun:
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     """Return kind and detail: the first line at the margin after the last traceback's head."""
+    if run.info.status == "KILLED":
+        return "killed", ""
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run.info.run_id, "traceback.txt", folder)
             text = Path(path).read_text(encoding="utf-8")
     except (MlflowException, OSError):
-        return ("killed" if run.info.status == "KILLED" else "no_traceback"), ""
+        return "no_traceback", ""
     lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
     line = next((line.strip() for line in lines if line[:1].strip()), "")
     if not line:

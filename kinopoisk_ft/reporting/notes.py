@@ -50,7 +50,7 @@ def table_notes(table: Table, words: Words) -> list[str]:
     networks = [row for row in table.rows if is_network(row)]
     for key in BUDGET:
         notes += _differs([(row.name, {setting(row, key)}) for row in networks], key, words)
-    devices = [(row.name, {run.device for run in row.runs}) for row in table.rows]
+    devices = [(row.name, {run.device for run in row.runs}) for row in networks]
     notes += _differs(devices, "device", words)
     notes += _settings(table.rows)
     for row in table.rows:

@@ -71,6 +71,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "data": table.data,
         "split_digest": table.split_digest,
+        "source_digest": table.source_digest,
         "approach": row.name if row else MAJORITY,
         "model": row.first.model if row else "",
         "adapter": row.first.adapter if row else "",

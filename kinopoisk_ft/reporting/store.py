@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from kinopoisk_ft.errors import UserError
 
 FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
 
 
@@ -45,10 +46,13 @@ def open_store(uri: str) -> MlflowClient:
 
 def _parse(uri: str) -> URL:
     try:
-        return make_url(uri)
-    except ArgumentError as error:
+        url = make_url(uri)
+    except ArgumentError:
+        url = None
+    if url is None or url.get_backend_name() not in DATABASES:
         fix = "give --uri as sqlite:////absolute/path/mlflow.db or http://host:port"
-        raise UserError("this is no store URI", where=uri, fix=fix) from error
+        raise UserError("this is no store URI", where=uri, fix=fix)
+    return url
 
 
 def _check_database(url: URL) -> None:

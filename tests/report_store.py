@@ -1,0 +1,115 @@
+"""A store of made-up runs for the tests of the report, filled through MLflow's own client."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from kinopoisk_ft.report import main
+
+SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32
+MAJORITY = {"accuracy": 0.85, "f1_weighted": 0.7811, "f1_macro": 0.4595}
+# model, adapter, seed, accuracy, weighted F1, macro F1, training s, trainable, total
+FINISHED = [
+    ("bert", "none", 0, 0.9371, 0.9341, 0.871, 3067.9, 177_854_978, 177_854_978),
+    ("bert", "none", 1, 0.9365, 0.9352, 0.873, 3001.0, 177_854_978, 177_854_978),
+    ("bert", "lora", 0, 0.9513, 0.9510, 0.905, 2114.4, 296_450, 178_151_428),
+    ("bert", "lora", 1, 0.9501, 0.9499, 0.903, 2090.0, 296_450, 178_151_428),
+    ("bert", "lora", 2, 0.9520, 0.9517, 0.907, 2155.5, 296_450, 178_151_428),
+    ("mamba", "none", 0, 0.9277, 0.9245, 0.852, 2634.5, 129_136_898, 129_136_898),
+    ("tfidf", "none", 0, 0.9150, 0.9101, 0.830, 21.5, 0, 0),
+]
+COLUMNS = ["model", "adapter", "seed", "accuracy", "f1_weighted", "f1_macro"]
+COLUMNS += ["train_seconds", "trainable_parameters", "total_parameters"]
+TRACEBACK = """Traceback (most recent call last):
+  File "run.py", line 1, in <module>
+    train()
+torch.OutOfMemoryError: CUDA out of memory | tried 2 GiB
+and said a little more
+"""
+
+
+class Store:
+    """An MLflow store; `sweep` is the id of its one parent run."""
+
+    sweep: str
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri)
+        self.folder = folder
+
+    def experiment(self, name: str) -> str:
+        return self.client.create_experiment(name, (self.folder / "artifacts").as_uri())
+
+    def run(self, experiment: str, row: tuple, status: str = "FINISHED", **changes: str) -> str:
+        values = dict(zip(COLUMNS, row, strict=True))
+        model, adapter, seed = (str(values.pop(key)) for key in COLUMNS[:3])
+        tags = {"kinopoisk_ft.kind": "train", "model": model, "adapter": adapter, "seed": seed}
+        tags["approach"] = model if adapter == "none" else f"{model} + {adapter}"
+        tags |= {"data": "kinopoisk", "split_digest": SPLIT, "device": "cpu"}
+        tags |= {key: value for key, value in changes.items() if key in tags}
+        if "parent" in changes:
+            tags["mlflow.parentRunId"] = changes["parent"]
+        length = "512" if model == "mamba" else "256"
+        params = {"data.max_length": changes.get("max_length", length), "seed": seed}
+        params |= {"adapter.lr": changes.get("lr", "0.001"), "trainer.seed": seed}
+        run_id = self.client.create_run(experiment, tags=tags).info.run_id
+        metrics = {f"test_{key}": values.pop(key) for key in COLUMNS[3:6]} | values
+        metrics |= {f"majority_{key}": value for key, value in MAJORITY.items()}
+        metrics["eval_seconds"] = values["train_seconds"] / 20
+        kept = [Metric(key, value, 0, 0) for key, value in metrics.items()]
+        self.client.log_batch(
+            run_id,
+            metrics=kept if status == "FINISHED" else [],
+            params=[Param(key, value) for key, value in params.items()],
+        )
+        if status == "FAILED":
+            self.client.log_text(run_id, TRACEBACK, "traceback.txt")
+        if status != "RUNNING":
+            self.client.set_terminated(run_id, status)
+        return run_id
+
+
+@functools.cache
+def filled_store(factory: pytest.TempPathFactory) -> Store:
+    """Return the session's one store: its tables take seconds to make."""
+    made = Store(factory.mktemp("store"))
+    study = made.experiment("kinopoisk_ft")
+    made.run(study, ("bert", "none", 0, 0.5, 0.5, 0.5, 1.0, 1, 1))  # superseded by the next
+    for row in FINISHED:
+        made.run(study, row)
+    for seed in (5, 6):
+        made.run(study, ("mamba", "lora", seed, *[0] * 6), status="FAILED")
+    made.run(study, ("bert", "lora", 7, *[0] * 6), status="KILLED")
+    made.run(study, ("bert", "lora", 8, *[0] * 6), status="RUNNING")
+    single = made.experiment("one seed")
+    for row in FINISHED[0], FINISHED[2]:
+        made.run(single, row)
+    splits = made.experiment("two splits")
+    made.run(splits, FINISHED[0])
+    made.run(splits, FINISHED[2], split_digest=OTHER_SPLIT)
+    made.run(splits, FINISHED[3], split_digest=OTHER_SPLIT, max_length="512")
+    broken = made.experiment("nothing finished")
+    made.run(broken, FINISHED[0], status="FAILED")
+    tags = {"kinopoisk_ft.kind": "sweep"}
+    made.sweep = made.client.create_run(made.experiment("sweeps"), tags=tags).info.run_id
+    home = made.client.get_run(made.sweep).info.experiment_id
+    for lr in "0.001", "0.0003":
+        made.run(home, FINISHED[2], lr=lr, parent=made.sweep)
+    made.run(home, FINISHED[5])
+    return made
+
+
+def report(store: Store, output: Path, *args: str) -> tuple[pd.DataFrame, dict, str]:
+    """Run the command; returns the CSV, the JSON and the Markdown."""
+    assert main(["--uri", store.uri, f"output={output}", *args]) == 0
+    text = (output / "comparison.md").read_text(encoding="utf-8")
+    whole = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    return pd.read_csv(output / "comparison.csv", dtype={"split_digest": str}), whole, text

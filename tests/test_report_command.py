@@ -1,0 +1,171 @@
+"""The report's command: what it prints and writes, in two languages, and how it refuses."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_store import Store, filled_store, report
+
+from kinopoisk_ft.report import main
+from kinopoisk_ft.reporting import output
+from kinopoisk_ft.reporting.words import PHRASES, Words
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return filled_store(tmp_path_factory)
+
+
+def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, whole, text = report(store, tmp_path, "language=ru")
+    printed = capsys.readouterr().out
+    for part in (text, printed):
+        assert "Результаты на тестовой выборке" in part
+        assert "Лучшая взвешенная F1 у bert + lora: 0,9509" in part
+        assert "177\N{NO-BREAK SPACE}854\N{NO-BREAK SPACE}978" in part
+        assert "Recommendations" not in part
+    assert "измерено с одним seed: меры случайности нет" in text
+    assert whole["language"] == "ru"
+    assert "majority class" in table["approach"].tolist()
+
+
+def test_every_phrase_has_two_languages_with_the_same_parts() -> None:
+    assert len(PHRASES) > 50
+    for key, texts in PHRASES.items():
+        assert set(texts) == {"en", "ru"}, key
+        parts = [{f for _, f, _, _ in string.Formatter().parse(t) if f} for t in texts.values()]
+        assert parts[0] == parts[1], key
+
+
+def test_numbers_in_words() -> None:
+    en, ru = Words("en"), Words("ru")
+    assert en.number(1234.56, 1) == "1,234.6"
+    assert ru.number(-1234.56, 1) == "−1\N{NO-BREAK SPACE}234,6"
+    assert en.score(-0.00001, signed=True) == "0.0000"
+    assert en.percent(0.00167) == "0.17%"
+    assert en.percent(-0.311, signed=True) == "−31%"
+    assert [en.short(n) for n in (100, 2000, 1_500_000)] == ["100", "2\xa0K", "1.5\xa0M"]
+    assert en.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_the_terminal_shows_aligned_columns(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(store, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Results on the test set") + 1
+    block = lines[start : start + 7]
+    assert {len(line) for line in block[:2]} == {len(block[1])}
+    assert block[2].startswith("bert + lora")
+    assert block[-1].startswith("majority class")
+    assert f"  {tmp_path / 'comparison.svg'}" in lines
+
+
+def test_same_store_gives_same_bytes_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
+    database = store.folder / "mlflow.db"
+    before = database.read_bytes()
+    report(store, tmp_path / "a")
+    report(store, tmp_path / "b")
+    assert database.read_bytes() == before
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == [f"comparison.{kind}" for kind in ("csv", "json", "md", "png", "svg")]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_failure_leaves_the_earlier_report(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(store, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "comparison_picture", full_disk)
+    assert main(["--uri", store.uri, f"output={tmp_path}", "language=ru"]) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return what a failing command prints; there must be no traceback."""
+    assert main(list(args)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:///sub/none.db", "mlruns", "sqlite://"])
+def test_a_missing_store_is_not_created(
+    uri: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    error = complaint(capsys, *(["--uri", uri] if uri else []))
+    assert "the MLflow store does not exist" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_version_is_not_migrated(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.db"
+    shutil.copy(store.folder / "mlflow.db", old)
+    with sqlite3.connect(old) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+        connection.execute("DROP TABLE trace_info")
+    connection.close()
+    before = old.read_bytes()
+    error = complaint(capsys, "--uri", f"sqlite:///{old}")
+    assert "another MLflow version: its schema is 0a8213491aaa" in error
+    assert old.read_bytes() == before
+
+
+def test_other_files_are_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, text = tmp_path / "empty.db", tmp_path / "text.db"
+    empty.touch()
+    text.write_text("no database")
+    assert "no MLflow store" in complaint(capsys, f"uri=sqlite:///{empty}")
+    assert empty.stat().st_size == 0
+    assert "cannot be read" in complaint(capsys, f"uri=sqlite:///{text}")
+    assert f"sqlite:///{text}" in complaint(capsys, f"uri={text}")
+    assert "no store URI" in complaint(capsys, "uri=what://")
+
+
+def test_mistakes_name_the_nearest(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = ["--uri", store.uri, "--output", str(tmp_path / "out")]
+    assert "did you mean 'kinopoisk_ft'?" in complaint(capsys, *uri, "experiment=kinopoisk_tf")
+    wrong = store.sweep[:-2] + "zz"
+    assert f"did you mean '{store.sweep}'?" in complaint(capsys, *uri, f"parent={wrong}")
+    assert "no training run" in complaint(capsys, *uri, "experiment=nothing finished")
+    assert "did you mean 'language'?" in complaint(capsys, *uri, "langauge=ru")
+    assert "there is no language 'de'" in complaint(capsys, *uri, "language=de")
+    assert not (tmp_path / "out").exists()
+    taken = tmp_path / "taken"
+    taken.touch()
+    assert "cannot be written" in complaint(capsys, "--uri", store.uri, f"output={taken}")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from kinopoisk_ft.report import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'mlflow', 'matplotlib', 'pandas', 'torch', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "language=ru" in done.stdout

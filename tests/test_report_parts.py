@@ -1,0 +1,187 @@
+"""Tables, chance, label places and pictures, each without a store."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.text import Text
+from scipy import stats
+
+from kinopoisk_ft.reporting.chance import difference
+from kinopoisk_ft.reporting.conclusions import conclusions
+from kinopoisk_ft.reporting.labels import Box, place
+from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.scatter import draw
+from kinopoisk_ft.reporting.table import Spread, Table, tables
+from kinopoisk_ft.reporting.words import Words
+
+EN = Words("en")
+
+
+def trained(
+    model: str = "bert", adapter: str = "none", seed: int = 0, **changes: object
+) -> TrainedRun:
+    metrics = {"test_accuracy": 0.9, "test_f1_weighted": 0.9, "test_f1_macro": 0.8}
+    metrics |= {"train_seconds": 100.0, "eval_seconds": 5.0, "trainable_parameters": 1000.0}
+    metrics |= {"total_parameters": 2000.0, "majority_f1_weighted": 0.7}
+    metrics |= {key: value for key, value in changes.items() if key in metrics}
+    return TrainedRun(
+        run_id=f"{model}{adapter}{seed}{changes}",
+        approach=model if adapter == "none" else f"{model} + {adapter}",
+        model=model,
+        adapter=adapter,
+        seed=str(seed),
+        data="kinopoisk",
+        split_digest=str(changes.get("split", "a")),
+        source_digest=str(changes.get("source", "s")),
+        device=str(changes.get("device", "cpu")),
+        commit="",
+        start_time=0,
+        settings={"data.max_length": "256", **changes.get("settings", {})},
+        metrics=metrics,
+    )
+
+
+def one_table(*runs: TrainedRun) -> Table:
+    (table,) = tables(list(runs))
+    return table
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (10, 2)])
+def test_interval_is_welch_as_in_scipy(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(0.9, scale, n) for scale, n in zip((0.01, 0.03), sizes, strict=True))
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    found = difference(Spread.of(a.tolist()), Spread.of(b.tolist()))
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert found.beyond_noise == (expected.low > 0 or expected.high < 0)
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.9], [0.8, 0.7]), ([0.9, 0.9], [0.8, 0.8])])
+def test_chance_without_a_measure_is_never_called_real(a: list[float], b: list[float]) -> None:
+    found = difference(Spread.of(a), Spread.of(b))
+    assert not found.measured
+    assert not found.beyond_noise
+
+
+def test_noise_is_called_noise() -> None:
+    runs = [trained(seed=s, test_f1_weighted=0.9 + s / 100) for s in range(3)]
+    runs += [trained("gru", seed=s, test_f1_weighted=0.905 + s / 100) for s in range(3)]
+    said = conclusions(one_table(*runs), EN)[0]
+    assert "within the noise of the seeds" in said
+    runs = [trained(seed=s, test_f1_weighted=0.9 + s / 1000) for s in range(3)]
+    runs += [trained("gru", seed=s, test_f1_weighted=0.95 + s / 1000) for s in range(3)]
+    assert "beyond the noise of the seeds" in conclusions(one_table(*runs), EN)[0]
+
+
+def test_tables_never_mix_rows_or_sources() -> None:
+    runs = [trained(), trained("gru", split="b"), trained("mlp", source="t"), trained("rnn")]
+    assert [[row.name for row in table.rows] for table in tables(runs)] == [
+        ["bert", "rnn"],
+        ["gru"],
+        ["mlp"],
+    ]
+
+
+def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
+    many = {"trainer.epochs": "1", "trainer.batch_size": "8", "adapter.lr": "0.1"}
+    table = one_table(trained(), trained(seed=1, settings=many))
+    assert {row.name for row in table.rows} == {"bert #1", "bert #2"}
+    assert "bert #2: adapter.lr=0.1, trainer.batch_size=8, trainer.epochs=1." in table_notes(
+        table, EN
+    )
+
+
+def test_notes_name_unequal_devices_and_unequal_data() -> None:
+    runs = [trained(), trained("gru", device="cuda", majority_f1_weighted=0.6)]
+    notes = " ".join(table_notes(one_table(*runs), EN))
+    assert "device differs: cpu: bert; cuda: gru." in notes
+    assert "data behind the same row numbers are not the same" in notes
+
+
+def test_tfidf_may_be_the_best() -> None:
+    table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
+    said = conclusions(table, EN)
+    assert "No network scores higher than the TF-IDF baseline." in said
+    assert "tfidf also trains fastest, 2.0 s." in said
+
+
+def test_a_single_approach_has_nothing_to_compare() -> None:
+    said = " ".join(conclusions(one_table(trained()), EN))
+    assert "bert is the only approach here" in said
+    assert "measured with one seed: no measure of chance" in said
+
+
+def test_labels_overlap_neither_one_another_nor_points() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(8):
+        points = rng.normal((350, 200), (40, 20), size=(20, 2)).tolist()
+        marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+        sizes = [(width, 14.0) for width in rng.uniform(30, 160, 20)]
+        frame = Box(0, 0, 700, 400)
+        boxes = place(marks, sizes, frame)
+        assert all(box.within(frame) for box in boxes)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert not any(box.overlaps(mark) for box in boxes for mark in marks)
+        assert [b.right - b.left for b in boxes] == pytest.approx([width for width, _ in sizes])
+
+
+def test_picture_keeps_labels_apart_and_zero_on_the_axis() -> None:
+    adapters = ["none", "lora", "dora", "ia3", "bitfit", "head"]
+    runs = [
+        trained(m, a, test_f1_weighted=0.93 + i / 5000, trainable_parameters=10.0 ** (3 + i % 5))
+        for i, (m, a) in enumerate(itertools.product(("bert", "mamba"), adapters))
+    ]
+    runs.append(trained("tfidf", trainable_parameters=0.0, train_seconds=9.0))
+    figure = draw(one_table(*runs), EN)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        frame = axes.get_window_extent()
+        extents = [Text.get_window_extent(text) for text in axes.texts]  # without its line
+        assert len(extents) == len(runs)
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
+        assert all(frame.x0 <= e.x0 and e.x1 <= frame.x1 for e in extents)
+    time, parameters = figure.axes
+    assert "0" not in [label.get_text() for label in time.get_xticklabels()]
+    label, position = parameters.get_xticklabels()[0], parameters.get_xticks()[0]
+    low, _ = parameters.get_xlim()
+    assert label.get_text() == "0"
+    assert low < position < 1000
+
+
+@pytest.mark.parametrize("size", [2, 6, 15])
+def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
+    matrix = np.eye(size, dtype=int) * 50 + 1
+    matrix[0] = 0  # a class with no test rows
+    file = tmp_path / "matrix.png"
+    confusion_matrix_picture(matrix, [f"класс {i}" for i in range(size)], file)
+    assert imread(file).shape[1] >= 800
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.png"]
+
+
+def test_confusion_matrix_must_fit_its_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 class names"):
+        confusion_matrix_picture([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "m.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_curve_takes_gaps_and_nothing(tmp_path: Path) -> None:
+    history = [{"step": s, "train_loss": 1 / s, "val_loss": None} for s in range(1, 50)]
+    history += [{"step": 49, "val_loss": 0.3, "val_f1_weighted": float("nan")}]
+    history += [{"step": 50, "val_loss": 0.2, "val_f1_weighted": 0.9}]
+    for name, rows in {"a": history, "b": history, "losses": history[:9], "none": []}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        learning_curve_picture(rows, folder / "curve.svg")
+    assert (tmp_path / "a/curve.svg").read_bytes() == (tmp_path / "b/curve.svg").read_bytes()
+    sizes = {
+        name: (tmp_path / name / "curve.svg").stat().st_size for name in ("a", "losses", "none")
+    }
+    assert sizes["none"] < sizes["losses"] < sizes["a"]
