@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -78,9 +77,11 @@ class Store:
 
 
 @functools.cache
-def filled_store(factory: pytest.TempPathFactory) -> Store:
+def filled_store(session_folder: Path) -> Store:
     """Return the session's one store: its tables take seconds to make."""
-    made = Store(factory.mktemp("store"))
+    folder = session_folder / "report_store"
+    folder.mkdir()
+    made = Store(folder)
     study = made.experiment("kinopoisk_ft")
     made.run(study, ("bert", "none", 0, 0.5, 0.5, 0.5, 1.0, 1, 1))  # superseded by the next
     for row in FINISHED:

@@ -20,7 +20,7 @@ from report_store import (
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return filled_store(tmp_path_factory)
+    return filled_store(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

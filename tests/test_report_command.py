@@ -19,7 +19,7 @@ from kinopoisk_ft.reporting.words import PHRASES, Words
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return filled_store(tmp_path_factory)
+    return filled_store(tmp_path_factory.getbasetemp())
 
 
 def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
