@@ -79,12 +79,21 @@ def _job(cfg: DictConfig) -> float | None:
         from kinopoisk_ft.run import run
 
         return run(prepared, out_dir).objective
-    except Exception as error:
+    except Exception as raised:
+        error = _cause(raised)
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise RunError from error  # Hydra notes it and goes on with the next job
+            raise RunError from raised  # Hydra notes it and goes on with the next job
         sys.exit(1)
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the UserError that Hydra wrapped while it built an object, else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    return cause or error
 
 
 def _write_traceback(out_dir: Path) -> Path:

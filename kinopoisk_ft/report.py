@@ -68,7 +68,7 @@ def _report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.formats import as_text
     from kinopoisk_ft.reporting.output import write
-    from kinopoisk_ft.reporting.store import default_uri, open_store
+    from kinopoisk_ft.tracking.store import default_uri, open_store
     from kinopoisk_ft.reporting.words import Words
 
     words = Words(options.language)

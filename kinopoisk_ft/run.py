@@ -17,6 +17,7 @@ from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import commit
 from kinopoisk_ft.fitting import fit_baseline, fit_network
 from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
     """Run the task of a checked config; a failure is recorded as such and raised again."""
+    quiet_libraries()
     cfg = prepared.cfg
     tracker: Tracker = instantiate(cfg.tracking)
     plain: Any = OmegaConf.to_container(cfg)

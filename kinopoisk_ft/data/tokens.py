@@ -28,7 +28,6 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[list
     key = _key(texts, tokenizer, max_length)
     file = cache_dir() / "tokens" / f"{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
-    datasets.disable_progress_bars()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
         found = tokenizer(batch["text"], truncation=True, max_length=max_length, padding=False)

@@ -55,21 +55,17 @@ def check_folder(name: str, key: str) -> None:
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a lower-casing WordPiece tokenizer with BERT's special tokens on these texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    # ё and й stay letters of their own: BERT's accent stripping would make е and и of them.
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """Train a lower-casing WordPiece tokenizer with BERT's special tokens on these texts.
+
+    The same texts give the same tokenizer in every process.
+    """
+    vocab = _wordpiece_vocab(texts, vocab_size)
+    tokenizer = _wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=WORDPIECE_SPECIALS, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -79,6 +75,35 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _wordpiece(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    # ё and й stay letters of their own: BERT's accent stripping would make е and и of them.
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
+    """Return token → id; single letters go first and in order.
+
+    The trainer numbers the letters inside words by the order of a hash table, which differs from
+    process to process and decides between pairs of equal counts: so they are given in advance.
+    """
+    tokenizer = _wordpiece(models.WordPiece(unk_token="[UNK]"))
+    letters = sorted(
+        {letter for text in texts for letter in tokenizer.normalizer.normalize_str(text)}
+    )
+    inner = [f"##{letter}" for letter in letters if not letter.isspace()]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(WORDPIECE_SPECIALS) + 2 * len(letters)),
+        special_tokens=WORDPIECE_SPECIALS + inner,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    return vocab
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.saving import CARD
-from kinopoisk_ft.reporting.store import default_uri, open_store
+from kinopoisk_ft.tracking.store import default_uri, open_store
 
 
 def model_folder(name: str, uri: str | None = None) -> Path:

@@ -13,6 +13,7 @@ import torch
 from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import Card, load_network, read_card
+from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import predict
@@ -26,6 +27,7 @@ class Predictor:
     """Reads a model folder once and answers for lists of texts."""
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
+        quiet_libraries()
         self.card: Card = read_card(folder)
         if self.card.kind == "tfidf":
             self._baseline = Tfidf.load(folder)

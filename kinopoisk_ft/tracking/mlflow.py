@@ -100,13 +100,12 @@ class MlflowTracker:
         """Keep the folder as an MLflow model: a pyfunc made from code, nothing pickled."""
         if not self.log_model:
             return
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         outputs = [ColSpec("string", "label")]
         outputs += [ColSpec("double", f"p_{name}") for name in class_names]
         mlflow.set_tracking_uri(self.uri)
         with warnings.catch_warnings(), mlflow.start_run(run_id=self.run_id):
             # It advises type hints, which would refuse a frame, and an example beside the signature.
-            warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+            warnings.simplefilter("ignore", UserWarning)
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(code),

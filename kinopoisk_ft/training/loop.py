@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.batching import Examples, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
@@ -86,6 +87,7 @@ class Trainer:
     patience: int | None
     best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
     log_every: int
+    keep_memory: bool
 
     def __post_init__(self) -> None:
         counts = (
@@ -114,6 +116,8 @@ class Trainer:
         device = choose_device(self.device)
         precision = Precision(self.precision, device)
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
+        if self.keep_memory and keep_freed_memory():
+            log.info("freed memory stays in the process")
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: wait(device))
 

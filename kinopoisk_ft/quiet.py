@@ -1,0 +1,19 @@
+"""Keep libraries from talking over the run's own log."""
+
+from __future__ import annotations
+
+import os
+
+
+def quiet_libraries() -> None:
+    """Turn off progress bars and load reports of transformers, datasets and MLflow.
+
+    What they say of fresh weights is said by the run itself, once and by name.
+    """
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

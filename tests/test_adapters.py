@@ -1,0 +1,163 @@
+"""What each adapter trains on each kind of network, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from networks import ADAPTERS, KINDS, make
+from peft import get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from kinopoisk_ft.adapters.audit import check_gradients, count_parameters
+from kinopoisk_ft.adapters.plain import Freeze
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.training.batching import pad
+from kinopoisk_ft.training.optim import decays
+
+
+def backward(module: nn.Module, tokenizer: object, steps: int = 1) -> None:
+    texts, labels = tiny.reviews(8, seed=3)
+    batch = pad(tokenizer(texts)["input_ids"], tokenizer.pad_token_id)  # type: ignore[operator]
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    for step in range(steps):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(**batch).logits, torch.tensor(labels)).backward()
+        if step < steps - 1:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_trainable_learns_and_the_rest_stays(kind: str, adapter: str) -> None:
+    _, made, network, tokenizer = make(kind, adapter)
+    adapted = made.apply(network)
+    frozen = {n: p.clone() for n, p in adapted.module.named_parameters() if not p.requires_grad}
+    assert bool(frozen) == (adapter != "none")
+    adapted.module.train()
+    backward(adapted.module, tokenizer)
+    check_gradients(adapted.module)
+    torch.optim.AdamW([p for p in adapted.module.parameters() if p.requires_grad]).step()
+    after = dict(adapted.module.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in frozen.items())
+    head = [n for n in after if "classifier" in n and after[n].requires_grad]
+    assert head, "the head must train"
+    assert set(head) >= {n for n in adapted.fresh if "classifier" in n}
+
+
+def names(kind: str, adapter: str, *more: str) -> set[str]:
+    _, made, network, _ = make(kind, adapter, *more)
+    module = made.apply(network).module
+    return {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+def test_freeze_leaves_the_last_layer_and_the_head() -> None:
+    assert {n.split(".")[2] for n in names("mamba", "freeze") if "layers" in n} == {"2"}
+    bert = names("bert", "freeze")
+    assert {n.split(".")[3] for n in bert if ".layer." in n} == {"2"}
+    assert not any("embeddings" in n for n in bert | names("mamba", "freeze"))
+    assert "bert.pooler.dense.weight" in bert
+
+
+def test_bitfit_trains_biases_and_head() -> None:
+    trained = names("bert", "bitfit")
+    assert {n for n in trained if not n.endswith("bias")} == {"classifier.weight"}
+    assert any("query.bias" in n for n in trained)
+
+
+def test_head_trains_the_head_alone() -> None:
+    assert names("mamba", "head") == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("target", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+def test_lora_on_mamba_reaches_what_it_names(target: str) -> None:
+    _, made, network, tokenizer = make("mamba", "lora", f"adapter.config.target_modules=[{target}]")
+    module = made.apply(network).module.eval()
+    backward(module, tokenizer, steps=2)  # the B factor starts at zero: A learns from step 2
+    gradients = {n: p.grad for n, p in module.named_parameters() if "lora_" in n}
+    assert len(gradients) == 3 * 2
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())
+
+
+def study_bert() -> Network:
+    with torch.device("meta"):
+        module = BertForSequenceClassification(BertConfig(vocab_size=119547, num_labels=2))
+    fresh = {"classifier.weight", "classifier.bias"}
+    return Network(module, "hf", "bert.encoder.layer", ["bert.embeddings"], ["classifier"],
+                   fresh, "rubert", 512, "pooler")  # fmt: skip
+
+
+def test_study_counts_to_the_unit() -> None:
+    assert count_parameters(study_bert().module) == (177_854_978, 177_854_978)
+    frozen = Freeze(layers=10, lr=5e-5).apply(study_bert()).module
+    assert count_parameters(frozen) == (14_767_874, 177_854_978)
+    from composing import compose_config
+    from hydra.utils import instantiate
+
+    lora = instantiate(compose_config(["experiment=study_bert_lora"]).adapter)
+    assert count_parameters(lora.apply(study_bert()).module) == (296_450, 178_151_428)
+
+
+def test_fresh_pooler_is_never_left_frozen() -> None:
+    folder = tiny.bert(with_pooler=False)
+    for adapter in ("lora", "head", "freeze", "bitfit"):
+        trained = names("bert", adapter, f"model.name={folder}")
+        assert any("pooler.dense.weight" in n or "pooler.modules_to_save" in n for n in trained)
+
+
+@pytest.mark.parametrize("kind", ["bert", "mamba"])
+def test_target_that_matches_nothing_is_refused(kind: str) -> None:
+    _, made, network, _ = make(kind, "lora", "adapter.config.target_modules=[qeury]")
+    with pytest.raises(UserError, match="'qeury' matches no module"):
+        made.apply(network)
+
+
+def test_adapter_on_the_convolution_is_refused_with_the_reason() -> None:
+    _, made, network, _ = make("mamba", "lora", "adapter.config.target_modules=[conv1d]")
+    with pytest.raises(UserError, match="would train nothing"):
+        made.apply(network)
+
+
+def test_freezing_more_layers_than_there_are_is_refused() -> None:
+    _, made, network, _ = make("bert", "freeze", "adapter.layers=10")
+    with pytest.raises(UserError, match="the model has 3"):
+        made.apply(network)
+
+
+class RoundTheModule(nn.Module):
+    """Uses a Linear's weight without calling it, as Mamba's original code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x_proj, self.classifier = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x @ self.x_proj.weight.T)
+
+
+def test_adapter_that_trains_nothing_is_found_after_the_first_backward() -> None:
+    from peft import LoraConfig
+
+    module = get_peft_model(RoundTheModule(), LoraConfig(target_modules=["x_proj"]))
+    module.base_model.model.classifier.requires_grad_(True)
+    module(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(UserError, match=r"no gradient: .*x_proj\.lora_A"):
+        check_gradients(module)
+
+
+def test_all_gradients_zero_is_found() -> None:
+    module = nn.Linear(2, 2)
+    (module(torch.ones(1, 2)) * 0).sum().backward()
+    with pytest.raises(UserError, match="every gradient is zero"):
+        check_gradients(module)
+
+
+@pytest.mark.parametrize("kind", ["bert", "mamba"])
+def test_weight_decay_spares_norms_biases_and_the_scan(kind: str) -> None:
+    module = make(kind)[2].module
+    decaying = {n for n, p in module.named_parameters() if decays(n, p)}
+    spared = {n for n, _ in module.named_parameters()} - decaying
+    assert all(not n.endswith(("bias", "A_log", ".D")) and "orm" not in n for n in decaying)
+    assert all(n.endswith(("bias", "A_log", ".D")) or "orm" in n for n in spared)

@@ -1,0 +1,250 @@
+"""The command line as a user types it: help, runs, sweeps, predictions, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import tiny
+from mlflow import MlflowClient
+from sklearn.metrics import accuracy_score, f1_score
+
+from kinopoisk_ft import predict
+from kinopoisk_ft.cli import main
+
+SMALL = [
+    "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=2", "trainer.lr=0.01",
+    "trainer.batch_size=8", "data.max_length=32",
+]  # fmt: skip
+BERT = [
+    "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.max_positions=64",
+    "model.vocab_size=120",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews.jsonl and one store for all runs of this file."""
+    folder = tmp_path_factory.mktemp("cli")
+    texts, labels = tiny.reviews(80)
+    pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)],
+                  "mark": ["plus" if x else "minus" for x in labels]}).to_json(
+        folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
+
+
+def run(*args: str, data: Sequence[str] = DATA) -> int:
+    """Run the command line in this process; returns the exit code."""
+    before = sys.argv
+    try:
+        return main([*data, *SMALL, *args])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> dict[str, object]:
+    """The result of one whole run with the store, through a new process."""
+    env = {**os.environ, "KINOPOISK_FT_CACHE": str(place / "cache")}
+    subprocess.run(
+        [sys.executable, "-m", "kinopoisk_ft", *DATA, *SMALL, *BERT, "adapter=lora",
+         "output_dir=first", "result_json=first.json", "seed=3"],
+        cwd=place, env=env, check=True, capture_output=True,
+    )  # fmt: skip
+    result: dict[str, object] = json.loads((place / "first.json").read_text())
+    return result
+
+
+def test_help_names_groups_and_options() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kinopoisk_ft", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in ("model", "mamba_scratch", "adapter", "rslora", "study_bert_full", "sweep"):
+        assert name in done.stdout
+    assert not any(heavy in done.stderr for heavy in ("torch", "mlflow", "hydra"))
+
+
+def test_result_has_the_promised_keys(finished: dict[str, object], place: Path) -> None:
+    assert set(finished) == {
+        "accuracy", "f1_weighted", "f1_macro", "train_seconds", "eval_seconds",
+        "trainable_parameters", "total_parameters", "run_id", "model_dir",
+    }  # fmt: skip
+    assert Path(str(finished["model_dir"])) == place / "first" / "model"
+
+
+def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    found = client.get_run(str(finished["run_id"]))
+    assert found.info.status == "FINISHED"
+    tags, params, metrics = found.data.tags, found.data.params, found.data.metrics
+    assert (tags["model"], tags["adapter"], tags["seed"]) == ("bert_scratch", "lora", "3")
+    assert tags["approach"] == "bert_scratch + lora"
+    assert params["adapter.config.r"] == "8"
+    assert params["trainer.epochs"] == "2"
+    for key in ("tokenize_seconds", "tokens_per_second", "peak_memory_mb", "val_seconds"):
+        assert metrics[key] > 0
+    assert len(client.get_metric_history(found.info.run_id, "val_f1_weighted")) == 2
+    names = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert names >= {
+        "config.yaml", "environment.json", "result.json", "predictions.parquet",
+        "class_report.json", "confusion_matrix.png", "learning_curve.png",
+    }  # fmt: skip
+    table = pd.read_parquet(client.download_artifacts(found.info.run_id, "predictions.parquet"))
+    labels, guesses = table["label"], table["predicted"]
+    assert metrics["test_accuracy"] == pytest.approx(accuracy_score(labels, guesses))
+    f1 = f1_score(labels, guesses, average="weighted")
+    assert metrics["test_f1_weighted"] == pytest.approx(f1) == finished["f1_weighted"]
+    assert table[["p_minus", "p_plus"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+
+
+def test_predictions_agree_everywhere(
+    finished: dict[str, object], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.DataFrame({"text": [tiny.GOOD, tiny.BAD]})
+    table.to_csv("in.csv", index=False)
+    answers = []
+    for model in (str(finished["run_id"]), "first"):
+        assert predict.main([model, "--input", "in.csv", "--output", "out.jsonl"]) == 0
+        answers.append(pd.read_json("out.jsonl", lines=True))
+    pd.testing.assert_frame_equal(*answers)
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    outputs = client.get_run(str(finished["run_id"])).outputs
+    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    served = mlflow.pyfunc.load_model(f"models:/{outputs.model_outputs[0].model_id}").predict(table)
+    assert served["label"].tolist() == answers[0]["predicted_label"].tolist()
+    assert served["p_plus"].to_numpy() == pytest.approx(answers[0]["predicted_p_plus"], abs=1e-6)
+    capsys.readouterr()
+    assert predict.main(["first", tiny.GOOD]) == 0
+    assert served["label"][0] in capsys.readouterr().out
+
+
+def test_sweep_is_one_parent_with_children(place: Path) -> None:
+    code = run("-m", "model=tfidf", "tracking.experiment=swept", "seed=0,1", "output_dir=swept",
+               "result_json=swept.json")  # fmt: skip
+    assert code == 0
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("swept")
+    runs = client.search_runs([experiment.experiment_id])
+    parent = [r for r in runs if r.data.tags["kinopoisk_ft.kind"] == "sweep"]
+    children = [r for r in runs if r.data.tags["kinopoisk_ft.kind"] == "train"]
+    assert (len(parent), len(children)) == (1, 2)
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent[0].info.run_id}
+    assert parent[0].info.status == "FINISHED"
+    assert {json.loads((place / f"swept.{i}.json").read_text())["run_id"] for i in (0, 1)} == {
+        r.info.run_id for r in children
+    }
+
+
+def test_failed_job_is_recorded_and_the_others_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run("-m", "model=tfidf", "adapter=lora,none", "tracking.experiment=half",
+               "output_dir=half")  # fmt: skip
+    assert code == 1
+    assert "no layers to adapt" in capsys.readouterr().err
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("half").experiment_id])
+    by_status = {r.info.status: r for r in runs if r.data.tags["kinopoisk_ft.kind"] == "train"}
+    assert set(by_status) == {"FAILED", "FINISHED"}
+    failed = by_status["FAILED"].info.run_id
+    trace = Path(client.download_artifacts(failed, "traceback.txt")).read_text()
+    assert "UserError" in trace
+
+
+def test_own_groups_from_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "own" / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "vera.yaml").write_text(
+        "# VeRA: shared random matrices, trained scales.\n"
+        "_target_: kinopoisk_ft.adapters.peft.Peft\nlr: 1.0e-2\nconfig:\n"
+        "  _target_: peft.VeraConfig\n  _convert_: all\n  r: 4\n"
+        "  target_modules: ${model.targets.lora}\n"
+    )
+    assert main(["--config-dir", "own", "--help"]) == 0
+    assert "VeRA: shared random matrices" in capsys.readouterr().out
+    args = [*BERT, "adapter=vera", "tracking=none", "output_dir=vera", "--config-dir", "own"]
+    assert run(*args) == 0
+    assert (place / "vera" / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_pretrained_base_is_a_model(place: Path) -> None:
+    pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
+    assert run(*BERT, *pretrain, "output_dir=pre") == 0
+    assert run("model=encoder", "model.name=base", "model.pooling=mean", "adapter=freeze",
+               "adapter.layers=1", "tracking=none", "output_dir=tuned") == 0  # fmt: skip
+    assert (place / "tuned" / "model" / "head.safetensors").is_file()
+
+
+MISTAKES = [
+    (["trainer.max_epoch=3"], "did you mean 'trainer.epochs'?"),
+    (["model=brt"], "did you mean 'bert'?"),
+    (["modle=bert"], "did you mean 'model'?"),
+    (["model=encoder", "model.name=./nowhere"], "there is no folder './nowhere'"),
+    ([*BERT, "data.max_length=65"], "not within the model's 64 positions"),
+    ([*BERT, "adapter=freeze"], "cannot freeze 10 layers: the model has 2"),
+    ([*BERT, "adapter=lora", "adapter.config.target_modules=[qeury]"], "matches no module"),
+    (["model=tfidf", "adapter=head"], "no layers to adapt"),
+    (["model=tfidf", "data.path=nowhere.csv"], "nowhere.csv"),
+    (["model=tfidf", "data.text_column=txt"], "did you mean 'text'?"),
+    (["model=tfidf", "data.limit=4"], "data.limit"),
+    ([*BERT, "trainer.device=cuda"], "not available on this machine"),
+    (["model=bert"], "data=demo"),
+    (["model=tfidf", "tracking=mlflow", "tracking.uri=sqlite:////proc/no/mlflow.db"], "cannot be opened"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "told"), MISTAKES, ids=lambda v: v if isinstance(v, str) else "")
+def test_mistakes_end_with_one_message(
+    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if args == ["model=bert"]:
+        told = "model.name=<folder>"
+    tracking = [] if any("tracking" in arg for arg in args) else ["tracking=none"]
+    assert run(*args, *tracking, "output_dir=mistake") in (1, 2)
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert "Traceback" not in shown.err + shown.out
+
+
+def test_typo_in_an_experiment_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "typo" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\n# Mine.\ntrainer:\n  epoch: 1\n")
+    assert run("model=tfidf", "experiment=mine", "tracking=none", "--config-dir", "typo") == 1
+    error = capsys.readouterr().err
+    assert "unknown option 'trainer.epoch': did you mean 'epochs'?" in error
+    assert "experiment 'mine'" in error
+
+
+def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    pd.DataFrame({"text": ["хорошо", " "]}).to_csv("gap.csv", index=False)
+    cases = [
+        (["nowhere", "text"], "neither a folder nor a run"),
+        (["first"], "either texts or --input"),
+        (["first", "--input", "gap.csv"], "row 2"),
+        (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),
+    ]
+    for args, told in cases:
+        assert predict.main(args) == 1
+        assert told in capsys.readouterr().err

@@ -1,0 +1,359 @@
+"""The loop against plain PyTorch, the batches, the clock, precision and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from composing import compose_config
+from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import make
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training import schedule
+from kinopoisk_ft.training.batching import Examples, by_length, length_grouped, pad
+from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.evaluate import evaluate
+from kinopoisk_ft.training.loop import State, Trainer
+from kinopoisk_ft.training.metrics import classification_scores, confusion, majority_scores
+from kinopoisk_ft.training.objective import (
+    Classification,
+    LanguageModel,
+    MaskedLanguageModel,
+)
+from kinopoisk_ft.training.optim import param_groups
+from kinopoisk_ft.training.precision import Precision, choose
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """Keeps what the loop records."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.values.append((step, values))
+
+
+def trainer(*overrides: str) -> Trainer:
+    base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu"]
+    made: Trainer = instantiate(compose_config([*base, *overrides]).trainer)
+    return made
+
+
+def examples(tokenizer: Any, count: int, seed: int = 0) -> Examples:
+    texts, labels = tiny.reviews(count, seed)
+    return Examples(tokenizer(texts)["input_ids"], np.array(labels))
+
+
+def fit(
+    folder: Path,
+    *overrides: str,
+    kind: str = "bert_scratch",
+    audit: Callable[[nn.Module], None] = lambda _: None,
+    count: int = 64,
+) -> tuple[State, Recorder]:
+    made = trainer(*overrides)
+    precision, clock = made.open()
+    _, _, network, tokenizer = make(kind, "none", "model.dropout=0.0")
+    recorder = Recorder()
+    state = made.fit(
+        network.module,
+        Classification(tokenizer.pad_token_id),
+        examples(tokenizer, count),
+        examples(tokenizer, 32, seed=9),
+        fresh=network.fresh,
+        audit=audit,
+        precision=precision,
+        clock=clock,
+        recorder=recorder,
+        folder=folder,
+    )
+    return state, recorder
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=300),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, seed: int) -> None:
+    array = np.array(lengths)
+    for batches in (length_grouped(array, batch_size, seed, 0), by_length(array, batch_size)):
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        assert all(0 < len(batch) <= batch_size for batch in batches)
+        assert len(batches) == -(-len(lengths) // batch_size)
+        assert max(lengths) in array[batches[0]]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = np.arange(1, 200)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(length_grouped(lengths, 8, seed, epoch)).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1) != order(2, 1)
+
+
+def test_grouping_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 2000)
+    padded = sum(len(b) * lengths[b].max() for b in length_grouped(lengths, 16, 0, 0))
+    plain = sum(len(b) * b.max() for b in np.split(lengths, 125))
+    assert padded < 1.05 * lengths.sum() < plain
+
+
+def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
+    """Micro-batches of unlike lengths and a short last one give the update of one large batch."""
+    settings = ["trainer.epochs=1", "trainer.lr=0.01", "trainer.clip_norm=null"]
+    sizes = (["trainer.batch_size=12"], ["trainer.batch_size=4", "trainer.accumulate=3"])
+    weights = []
+    for i, size in enumerate(sizes):
+        made = trainer(*settings, *size)
+        precision, clock = made.open()
+        _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
+        state = made._setup(network.module, Classification(tokenizer.pad_token_id), precision, (), 22)
+        data = examples(tokenizer, 22)
+        rows = np.arange(22)
+        groups = [[rows[:12]], [rows[12:]]] if i == 0 else [
+            [rows[:4], rows[4:8], rows[8:12]], [rows[12:16], rows[16:20], rows[20:]]
+        ]  # fmt: skip
+        for group in groups:
+            rng = np.random.default_rng(0)
+            batches = [state.objective.collate(data, part, rng) for part in group]
+            made._step(state, batches, lambda _: None)
+        weights.append(torch.cat([p.detach().flatten() for p in network.module.parameters()]))
+    assert state.step == 2
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=1e-4)
+
+
+def test_step_equals_plain_pytorch() -> None:
+    made = trainer("trainer.lr=0.01", "trainer.warmup_steps=0", "trainer.epochs=1")
+    precision, _ = made.open()
+    _, _, network, tokenizer = make("bert", "none", "model.dropout=0.0")
+    _, _, twin, _ = make("bert", "none", "model.dropout=0.0")
+    twin.module.load_state_dict(network.module.state_dict())
+    data = examples(tokenizer, 16)
+    state = made._setup(
+        network.module, Classification(tokenizer.pad_token_id), precision, network.fresh, 16
+    )
+    batch = state.objective.collate(data, np.arange(16), np.random.default_rng(0))
+    made._step(state, [batch], lambda _: None)
+
+    groups = param_groups(
+        twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01
+    )
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    loss = nn.functional.cross_entropy(twin.module(**inputs).logits, batch["labels"])
+    loss.backward()
+    nn.utils.clip_grad_norm_(twin.module.parameters(), 1.0)
+    optimizer.step()
+    for ours, theirs in zip(network.module.parameters(), twin.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(state.losses[0], loss.detach())
+
+
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+def test_learns_and_restores_the_best(kind: str, tmp_path: Path) -> None:
+    overrides = ["trainer.epochs=6", "trainer.lr=0.01", "trainer.batch_size=8"]
+    if kind == "mamba_scratch":
+        made = trainer(*overrides)
+        precision, clock = made.open()
+        _, _, network, tokenizer = make(kind)
+        objective, val = Classification(tokenizer.pad_token_id), examples(tokenizer, 32, seed=9)
+        state = made.fit(
+            network.module, objective, examples(tokenizer, 64), val, fresh=(),
+            audit=lambda _: None, precision=precision, clock=clock, recorder=Recorder(),
+            folder=tmp_path,
+        )  # fmt: skip
+    else:
+        state, _ = fit(tmp_path, *overrides)
+        objective = state.objective
+        val = examples(make(kind)[3], 32, seed=9)
+    assert state.best is not None
+    assert state.best > 0.9
+    again = evaluate(state.model, val, objective, Precision("fp32", CPU), 32)
+    assert again.scores["f1_weighted"] == pytest.approx(state.best)
+    scores = [row["val_f1_weighted"] for row in state.history if "val_f1_weighted" in row]
+    assert state.best == max(scores)
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    runs = [fit(tmp_path / str(i), "trainer.epochs=1")[0] for i in range(2)]
+    first, second = (r.model.state_dict() for r in runs)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_evaluations_when_due_and_early_stopping(tmp_path: Path) -> None:
+    every = ["trainer.batch_size=16", "trainer.eval_every=3", "trainer.epochs=2"]
+    _, recorder = fit(tmp_path, *every)
+    assert [s for s, v in recorder.values if "val_loss" in v] == [3, 6, 8]
+    still = ["trainer.lr=0.0", "trainer.patience=2", "trainer.epochs=9"]
+    state, recorder = fit(tmp_path, *still)
+    assert [s for s, v in recorder.values if "val_loss" in v] == [4, 8, 12]
+    assert (state.best_step, state.step) == (4, 12)
+
+
+def test_max_steps_ends_the_run(tmp_path: Path) -> None:
+    state, recorder = fit(tmp_path, "trainer.max_steps=3", "trainer.batch_size=4")
+    assert state.step == 3
+    assert recorder.values[-1][0] == 3
+    assert "val_f1_weighted" in recorder.values[-1][1]
+
+
+def test_audit_stops_the_run_at_the_first_step(tmp_path: Path) -> None:
+    def refuse(_: nn.Module) -> None:
+        raise UserError("nothing trains")
+
+    with pytest.raises(UserError, match="nothing trains"):
+        fit(tmp_path, audit=refuse)
+
+
+def test_low_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
+    for kind in ("bf16", "fp16"):
+        state, _ = fit(
+            tmp_path, f"trainer.precision={kind}", "trainer.epochs=4", "trainer.lr=0.01"
+        )
+        assert all(p.dtype == torch.float32 for p in state.model.parameters())
+        assert state.best is not None
+        assert state.best > 0.8
+
+
+def test_fp16_skips_a_step_that_overflows() -> None:
+    precision = Precision("fp16", CPU)
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    precision.backward((weight * torch.tensor([1.0, float("inf")])).sum())
+    precision.unscale(optimizer)
+    precision.step(optimizer, [weight], 1.0)
+    assert precision.skipped_steps == 1
+    assert torch.equal(weight, torch.ones(2))
+
+
+@pytest.mark.parametrize(("faster", "kind"), [(4.0, "bf16"), (0.125, "fp32"), (1.2, "fp32")])
+def test_auto_precision_follows_the_measurement(
+    monkeypatch: pytest.MonkeyPatch, faster: float, kind: str
+) -> None:
+    seconds = {torch.float32: 1.0, torch.bfloat16: 1 / faster}
+    monkeypatch.setattr(
+        "kinopoisk_ft.training.precision._product_seconds", lambda dtype, device: seconds[dtype]
+    )
+    chosen, reason = choose("auto", CPU)
+    assert chosen == kind
+    assert "of fp32's time" in reason
+
+
+def test_precision_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no kernel for Half")
+
+    monkeypatch.setattr(torch, "autocast", no_kernel)
+    with pytest.raises(UserError, match="fp16 cannot run on cpu: no kernel for Half"):
+        choose("fp16", CPU)
+
+
+def test_missing_device_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match="available: cpu"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.epochs=0", "trainer.lr=-1.0", "trainer.warmup_share=1.5", "trainer.eval_every=0"],
+)
+def test_values_out_of_range_are_refused(override: str) -> None:
+    with pytest.raises(Exception, match=override.split("=")[0].replace(".", r"\.")):
+        trainer(override)
+
+
+def test_schedules_equal_transformers() -> None:
+    for ours, theirs in (
+        (schedule.linear, get_linear_schedule_with_warmup),
+        (schedule.cosine, get_cosine_schedule_with_warmup),
+    ):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        reference = theirs(optimizer, 5, 40)
+        for step in range(40):
+            assert ours(step, warmup=5, total=40) == pytest.approx(reference.get_last_lr()[0])
+            optimizer.step()
+            reference.step()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
+def test_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    guess, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    scores = classification_scores(torch.tensor(guess), torch.tensor(labels), 3)
+    assert scores["accuracy"] == pytest.approx(accuracy_score(labels, guess), abs=1e-6)
+    for average in ("weighted", "macro"):
+        expected = f1_score(labels, guess, average=average, zero_division=0)
+        assert scores[f"f1_{average}"] == pytest.approx(expected, abs=1e-6)
+    matrix = confusion(torch.tensor(guess), torch.tensor(labels), 3)
+    assert np.array_equal(matrix, confusion_matrix(labels, guess, labels=[0, 1, 2]))
+
+
+def test_majority_is_the_train_splits() -> None:
+    scores = majority_scores(np.array([1, 1, 0]), np.array([0, 0, 0, 1]))
+    assert scores["accuracy"] == 0.25
+
+
+def test_evaluation_keeps_the_order_and_averages_over_reviews() -> None:
+    _, _, network, tokenizer = make("bert", "none", "model.dropout=0.0")
+    data = examples(tokenizer, 21)
+    found = evaluate(
+        network.module, data, Classification(tokenizer.pad_token_id), Precision("fp32", CPU), 4
+    )
+    batch = pad(data.input_ids, tokenizer.pad_token_id)
+    with torch.no_grad():
+        expected = network.module.eval()(**batch).logits
+    torch.testing.assert_close(found.outputs, expected, atol=1e-5, rtol=1e-5)
+    loss = nn.functional.cross_entropy(expected, torch.tensor(data.labels))
+    assert found.scores["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_next_token_labels() -> None:
+    data = Examples([[5, 6, 7], [8]])
+    batch = LanguageModel(0).collate(data, np.array([0, 1]), np.random.default_rng(0))
+    assert batch["labels"].tolist() == [[6, 7, -100], [-100, -100, -100]]
+    assert LanguageModel(0).count(batch) == 2
+
+
+def test_masked_tokens_by_share_and_never_special() -> None:
+    data = Examples([[1, *([9] * 200), 2]] * 50)
+    objective = MaskedLanguageModel(0, 4, 100, [0, 1, 2, 3, 4], 0.15)
+    batch = objective.collate(data, np.arange(50), np.random.default_rng(0))
+    chosen = batch["labels"] != -100
+    assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
+    assert set(batch["labels"][chosen].tolist()) == {9}
+    ids = batch["input_ids"][chosen]
+    assert (ids == 4).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (ids == 9).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert torch.equal(batch["input_ids"][:, 0], torch.ones(50, dtype=torch.int64))
+
+
+def test_clock_charges_the_inner_section_alone() -> None:
+    clock = Clock()
+    with clock.section("train"):
+        time.sleep(0.02)
+        with clock.section("val"):
+            time.sleep(0.05)
+    whole = clock.seconds["train"] + clock.seconds["val"]
+    assert clock.seconds["val"] > clock.seconds["train"] > 0
+    time.sleep(0.01)
+    assert whole == clock.seconds["train"] + clock.seconds["val"]
