@@ -26,11 +26,16 @@ FINISHED = [
 ]
 COLUMNS = ["model", "adapter", "seed", "accuracy", "f1_weighted", "f1_macro"]
 COLUMNS += ["train_seconds", "trainable_parameters", "total_parameters"]
-TRACEBACK = """Traceback (most recent call last):
+TRACEBACK = """torch.OutOfMemoryError: an earlier one
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
   File "run.py", line 1, in <module>
     train()
-torch.OutOfMemoryError: CUDA out of memory | tried 2 GiB
-and said a little more
+InstantiationException: Error in call to target 'a | b':
+UserError("no such folder")
+full_key: model
 """
 
 

@@ -16,6 +16,7 @@ from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.labels import Box, place
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
+from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.scatter import draw
 from kinopoisk_ft.reporting.table import Spread, Table, tables
@@ -110,13 +111,15 @@ def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)
     assert "No network scores higher than the TF-IDF baseline." in said
-    assert "tfidf also trains fastest, 2.0 s." in said
+    assert "tfidf also trains fastest, 2.00 s." in said
 
 
 def test_a_single_approach_has_nothing_to_compare() -> None:
-    said = " ".join(conclusions(one_table(trained()), EN))
+    table = one_table(trained())
+    said = " ".join(conclusions(table, EN))
     assert "bert is the only approach here" in said
     assert "measured with one seed: no measure of chance" in said
+    assert recommendations(table, EN) == []
 
 
 def test_labels_overlap_neither_one_another_nor_points() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.table import BEST, MARKS, Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.words import Words, time_digits
 
 NOTHING = "-"
 DIGEST_CHARACTERS = 12
@@ -23,8 +23,8 @@ def results(table: Table, words: Words) -> list[list[str]]:
     columns = ["approach", "n", *SCORES, *TIMES, *COUNTS, "max_length"]
     rows = [[words.header(column) for column in columns]]
     for row in table.rows:
-        scores = [_spread(row, column, 4, words) for column in SCORES]
-        times = [_spread(row, column, 1, words) for column in TIMES]
+        scores = [_spread(row, column, words) for column in SCORES]
+        times = [_spread(row, column, words) for column in TIMES]
         counts = [_mean(row, column, words) for column in COUNTS]
         length = row.first.max_length or NOTHING
         rows.append([row.name, str(len(row.runs)), *scores, *times, *counts, length])
@@ -57,10 +57,11 @@ def failures(document: Document, words: Words) -> list[list[str]]:
     return rows
 
 
-def _spread(row: Row, column: str, digits: int, words: Words) -> str:
+def _spread(row: Row, column: str, words: Words) -> str:
     spread = row.values.get(column)
     if spread is None:
         return NOTHING
+    digits = time_digits(spread.mean) if column in TIMES else 4
     mean = words.number(spread.mean, digits)
     return mean if spread.std is None else f"{mean} ± {words.number(spread.std, digits)}"
 
@@ -73,5 +74,5 @@ def _mean(row: Row, column: str, words: Words) -> str:
 def _distance(row: Row, column: str, words: Words) -> str:
     if column not in row.from_best:
         return NOTHING
-    digits = 1 if column in TIMES else 4
-    return words.number(row.from_best[column], digits, signed=True)
+    write = words.seconds if column in TIMES else words.score
+    return write(row.from_best[column], signed=True)

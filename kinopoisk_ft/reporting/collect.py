@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import textwrap
@@ -152,7 +153,9 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     except (MlflowException, OSError):
         return "no_traceback", ""
     lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
-    line = next((line.strip() for line in lines if line[:1].strip()), "")
+    rest = list(itertools.dropwhile(lambda line: not line[:1].strip(), lines))
+    # A message that ends in a colon says the cause on the next line.
+    line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
     if not line:
         return "no_traceback", ""
     return "raised", textwrap.shorten(line, CAUSE_CHARACTERS, placeholder=" …")

@@ -86,12 +86,12 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], words: 
     for column in columns:
         a, b = row.mean(column), other.mean(column)
         if a is not None and b:
-            digits = 0 if column.endswith("parameters") else 1
-            change = words.percent(a / b - 1, signed=True)
             if column.endswith("parameters"):
-                change = words.percent(a / b)
-            parts = {"a": words.number(a, digits), "b": words.number(b, digits)}
-            facts.append(words(f"fact_{column}", change=change, **parts))
+                parts = (words.number(a, 0), words.number(b, 0), words.percent(a / b))
+            else:
+                change = words.percent(a / b - 1, signed=True)
+                parts = (words.seconds(a), words.seconds(b), change)
+            facts.append(words(f"fact_{column}", a=parts[0], b=parts[1], change=parts[2]))
     facts.append(words("fact_f1", **f1_parts(table, row, other, words)))
     return "; ".join(facts)
 

@@ -10,7 +10,12 @@ from kinopoisk_ft.reporting.words import Words
 
 
 def recommendations(table: Table, words: Words) -> list[str]:
-    """Return which approach to take when time, resources or quality is the limit."""
+    """Return which approach to take when time, resources or quality is the limit.
+
+    Of a single approach there is nothing to choose: the list is empty.
+    """
+    if len(table.rows) == 1:
+        return []
     best = table.rows[0]
     networks = [row for row in table.rows if is_network(row)]
     found = []
@@ -45,7 +50,7 @@ def _quality(table: Table, words: Words) -> str:
         time = words.seconds(fastest.values[TIME].mean)
         text.append(words("rivals", names=names, fastest=fastest.name, time=time))
     single = [row.name for row in table.rows if len(row.runs) == 1]
-    if len(single) == len(table.rows) > 1:
+    if len(single) == len(table.rows):
         text.append(words("more_seeds"))
     elif single:
         text.append(words("more_seeds_for", names=words.listed(single)))

@@ -45,8 +45,8 @@ class Words:
         return self.number(value, 4, signed=signed)
 
     def seconds(self, value: float, *, signed: bool = False) -> str:
-        """Return a time with one digit after the point."""
-        return self.number(value, 1, signed=signed)
+        """Return a time with the digits of `time_digits`."""
+        return self.number(value, time_digits(value), signed=signed)
 
     def percent(self, share: float, *, signed: bool = False) -> str:
         """Return a share as a percentage with two significant digits below 10."""
@@ -72,3 +72,8 @@ class Words:
         if len(items) < 2:
             return "".join(items)
         return f"{', '.join(items[:-1])} {self('and')} {items[-1]}"
+
+
+def time_digits(seconds: float) -> int:
+    """Return the digits after the point of a time: two below 10 s, else one."""
+    return 1 if abs(seconds) >= 10 or not seconds else 2
