@@ -68,8 +68,8 @@ def _report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.formats import as_text
     from kinopoisk_ft.reporting.output import write
-    from kinopoisk_ft.tracking.store import default_uri, open_store
     from kinopoisk_ft.reporting.words import Words
+    from kinopoisk_ft.tracking.store import default_uri, open_store
 
     words = Words(options.language)
     uri = options.uri or default_uri()
