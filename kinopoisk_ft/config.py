@@ -54,7 +54,7 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     if errors:
         where = f"experiment '{hydra.runtime.choices.get('experiment')}' or the command line"
         raise UserError("\n".join(errors), where=where, fix=f"see --help and {conf}")
-    resolved = OmegaConf.create(plain)
+    resolved = DictConfig(plain)
     OmegaConf.set_readonly(resolved, True)
     choices = {
         key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.network import Network, Recipe
-from kinopoisk_ft.models.saving import Card, save_base, save_network
+from kinopoisk_ft.models.saving import Card, make_card, save_base, save_network
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
@@ -60,47 +61,34 @@ def fit_network(
     """Tokenize, build, adapt, train, restore the best weights, test, save the model folder."""
     precision, clock = trainer.open()
     reset_peak_memory(precision.device)
+    model_dir = out_dir / "model"
     with clock.section("tokenize"):
         tokenizer = recipe.load_tokenizer(data.train["text"].tolist())
     with clock.section("build"):
         network = recipe.build(data.class_names, tokenizer)
-    check_length(max_length, network.max_positions)
-    with clock.section("tokenize"):
-        parts = [
-            Examples(
-                tokenize(part["text"].tolist(), tokenizer, max_length), part["label"].to_numpy()
-            )
-            for part in (data.train, data.val, data.test)
-        ]
-    log_example(parts[0].input_ids[0], tokenizer)
-    model_dir = out_dir / "model"
-    with clock.section("build"):
+        check_length(max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
+    with clock.section("tokenize"):
+        train, val, test = (
+            _examples(part, tokenizer, max_length) for part in (data.train, data.val, data.test)
+        )
+    log_example(train.input_ids[0], tokenizer)
     objective = Classification(tokenizer.pad_token_id)
     state = trainer.fit(
-        adapted.module,
-        objective,
-        parts[0],
-        parts[1],
-        fresh=adapted.fresh,
-        audit=check_gradients,
-        precision=precision,
-        clock=clock,
-        recorder=tracker,
-        folder=out_dir / "checkpoints",
-    )
+        adapted.module, objective, train, val, fresh=adapted.fresh, audit=check_gradients,
+        precision=precision, clock=clock, recorder=tracker, folder=out_dir / "checkpoints",
+    )  # fmt: skip
     with clock.section("eval"):
-        tested = trainer.test(adapted.module, objective, parts[2], precision)
+        tested = trainer.test(adapted.module, objective, test, precision)
     peak = peak_memory_mb(precision.device)
-    card = Card(network.kind, list(data.class_names), max_length, network.pooling,  # type: ignore[arg-type]
-                adapted.is_peft, network.base, network.revision)  # fmt: skip
     with clock.section("save"):
+        card = make_card(network, adapted, data.class_names, max_length)
         save_network(network, adapted, tokenizer, card, model_dir)
     trainable, total = count_parameters(adapted.module)
     return Fitted(
         probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
         loss=tested.scores["loss"],
-        objective=state.best if state.best is not None else float("nan"),
+        objective=state.best_score,
         trainable=trainable,
         total=total,
         seconds=dict(clock.seconds),
@@ -108,6 +96,12 @@ def fit_network(
         peak_memory_mb=peak,
         device=str(precision.device),
         history=state.history,
+    )
+
+
+def _examples(part: pd.DataFrame, tokenizer: Any, max_length: int) -> Examples:
+    return Examples(
+        tokenize(part["text"].tolist(), tokenizer, max_length), part["label"].to_numpy()
     )
 
 

@@ -70,7 +70,7 @@ def _strings(table: pd.DataFrame, column: str, where: str) -> list[str]:
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(texts)} texts are empty or no text; the first: row {wrong[0] + 1}",
+            f"{len(wrong)} of {len(texts)} texts are empty or no text, row {wrong[0] + 1} first",
             where=where,
             fix="remove these rows",
         )

@@ -48,8 +48,18 @@ def pretrain(
     save_language_model(network, tokenizer, folder)
     write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
-    return Result(None, None, None, clock.seconds["train"], clock.seconds["val"], trainable, total,
-                  run_id, str(folder), state.best if state.best is not None else float("nan"))  # fmt: skip
+    return Result(
+        accuracy=None,
+        f1_weighted=None,
+        f1_macro=None,
+        train_seconds=clock.seconds["train"],
+        eval_seconds=clock.seconds["val"],
+        trainable_parameters=trainable,
+        total_parameters=total,
+        run_id=run_id,
+        model_dir=str(folder),
+        objective=state.best_score,
+    )
 
 
 def _language_model(tokenizer: Any, mask_share: float) -> LanguageModel:

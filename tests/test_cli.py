@@ -210,7 +210,7 @@ MISTAKES = [
     (["model=tfidf", "data.limit=4"], "data.limit"),
     ([*BERT, "trainer.device=cuda"], "not available on this machine"),
     (["model=bert"], "data=demo"),
-    (["model=tfidf", "tracking=mlflow", "tracking.uri=sqlite:////proc/no/mlflow.db"], "cannot be opened"),
+    (["model=tfidf", "tracking.uri=sqlite:////proc/no/mlflow.db"], "cannot be opened"),
 ]  # fmt: skip
 
 

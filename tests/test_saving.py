@@ -1,4 +1,4 @@
-"""Save, load in a new process, equal logits: each network with each adapter, and the tools of the field."""
+"""Save, load in a new process, equal logits: each network with each adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, MambaMod
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.baseline import Tfidf
-from kinopoisk_ft.models.saving import Card, load_network, read_card, save_base, save_network
+from kinopoisk_ft.models.saving import load_network, make_card, read_card, save_base, save_network
 from kinopoisk_ft.training.batching import pad
 
 TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
@@ -39,7 +39,7 @@ print("RESULT" + json.dumps(out))
 def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
     """Move every trainable weight, the merged-to-zero factors of LoRA too."""
     torch.manual_seed(1)
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.02)
     for _ in range(3):
         module.train()
         module(**inputs).logits[:, 0].sum().backward()
@@ -53,9 +53,10 @@ def save(kind: str, adapter: str, folder: Path) -> np.ndarray:
     if network.base is None and isinstance(made, Peft):
         save_base(network, folder)
     adapted = made.apply(network)
-    inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
+    ids = tokenizer(TEXTS, truncation=True, max_length=64)["input_ids"]
+    inputs = pad(ids, tokenizer.pad_token_id)
     train_a_little(adapted.module, inputs)
-    card = Card(network.kind, list(NAMES), 64, network.pooling, adapted.is_peft, network.base)  # type: ignore[arg-type]
+    card = make_card(network, adapted, NAMES, 64)
     save_network(network, adapted, tokenizer, card, folder)
     with torch.no_grad():
         logits = adapted.module.eval()(**inputs).logits

@@ -124,9 +124,11 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
     weights = []
     for i, size in enumerate(sizes):
         made = trainer(*settings, *size)
-        precision, clock = made.open()
+        precision, _ = made.open()
         _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
-        state = made._setup(network.module, Classification(tokenizer.pad_token_id), precision, (), 22)
+        state = made._setup(
+            network.module, Classification(tokenizer.pad_token_id), precision, (), 22
+        )
         data = examples(tokenizer, 22)
         rows = np.arange(22)
         groups = [[rows[:12]], [rows[12:]]] if i == 0 else [
@@ -154,9 +156,7 @@ def test_step_equals_plain_pytorch() -> None:
     batch = state.objective.collate(data, np.arange(16), np.random.default_rng(0))
     made._step(state, [batch], lambda _: None)
 
-    groups = param_groups(
-        twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01
-    )
+    groups = param_groups(twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     loss = nn.functional.cross_entropy(twin.module(**inputs).logits, batch["labels"])
@@ -226,9 +226,7 @@ def test_audit_stops_the_run_at_the_first_step(tmp_path: Path) -> None:
 
 def test_low_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
     for kind in ("bf16", "fp16"):
-        state, _ = fit(
-            tmp_path, f"trainer.precision={kind}", "trainer.epochs=4", "trainer.lr=0.01"
-        )
+        state, _ = fit(tmp_path, f"trainer.precision={kind}", "trainer.epochs=4", "trainer.lr=0.01")
         assert all(p.dtype == torch.float32 for p in state.model.parameters())
         assert state.best is not None
         assert state.best > 0.8

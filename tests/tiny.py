@@ -50,7 +50,7 @@ def _texts() -> Sequence[str]:
 
 @functools.cache
 def bert(with_pooler: bool = True, half: bool = False) -> str:
-    """Return the folder of a BERT checkpoint of 3 layers; without its pooler, or in fp16, if asked."""
+    """Return the folder of a BERT checkpoint of 3 layers, without a pooler or in fp16 if asked."""
     folder = Path(_root().name) / f"bert_{with_pooler}_{half}"
     tokenizer = train_wordpiece(_texts(), 120)
     config = BertConfig(

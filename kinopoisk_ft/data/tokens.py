@@ -1,4 +1,4 @@
-"""Reviews as token ids, made once and found again: the cache is keyed by what determines the bytes."""
+"""Reviews as token ids, made once: the cache is keyed by what determines the bytes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import Kind, Network
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.tokenizers import check_folder, load_tokenizer
 
@@ -173,7 +173,7 @@ def pooled_network(
 ) -> Network:
     """Return an encoder with our head; a pooler that nothing reads is taken out."""
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+        setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
     module = PooledClassifier(encoder, num_labels, pooling)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {"classifier.weight", "classifier.bias"}
@@ -193,7 +193,7 @@ def _head_module(parameter: str) -> str:
 def _describe(
     module: nn.Module,
     config: Any,
-    kind: str,
+    kind: Kind,
     head: list[str],
     fresh: set[str],
     base: str | None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
+
+Kind = Literal["hf", "pooled", "mamba"]
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Network:
     """
 
     module: nn.Module
-    kind: str
+    kind: Kind
     layers: str
     embeddings: list[str]
     head: list[str]

@@ -8,6 +8,7 @@ checkpoints; a PEFT adapter is what `PeftModel` reads. `kinopoisk_ft.json` says 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from kinopoisk_ft.hub import hub_errors
 from kinopoisk_ft.models.encoder import HUB_FIX, PooledClassifier, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import Kind, Network
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 1
@@ -34,7 +35,7 @@ FORMAT = 1
 class Card:
     """What a model folder says of itself."""
 
-    kind: Literal["hf", "pooled", "mamba", "tfidf"]
+    kind: Kind | Literal["tfidf"]
     class_names: list[str]
     max_length: int
     pooling: str = ""
@@ -47,6 +48,21 @@ class Card:
         """Write the card into a folder."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def make_card(
+    network: Network, adapted: Adapted, class_names: Sequence[str], max_length: int
+) -> Card:
+    """Return the card of a trained network."""
+    return Card(
+        kind=network.kind,
+        class_names=list(class_names),
+        max_length=max_length,
+        pooling=network.pooling,
+        is_peft=adapted.is_peft,
+        base=network.base,
+        revision=network.revision,
+    )
 
 
 def read_card(folder: Path) -> Card:

@@ -50,7 +50,7 @@ def _of_run(run_id: str, uri: str) -> Path:
 
 
 def _own_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
-    """Return the run's own folder, where tracking.log_model=false kept the model out of the store."""
+    """Return the run's own folder: tracking.log_model=false keeps the model out of the store."""
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
     except (MlflowException, OSError) as error:

@@ -104,7 +104,7 @@ class MlflowTracker:
         outputs += [ColSpec("double", f"p_{name}") for name in class_names]
         mlflow.set_tracking_uri(self.uri)
         with warnings.catch_warnings(), mlflow.start_run(run_id=self.run_id):
-            # It advises type hints, which would refuse a frame, and an example beside the signature.
+            # It advises type hints, which would refuse a frame, and an example input.
             warnings.simplefilter("ignore", UserWarning)
             mlflow.pyfunc.log_model(
                 name="model",

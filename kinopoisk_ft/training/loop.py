@@ -59,6 +59,11 @@ class State:
     since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def best_score(self) -> float:
+        """The best validation score; not a number where nothing was evaluated."""
+        return float("nan") if self.best is None else self.best
+
 
 @dataclass(kw_only=True)
 class Trainer:
@@ -229,9 +234,11 @@ class Trainer:
 
     def _log(self, state: State, recorder: Recorder, progress: Progress) -> None:
         """The only place in training where a number comes from the device."""
-        loss = torch.stack(state.losses).mean().item()
+        loss = float(torch.stack(state.losses).mean())
         state.losses.clear()
-        recorder.metrics({"train_loss": loss, "lr": state.schedule.get_last_lr()[0]}, state.step)
+        recorder.metrics(
+            {"train_loss": loss, "lr": float(state.schedule.get_last_lr()[0])}, state.step
+        )
         state.history.append({"step": state.step, "train_loss": loss})
         progress.to(state.step, loss=f"{loss:.4f}")
 
