@@ -1,4 +1,4 @@
-"""Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752), its weights named as `transformers` does.
+"""Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752), its weights named as in `transformers`.
 
 Every projection is called as a module, so that adapters put on it take part; padding is on the
 right and takes no part. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.

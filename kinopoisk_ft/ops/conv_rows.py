@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
+from kinopoisk_ft.ops.lane_memory import clear, scratch
 from kinopoisk_ft.ops.lanes import LANES, load, splat, store
-from kinopoisk_ft.ops.scan_kernels import CHUNK, OPTIONS
-from kinopoisk_ft.ops.scan_rows import clear
 from kinopoisk_ft.ops.threads import floats, integers, take
 
-BLOCK = 64
+CHUNK = 32
+BLOCK = 128
 _f = np.float32
 
 
@@ -95,7 +96,7 @@ def convolve_back(a: Any) -> None:
     grad, grad_row, grad_step = floats(a[12]), a[13], a[14]
     grad_x, sums = floats(a[15]), floats(a[16])
     blocks = (width + BLOCK - 1) // BLOCK
-    ds, own = np.empty((CHUNK + taps - 1) * BLOCK, _f), np.empty((taps + 1) * BLOCK, _f)
+    ds, own = scratch((CHUNK + taps - 1) * BLOCK), scratch((taps + 1) * BLOCK)
     while True:
         task = take(a)
         if task >= batch * blocks:

@@ -1,4 +1,4 @@
-"""Numba's cache of compiled kernels on disk: used where possible, dropped when out of date."""
+"""How kernels are compiled, and numba's cache of them on disk: dropped when out of date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _drop_stale(folder: Path) -> None:
             index.unlink(missing_ok=True)
 
 
-def prepare() -> bool:
+def _prepare() -> bool:
     """Return whether kernels can be cached: beside the source or in the user's cache."""
     try:
         njit(cache=True)(_probe)
@@ -33,4 +33,5 @@ def prepare() -> bool:
     return True
 
 
-CACHED = prepare()
+CACHED = _prepare()
+OPTIONS = {"cache": CACHED, "nogil": True, "error_model": "numpy"}

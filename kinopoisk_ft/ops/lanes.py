@@ -12,6 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 
@@ -94,6 +95,23 @@ def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(memory, types.intp, lanes_type), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
+    """Ask for the cache line of `index`, which may lie outside the array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args)
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep_in_l2, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        builder.call(function, [pointer, read, keep_in_l2, data])
+        return context.get_dummy_value()
+
+    return types.void(memory, types.intp), codegen
 
 
 @intrinsic

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.ops import scan_rows, scan_rows_back
+from kinopoisk_ft.ops import scan_backward as back
+from kinopoisk_ft.ops import scan_forward as fore
 from kinopoisk_ft.ops.lane_math import LOG2_E
 from kinopoisk_ft.ops.lanes import LANES
 from kinopoisk_ft.ops.memory import longest_first, pad, rows, strided
-from kinopoisk_ft.ops.scan_kernels import CHUNK, GROUP
+from kinopoisk_ft.ops.scan_problem import CHUNK
+from kinopoisk_ft.ops.scan_states import GROUP
 from kinopoisk_ft.ops.threads import compiled, share
 
 
@@ -65,9 +67,9 @@ def scan(
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     out = u.new_empty(x.batch, x.length, x.width)
     marks = u.new_empty(_marks_shape(u, A) if save else 0)
-    tasks = x.batch * -(-x.width // scan_rows.BLOCK)
+    tasks = x.batch * -(-x.width // fore.BLOCK)
     fields = [*x.fields, marks.data_ptr(), out.data_ptr(), int(save)]
-    share(compiled(scan_rows.forward), tasks, fields)
+    share(compiled(fore.forward), tasks, fields)
     return out[..., : x.d_inner].contiguous(), marks
 
 
@@ -81,7 +83,7 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias (of absent ones: anything)."""
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
-    blocks = -(-x.width // scan_rows_back.BLOCK)
+    blocks = -(-x.width // back.BLOCK)
     wide = (x.batch, x.length, x.width)
     grad_u, grad_delta = u.new_empty(wide), u.new_empty(wide)
     grad_z = u.new_empty(0 if z is None else wide)
@@ -91,7 +93,7 @@ def scan_backward(
     results = (grad_u, grad_delta, grad_z, grad_rate, grad_B, grad_C, sums)
     grad = rows(grad)
     fields = [*x.fields, marks.data_ptr(), *strided(grad), *(r.data_ptr() for r in results)]
-    share(compiled(scan_rows_back.backward), x.batch * blocks, fields)
+    share(compiled(back.backward), x.batch * blocks, fields)
     real, states = slice(x.d_inner), slice(A.shape[1])
     grad_u, grad_delta, grad_z = (g[..., real].contiguous() for g in (grad_u, grad_delta, grad_z))
     grad_A = grad_rate.sum(0)[states, real].t().contiguous()

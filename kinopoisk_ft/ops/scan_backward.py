@@ -1,0 +1,185 @@
+"""The backward kernel of the selective scan, run by every thread at once.
+
+Tasks and chunks are those of the forward kernel, time running backwards. The sums over a row's
+channels (for B, C) are left per block, those over rows (for A, D, bias) per row: no two tasks write
+the same place, and the result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from kinopoisk_ft.ops.kernel_cache import OPTIONS
+from kinopoisk_ft.ops.lane_math import LN_2, sigmoid
+from kinopoisk_ft.ops.lane_memory import clear, scratch
+from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store
+from kinopoisk_ft.ops.scan_problem import CHUNK, Problem, Spot, enter, local, read_problem, row_at
+from kinopoisk_ft.ops.scan_states import GROUP, recall, retreat, sum_lanes
+from kinopoisk_ft.ops.threads import floats, take
+
+BLOCK = 128
+_f = np.float32
+
+
+class Gradients(NamedTuple):
+    """The output's gradient with its strides, and where the inputs' go.
+
+    u, delta, z: (batch, length, width). rate: (batch, states, width). B, C: (blocks, batch, length,
+    states). sums: (batch, 2, width), for D and bias.
+    """
+
+    out: Any
+    out_row: int
+    out_step: int
+    u: Any
+    delta: Any
+    z: Any
+    rate: Any
+    B: Any
+    C: Any
+    sums: Any
+
+
+class Work(NamedTuple):
+    """Scratch of a thread: by step and channel; by step and state; by state or sum and channel."""
+
+    dt: Any
+    inflow: Any
+    y: Any
+    g: Any
+    gx: Any
+    gt: Any
+    hs: Any
+    decays: Any
+    sb: Any
+    sc: Any
+    back: Any
+    rate: Any
+    sums: Any
+
+
+@njit(forceinline=True)
+def _room(states: int) -> Work:
+    wide, group = CHUNK * BLOCK, CHUNK * GROUP * LANES
+    return Work(
+        scratch(wide), scratch(wide), scratch(wide), scratch(wide), scratch(wide), scratch(wide),
+        scratch(group + GROUP * LANES), scratch(group), scratch(group), scratch(group),
+        scratch(states * BLOCK), scratch(states * BLOCK), scratch(2 * BLOCK),
+    )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def _enter_gradient(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
+    """Read a chunk of the output's gradient and take it back through the gate."""
+    at, z_at = row_at(spot, to.out_row, to.out_step), row_at(spot, p.z_row, p.z_step)
+    for t in range(spot.steps):
+        for j in range(0, spot.wide, LANES):
+            prefetch(to.out, at + (t - CHUNK) * to.out_step + j)
+            value = load(to.out, at + t * to.out_step + j)
+            if p.gated:
+                prefetch(p.z, z_at + (t - CHUNK) * p.z_step + j)
+                gate = load(p.z, z_at + t * p.z_step + j)
+                value = value * gate * sigmoid(gate)
+            store(w.g, local(t, j), value)
+            store(w.gx, local(t, j), splat(_f(0)))
+            store(w.gt, local(t, j), splat(_f(0)))
+
+
+@njit(**OPTIONS)
+def _leave_gate(p: Problem, spot: Spot, to: Gradients, y: Any) -> None:
+    """Write the gradient of z; y: the output before the gate."""
+    at, z_at = row_at(spot, to.out_row, to.out_step), row_at(spot, p.z_row, p.z_step)
+    out_at = row_at(spot, p.length * p.width, p.width)
+    for t in range(spot.steps):
+        for j in range(0, spot.wide, LANES):
+            gate = load(p.z, z_at + t * p.z_step + j)
+            s = sigmoid(gate)
+            slope = s + s * gate * (splat(_f(1)) - s)
+            value = load(to.out, at + t * to.out_step + j) * load(y, local(t, j)) * slope
+            prefetch(to.z, out_at + (t - CHUNK) * p.width + j)
+            store(to.z, out_at + t * p.width + j, value)
+
+
+@njit(**OPTIONS)
+def _leave(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
+    """Write the gradients of u and delta; add up those of D and bias."""
+    u_at, delta_at = row_at(spot, p.u_row, p.u_step), row_at(spot, p.delta_row, p.delta_step)
+    out_at = row_at(spot, p.length * p.width, p.width)
+    for j in range(0, spot.wide, LANES):
+        skip, offset = load(p.D, spot.origin + j), load(p.bias, spot.origin + j)
+        sum_skip, sum_offset = load(w.sums, j), load(w.sums, BLOCK + j)
+        for t in range(spot.steps):
+            i, k = local(t, j), out_at + t * p.width + j
+            x, g, gx = load(p.u, u_at + t * p.u_step + j), load(w.g, i), load(w.gx, i)
+            slope = load(w.gt, i) * splat(LN_2) + gx * x
+            if p.soft:
+                slope = slope * sigmoid(load(p.delta, delta_at + t * p.delta_step + j) + offset)
+            prefetch(to.u, k - CHUNK * p.width)
+            prefetch(to.delta, k - CHUNK * p.width)
+            store(to.u, k, gx * load(w.dt, i) + g * skip)
+            store(to.delta, k, slope)
+            sum_skip, sum_offset = g * x + sum_skip, sum_offset + slope
+        store(w.sums, j, sum_skip)
+        store(w.sums, BLOCK + j, sum_offset)
+
+
+@njit(**OPTIONS)
+def _chunk(p: Problem, spot: Spot, to: Gradients, w: Work, marks: Any) -> None:
+    enter(p, spot, -CHUNK, w.dt, w.inflow, w.y)
+    _enter_gradient(p, spot, to, w)
+    piece = spot.origin // BLOCK
+    for n in range(0, p.states, GROUP):
+        w.sb[:] = 0
+        w.sc[:] = 0
+        for j in range(0, spot.wide, LANES):
+            recall(p, spot, n, j, marks, w.dt, w.inflow, w.y, w.hs, w.decays)
+            retreat(
+                p, spot, n, j, w.dt, w.inflow, w.hs, w.decays,
+                w.g, w.gx, w.gt, w.back, w.rate, n * BLOCK + j, BLOCK, w.sb, w.sc,
+            )  # fmt: skip
+        at = ((piece * p.batch + spot.row) * p.length + spot.start) * p.states + n
+        sum_lanes(w.sb, to.B, at, p.states, spot.steps)
+        sum_lanes(w.sc, to.C, at, p.states, spot.steps)
+    if p.gated:
+        _leave_gate(p, spot, to, w.y)
+    _leave(p, spot, to, w)
+
+
+@njit(**OPTIONS)
+def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work) -> None:
+    """Write what was added up over the row; zeros beyond its length."""
+    at, real = row * p.length * p.width + origin, p.lengths[row]
+    clear(to.u, at, p.width, wide, real, p.length)
+    clear(to.delta, at, p.width, wide, real, p.length)
+    if p.gated:
+        clear(to.z, at, p.width, wide, real, p.length)
+    for j in range(0, wide, LANES):
+        for n in range(p.states):
+            store(to.rate, (row * p.states + n) * p.width + origin + j, load(w.rate, n * BLOCK + j))
+        for i in range(2):
+            store(to.sums, (row * 2 + i) * p.width + origin + j, load(w.sums, i * BLOCK + j))
+
+
+def backward(a: Any) -> None:
+    """Fill every gradient of a `Problem` from the saved states and the output's gradient."""
+    p, marks, w = read_problem(a), floats(a[23]), _room(a[4])
+    to = Gradients(
+        floats(a[24]), a[25], a[26], floats(a[27]), floats(a[28]), floats(a[29]),
+        floats(a[30]), floats(a[31]), floats(a[32]), floats(a[33]),
+    )  # fmt: skip
+    blocks = (p.width + BLOCK - 1) // BLOCK
+    task = take(a)
+    while task < p.batch * blocks:
+        row, origin = p.order[task // blocks], task % blocks * BLOCK
+        wide, real = min(BLOCK, p.width - origin), p.lengths[row]
+        w.back[:] = 0
+        w.rate[:] = 0
+        w.sums[:] = 0
+        for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
+            spot = Spot(row, origin, wide, start, min(CHUNK, real - start))
+            _chunk(p, spot, to, w, marks)
+        _finish(p, row, origin, wide, to, w)
+        task = take(a)
