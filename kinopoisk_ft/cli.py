@@ -30,9 +30,14 @@ Fine-tune one text classifier and log what a fair comparison needs.
   python -m kinopoisk_ft sweep=study
 
 group=option chooses a file of a group, group.key=value changes a value.
-Flags come first or last: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
+Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
 the composed config and stop), --hydra-help.
 """
+
+
+# Hydra's flags that are followed by a value.
+VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
+          "--package", "-p", "--cfg", "-c"}  # fmt: skip
 
 
 class RunError(Exception):
@@ -48,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     # Hydra then raises instead of printing its own report, and the message is ours to write.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.argv = [sys.argv[0], *args]
+    sys.argv = [sys.argv[0], *_flags_first(args)]
     import hydra
     from hydra.errors import HydraException
 
@@ -64,6 +69,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {_explain(error, args)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _flags_first(args: list[str]) -> list[str]:
+    """Put flags before overrides: Hydra's parser refuses a flag between two of them."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for previous, arg in zip(["", *args], args, strict=False):
+        is_flag = arg.startswith("-") or previous in VALUED
+        (flags if is_flag else overrides).append(arg)
+    return flags + overrides
 
 
 def _job(cfg: DictConfig) -> float | None:

@@ -209,7 +209,8 @@ MISTAKES = [
     (["model=tfidf", "data.text_column=txt"], "did you mean 'text'?"),
     (["model=tfidf", "data.limit=4"], "data.limit"),
     ([*BERT, "trainer.device=cuda"], "not available on this machine"),
-    (["model=bert"], "data=demo"),
+    (["model=bert"], "model.name=<folder>"),
+    (["model=tfidf", "data=kinopoisk", "data.path=null"], "data=demo"),
     (["model=tfidf", "tracking.uri=sqlite:////proc/no/mlflow.db"], "cannot be opened"),
 ]  # fmt: skip
 
@@ -218,10 +219,9 @@ MISTAKES = [
 def test_mistakes_end_with_one_message(
     args: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if args == ["model=bert"]:
-        told = "model.name=<folder>"
     tracking = [] if any("tracking" in arg for arg in args) else ["tracking=none"]
-    assert run(*args, *tracking, "output_dir=mistake") in (1, 2)
+    data = [] if "data=kinopoisk" in args else DATA
+    assert run(*args, *tracking, "output_dir=mistake", data=data) in (1, 2)
     shown = capsys.readouterr()
     assert told in shown.err
     assert "Traceback" not in shown.err + shown.out

@@ -22,12 +22,11 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
 from kinopoisk_ft.models.network import Kind, Network
 from kinopoisk_ft.models.pooling import pool
-from kinopoisk_ft.models.tokenizers import check_folder, load_tokenizer
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 
 log = logging.getLogger(__name__)
 
 Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
-HUB_FIX = "give model.name=<folder>, or model=bert_scratch or mamba_scratch, which need no hub"
 
 
 class PooledClassifier(nn.Module):

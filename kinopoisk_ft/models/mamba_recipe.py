@@ -17,13 +17,12 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
 from kinopoisk_ft.models.mamba import MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.tokenizers import check_folder, load_tokenizer
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 
 log = logging.getLogger(__name__)
 
 Pooling = Literal["last", "mean", "last_position"]
 Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
-FIX = "give model.name=<folder>, or model=mamba_scratch, which needs no hub"
 NO_ADAPTER = {"conv1d": "its weight goes straight into the fused convolution"}
 
 
@@ -106,7 +105,7 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
 
 def read_config(name: str, revision: str | None) -> MambaConfig:
     """Read config.json of a folder or hub repository."""
-    with hub_errors(f"model '{name}'", FIX):
+    with hub_errors(f"model '{name}'", HUB_FIX):
         config: Any = MambaConfig.from_pretrained(name, revision=revision)
     if config.model_type != "mamba":
         raise UserError(
@@ -126,9 +125,9 @@ def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [Path(name) / shard for shard in shards]
         if not files[0].exists():
-            raise UserError(f"there is no {shards[0]} in '{name}'", where="model.name", fix=FIX)
+            raise UserError(f"there is no {shards[0]} in '{name}'", where="model.name", fix=HUB_FIX)
     else:
-        with hub_errors(f"model '{name}'", FIX):
+        with hub_errors(f"model '{name}'", HUB_FIX):
             files = [Path(hf_hub_download(name, shard, revision=revision)) for shard in shards]
     weights: dict[str, Tensor] = {}
     for file in files:

@@ -22,6 +22,10 @@ from kinopoisk_ft.hub import hub_errors
 
 log = logging.getLogger(__name__)
 
+HUB_FIX = (
+    "give model.name=<folder> (and model.tokenizer=<folder> where it lies elsewhere), "
+    "or model=bert_scratch or mamba_scratch, which need no hub"
+)
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
 
@@ -29,9 +33,7 @@ END = "<|endoftext|>"
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer by hub name or folder; pads right, with the end mark if it has no pad."""
     check_folder(name, "model.tokenizer")
-    with hub_errors(
-        f"tokenizer '{name}'", "give model.tokenizer=<folder>, or use a *_scratch model"
-    ):
+    with hub_errors(f"tokenizer '{name}'", HUB_FIX):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

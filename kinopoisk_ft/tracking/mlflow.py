@@ -19,6 +19,7 @@ from mlflow.types.schema import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.store import default_uri
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,15 @@ LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
 BUFFER = 500  # metrics; one write of many costs little more than a write of one
 
 
-def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
+def open_experiment(
+    uri: str | None, experiment: str, artifacts: str | None
+) -> tuple[MlflowClient, str]:
     """Return a client and the experiment's id, made if new; raises UserError if the store is shut.
 
     A relative sqlite path is taken from the working folder. Artifacts of a new experiment in an
     sqlite store go to `mlartifacts` beside it.
     """
-    beside = None
+    uri, beside = uri or default_uri(), None
     if uri.startswith("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///")).absolute()
         uri, beside = f"sqlite:///{file}", file.parent / "mlartifacts"
@@ -60,7 +63,7 @@ class MlflowTracker:
     """Implements the tracker's verbs; values are buffered and written in batches."""
 
     def __init__(
-        self, *, uri: str, artifacts: str | None, experiment: str, log_model: bool
+        self, *, uri: str | None, artifacts: str | None, experiment: str, log_model: bool
     ) -> None:
         self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
         self.log_model = log_model
@@ -68,7 +71,9 @@ class MlflowTracker:
 
     def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
         """Open a run, a sweep's child if a sweep has started this process."""
-        self._client, self._experiment_id = open_store(self.uri, self.experiment, self.artifacts)
+        self._client, self._experiment_id = open_experiment(
+            self.uri, self.experiment, self.artifacts
+        )
         parent = os.environ.get(PARENT)
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
@@ -102,7 +107,7 @@ class MlflowTracker:
             return
         outputs = [ColSpec("string", "label")]
         outputs += [ColSpec("double", f"p_{name}") for name in class_names]
-        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_tracking_uri(self._client.tracking_uri)
         with warnings.catch_warnings(), mlflow.start_run(run_id=self.run_id):
             # It advises type hints, which would refuse a frame, and an example input.
             warnings.simplefilter("ignore", UserWarning)

@@ -19,10 +19,12 @@ class ParentRun(Callback):
         """Open the parent, tagged with what was asked for, if the jobs are tracked by MLflow."""
         if "MlflowTracker" not in config.tracking._target_:
             return
-        from kinopoisk_ft.tracking.mlflow import PARENT, open_store
+        from kinopoisk_ft.tracking.mlflow import PARENT, open_experiment
 
         tracking = config.tracking
-        self._client, experiment = open_store(tracking.uri, tracking.experiment, tracking.artifacts)
+        self._client, experiment = open_experiment(
+            tracking.uri, tracking.experiment, tracking.artifacts
+        )
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
