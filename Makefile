@@ -55,7 +55,7 @@ report: $(STAMP) ## compare the runs in the store of this folder
 	$(BIN)/python -m kinopoisk_ft.report
 
 notebooks: $(STAMP) ## execute the notebooks in place
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
 clean: ## remove what runs and tools left; the store, outputs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
