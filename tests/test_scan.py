@@ -17,8 +17,12 @@ from kinopoisk_ft.ops import backends, scan_cuda
 from kinopoisk_ft.ops.scan_reference import selective_scan_reference
 from kinopoisk_ft.ops.selective_scan import selective_scan
 
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 BACKENDS = ("reference", "torch", "numba")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
 
 
 def draw(batch: int, length: int, width: int, states: int, seed: int = 0) -> dict[str, Tensor]:
@@ -53,11 +57,14 @@ def expected(inputs: dict[str, Tensor], grad: Tensor, **options: object) -> dict
     return run(selective_scan, exact, grad.double(), backend="reference", **options)
 
 
-def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_close(
+    got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-5, floor: float = 0.0
+) -> None:
+    """Compare norms; `floor`: the least size per element that an error is held against."""
     assert got.keys() == want.keys()
     for name, exact in want.items():
         assert got[name].isfinite().all(), name
-        scale = exact.norm().item() or 1.0
+        scale = max(exact.norm().item(), floor * exact.numel() ** 0.5) or 1.0
         error = (got[name].double() - exact).norm().item() / scale
         assert error < tolerance, f"{name}: relative error {error:.1e}"
 
@@ -84,7 +91,7 @@ def test_optional_inputs_may_be_absent(backend: str, absent: tuple[str, ...]) ->
     assert_close(got, expected(inputs, grad, delta_softplus=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 4), length=st.integers(1, 70), width=st.integers(1, 140),
     states=st.integers(1, 18), seed=st.integers(0, 99), data=st.data(),
@@ -97,7 +104,7 @@ def test_numba_agrees_on_random_shapes_and_lengths(
     inputs, grad = draw(batch, length, width, states, seed), torch.randn(batch, length, width)
     options = {"delta_softplus": True, "lengths": lengths}
     got = run(selective_scan, inputs, grad, backend="numba", **options)
-    assert_close(got, expected(inputs, grad, **options))
+    assert_close(got, expected(inputs, grad, **options), floor=0.05)  # a sum of few may cancel
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -182,6 +189,22 @@ def test_result_does_not_depend_on_threads() -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(other[name], x) for name, x in results[0].items())
+
+
+@pytest.mark.parametrize(("backend", "most"), [("numba", 9), ("torch", 20)])
+def test_memory_does_not_grow_with_length_times_states(backend: str, most: float) -> None:
+    """What is kept for the backward, in units of u, with 64 states: 64 would be every state."""
+    inputs = {name: x.requires_grad_() for name, x in draw(1, 512, 64, 64).items()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        selective_scan(**inputs, delta_softplus=True, backend=backend)
+    u = inputs["u"]
+    assert sum(kept.values()) < most * u.numel() * u.element_size()
 
 
 def test_threads_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:

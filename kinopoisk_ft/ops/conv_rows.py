@@ -14,7 +14,7 @@ from numba import njit
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
-from kinopoisk_ft.ops.lanes import LANES, load, splat, store
+from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store
 from kinopoisk_ft.ops.threads import floats, integers, take
 
 CHUNK = 32
@@ -47,6 +47,8 @@ def convolve(a: Any) -> None:
         base, source = row * length * width + origin, row * row_step + origin
         for t in range(real):
             for j in range(0, wide, LANES):
+                prefetch(x, source + (t + CHUNK) * step + j)
+                prefetch(out, base + (t + CHUNK) * width + j)
                 s = load(bias, origin + j)
                 s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
                 store(out, base + t * width + j, s * sigmoid(s))
@@ -63,6 +65,8 @@ def _enter(
         for t in range(steps):
             s = load(bias, origin + j)
             here = at + t * step + j
+            prefetch(x, here - CHUNK * step)
+            prefetch(grad, grad_at + (t - CHUNK) * grad_step + j)
             s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
             p = sigmoid(s)
             value = load(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
@@ -85,6 +89,7 @@ def _leave(
             for ahead in range(min(taps, later - t)):
                 w = load(weight, origin + j + (taps - 1 - ahead) * width)
                 s = w * load(ds, (t + ahead) * BLOCK + j) + s
+            prefetch(grad_x, out_at + (t - CHUNK) * width + j)
             store(grad_x, out_at + t * width + j, s)
 
 

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK = 32
+CHUNK = 16
 
 
 def _decay_and_inflow(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    decay = torch.exp(delta[..., None] * A)  # (batch, steps, d_inner, d_state)
-    return decay, (delta * u)[..., None] * B[:, :, None]
+    """Return both as (batch, steps, d_state, d_inner): long rows suit element-wise operations."""
+    decay = torch.exp(delta[:, :, None] * A)
+    return decay, (delta * u)[:, :, None] * B[..., None]
+
+
+def _over_states(weight: Tensor, states: Tensor) -> Tensor:
+    return torch.matmul(weight[:, :, None], states)[:, :, 0]  # (batch, steps, d_inner)
 
 
 def _recur(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
@@ -35,13 +40,14 @@ class ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
+        A = A.t().contiguous()
+        h = u.new_zeros(u.shape[0], *A.shape)
         outputs, marks = [], []
         for part in _chunks(u, delta, B, C):
             marks.append(h)
             u_c, delta_c, B_c, C_c = part
             states = _recur(*_decay_and_inflow(u_c, delta_c, A, B_c), h)
-            outputs.append(torch.einsum("btdn,btn->btd", states, C_c))
+            outputs.append(_over_states(C_c, states))
             h = states[:, -1].clone()
         ctx.save_for_backward(u, delta, A, B, C, torch.stack(marks))
         return torch.cat(outputs, dim=1)
@@ -60,7 +66,7 @@ class ChunkedScan(torch.autograd.Function):
         grad_u, grad_delta, grad_B, grad_C = (
             torch.cat(pieces, dim=1) for pieces in zip(*reversed(parts), strict=True)
         )
-        return grad_u, grad_delta, grad_A, grad_B, grad_C
+        return grad_u, grad_delta, grad_A.t(), grad_B, grad_C
 
 
 def _chunks(*tensors: Tensor) -> list[tuple[Any, ...]]:
@@ -80,15 +86,15 @@ def _chunk_back(
     """Return the gradients of u, delta, B, C, A, and of the state before the chunk."""
     decay, inflow = _decay_and_inflow(u, delta, A, B)
     states = _recur(decay, inflow, h)
-    grad_C = torch.einsum("btd,btdn->btn", grad, states)
-    grad_h = grad[..., None] * C[:, :, None]
+    grad_C = (states * grad[:, :, None]).sum(-1)
+    grad_h = grad[:, :, None] * C[..., None]
     carried = _recur_back(decay, grad_h, carried)
-    grad_B = torch.einsum("btdn,btd->btn", grad_h, delta * u)
-    grad_inflow = torch.einsum("btdn,btn->btd", grad_h, B)
+    grad_B = (grad_h * (delta * u)[:, :, None]).sum(-1)
+    grad_inflow = _over_states(B, grad_h)
     before = torch.cat([h[:, None], states[:, :-1]], dim=1)
     grad_exponent = grad_h.mul_(decay).mul_(before)
-    grad_delta = torch.einsum("btdn,dn->btd", grad_exponent, A) + grad_inflow * u
-    grad_A = torch.einsum("btdn,btd->dn", grad_exponent, delta)
+    grad_delta = (grad_exponent * A).sum(2) + grad_inflow * u
+    grad_A = (grad_exponent * delta[:, :, None]).sum((0, 1))
     return grad_inflow * delta, grad_delta, grad_B, grad_C, grad_A, carried
 
 

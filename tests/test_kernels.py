@@ -1,0 +1,89 @@
+"""What the CPU kernels rest on: exponentials in registers, and the cache of compiled code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import njit
+
+from kinopoisk_ft.ops import kernel_cache, lane_math
+from kinopoisk_ft.ops.lanes import LANES, load, store, total
+
+
+def apply(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """Apply a function on registers to an array whose size is a multiple of LANES."""
+
+    @njit
+    def every(x: Any, out: Any) -> None:
+        for i in range(0, x.size, LANES):
+            store(out, i, function(load(x, i)))
+
+    out = np.empty_like(x)
+    every(x, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "low", "high"),
+    [
+        (lane_math.exp2, np.exp2, -126, 127.9),
+        (lane_math.sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80),
+        (lane_math.softplus, lambda x: np.logaddexp(0, x), -80, 200),
+    ],
+)
+def test_functions_are_precise_in_relative_terms(
+    function: Callable[[Any], Any], exact: Callable[[Any], Any], low: float, high: float
+) -> None:
+    x = np.linspace(low, high, 6400, dtype=np.float32)
+    want = exact(x.astype(np.float64))
+    assert np.max(np.abs(apply(function, x) / want - 1)) < 1e-5
+    near = np.linspace(-4, 4, 6400, dtype=np.float32)
+    assert np.max(np.abs(apply(function, near) / exact(near.astype(np.float64)) - 1)) < 5e-7
+
+
+def test_extremes() -> None:
+    x = np.resize(np.float32([-1e30, -np.inf, 1e30, np.inf, np.nan, 0.0, -200.0, 200.0]), 16)
+    power = apply(lane_math.exp2, x)[:8]
+    assert np.all(power[[0, 1, 6]] < 1e-37)
+    assert np.all(np.isinf(power[[2, 3, 7]]))
+    assert np.isnan(power[4])
+    assert power[5] == 1
+    gate = apply(lane_math.sigmoid, x)[:8]
+    np.testing.assert_allclose(gate, [0, 0, 1, 1, np.nan, 0.5, 0, 1], atol=1e-37)
+
+
+def test_total_of_a_register() -> None:
+    @njit
+    def sum_first(x: Any) -> float:
+        return total(load(x, 0))
+
+    assert sum_first(np.arange(LANES, dtype=np.float32)) == LANES * (LANES - 1) / 2
+
+
+def test_kernels_older_than_a_source_are_dropped(tmp_path: Path) -> None:
+    cache = tmp_path / "__pycache__"
+    cache.mkdir()
+    for name, age in (("old.nbi", 50), ("new.nbi", 0)):
+        (cache / name).touch()
+        os.utime(cache / name, (1000 - age, 1000 - age))
+    (tmp_path / "source.py").touch()
+    os.utime(tmp_path / "source.py", (990, 990))
+    kernel_cache._drop_stale(tmp_path)
+    assert [path.name for path in cache.iterdir()] == ["new.nbi"]
+
+
+def test_without_a_place_for_the_cache_kernels_still_compile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**options: bool) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(kernel_cache, "njit", refuse)
+    with caplog.at_level("INFO"):
+        assert kernel_cache._prepare() is False
+    assert "no locator" in caplog.text
