@@ -1,0 +1,67 @@
+"""Both kinds of network from a hub: cold, from the cache with the hub gone, and offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import tiny
+from composing import compose_config
+from hub_server import HubServer
+from hydra.utils import instantiate
+from networks import NAMES
+
+# Runs in a process of its own, for huggingface_hub reads its environment once.
+BUILD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from composing import compose_config
+from hydra.utils import instantiate
+from kinopoisk_ft.errors import UserError
+out = {}
+for overrides in json.loads(sys.argv[2]):
+    recipe = instantiate(compose_config(overrides).model)
+    try:
+        tokenizer = recipe.load_tokenizer([])
+        module = recipe.build(("Bad", "Good"), tokenizer).module
+        body = [p.double().sum().item() for n, p in module.named_parameters() if "classifier" not in n]
+        out[overrides[0]] = [tokenizer("фильм")["input_ids"], sum(body)]
+    except UserError as error:
+        out[overrides[0]] = [error.what, error.fix]
+print("RESULT" + json.dumps(out))
+"""
+OVERRIDES = [
+    ["model=encoder", "model.name=study/bert"],
+    ["model=mamba", "model.name=study/mamba", "model.tokenizer=study/mamba"],
+]
+
+
+def built(hub: HubServer, *, offline: bool = False, home: str = "home") -> dict[str, list[object]]:
+    """Build each network in a new process that knows this hub alone."""
+    process = hub.run(
+        BUILD, str(Path(__file__).parent), json.dumps(OVERRIDES), offline=offline, home=home
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found: dict[str, list[object]] = json.loads(out.split("RESULT")[1])
+    return found
+
+
+def test_networks_from_the_hub_its_cache_and_offline(hub: HubServer) -> None:
+    shutil.copytree(tiny.bert(), hub.repo("study/bert"), dirs_exist_ok=True)
+    shutil.copytree(tiny.mamba(), hub.repo("study/mamba"), dirs_exist_ok=True)
+    cold = built(hub)
+    for overrides, folder in zip(OVERRIDES, (tiny.bert(), tiny.mamba()), strict=True):
+        local = [o.replace("study/bert", folder).replace("study/mamba", folder) for o in overrides]
+        recipe = instantiate(compose_config(local).model)
+        tokenizer = recipe.load_tokenizer([])
+        module = recipe.build(NAMES, tokenizer).module
+        body = [p.double().sum().item() for n, p in module.named_parameters() if "classif" not in n]
+        assert cold[overrides[0]] == [tokenizer("фильм")["input_ids"], sum(body)]
+    hub.stop()
+    assert built(hub) == cold
+    assert built(hub, offline=True) == cold
+    for what, fix in built(hub, home="empty").values():
+        assert "study/" in str(what)
+        assert "model.name=<folder>" in str(fix)
