@@ -160,5 +160,7 @@ def test_compiles() -> None:
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'mean'"):
         MambaClassifier(tiny(), 2, pooling="meen")
+    with pytest.raises(UserError, match="did you mean 'numba'"):
+        MambaClassifier(tiny(), 2, scan_backend="nunba")
     with pytest.raises(UserError, match="only silu"):
         MambaBackbone(tiny(hidden_act="gelu"))

@@ -15,8 +15,9 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.pooling import check_pooling, pool
+from kinopoisk_ft.ops.backends import check
 from kinopoisk_ft.ops.causal_conv import causal_conv1d
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
 
 
 class MambaMixer(nn.Module):
@@ -100,6 +101,7 @@ class MambaBackbone(nn.Module):
         super().__init__()
         if config.hidden_act not in ("silu", "swish"):
             raise UserError(f"Mamba with hidden_act '{config.hidden_act}': only silu is supported")
+        check("selective_scan", scan_backend, BACKENDS)
         # not `config`: PEFT reads that name and refuses to adapt some layers of a "mamba"
         self.mamba_config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -20,6 +20,17 @@ except ImportError as error:
 _announced: set[tuple[str, str, str]] = set()
 
 
+def check(operator: str, backend: str, valid: tuple[str, ...]) -> str:
+    """Return `backend` if it is a name that the operator knows.
+
+    Raises:
+        UserError: it is not.
+    """
+    if backend not in valid:
+        raise UserError(f"unknown backend '{backend}' of {operator}", fix=nearest(backend, valid))
+    return backend
+
+
 def choose(
     operator: str, backend: str, valid: tuple[str, ...], device: torch.device, dtype: torch.dtype
 ) -> str:
@@ -28,9 +39,7 @@ def choose(
     Raises:
         UserError: an unknown backend, or one asked for by name that cannot serve these tensors.
     """
-    if backend not in valid:
-        raise UserError(f"unknown backend '{backend}' of {operator}", fix=nearest(backend, valid))
-    if backend == "auto":
+    if check(operator, backend, valid) == "auto":
         chosen = _fastest(valid, device, dtype)
     else:
         chosen = backend

@@ -1,0 +1,125 @@
+"""The selective scan as an operator: precision, compilation, the choice of a backend."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from scan_cases import BACKENDS, assert_close, draw, expected, run
+from torch import Tensor
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.ops import backends, scan_cuda
+from kinopoisk_ft.ops.scan_reference import selective_scan_reference
+from kinopoisk_ft.ops.selective_scan import selective_scan
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype) -> None:
+    inputs = {name: x.to(dtype) for name, x in draw(2, 40, 16, 4).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(
+            selective_scan, inputs, torch.ones(2, 40, 16), delta_softplus=True, backend=backend
+        )
+    assert all(x.dtype == dtype for x in got.values())
+    want = expected(inputs, torch.ones(2, 40, 16), delta_softplus=True)
+    assert_close(got, want, tolerance=1e-2)
+
+
+def test_operator_is_known_to_pytorch() -> None:
+    from kinopoisk_ft.ops.scan_numba import scan
+
+    for absent in (False, True):
+        inputs = draw(2, 9, 18, 3)
+        tensors = [None if absent and name in ("D", "z") else x for name, x in inputs.items()]
+        leaves = [None if x is None else x.requires_grad_() for x in tensors]
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        lengths = torch.tensor([9, 4]) if absent else None
+        torch.library.opcheck(scan, (*leaves, lengths, True, True), test_utils=checks)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_meta_tensors(backend: str) -> None:
+    inputs = {name: x.to("meta").requires_grad_() for name, x in draw(2, 9, 18, 3).items()}
+    out = selective_scan(**inputs, delta_softplus=True, backend=backend)
+    assert out.shape == (2, 9, 18)
+    assert out.device.type == "meta"
+    out.sum().backward()
+    assert all(x.grad is not None and x.grad.shape == x.shape for x in inputs.values())
+
+
+def test_compiles_without_graph_breaks() -> None:
+    inputs, grad = draw(2, 9, 18, 3), torch.randn(2, 9, 18)
+    compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
+    options = {"delta_softplus": True, "lengths": torch.tensor([9, 4])}
+    assert_close(run(compiled, inputs, grad, **options), expected(inputs, grad, **options))
+
+
+def test_auto_says_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    backends._announced.clear()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            selective_scan(**draw(1, 2, 3, 4))
+    assert [r.message for r in caplog.records] == ["selective_scan runs by backend 'numba' on cpu"]
+
+
+def test_auto_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "NUMBA_ERROR", "No module named 'numba'")
+    cpu = torch.device("cpu")
+    assert (
+        backends.choose("selective_scan", "auto", ("auto", *BACKENDS), cpu, torch.float32)
+        == "torch"
+    )
+    with pytest.raises(UserError, match="pip install 'numba"):
+        selective_scan(**draw(1, 2, 3, 4), backend="numba")
+
+
+def test_backend_that_cannot_run_is_refused() -> None:
+    with pytest.raises(UserError, match=r"kinopoisk-ft\[cuda\]"):
+        selective_scan(**draw(1, 2, 3, 4), backend="cuda")
+    with pytest.raises(UserError, match="float64"):
+        selective_scan(**{k: x.double() for k, x in draw(1, 2, 3, 4).items()}, backend="numba")
+    with pytest.raises(UserError, match="did you mean 'numba'"):
+        selective_scan(**draw(1, 2, 3, 4), backend="nunba")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("delta", (1, 2, 4)), ("B", (1, 2, 3)), ("D", (4,))])
+def test_shapes_are_checked(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be of shape"):
+        selective_scan(**{**draw(1, 2, 3, 4), name: torch.zeros(shape)})
+
+
+def _install_mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float) -> None:
+    """Put a stand-in for mamba-ssm in place, with its layout (time last)."""
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+             bias: Tensor, softplus: bool) -> Tensor:  # fmt: skip
+        u, delta, B, C, z = (x.transpose(1, 2) for x in (u, delta, B, C, z))
+        y = selective_scan_reference(u, delta, A, B, C, D * skip_scale, z, bias, softplus)
+        return y.transpose(1, 2)
+
+    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+    for name in names:
+        module = types.ModuleType(name)
+        module.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec(name, None)
+        module.selective_scan_fn = scan  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    scan_cuda.self_test.cache_clear()
+
+
+def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    assert scan_cuda.self_test(device) == "mamba-ssm is not installed"
+    _install_mamba_ssm(monkeypatch, skip_scale=1.0)
+    assert scan_cuda.self_test(device) is None
+    _install_mamba_ssm(monkeypatch, skip_scale=1.1)
+    assert scan_cuda.self_test(device) == "mamba-ssm differs from the reference on cpu"
+    scan_cuda.self_test.cache_clear()
