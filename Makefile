@@ -6,6 +6,8 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m kinopoisk_ft
+# A process a core, each with one thread: threads that wait for each other by spinning are slow.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
@@ -29,14 +31,14 @@ demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled da
 	$(RUN) sweep=demo output_dir=$(DEMO)/runs
 	$(BIN)/python -m kinopoisk_ft.report --experiment demo --output $(DEMO)/report
 	@echo
-	@echo "MLflow store: $(CURDIR)/mlflow.db (experiment \"demo\"); open it with:  make ui"
-	@echo "Report:       $(CURDIR)/$(DEMO)/report"
+	@echo "MLflow store: $(CURDIR)/mlflow.db, experiment 'demo'; to open it: make ui, then http://127.0.0.1:5000"
+	@echo "Report:       $(CURDIR)/$(DEMO)/report/comparison.md and .png; open them in any viewer"
 
 test: $(STAMP) ## quick tests, within three minutes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP) ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: $(STAMP) ## ruff: style and format
 	$(BIN)/ruff check .

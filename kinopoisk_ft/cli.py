@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         launch()
     except RunError:
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -46,6 +46,7 @@ class Fitted:
     tokens: int  # real tokens of all training batches
     peak_memory_mb: float
     device: str
+    precision: str
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -95,6 +96,7 @@ def fit_network(
         tokens=state.tokens,
         peak_memory_mb=peak,
         device=str(precision.device),
+        precision=precision.kind,
         history=state.history,
     )
 
@@ -147,6 +149,7 @@ def fit_baseline(
         tokens=0,
         peak_memory_mb=peak_memory_mb(device),
         device="cpu",
+        precision="fp64",
         history=[{"step": 0, **{f"val_{key}": value for key, value in val.items()}}],
     )
 

@@ -43,7 +43,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     )
     step = int(fitted.history[-1]["step"]) if fitted.history else 0
     tracker.metrics(_metrics(fitted, data, scores), step)
-    tracker.tags({"device": fitted.device})
+    tracker.tags({"device": fitted.device, "precision": fitted.precision})
     files = _files(fitted, data, predicted, labels, out_dir)
     result.write(out_dir / "result.json")
     for file in [*files, out_dir / "result.json"]:

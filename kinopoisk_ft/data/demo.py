@@ -26,9 +26,9 @@ GRADES10 = ((1, 2, 3, 4), (5, 6), (7, 8, 9, 10))
 WORDS = (20, 35, 47, 57, 67, 78, 90, 104, 121, 143, 172, 225, 420)
 LAST_SENTENCE = 6  # words, on average by which the last sentence goes beyond the wanted length
 # Opinions are dealt four at a time. Of each grade: how many of the four may praise, with weights.
-HANDS = (((0, 1), (5, 5)), ((1, 2, 3), (1, 8, 1)), ((3, 4), (5, 5)))
+HANDS = (((0, 1), (7, 3)), ((1, 2, 3), (1, 8, 1)), ((3, 4), (3, 7)))
 # Share of sentences with an opinion before and after the first words that a short model reads.
-OPINIONS = (0.8, 0.35)
+OPINIONS = (0.85, 0.4)
 FIRST_WORDS = 90
 OPENING, CLOSING = 0.3, 0.4  # how often a review starts and ends with its overall judgement
 

@@ -123,8 +123,10 @@ def _save_plain(module: Any, kind: str, folder: Path) -> None:
         save_file(module.classifier.state_dict(), folder / "head.safetensors")
     else:
         module.mamba_config.save_pretrained(folder)
+        # A tied head shows up twice in a state dict; parameters are named once.
+        weights = dict(module.named_parameters()) | dict(module.named_buffers())
         save_file(
-            {k: v.contiguous() for k, v in module.state_dict().items()},
+            {name: value.detach().contiguous() for name, value in weights.items()},
             folder / "model.safetensors",
             metadata={"format": "pt"},
         )

@@ -1,0 +1,92 @@
+"""The commands that the README promises: make's targets, the wheel, and the demo itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {
+    "setup", "demo", "test", "test-all", "lint", "types", "bench", "ui", "report", "notebooks",
+    "clean",
+}  # fmt: skip
+
+
+def make(*arguments: str) -> str:
+    """Return what make says."""
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory", *arguments],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_help_lists_every_target() -> None:
+    listed = {line.split()[0] for line in make("help").splitlines()}
+    assert listed >= TARGETS
+    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert declared
+    assert listed == set(declared.group(1).split())
+
+
+def test_demo_and_ui_run_what_the_readme_says() -> None:
+    demo = make("--dry-run", "demo")
+    assert demo.index("sweep=demo_bases") < demo.index("sweep=demo output_dir")
+    assert "kinopoisk_ft.report --experiment demo" in demo
+    assert "--host 127.0.0.1" in make("--dry-run", "ui")
+
+
+def test_constraints_pin_every_package_exactly() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert "torch==2.13.0" in pins
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^=\s]+", pin) for pin in pins)
+    names = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins}
+    project = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")
+    wanted = re.findall(r'^    "([A-Za-z0-9-]+)', project[0] + project[1], re.MULTILINE)
+    assert len(wanted) > 20
+    assert {name.lower() for name in wanted} <= names
+
+
+def test_readme_names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+@pytest.mark.slow
+def test_wheel_has_the_groups(tmp_path: Path) -> None:
+    """Needs the index for the build backend."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    wheel = next(tmp_path.glob("*.whl"))
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    groups = {file.relative_to(ROOT).as_posix() for file in (ROOT / "conf").rglob("*.yaml")}
+    assert groups
+    assert {f"kinopoisk_ft/{name}" for name in groups} <= inside
+
+
+@pytest.mark.slow
+def test_demo_gives_rows_that_make_sense(tmp_path: Path) -> None:
+    env = {**os.environ, "KINOPOISK_FT_CACHE": str(tmp_path / "cache")}
+    for arguments in (["sweep=demo_bases", "output_dir=bases"],
+                      ["sweep=demo", "output_dir=runs", "result_json=row.json"]):  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "kinopoisk_ft", *arguments], cwd=tmp_path, env=env, check=True
+        )
+    rows = [json.loads((tmp_path / f"row.{i}.json").read_text()) for i in range(5)]
+    assert all(row["f1_weighted"] > 0.85 for row in rows)
+    report = [sys.executable, "-m", "kinopoisk_ft.report", "--experiment", "demo"]
+    done = subprocess.run(report, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    for name in ("tfidf", "freeze", "lora", "mamba", "majority"):
+        assert name in done.stdout.lower()
+    assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000
