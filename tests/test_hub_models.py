@@ -25,7 +25,7 @@ for overrides in json.loads(sys.argv[2]):
     try:
         tokenizer = recipe.load_tokenizer([])
         module = recipe.build(("Bad", "Good"), tokenizer).module
-        body = [p.double().sum().item() for n, p in module.named_parameters() if "classifier" not in n]
+        body = [p.double().sum().item() for n, p in module.named_parameters() if "classif" not in n]
         out[overrides[0]] = [tokenizer("фильм")["input_ids"], sum(body)]
     except UserError as error:
         out[overrides[0]] = [error.what, error.fix]

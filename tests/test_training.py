@@ -26,7 +26,7 @@ from kinopoisk_ft.training.batching import Examples, by_length, length_grouped, 
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import evaluate
-from kinopoisk_ft.training.loop import State, Trainer
+from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores, confusion, majority_scores
 from kinopoisk_ft.training.objective import (
     Classification,
@@ -35,6 +35,7 @@ from kinopoisk_ft.training.objective import (
 )
 from kinopoisk_ft.training.optim import param_groups
 from kinopoisk_ft.training.precision import Precision, choose
+from kinopoisk_ft.training.state import State
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.encoder import PooledClassifier, set_classes
+from kinopoisk_ft.models.heads import PooledClassifier, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
 from kinopoisk_ft.models.network import Kind, Network

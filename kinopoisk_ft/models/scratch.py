@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from transformers import BertConfig, BertForMaskedLM, BertModel, MambaConfig
 
-from kinopoisk_ft.models.encoder import pooled_network, set_classes
+from kinopoisk_ft.models.heads import pooled_network, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba_recipe import Backend, describe
 from kinopoisk_ft.models.mamba_recipe import Pooling as MambaPooling

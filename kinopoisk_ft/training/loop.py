@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.batching import Examples, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
@@ -25,8 +21,10 @@ from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
-from kinopoisk_ft.training.precision import Kind, Precision, wait
+from kinopoisk_ft.training.precision import Precision, wait
 from kinopoisk_ft.training.progress import Progress
+from kinopoisk_ft.training.settings import Settings
+from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
 
@@ -41,80 +39,8 @@ class Recorder(Protocol):
         ...
 
 
-@dataclass
-class State:
-    """What one run has at hand while it trains; losses stay on the device until they are logged."""
-
-    model: nn.Module
-    objective: Objective
-    precision: Precision
-    optimizer: Optimizer
-    schedule: LambdaLR
-    steps: int
-    step: int = 0
-    tokens: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    best: float | None = None
-    best_step: int = 0
-    since_best: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def best_score(self) -> float:
-        """The best validation score; not a number where nothing was evaluated."""
-        return float("nan") if self.best is None else self.best
-
-
-@dataclass(kw_only=True)
-class Trainer:
-    """Settings of training; `fit` says what a run is, `_step` what an update is.
-
-    Raises UserError for values that contradict each other or that this machine cannot meet.
-    """
-
-    optimizer: Callable[..., Any]
-    schedule: Callable[..., Any]
-    seed: int
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Kind
-    epochs: int
-    max_steps: int | None
-    batch_size: int
-    accumulate: int
-    eval_batch_size: int
-    lr: float
-    head_lr: float | None
-    weight_decay: float
-    clip_norm: float | None
-    warmup_steps: int | None
-    warmup_share: float
-    eval_every: Literal["epoch"] | int
-    patience: int | None
-    best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
-    log_every: int
-    keep_memory: bool
-
-    def __post_init__(self) -> None:
-        counts = (
-            "epochs",
-            "max_steps",
-            "batch_size",
-            "accumulate",
-            "eval_batch_size",
-            "eval_every",
-        )
-        for key in (*counts, "patience", "log_every"):
-            value = getattr(self, key)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"trainer.{key}={value}: it must be 1 or more")
-        for key in ("lr", "weight_decay", "warmup_share"):
-            if getattr(self, key) < 0:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: it must not be negative")
-        if self.warmup_share > 1:
-            raise UserError(
-                f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
-                fix="give a number of steps as trainer.warmup_steps",
-            )
+class Trainer(Settings):
+    """The loop over its settings: `fit` says what a run is, `_step` what an update is."""
 
     def open(self) -> tuple[Precision, Clock]:
         """Choose device and precision, log both, and seed; done before a model is built."""

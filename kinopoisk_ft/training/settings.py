@@ -1,0 +1,59 @@
+"""The settings of training, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.precision import Kind
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """What conf/trainer says; raises UserError for values out of range."""
+
+    optimizer: Callable[..., Any]
+    schedule: Callable[..., Any]
+    seed: int
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Kind
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    accumulate: int
+    eval_batch_size: int
+    lr: float
+    head_lr: float | None
+    weight_decay: float
+    clip_norm: float | None
+    warmup_steps: int | None
+    warmup_share: float
+    eval_every: Literal["epoch"] | int
+    patience: int | None
+    best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
+    log_every: int
+    keep_memory: bool
+
+    def __post_init__(self) -> None:
+        counts = (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "eval_batch_size",
+            "eval_every",
+        )
+        for key in (*counts, "patience", "log_every"):
+            value = getattr(self, key)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"trainer.{key}={value}: it must be 1 or more")
+        for key in ("lr", "weight_decay", "warmup_share"):
+            if getattr(self, key) < 0:
+                raise UserError(f"trainer.{key}={getattr(self, key)}: it must not be negative")
+        if self.warmup_share > 1:
+            raise UserError(
+                f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
+                fix="give a number of steps as trainer.warmup_steps",
+            )
