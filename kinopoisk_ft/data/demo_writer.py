@@ -14,7 +14,7 @@ from kinopoisk_ft.data.demo_words import ADVERBS, ASPECTS, FILM, SUBSTANCE, VERB
 T = TypeVar("T")
 
 # How often a judgement is put the other way round: the word of the other polarity, negated.
-NEGATION = 0.12
+NEGATION = 0.08
 PAIRED = 0.6  # how often two adjectives of one polarity stand together
 FORMS = (65, 15, 10, 10)  # weights of a plain opinion, two that agree, a contrast, an expectation
 CLAUSES = (55, 14, 14, 8, 9)  # weights of quality, effect, substance, feeling, reaction
