@@ -56,8 +56,9 @@ ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
 report: $(STAMP) ## compare the runs in the store of this folder
 	$(BIN)/python -m kinopoisk_ft.report
 
-notebooks: $(STAMP) ## execute the notebooks in place
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+notebooks: $(STAMP) ## execute the notebooks into outputs/notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute \
+		--output-dir outputs/notebooks notebooks/*.ipynb
 
 clean: ## remove what runs and tools left; the store, outputs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
