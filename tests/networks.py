@@ -11,21 +11,23 @@ from hydra.utils import instantiate
 from kinopoisk_ft.models.network import Network
 
 NAMES = ("Bad", "Good")
-KINDS = ("bert", "pooled", "bert_scratch", "mamba", "mamba_scratch")
+KINDS = ("bert", "pooled", "bert_scratch", "mamba", "mamba_scratch", "mamba2", "mamba2_scratch")
 ADAPTERS = ("none", "freeze", "head", "bitfit", "lora", "dora", "rslora", "ia3")
 
 
 def model_overrides(kind: str) -> list[str]:
     """Return the overrides that make a tiny network of a kind."""
-    bert, mamba = tiny.bert(), tiny.mamba()
+    bert, mamba, mamba2 = tiny.bert(), tiny.mamba(), tiny.mamba2()
+    small = ["model.d_model=16", "model.num_layers=3", "model.d_state=4", "model.vocab_size=300"]
     return {
         "bert": ["model=encoder", f"model.name={bert}", "model.pooling=pooler"],
         "pooled": ["model=encoder", f"model.name={tiny.bert(with_pooler=False)}"],
         "bert_scratch": ["model=bert_scratch", "model.hidden_size=16", "model.num_layers=3",
                          "model.max_positions=64", "model.vocab_size=120"],
         "mamba": ["model=mamba", f"model.name={mamba}", f"model.tokenizer={mamba}"],
-        "mamba_scratch": ["model=mamba_scratch", "model.d_model=16", "model.num_layers=3",
-                          "model.d_state=4", "model.vocab_size=300"],
+        "mamba2": ["model=mamba2", f"model.name={mamba2}", f"model.tokenizer={mamba2}"],
+        "mamba_scratch": ["model=mamba_scratch", *small],
+        "mamba2_scratch": ["model=mamba2_scratch", *small, "model.head_dim=8"],
     }[kind]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from kinopoisk_ft.training.batching import pad
 
 TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
 
+MAMBA_TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+
 LOADER = """
 import json, sys
 import torch
@@ -47,9 +49,9 @@ def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
         optimizer.zero_grad()
 
 
-def save(kind: str, adapter: str, folder: Path) -> np.ndarray:
+def save(kind: str, adapter: str, folder: Path, *more: str) -> np.ndarray:
     """Train and save a network; returns its probabilities (texts, classes)."""
-    _, made, network, tokenizer = make(kind, adapter)
+    _, made, network, tokenizer = make(kind, adapter, *more)
     if network.base is None and isinstance(made, Peft):
         save_base(network, folder)
     adapted = made.apply(network)
@@ -72,6 +74,11 @@ def test_a_new_process_gives_equal_probabilities(tmp_path: Path) -> None:
             name = f"{kind}-{adapter}"
             folders[name] = str(tmp_path / name)
             expected[name] = save(kind, adapter, tmp_path / name)
+    for target in MAMBA_TARGETS:
+        name = f"mamba-lora-{target}"
+        folders[name] = str(tmp_path / name)
+        alone = f"adapter.config.target_modules=[{target}]"
+        expected[name] = save("mamba", "lora", tmp_path / name, alone)
     done = subprocess.run(
         [sys.executable, "-c", LOADER],
         input=json.dumps([folders, TEXTS]),
@@ -80,7 +87,7 @@ def test_a_new_process_gives_equal_probabilities(tmp_path: Path) -> None:
         check=True,
     )
     found = json.loads(done.stdout.split("RESULT")[1])
-    assert len(found) == len(KINDS) * len(ADAPTERS)
+    assert len(found) == len(KINDS) * len(ADAPTERS) + len(MAMBA_TARGETS)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
 
@@ -134,7 +141,7 @@ def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["in_proj", "x_proj", "dt_proj", "out_proj"])
+@pytest.mark.parametrize("target", MAMBA_TARGETS)
 def test_merged_lora_on_mamba_gives_equal_logits(target: str) -> None:
     _, made, network, tokenizer = make("mamba", "lora", f"adapter.config.target_modules=[{target}]")
     module: Any = made.apply(network).module

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, MambaConfig, MambaModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Mamba2Config,
+    Mamba2Model,
+    MambaConfig,
+    MambaModel,
+)
 
 from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 
@@ -75,17 +82,28 @@ def bert(with_pooler: bool = True, half: bool = False) -> str:
 @functools.cache
 def mamba() -> str:
     """Return the folder of a Mamba checkpoint of 3 layers in Hugging Face's layout."""
-    folder = Path(_root().name) / "mamba"
+    return _mamba(MambaModel, MambaConfig)
+
+
+@functools.cache
+def mamba2() -> str:
+    """Return the folder of a Mamba-2 checkpoint of 3 layers, 4 heads and 2 groups."""
+    return _mamba(Mamba2Model, Mamba2Config, num_heads=4, head_dim=8, n_groups=2)
+
+
+def _mamba(model: type, config: type, **sizes: int) -> str:
+    folder = Path(_root().name) / model.__name__
     tokenizer = train_bpe(_texts(), 300)
-    config = MambaConfig(
+    made = config(
         vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=3,
         state_size=4,
         pad_token_id=tokenizer.pad_token_id,
+        **sizes,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        MambaModel(config).save_pretrained(folder)
+        model(made).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

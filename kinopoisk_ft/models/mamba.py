@@ -1,23 +1,29 @@
-"""Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752), its weights named as in `transformers`.
+"""Mamba and Mamba-2 for classification, their weights named as in `transformers`.
 
-Every projection is called as a module, so that adapters put on it take part; padding is on the
-right and takes no part. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
+Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752; the mixer of Mamba-2 is in mamba2.py. Every
+projection is called as a module, so that adapters put on it take part; padding is on the right and
+takes no part. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import MambaConfig
+from transformers import Mamba2Config, MambaConfig
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.pooling import check_pooling, pool
 from kinopoisk_ft.ops.backends import check
 from kinopoisk_ft.ops.causal_conv import causal_conv1d
 from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
+from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
+
+AnyConfig: TypeAlias = MambaConfig | Mamba2Config
 
 
 class MambaMixer(nn.Module):
@@ -85,23 +91,30 @@ class MambaMixer(nn.Module):
 class MambaBlock(nn.Module):
     """Pre-norm residual block; the residual stream is float32 under autocast too."""
 
-    def __init__(self, config: MambaConfig, scan_backend: str) -> None:
+    def __init__(self, config: AnyConfig, scan_backend: str) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mixer = MambaMixer(config, scan_backend)
+        mixer = Mamba2Mixer if isinstance(config, Mamba2Config) else MambaMixer
+        self.mixer = mixer(config, scan_backend)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         return hidden + self.mixer(self.norm(hidden), lengths).to(hidden.dtype)
 
 
 class MambaBackbone(nn.Module):
-    """Embeddings, blocks and final norm; loads the weights of `transformers.MambaModel` by name."""
+    """Embeddings, blocks and final norm; loads the weights of `transformers` by name.
 
-    def __init__(self, config: MambaConfig, scan_backend: str = "auto") -> None:
+    The config says which: MambaConfig or Mamba2Config.
+    """
+
+    def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()
         if config.hidden_act not in ("silu", "swish"):
             raise UserError(f"Mamba with hidden_act '{config.hidden_act}': only silu is supported")
-        check("selective_scan", scan_backend, BACKENDS)
+        if isinstance(config, Mamba2Config):
+            check("ssd", scan_backend, SSD_BACKENDS)
+        else:
+            check("selective_scan", scan_backend, BACKENDS)
         # not `config`: PEFT reads that name and refuses to adapt some layers of a "mamba"
         self.mamba_config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -153,7 +166,7 @@ class MambaClassifier(nn.Module):
 
     def __init__(
         self,
-        config: MambaConfig,
+        config: AnyConfig,
         num_labels: int,
         pooling: str = "last",
         scan_backend: str = "auto",
@@ -175,7 +188,7 @@ class MambaClassifier(nn.Module):
 class MambaLM(nn.Module):
     """Next-token prediction with the embeddings as head, for pretraining from scratch."""
 
-    def __init__(self, config: MambaConfig, scan_backend: str = "auto") -> None:
+    def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()
         self.mamba_config = config
         self.backbone = MambaBackbone(config, scan_backend)

@@ -1,4 +1,4 @@
-"""Mamba from a checkpoint in Hugging Face's layout, with our backbone and head."""
+"""Mamba and Mamba-2 from a checkpoint in Hugging Face's layout, with our backbone and head."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Literal
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import MambaConfig
+from transformers import AutoConfig
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.mamba import MambaClassifier, MambaLM
+from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 
@@ -27,7 +27,7 @@ NO_ADAPTER = {"conv1d": "its weight goes straight into the fused convolution"}
 
 
 class Mamba:
-    """The group `model`'s `mamba`."""
+    """The group `model`'s `mamba` and `mamba2`: the checkpoint's config says which it is."""
 
     def __init__(
         self,
@@ -103,11 +103,11 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
         )
 
 
-def read_config(name: str, revision: str | None) -> MambaConfig:
+def read_config(name: str, revision: str | None) -> AnyConfig:
     """Read config.json of a folder or hub repository."""
     with hub_errors(f"model '{name}'", HUB_FIX):
-        config: Any = MambaConfig.from_pretrained(name, revision=revision)
-    if config.model_type != "mamba":
+        config: Any = AutoConfig.from_pretrained(name, revision=revision)
+    if not isinstance(config, AnyConfig):
         raise UserError(
             f"'{name}' is a '{config.model_type}' model, not a Mamba",
             where="model.name",

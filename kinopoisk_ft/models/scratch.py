@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from transformers import BertConfig, BertForMaskedLM, BertModel, MambaConfig
+from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, MambaConfig
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import pooled_network, set_classes
-from kinopoisk_ft.models.mamba import MambaClassifier, MambaLM
+from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba_recipe import Backend, describe
 from kinopoisk_ft.models.mamba_recipe import Pooling as MambaPooling
 from kinopoisk_ft.models.network import Network
@@ -111,13 +112,56 @@ class ScratchMamba:
         module = MambaLM(self._config(tokenizer), scan_backend=self.scan_backend)
         return describe(module, None, "", None)
 
-    def _config(self, tokenizer: Any) -> MambaConfig:
-        return MambaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.d_model,
-            num_hidden_layers=self.num_layers,
-            state_size=self.d_state,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+    def _config(self, tokenizer: Any) -> AnyConfig:
+        return MambaConfig(**self._sizes(tokenizer))
+
+    def _sizes(self, tokenizer: Any) -> dict[str, Any]:
+        return {
+            "vocab_size": len(tokenizer),
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.num_layers,
+            "state_size": self.d_state,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+
+
+class ScratchMamba2(ScratchMamba):
+    """The group `model`'s `mamba2_scratch`: heads of `head_dim` channels with one decay each."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        d_state: int,
+        head_dim: int,
+        pooling: MambaPooling,
+        scan_backend: Backend,
+        lr: float,
+        head_lr: float | None,
+        targets: dict[str, list[str]],
+    ) -> None:
+        super().__init__(
+            vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, d_state=d_state,
+            pooling=pooling, scan_backend=scan_backend, lr=lr, head_lr=head_lr, targets=targets,
+        )  # fmt: skip
+        if 2 * d_model % head_dim:
+            raise UserError(
+                f"model.head_dim={head_dim} does not divide the inner width, 2 x {d_model}",
+                where="model.head_dim",
+                fix="choose a divisor, say 32",
+            )
+        self.head_dim = head_dim
+
+    def _config(self, tokenizer: Any) -> AnyConfig:
+        heads = 2 * self.d_model // self.head_dim
+        return Mamba2Config(
+            **self._sizes(tokenizer),
+            num_heads=heads,
+            head_dim=self.head_dim,
+            n_groups=1,
+            initializer_range=0.02,  # a checkpoint's 0.1 is for vectors four thousand wide
         )

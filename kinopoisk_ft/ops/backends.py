@@ -59,7 +59,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 def _fastest(valid: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda":
         return "cuda" if "cuda" in valid and not _cuda_trouble(device) else "torch"
-    return "numba" if _numba_trouble(device, dtype) is None else "torch"
+    return "numba" if "numba" in valid and not _numba_trouble(device, dtype) else "torch"
 
 
 def _require(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,0 +1,94 @@
+"""The mixer of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
+
+Its weights are named as in `transformers`. Shapes: B batch, L length, D d_model, E d_inner,
+H heads, G groups, N d_state.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import Mamba2Config
+
+from kinopoisk_ft.ops.causal_conv import causal_conv1d
+from kinopoisk_ft.ops.ssd import ssd
+
+
+class GatedRMSNorm(nn.Module):
+    """y silu(z), normalised within each of `groups` equal parts."""
+
+    def __init__(self, size: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """Map y and the gate z, (B, L, E) each, to (B, L, E) in float32."""
+        gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
+        normed = nn.functional.rms_norm(gated, gated.shape[-1:], eps=self.eps)
+        return self.weight * normed.flatten(-2)
+
+
+class Mamba2Mixer(nn.Module):
+    """Projection, causal convolution, scan with one decay per head, gated norm, projection."""
+
+    def __init__(self, config: Mamba2Config, scan_backend: str) -> None:
+        super().__init__()
+        heads, groups, states = config.num_heads, config.n_groups, config.state_size
+        inner = heads * config.head_dim
+        self.scan_backend = scan_backend
+        self.conv_backend = "torch" if scan_backend == "reference" else "auto"
+        self.limit: tuple[float, float] = tuple(config.time_step_limit)
+        self.head_dim, self.groups = config.head_dim, groups
+        self.parts = (inner, groups * states, groups * states)
+        convolved = sum(self.parts)
+        self.in_proj = nn.Linear(
+            config.hidden_size, inner + convolved + heads, bias=config.use_bias
+        )
+        self.conv1d = nn.Conv1d(
+            convolved, convolved, config.conv_kernel, groups=convolved, bias=config.use_conv_bias
+        )
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.norm = GatedRMSNorm(inner, groups, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
+        self.reset_parameters(config)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        """Mix hidden (B, L, D) along time; `lengths` (B,): what comes later is not read."""
+        inner, convolved, heads = self.parts[0], sum(self.parts), len(self.A_log)
+        z, xBC, dt = self.in_proj(hidden).split((inner, convolved, heads), dim=-1)
+        kernel = self.conv1d.weight.squeeze(1)
+        xBC = causal_conv1d(xBC, kernel, self.conv1d.bias, lengths, self.conv_backend)
+        x, B, C = xBC.split(self.parts, dim=-1)
+        y = ssd(
+            x.unflatten(-1, (heads, self.head_dim)), dt, -torch.exp(self.A_log.float()),
+            B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1)),
+            self.D.float(), self.dt_bias.float(), dt_softplus=True, dt_limit=self.limit,
+            lengths=lengths, backend=self.scan_backend,
+        )  # fmt: skip
+        return self.out_proj(self.norm(y.flatten(-2), z))
+
+    @torch.no_grad()
+    def reset_parameters(self, config: Mamba2Config) -> None:
+        """Initialise as `transformers` does."""
+        count = len(self.A_log)
+        numbers = torch.arange(1, count + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(torch.log(numbers))
+        nn.init.ones_(self.D)
+        # so that softplus(bias) is log-uniform between time_step_min and time_step_max
+        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+        dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
+        dt = dt.clamp(min=config.time_step_floor)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        if config.rescale_prenorm_residual:
+            self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
+        nn.init.normal_(self.in_proj.weight, std=config.initializer_range)
+        for bias in (self.in_proj.bias, self.out_proj.bias, self.conv1d.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)

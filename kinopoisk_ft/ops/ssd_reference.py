@@ -1,0 +1,29 @@
+"""The scan of Mamba-2 as its definition reads: the specification of every other backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """Scan of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060), step by step.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t
+
+    Args:
+        x: (batch, length, heads, head_dim). dt: (batch, length, heads). A: (heads,).
+        B, C: (batch, length, groups, d_state); heads are dealt to groups in order.
+
+    Returns:
+        (batch, length, heads, head_dim), in the inputs' dtype.
+    """
+    each = x.shape[2] // B.shape[2]
+    B, C = (matrix.repeat_interleave(each, dim=2) for matrix in (B, C))
+    h = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3])
+    outputs = []
+    for x_t, dt_t, B_t, C_t in zip(*(part.unbind(1) for part in (x, dt, B, C)), strict=True):
+        inflow = (dt_t[..., None] * x_t)[..., None] * B_t[:, :, None]
+        h = torch.exp(dt_t * A)[..., None, None] * h + inflow  # (batch, heads, head_dim, d_state)
+        outputs.append((h * C_t[:, :, None]).sum(-1))
+    return torch.stack(outputs, dim=1)
