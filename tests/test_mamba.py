@@ -110,7 +110,8 @@ def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(
-    ("scan", "conv"), [("auto", "auto"), ("cuda", "auto"), ("torch", "torch"), ("reference", "torch")]
+    ("scan", "conv"),
+    [("auto", "auto"), ("cuda", "auto"), ("torch", "torch"), ("reference", "torch")],
 )
 def test_convolution_follows_the_scan(scan: str, conv: str) -> None:
     mixer = MambaClassifier(tiny(), 2, scan_backend=scan).backbone.layers[0].mixer

@@ -26,19 +26,22 @@ class Subject:
     draw: Callable[[int, int, int, torch.Generator], dict[str, Tensor]]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def inputs(self, batch: int, length: int, width: int, device: torch.device) -> dict[str, Any]:
-        """Return float32 inputs, the same at each call."""
-        drawn = self.draw(batch, length, width, torch.Generator().manual_seed(0))
-        return {name: x.to(device) for name, x in drawn.items()}
+    def problem(
+        self, batch: int, length: int, width: int, device: torch.device
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return float32 inputs and the gradient of the output, the same at each call."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = self.draw(batch, length, width, generator)
+        grad = torch.randn(batch, length, width, generator=generator).to(device)
+        return {name: x.to(device) for name, x in drawn.items()}, grad
 
     def differentiate(
-        self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor]
+        self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Return the output and, by input name, the gradients of a fixed random sum of it."""
+        """Return the output and, by input name, the gradients."""
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
-        grads = torch.autograd.grad(out, list(leaves.values()), weight)
+        grads = torch.autograd.grad(out, list(leaves.values()), grad)
         named = {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
         return {"values": out.detach(), **named}
 
@@ -47,11 +50,11 @@ class Subject:
 
         What `function` raises is the caller's.
         """
-        inputs = self.inputs(2, 40, 16, device)
+        inputs, grad = self.problem(2, 40, 16, device)
         # float64 exists on no MPS device, and on CUDA float32 convolutions may run as TF32
         exact = {name: x.cpu().double() for name, x in inputs.items()}
-        want = self.differentiate(self.reference, exact)
-        got = self.differentiate(function, inputs)
+        want = self.differentiate(self.reference, exact, grad.cpu().double())
+        got = self.differentiate(function, inputs, grad)
         wrong = [name for name, x in want.items() if not _close(got[name].cpu().double(), x)]
         return f"it differs from the reference in {', '.join(wrong)}" if wrong else None
 
