@@ -14,8 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from kinopoisk_ft.checks.finding import Finding, told
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import REMOTE, default_uri, open_store
-
+from kinopoisk_ft.tracking.store import FIX_MISSING, REMOTE, default_uri, open_store
 
 NAME = "MLflow store"
 ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
@@ -35,16 +34,19 @@ def store() -> Iterator[Finding]:
 
 
 def _opened(uri: str, shown: str) -> Finding:
+    detail = f"{shown} opens, its schema is that of MLflow {mlflow.__version__}"
     try:
         client = open_store(uri)
         if uri.partition(":")[0] in REMOTE:
             client.search_experiments(max_results=1)
+            detail = f"{shown} answers"
     except UserError as error:
-        return Finding(NAME, "broken", f"{shown}: {error.what}", True, error.fix or ELSEWHERE)
+        fix = ELSEWHERE if error.fix in (None, FIX_MISSING) else error.fix
+        return Finding(NAME, "broken", f"{shown}: {error.what}", True, fix)
     except MlflowException as error:
         fix = f"start the server, or {ELSEWHERE}"
-        return Finding(NAME, "broken", f"{shown}: {told(error)[:300]}", True, fix)
-    detail = f"{shown} opens, its schema is that of MLflow {mlflow.__version__}"
+        reason = told(error).replace(uri, shown)[:300]
+        return Finding(NAME, "broken", f"{shown}: {reason}", True, fix)
     return Finding(NAME, "ok", detail, needed=True)
 
 
