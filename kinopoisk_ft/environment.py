@@ -48,17 +48,29 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "commit": commit(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": versions(),
     }
 
 
-def _processor() -> str:
+def versions() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on, None of one not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def processor() -> str:
+    """Return the processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import stand_ins
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.ops import causal_conv, conv_cuda
 from kinopoisk_ft.ops.causal_conv import causal_conv1d
 
 
@@ -97,5 +99,55 @@ def test_operator_is_known_to_pytorch() -> None:
 def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(5, 4))
-    with pytest.raises(UserError, match="unknown backend"):
+    with pytest.raises(UserError, match="did you mean 'numba'"):
+        causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), backend="nunba")
+    with pytest.raises(UserError, match=r"pip install .*causal-conv1d"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), backend="cuda")
+
+
+def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, package = torch.device("cpu"), conv_cuda.PACKAGE
+    assert package.diagnose(device) == "causal-conv1d is not installed"
+    stand_ins.causal_conv1d(monkeypatch)
+    assert package.diagnose(device) is None
+    stand_ins.causal_conv1d(monkeypatch, bias_scale=0.9)
+    found = package.diagnose(device)
+    assert found is not None
+    assert "differs from the reference in values" in found
+    stand_ins.causal_conv1d_without_kernel(monkeypatch)
+    found = package.diagnose(device)
+    assert found == "causal-conv1d is installed without its compiled causal_conv1d_cuda"
+    assert "CAUSAL_CONV1D_FORCE_BUILD=TRUE" in package.fix()
+
+
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gpu_kernel_agrees_with_conv1d(
+    width: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins.causal_conv1d(monkeypatch)
+    monkeypatch.setattr(causal_conv, "choose", lambda operator, backend, *rest: backend)
+    x = torch.randn(3, 12, 10)
+    x[1, 5:] = float("nan")
+    inputs = [x, torch.randn(5, width)] + ([torch.randn(5)] if bias else [])
+    inputs[0] = x[..., 3:8]  # as a half of a projection: strided
+    grad, lengths = torch.randn(3, 12, 5), torch.tensor([12, 5, 0])
+    got = run(inputs, grad, lengths=lengths, backend="cuda")
+    exact = [x.double() for x in inputs]
+    assert_close(got, run(exact, grad.double(), lengths=lengths, backend="torch"))
+
+
+@pytest.mark.parametrize("taps", [1, 5])
+def test_gpu_kernel_is_not_asked_for_other_taps(taps: int) -> None:
+    x, weight = torch.randn(2, 9, 6), torch.randn(6, taps)
+    seen: list[str | None] = []
+
+    def choose(*args: object) -> str:
+        seen.append(str(args[-1]))
+        return "torch"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causal_conv, "choose", choose)
+        causal_conv1d(x, weight)
+        causal_conv1d(x, torch.randn(6, 4))
+    assert seen == [f"it takes 2 to 4 taps, not {taps}", "None"]

@@ -98,6 +98,26 @@ def test_last_position_reads_the_pads() -> None:
     assert not torch.equal(model(changed, mask).logits, model(ids, mask).logits)
 
 
+def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFixture) -> None:
+    MambaClassifier(tiny(), 2, "last")
+    assert not caplog.records
+    model = MambaClassifier(tiny(), 2, "last_position")
+    for _ in range(2):
+        model(tokens(2, 5), torch.ones(2, 5))
+    said = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "model.pooling=last_position reads pads" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("scan", "conv"),
+    [("auto", "auto"), ("cuda", "auto"), ("torch", "torch"), ("reference", "torch")],
+)
+def test_convolution_follows_the_scan(scan: str, conv: str) -> None:
+    mixer = MambaClassifier(tiny(), 2, scan_backend=scan).backbone.layers[0].mixer
+    assert (mixer.scan_backend, mixer.conv_backend) == (scan, conv)
+
+
 def test_row_without_tokens_gives_finite_logits_and_gradients() -> None:
     model = MambaClassifier(tiny(), 2)
     model(tokens(2, 5), torch.tensor([[0] * 5, [1] * 5])).logits.sum().backward()

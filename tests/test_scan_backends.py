@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import types
-
 import pytest
+import stand_ins
 import torch
 from scan_cases import BACKENDS, assert_close, draw, expected, run
-from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.ops import backends, scan_cuda
-from kinopoisk_ft.ops.scan_reference import selective_scan_reference
+from kinopoisk_ft.ops import backends, gpu_package, scan_cuda
+from kinopoisk_ft.ops import causal_conv as conv
+from kinopoisk_ft.ops.gpu_package import GpuPackage
 from kinopoisk_ft.ops.selective_scan import selective_scan
 
 
@@ -83,7 +81,7 @@ def test_auto_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backend_that_cannot_run_is_refused() -> None:
-    with pytest.raises(UserError, match=r"kinopoisk-ft\[cuda\]"):
+    with pytest.raises(UserError, match=r"pip install .*mamba-ssm"):
         selective_scan(**draw(1, 2, 3, 4), backend="cuda")
     with pytest.raises(UserError, match="float64"):
         selective_scan(**{k: x.double() for k, x in draw(1, 2, 3, 4).items()}, backend="numba")
@@ -97,29 +95,46 @@ def test_shapes_are_checked(name: str, shape: tuple[int, ...]) -> None:
         selective_scan(**{**draw(1, 2, 3, 4), name: torch.zeros(shape)})
 
 
-def _install_mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float) -> None:
-    """Put a stand-in for mamba-ssm in place, with its layout (time last)."""
-
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-             bias: Tensor, softplus: bool) -> Tensor:  # fmt: skip
-        u, delta, B, C, z = (x.transpose(1, 2) for x in (u, delta, B, C, z))
-        y = selective_scan_reference(u, delta, A, B, C, D * skip_scale, z, bias, softplus)
-        return y.transpose(1, 2)
-
-    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
-    for name in names:
-        module = types.ModuleType(name)
-        module.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec(name, None)
-        module.selective_scan_fn = scan  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, name, module)
-    scan_cuda.self_test.cache_clear()
-
-
 def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cpu")
-    assert scan_cuda.self_test(device) == "mamba-ssm is not installed"
-    _install_mamba_ssm(monkeypatch, skip_scale=1.0)
-    assert scan_cuda.self_test(device) is None
-    _install_mamba_ssm(monkeypatch, skip_scale=1.1)
-    assert scan_cuda.self_test(device) == "mamba-ssm differs from the reference on cpu"
-    scan_cuda.self_test.cache_clear()
+    device, package = torch.device("cpu"), scan_cuda.PACKAGE
+    assert package.diagnose(device) == "mamba-ssm is not installed"
+    stand_ins.mamba_ssm(monkeypatch)
+    assert package.diagnose(device) is None
+    stand_ins.mamba_ssm(monkeypatch, skip_scale=1.1)
+    found = package.diagnose(device)
+    assert found is not None
+    assert found == (
+        "mamba-ssm fails its self-test on cpu: it differs from the reference in "
+        "values, gradient of u, gradient of D, gradient of z"
+    )
+
+
+def test_package_without_its_compiled_kernel_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = scan_cuda.PACKAGE
+    assert "--force-reinstall" not in package.fix()
+    stand_ins.mamba_ssm_without_kernel(monkeypatch)
+    for _ in range(2):
+        found = gpu_package.trouble(package, torch.device("cpu"))
+        assert found == "mamba-ssm is installed without its compiled selective_scan_cuda"
+    assert len(caplog.records) == 1
+    assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in caplog.text
+    assert "--force-reinstall" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_on_a_gpu_takes_each_kernel_that_works(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, scans = torch.device("cuda"), ("auto", *BACKENDS, "cuda")
+    monkeypatch.setattr(GpuPackage, "installed", lambda package: installed)
+    monkeypatch.setattr(GpuPackage, "diagnose", lambda package, device: None if installed else "no")
+    gpu_package.trouble.cache_clear()
+    for operator, names in (("selective_scan", scans), ("causal_conv1d", conv.BACKENDS)):
+        taken = backends.choose(operator, "auto", names, gpu, torch.float32)
+        assert taken == ("cuda" if installed else "torch")
+        assert backends.choose(operator, "auto", names, gpu, torch.float64) == "torch"
+        assert backends.choose(operator, "auto", names, gpu, torch.float32, "5 taps") == "torch"
+    gpu_package.trouble.cache_clear()

@@ -21,6 +21,7 @@ FORBIDDEN = {
     "models": {"data", "training", "tracking", "reporting", "serving", "run"},
     "reporting": {"models", "adapters", "data", "training", "serving", "run"},
     "serving": {"reporting", "run", "fitting", "record"},
+    "checks": {"models", "adapters", "data", "reporting", "serving", "run"},
 }
 
 

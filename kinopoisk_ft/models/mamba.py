@@ -7,6 +7,7 @@ takes no part. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TypeAlias
 
@@ -25,6 +26,8 @@ from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
 
 AnyConfig: TypeAlias = MambaConfig | Mamba2Config
 
+log = logging.getLogger(__name__)
+
 
 class MambaMixer(nn.Module):
     """Projection, causal convolution, selective scan with gate, projection."""
@@ -34,8 +37,8 @@ class MambaMixer(nn.Module):
         inner, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
-        # The convolution has no kernel of mamba-ssm's: PyTorch's own serves on a GPU.
-        self.conv_backend = "torch" if scan_backend in ("cuda", "reference") else scan_backend
+        # With mamba-ssm asked for, causal-conv1d may still be missing; `auto` says what it takes.
+        self.conv_backend = {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias
@@ -173,6 +176,11 @@ class MambaClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.mamba_config, self.pooling = config, check_pooling(pooling)
+        if pooling == "last_position":
+            log.warning(
+                "model.pooling=last_position reads pads as tokens: a review's logits depend on the "
+                "longest of its batch; the study did so, last takes the last real token"
+            )
         self.backbone = MambaBackbone(config, scan_backend)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.ops import conv_cuda, gpu_package, scan_cuda
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,8 @@ try:
     NUMBA_ERROR = None
 except ImportError as error:
     NUMBA_ERROR = str(error)
+NUMBA_FIX = "pip install 'numba>=0.61'"
+GPU_PACKAGES = {"selective_scan": scan_cuda.PACKAGE, "causal_conv1d": conv_cuda.PACKAGE}
 _announced: set[tuple[str, str, str]] = set()
 
 
@@ -32,18 +35,26 @@ def check(operator: str, backend: str, valid: tuple[str, ...]) -> str:
 
 
 def choose(
-    operator: str, backend: str, valid: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    operator: str,
+    backend: str,
+    valid: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    unfit: str | None = None,
 ) -> str:
     """Return the backend to run; `auto` picks the fastest that works and logs it once.
+
+    Args:
+        unfit: why the GPU package cannot take tensors of these sizes, on whatever device.
 
     Raises:
         UserError: an unknown backend, or one asked for by name that cannot serve these tensors.
     """
     if check(operator, backend, valid) == "auto":
-        chosen = _fastest(valid, device, dtype)
+        chosen = _fastest(operator, valid, device, dtype, unfit)
     else:
         chosen = backend
-        _require(operator, backend, device, dtype)
+        _require(operator, backend, device, dtype, unfit)
     if not torch.compiler.is_compiling():
         _announce(operator, chosen, device)
     return chosen
@@ -56,20 +67,29 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
-def _fastest(valid: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> str:
+def _fastest(
+    operator: str,
+    valid: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    unfit: str | None,
+) -> str:
     if device.type == "cuda":
-        return "cuda" if "cuda" in valid and not _cuda_trouble(device) else "torch"
+        works = "cuda" in valid and not _cuda_trouble(operator, device, dtype, unfit)
+        return "cuda" if works else "torch"
     return "numba" if "numba" in valid and not _numba_trouble(device, dtype) else "torch"
 
 
-def _require(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> None:
+def _require(
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype, unfit: str | None
+) -> None:
     trouble, fix = None, None
     if backend == "numba":
         trouble = _numba_trouble(device, dtype)
-        fix = "pip install 'numba>=0.61'" if NUMBA_ERROR else "ask for backend 'auto' or 'torch'"
+        fix = NUMBA_FIX if NUMBA_ERROR else "ask for backend 'auto' or 'torch'"
     elif backend == "cuda":
-        trouble = _cuda_trouble(device)
-        fix = "pip install 'kinopoisk-ft[cuda]' on a machine with a GPU, or ask for backend 'auto'"
+        trouble = _cuda_trouble(operator, device, dtype, unfit)
+        fix = f"{GPU_PACKAGES[operator].fix()} on a machine with a GPU, or ask for backend 'auto'"
     if trouble:
         raise UserError(f"{operator}: backend '{backend}' cannot run here: {trouble}", fix=fix)
 
@@ -83,12 +103,14 @@ def _numba_trouble(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _cuda_trouble(device: torch.device) -> str | None:
-    from kinopoisk_ft.ops import scan_cuda
-
+def _cuda_trouble(
+    operator: str, device: torch.device, dtype: torch.dtype, unfit: str | None
+) -> str | None:
     if device.type != "cuda":
         return f"it runs on a GPU, and the tensors are on {device}"
-    return scan_cuda.self_test(device)
+    if dtype == torch.float64:
+        return "it computes in float32, and the tensors are float64"
+    return unfit or gpu_package.trouble(GPU_PACKAGES[operator], device)
 
 
 def _announce(operator: str, backend: str, device: torch.device) -> None:

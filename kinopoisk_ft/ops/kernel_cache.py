@@ -33,5 +33,10 @@ def _prepare() -> bool:
     return True
 
 
+def folder() -> Path | None:
+    """Return where kernels are kept, None where no place can be written."""
+    return Path(njit(cache=True)(_probe).stats.cache_path) if CACHED else None
+
+
 CACHED = _prepare()
 OPTIONS = {"cache": CACHED, "nogil": True, "error_model": "numpy"}

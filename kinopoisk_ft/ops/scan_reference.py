@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kinopoisk_ft.ops.self_test import Subject
+
 
 def selective_scan_reference(
     u: Tensor,
@@ -42,3 +44,26 @@ def selective_scan_reference(
     if D is not None:
         y = y + D * u
     return y if z is None else y * nn.functional.silu(z)
+
+
+def draw(
+    batch: int, length: int, width: int, generator: torch.Generator, states: int = 16
+) -> dict[str, Tensor]:
+    """Return random arguments, of a size that a trained layer could meet."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "u": normal(batch, length, width),
+        "delta": normal(batch, length, width),
+        "A": -normal(width, states).exp(),
+        "B": normal(batch, length, states),
+        "C": normal(batch, length, states),
+        "D": normal(width),
+        "z": normal(batch, length, width),
+        "delta_bias": normal(width),
+    }
+
+
+SUBJECT = Subject(selective_scan_reference, draw, {"delta_softplus": True})

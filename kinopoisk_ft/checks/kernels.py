@@ -1,0 +1,105 @@
+"""Every backend of the scan and the convolution against the definition: agreement and speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kinopoisk_ft.checks.finding import Finding, told
+from kinopoisk_ft.ops import backends, causal_conv, conv_torch, scan_reference, selective_scan
+from kinopoisk_ft.ops.gpu_package import GpuPackage
+from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.precision import wait
+
+SIZE = (4, 128, 256)  # batch, length, width: a small layer, on which the definition takes ~50 ms
+SECONDS = 0.15  # for the timing of one backend
+CPU = torch.device("cpu")
+
+
+def scan() -> Iterator[Finding]:
+    """Test the backends of the selective scan."""
+    subject, device = scan_reference.SUBJECT, choose_device("auto")
+    yield _auto("selective_scan", selective_scan.BACKENDS, device)
+    yield _numba(subject, partial(selective_scan.selective_scan, backend="numba"))
+    chunked = partial(selective_scan.selective_scan, backend="torch")
+    yield _tested("torch", subject, chunked, device, needed=True)
+    yield _package(backends.GPU_PACKAGES["selective_scan"], device)
+
+
+def convolution() -> Iterator[Finding]:
+    """Test the backends of the causal convolution; PyTorch's own is the definition."""
+    subject, device = conv_torch.SUBJECT, choose_device("auto")
+    yield _auto("causal_conv1d", causal_conv.BACKENDS, device)
+    yield _numba(subject, partial(causal_conv.causal_conv1d, backend="numba"))
+    plain = partial(causal_conv.causal_conv1d, backend="torch")
+    yield _tested("torch", subject, plain, device, needed=True)
+    yield _package(backends.GPU_PACKAGES["causal_conv1d"], device)
+
+
+def _auto(operator: str, names: tuple[str, ...], device: torch.device) -> Finding:
+    taken = backends.choose(operator, "auto", names, device, torch.float32)
+    return Finding("auto", "ok", f"takes '{taken}' on {device.type}", needed=True)
+
+
+def _numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
+    if backends.NUMBA_ERROR:
+        return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
+    fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"
+    return _tested("numba", subject, run, CPU, fix=fix)
+
+
+def _package(package: GpuPackage, device: torch.device) -> Finding:
+    where = "" if device.type == "cuda" else "on a machine with an NVIDIA GPU: "
+    if not package.installed():
+        detail = "it is not installed"
+        return Finding(package.name, "missing", detail, fix=where + package.fix())
+    wrong = package.diagnose(device)
+    if wrong:
+        detail = wrong.removeprefix(f"{package.name} ")
+        return Finding(package.name, "broken", detail, fix=where + package.fix())
+    return _tested(package.name, package.subject, package.run, device)
+
+
+def _tested(
+    name: str,
+    subject: Subject,
+    run: Callable[..., Tensor],
+    device: torch.device,
+    needed: bool = False,
+    fix: str | None = None,
+) -> Finding:
+    """Compare values and gradients, then time both ways."""
+    try:
+        start = time.perf_counter()
+        wrong = subject.disagreement(run, device)
+        took = time.perf_counter() - start
+        if wrong:
+            return Finding(name, "broken", f"fails on {device}: {wrong}", needed, fix)
+        ratio = _speedup(subject, run, device)
+    except Exception as error:
+        return Finding(name, "broken", f"fails on {device}: {told(error)}", needed, fix)
+    detail = f"agrees with the definition on {device.type}, {ratio:.1f} times its speed"
+    if took > 1:
+        detail += f"; the first call took {took:.0f} s, to compile"
+    return Finding(name, "ok", detail, needed, speedup=round(ratio, 2))
+
+
+def _speedup(subject: Subject, run: Callable[..., Tensor], device: torch.device) -> float:
+    """Return the time of the definition over that of `run`, each the least of several in turn."""
+    inputs, grad = subject.problem(*SIZE, device)
+    ways = (subject.reference, run)
+    times: list[list[float]] = [[], []]
+    began = time.perf_counter()
+    while len(times[0]) < 3 or time.perf_counter() - began < SECONDS:
+        for way, taken in zip(ways, times, strict=True):
+            wait(device)
+            start = time.perf_counter()
+            subject.differentiate(way, inputs, grad)
+            wait(device)
+            taken.append(time.perf_counter() - start)
+    return min(times[0]) / min(times[1])

@@ -1,0 +1,31 @@
+"""Causal depthwise convolution and SiLU in plain PyTorch: the specification of other backends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops.self_test import Subject
+
+
+def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The definition, by `F.conv1d`.
+
+    Args:
+        x: (batch, length, d_inner). weight: (d_inner, width). bias: (d_inner,).
+
+    Returns:
+        (batch, length, d_inner), in the inputs' dtype.
+    """
+    padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
+    out = nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])
+    return nn.functional.silu(out).transpose(1, 2)
+
+
+def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return random arguments with Mamba's four taps."""
+    shapes = {"x": (batch, length, width), "weight": (width, 4), "bias": (width,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+SUBJECT = Subject(causal_conv1d_torch, draw)

@@ -1,0 +1,64 @@
+"""Hold an implementation of an operator against its definition, on small random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-3  # of a tensor's largest value; float32 kernels with fast exponentials keep to it
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An operator under test.
+
+    Args:
+        reference: its definition, in the dtype of its inputs.
+        draw: (batch, length, width, generator) -> the tensors by argument name, on the CPU.
+        options: further arguments, the same at each call.
+    """
+
+    reference: Callable[..., Tensor]
+    draw: Callable[[int, int, int, torch.Generator], dict[str, Tensor]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def problem(
+        self, batch: int, length: int, width: int, device: torch.device
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return float32 inputs and the gradient of the output, the same at each call."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = self.draw(batch, length, width, generator)
+        grad = torch.randn(batch, length, width, generator=generator).to(device)
+        return {name: x.to(device) for name, x in drawn.items()}, grad
+
+    def differentiate(
+        self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the output and, by input name, the gradients."""
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        out = function(**leaves, **self.options)
+        grads = torch.autograd.grad(out, list(leaves.values()), grad)
+        named = {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
+        return {"values": out.detach(), **named}
+
+    def disagreement(self, function: Callable[..., Tensor], device: torch.device) -> str | None:
+        """Return where `function` differs from the definition in float64, None if nowhere.
+
+        What `function` raises is the caller's.
+        """
+        inputs, grad = self.problem(2, 40, 16, device)
+        # float64 exists on no MPS device, and on CUDA float32 convolutions may run as TF32
+        exact = {name: x.cpu().double() for name, x in inputs.items()}
+        want = self.differentiate(self.reference, exact, grad.cpu().double())
+        got = self.differentiate(function, inputs, grad)
+        wrong = [name for name, x in want.items() if not _close(got[name].cpu().double(), x)]
+        return f"it differs from the reference in {', '.join(wrong)}" if wrong else None
+
+
+def _close(got: Tensor, want: Tensor) -> bool:
+    limit = TOLERANCE * float(want.abs().max())
+    return got.shape == want.shape and torch.allclose(got, want, rtol=TOLERANCE, atol=limit)

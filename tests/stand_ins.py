@@ -1,0 +1,68 @@
+"""Stand-ins for packages with GPU kernels: right, wrong, or without what they compile."""
+
+from __future__ import annotations
+
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops import gpu_package
+from kinopoisk_ft.ops.scan_reference import selective_scan_reference
+
+MAMBA_SSM = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+
+
+def mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float = 1.0) -> None:
+    """Put a stand-in for mamba-ssm in place, with its layout (time last)."""
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+             bias: Tensor, softplus: bool) -> Tensor:  # fmt: skip
+        u, delta, B, C, z = (x.transpose(1, 2) for x in (u, delta, B, C, z))
+        y = selective_scan_reference(u, delta, A, B, C, D * skip_scale, z, bias, softplus)
+        return y.transpose(1, 2)
+
+    for name in MAMBA_SSM:
+        _place(monkeypatch, name, selective_scan_fn=scan)
+
+
+def mamba_ssm_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As newer sources leave it: it imports, and its scan raises."""
+
+    def scan(*args: object) -> Tensor:
+        raise RuntimeError("selective_scan_cuda was not built\nsecond line")
+
+    for name in MAMBA_SSM:
+        _place(monkeypatch, name, selective_scan_fn=scan)
+
+
+def causal_conv1d(monkeypatch: pytest.MonkeyPatch, bias_scale: float = 1.0) -> None:
+    """Put a stand-in for causal-conv1d in place; oracle: `conv1d` padded on both sides, cut."""
+
+    def conv(
+        x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None
+    ) -> Tensor:
+        assert activation == "silu"
+        assert x.is_contiguous()  # with channels last it would want a multiple of 8 of them
+        (width, taps), length = weight.shape, x.shape[2]
+        bias = None if bias is None else bias * bias_scale
+        out = nn.functional.conv1d(x, weight[:, None], bias, padding=taps - 1, groups=width)
+        return nn.functional.silu(out[..., :length])
+
+    _place(monkeypatch, "causal_conv1d", causal_conv1d_fn=conv)
+
+
+def causal_conv1d_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is after a build without CUDA: the package's own import fails."""
+    _place(monkeypatch, "causal_conv1d")
+
+
+def _place(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
+    module = types.ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    for key, value in contents.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, name, module)
+    gpu_package.trouble.cache_clear()
