@@ -21,6 +21,7 @@ SECTIONS = {
     "memory": ("machine", "memory"),
     "attention": ("attention", "attention"),
     "selective_scan": ("kernels", "scan"),
+    "ssd": ("kernels", "duality"),
     "causal_conv1d": ("kernels", "convolution"),
     "tracking": ("store", "store"),
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.scan_reference import selective_scan_reference
+from kinopoisk_ft.ops.ssd_reference import ssd_reference
 
 MAMBA_SSM = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
 
@@ -36,6 +37,18 @@ def mamba_ssm_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in MAMBA_SSM:
         _place(monkeypatch, name, selective_scan_fn=scan)
+
+
+def mamba_ssm_duality(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
+    """Put a stand-in for mamba-ssm's Triton scan of Mamba-2 in place."""
+
+    def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> Tensor:
+        return scale * ssd_reference(x, dt, A, B, C)
+
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
+        _place(monkeypatch, name)
+    module = "mamba_ssm.ops.triton.ssd_combined"
+    _place(monkeypatch, module, mamba_chunk_scan_combined=scan)
 
 
 def causal_conv1d(monkeypatch: pytest.MonkeyPatch, bias_scale: float = 1.0) -> None:

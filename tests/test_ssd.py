@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import stand_ins
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from scan_cases import run as run_scan
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.ops import ssd_cuda
 from kinopoisk_ft.ops.selective_scan import selective_scan
 from kinopoisk_ft.ops.ssd import ssd
 from kinopoisk_ft.ops.ssd_torch import CHUNK
@@ -58,7 +60,7 @@ def test_random_shapes(
     batch: int, length: int, groups: int, each: int, head_dim: int, states: int, seed: int
 ) -> None:
     got, want = both(cases(batch, length, groups * each, head_dim, groups, states, seed))
-    assert_close(got, want, floor=1e-3)
+    assert_close(got, want, floor=0.1)  # a sum over all steps can be near 0 by chance
 
 
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK])
@@ -150,3 +152,12 @@ def test_compiles() -> None:
                          backend="aot_eager", fullgraph=True)  # fmt: skip
     want = nn.functional.silu(ssd(**inputs, **OPTIONS))
     torch.testing.assert_close(scan(**inputs), want)
+
+
+def test_gpu_kernel_is_trusted_only_after_its_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert ssd_cuda.PACKAGE.diagnose(cpu) == "mamba-ssm is not installed"
+    stand_ins.mamba_ssm_duality(monkeypatch)
+    assert ssd_cuda.PACKAGE.diagnose(cpu) is None
+    stand_ins.mamba_ssm_duality(monkeypatch, scale=1.1)
+    assert "differs from the reference in values" in str(ssd_cuda.PACKAGE.diagnose(cpu))

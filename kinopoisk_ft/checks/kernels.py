@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.checks.finding import Finding, told
-from kinopoisk_ft.ops import backends, causal_conv, conv_torch, scan_reference, selective_scan
+from kinopoisk_ft.ops import (
+    backends,
+    causal_conv,
+    conv_torch,
+    scan_reference,
+    selective_scan,
+    ssd,
+    ssd_reference,
+)
 from kinopoisk_ft.ops.gpu_package import GpuPackage
 from kinopoisk_ft.ops.self_test import Subject
 from kinopoisk_ft.training.device import choose_device
@@ -29,6 +37,14 @@ def scan() -> Iterator[Finding]:
     chunked = partial(selective_scan.selective_scan, backend="torch")
     yield _tested("torch", subject, chunked, device, needed=True)
     yield _package(backends.GPU_PACKAGES["selective_scan"], device)
+
+
+def duality() -> Iterator[Finding]:
+    """Test the backends of the scan of Mamba-2."""
+    subject, device = ssd_reference.SUBJECT, choose_device("auto")
+    yield _auto("ssd", ssd.BACKENDS, device)
+    yield _tested("torch", subject, partial(ssd.ssd, backend="torch"), device, needed=True)
+    yield _package(backends.GPU_PACKAGES["ssd"], device)
 
 
 def convolution() -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.ops import conv_cuda, gpu_package, scan_cuda
+from kinopoisk_ft.ops import conv_cuda, gpu_package, scan_cuda, ssd_cuda
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,11 @@ try:
 except ImportError as error:
     NUMBA_ERROR = str(error)
 NUMBA_FIX = "pip install 'numba>=0.61'"
-GPU_PACKAGES = {"selective_scan": scan_cuda.PACKAGE, "causal_conv1d": conv_cuda.PACKAGE}
+GPU_PACKAGES = {
+    "selective_scan": scan_cuda.PACKAGE,
+    "ssd": ssd_cuda.PACKAGE,
+    "causal_conv1d": conv_cuda.PACKAGE,
+}
 _announced: set[tuple[str, str, str]] = set()
 
 

@@ -18,7 +18,8 @@ class Subject:
 
     Args:
         reference: its definition, in the dtype of its inputs.
-        draw: (batch, length, width, generator) -> the tensors by argument name, on the CPU.
+        draw: (batch, length, width, generator) -> the tensors by argument name, on the CPU; the
+            first has the shape of the output.
         options: further arguments, the same at each call.
     """
 
@@ -32,7 +33,8 @@ class Subject:
         """Return float32 inputs and the gradient of the output, the same at each call."""
         generator = torch.Generator().manual_seed(0)
         drawn = self.draw(batch, length, width, generator)
-        grad = torch.randn(batch, length, width, generator=generator).to(device)
+        shape = next(iter(drawn.values())).shape
+        grad = torch.randn(shape, generator=generator).to(device)
         return {name: x.to(device) for name, x in drawn.items()}, grad
 
     def differentiate(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
+
+from kinopoisk_ft.ops import scan_cuda
+from kinopoisk_ft.ops.ssd_reference import SUBJECT
 
 
 def ssd_cuda(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -11,3 +16,6 @@ def ssd_cuda(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
     y: Tensor = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=256)
     return y
+
+
+PACKAGE = replace(scan_cuda.PACKAGE, extension="triton", run=ssd_cuda, subject=SUBJECT)

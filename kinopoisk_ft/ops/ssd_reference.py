@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops.self_test import Subject
 
 
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -27,3 +29,24 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
         h = torch.exp(dt_t * A)[..., None, None] * h + inflow  # (batch, heads, head_dim, d_state)
         outputs.append((h * C_t[:, :, None]).sum(-1))
     return torch.stack(outputs, dim=1)
+
+
+def draw(
+    batch: int, length: int, width: int, generator: torch.Generator, states: int = 64
+) -> dict[str, Tensor]:
+    """Return random arguments, of a size that a trained layer could meet; two groups of heads."""
+    heads = 4
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "x": normal(batch, length, heads, width // heads),
+        "dt": nn.functional.softplus(normal(batch, length, heads) - 2),
+        "A": -normal(heads).exp(),
+        "B": normal(batch, length, 2, states),
+        "C": normal(batch, length, 2, states),
+    }
+
+
+SUBJECT = Subject(ssd_reference, draw)
