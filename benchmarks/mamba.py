@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from common import allocator
 from common.networks import (
     BATCH,
     LABELS,
@@ -29,7 +30,6 @@ from torch import nn
 from transformers import MambaConfig
 
 from kinopoisk_ft.models.mamba import MambaClassifier
-from kinopoisk_ft.training.allocator import keep_freed_memory
 
 # config.json of state-spaces/mamba-130m-hf
 LARGE = {"vocab_size": 50280, "hidden_size": 768, "state_size": 16, "initializer_range": 0.1}
@@ -98,14 +98,16 @@ def product_flop(model: MambaClassifier, tokens: int) -> int:
 
 
 def main() -> None:
-    args = command_line(__doc__).parse_args()
-    keep_freed_memory()  # as the project's training does; it serves all models alike
+    parser = command_line(__doc__)
+    allocator.add_option(parser)
+    args = parser.parse_args()
+    remark = allocator.settle(args)
     every = [OURS, MAMBAPY, TRANSFORMERS]
     if args.quick:
         sections = [small_steps({32: every, 128: every[:2]}, 1), large_step(2, 128, 1)]
     else:
         sections = [small_steps({128: every, 512: every[:2]}, 5), large_step(LARGE_LAYERS, 512, 5)]
-    publish("Training steps of Mamba on a CPU", sections, args)
+    publish("Training steps of Mamba on a CPU", sections, args, remark)
 
 
 if __name__ == "__main__":

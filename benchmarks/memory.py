@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import allocator
 from common.children import child_figures
 from common.report import Section, command_line, missing, publish
 from common.scans import (
@@ -118,8 +119,8 @@ def main() -> None:
     elif not (PROCESS / "clear_refs").exists():
         print("skipped: the peak of memory is read from /proc, which only Linux has")
     else:
-        publish("Memory of the selective scan on a CPU",
-                [measure(args.length, 1 if args.quick else 3)], args)  # fmt: skip
+        section = measure(args.length, processes=1 if args.quick else 3)
+        publish("Memory of the selective scan on a CPU", [section], args, allocator.DEFAULT)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from common import allocator
 from common.report import Section, command_line, missing, publish
 from common.scans import (
     BATCH,
@@ -169,7 +170,9 @@ def main() -> None:
         "--hf-lengths", type=int, nargs="*", metavar="L",
         help=f"lengths for the quadratic loop of {TRANSFORMERS} (default: the shortest)",
     )  # fmt: skip
+    allocator.add_option(parser)
     args = parser.parse_args()
+    remark = allocator.settle(args)
     torch.manual_seed(0)
     warm_up()
     lengths = [64, 256] if args.quick else [128, 256, 512, 1024]
@@ -182,7 +185,7 @@ def main() -> None:
         convolution(3 * rounds),
         errors(64 if args.quick else 512),
     ]
-    publish("Selective scan and causal convolution on a CPU", sections, args)
+    publish("Selective scan and causal convolution on a CPU", sections, args, remark)
 
 
 if __name__ == "__main__":

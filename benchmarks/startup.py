@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import torch
+from common import allocator
 from common.children import child_figures
 from common.networks import BATCH, LABELS, SMALL, draw_batch, training_step
 from common.report import Section, command_line, publish
@@ -69,7 +70,8 @@ def main() -> None:
     if args.backend:
         print(json.dumps(first_and_later(args.backend)))
     else:
-        publish("Start of a process that trains Mamba", [measure(1 if args.quick else 5)], args)
+        section = measure(processes=1 if args.quick else 5)
+        publish("Start of a process that trains Mamba", [section], args, allocator.DEFAULT)
 
 
 if __name__ == "__main__":

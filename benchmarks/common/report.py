@@ -42,17 +42,17 @@ def missing(names: Sequence[str], found: Collection[str]) -> str:
     return "".join(f" Without {name}: not installed." for name in names if name not in found)
 
 
-def publish(title: str, sections: Sequence[Section], args: argparse.Namespace) -> None:
-    """Print the tables and write the files asked for."""
+def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, remark: str) -> None:
+    """Print the tables and write the files asked for; `remark` holds for all of them."""
     machine = describe_machine()
-    text = f"# {title}\n\n    {machine['command']}\n\n{_sentence(machine)}\n"
+    text = f"# {title}\n\n    {machine['command']}\n\n{_sentence(machine)} {remark}\n"
     for section in sections:
         text += f"\n## {section.title}\n\n{section.note}\n\n{_table(section.rows)}\n"
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
     if args.json:
-        found = {**machine, "sections": [asdict(section) for section in sections]}
+        found = {**machine, "remark": remark, "sections": [asdict(section) for section in sections]}
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
