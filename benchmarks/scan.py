@@ -1,142 +1,191 @@
 """Time the selective scan and the causal convolution, forward and backward, against other ways.
 
-    python benchmarks/scan.py --quick --json scan.json
+    python benchmarks/scan.py --json scan.json --markdown scan.md
 
-All ways run in turn in one process on the same inputs (batch 8, width 512, 16 states); what counts
-is their ratio. `mambapy` takes part where it is installed, the loop of `transformers` at the
-shortest length.
+All ways run in turn in one process on the same inputs; what counts is their ratio, taken in each
+round and then the median of it. `mambapy` takes part where it is installed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from common import allocator
+from common.report import Section, command_line, missing, publish
+from common.scans import (
+    BATCH,
+    LOOP,
+    MAMBAPY,
+    NAMES,
+    OURS,
+    STATES,
+    TRANSFORMERS,
+    WIDTH,
+    Scan,
+    differentiate,
+    draw,
+    scans,
+)
+from common.timing import Job, alternate, ratios
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.causal_conv import causal_conv1d
 from kinopoisk_ft.ops.selective_scan import selective_scan
 
-BATCH, WIDTH, STATES, TAPS = 8, 512, 16, 4
-LONGEST_LOOP = 128  # the time of the loop of `transformers` grows with the square of the length
+SIZES = f"Batch {BATCH}, width {WIDTH}, {STATES} states, float32, forward and backward."
+CONV_SHAPE, TAPS = (8, 512, 1536), 4  # one layer of mamba-130m
+# Tokens of each row of 512 positions: 2844 of 4096, so that a gain of 1.44 is ideal.
+ROWS = (512, 480, 440, 400, 350, 290, 220, 152)
 
 
-def transformers_scan() -> Callable[..., Tensor] | None:
-    """Return the loop that `transformers` runs without extra kernels."""
-    try:
-        from transformers.models.mamba.modeling_mamba import mamba_selective_scan
-    except ImportError:
-        return None
-
-    def scan(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
-    ) -> Tensor:
-        u, delta, B, C, z = (x.transpose(1, 2) for x in (u, delta, B, C, z))
-        return mamba_selective_scan(u, delta, A, B, C, D, z=z, delta_softplus=True).transpose(1, 2)
-
-    return scan
+def job(scan: Scan, length: int) -> Job:
+    """Return a forward and backward pass over fresh inputs of a length."""
+    return partial(differentiate, scan, draw(length), torch.randn(BATCH, length, WIDTH))
 
 
-def mambapy_scan() -> Callable[..., Tensor] | None:
-    """Return the parallel scan of mamba.py."""
-    try:
-        from mambapy.pscan import pscan  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-
-    def scan(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
-    ) -> Tensor:
-        delta = nn.functional.softplus(delta)
-        inflow = (delta * u)[..., None] * B[:, :, None]
-        states = pscan(torch.exp(delta[..., None] * A), inflow)
-        return ((states @ C[..., None]).squeeze(3) + D * u) * nn.functional.silu(z)
-
-    return scan
-
-
-def draw(length: int) -> list[Tensor]:
-    """Return u, delta, A, B, C, D, z as a fresh Mamba would meet them."""
-    sequence, weights = (BATCH, length, WIDTH), (BATCH, length, STATES)
-    A = -torch.arange(1.0, STATES + 1).repeat(WIDTH, 1)
-    delta = torch.randn(sequence) - 4
-    return [torch.randn(sequence), delta, A, torch.randn(weights), torch.randn(weights),
-            torch.randn(WIDTH), torch.randn(sequence)]  # fmt: skip
-
-
-def milliseconds(function: Callable[..., Tensor], inputs: list[Tensor], seconds: float) -> float:
-    """Return the median time of forward and backward; a slow way runs once."""
-    leaves = [x.requires_grad_() for x in inputs]
-    grad = torch.randn_like(inputs[0])
-    times: list[float] = []
-    while sum(times) < seconds:
-        start = time.perf_counter()
-        torch.autograd.grad(function(*leaves), leaves, grad)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[1:] or times)
-
-
-def rows(lengths: list[int], seconds: float) -> list[dict[str, float | int | str]]:
-    """Time every way at every length."""
-    ways: dict[str, Callable[..., Tensor] | None] = {
-        backend: partial(selective_scan, delta_softplus=True, backend=backend)
-        for backend in ("numba", "torch", "reference")
-    }
-    ways |= {"transformers": transformers_scan(), "mambapy": mambapy_scan()}
-    for way in filter(None, ways.values()):
-        milliseconds(way, draw(2), 0.01)  # compiles kernels, wakes threads
-    milliseconds(causal_conv1d, [draw(2)[0], torch.randn(WIDTH, TAPS)], 0.01)
-    found: list[dict[str, float | int | str]] = []
+def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Section:
+    """Time every way at every length; slow loops at their own lengths only."""
+    rows = []
     for length in lengths:
-        inputs = draw(length)
-        for name, scan in ways.items():
-            if scan is None or (name == "transformers" and length > LONGEST_LOOP):
-                continue
-            took = milliseconds(scan, inputs, seconds)
-            found.append({"operator": "scan", "length": length, "way": name, "ms": took})
-        taps = [inputs[0], torch.randn(WIDTH, TAPS), torch.randn(WIDTH)]
-        for name in ("numba", "torch"):
-            took = milliseconds(partial(causal_conv1d, backend=name), taps, seconds)
-            found.append({"operator": "conv", "length": length, "way": name, "ms": took})
-    return found
+        inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
+        ways: dict[str, Job] = {
+            name: partial(differentiate, scan, inputs, grad)
+            for name, scan in scans().items()
+            if name != TRANSFORMERS or length in hf_lengths
+        }
+        seconds = alternate(ways, rounds)
+        for name, found in seconds.items():
+            took = {"length": length, "way": name, "ms": 1e3 * statistics.median(found)}
+            rows.append({**took, **ratios(found, seconds[OURS])})
+    note = (
+        f"{SIZES} `ratio`: how many times longer than ours, median, least and most of the "
+        f"rounds ({rounds}). `{LOOP}`: our reference backend, a loop over time. The loop of "
+        f"{TRANSFORMERS} has a backward pass of quadratic time, since each step's slice of (batch, "
+        "width, length, states) gives a gradient of that whole size, hence only short lengths; "
+        f"`{LOOP}` and mambapy (a scan in log2(length) sweeps) are what to compare with."
+        + missing([MAMBAPY], scans())
+    )
+    return Section("Selective scan", note, rows)
 
 
-def table(found: list[dict[str, float | int | str]]) -> str:
-    """Return the rows as text, each with its ratio to numba."""
-    own = {(r["operator"], r["length"]): float(r["ms"]) for r in found if r["way"] == "numba"}
-    lines = [f"{'operator':9}{'length':>7}  {'way':13}{'ms':>9}{'x numba':>9}"]
-    for r in found:
-        took = float(r["ms"])
-        ratio = took / own[r["operator"], r["length"]]
-        lines.append(f"{r['operator']:9}{r['length']:7}  {r['way']:13}{took:9.1f}{ratio:9.1f}")
-    return "\n".join(lines)
+def growth(lengths: Sequence[int], rounds: int) -> Section:
+    """Time ours from short to long."""
+    ours = scans()[OURS]
+    seconds = alternate({str(length): job(ours, length) for length in lengths}, rounds)
+    per_token = {
+        length: 1e6 * statistics.median(seconds[str(length)]) / (BATCH * length)
+        for length in lengths
+    }
+    low = min(per_token.values())
+    rows = [{"length": length, "microseconds a token": x, "over the least": x / low}
+            for length, x in per_token.items()]  # fmt: skip
+    note = f"{SIZES} Linear time means the same for a token at every length."
+    return Section("Time for a token", note, rows)
+
+
+def stopping(rounds: int) -> Section:
+    """Compare a padded batch with the same one whose rows stop at their own lengths."""
+    length, lengths = max(ROWS), torch.tensor(ROWS)
+    ideal = len(ROWS) * length / sum(ROWS)
+    inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
+    whole = partial(selective_scan, delta_softplus=True, backend="numba")
+    ways: dict[str, Job] = {
+        "padded": partial(differentiate, whole, inputs, grad),
+        "stopping": partial(differentiate, partial(whole, lengths=lengths), inputs, grad),
+    }
+    seconds = alternate(ways, rounds)
+    gain = ratios(seconds["padded"], seconds["stopping"])
+    note = f"Rows of {', '.join(map(str, ROWS))} tokens; ideal: padded over real positions."
+    return Section(
+        "Rows that stop at their own length", note,
+        [{"ideal gain": ideal, "gain": gain.pop("ratio"), **gain}],
+    )  # fmt: skip
+
+
+def convolution(rounds: int) -> Section:
+    """Compare the fused convolution and SiLU with F.conv1d followed by F.silu."""
+    batch, length, width = CONV_SHAPE
+    taps = [torch.randn(width, TAPS).requires_grad_(), torch.randn(width).requires_grad_()]
+    x, grad = (torch.randn(CONV_SHAPE) for _ in "xg")
+    first = x.transpose(1, 2).contiguous().requires_grad_()
+
+    def channels_first(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        padding = TAPS - 1
+        out = nn.functional.conv1d(x, weight[:, None], bias, padding=padding, groups=width)
+        return nn.functional.silu(out[..., :length])
+
+    fused, plain = (partial(causal_conv1d, backend=name) for name in ("numba", "torch"))
+    inputs = [x.requires_grad_(), *taps]
+    own_layout = [first, *taps], grad.transpose(1, 2).contiguous()
+    ways: dict[str, Job] = {
+        OURS: partial(differentiate, fused, inputs, grad),
+        "F.conv1d, F.silu on (batch, width, length)": partial(
+            differentiate, channels_first, *own_layout
+        ),
+        "F.conv1d, F.silu on (batch, length, width)": partial(differentiate, plain, inputs, grad),
+    }
+    seconds = alternate(ways, rounds)
+    rows = [{"way": name, "ms": 1e3 * statistics.median(found), **ratios(found, seconds[OURS])}
+            for name, found in seconds.items()]  # fmt: skip
+    note = (
+        f"Batch {batch}, length {length}, width {width}, {TAPS} taps, float32, forward and "
+        "backward. A Mamba block has (batch, length, width); the other layout is conv1d's own."
+    )
+    return Section("Causal convolution and SiLU", note, rows)
+
+
+def errors(length: int) -> Section:
+    """Compare every way with the definition in float64."""
+    inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
+    ways = scans()
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    want = differentiate(ways[LOOP], exact, grad.double())
+    rows = []
+    for name, scan in ways.items():
+        if name == TRANSFORMERS:
+            continue
+        got = differentiate(scan, inputs, grad)
+        shares = [((x - y).norm() / y.norm()).item() for x, y in zip(got, want, strict=True)]
+        rows.append({"way": name, **dict(zip(("output", *NAMES), shares, strict=True))})
+    note = (
+        f"{SIZES} Length {length}. |x - y| / |y| of the output and of each gradient, in the "
+        "Euclidean norm, where y is the definition in float64."
+    )
+    return Section("Error", note, rows)
+
+
+def warm_up() -> None:
+    """Compile the kernels and wake the threads."""
+    for scan in scans().values():
+        job(scan, 8)()
+    causal_conv1d(torch.randn(1, 8, 16), torch.randn(16, TAPS), backend="numba")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the scan and the convolution")
-    parser.add_argument("--quick", action="store_true", help="two lengths, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--hf-lengths", type=int, nargs="*", metavar="L",
+        help=f"lengths for the quadratic loop of {TRANSFORMERS} (default: the shortest)",
+    )  # fmt: skip
+    allocator.add_option(parser)
     args = parser.parse_args()
+    remark = allocator.settle(args)
     torch.manual_seed(0)
-    found = rows([128, 512], 0.5) if args.quick else rows([128, 256, 512, 1024], 3.0)
-    print(table(found))
-    if args.json:
-        where = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        }
-        versions = {name: version(name) for name in ("torch", "numba", "transformers")}
-        sizes = {"batch": BATCH, "width": WIDTH, "states": STATES}
-        report = {**where, "versions": versions, **sizes, "rows": found}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    warm_up()
+    lengths = [64, 256] if args.quick else [128, 256, 512, 1024]
+    hf_lengths = lengths[:1] if args.hf_lengths is None else args.hf_lengths
+    rounds = 1 if args.quick else 5
+    sections = [
+        speed(lengths, hf_lengths, rounds),
+        growth([128, 1024] if args.quick else [128, 256, 512, 1024, 2048, 4096], 3 * rounds),
+        stopping(3 * rounds),
+        convolution(3 * rounds),
+        errors(64 if args.quick else 512),
+    ]
+    publish("Selective scan and causal convolution on a CPU", sections, args, remark)
 
 
 if __name__ == "__main__":

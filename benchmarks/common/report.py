@@ -1,0 +1,97 @@
+"""The command line that the benchmarks share, and their figures as Markdown and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinopoisk_ft.environment import describe_environment
+
+SHOWN = ("torch", "numba", "transformers", "mambapy")
+
+
+@dataclass
+class Section:
+    """A table: rows share their keys, which are the columns."""
+
+    title: str
+    note: str
+    rows: list[dict[str, Any]]
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
+    return parser
+
+
+def missing(names: Sequence[str], found: Collection[str]) -> str:
+    """Return a sentence for a note on each that did not take part."""
+    return "".join(f" Without {name}: not installed." for name in names if name not in found)
+
+
+def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, remark: str) -> None:
+    """Print the tables and write the files asked for; `remark` holds for all of them."""
+    machine = describe_machine()
+    text = f"# {title}\n\n    {machine['command']}\n\n{_sentence(machine)} {remark}\n"
+    for section in sections:
+        text += f"\n## {section.title}\n\n{section.note}\n\n{_table(section.rows)}\n"
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text, encoding="utf-8")
+    if args.json:
+        found = {**machine, "remark": remark, "sections": [asdict(section) for section in sections]}
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the command, the machine and the versions as plain values."""
+    try:
+        script = Path(sys.argv[0]).resolve().relative_to(Path.cwd())
+    except ValueError:
+        script = Path(sys.argv[0])
+    found = describe_environment(torch.device("cpu"))
+    found["command"] = shlex.join(["python", script.as_posix(), *sys.argv[1:]])
+    found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    try:
+        found["packages"]["mambapy"] = version("mambapy")
+    except PackageNotFoundError:
+        found["packages"]["mambapy"] = None
+    return found
+
+
+def _sentence(machine: dict[str, Any]) -> str:
+    names = {name: machine["packages"][name] for name in SHOWN}
+    versions = ", ".join(f"{name} {x}" if x else f"no {name}" for name, x in names.items())
+    return (
+        f"{machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['torch_threads']} threads, {machine['memory_gib']} GiB; "
+        f"Python {machine['python']}, {versions}; commit {machine['commit']}."
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[_shown(value) for value in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    """Return three significant digits of a float, without exponent where that is short."""
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")

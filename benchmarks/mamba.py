@@ -1,0 +1,114 @@
+"""Time whole training steps of Mamba classifiers: forward, backward and AdamW, in float32.
+
+    python benchmarks/mamba.py --json mamba.json --markdown mamba.md
+
+A small model by this project, mambapy (where installed) and transformers, in turn, from the same
+weights; and mamba-130m against the rate of the machine's matrix products.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from common import allocator
+from common.networks import (
+    BATCH,
+    LABELS,
+    SMALL,
+    draw_batch,
+    networks,
+    parameters,
+    training_step,
+)
+from common.report import Section, command_line, missing, publish
+from common.scans import MAMBAPY, OURS, TRANSFORMERS
+from common.timing import alternate, ratios
+from torch import nn
+from transformers import MambaConfig
+
+from kinopoisk_ft.models.mamba import MambaClassifier
+
+# config.json of state-spaces/mamba-130m-hf
+LARGE = {"vocab_size": 50280, "hidden_size": 768, "state_size": 16, "initializer_range": 0.1}
+LARGE_LAYERS, LARGE_PARAMETERS = 24, 129_136_898
+SQUARE = 4096  # rows of the matrices of the yardstick; smaller ones come out slower
+
+
+def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
+    """Time a step of every model at the lengths and by the ways of the plan."""
+    models = networks(SMALL)
+    count = {parameters(model) for model in models.values()}
+    if len(count) > 1:
+        raise RuntimeError(f"the models differ in size: {count}")
+    rows = []
+    for length, names in plan.items():
+        batch = draw_batch(SMALL, length)
+        steps = {name: training_step(models[name], batch) for name in names if name in models}
+        steps[OURS]()
+        seconds = alternate(steps, rounds)
+        for name, found in seconds.items():
+            took = {"length": length, "model": name, "seconds": statistics.median(found)}
+            rows.append({**took, **ratios(found, seconds[OURS])})
+    note = (
+        f"Width {SMALL.hidden_size}, {SMALL.num_hidden_layers} layers, vocabulary "
+        f"{SMALL.vocab_size}, {LABELS} labels: {count.pop():,} parameters each, the same weights, "
+        f"logits compared. Batch {BATCH}, float32; rounds: {rounds}. The backward pass "
+        f"of {TRANSFORMERS} takes quadratic time, hence the short length only."
+    )
+    return Section("A training step of a small model", note + missing([MAMBAPY], models), rows)
+
+
+def large_step(layers: int, length: int, rounds: int) -> Section:
+    """Time a step of mamba-130m and matrix products in turn."""
+    model = MambaClassifier(MambaConfig(**LARGE, num_hidden_layers=layers), LABELS)
+    if layers == LARGE_LAYERS and parameters(model) != LARGE_PARAMETERS:
+        raise RuntimeError(f"mamba-130m with {LABELS} labels has {LARGE_PARAMETERS:,} parameters")
+    step = training_step(model, draw_batch(model.mamba_config, length))
+    step()  # makes AdamW's state
+    left, right = torch.randn(2, SQUARE, SQUARE)
+    seconds = alternate({"step": step, "product": partial(torch.mm, left, right)}, rounds)
+    rates = [2 * SQUARE**3 / x for x in seconds["product"]]
+    work = product_flop(model, BATCH * length)
+    took = statistics.median(seconds["step"])
+    row = {
+        "layers": layers, "parameters": f"{parameters(model):,}", "length": length,
+        "seconds a step": took, "tokens a second": BATCH * length / took,
+        "TFLOP in products": work / 1e12, "machine's GFLOP/s": statistics.median(rates) / 1e9,
+        "share of it": statistics.median(
+            work / x / rate for x, rate in zip(seconds["step"], rates, strict=True)
+        ),
+    }  # fmt: skip
+    note = (
+        f"Random weights, {LABELS} labels, batch {BATCH}, float32; rounds: {rounds}. "
+        "`share`: the work of the linear layers alone (forward once, backward twice), as a part of "
+        f"what the machine does in that time on products of {SQUARE} x {SQUARE} matrices, timed in "
+        "turn with the steps; the rest goes to the scan, the convolution, norms and AdamW."
+    )
+    whole = "mamba-130m" if layers == LARGE_LAYERS else f"mamba-130m cut to {layers} layers"
+    return Section(f"A training step of {whole}", note, [row])
+
+
+def product_flop(model: MambaClassifier, tokens: int) -> int:
+    """Return the operations of the blocks' linear layers, forward and backward (twice as much)."""
+    linear = [m for m in model.backbone.modules() if isinstance(m, nn.Linear)]
+    return 3 * 2 * tokens * sum(m.weight.numel() for m in linear)
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    allocator.add_option(parser)
+    args = parser.parse_args()
+    remark = allocator.settle(args)
+    every = [OURS, MAMBAPY, TRANSFORMERS]
+    if args.quick:
+        sections = [small_steps({32: every, 128: every[:2]}, 1), large_step(2, 128, 1)]
+    else:
+        sections = [small_steps({128: every, 512: every[:2]}, 5), large_step(LARGE_LAYERS, 512, 5)]
+    publish("Training steps of Mamba on a CPU", sections, args, remark)
+
+
+if __name__ == "__main__":
+    main()
