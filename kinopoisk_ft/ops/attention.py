@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose
@@ -38,7 +37,8 @@ def attention(
         UserError: a backend that cannot run here.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if p == 0 or choose("attention", backend, BACKENDS, q.device, q.dtype) == "torch":
+    chosen = choose("attention", backend, BACKENDS, q.device, q.dtype)
+    if p == 0 or chosen == "torch":
         return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from kinopoisk_ft.ops import attention_rows
 from kinopoisk_ft.ops.dropout_numba import rate
 from kinopoisk_ft.ops.lanes import LANES
-from kinopoisk_ft.ops.memory import pad
 from kinopoisk_ft.ops.threads import compiled, share
 
 FORWARD = {
@@ -65,7 +64,8 @@ class _Inputs:
         """Run a kernel on a chunk, with the tensors that it reads and writes."""
         rows = (part.stop - part.start) * self.queries
         fields = [rows, self.queries, self.heads, part.start, self.width, self.key, self.threshold]
-        steps = [0 if n == 1 else s for n, s in zip(self.bias.shape[:3], self.bias.stride()[:3])]
+        sizes, steps = self.bias.shape[:3], self.bias.stride()[:3]
+        steps = tuple(0 if n == 1 else s for n, s in zip(sizes, steps, strict=True))
         fields += [self.bias.data_ptr(), *steps, self.numbers.data_ptr()]
         fields += [x.data_ptr() for x in others]
         share(compiled(kernel), -(-rows // attention_rows.ROWS), fields)
@@ -125,7 +125,8 @@ def attend_backward(
         torch.bmm(slopes, x.k[part], out=grad_q[part])
         torch.bmm(slopes.transpose(1, 2), x.q[part], out=grad_k[part])
     grads = (grad_q, grad_k[:, : x.keys], grad_v[:, : x.keys])
-    return tuple(g.contiguous().unflatten(0, q.shape[:2]) for g in grads)  # type: ignore[return-value]
+    grad_q, grad_k, grad_v = (g.contiguous().unflatten(0, q.shape[:2]) for g in grads)
+    return grad_q, grad_k, grad_v
 
 
 @attend.register_fake

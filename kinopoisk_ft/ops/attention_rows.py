@@ -22,6 +22,7 @@ from kinopoisk_ft.ops.threads import bfloats, floats, take
 ROWS = 16
 _f = np.float32
 _LOWEST = _f(-np.inf)
+_TINY = _f(2**-126)
 
 
 @njit(forceinline=True)
@@ -32,8 +33,16 @@ def _bias_row(a: Any, row: Any) -> Any:
     return matrix // heads * a[9] + matrix % heads * a[10] + row % queries * a[11]
 
 
+@njit(forceinline=True)
+def _power(x: Any) -> Any:
+    """2**x, and 0 where `exp2` stops: what is masked must not slow products down as denormals."""
+    return exp2(x) - splat(_TINY)
+
+
 @njit(**OPTIONS)
-def _highest(scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, room: Any) -> Any:
+def _highest(
+    scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, room: Any
+) -> Any:
     """Return the largest logit of a row."""
     top = splat(_LOWEST)
     for j in range(0, width, LANES):
@@ -67,7 +76,7 @@ def _weigh(a: Any, scores: Any, room: Any) -> None:
             added = splat(_f(0))
             for j in range(0, width, LANES):
                 logit = read(scores, at + j) * splat(rate) + load(bias, bias_at + j)
-                e = exp2(logit - splat(top))
+                e = _power(logit - splat(top))
                 added = added + e
                 write(scores, at + j, e * factors(own, j, threshold, scale))
             highest[row], sums[row] = top, total(added)
@@ -89,7 +98,7 @@ def _weigh_back(a: Any, scores: Any, grads: Any) -> None:
             norm, delta = splat(norms[row]), splat(deltas[row])
             for j in range(0, width, LANES):
                 logit = read(scores, at + j) * splat(rate) + load(bias, bias_at + j)
-                p = exp2(logit - norm)
+                p = _power(logit - norm)
                 f = factors(own, j, threshold, scale)
                 write(scores, at + j, p * f)
                 write(grads, at + j, p * splat(slope) * (read(grads, at + j) * f - delta))

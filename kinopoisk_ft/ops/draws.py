@@ -1,6 +1,6 @@
 """Random numbers that are a function of where they are used: key, row and column.
 
-A draw is the 32-bit hash `triple32` (Wellons, 2018, https://nullprogram.com/blog/2018/07/31/) of the
+A draw is the 32-bit hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) of the
 column, offset by one half of the row's key and with the other half added between its rounds: two
 rows whose offsets overlap still differ. A row's key is SplitMix64 (Steele, Lea & Flood, 2014) of
 the call's key and the row's number. One draw decides one element: halves or quarters of a draw

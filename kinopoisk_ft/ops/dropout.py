@@ -34,7 +34,8 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
     """
     if not 0 <= p <= 1:
         raise ValueError(f"the probability of dropout must be from 0 to 1, not {p}")
-    if p == 0 or choose("dropout", backend, BACKENDS, x.device, x.dtype) == "torch":
+    chosen = choose("dropout", backend, BACKENDS, x.device, x.dtype)
+    if p == 0 or chosen == "torch" or not x.is_floating_point():
         return nn.functional.dropout(x, p)
     if x.dtype not in KERNELS:  # float16
         return drop(x.float(), draw_key(), p).to(x.dtype)
