@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from draw_reference import draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dropout import draws
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

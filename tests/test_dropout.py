@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from draw_reference import draws
 from scipy import stats
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.ops import backends
 from kinopoisk_ft.ops.dropout import draw_key, dropout
 from kinopoisk_ft.ops.dropout_numba import drop
 from kinopoisk_ft.ops.dropout_rows import ROW
@@ -25,21 +27,6 @@ def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
-
-
-def draws(key: int, row: int, columns: int) -> np.ndarray:
-    """The definition: SplitMix64 of key and row, then `triple32` of the column."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(key) + np.uint64(row + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        x = np.arange(columns, dtype=np.uint32) + z.astype(np.uint32)
-        x = (x ^ (x >> np.uint32(17))) * np.uint32(0xED5AD4BB)
-        x = (x ^ (x >> np.uint32(11))) + (z >> np.uint64(32)).astype(np.uint32)
-        x = x * np.uint32(0xAC4C1B51)
-        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x31848BAB)
-    return x ^ (x >> np.uint32(14))
 
 
 def kept(size: int, p: float, key: int) -> np.ndarray:
@@ -103,7 +90,6 @@ def test_values_are_scaled_or_zero() -> None:
     y = dropout(x, 0.2, backend="numba")
     on = y != 0
     torch.testing.assert_close(y[on], x[on] / 0.8)
-    assert dropout(x, 0.0) is not None
     assert torch.equal(dropout(x, 0.0), x)
     assert not dropout(x, 1.0, backend="numba").any()
     assert dropout(torch.ones(0, 3), 0.5, backend="numba").shape == (0, 3)
@@ -184,5 +170,24 @@ def test_other_cases_are_pytorchs() -> None:
         dropout(x, 0.5, backend="numba")
     with pytest.raises(UserError, match="unknown backend"):
         dropout(x, 0.5, backend="cuda")
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        dropout(x, 1.5)
+    for backend, shown in (("torch", "between 0 and 1"), ("numba", "from 0 to 1")):
+        with pytest.raises(ValueError, match=shown):
+            dropout(x.float(), 1.5, backend=backend)
+
+
+def test_without_numba_it_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "NUMBA_ERROR", "No module named 'numba'")
+    x = torch.ones(50)
+    torch.manual_seed(5)
+    got = dropout(x, 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(got, torch.nn.functional.dropout(x, 0.5))
+
+
+def test_compiled_graphs_draw_anew_at_each_call() -> None:
+    compiled = torch.compile(dropout, backend="aot_eager", fullgraph=True)
+    x = torch.randn(500, requires_grad=True)
+    out = [compiled(x, 0.5) for _ in range(2)]
+    assert not torch.equal(out[0], out[1])
+    (grad,) = torch.autograd.grad(out[1].sum(), x)
+    torch.testing.assert_close(out[1], x * grad)

@@ -26,7 +26,7 @@ def attention(
         q: (batch, heads, queries, width). k, v: (batch, heads, keys, width).
         mask: booleans, true where a query attends, or numbers to add; broadcast to (batch, heads,
             queries, keys), and without a gradient. A row without a key gives zeros.
-        p: probability of dropout, below 1; 0 is for `scaled_dot_product_attention` itself.
+        p: probability of dropout, 0 to 1; at 0 `scaled_dot_product_attention` itself runs.
         scale: width**-0.5 if None.
         backend: auto, numba (CPU) or torch (`scaled_dot_product_attention`).
 
@@ -34,7 +34,7 @@ def attention(
         (batch, heads, queries, width) in the dtype of q.
 
     Raises:
-        UserError: a backend that cannot run here.
+        ValueError: p out of range. UserError: a backend that cannot run here.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose("attention", backend, BACKENDS, q.device, q.dtype)

@@ -20,7 +20,12 @@ def rate(p: float) -> tuple[int, float]:
     """Return the threshold of a draw that keeps an element, and what a kept one is multiplied by.
 
     The rate is right to 2**-32.
+
+    Raises:
+        ValueError: p is not from 0 to 1.
     """
+    if not 0 <= p <= 1:
+        raise ValueError(f"the probability of dropout must be from 0 to 1, not {p}")
     return min(round((1 - p) * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
