@@ -25,6 +25,7 @@ from kinopoisk_ft.training import schedule
 from kinopoisk_ft.training.batching import Examples, by_length, length_grouped, pad
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.dropout import Dropout
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores, confusion, majority_scores
@@ -215,6 +216,16 @@ def test_max_steps_ends_the_run(tmp_path: Path) -> None:
     assert state.step == 3
     assert recorder.values[-1][0] == 3
     assert "val_f1_weighted" in recorder.values[-1][1]
+
+
+def test_dropout_is_ours_while_training_alone(tmp_path: Path) -> None:
+    seen: list[type[nn.Module]] = []
+    state, _ = fit(tmp_path, audit=lambda model: seen.extend(type(m) for m in model.modules()))
+    after = [type(m) for m in state.model.modules()]
+    assert Dropout in seen
+    assert nn.Dropout not in seen
+    assert Dropout not in after
+    assert seen.count(Dropout) == after.count(nn.Dropout)
 
 
 def test_audit_stops_the_run_at_the_first_step(tmp_path: Path) -> None:

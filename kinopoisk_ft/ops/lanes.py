@@ -158,6 +158,16 @@ def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
 
 
 @intrinsic
+def larger(typing_context: Any, a: Any, b: Any) -> Any:
+    """Return the larger of two numbers in each lane; b where a is a NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return lanes_type(lanes_type, lanes_type), codegen
+
+
+@intrinsic
 def shift_exponent(typing_context: Any, value: Any, steps: Any) -> Any:
     """Multiply by 2**k, k being the integer in the low mantissa bits of `steps`."""
 

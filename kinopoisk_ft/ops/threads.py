@@ -50,6 +50,7 @@ def _address(target: types.Type) -> Any:
 
 floats = _address(types.float32)
 integers = _address(types.int64)
+bfloats = _address(types.uint16)
 
 
 @cache

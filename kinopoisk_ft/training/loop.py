@@ -17,6 +17,7 @@ from kinopoisk_ft.training.batching import Examples, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.dropout import fast_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.objective import Objective
@@ -75,7 +76,8 @@ class Trainer(Settings):
         """
         state = self._setup(model, objective, precision, fresh, len(train))
         best = BestWeights(folder)
-        with clock.section("train"), Progress(state.steps) as progress:
+        in_place = fast_dropout(model, precision.device)
+        with in_place, clock.section("train"), Progress(state.steps) as progress:
             for micro_batches in self._steps(train, state):
                 self._step(state, micro_batches, audit)
                 if state.step % self.log_every == 0 or state.step == state.steps:

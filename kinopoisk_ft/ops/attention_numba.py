@@ -1,0 +1,159 @@
+"""Attention with dropout on a CPU as PyTorch operators: matrix products and numba kernels.
+
+Scores are made for as many matrices as stay in cache, and again in the backward pass: as in
+FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135) what is kept of them is one
+number a row, so that no (batch, heads, queries, keys) tensor exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops import attention_rows
+from kinopoisk_ft.ops.dropout_numba import rate
+from kinopoisk_ft.ops.lanes import LANES
+from kinopoisk_ft.ops.threads import compiled, share
+
+FORWARD = {
+    torch.float32: attention_rows.weigh_float32,
+    torch.bfloat16: attention_rows.weigh_bfloat16,
+}
+BACKWARD = {
+    torch.float32: attention_rows.weigh_back_float32,
+    torch.bfloat16: attention_rows.weigh_back_bfloat16,
+}
+CACHE = 2**19  # bytes of scores a thread: the backward pass holds two such in a core's L2 cache
+LOG2_E = 1 / math.log(2)
+
+
+class _Inputs:
+    """Queries, keys and values as (batch * heads, length, width), and what the kernels read."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor,
+        p: float, scale: float,
+    ) -> None:  # fmt: skip
+        self.heads, self.queries, self.keys = q.shape[1], q.shape[2], k.shape[2]
+        extra = -self.keys % LANES
+        self.q = q.flatten(0, 1).contiguous()
+        self.k, self.v = (nn.functional.pad(x, (0, 0, 0, extra)).flatten(0, 1).contiguous()
+                          for x in (k, v))  # fmt: skip
+        self.width = self.keys + extra
+        self.bias = _bias(mask, self.keys, self.width)
+        self.threshold, factor = rate(p)
+        self.numbers = torch.tensor([scale * LOG2_E, factor, scale])
+        self.key = int(key)
+
+    def scores(self) -> Tensor:
+        """Return room for the scores of the matrices of one chunk."""
+        size = self.queries * self.width * self.q.element_size()
+        matrices = max(1, CACHE * torch.get_num_threads() // max(1, size))
+        return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.width)
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Yield which matrices are done at a time."""
+        for start in range(0, len(self.q), size):
+            yield slice(start, min(start + size, len(self.q)))
+
+    def share(self, kernel: Any, part: slice, *others: Tensor) -> None:
+        """Run a kernel on a chunk, with the tensors that it reads and writes."""
+        rows = (part.stop - part.start) * self.queries
+        fields = [rows, self.queries, self.heads, part.start, self.width, self.key, self.threshold]
+        sizes, steps = self.bias.shape[:3], self.bias.stride()[:3]
+        steps = tuple(0 if n == 1 else s for n, s in zip(sizes, steps, strict=True))
+        fields += [self.bias.data_ptr(), *steps, self.numbers.data_ptr()]
+        fields += [x.data_ptr() for x in others]
+        share(compiled(kernel), -(-rows // attention_rows.ROWS), fields)
+
+
+def _bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
+    """Return what is added to the logits, (batch or 1, heads or 1, queries or 1, width) float32."""
+    if mask is None:
+        bias = torch.zeros(1, 1, 1, keys)
+    else:
+        for dim in range(3):
+            if mask.stride(dim) == 0:
+                mask = mask.narrow(dim, 0, 1)
+        if mask.dtype == torch.bool:
+            bias = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
+        else:
+            bias = mask.float() * LOG2_E
+    return nn.functional.pad(bias, (0, width - keys), value=-math.inf).contiguous()
+
+
+@torch.library.custom_op("kinopoisk_ft::attention", mutates_args=(), device_types="cpu")
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the output (batch, heads, queries, width) and log2 of the exponentials' sums."""
+    x = _Inputs(q, k, v, mask, key, p, scale)
+    out = q.new_empty(len(x.q), x.queries, v.shape[3])
+    highest, sums = torch.empty(2, len(x.q), x.queries)
+    room = x.scores()
+    for part in x.chunks(len(room)):
+        scores = room[: part.stop - part.start]
+        torch.bmm(x.q[part], x.k[part].transpose(1, 2), out=scores)
+        x.share(FORWARD[q.dtype], part, scores, highest, sums)
+        torch.bmm(scores, x.v[part], out=out[part])
+    out /= sums[..., None]
+    return out.unflatten(0, q.shape[:2]), highest + sums.log2_()
+
+
+@torch.library.custom_op("kinopoisk_ft::attention_backward", mutates_args=(), device_types="cpu")
+def attend_backward(
+    grad: Tensor, out: Tensor, norms: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k and v."""
+    x = _Inputs(q, k, v, mask, key, p, scale)
+    # The sum over keys of probability times gradient, as a product of the outputs.
+    deltas = (grad.float() * out.float()).sum(-1).contiguous()
+    grad = grad.flatten(0, 1).contiguous()
+    grad_q, grad_k, grad_v = (torch.empty_like(y) for y in (x.q, x.k, x.v))
+    rooms = x.scores(), x.scores()
+    for part in x.chunks(len(rooms[0])):
+        scores, slopes = (room[: part.stop - part.start] for room in rooms)
+        torch.bmm(x.q[part], x.k[part].transpose(1, 2), out=scores)
+        torch.bmm(grad[part], x.v[part].transpose(1, 2), out=slopes)
+        x.share(BACKWARD[q.dtype], part, scores, norms, deltas, slopes)
+        torch.bmm(scores.transpose(1, 2), grad[part], out=grad_v[part])
+        torch.bmm(slopes, x.k[part], out=grad_q[part])
+        torch.bmm(slopes.transpose(1, 2), x.q[part], out=grad_k[part])
+    grads = (grad_q, grad_k[:, : x.keys], grad_v[:, : x.keys])
+    grad_q, grad_k, grad_v = (g.contiguous().unflatten(0, q.shape[:2]) for g in grads)
+    return grad_q, grad_k, grad_v
+
+
+@attend.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    norms = q.new_empty(batch * heads, queries, dtype=torch.float32)
+    return q.new_empty(batch, heads, queries, v.shape[3]), norms
+
+
+@attend_backward.register_fake
+def _(
+    grad: Tensor, out: Tensor, norms: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.p, ctx.scale = inputs
+    ctx.save_for_backward(*output, *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = attend_backward(grad, *ctx.saved_tensors, ctx.p, ctx.scale)
+    return (*grads, None, None, None, None)
+
+
+attend.register_autograd(_differentiate, setup_context=_keep)
