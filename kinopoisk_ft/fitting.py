@@ -22,6 +22,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.network import Network, Recipe
 from kinopoisk_ft.models.saving import Card, make_card, save_base, save_network
+from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
@@ -29,6 +30,7 @@ from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
 from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +72,24 @@ def fit_network(
         check_length(max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
     with clock.section("tokenize"):
-        train, val, test = (
-            _examples(part, tokenizer, max_length) for part in (data.train, data.val, data.test)
-        )
-    log_example(train.input_ids[0], tokenizer)
+        parts = {
+            name: _examples(part, tokenizer, max_length)
+            for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
+        }
+    log_example(parts["train"].input_ids[0], tokenizer)
     objective = Classification(tokenizer.pad_token_id)
+    if trainer.prefix_cache != "off":
+        with clock.section("prefix"):
+            objective, parts = _from_prefix(
+                trainer, network, adapted, parts, objective, precision, tracker
+            )
     state = trainer.fit(
-        adapted.module, objective, train, val, fresh=adapted.fresh, audit=check_gradients,
-        precision=precision, clock=clock, recorder=tracker, folder=out_dir / "checkpoints",
+        adapted.module, objective, parts["train"], parts["val"], fresh=adapted.fresh,
+        audit=check_gradients, precision=precision, clock=clock, recorder=tracker,
+        folder=out_dir / "checkpoints",
     )  # fmt: skip
     with clock.section("eval"):
-        tested = trainer.test(adapted.module, objective, test, precision)
+        tested = trainer.test(adapted.module, objective, parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         card = make_card(network, adapted, data.class_names, max_length)
@@ -116,6 +125,23 @@ def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
     return adapted
+
+
+def _from_prefix(
+    trainer: Trainer,
+    network: Network,
+    adapted: Adapted,
+    parts: dict[str, Examples],
+    objective: Classification,
+    precision: Precision,
+    tracker: Tracker,
+) -> tuple[Classification, dict[str, Examples]]:
+    """Return objective and examples that start above the frozen layers; say what these cost."""
+    cache = PrefixCache(trainer.prefix_cache, objective.pad_id, precision, trainer.eval_batch_size)
+    prefixed = cache.apply(network, adapted.module, parts)
+    tracker.tags({"prefix_cache": prefixed.origin})
+    tracker.metrics(prefixed.build_seconds, 0)
+    return prefixed.objective, {**prefixed.parts}
 
 
 def fit_baseline(
