@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 from composing import compose_config
 from hydra.utils import instantiate
-from networks import NAMES, make
+from networks import NAMES, adapter_overrides, model_overrides
+from omegaconf import DictConfig
 from torch import nn
 from transformers import AutoModel, MambaModel
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.data import hidden
+from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.fitting import fit_network
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.prefix import blocks_of, find_prefix
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.prefix import PrefixCache, Prefixed
+from kinopoisk_ft.pretraining import pretrain
+from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.table import tables
+from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.serving.predictor import Predictor
+from kinopoisk_ft.tracking.base import NoTracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
@@ -55,6 +67,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "hidden"
 
 
+@functools.cache
+def config(*overrides: str) -> DictConfig:
+    return compose_config(overrides)
+
+
 def examples(tokenizer: Any, count: int, seed: int) -> Examples:
     texts, labels = tiny.reviews(count, seed)
     return Examples(tokenizer(texts)["input_ids"], np.array(labels))
@@ -63,8 +80,12 @@ def examples(tokenizer: Any, count: int, seed: int) -> Examples:
 def prepared(kind: str, *adapter: str) -> tuple[Network, Adapted, dict[str, Examples], Any]:
     """Return network, the same adapted, its data and tokenizer, each time with equal weights."""
     torch.manual_seed(0)
-    _, made, network, tokenizer = make(kind, *adapter)
-    adapted = made.apply(network)
+    name, *more = adapter
+    cfg = config(*model_overrides(kind), *adapter_overrides(name), *more)
+    recipe = instantiate(cfg.model)
+    tokenizer = recipe.load_tokenizer(())
+    network = recipe.build(NAMES, tokenizer)
+    adapted = instantiate(cfg.adapter).apply(network)
     parts = {
         name: examples(tokenizer, count, seed)
         for seed, (name, count) in enumerate((("train", 40), ("val", 12), ("test", 14)))
@@ -84,7 +105,7 @@ def train(
     base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.lr=1e-3",
             "trainer.epochs=2", "trainer.batch_size=4", "trainer.accumulate=2",
             "trainer.log_every=1"]  # fmt: skip
-    trainer: Trainer = instantiate(compose_config([*base, *overrides]).trainer)
+    trainer: Trainer = instantiate(config(*base, *overrides).trainer)
     precision, clock = trainer.open()
     torch.manual_seed(1)  # the dropout of the upper layers
     return trainer.fit(
@@ -156,7 +177,7 @@ def test_states_are_those_of_transformers(kind: str, layer: int) -> None:
         ids = torch.tensor([part.input_ids[row]])
         with torch.no_grad():
             output = reference(ids, output_hidden_states=True)
-        theirs = output.hidden_states[layer][0]
+        theirs = output.hidden_states[layer - (kind == "mamba")][0]
         ours = torch.tensor(np.array(part.hidden[row]))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -311,3 +332,64 @@ def test_model_that_cannot_be_cut_is_refused() -> None:
     encoder.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
     with pytest.raises(UserError, match="cannot be started at layer 2"):
         find_prefix(network, adapted.module, pad(parts["train"].input_ids[:4], 0))
+
+
+class Notebook(NoTracker):
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.kept |= values
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.kept |= values
+
+
+def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> None:
+    """Test predictions are those of the saved model; the clock has the pass under its own name."""
+    rows = [pd.DataFrame({"text": t, "label": y}) for t, y in (tiny.reviews(n) for n in (24, 8, 9))]
+    data = DataSplit(*rows, NAMES, {}, "", "")
+    settings = ["trainer.prefix_cache=fp32", "trainer.max_steps=2", "trainer.precision=fp32"]
+    kept, fitted = [], []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        cfg = config(*model_overrides("bert"), "adapter=head", *settings)
+        recipe, adapter, trainer = (
+            instantiate(cfg[key]) for key in ("model", "adapter", "trainer")
+        )
+        tracker = Notebook()
+        fitted.append(fit_network(recipe, adapter, trainer, data, 64, tracker, folder))
+        kept.append(tracker.kept)
+    assert [run["prefix_cache"] for run in kept] == ["built", "found"]
+    for name in ("prefix_build_seconds", "prefix_val_build_seconds", "prefix_test_build_seconds"):
+        assert kept[0][name] == kept[1][name] > 0
+    assert all(run.seconds["prefix"] > 0 for run in fitted)
+    predictor = Predictor(tmp_path / "second" / "model", "cpu")
+    ours = predictor.probabilities(data.test["text"].tolist())
+    np.testing.assert_allclose(fitted[1].probabilities, ours, atol=1e-5)
+
+
+def test_report_adds_what_a_run_owes_to_its_times() -> None:
+    metrics = {"test_accuracy": 0.9, "test_f1_weighted": 0.9, "test_f1_macro": 0.9}
+    metrics |= {"train_seconds": 10.0, "eval_seconds": 1.0}
+    owed = {"prefix_build_seconds": 60.0, "prefix_test_build_seconds": 20.0}
+    runs = [
+        TrainedRun(
+            run_id=name, approach=name, model="bert", adapter="freeze", seed="0", data="d",
+            split_digest="s", source_digest="s", device="cpu", commit="", start_time=0,
+            settings={}, metrics=metrics | more,
+        )
+        for name, more in (("cached", owed), ("plain", {}))
+    ]  # fmt: skip
+    (table,) = tables(runs)
+    times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}
+    assert times == {"cached": (70.0, 21.0), "plain": (10.0, 1.0)}
+    (note,) = [note for note in table_notes(table, Words("en")) if "run once" in note]
+    assert ": cached." in note
+
+
+def test_pretraining_refuses_a_cache() -> None:
+    cfg = config("model=bert_scratch", "trainer.prefix_cache=fp32")
+    with pytest.raises(UserError, match="pretraining trains every layer"):
+        pretrain(cfg, Notebook(), "", Path(), mask_share=0.15, save_to="base")
