@@ -17,16 +17,27 @@ from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
 from omegaconf import DictConfig
 from torch import nn
-from transformers import AutoModel, MambaModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MambaModel,
+    ModernBertConfig,
+    RobertaConfig,
+)  # fmt: skip
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.adapters.base import Adapted
+from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.data import hidden
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.fitting import fit_network
+from kinopoisk_ft.models.heads import describe_encoder
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import blocks_of, find_prefix
+from kinopoisk_ft.models.prefix import FrozenPrefix, Seam, blocks_of, find_prefix
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.prefix import PrefixCache, Prefixed
 from kinopoisk_ft.pretraining import pretrain
@@ -325,13 +336,84 @@ def test_cache_that_cannot_be_is_refused_with_the_reason(
         apply(kind, "fp32", *adapter)
 
 
-def test_model_that_cannot_be_cut_is_refused() -> None:
-    """A projection between embeddings and blocks, as ELECTRA small has, is not stood in for."""
-    network, adapted, parts, _ = prepared("bert", "freeze")
-    encoder: Any = network.module.get_submodule("bert.encoder")
-    encoder.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
-    with pytest.raises(UserError, match="cannot be started at layer 2"):
-        find_prefix(network, adapted.module, pad(parts["train"].input_ids[:4], 0))
+SIZES = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2,
+         "intermediate_size": 32, "max_position_embeddings": 64, "vocab_size": 90,
+         "pad_token_id": 0}  # fmt: skip
+FAMILY = {
+    "roberta": RobertaConfig(**SIZES),
+    "distilbert": DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=32, vocab_size=90),
+    "modernbert": ModernBertConfig(**SIZES, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+                                   eos_token_id=2, classifier_pooling="mean", local_attention=4),
+    "electra": ElectraConfig(**SIZES, embedding_size=8),
+    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+}  # fmt: skip
+
+
+def cut(name: str, adapter: Any) -> tuple[FrozenPrefix, nn.Module, dict[str, torch.Tensor]]:
+    """Return Hugging Face's classifier of a family, cut, with a batch of reviews."""
+    torch.manual_seed(0)
+    config = FAMILY[name]
+    module = AutoModelForSequenceClassification.from_config(config)
+    heads = ["classifier", "pre_classifier", "head"]
+    network = describe_encoder(module, config, "hf", heads, set(), None, None, "pooler")
+    generator = torch.Generator().manual_seed(0)
+    lengths = (40, 25, 9, 3)
+    ids = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
+    batch = pad(ids, 0)
+    return find_prefix(network, adapter.apply(network).module, batch), module, batch
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "seam"),
+    [
+        ("roberta", Freeze(layers=2, lr=1.0), Seam(2)),
+        ("roberta", Head(lr=1.0), Seam(3, pooling="cls")),
+        ("distilbert", Freeze(layers=2, lr=1.0), Seam(2)),
+        ("distilbert", Head(lr=1.0), Seam(3, pooling="cls")),
+        ("modernbert", Freeze(layers=1, lr=1.0), Seam(1)),
+        ("modernbert", Head(lr=1.0), Seam(3)),  # its head pools by the mean, behind a norm
+    ],
+)
+def test_encoders_of_the_family_start_where_they_are_cut(
+    name: str, adapter: Any, seam: Seam
+) -> None:
+    prefix, module, batch = cut(name, adapter)
+    assert prefix.seam == seam
+    with torch.no_grad():
+        states = prefix.states(**batch)
+        found = prefix.resume(states, batch["attention_mask"]).logits
+        torch.testing.assert_close(found, module(**batch).logits, atol=1e-6, rtol=1e-5)
+        other = prefix.resume(states.flip(0), batch["attention_mask"]).logits
+    assert not torch.allclose(found, other, atol=1e-4), "the logits come from the states"
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "told"),
+    [
+        ("electra", Head(lr=1.0), "cannot be started at layer 3"),
+        ("electra", Freeze(layers=2, lr=1.0), "embeddings_project.weight' trains"),
+        ("deberta", Head(lr=1.0), "cannot be started at layer 3"),
+        ("deberta", Freeze(layers=2, lr=1.0), "rel_embeddings.weight' trains"),
+    ],
+)
+def test_encoders_that_cannot_be_cut_are_refused(name: str, adapter: Any, told: str) -> None:
+    """ELECTRA small projects its embeddings; DeBERTa's layers share trained relative positions."""
+    with pytest.raises(UserError, match=told):
+        cut(name, adapter)
+
+
+def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
+    """The pass under autocast gives what the whole model gives under autocast."""
+    network, adapted, parts, tokenizer = prepared("bert", "freeze")
+    bf16 = Precision("bf16", torch.device("cpu"))
+    made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
+    prefixed = made.apply(network, adapted.module, parts)
+    objective = Classification(tokenizer.pad_token_id)
+    whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
+    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective, bf16, 5).outputs
+    torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
+    state = train(tmp_path, adapted, prefixed.objective, prefixed.parts, "trainer.precision=bf16")
+    assert state.step == 10
 
 
 class Notebook(NoTracker):

@@ -208,7 +208,7 @@ def _agrees(prefix: FrozenPrefix, batch: dict[str, Tensor]) -> bool:
             states = torch.where(mask[..., None] != 0, states, 0)  # pads are not kept
         try:
             resumed = prefix.resume(states, mask).logits
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
             log.info("%s does not work here: %s", prefix.seam, error)
             return False
     return bool((resumed - whole).abs().max() <= TOLERANCE * whole.abs().max())
