@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +10,20 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from composing import compose_config
 from hydra.utils import instantiate
-from networks import NAMES, adapter_overrides, model_overrides
-from omegaconf import DictConfig
+from networks import NAMES, model_overrides
+from prefixed import FP32, UPPER, apply, config, prepared
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    MambaModel,
-    ModernBertConfig,
-    RobertaConfig,
-)  # fmt: skip
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.adapters.base import Adapted
-from kinopoisk_ft.adapters.plain import Freeze, Head
-from kinopoisk_ft.data import hidden
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.fitting import fit_network
-from kinopoisk_ft.models.heads import describe_encoder
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import FrozenPrefix, Seam, blocks_of, find_prefix
+from kinopoisk_ft.models.prefix import blocks_of
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
-from kinopoisk_ft.prefix import PrefixCache, Prefixed
+from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.pretraining import pretrain
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.runs import TrainedRun
@@ -47,15 +31,13 @@ from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tracking.base import NoTracker
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.state import State
 
-FP32 = Precision("fp32", torch.device("cpu"))
-UPPER = "+adapter.config.layers_to_transform=[2]"
 CASES = [
     ("bert", ("freeze",), 2, ""),
     ("bert", ("head",), 3, "cls"),
@@ -76,38 +58,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of cached states, empty."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
-
-
-@functools.cache
-def config(*overrides: str) -> DictConfig:
-    return compose_config(overrides)
-
-
-def examples(tokenizer: Any, count: int, seed: int) -> Examples:
-    texts, labels = tiny.reviews(count, seed)
-    return Examples(tokenizer(texts)["input_ids"], np.array(labels))
-
-
-def prepared(kind: str, *adapter: str) -> tuple[Network, Adapted, dict[str, Examples], Any]:
-    """Return network, the same adapted, its data and tokenizer, each time with equal weights."""
-    torch.manual_seed(0)
-    name, *more = adapter
-    cfg = config(*model_overrides(kind), *adapter_overrides(name), *more)
-    recipe = instantiate(cfg.model)
-    tokenizer = recipe.load_tokenizer(())
-    network = recipe.build(NAMES, tokenizer)
-    adapted = instantiate(cfg.adapter).apply(network)
-    parts = {
-        name: examples(tokenizer, count, seed)
-        for seed, (name, count) in enumerate((("train", 40), ("val", 12), ("test", 14)))
-    }
-    return network, adapted, parts, tokenizer
-
-
-def apply(kind: str, dtype: str, *adapter: str) -> tuple[Network, Adapted, Prefixed, Any]:
-    network, adapted, parts, tokenizer = prepared(kind, *adapter)
-    made = PrefixCache(dtype, tokenizer.pad_token_id, FP32, 8)
-    return network, adapted, made.apply(network, adapted.module, parts), tokenizer
 
 
 def train(
@@ -177,20 +127,18 @@ def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
     assert not torch.equal(ours, whole)
 
 
-@pytest.mark.parametrize(("kind", "layer"), [("bert", 2), ("mamba", 2)])
-def test_states_are_those_of_transformers(kind: str, layer: int) -> None:
-    """Hugging Face's own hidden states, review by review, without padding."""
-    network, _, prefixed, _ = apply(kind, "fp32", "freeze")
-    reference = (MambaModel if kind == "mamba" else AutoModel).from_pretrained(network.base).eval()
-    part = prefixed.parts["train"]
-    assert part.hidden is not None
-    for row in (0, 7, 39):
-        ids = torch.tensor([part.input_ids[row]])
-        with torch.no_grad():
-            output = reference(ids, output_hidden_states=True)
-        theirs = output.hidden_states[layer - (kind == "mamba")][0]
-        ours = torch.tensor(np.array(part.hidden[row]))
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
+    """The pass under autocast gives what the whole model gives under autocast."""
+    network, adapted, parts, tokenizer = prepared("bert", "freeze")
+    bf16 = Precision("bf16", torch.device("cpu"))
+    made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
+    prefixed = made.apply(network, adapted.module, parts)
+    objective = Classification(tokenizer.pad_token_id)
+    whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
+    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective, bf16, 5).outputs
+    torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
+    state = train(tmp_path, adapted, prefixed.objective, prefixed.parts, "trainer.precision=bf16")
+    assert state.step == 10
 
 
 def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
@@ -209,115 +157,6 @@ def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_adapters_with_the_same_layers_below_share_one_file(cache: Path) -> None:
-    first = apply("bert", "fp32", "freeze")[2]
-    assert (first.origin, len(list(cache.glob("*/*.npy")))) == ("built", 3)
-    for adapter in (("freeze",), ("lora", UPPER)):
-        again = apply("bert", "fp32", *adapter)[2]
-        assert again.origin == "found"
-        assert again.build_seconds == first.build_seconds
-    assert len(list(cache.glob("*/*.npy"))) == 3
-
-
-def test_whatever_changes_the_states_makes_other_files(cache: Path) -> None:
-    apply("bert", "fp32", "freeze")
-    network, adapted, parts, tokenizer = prepared("bert", "freeze")
-    with torch.no_grad():
-        blocks_of(network)[1].output.dense.bias[0] += 1e-3  # type: ignore[union-attr,index]
-    moved = PrefixCache("fp32", tokenizer.pad_token_id, FP32, 8)
-    assert moved.apply(network, adapted.module, parts).origin == "built"
-    assert apply("bert", "fp16", "freeze")[2].origin == "built"
-    assert apply("bert", "fp32", "freeze", "adapter.layers=1")[2].origin == "built"
-    assert len(list(cache.iterdir())) == 4
-    network, adapted, parts, tokenizer = prepared("bert", "freeze")
-    parts["val"] = examples(tokenizer, 12, 77)
-    other = PrefixCache("fp32", tokenizer.pad_token_id, FP32, 8)
-    assert other.apply(network, adapted.module, parts).origin == "built"
-    assert len(list(cache.glob("*/*.npy"))) == 4 * 3 + 1
-
-
-@pytest.mark.parametrize("damage", ["truncated", "one byte", "no data", "card"])
-def test_damaged_file_is_made_anew(
-    damage: str, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = apply("bert", "fp32", "freeze")[2].parts["train"]
-    assert first.hidden is not None
-    expected = np.array(first.hidden[0])
-    file = max(cache.glob("*/*.npy"), key=lambda f: f.stat().st_size)
-    raw = bytearray(file.read_bytes())
-    if damage == "truncated":
-        file.write_bytes(raw[:-4])
-    elif damage == "one byte":
-        raw[200] ^= 1
-        file.write_bytes(raw)
-    elif damage == "no data":
-        file.unlink()
-    else:
-        file.with_suffix(".json").write_text("{")
-    caplog.clear()
-    again = apply("bert", "fp32", "freeze")[2]
-    assert again.origin == "built"
-    assert again.parts["train"].hidden is not None
-    assert np.array_equal(again.parts["train"].hidden[0], expected)
-    assert [r.message for r in caplog.records if "is made anew" in r.message]
-    assert apply("bert", "fp32", "freeze")[2].origin == "found"
-
-
-def test_interrupted_build_leaves_nothing_that_is_taken_for_whole(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stops(*args: Any) -> Any:
-        yield 0, np.ones((1, 16), np.float32)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("kinopoisk_ft.prefix.hidden_states", stops)
-        with pytest.raises(KeyboardInterrupt):
-            apply("bert", "fp32", "freeze")
-    assert not list(cache.glob("*/*.npy")) + list(cache.glob("*/*.part"))
-    assert apply("bert", "fp32", "freeze")[2].origin == "built"
-
-
-def test_of_two_jobs_one_builds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    inside, waiting = threading.Event(), threading.Event()
-    order = []
-
-    def first() -> None:
-        with hidden.only_one(tmp_path):
-            inside.set()
-            waiting.wait(10)
-            order.append("first")
-
-    other = threading.Thread(target=first)
-    other.start()
-    assert inside.wait(10)
-    caplog.handler.emit = lambda record: waiting.set()  # type: ignore[method-assign]
-    with hidden.only_one(tmp_path):
-        order.append("second")
-    other.join()
-    assert order == ["first", "second"]
-
-
-def test_full_disk_is_told_before_anything_is_written(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Usage:
-        free = hidden.MARGIN + 1000
-
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
-    with pytest.raises(UserError, match=r"1\.0 GiB(?s:.*)prefix_cache=fp16"):
-        apply("bert", "fp32", "freeze")
-    assert not list(cache.glob("*/*.npy"))
-
-
-def test_state_too_large_for_fp16_is_told(tmp_path: Path) -> None:
-    file = hidden.HiddenFile(tmp_path / "x.npy", np.array([1]), 2, np.dtype(np.float16))
-    with pytest.raises(UserError, match="70000 is too large for fp16"):
-        file.write([(0, np.array([[1, 7e4]], np.float32))], {})
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("kind", "adapter", "told"),
     [
@@ -334,86 +173,6 @@ def test_cache_that_cannot_be_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UserError, match=told):
         apply(kind, "fp32", *adapter)
-
-
-SIZES = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2,
-         "intermediate_size": 32, "max_position_embeddings": 64, "vocab_size": 90,
-         "pad_token_id": 0}  # fmt: skip
-FAMILY = {
-    "roberta": RobertaConfig(**SIZES),
-    "distilbert": DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=32, vocab_size=90),
-    "modernbert": ModernBertConfig(**SIZES, cls_token_id=1, sep_token_id=2, bos_token_id=1,
-                                   eos_token_id=2, classifier_pooling="mean", local_attention=4),
-    "electra": ElectraConfig(**SIZES, embedding_size=8),
-    "deberta": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
-}  # fmt: skip
-
-
-def cut(name: str, adapter: Any) -> tuple[FrozenPrefix, nn.Module, dict[str, torch.Tensor]]:
-    """Return Hugging Face's classifier of a family, cut, with a batch of reviews."""
-    torch.manual_seed(0)
-    config = FAMILY[name]
-    module = AutoModelForSequenceClassification.from_config(config)
-    heads = ["classifier", "pre_classifier", "head"]
-    network = describe_encoder(module, config, "hf", heads, set(), None, None, "pooler")
-    generator = torch.Generator().manual_seed(0)
-    lengths = (40, 25, 9, 3)
-    ids = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
-    batch = pad(ids, 0)
-    return find_prefix(network, adapter.apply(network).module, batch), module, batch
-
-
-@pytest.mark.parametrize(
-    ("name", "adapter", "seam"),
-    [
-        ("roberta", Freeze(layers=2, lr=1.0), Seam(2)),
-        ("roberta", Head(lr=1.0), Seam(3, pooling="cls")),
-        ("distilbert", Freeze(layers=2, lr=1.0), Seam(2)),
-        ("distilbert", Head(lr=1.0), Seam(3, pooling="cls")),
-        ("modernbert", Freeze(layers=1, lr=1.0), Seam(1)),
-        ("modernbert", Head(lr=1.0), Seam(3)),  # its head pools by the mean, behind a norm
-    ],
-)
-def test_encoders_of_the_family_start_where_they_are_cut(
-    name: str, adapter: Any, seam: Seam
-) -> None:
-    prefix, module, batch = cut(name, adapter)
-    assert prefix.seam == seam
-    with torch.no_grad():
-        states = prefix.states(**batch)
-        found = prefix.resume(states, batch["attention_mask"]).logits
-        torch.testing.assert_close(found, module(**batch).logits, atol=1e-6, rtol=1e-5)
-        other = prefix.resume(states.flip(0), batch["attention_mask"]).logits
-    assert not torch.allclose(found, other, atol=1e-4), "the logits come from the states"
-
-
-@pytest.mark.parametrize(
-    ("name", "adapter", "told"),
-    [
-        ("electra", Head(lr=1.0), "cannot be started at layer 3"),
-        ("electra", Freeze(layers=2, lr=1.0), "embeddings_project.weight' trains"),
-        ("deberta", Head(lr=1.0), "cannot be started at layer 3"),
-        ("deberta", Freeze(layers=2, lr=1.0), "rel_embeddings.weight' trains"),
-    ],
-)
-def test_encoders_that_cannot_be_cut_are_refused(name: str, adapter: Any, told: str) -> None:
-    """ELECTRA small projects its embeddings; DeBERTa's layers share trained relative positions."""
-    with pytest.raises(UserError, match=told):
-        cut(name, adapter)
-
-
-def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
-    """The pass under autocast gives what the whole model gives under autocast."""
-    network, adapted, parts, tokenizer = prepared("bert", "freeze")
-    bf16 = Precision("bf16", torch.device("cpu"))
-    made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
-    prefixed = made.apply(network, adapted.module, parts)
-    objective = Classification(tokenizer.pad_token_id)
-    whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
-    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective, bf16, 5).outputs
-    torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
-    state = train(tmp_path, adapted, prefixed.objective, prefixed.parts, "trainer.precision=bf16")
-    assert state.step == 10
 
 
 class Notebook(NoTracker):
