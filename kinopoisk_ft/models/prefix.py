@@ -30,7 +30,7 @@ OFF = "trainer.prefix_cache=off"
 # What our own classifiers pool; Hugging Face's take a vector from the last block by themselves.
 BACKBONES = {"pooled": "encoder", "mamba": "backbone"}
 AFTERWARDS = ("label", "dropout")  # in a config's keys: no matter below the head, in evaluation
-TOLERANCE = 1e-5  # of the largest logit: both ways do the same sums in the same order
+TOLERANCE = 1e-4  # of the largest logit: both ways do the same sums, wrong vectors are far off
 
 
 @dataclass(frozen=True)
