@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,6 @@ from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +78,21 @@ def fit_network(
             for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
         }
     log_example(parts["train"].input_ids[0], tokenizer)
-    objective = Classification(tokenizer.pad_token_id)
+    make_objective: Callable[..., Classification] = partial(Classification, tokenizer.pad_token_id)
     if trainer.prefix_cache != "off":
+        pad_id, batch_size = tokenizer.pad_token_id, trainer.eval_batch_size
+        cache = PrefixCache(trainer.prefix_cache, pad_id, precision, batch_size)
         with clock.section("prefix"):
-            objective, parts = _from_prefix(
-                trainer, network, adapted, parts, objective, precision, tracker
-            )
+            prefixed = cache.apply(network, adapted.module, parts)
+        prefixed.tell(tracker)
+        make_objective, parts = prefixed.objective, {**prefixed.parts}
     state = trainer.fit(
-        adapted.module, objective, parts["train"], parts["val"], fresh=adapted.fresh,
+        adapted.module, make_objective(), parts["train"], parts["val"], fresh=adapted.fresh,
         audit=check_gradients, precision=precision, clock=clock, recorder=tracker,
         folder=out_dir / "checkpoints",
     )  # fmt: skip
     with clock.section("eval"):
-        tested = trainer.test(adapted.module, objective, parts["test"], precision)
+        tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         card = make_card(network, adapted, data.class_names, max_length)
@@ -125,23 +128,6 @@ def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
     return adapted
-
-
-def _from_prefix(
-    trainer: Trainer,
-    network: Network,
-    adapted: Adapted,
-    parts: dict[str, Examples],
-    objective: Classification,
-    precision: Precision,
-    tracker: Tracker,
-) -> tuple[Classification, dict[str, Examples]]:
-    """Return objective and examples that start above the frozen layers; say what these cost."""
-    cache = PrefixCache(trainer.prefix_cache, objective.pad_id, precision, trainer.eval_batch_size)
-    prefixed = cache.apply(network, adapted.module, parts)
-    tracker.tags({"prefix_cache": prefixed.origin})
-    tracker.metrics(prefixed.build_seconds, 0)
-    return prefixed.objective, {**prefixed.parts}
 
 
 def fit_baseline(

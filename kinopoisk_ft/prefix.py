@@ -19,14 +19,16 @@ from kinopoisk_ft.data.hidden import (
 )
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.prefix import FrozenPrefix, blocks_of, find_prefix
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import to_device
-from kinopoisk_ft.training.hidden import HiddenClassification, HiddenExamples, hidden_states
+from kinopoisk_ft.training.hidden import HiddenClassification, HiddenExamples, Resume, hidden_states
 from kinopoisk_ft.training.objective import Batch
 from kinopoisk_ft.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
+Origin = Literal["built", "found"]
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 # A hit owes the time of the build: the report adds it to what it stands for.
 SECONDS = {
@@ -40,10 +42,20 @@ SECONDS = {
 class Prefixed:
     """What trains in place of token ids, and what the states cost."""
 
-    objective: HiddenClassification
+    resume: Resume
+    pad_id: int
     parts: dict[str, HiddenExamples]
-    origin: Literal["built", "found"]
+    origin: Origin
     build_seconds: dict[str, float]
+
+    def objective(self, **options: Any) -> HiddenClassification:
+        """Return what to train for; the options are those of `Classification`."""
+        return HiddenClassification(self.resume, self.pad_id, **options)
+
+    def tell(self, tracker: Tracker) -> None:
+        """Record whether the states were built or found, and the time of the build either way."""
+        tracker.tags({"prefix_cache": self.origin})
+        tracker.metrics(self.build_seconds, 0)
 
 
 class PrefixCache:
@@ -82,8 +94,8 @@ class PrefixCache:
             name: HiddenExamples(part.input_ids, part.labels, hidden=states[name])
             for name, part in parts.items()
         }
-        objective = HiddenClassification(prefix.resume, self.pad_id)
-        return Prefixed(objective, examples, "built" if missing else "found", seconds)
+        origin: Origin = "built" if missing else "found"
+        return Prefixed(prefix.resume, self.pad_id, examples, origin, seconds)
 
     def _probe(self, train: Examples) -> Batch:
         """Return the two longest and the two shortest reviews as a batch."""

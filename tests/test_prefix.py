@@ -102,14 +102,14 @@ def test_run_equals_the_run_through_the_whole_model(
     objective = Classification(tokenizer.pad_token_id)
     expected = train(tmp_path / "whole", whole, objective, parts)
     _, adapted, prefixed, _ = apply(kind, "fp32", *adapter)
-    seam = prefixed.objective.resume.__self__.seam  # type: ignore[attr-defined]
+    seam = prefixed.resume.__self__.seam  # type: ignore[attr-defined]
     assert (seam.layer, seam.pooling) == (layer, pooling)
-    found = train(tmp_path / "cached", adapted, prefixed.objective, prefixed.parts)
+    found = train(tmp_path / "cached", adapted, prefixed.objective(), prefixed.parts)
     assert found.tokens == expected.tokens
     for ours, theirs in zip(found.history, expected.history, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     torch.testing.assert_close(trained(adapted.module), trained(whole.module), atol=1e-5, rtol=1e-5)
-    through_cache = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective, FP32, 5)
+    through_cache = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), FP32, 5)
     through_model = evaluate(adapted.module, parts["test"], objective, FP32, 5)
     torch.testing.assert_close(through_cache.outputs, through_model.outputs, atol=1e-5, rtol=1e-5)
 
@@ -120,7 +120,7 @@ def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
     test = prefixed.parts["test"]
     assert test.hidden is not None
     assert test.hidden[0].dtype == np.float16
-    ours = evaluate(adapted.module, test, prefixed.objective, FP32, 5).outputs
+    ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
     objective = Classification(tokenizer.pad_token_id)
     whole = evaluate(adapted.module, test, objective, FP32, 5).outputs
     torch.testing.assert_close(ours, whole, atol=1e-3, rtol=1e-3)
@@ -135,9 +135,9 @@ def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
     prefixed = made.apply(network, adapted.module, parts)
     objective = Classification(tokenizer.pad_token_id)
     whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
-    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective, bf16, 5).outputs
+    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), bf16, 5).outputs
     torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
-    state = train(tmp_path, adapted, prefixed.objective, prefixed.parts, "trainer.precision=bf16")
+    state = train(tmp_path, adapted, prefixed.objective(), prefixed.parts, "trainer.precision=bf16")
     assert state.step == 10
 
 
@@ -145,13 +145,13 @@ def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
     for kind, adapter in (("bert", ("freeze",)), ("pooled", ("head",)), ("mamba", ("lora", UPPER))):
         names = list(prepared(kind, *adapter)[1].module.state_dict())
         network, adapted, prefixed, tokenizer = apply(kind, "fp32", *adapter)
-        train(tmp_path / kind, adapted, prefixed.objective, prefixed.parts, "trainer.max_steps=3")
+        train(tmp_path / kind, adapted, prefixed.objective(), prefixed.parts, "trainer.max_steps=3")
         assert list(adapted.module.state_dict()) == names
         folder = tmp_path / kind / "model"
         save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 64), folder)
         loaded, _, _ = load_network(folder)
         test = prefixed.parts["test"]
-        ours = evaluate(adapted.module, test, prefixed.objective, FP32, 5).outputs
+        ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
         with torch.no_grad():
             theirs = loaded(**pad(test.input_ids, tokenizer.pad_token_id)).logits
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -16,6 +16,8 @@ from kinopoisk_ft.training.objective import Batch, Classification
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.progress import Progress
 
+Resume = Callable[[Tensor, Tensor], Any]
+
 
 class States(Protocol):
     """Hidden states by review."""
@@ -38,10 +40,11 @@ class HiddenClassification(Classification):
     Args:
         resume: maps hidden (batch, length or 1, d_model) and attention_mask (batch, length) to an
             output with logits.
+        options: those of `Classification`.
     """
 
-    def __init__(self, resume: Callable[[Tensor, Tensor], Any], pad_id: int) -> None:
-        super().__init__(pad_id)
+    def __init__(self, resume: Resume, pad_id: int, **options: Any) -> None:
+        super().__init__(pad_id, **options)
         self.resume = resume
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
