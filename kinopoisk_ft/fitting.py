@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.network import Network, Recipe
 from kinopoisk_ft.models.saving import Card, make_card, save_base, save_network
+from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
@@ -70,17 +73,26 @@ def fit_network(
         check_length(max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
     with clock.section("tokenize"):
-        train, val, test = (
-            _examples(part, tokenizer, max_length) for part in (data.train, data.val, data.test)
-        )
-    log_example(train.input_ids[0], tokenizer)
-    objective = Classification(tokenizer.pad_token_id)
+        parts = {
+            name: _examples(part, tokenizer, max_length)
+            for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
+        }
+    log_example(parts["train"].input_ids[0], tokenizer)
+    make_objective: Callable[..., Classification] = partial(Classification, tokenizer.pad_token_id)
+    if trainer.prefix_cache != "off":
+        pad_id, batch_size = tokenizer.pad_token_id, trainer.eval_batch_size
+        cache = PrefixCache(trainer.prefix_cache, pad_id, precision, batch_size)
+        with clock.section("prefix"):
+            prefixed = cache.apply(network, adapted.module, parts)
+        prefixed.tell(tracker)
+        make_objective, parts = prefixed.objective, {**prefixed.parts}
     state = trainer.fit(
-        adapted.module, objective, train, val, fresh=adapted.fresh, audit=check_gradients,
-        precision=precision, clock=clock, recorder=tracker, folder=out_dir / "checkpoints",
+        adapted.module, make_objective(), parts["train"], parts["val"], fresh=adapted.fresh,
+        audit=check_gradients, precision=precision, clock=clock, recorder=tracker,
+        folder=out_dir / "checkpoints",
     )  # fmt: skip
     with clock.section("eval"):
-        tested = trainer.test(adapted.module, objective, test, precision)
+        tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         card = make_card(network, adapted, data.class_names, max_length)

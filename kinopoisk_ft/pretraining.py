@@ -28,6 +28,12 @@ def pretrain(
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     if isinstance(recipe, Tfidf):
         raise UserError("TF-IDF has nothing to pretrain", where="model", fix="choose a network")
+    if trainer.prefix_cache != "off":
+        raise UserError(
+            "pretraining trains every layer: none can be run once and kept",
+            where="trainer.prefix_cache",
+            fix="use trainer.prefix_cache=off",
+        )
     data: DataSplit = instantiate(cfg.data).load()
     precision, clock = trainer.open()
     tokenizer = recipe.load_tokenizer(data.train["text"].tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from kinopoisk_ft.reporting.runs import Collected
-from kinopoisk_ft.reporting.table import COLUMNS, MAJORITY_COLUMNS, Row, Table
+from kinopoisk_ft.reporting.table import COLUMNS, MAJORITY_COLUMNS, OWED, Row, Table
 from kinopoisk_ft.reporting.words import Words
 
 BASELINE = "tfidf"
@@ -52,6 +52,11 @@ def table_notes(table: Table, words: Words) -> list[str]:
         notes += _differs([(row.name, {setting(row, key)}) for row in networks], key, words)
     devices = [(row.name, {run.device for run in row.runs}) for row in networks]
     notes += _differs(devices, "device", words)
+    owing = [
+        r.name for r in table.rows if any(set(OWED.values()) & set(run.metrics) for run in r.runs)
+    ]
+    if owing:
+        notes.append(words("note_owed", names=", ".join(owing)))
     notes += _settings(table.rows)
     for row in table.rows:
         missing = [

@@ -107,6 +107,12 @@ NOTES = {
         "en": "{what} differs: {groups}. Not an equal footing.",
         "ru": "{what} различается: {groups}. Условия не равны.",
     },
+    "note_owed": {
+        "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "
+        "even where an earlier run had made it.",
+        "ru": "Замороженные слои пройдены один раз, без dropout: {names}. Время включает этот "
+        "проход, даже если его сделал более ранний запуск.",
+    },
     "note_missing": {
         "en": "{name}: not recorded: {columns}.",
         "ru": "{name}: не записано: {columns}.",

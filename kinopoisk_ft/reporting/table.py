@@ -19,6 +19,8 @@ COLUMNS = {
     "total_parameters": "total_parameters",
     "peak_memory_mb": "peak_memory_mb",
 }
+# Column → what a run from cached states of its frozen layers owes to the run that made them.
+OWED = {"train_seconds": "prefix_build_seconds", "eval_seconds": "prefix_test_build_seconds"}
 MAJORITY_COLUMNS = {name: f"majority_{name}" for name in ("accuracy", "f1_weighted", "f1_macro")}
 # Column → the better of two values; these are marked and differenced.
 BEST = {"accuracy": max, "f1_weighted": max, "train_seconds": min}
@@ -153,7 +155,14 @@ def _rows(runs: list[TrainedRun]) -> list[Row]:
 
 
 def _values(runs: list[TrainedRun]) -> dict[str, Spread]:
-    found = {c: [r.metrics[m] for r in runs if m in r.metrics] for c, m in COLUMNS.items()}
+    found = {
+        column: [
+            run.metrics[metric] + run.metrics.get(OWED.get(column, ""), 0.0)
+            for run in runs
+            if metric in run.metrics
+        ]
+        for column, metric in COLUMNS.items()
+    }
     return {column: Spread.of(values) for column, values in found.items() if values}
 
 

@@ -61,10 +61,15 @@ class Classification:
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy and the logits."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        logits = model(**inputs).logits.float()
+        logits = self.logits(model, batch).float()
         loss = functional.cross_entropy(logits, batch["labels"], reduction="sum")
         return loss, logits.detach()
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the model's logits (batch, classes)."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits: Tensor = model(**inputs).logits
+        return logits
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
         """Return accuracy, f1_weighted and f1_macro."""

@@ -1,0 +1,173 @@
+"""Time a training step from cached states of frozen layers against one through the whole model.
+
+    python benchmarks/prefix.py --quick --json prefix.json
+
+The first 10 layers frozen, and all (the head alone trains), on an encoder from a folder, or on a
+BERT of 12 layers, 384 wide, with random weights. Steps of all ways take turns in one process; what
+counts is their ratio. A step holds the reading of its batch, the cached states from disk too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from kinopoisk_ft.adapters.plain import Freeze, Head
+from kinopoisk_ft.models.encoder import Encoder
+from kinopoisk_ft.models.heads import pooled_network
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.prefix import PrefixCache
+from kinopoisk_ft.training.batching import Examples, length_grouped
+from kinopoisk_ft.training.evaluate import to_device
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
+
+BATCH, PAD = 16, 0
+ADAPTERS = {"freeze 10": Freeze(layers=10, lr=5e-5), "head": Head(lr=1e-2)}
+Step = Callable[[], None]
+
+
+def network(folder: Path | None) -> Network:
+    """Return an encoder with a classification head."""
+    if folder is None:
+        config = BertConfig(
+            vocab_size=20_000, hidden_size=384, num_attention_heads=12, intermediate_size=1536
+        )
+        encoder = BertModel(config, add_pooling_layer=False)
+        return pooled_network(encoder, config, 2, "mean", [], None, None)
+    recipe = Encoder(
+        name=str(folder), revision=None, tokenizer=str(folder), pooling="auto", dropout=None,
+        lr=5e-5, head_lr=None, targets={},
+    )  # fmt: skip
+    return recipe.build(("Bad", "Good"), None)
+
+
+def examples(count: int, longest: int) -> Examples:
+    """Return reviews of random tokens, of an eighth of the greatest length to all of it."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(longest // 8, longest + 1, count)
+    ids = [rng.integers(5, 5000, length).tolist() for length in lengths]
+    return Examples(ids, rng.integers(0, 2, count))
+
+
+def stepper(
+    module: nn.Module, objective: Classification, train: Examples, precision: Precision
+) -> Step:
+    """Return a function that trains on the next batch."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
+    rng = np.random.default_rng(0)
+    batches = length_grouped(train.lengths, BATCH, 0, 0)
+    turn = iter(range(10**9))
+
+    def step() -> None:
+        rows = batches[next(turn) % len(batches)]
+        module.train()
+        batch = to_device(objective.collate(train, rows, rng), precision.device)
+        with precision.autocast():
+            loss, _ = objective.loss_sum(module, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def cached(
+    kind: str, made: Network, module: nn.Module, train: Examples, precision: Precision
+) -> tuple[Step, dict[str, float]]:
+    """Run the frozen part once; returns a step from its states, and what these cost."""
+    start = time.perf_counter()
+    cache = PrefixCache(kind, PAD, precision, 2 * BATCH)
+    found = cache.apply(made, module, {"train": train})
+    seconds = time.perf_counter() - start
+    files = Path(os.environ["KINOPOISK_FT_CACHE"]).rglob("*.npy")
+    size = max(files, key=lambda f: f.stat().st_mtime_ns).stat().st_size
+    step = stepper(module, found.objective(), found.parts["train"], precision)
+    return step, {"build_s": seconds, "MiB": size / 2**20}
+
+
+def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time every way of every adapter, in turns."""
+    precision = Precision(args.precision, torch.device("cpu"))
+    train, base = examples(args.reviews, args.max_length), network(args.model)
+    found = []
+    for name, adapter in ADAPTERS.items():
+        made = copy.deepcopy(base)
+        module = adapter.apply(made).module
+        steps = {"whole": stepper(module, Classification(PAD), train, precision)}
+        costs: dict[str, dict[str, float]] = {"whole": {}}
+        for kind in ("fp32", "fp16"):
+            steps[kind], costs[kind] = cached(kind, made, module, train, precision)
+        took = in_turns(steps, args.seconds)
+        for way in steps:
+            ratio = took["whole"] / took[way]
+            found.append({"adapter": name, "way": way, "ms": took[way], "ratio": ratio,
+                          **costs[way]})  # fmt: skip
+    return found
+
+
+def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, float]:
+    """Return the median milliseconds of each step, after one to warm up."""
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for step in steps.values():
+        step()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for way, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[way].append(time.perf_counter() - start)
+    return {way: 1e3 * statistics.median(taken) for way, taken in times.items()}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return the rows as text; `x` is how many times faster than the whole model."""
+    lines = [f"{'adapter':11}{'way':7}{'step ms':>9}{'x':>7}{'pass s':>8}{'MiB':>8}"]
+    for r in found:
+        cost = f"{r['build_s']:8.1f}{r['MiB']:8.1f}" if "MiB" in r else ""
+        lines.append(f"{r['adapter']:11}{r['way']:7}{r['ms']:9.1f}{r['ratio']:7.1f}{cost}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a Hugging Face encoder")
+    parser.add_argument("--reviews", type=int, default=256)
+    parser.add_argument("--max-length", type=int, default=256, help="tokens (default: 256)")
+    parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each adapter")
+    parser.add_argument("--quick", action="store_true", help="short reviews, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    args = parser.parse_args()
+    if args.quick:
+        args.reviews, args.max_length, args.seconds = 64, 64, 4.0
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KINOPOISK_FT_CACHE"] = folder
+        found = rows(args)
+    print(table(found))
+    if args.json:
+        where = {"cpu": platform.processor() or platform.machine(),
+                 "threads": torch.get_num_threads()}  # fmt: skip
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        report = {**where, "versions": versions, "arguments": vars(args), "rows": found}
+        args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
