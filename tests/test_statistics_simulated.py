@@ -170,7 +170,7 @@ def test_equal_approaches_are_told_apart_at_the_nominal_rate(name: str) -> None:
 def test_holm_keeps_the_error_of_the_whole_table(seeds: int) -> None:
     world = World((SKILL,) * 5, seeds=seeds, spread=0.3 if seeds > 1 else 0.0)
     alarms, alone = [], []
-    for found, _ in world.draws(300):
+    for found, _ in world.draws(200):
         pairs = [
             Pair(
                 a=str(i),
@@ -185,7 +185,7 @@ def test_holm_keeps_the_error_of_the_whole_table(seeds: int) -> None:
         ]
         alone.append(any(not pair.differences[HEADLINE].holds_zero for pair in pairs))
         alarms.append(any(pair.beyond_chance for pair in holm(pairs)))
-    assert within(float(np.mean(alarms)), 300, 0.0, 0.05)
+    assert within(float(np.mean(alarms)), 200, 0.0, 0.05)
     # Uncorrected, ten comparisons would call far more.
     assert np.mean(alone) > 2 * 0.05
 

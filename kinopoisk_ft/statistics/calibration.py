@@ -16,7 +16,7 @@ def calibration_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     """Return ece (15 bins), brier (mean squared error; of two classes 0 to 1, else 0 to 2), nll."""
     classes = probabilities.shape[1]
     ece = multiclass_calibration_error(
-        torch.from_numpy(probabilities), torch.from_numpy(labels), classes, n_bins=BINS
+        torch.tensor(probabilities), torch.tensor(labels), classes, n_bins=BINS
     )
     brier = brier_score_loss(labels, probabilities, labels=list(range(classes)))
     return {

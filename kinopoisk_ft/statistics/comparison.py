@@ -11,6 +11,7 @@ import numpy as np
 from kinopoisk_ft.statistics.bootstrap import Interval, Sample, percentiles, resample
 from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.reliability import Bin, before_and_after
 from kinopoisk_ft.statistics.scores import METRICS
 from kinopoisk_ft.statistics.seeds import Seeds, total
 from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
@@ -18,11 +19,16 @@ from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 
 @dataclass(frozen=True, kw_only=True)
 class Approach:
-    """An approach with its runs by seed; a run without predictions is None."""
+    """An approach with its runs by seed, None for one without predictions.
+
+    `temperatures` are those fitted on each run's validation reviews; without them, calibration is
+    left out.
+    """
 
     name: str
     seeds: tuple[str, ...]
     runs: tuple[Predictions | None, ...]
+    temperatures: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,16 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the predictions of several approaches say; `means` are by approach and metric."""
+    """What the predictions of several approaches say.
+
+    `means` are by approach and metric, `slices` by approach, `reliability` by approach before and
+    after the temperature.
+    """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     slices: dict[str, list[Slice]] = field(default_factory=dict)
+    reliability: dict[str, tuple[list[Bin], list[Bin]]] = field(default_factory=dict)
     absent_slices: tuple[str, ...] = ()  # facts that no run recorded
     problems: tuple[Problem, ...] = ()
 
@@ -97,9 +108,15 @@ def compare(approaches: list[Approach]) -> Comparison:
         means=means,
         pairs=tuple(holm(pairs)),
         slices={one.name: slices(one.runs) for one in drawn},
+        reliability={one.name: bins for one, runs in usable if (bins := _reliability(one, runs))},
         absent_slices=tuple(by for by in SLICED_BY if drawn and by not in known),
         problems=tuple(problems),
     )
+
+
+def _reliability(one: Approach, runs: list[Predictions]) -> tuple[list[Bin], list[Bin]] | None:
+    temperatures = [t for t in one.temperatures if t is not None]
+    return before_and_after(runs, temperatures) if len(temperatures) == len(runs) else None
 
 
 def _usable(
