@@ -106,6 +106,7 @@ def test_calibration_is_a_table(answered: tuple) -> None:
     assert (rows["nll_calibrated"] < rows["nll"]).all()
     assert (rows["temperature"] > 1).all()
     assert "### Calibration" in answered[2]
+    assert "the results above use neither" in answered[2]
     assert f"{rows.loc['tfidf', 'ece']:.4f}" in answered[2]
 
 

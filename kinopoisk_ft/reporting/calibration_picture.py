@@ -18,6 +18,7 @@ IN_A_LINE = 3
 SIDE = 2.9  # inches of a panel
 FONT = 9
 FEWEST = 10  # reviews in a bin below which its share of right answers says nothing
+HEADROOM = 1.2  # of the share of right answers: the legend stands above the curves
 LARGEST = 120.0  # square points of the mark of the fullest bin
 
 
@@ -47,6 +48,9 @@ def draw(table: Table, words: Words) -> Figure:
         axes.yaxis.set_major_formatter(percent)
         axes.tick_params(labelsize=FONT, labelbottom=True)
         tidy(axes)
+    first = panels.flat[0]
+    first.set_ylim(top=HEADROOM)
+    first.set_yticks([tick for tick in first.get_yticks() if first.get_ylim()[0] <= tick <= 1])
     for axes in list(panels.flat)[len(rows) :]:
         axes.remove()
     figure.supxlabel(words("axis_confidence"), fontsize=FONT + 1)

@@ -81,6 +81,12 @@ EVIDENCE_NOTES = {
         "ли именно эти запуски; для нескольких пар запусков p — удвоенная медиана. p (Холм) — с "
         "поправкой на все пары.",
     },
+    "note_calibration": {
+        "en": "Temperature and threshold are fitted on validation reviews; the results above use "
+        "neither.",
+        "ru": "Температура и порог подобраны на валидационных отзывах; в результатах выше они не "
+        "используются.",
+    },
     "note_slices": {
         "en": "The intervals of parts hold the chance of reviews alone: Wilson's for accuracy, the "
         "bootstrap's for F1. They are not corrected for their number.",

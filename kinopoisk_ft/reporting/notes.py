@@ -58,6 +58,8 @@ def table_notes(table: Table, words: Words) -> list[str]:
         missing = [words.header(c) for c in EXPECTED if c not in row.values]
         if missing:
             notes.append(words("note_missing", name=row.name, columns=", ".join(missing)))
+    if any("temperature" in row.values for row in table.rows):
+        notes.append(words("note_calibration"))
     return notes + _comparison_notes(table.comparison, words)
 
 
