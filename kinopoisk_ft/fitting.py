@@ -41,6 +41,7 @@ class Fitted:
     """A trained approach as it did on the test set; times in seconds."""
 
     probabilities: np.ndarray  # (N, classes), in the order of the test rows
+    validation: np.ndarray  # the same of the validation rows, with the weights that tested
     loss: float
     objective: float  # best validation score
     trainable: int
@@ -93,6 +94,8 @@ def fit_network(
     )  # fmt: skip
     with clock.section("eval"):
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
+    with clock.section("val"):
+        validated = trainer.test(adapted.module, make_objective(), parts["val"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         card = make_card(network, adapted, data.class_names, max_length)
@@ -100,6 +103,7 @@ def fit_network(
     trainable, total = count_parameters(adapted.module)
     return Fitted(
         probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
+        validation=torch.softmax(validated.outputs.double(), dim=1).numpy(),
         loss=tested.scores["loss"],
         objective=state.best_score,
         trainable=trainable,
@@ -145,7 +149,7 @@ def fit_baseline(
         labels = data.train["label"].to_numpy()
         recipe.fit(data.train["text"].tolist(), labels, len(data.class_names))
     with clock.section("val"):
-        _, val = _score(recipe, data.val, len(data.class_names))
+        validation, val = _score(recipe, data.val, len(data.class_names))
     with clock.section("eval"):
         probabilities, test = _score(recipe, data.test, len(data.class_names))
     with clock.section("save"):
@@ -153,6 +157,7 @@ def fit_baseline(
         Card("tfidf", list(data.class_names), 0).write(out_dir / "model")
     return Fitted(
         probabilities=probabilities,
+        validation=validation,
         loss=test["loss"],
         objective=val[metric],
         trainable=recipe.parameters,

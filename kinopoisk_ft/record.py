@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
@@ -15,6 +13,8 @@ from kinopoisk_ft.environment import describe_environment
 from kinopoisk_ft.fitting import Fitted
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.result import Result
+from kinopoisk_ft.statistics.calibration import calibration_metrics
+from kinopoisk_ft.statistics.predictions import as_table
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.metrics import (
     classification_scores,
@@ -64,6 +64,12 @@ def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[
         "total_parameters": fitted.total,
         "tokens_per_second": fitted.tokens / train_seconds if train_seconds else 0.0,
         "peak_memory_mb": fitted.peak_memory_mb,
+        **calibration_metrics(
+            fitted.validation,
+            data.val["label"].to_numpy(),
+            fitted.probabilities,
+            data.test["label"].to_numpy(),
+        ),
     }
 
 
@@ -72,22 +78,23 @@ def _files(
 ) -> list[Path]:
     """Write predictions, class report, pictures and environment; returns their paths."""
     names = data.class_names
-    predictions = pd.DataFrame(
-        {"row": data.test["row"], "label": data.test["label"], "predicted": predicted.numpy()}
-    )
-    for i, name in enumerate(names):
-        predictions[f"p_{name}"] = fitted.probabilities[:, i].astype(np.float64)
     files = {
         name: out_dir / name
         for name in (
             "predictions.parquet",
+            "predictions_validation.parquet",
             "class_report.json",
             "environment.json",
             "confusion_matrix.png",
             "learning_curve.png",
         )
     }
-    predictions.to_parquet(files["predictions.parquet"], index=False)
+    for file, part, probabilities in (
+        ("predictions.parquet", data.test, fitted.probabilities),
+        ("predictions_validation.parquet", data.val, fitted.validation),
+    ):
+        table = as_table(part, probabilities, names, data.train)
+        table.to_parquet(files[file], index=False)
     write_json(files["class_report.json"], per_class(predicted, labels, names))
     write_json(files["environment.json"], describe_environment(torch.device(fitted.device)))
     matrix = confusion(predicted, labels, len(names))

@@ -68,6 +68,7 @@ def _report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.formats import as_text
     from kinopoisk_ft.reporting.output import write
+    from kinopoisk_ft.reporting.predictions import load
     from kinopoisk_ft.reporting.words import Words
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
@@ -76,10 +77,11 @@ def _report(options: argparse.Namespace) -> None:
     try:
         client = open_store(uri)
         collected = collect(client, options.experiment, options.parent)
+        predictions = load(client, collected.runs)
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
         raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
-    document = build(collected, options.parent, words)
+    document = build(collected, predictions, options.parent, words)
     paths = write(document, words, options.output)
     print(as_text(document, words))
     print("\n".join([words("written"), *(f"  {path}" for path in paths)]))

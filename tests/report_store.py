@@ -6,11 +6,15 @@ import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft.report import main
+from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32
 MAJORITY = {"accuracy": 0.85, "f1_weighted": 0.7811, "f1_macro": 0.4595}
@@ -24,6 +28,11 @@ FINISHED = [
     ("mamba", "none", 0, 0.9277, 0.9245, 0.852, 2634.5, 129_136_898, 129_136_898),
     ("tfidf", "none", 0, 0.9150, 0.9101, 0.830, 21.5, 0, 0),
 ]
+# model, adapter, skill, training s, trainable
+ANSWERED = [
+    ("bert", "none", 3.0, 3000.0, 177_854_978), ("bert", "lora", 3.1, 2000.0, 296_450),
+    ("mamba", "none", 2.2, 2600.0, 129_136_898), ("tfidf", "none", 2.3, 20.0, 40_000),
+]  # fmt: skip
 COLUMNS = ["model", "adapter", "seed", "accuracy", "f1_weighted", "f1_macro"]
 COLUMNS += ["train_seconds", "trainable_parameters", "total_parameters"]
 TRACEBACK = """torch.OutOfMemoryError: an earlier one
@@ -51,6 +60,25 @@ class Store:
 
     def experiment(self, name: str) -> str:
         return self.client.create_experiment(name, (self.folder / "artifacts").as_uri())
+
+    def answered(
+        self, experiment: str, approach: tuple, seed: int, skill: float, shift: int = 0
+    ) -> str:
+        """Add a run with its per-review predictions, and metrics that scikit-learn made of them."""
+        table = answers(seed, skill)
+        labels, guesses = table["label"], table["predicted"]
+        scores = [accuracy_score(labels, guesses)]
+        scores += [f1_score(labels, guesses, average=how) for how in ("weighted", "macro")]
+        run_id = self.run(experiment, (*approach[:2], seed, *scores, *approach[2:]))
+        validation = answers(seed, skill, world=1)
+        parts = [(t[["p_Bad", "p_Good"]].to_numpy(), t["label"].to_numpy()) for t in
+                 (validation, table)]  # fmt: skip
+        for name, value in calibration_metrics(*parts[0], *parts[1]).items():
+            self.client.log_metric(run_id, name, value)
+        file = self.folder / "predictions.parquet"
+        table.assign(row=table["row"] + shift).to_parquet(file, index=False)
+        self.client.log_artifact(run_id, str(file))
+        return run_id
 
     def run(self, experiment: str, row: tuple, status: str = "FINISHED", **changes: str) -> str:
         values = dict(zip(COLUMNS, row, strict=True))
@@ -81,6 +109,22 @@ class Store:
         return run_id
 
 
+def answers(seed: int, skill: float, reviews: int = 600, world: int = 0) -> pd.DataFrame:
+    """Return the predictions of a made-up run on the world's reviews, better with more skill."""
+    reader = np.random.default_rng(world)
+    labels = (reader.random(reviews) < 0.8).astype(int)
+    difficulty = reader.normal(0, 2, reviews)
+    rng = np.random.default_rng([1, world, seed, int(100 * skill)])
+    margin = (skill - difficulty + rng.normal(0, 0.5, reviews)) * (2 * labels - 1)
+    second = expit(3 * margin)
+    film = reader.integers(0, 40, reviews)
+    return pd.DataFrame({
+        "row": np.arange(reviews) * 3, "label": labels, "predicted": (second > 0.5).astype(int),
+        "p_Bad": 1 - second, "p_Good": second, "characters": reader.integers(40, 4000, reviews),
+        "film": film.astype(str), "film_in_train": film < 25, "grade10": 1 + labels * 6 + film % 3,
+    })  # fmt: skip
+
+
 @functools.cache
 def filled_store(session_folder: Path) -> Store:
     """Return the session's one store: its tables take seconds to make."""
@@ -102,6 +146,17 @@ def filled_store(session_folder: Path) -> Store:
     made.run(splits, FINISHED[0])
     made.run(splits, FINISHED[2], split_digest=OTHER_SPLIT)
     made.run(splits, FINISHED[3], split_digest=OTHER_SPLIT, max_length="512")
+    answered = made.experiment("answered")
+    for model, adapter, skill, seconds, trainable in ANSWERED:
+        for seed in range(1 if model == "tfidf" else 3):
+            approach = (model, adapter, seconds, trainable, 177_854_978)
+            made.answered(answered, approach, seed, skill)
+    damaged = made.answered(made.experiment("damaged"), ("bert", "none", 1.0, 1, 1), 0, 3.0)
+    made.client.log_text(damaged, "no parquet", "predictions.parquet")
+    mixed = made.experiment("mixed rows")
+    made.answered(mixed, ("bert", "none", 1.0, 1, 1), 0, 3.0)
+    made.answered(mixed, ("mamba", "none", 1.0, 1, 1), 0, 2.0, shift=1)
+    made.run(mixed, FINISHED[-1])
     broken = made.experiment("nothing finished")
     made.run(broken, FINISHED[0], status="FAILED")
     tags = {"kinopoisk_ft.kind": "sweep"}

@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft import predict
 from kinopoisk_ft.cli import main
+from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SMALL = [
     "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=2", "trainer.lr=0.01",
@@ -108,6 +109,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     names = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert names >= {
         "config.yaml", "environment.json", "result.json", "predictions.parquet",
+        "predictions_validation.parquet",
         "class_report.json", "confusion_matrix.png", "learning_curve.png",
     }  # fmt: skip
     table = pd.read_parquet(client.download_artifacts(found.info.run_id, "predictions.parquet"))
@@ -116,6 +118,27 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     f1 = f1_score(labels, guesses, average="weighted")
     assert metrics["test_f1_weighted"] == pytest.approx(f1) == finished["f1_weighted"]
     assert table[["p_minus", "p_plus"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    assert metrics["test_nll"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+
+
+def test_temperature_is_fitted_on_the_kept_validation(
+    finished: dict[str, object], place: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    run_id = str(finished["run_id"])
+    metrics = client.get_run(run_id).data.metrics
+    tables = [
+        pd.read_parquet(client.download_artifacts(run_id, f"predictions{part}.parquet"))
+        for part in ("", "_validation")
+    ]
+    assert not set(tables[0]["row"]) & set(tables[1]["row"])
+    test, val = ((t[["p_minus", "p_plus"]].to_numpy(), t["label"].to_numpy()) for t in tables)
+    expected = calibration_metrics(*val, *test)
+    assert expected["temperature"] > 0
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    best = max(m.value for m in client.get_metric_history(run_id, "val_f1_weighted"))
+    again = f1_score(tables[1]["label"], tables[1]["predicted"], average="weighted")
+    assert again == pytest.approx(best)
 
 
 def test_predictions_agree_everywhere(

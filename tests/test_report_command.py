@@ -27,10 +27,10 @@ def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     for part in (text, printed):
         assert "Результаты на тестовой выборке" in part
-        assert "Лучшая взвешенная F1 у bert + lora: 0,9509" in part
+        assert "Наибольшая измеренная взвешенная F1 у bert + lora: 0,9509" in part
         assert "177\N{NO-BREAK SPACE}854\N{NO-BREAK SPACE}978" in part
         assert "Recommendations" not in part
-    assert "измерено с одним seed: меры случайности нет" in text
+    assert "случайность не измерена: предсказания не сравнивались" in text
     assert whole["language"] == "ru"
     assert "majority class" in table["approach"].tolist()
 
@@ -70,11 +70,15 @@ def test_the_terminal_shows_aligned_columns(
 def test_same_store_gives_same_bytes_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
     database = store.folder / "mlflow.db"
     before = database.read_bytes()
-    report(store, tmp_path / "a")
-    report(store, tmp_path / "b")
+    report(store, tmp_path / "a", "experiment=answered")
+    report(store, tmp_path / "b", "experiment=answered")
     assert database.read_bytes() == before
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == [f"comparison.{kind}" for kind in ("csv", "json", "md", "png", "svg")]
+    expected = [f"comparison.{kind}" for kind in ("csv", "json", "md", "png", "svg")]
+    expected += ["comparison-differences.csv", "comparison-slices.csv"]
+    pictures = ("comparison-differences", "comparison-calibration")
+    expected += [f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]
+    assert files == sorted(expected)
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -88,7 +92,7 @@ def test_a_failure_leaves_the_earlier_report(
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "comparison_picture", full_disk)
+    monkeypatch.setitem(output.PICTURES, "comparison", full_disk)
     assert main(["--uri", store.uri, f"output={tmp_path}", "language=ru"]) == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -151,6 +155,9 @@ def test_mistakes_name_the_nearest(
     assert f"did you mean '{store.sweep}'?" in complaint(capsys, *uri, f"parent={wrong}")
     assert "no training run" in complaint(capsys, *uri, "experiment=nothing finished")
     assert "did you mean 'language'?" in complaint(capsys, *uri, "langauge=ru")
+    damaged = complaint(capsys, *uri, "experiment=damaged")
+    assert "the predictions cannot be read" in damaged
+    assert "(bert, seed 0)" in damaged
     assert "there is no language 'de'" in complaint(capsys, *uri, "language=de")
     assert not (tmp_path / "out").exists()
     taken = tmp_path / "taken"

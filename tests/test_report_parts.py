@@ -1,17 +1,17 @@
-"""Tables, chance, label places and pictures, each without a store."""
+"""Tables, verdicts, label places and pictures, each without a store."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
-from scipy import stats
+from report_store import answers
 
-from kinopoisk_ft.reporting.chance import difference
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.labels import Box, place
 from kinopoisk_ft.reporting.notes import table_notes
@@ -19,8 +19,9 @@ from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_c
 from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.scatter import draw
-from kinopoisk_ft.reporting.table import Spread, Table, tables
+from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.predictions import Predictions
 
 EN = Words("en")
 
@@ -49,42 +50,59 @@ def trained(
     )
 
 
-def one_table(*runs: TrainedRun) -> Table:
-    (table,) = tables(list(runs))
+def one_table(*runs: TrainedRun, answered: dict[str, list[float]] | None = None) -> Table:
+    """Return the runs' table; `answered` is the skill of each approach's runs, for predictions."""
+    skills = {name: iter(values) for name, values in (answered or {}).items()}
+    predictions = {
+        run.run_id: Predictions.of(answers(int(run.seed), next(skills[run.approach])), run.run_id)
+        for run in runs
+        if run.approach in skills
+    }
+    (table,) = tables(list(runs), predictions)
     return table
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (10, 2)])
-def test_interval_is_welch_as_in_scipy(sizes: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    a, b = (rng.normal(0.9, scale, n) for scale, n in zip((0.01, 0.03), sizes, strict=True))
-    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    found = difference(Spread.of(a.tolist()), Spread.of(b.tolist()))
-    assert found.mean == pytest.approx(a.mean() - b.mean())
-    assert found.interval == pytest.approx((expected.low, expected.high))
-    assert found.beyond_noise == (expected.low > 0 or expected.high < 0)
-
-
-@pytest.mark.parametrize(("a", "b"), [([0.9], [0.8, 0.7]), ([0.9, 0.9], [0.8, 0.8])])
-def test_chance_without_a_measure_is_never_called_real(a: list[float], b: list[float]) -> None:
-    found = difference(Spread.of(a), Spread.of(b))
-    assert not found.measured
-    assert not found.beyond_noise
-
-
 def test_noise_is_called_noise() -> None:
-    runs = [trained(seed=s, test_f1_weighted=0.9 + s / 100) for s in range(3)]
-    runs += [trained("gru", seed=s, test_f1_weighted=0.905 + s / 100) for s in range(3)]
-    said = conclusions(one_table(*runs), EN)[0]
-    assert "within the noise of the seeds" in said
-    runs = [trained(seed=s, test_f1_weighted=0.9 + s / 1000) for s in range(3)]
-    runs += [trained("gru", seed=s, test_f1_weighted=0.95 + s / 1000) for s in range(3)]
-    assert "beyond the noise of the seeds" in conclusions(one_table(*runs), EN)[0]
+    runs = [trained(m, seed=s, test_f1_weighted=f) for m, f in (("bert", 0.9), ("gru", 0.91))
+            for s in range(3)]  # fmt: skip
+    for skill, verdict in ((3.0, "not told apart: 95% interval"), (1.5, "beyond chance")):
+        table = one_table(*runs, answered={"bert": [skill] * 3, "gru": [3.05] * 3})
+        said = " ".join(conclusions(table, EN))
+        assert verdict in said
+        rivals = "Not told apart from it: bert" in " ".join(recommendations(table, EN))
+        assert rivals == (skill == 3.0)
+    pair = table.comparison.pair("gru", "bert")
+    assert pair is not None
+    assert not pair.differences["f1_weighted"].holds_zero
+
+
+def test_what_holm_takes_back_is_not_called_real() -> None:
+    """The interval leaves out zero, and the correction for many comparisons takes that back."""
+    runs = [trained(), trained("gru", test_f1_weighted=0.91)]
+    table = one_table(*runs, answered={"bert": [1.5], "gru": [3.0]})
+    (pair,) = table.comparison.pairs
+    assert pair.beyond_chance
+    weak = replace(pair.differences["f1_weighted"], p=0.03, p_holm=0.3)
+    doubtful = replace(pair, differences={**pair.differences, "f1_weighted": weak})
+    comparison = replace(table.comparison, pairs=(doubtful,))
+    table = replace(table, comparison=comparison)
+    said = conclusions(table, EN)[1]
+    assert "not told apart after Holm's correction for 1 comparisons: p 0.300" in said
+    assert "one seed, so of these runs and not of training" in said
+    assert "Not told apart from it: bert" in recommendations(table, EN)[-1]
+
+
+def test_without_predictions_chance_is_not_measured() -> None:
+    table = one_table(trained(), trained("gru", test_f1_weighted=0.95))
+    assert "chance was not measured" in conclusions(table, EN)[1]
+    notes = " ".join(table_notes(table, EN))
+    assert "bert: without predictions.parquet (seeds 0)" in notes
+    assert "Not told apart" not in recommendations(table, EN)[-1]
 
 
 def test_tables_never_mix_rows_or_sources() -> None:
     runs = [trained(), trained("gru", split="b"), trained("mlp", source="t"), trained("rnn")]
-    assert [[row.name for row in table.rows] for table in tables(runs)] == [
+    assert [[row.name for row in table.rows] for table in tables(runs, {})] == [
         ["bert", "rnn"],
         ["gru"],
         ["mlp"],
@@ -110,7 +128,7 @@ def test_notes_name_unequal_devices_and_unequal_data() -> None:
 def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)
-    assert "No network scores higher than the TF-IDF baseline." in said
+    assert "No network measured higher than the TF-IDF baseline." in said
     assert "tfidf also trains fastest, 2.00 s." in said
 
 
@@ -118,7 +136,7 @@ def test_a_single_approach_has_nothing_to_compare() -> None:
     table = one_table(trained())
     said = " ".join(conclusions(table, EN))
     assert "bert is the only approach here" in said
-    assert "measured with one seed: no measure of chance" in said
+    assert "Every approach was measured with one seed" in said
     assert recommendations(table, EN) == []
 
 

@@ -19,12 +19,12 @@ def data_line(table: Table, words: Words) -> str:
 
 
 def results(table: Table, words: Words) -> list[list[str]]:
-    """Return what was measured: mean ± standard deviation over n seeds; the majority class last."""
+    """Return what was measured: mean ± deviation over n seeds [interval]; majority class last."""
     columns = ["approach", "n", *SCORES, *TIMES, *COUNTS, "max_length"]
     rows = [[words.header(column) for column in columns]]
     for row in table.rows:
-        scores = [_spread(row, column, words) for column in SCORES]
-        times = [_spread(row, column, words) for column in TIMES]
+        scores = [_score(table, row, column, words) for column in SCORES]
+        times = [spread_text(row, c, _time_digits(row, c), words) for c in TIMES]
         counts = [_mean(row, column, words) for column in COUNTS]
         length = row.first.max_length or NOTHING
         rows.append([row.name, str(len(row.runs)), *scores, *times, *counts, length])
@@ -57,11 +57,21 @@ def failures(document: Document, words: Words) -> list[list[str]]:
     return rows
 
 
-def _spread(row: Row, column: str, words: Words) -> str:
+def _score(table: Table, row: Row, column: str, words: Words) -> str:
+    text = spread_text(row, column, 4, words)
+    interval = table.comparison.means.get(row.name, {}).get(column)
+    return f"{text} {words.interval(interval)}" if interval else text
+
+
+def _time_digits(row: Row, column: str) -> int:
+    return time_digits(row.mean(column) or 0.0)
+
+
+def spread_text(row: Row, column: str, digits: int, words: Words) -> str:
+    """Return mean ± standard deviation, the mean alone of one seed."""
     spread = row.values.get(column)
     if spread is None:
         return NOTHING
-    digits = time_digits(spread.mean) if column in TIMES else 4
     mean = words.number(spread.mean, digits)
     return mean if spread.std is None else f"{mean} ± {words.number(spread.std, digits)}"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.chance import Difference, difference
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.pairs import ALPHA, Pair
+from kinopoisk_ft.statistics.scores import HEADLINE
 
-F1 = "f1_weighted"
+F1 = HEADLINE
 TIME = "train_seconds"
 
 
@@ -15,21 +16,32 @@ def one_seed(table: Table) -> bool:
     return all(len(row.runs) == 1 for row in table.rows)
 
 
-def _verdict(table: Table, found: Difference, pair: tuple[Row, Row], words: Words) -> str:
-    if found.interval is None:
-        if one_seed(table):
-            return ""  # said once for all
-        one = any(len(row.runs) == 1 for row in pair)
-        return words("verdict_one_seed" if one else "verdict_no_spread")
-    low, high = (words.score(end, signed=True) for end in found.interval)
-    return words("verdict_beyond" if found.beyond_noise else "verdict_noise", low=low, high=high)
-
-
 def f1_parts(table: Table, row: Row, other: Row, words: Words) -> dict[str, str]:
     """Return F1 of `row` less that of `other`, and whether chance explains it, in words."""
-    found = difference(row.values[F1], other.values[F1])
-    verdict = _verdict(table, found, (row, other), words)
-    return {"delta": words.score(found.mean, signed=True), "verdict": verdict}
+    delta = row.values[F1].mean - other.values[F1].mean
+    pair = table.comparison.pair(row.name, other.name)
+    verdict = _verdict(pair, len(table.comparison.pairs), words) if pair else words("verdict_none")
+    return {"delta": words.score(delta, signed=True), "verdict": verdict}
+
+
+def told_apart(table: Table, row: Row, other: Row) -> bool | None:
+    """Return whether the difference in F1 exceeds chance; None where that was not measured."""
+    pair = table.comparison.pair(row.name, other.name)
+    return pair.beyond_chance if pair else None
+
+
+def _verdict(pair: Pair, pairs: int, words: Words) -> str:
+    found = pair.differences[F1]
+    if found.holds_zero:
+        key = "verdict_noise"
+    elif found.p_holm > ALPHA:
+        key = "verdict_uncorrected"
+    else:
+        key = "verdict_beyond"
+    low, high = (words.score(end, signed=True) for end in (found.low, found.high))
+    scope = "" if pair.measured else words("scope_reviews")
+    p = words.p_value(found.p_holm)
+    return words(key, low=low, high=high, p=p, pairs=pairs, scope=scope)
 
 
 def row_parts(row: Row, best: Row, words: Words) -> dict[str, str]:

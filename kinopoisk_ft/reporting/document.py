@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.conclusions import conclusions
@@ -11,14 +12,15 @@ from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.predictions import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table and what is said of it; `picture` is the file name without its ending."""
+    """One table and what is said of it; pictures are by what they show, without their endings."""
 
     table: Table
-    picture: str
+    pictures: dict[str, str]
     notes: list[str]
     conclusions: list[str]
     recommendations: list[str]
@@ -46,16 +48,21 @@ class Document:
     failures: list[Failure]
 
 
-def build(collected: Collected, parent: str | None, words: Words) -> Document:
+def build(
+    collected: Collected,
+    predictions: Mapping[str, Predictions],
+    parent: str | None,
+    words: Words,
+) -> Document:
     """Group the runs into tables and say what follows from each."""
-    found = tables(collected.runs)
+    found = tables(collected.runs, predictions)
     names = (
         ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
     )
     sections = [
         Section(
             table=table,
-            picture=name,
+            pictures=_pictures(table, name),
             notes=table_notes(table, words),
             conclusions=conclusions(table, words),
             recommendations=recommendations(table, words),
@@ -69,6 +76,16 @@ def build(collected: Collected, parent: str | None, words: Words) -> Document:
         sections=sections,
         failures=_failures(collected.failed),
     )
+
+
+def _pictures(table: Table, stem: str) -> dict[str, str]:
+    """Return the file names of those pictures that the table has something for."""
+    found = {"comparison": stem}
+    if table.comparison.pairs:
+        found["differences"] = f"{stem}-differences"
+    if table.comparison.reliability:
+        found["calibration"] = f"{stem}-calibration"
+    return found
 
 
 def _failures(failed: list[FailedRun]) -> list[Failure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results
 from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting.evidence import calibration, differences, slices
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -16,6 +17,13 @@ def as_text(document: Document, words: Words) -> str:
         parts.append(f"{words('results')}\n{_aligned(results(section.table, words))}")
         parts.append(f"{words('against_best')}\n{_aligned(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
+        for title, rows in (
+            ("differences", differences(section.table, words)),
+            ("calibration", calibration(section.table, words)),
+        ):
+            if rows:
+                left = (0, 1) if title == "differences" else (0,)
+                parts.append(f"{words(title)}\n{_aligned(rows, left=left)}")
         for title, lines in _prose(section):
             if lines:
                 parts.append("\n".join([words(title), *(f"- {line}" for line in lines)]))
@@ -31,9 +39,10 @@ def as_markdown(document: Document, words: Words) -> str:
     for section in document.sections:
         parts.append(f"## {data_line(section.table, words)}")
         parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
-        parts.append(f"![{words('axis_f1')}]({section.picture}.png)")
+        parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
         parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
+        parts += _evidence(section, words)
         for title, lines in _prose(section):
             if lines:
                 listed = "\n".join(f"- {_escape(line)}" for line in lines)
@@ -42,6 +51,24 @@ def as_markdown(document: Document, words: Words) -> str:
         title = _failed_title(document, words)
         parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
     return "\n\n".join(parts) + "\n"
+
+
+def _evidence(section: Section, words: Words) -> list[str]:
+    """Return the tables behind the conclusions, those that have rows, with their pictures."""
+    table = section.table
+    tables = {
+        "differences": differences(table, words),
+        "calibration": calibration(table, words),
+        "slices_accuracy": slices(table, "accuracy", words),
+        "slices_f1_weighted": slices(table, "f1_weighted", words),
+    }
+    parts = []
+    for title, rows in tables.items():
+        if rows:
+            parts.append(f"### {words(title)}\n\n{_piped(rows)}")
+        if title in section.pictures:
+            parts.append(f"![{words(title)}]({section.pictures[title]}.png)")
+    return parts
 
 
 def _heading(document: Document, words: Words) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 from kinopoisk_ft.reporting.runs import Collected
-from kinopoisk_ft.reporting.table import COLUMNS, MAJORITY_COLUMNS, OWED, Row, Table
+from kinopoisk_ft.reporting.table import EXPECTED, MAJORITY_COLUMNS, OWED, Row, Table
 from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.comparison import Comparison
 
 BASELINE = "tfidf"
 # What a budget is made of; the study's differed in both.
@@ -59,11 +60,33 @@ def table_notes(table: Table, words: Words) -> list[str]:
         notes.append(words("note_owed", names=", ".join(owing)))
     notes += _settings(table.rows)
     for row in table.rows:
-        missing = [
-            words.header(c) for c in COLUMNS if c not in row.values and c != "peak_memory_mb"
-        ]
+        missing = [words.header(c) for c in EXPECTED if c not in row.values]
         if missing:
             notes.append(words("note_missing", name=row.name, columns=", ".join(missing)))
+    if any("temperature" in row.values for row in table.rows):
+        notes.append(words("note_calibration"))
+    return notes + _comparison_notes(table.comparison, words)
+
+
+def _comparison_notes(comparison: Comparison, words: Words) -> list[str]:
+    """Say how intervals are made and what could not be compared."""
+    notes = []
+    if comparison.means:
+        notes.append(words("note_intervals"))
+    if comparison.pairs:
+        notes.append(words("note_pairs"))
+    if any(comparison.slices.values()):
+        notes.append(words("note_slices"))
+    for problem in comparison.problems:
+        key, detail = f"note_{problem.kind}", problem.detail
+        if problem.kind == "unpaired" and detail == "classes":
+            key = "note_other_classes"
+        if problem.kind != "no_predictions":
+            detail = words(f"reason_{detail}")
+        notes.append(words(key, names=words.listed(list(problem.names)), detail=detail or "-"))
+    if comparison.absent_slices:
+        facts = ", ".join(words(f"by_{by}") for by in comparison.absent_slices)
+        notes.append(words("note_no_slice", facts=facts))
     return notes
 
 

@@ -7,13 +7,21 @@ import tempfile
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.calibration_picture import calibration_picture
 from kinopoisk_ft.reporting.document import Document
+from kinopoisk_ft.reporting.findings import differences_csv, slices_csv
+from kinopoisk_ft.reporting.forest import forest_picture
 from kinopoisk_ft.reporting.formats import as_markdown
 from kinopoisk_ft.reporting.records import as_csv, as_json
 from kinopoisk_ft.reporting.scatter import comparison_picture
 from kinopoisk_ft.reporting.words import Words
 
 STEM = "comparison"
+PICTURES = {
+    "comparison": comparison_picture,
+    "differences": forest_picture,
+    "calibration": calibration_picture,
+}
 
 
 def write(document: Document, words: Words, folder: Path) -> list[Path]:
@@ -30,13 +38,16 @@ def write(document: Document, words: Words, folder: Path) -> list[Path]:
                 ".md": as_markdown(document, words),
                 ".csv": as_csv(document),
                 ".json": as_json(document, words.language),
+                "-differences.csv": differences_csv(document),
+                "-slices.csv": slices_csv(document),
             }
             parts = []
             for ending, text in texts.items():
                 parts.append(made / f"{STEM}{ending}")
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
-                parts += comparison_picture(section.table, words, made, section.picture)
+                for what, stem in section.pictures.items():
+                    parts += PICTURES[what](section.table, words, made, stem)
             for part in parts:
                 os.replace(part, folder / part.name)
     except OSError as error:

@@ -67,10 +67,8 @@ TABLE = {
 
 NOTES = {
     "note_spread": {
-        "en": "± is the standard deviation of one seed; n is the number of seeds. It holds the "
-        "chance of training, not of the choice of test reviews.",
-        "ru": "± — стандартное отклонение между seed; n — число seed. Оно показывает случайность "
-        "обучения, но не случайность выбора тестовых отзывов.",
+        "en": "± is the standard deviation of one seed; n is the number of seeds.",
+        "ru": "± — стандартное отклонение между seed; n — число seed.",
     },
     "note_tables": {
         "en": "Runs on different data or test rows are not compared with one another: {count} "

@@ -54,6 +54,14 @@ def save(figure: Figure, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write `stem`.png and `stem`.svg into the folder and return their paths."""
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    for path in paths:
+        save(figure, path)
+    return paths
+
+
 def tidy(axes: Axes) -> None:
     """Leave what carries information: two axes and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)

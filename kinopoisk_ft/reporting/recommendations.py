@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.chance import difference
-from kinopoisk_ft.reporting.compare import F1, TIME, least, row_parts
+from kinopoisk_ft.reporting.compare import TIME, least, row_parts, told_apart
 from kinopoisk_ft.reporting.notes import is_network
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
@@ -42,8 +41,7 @@ def _quality(table: Table, words: Words) -> str:
     best = table.rows[0]
     accuracy = words.score(best.values["accuracy"].mean)
     text = [words("limit_quality", accuracy=accuracy, **row_parts(best, best, words))]
-    compared = [(row, difference(row.values[F1], best.values[F1])) for row in table.rows[1:]]
-    rivals = [row for row, found in compared if found.measured and not found.beyond_noise]
+    rivals = [row for row in table.rows[1:] if told_apart(table, row, best) is False]
     fastest = least([best, *rivals], TIME)
     if rivals and fastest:
         names = words.listed([row.name for row in rivals])

@@ -10,6 +10,7 @@ from typing import Any
 
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.table import BEST, COLUMNS, MARKS, Row, Table
+from kinopoisk_ft.statistics.scores import METRICS
 
 MAJORITY = "majority class"
 COUNTS = ("trainable_parameters", "total_parameters")
@@ -44,7 +45,8 @@ def as_json(document: Document, language: str) -> str:
                 "source_digest": table.source_digest or None,
                 "rows": rows,
                 "best": table.best,
-                "picture": section.picture,
+                "comparison": asdict(table.comparison),
+                "pictures": section.pictures,
                 "notes": section.notes,
                 "conclusions": section.conclusions,
                 "recommendations": section.recommendations,
@@ -87,6 +89,10 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
             record[column] = _whole(column, spread.mean) if spread else ""
         if column not in COUNTS:
             record[f"{column}_std"] = "" if spread is None or spread.std is None else spread.std
+        if column in METRICS:
+            interval = table.comparison.means.get(row.name, {}).get(column) if row else None
+            record[f"{column}_low"] = interval.low if interval else ""
+            record[f"{column}_high"] = interval.high if interval else ""
     for mark in MARKS:
         record[mark] = "yes" if row and row.marked(mark) else "no"
     for column in BEST:

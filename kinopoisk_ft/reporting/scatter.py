@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from kinopoisk_ft.reporting.cells import data_line
 from kinopoisk_ft.reporting.labels import Box, place
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save, tidy
+from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -44,11 +44,7 @@ class Point:
 
 def comparison_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
     """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
-    figure = draw(table, words)
-    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    for path in paths:
-        save(figure, path)
-    return paths
+    return save_both(draw(table, words), folder, stem)
 
 
 def draw(table: Table, words: Words) -> Figure:

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 SENTENCES = {
     "one_seed": {
-        "en": "Every approach was measured with one seed: no measure of chance, so no difference "
-        "in F1 below can be called real.",
-        "ru": "Каждый подход измерен с одним seed: меры случайности нет, поэтому ни одно различие "
-        "F1 ниже нельзя считать установленным.",
+        "en": "Every approach was measured with one seed: nothing below measures the chance of "
+        "training.",
+        "ru": "Каждый подход измерен с одним seed: случайность обучения ниже нигде не измерена.",
     },
-    "verdict_one_seed": {
-        "en": " (measured with one seed: no measure of chance)",
-        "ru": " (измерено с одним seed: меры случайности нет)",
-    },
-    "verdict_no_spread": {
-        "en": " (the seeds show no spread: no measure of chance)",
-        "ru": " (между seed нет разброса: меры случайности нет)",
+    "verdict_none": {
+        "en": " (chance was not measured: no comparison of predictions)",
+        "ru": " (случайность не измерена: предсказания не сравнивались)",
     },
     "verdict_noise": {
-        "en": " (within the noise of the seeds: 95% interval from {low} to {high})",
-        "ru": " (в пределах разброса между seed: 95-процентный интервал от {low} до {high})",
+        "en": " (not told apart: 95% interval from {low} to {high}{scope})",
+        "ru": " (не различимы: 95-процентный интервал от {low} до {high}{scope})",
+    },
+    "verdict_uncorrected": {
+        "en": " (not told apart after Holm's correction for {pairs} comparisons: p {p}, 95% "
+        "interval from {low} to {high}{scope})",
+        "ru": " (не различимы с поправкой Холма на число сравнений, {pairs}: p {p}, 95-процентный "
+        "интервал от {low} до {high}{scope})",
     },
     "verdict_beyond": {
-        "en": " (beyond the noise of the seeds: 95% interval from {low} to {high})",
-        "ru": " (больше разброса между seed: 95-процентный интервал от {low} до {high})",
+        "en": " (beyond chance: 95% interval from {low} to {high}, Holm-corrected p {p}{scope})",
+        "ru": " (больше случайного: 95-процентный интервал от {low} до {high}, p с поправкой "
+        "Холма {p}{scope})",
+    },
+    "scope_reviews": {
+        "en": "; one seed, so of these runs and not of training",
+        "ru": "; один seed, поэтому речь об этих запусках, а не об обучении",
     },
     "only": {
         "en": "{name} is the only approach here (weighted F1 {f1}): there is nothing to compare.",
         "ru": "{name} — единственный подход (взвешенная F1 {f1}): сравнивать не с чем.",
     },
     "best": {
-        "en": "{name} has the best weighted F1, {f1}; the next, {second}, has {delta} against "
-        "it{verdict}.",
-        "ru": "Лучшая взвешенная F1 у {name}: {f1}; у следующего, {second}, разница с ним "
-        "{delta}{verdict}.",
+        "en": "{name} has the highest weighted F1 measured, {f1}; the next, {second}, has {delta} "
+        "against it{verdict}.",
+        "ru": "Наибольшая измеренная взвешенная F1 у {name}: {f1}; у следующего, {second}, "
+        "разница с ним {delta}{verdict}.",
     },
     "above_majority": {
         "en": "{name} against always answering the majority class (weighted F1 {f1}): {delta}.",
@@ -46,7 +52,7 @@ SENTENCES = {
         "{delta}{verdict}.",
     },
     "tfidf_best": {
-        "en": "No network scores higher than the TF-IDF baseline.",
+        "en": "No network measured higher than the TF-IDF baseline.",
         "ru": "Ни одна нейросеть не превзошла базовую модель TF-IDF.",
     },
     "fastest": {
@@ -116,10 +122,8 @@ SENTENCES = {
         "ru": "Главное — качество: {name}, взвешенная F1 {f1}, accuracy {accuracy}.",
     },
     "rivals": {
-        "en": "Not told apart from it by these seeds: {names}; of all these {fastest} trains "
-        "fastest, {time} s.",
-        "ru": "По этим seed от него не отличить: {names}; из них всех быстрее обучается "
-        "{fastest}: {time} с.",
+        "en": "Not told apart from it: {names}; of all these {fastest} trains fastest, {time} s.",
+        "ru": "От него не отличить: {names}; из них всех быстрее обучается {fastest}: {time} с.",
     },
     "from_best": {"en": " ({delta} from the best)", "ru": " ({delta} от лучшей)"},
     "more_seeds": {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
+from kinopoisk_ft.statistics.predictions import Predictions
 
 # Column of the table → metric of the run.
 COLUMNS = {
@@ -18,9 +21,24 @@ COLUMNS = {
     "trainable_parameters": "trainable_parameters",
     "total_parameters": "total_parameters",
     "peak_memory_mb": "peak_memory_mb",
+    "temperature": "temperature",
+    "ece": "test_ece",
+    "ece_calibrated": "test_ece_calibrated",
+    "brier": "test_brier",
+    "brier_calibrated": "test_brier_calibrated",
+    "nll": "test_nll",
+    "nll_calibrated": "test_nll_calibrated",
+    "threshold": "threshold",
+    "accuracy_threshold": "test_accuracy_threshold",
+    "f1_weighted_threshold": "test_f1_weighted_threshold",
 }
 # Column → what a run from cached states of its frozen layers owes to the run that made them.
 OWED = {"train_seconds": "prefix_build_seconds", "eval_seconds": "prefix_test_build_seconds"}
+# What every run should have recorded; a note names what is missing.
+EXPECTED = (
+    "accuracy", "f1_weighted", "f1_macro", "train_seconds", "eval_seconds",
+    "trainable_parameters", "total_parameters",
+)  # fmt: skip
 MAJORITY_COLUMNS = {name: f"majority_{name}" for name in ("accuracy", "f1_weighted", "f1_macro")}
 # Column → the better of two values; these are marked and differenced.
 BEST = {"accuracy": max, "f1_weighted": max, "train_seconds": min}
@@ -72,7 +90,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows on the same test reviews, best F1 first; `best` maps a column to its best mean."""
+    """Rows on the same test reviews, best F1 first; `best` maps a column to its best mean.
+
+    `comparison` is what the rows' predictions say; its approaches have the rows' names.
+    """
 
     data: str
     split_digest: str
@@ -81,21 +102,27 @@ class Table:
     best: dict[str, float]
     majority: dict[str, float]
     majority_differs: bool
+    comparison: Comparison
 
     def holder(self, column: str) -> Row | None:
         """Return the row that holds the best value of a column."""
         return next((row for row in self.rows if row.from_best.get(column) == 0), None)
 
 
-def tables(runs: list[TrainedRun]) -> list[Table]:
-    """Return one table for each data set and split, in the order of their names."""
+def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
+    """Return one table for each data set and split, in the order of their names.
+
+    `predictions` are by run id; a run without them has a score and no interval.
+    """
     groups: dict[tuple[str, str, str], list[TrainedRun]] = defaultdict(list)
     for run in runs:
         groups[(run.data, run.source_digest, run.split_digest)].append(run)
-    return [_table(key, groups[key]) for key in sorted(groups)]
+    return [_table(key, groups[key], predictions) for key in sorted(groups)]
 
 
-def _table(key: tuple[str, str, str], runs: list[TrainedRun]) -> Table:
+def _table(
+    key: tuple[str, str, str], runs: list[TrainedRun], predictions: Mapping[str, Predictions]
+) -> Table:
     rows = _rows(runs)
     best = {}
     for column, better in BEST.items():
@@ -117,6 +144,16 @@ def _table(key: tuple[str, str, str], runs: list[TrainedRun]) -> Table:
         best=best,
         majority=majority,
         majority_differs=differs,
+        comparison=compare([_approach(row, predictions) for row in rows]),
+    )
+
+
+def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
+    return Approach(
+        name=row.name,
+        seeds=tuple(run.seed for run in row.runs),
+        runs=tuple(predictions.get(run.run_id) for run in row.runs),
+        temperatures=tuple(run.metrics.get("temperature") for run in row.runs),
     )
 
 

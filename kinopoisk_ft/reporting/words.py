@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.reporting.evidence_phrases import EVIDENCE, EVIDENCE_NOTES
 from kinopoisk_ft.reporting.phrases import NOTES, TABLE
 from kinopoisk_ft.reporting.sentences import SENTENCES
+from kinopoisk_ft.statistics.bootstrap import Interval
 
-PHRASES = TABLE | NOTES | SENTENCES
+PHRASES = TABLE | NOTES | EVIDENCE | EVIDENCE_NOTES | SENTENCES
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
+EN_DASH = "\N{EN DASH}"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
+SMALLEST_P = 0.001  # smaller ones are said to be below
 # From this many on, a parameter count on an axis is shortened.
 SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"))
 
@@ -43,6 +47,21 @@ class Words:
     def score(self, value: float, *, signed: bool = False) -> str:
         """Return an accuracy or an F1 with four digits."""
         return self.number(value, 4, signed=signed)
+
+    def interval(self, found: Interval, *, digits: int = 4, signed: bool = False) -> str:
+        """Return the ends of an interval in brackets."""
+        low, high = (self.number(end, digits, signed=signed) for end in (found.low, found.high))
+        return self("interval", low=low, high=high)
+
+    def p_value(self, p: float) -> str:
+        """Return a p-value with three digits; what is smaller than they show is said to be."""
+        if p < SMALLEST_P:
+            return self("below", value=self.number(SMALLEST_P, 3))
+        return self.number(p, 3)
+
+    def range(self, text: str) -> str:
+        """Return a range of numbers, `213-540`, with a dash."""
+        return text.replace("-", EN_DASH)
 
     def seconds(self, value: float, *, signed: bool = False) -> str:
         """Return a time with the digits of `time_digits`."""

@@ -1,0 +1,55 @@
+"""The picture of pairwise differences: each with its interval, beside the line of zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kinopoisk_ft.reporting.cells import data_line
+from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.scores import HEADLINE
+
+WIDTH = 8.0  # inches
+ROW_HEIGHT = 0.34
+FONT = 9
+
+
+def forest_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+    """Draw the table's pairs as `stem`.png and `stem`.svg; returns the two paths."""
+    return save_both(draw(table, words), folder, stem)
+
+
+def draw(table: Table, words: Words) -> Figure:
+    """Return the figure: a row for each pair, weighted F1."""
+    pairs = table.comparison.pairs
+    figure = new_figure(WIDTH, 1.6 + ROW_HEIGHT * len(pairs))
+    axes = figure.add_subplot()
+    for place, pair in enumerate(pairs):
+        found = pair.differences[HEADLINE]
+        colour = COLOURS[0] if pair.beyond_chance else GREY
+        axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2.2)
+        axes.plot(found.mean, place, marker="o", markersize=6, color=colour, markeredgecolor="w")
+    axes.axvline(0, color=INK, linewidth=1)
+    tidy(axes)
+    axes.grid(False, axis="y")
+    names = [words("row_less", a=pair.a, b=pair.b) for pair in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.number(v, 3, signed=True)))
+    axes.set_xlabel(words("axis_difference"))
+    axes.set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
+    keys = {"legend_beyond": COLOURS[0], "legend_noise": GREY}
+    handles = [
+        Line2D([], [], color=colour, marker="o", lw=2.2, label=words(key))
+        for key, colour in keys.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=FONT
+    )
+    return figure

@@ -1,0 +1,1 @@
+"""What chance explains: intervals, tests, calibration and slices of per-review predictions."""

@@ -1,0 +1,86 @@
+"""The chance of the test reviews: scores of many test sets drawn from the one at hand.
+
+Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinopoisk_ft.statistics.scores import Scores, confusions, scores
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+CHUNK = 4_000_000  # numbers held at once: counts of patterns in a block of resamples, 32 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Return whether zero lies within."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores by metric: of the test set, (runs,), and of its resamples, (resamples, runs).
+
+    One resample draws the same reviews for every run, so that runs can be subtracted.
+    """
+
+    observed: Scores
+    resampled: Scores
+
+
+def resample(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Sample:
+    """Draw N of N reviews with replacement, `resamples` times; predicted is (runs, N).
+
+    Reviews with one label and one answer of every run are alike, and how often each kind comes up
+    in N draws is multinomial: the kinds are drawn, not the reviews, with the same distribution.
+    """
+    runs, n = predicted.shape
+    cells = labels * classes + predicted
+    kinds, counts = np.unique(cells, axis=1, return_counts=True)
+    places = (kinds + classes**2 * np.arange(runs)[:, None]).T  # (kinds, runs)
+    into = np.zeros((len(counts), runs * classes**2))
+    np.put_along_axis(into, places, 1.0, axis=1)
+    rng = np.random.default_rng((0, seed))
+    block = max(1, CHUNK // len(counts))
+    blocks = []
+    for start in range(0, resamples, block):
+        drawn = rng.multinomial(n, counts / n, size=min(block, resamples - start))
+        matrices = (drawn @ into).reshape(-1, runs, classes, classes)
+        blocks.append(scores(matrices))
+    resampled = {m: np.concatenate([b[m] for b in blocks]) for m in blocks[0]}
+    return Sample(scores(confusions(labels, predicted, classes)), resampled)
+
+
+def percentiles(mean: float, resampled: np.ndarray) -> Interval:
+    """Return the value with the 2.5th and 97.5th percentiles of its resamples."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def p_value(resampled: np.ndarray) -> float:
+    """Return the two-sided p-value of "the difference is zero": the percentile interval inverted.
+
+    It is below 0.05 where the 95% interval leaves out zero, and never below 2 / (resamples + 1).
+    """
+    below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
+    return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

@@ -1,0 +1,188 @@
+"""The whole comparison of approaches, computed once: intervals, pairs, slices, and what was not."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from kinopoisk_ft.statistics.bootstrap import Interval, Sample, percentiles, resample
+from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
+from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.reliability import Bin, before_and_after
+from kinopoisk_ft.statistics.scores import METRICS
+from kinopoisk_ft.statistics.seeds import Seeds, total
+from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approach:
+    """An approach with its runs by seed, None for one without predictions.
+
+    `temperatures` are those fitted on each run's validation reviews; without them, calibration is
+    left out.
+    """
+
+    name: str
+    seeds: tuple[str, ...]
+    runs: tuple[Predictions | None, ...]
+    temperatures: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What could not be compared as it should.
+
+    `kind` is "no_predictions" (an approach has runs without), "own_mismatch" (its runs cannot be
+    put together) or "unpaired" (two approaches; compared as if on independent reviews, or with
+    other classes not at all); `names` are the approaches, `detail` the seeds or the reason.
+    """
+
+    kind: Literal["no_predictions", "own_mismatch", "unpaired"]
+    names: tuple[str, ...]
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the predictions of several approaches say.
+
+    `means` are by approach and metric, `slices` by approach, `reliability` by approach before and
+    after the temperature.
+    """
+
+    means: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
+    reliability: dict[str, tuple[list[Bin], list[Bin]]] = field(default_factory=dict)
+    absent_slices: tuple[str, ...] = ()  # facts that no run recorded
+    problems: tuple[Problem, ...] = ()
+
+    def pair(self, a: str, b: str) -> Pair | None:
+        """Return the comparison of a with b; None where there is none."""
+        for pair in self.pairs:
+            if (pair.a, pair.b) == (a, b):
+                return pair
+            if (pair.a, pair.b) == (b, a):
+                return pair.reversed()
+        return None
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """An approach with its columns of a sample."""
+
+    name: str
+    seeds: tuple[str, ...]
+    runs: list[Predictions]
+    sample: Sample
+
+    def scores(self, metric: str) -> Seeds:
+        return Seeds(self.sample.observed[metric], self.sample.resampled[metric])
+
+    @property
+    def right(self) -> np.ndarray:
+        return np.stack([run.predicted == run.labels for run in self.runs])
+
+
+def compare(approaches: list[Approach]) -> Comparison:
+    """Compare every two approaches; those on other reviews are drawn apart, with a problem named.
+
+    Runs of two approaches are matched by seed where both have the same several seeds, each once;
+    else the seeds of each are drawn apart.
+    """
+    usable, problems = _usable(approaches)
+    drawn = _draw(usable)
+    pairs = []
+    for a, b in itertools.combinations(drawn, 2):
+        reason = a.runs[0].mismatch(b.runs[0])
+        if reason:
+            problems.append(Problem("unpaired", (a.name, b.name), reason))
+        if reason != "classes":
+            pairs.append(_pair(a, b, paired=reason is None))
+    means = {one.name: {m: _mean(one.scores(m)) for m in METRICS} for one in drawn}
+    known = {by for one in drawn for by in one.runs[0].facts}
+    return Comparison(
+        means=means,
+        pairs=tuple(holm(pairs)),
+        slices={one.name: slices(one.runs) for one in drawn},
+        reliability={one.name: bins for one, runs in usable if (bins := _reliability(one, runs))},
+        absent_slices=tuple(by for by in SLICED_BY if drawn and by not in known),
+        problems=tuple(problems),
+    )
+
+
+def _reliability(one: Approach, runs: list[Predictions]) -> tuple[list[Bin], list[Bin]] | None:
+    temperatures = [t for t in one.temperatures if t is not None]
+    return before_and_after(runs, temperatures) if len(temperatures) == len(runs) else None
+
+
+def _usable(
+    approaches: list[Approach],
+) -> tuple[list[tuple[Approach, list[Predictions]]], list[Problem]]:
+    usable, problems = [], []
+    for one in approaches:
+        lacking = [seed for seed, run in zip(one.seeds, one.runs, strict=True) if run is None]
+        runs = [run for run in one.runs if run is not None]
+        reasons = [reason for run in runs if (reason := runs[0].mismatch(run))]
+        if lacking:
+            problems.append(Problem("no_predictions", (one.name,), ", ".join(lacking)))
+        elif reasons:
+            problems.append(Problem("own_mismatch", (one.name,), reasons[0]))
+        else:
+            usable.append((one, runs))
+    return usable, problems
+
+
+def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
+    """Resample each set of test reviews once, for all approaches that answered it."""
+    groups: list[list[tuple[Approach, list[Predictions]]]] = []
+    for item in usable:
+        group = next((g for g in groups if not g[0][1][0].mismatch(item[1][0])), None)
+        if group is None:
+            groups.append([item])
+        else:
+            group.append(item)
+    drawn = {}
+    for seed, group in enumerate(groups):
+        first = group[0][1][0]
+        predicted = np.stack([run.predicted for _, runs in group for run in runs])
+        sample = resample(first.labels, predicted, len(first.class_names), seed=seed)
+        start = 0
+        for one, runs in group:
+            here = slice(start, start + len(runs))
+            drawn[one.name] = _Drawn(one.name, one.seeds, runs, _columns(sample, here))
+            start += len(runs)
+    return [drawn[one.name] for one, _ in usable]
+
+
+def _columns(sample: Sample, here: slice) -> Sample:
+    observed = {metric: values[here] for metric, values in sample.observed.items()}
+    return Sample(observed, {metric: v[:, here] for metric, v in sample.resampled.items()})
+
+
+def _mean(seeds: Seeds) -> Interval:
+    return percentiles(*total([(1.0, seeds)]))
+
+
+def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
+    seeds = set(a.seeds)
+    same = paired and seeds == set(b.seeds) and len(a.seeds) == len(b.seeds) == len(seeds)
+    order = [b.seeds.index(seed) for seed in a.seeds] if same else list(range(len(b.runs)))
+    differences = {}
+    for metric in METRICS:
+        other = b.scores(metric)
+        other = Seeds(other.observed[order], other.resampled[:, order])
+        differences[metric] = difference(a.scores(metric), other, same_seeds=same)
+    test = mcnemar_of(a.right, b.right[order], same_seeds=same) if paired else None
+    return Pair(
+        a=a.name,
+        b=b.name,
+        paired=paired,
+        same_seeds=same,
+        measured=len(a.runs) > 1 and len(b.runs) > 1,
+        differences=differences,
+        mcnemar=test,
+    )

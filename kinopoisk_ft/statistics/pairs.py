@@ -1,0 +1,133 @@
+"""Two approaches on the same test reviews: paired bootstrap, McNemar's test, Holm's correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
+from kinopoisk_ft.statistics.scores import HEADLINE
+from kinopoisk_ft.statistics.seeds import Seeds, total
+
+ALPHA = 0.05
+FEW = 25  # discordant reviews below which the chi-squared approximation is not trusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Interval):
+    """a - b in one metric; `p_holm` is corrected over all pairs of the comparison."""
+
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Reviews that only one of two runs got right, as a mean over the pairs of runs, and p-values.
+
+    McNemar, Q. (1947). It asks whether these runs differ, not whether their recipes would.
+    """
+
+    only_a: float
+    only_b: float
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The comparison of two approaches.
+
+    Args:
+        paired: both answered the same reviews; else the reviews of each were drawn apart.
+        same_seeds: the runs were matched by seed; else every run of one meets all of the other.
+        measured: both sides have several seeds, so that intervals hold the chance of training.
+        mcnemar: None where the reviews are not the same.
+    """
+
+    a: str
+    b: str
+    paired: bool
+    same_seeds: bool
+    measured: bool
+    differences: dict[str, Difference]
+    mcnemar: McNemar | None
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Return whether the headline's interval leaves out zero and survives the correction."""
+        found = self.differences[HEADLINE]
+        return not found.holds_zero and found.p_holm <= ALPHA
+
+    def reversed(self) -> Pair:
+        """Return the comparison of b with a."""
+        differences = {
+            metric: replace(d, mean=-d.mean, low=-d.high, high=-d.low)
+            for metric, d in self.differences.items()
+        }
+        test = self.mcnemar
+        if test:
+            test = replace(test, only_a=test.only_b, only_b=test.only_a)
+        return replace(self, a=self.b, b=self.a, differences=differences, mcnemar=test)
+
+
+def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
+    """Return mean of a - mean of b; matched seeds are subtracted one by one, others drawn apart."""
+    mean, resampled = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
+    interval = percentiles(mean, resampled)
+    p = p_value(resampled)
+    return Difference(mean, interval.low, interval.high, p=p, p_holm=p)
+
+
+def mcnemar_of(right_a: np.ndarray, right_b: np.ndarray, *, same_seeds: bool) -> McNemar:
+    """Test runs a (S_a, N) against runs b (S_b, N), true where a review was answered rightly.
+
+    Same seeds meet one another, else every run of a meets every run of b. The p-values of several
+    meetings, dependent as they are, are combined as twice their median (Rüschendorf, L. (1982);
+    DiCiccio, C. J. et al. (2020)).
+    """
+    if same_seeds:
+        meetings = list(zip(right_a, right_b, strict=True))
+    else:
+        meetings = [(a, b) for a in right_a for b in right_b]
+    only_a = np.array([np.sum(a & ~b) for a, b in meetings])
+    only_b = np.array([np.sum(b & ~a) for a, b in meetings])
+    ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
+    p = ps[0] if len(ps) == 1 else min(1.0, 2 * float(np.median(ps)))
+    return McNemar(only_a=float(only_a.mean()), only_b=float(only_b.mean()), p=p, p_holm=p)
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    table = [[0, only_a], [only_b, 0]]
+    return float(mcnemar(table, exact=only_a + only_b < FEW, correction=True).pvalue)
+
+
+def holm(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs with p-values corrected over all of them, each metric and test by itself.
+
+    Holm, S. (1979).
+    """
+    if not pairs:
+        return []
+    corrected: list[dict[str, Difference]] = [{} for _ in pairs]
+    for metric in pairs[0].differences:
+        found = _holm([pair.differences[metric].p for pair in pairs])
+        for pair, kept, p in zip(pairs, corrected, found, strict=True):
+            kept[metric] = replace(pair.differences[metric], p_holm=p)
+    tests = [pair.mcnemar for pair in pairs if pair.mcnemar]
+    ps = iter(_holm([test.p for test in tests]) if tests else [])
+    return [
+        replace(
+            pair,
+            differences=kept,
+            mcnemar=replace(pair.mcnemar, p_holm=next(ps)) if pair.mcnemar else None,
+        )
+        for pair, kept in zip(pairs, corrected, strict=True)
+    ]
+
+
+def _holm(ps: list[float]) -> list[float]:
+    return [float(p) for p in multipletests(ps, method="holm")[1]]

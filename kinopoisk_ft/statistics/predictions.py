@@ -1,0 +1,96 @@
+"""One run's answers, review by review: as a table on disk and as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from kinopoisk_ft.errors import UserError
+
+# What may be known of a review beside its label: the slices of a comparison are made of these.
+FACTS = ("characters", "truncated", "film", "film_in_train", "grade10")
+PREFIX = "p_"
+
+Mismatch = Literal["rows", "labels", "classes"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Answers of one run to N reviews, in the order of their rows.
+
+    `facts` has the columns of `FACTS` that the run recorded: characters (int), truncated (share of
+    the tokens beyond the model's window), film (str), film_in_train (bool), grade10 (1 to 10).
+    """
+
+    rows: np.ndarray  # (N,) int64, the review's row in the source
+    labels: np.ndarray  # (N,) int64
+    predicted: np.ndarray  # (N,) int64
+    probabilities: np.ndarray  # (N, classes) float64
+    class_names: tuple[str, ...]
+    facts: pd.DataFrame
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, where: str) -> Predictions:
+        """Read a table as `as_table` makes it. Raises UserError, with `where`, on any other."""
+        names = [str(c) for c in table.columns if str(c).startswith(PREFIX)]
+        missing = [c for c in ("row", "label", "predicted") if c not in table]
+        if missing or len(names) < 2:
+            what = ", ".join(missing) or f"{PREFIX}<class> of two classes"
+            raise _unusable(f"the predictions lack {what}", where)
+        if table["row"].duplicated().any():
+            first = table.loc[table["row"].duplicated(), "row"].iloc[0]
+            raise _unusable(f"the predictions have row {first} twice", where)
+        numbers = table[names].to_numpy(np.float64)
+        if not len(table) or not np.isfinite(numbers).all():
+            raise _unusable("the predictions are empty or no numbers", where)
+        table = table.sort_values("row")
+        return cls(
+            rows=table["row"].to_numpy(np.int64),
+            labels=table["label"].to_numpy(np.int64),
+            predicted=table["predicted"].to_numpy(np.int64),
+            probabilities=table[names].to_numpy(np.float64),
+            class_names=tuple(name.removeprefix(PREFIX) for name in names),
+            facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
+        )
+
+    def mismatch(self, other: Predictions) -> Mismatch | None:
+        """Return what keeps two runs from being compared review by review; None where nothing."""
+        if self.class_names != other.class_names:
+            return "classes"
+        if not np.array_equal(self.rows, other.rows):
+            return "rows"
+        return None if np.array_equal(self.labels, other.labels) else "labels"
+
+
+def as_table(
+    part: pd.DataFrame,
+    probabilities: np.ndarray,
+    class_names: tuple[str, ...],
+    train: pd.DataFrame,
+) -> pd.DataFrame:
+    """Return one row a review: row, label, predicted, p_<class>, and the known facts of `FACTS`.
+
+    Args:
+        part: the reviews: text, label, row and, where known, film, grade10, truncated.
+        probabilities: (N, classes), in the order of `part`.
+        train: the reviews that the model learnt from: its films are the ones seen.
+    """
+    table = pd.DataFrame({"row": part["row"].to_numpy(), "label": part["label"].to_numpy()})
+    table["predicted"] = probabilities.argmax(axis=1)
+    for i, name in enumerate(class_names):
+        table[f"{PREFIX}{name}"] = probabilities[:, i].astype(np.float64)
+    table["characters"] = part["text"].str.len().to_numpy(np.int64)
+    for name in ("truncated", "film", "grade10"):
+        if name in part:
+            table[name] = part[name].to_numpy()
+    if "film" in part and "film" in train:
+        seen = part["film"].isin(train["film"].dropna()).astype(object)
+        table["film_in_train"] = seen.where(part["film"].notna(), None).to_numpy()
+    return table
+
+
+def _unusable(what: str, where: str) -> UserError:
+    return UserError(what, where=where, fix="train this run again, or leave it out")

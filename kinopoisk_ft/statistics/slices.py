@@ -1,0 +1,90 @@
+"""Scores on parts of the test set: by length, truncation, grade, and film known or new."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from kinopoisk_ft.statistics.bootstrap import LEVEL, Interval, percentiles, resample
+from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.scores import HEADLINE
+
+QUARTERS = 4
+# An interval of a slice is read to two digits.
+RESAMPLES = 2_000
+SLICED_BY = ("characters", "truncated", "grade10", "film_in_train")
+TRUNCATED = ("0", "0-50%", "50-100%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """An approach on n reviews of one kind; the intervals hold the chance of reviews alone.
+
+    Accuracy has Wilson's interval (Wilson, E. B., 1927), F1 the bootstrap's percentiles.
+    """
+
+    by: str
+    value: str
+    n: int
+    accuracy: Interval
+    f1_weighted: Interval
+
+
+def slices(runs: list[Predictions]) -> list[Slice]:
+    """Return the slices of runs that answered the same reviews; scores are means over them."""
+    first = runs[0]
+    predicted = np.stack([run.predicted for run in runs])
+    found = []
+    for by in SLICED_BY:
+        if by in first.facts:
+            values = first.facts[by]
+            for value, here in _parts(by, values[values.notna()], len(values)):
+                found.append(_slice(by, value, first, predicted[:, here], here))
+    return found
+
+
+def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
+    """Return the name and the reviews (n,) of each part, those with an unknown value in none."""
+    if known.empty:
+        return []
+    if by == "characters":
+        codes = pd.qcut(known, QUARTERS, labels=False, duplicates="drop")
+        names = known.groupby(codes).agg(lambda part: f"{part.min()}-{part.max()}")
+        kinds = codes.map(names)
+        order = list(dict.fromkeys(names))
+    elif by == "truncated":
+        kinds = pd.cut(known, [-np.inf, 0, 0.5, np.inf], labels=list(TRUNCATED)).astype(str)
+        order = list(TRUNCATED)
+    elif by == "grade10":
+        kinds = known.astype(int).astype(str)
+        order = sorted(kinds.unique(), key=int)
+    else:
+        kinds = known.astype(bool).map({True: "yes", False: "no"})
+        order = ["yes", "no"]
+    masks = []
+    for name in order:
+        mask = np.zeros(n, dtype=bool)
+        mask[kinds.index[kinds == name]] = True
+        if mask.any():
+            masks.append((name, mask))
+    return masks
+
+
+def _slice(
+    by: str, value: str, first: Predictions, predicted: np.ndarray, here: np.ndarray
+) -> Slice:
+    n, classes = int(here.sum()), len(first.class_names)
+    sample = resample(first.labels[here], predicted, classes, resamples=RESAMPLES)
+    accuracy = float(sample.observed["accuracy"].mean())
+    low, high = proportion_confint(accuracy * n, n, alpha=1 - LEVEL, method="wilson")
+    f1 = float(sample.observed[HEADLINE].mean())
+    return Slice(
+        by=by,
+        value=value,
+        n=n,
+        accuracy=Interval(accuracy, float(low), float(high)),
+        f1_weighted=percentiles(f1, sample.resampled[HEADLINE].mean(axis=1)),
+    )
