@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from kinopoisk_ft.ops.attention import attention
 from kinopoisk_ft.ops.dropout import dropout
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.dropout import fast_dropout
+from kinopoisk_ft.training.dropout import training_dropout
 
 BATCH, LENGTH, HEADS, WIDTH, LAYERS, INNER, P = 16, 256, 12, 312, 3, 600, 0.1
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def step(dtype: torch.dtype) -> dict[str, Way]:
 
     return {
         "torch": lambda: run(P, lambda _: nullcontext()),
-        "ours": lambda: run(P, lambda network: fast_dropout(network, CPU)),
+        "ours": lambda: run(P, lambda network: training_dropout(network, CPU, "keep")),
         "without": lambda: run(0.0, lambda _: nullcontext()),
     }
 

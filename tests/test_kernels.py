@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numba import njit
+from scan_cases import assert_close, draw, expected, run
 
 from kinopoisk_ft.ops import kernel_cache, lane_math
+from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.lanes import LANES, load, store, total
+from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.threads import compiled, floats, share, take
 
 
 def apply(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
@@ -87,3 +92,32 @@ def test_without_a_place_for_the_cache_kernels_still_compile(
     with caplog.at_level("INFO"):
         assert kernel_cache._prepare() is False
     assert "no locator" in caplog.text
+
+
+def _halve(a: Any) -> None:
+    """One task: halve the number at an address, tiny ones counting as zero if the table says so."""
+    if take(a) == 0:
+        x, mode = floats(a[1]), np.int64(0)
+        if a[2]:
+            mode = flush_tiny()
+        store(x, 0, load(x, 0) * load(x, LANES))
+        if a[2]:
+            restore(mode)
+
+
+def test_tiny_numbers_count_as_zero_in_a_kernel_alone() -> None:
+    for flushed in (False, True):
+        x = torch.cat([torch.full((LANES,), 2e-38), torch.full((LANES,), 0.25)])
+        share(compiled(_halve), 1, [x.data_ptr(), int(flushed)])
+        assert bool((x[:LANES] == 0).all()) == flushed
+        assert (torch.tensor([2e-38]) * 0.25).item() > 0  # PyTorch's own operators keep them
+
+
+def test_decay_to_nothing_costs_no_digits() -> None:
+    """A gradient at the last step alone, which steps far below 1e-38 carry back."""
+    inputs = draw(1, 300, 16, 4)
+    inputs["delta"] = inputs["delta"].abs() + 1
+    grad = torch.zeros(1, 300, 16)
+    grad[:, -1] = 1
+    got = run(selective_scan, inputs, grad, backend="numba")
+    assert_close(got, expected(inputs, grad), floor=1e-30)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
@@ -38,10 +39,9 @@ def convolve(a: Any) -> None:
     order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
     x, row_step, step, out = floats(a[9]), a[10], a[11], floats(a[12])
     blocks = (width + BLOCK - 1) // BLOCK
-    while True:
-        task = take(a)
-        if task >= batch * blocks:
-            return
+    mode = flush_tiny()
+    task = take(a)
+    while task < batch * blocks:
         row, origin = order[task // blocks], task % blocks * BLOCK
         real, wide = lengths[row], min(BLOCK, width - origin)
         base, source = row * length * width + origin, row * row_step + origin
@@ -53,6 +53,8 @@ def convolve(a: Any) -> None:
                 s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
                 store(out, base + t * width + j, s * sigmoid(s))
         clear(out, base, width, wide, real, length)
+        task = take(a)
+    restore(mode)
 
 
 @njit(**OPTIONS)
@@ -102,10 +104,9 @@ def convolve_back(a: Any) -> None:
     grad_x, sums = floats(a[15]), floats(a[16])
     blocks = (width + BLOCK - 1) // BLOCK
     ds, own = scratch((CHUNK + taps - 1) * BLOCK), scratch((taps + 1) * BLOCK)
-    while True:
-        task = take(a)
-        if task >= batch * blocks:
-            return
+    mode = flush_tiny()
+    task = take(a)
+    while task < batch * blocks:
         row, origin = order[task // blocks], task % blocks * BLOCK
         real, wide = lengths[row], min(BLOCK, width - origin)
         base = row * length * width + origin
@@ -128,3 +129,5 @@ def convolve_back(a: Any) -> None:
         for j in range(0, wide, LANES):
             for k in range(taps + 1):
                 store(sums, (row * (taps + 1) + k) * width + origin + j, load(own, k * BLOCK + j))
+        task = take(a)
+    restore(mode)

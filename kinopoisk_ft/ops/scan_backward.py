@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import LN_2, sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
@@ -165,6 +166,7 @@ def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work
 
 def backward(a: Any) -> None:
     """Fill every gradient of a `Problem` from the saved states and the output's gradient."""
+    mode = flush_tiny()
     p, marks, w = read_problem(a), floats(a[23]), _room(a[4])
     to = Gradients(
         floats(a[24]), a[25], a[26], floats(a[27]), floats(a[28]), floats(a[29]),
@@ -183,3 +185,4 @@ def backward(a: Any) -> None:
             _chunk(p, spot, to, w, marks)
         _finish(p, row, origin, wide, to, w)
         task = take(a)
+    restore(mode)

@@ -10,6 +10,7 @@ from typing import Any
 
 from numba import njit
 
+from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
@@ -62,6 +63,7 @@ def _chunk(
 
 def forward(a: Any) -> None:
     """Fill out (batch, length, width) and, where wanted, marks (batch, chunks, states, width)."""
+    mode = flush_tiny()
     p = read_problem(a)
     marks, out, marked = floats(a[23]), floats(a[24]), a[25] != 0
     blocks = (p.width + BLOCK - 1) // BLOCK
@@ -77,3 +79,4 @@ def forward(a: Any) -> None:
             _chunk(p, spot, h, dt, inflow, y, marked, marks, out)
         clear(out, row * p.length * p.width + origin, p.width, wide, real, p.length)
         task = take(a)
+    restore(mode)

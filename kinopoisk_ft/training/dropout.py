@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.ops.attention import attention
 from kinopoisk_ft.ops.dropout import dropout
 
 log = logging.getLogger(__name__)
 
-ATTENTION = "kinopoisk_ft"  # its name among the attention functions of `transformers`
+# Names among the attention functions of `transformers`.
+ATTENTION = "kinopoisk_ft"
+KEEPS_ALL = "kinopoisk_ft_keeps_all"
 
 
 class Dropout(nn.Dropout):
@@ -57,37 +60,52 @@ def attention_forward(
     return attended.transpose(1, 2).contiguous(), None
 
 
+def attention_that_keeps_all(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend as SDPA does in `transformers`, and drop no probabilities."""
+    out: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, 0.0, **kwargs
+    )
+    return out
+
+
 @contextmanager
-def fast_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
+def training_dropout(
+    model: nn.Module, device: torch.device, attention_dropout: Literal["keep", "off"]
+) -> Iterator[None]:
     """Put our dropout and attention into a model, and the model's own back in the end.
 
-    Reaches every `nn.Dropout`, those of adapters too, and the attention of Hugging Face encoders
-    that run by SDPA. Names, parameters and results in evaluation are the same; on other devices
-    than a CPU nothing is done.
+    On a CPU this reaches every `nn.Dropout`, those of adapters too, and the attention of Hugging
+    Face encoders that run by SDPA. Names, parameters and results in evaluation are the same.
+    Elsewhere nothing is done, but for attention_dropout="off", which holds on every device.
+
+    Raises:
+        UserError: attention_dropout="off", and the model's attention cannot be told so.
     """
-    if device.type != "cpu":
-        yield
-        return
-    AttentionInterface.register(ATTENTION, attention_forward)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    on_cpu = device.type == "cpu"
     slots = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent._modules.items()
-        if type(child) is nn.Dropout
+        if on_cpu and type(child) is nn.Dropout
     ]
-    encoders = [
-        part
-        for part in model.modules()
-        if isinstance(part, PreTrainedModel)
-        and part.config._attn_implementation == "sdpa"
-        and part._can_set_attn_implementation()
-    ]
+    encoders = _encoders(model)
+    if attention_dropout == "off":
+        _check_off(model, encoders)
+    if not on_cpu and attention_dropout == "keep":
+        encoders = []
     try:
         for parent, name, child in slots:
             parent._modules[name] = Dropout(child.p).train(child.training)
         for part in encoders:
-            part.set_attn_implementation(ATTENTION)
+            part.set_attn_implementation(ATTENTION if attention_dropout == "keep" else KEEPS_ALL)
         log.debug("our dropout in %d modules", len(slots))
         yield
     finally:
@@ -96,3 +114,31 @@ def fast_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
             parent._modules[name] = child.train(mode)
         for part in encoders:
             part.set_attn_implementation("sdpa")
+
+
+def _encoders(model: nn.Module) -> list[Any]:
+    """Register our attention functions and return the parts of a model that can use them."""
+    for name, function in ((ATTENTION, attention_forward), (KEEPS_ALL, attention_that_keeps_all)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    return [
+        part
+        for part in model.modules()
+        if isinstance(part, PreTrainedModel)
+        and part.config._attn_implementation == "sdpa"
+        and part._can_set_attn_implementation()
+    ]
+
+
+def _check_off(model: nn.Module, encoders: list[Any]) -> None:
+    """Raise where attention drops and would go on doing so; say where there is none."""
+    if encoders:
+        log.info("attention drops no probabilities while training: trainer.attention_dropout=off")
+        return
+    if any(isinstance(part, PreTrainedModel) for part in model.modules()):
+        raise UserError(
+            "this model's attention is its own: its dropout cannot be switched off from outside",
+            where="trainer.attention_dropout",
+            fix="use trainer.attention_dropout=keep",
+        )
+    log.info("trainer.attention_dropout=off changes nothing: the model has no attention")

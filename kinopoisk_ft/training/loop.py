@@ -17,7 +17,7 @@ from kinopoisk_ft.training.batching import Examples, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
-from kinopoisk_ft.training.dropout import fast_dropout
+from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.objective import Objective
@@ -76,7 +76,7 @@ class Trainer(Settings):
         """
         state = self._setup(model, objective, precision, fresh, len(train))
         best = BestWeights(folder)
-        in_place = fast_dropout(model, precision.device)
+        in_place = training_dropout(model, precision.device, self.attention_dropout)
         with in_place, clock.section("train"), Progress(state.steps) as progress:
             for micro_batches in self._steps(train, state):
                 self._step(state, micro_batches, audit)

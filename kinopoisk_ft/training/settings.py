@@ -35,6 +35,7 @@ class Settings:
     best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
     log_every: int
     keep_memory: bool
+    attention_dropout: Literal["keep", "off"]
     prefix_cache: Literal["off", "fp32", "fp16"]
 
     def __post_init__(self) -> None:
