@@ -95,11 +95,15 @@ def fit(
 )
 def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, seed: int) -> None:
     array = np.array(lengths)
-    for batches in (length_grouped(array, batch_size, seed, 0), by_length(array, batch_size)):
+    trained, evaluated = length_grouped(array, batch_size, seed, 0), by_length(array, batch_size)
+    for batches in (trained, evaluated):
         assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-        assert all(0 < len(batch) <= batch_size for batch in batches)
-        assert len(batches) == -(-len(lengths) // batch_size)
         assert max(lengths) in array[batches[0]]
+    assert all(0 < len(batch) <= batch_size for batch in trained)
+    assert len(trained) == -(-len(lengths) // batch_size)
+    padded = [len(batch) * array[batch].max() for batch in evaluated]
+    assert all(0 < tokens <= batch_size * max(lengths) for tokens in padded)
+    assert all(len(batch) <= 8 * batch_size for batch in evaluated)
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST = 8  # a batch of one-word reviews need not have thousands of rows
 BUCKET = 32  # batches sorted together: enough to save padding, few enough to stay shuffled
 
 
@@ -50,9 +51,20 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
 
 
 def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return batches of row numbers for evaluation, longest first, every row once."""
+    """Return batches of row numbers for evaluation, longest first, every row once.
+
+    The first has `batch_size` rows; later ones have as many as keep within its tokens, padding
+    included, and at most `MOST` times its rows.
+    """
     order = np.argsort(-lengths, kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    tokens = batch_size * max(1, int(lengths.max(initial=1)))
+    batches, start = [], 0
+    while start < len(order):
+        size = tokens // max(1, int(lengths[order[start]]))
+        size = min(size, MOST * batch_size)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kinopoisk_ft.training.batching import Examples, by_length
 from kinopoisk_ft.training.objective import Batch, Objective
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.prefetch import prefetched
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ def evaluate(
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
     losses, kept, count = [], [], 0
-    for rows in batches:
-        batch = to_device(objective.collate(examples, rows, rng), precision.device)
-        with precision.autocast():
-            loss, output = objective.loss_sum(model, batch)
-        losses.append(loss)
-        kept.append(output)
-        count += objective.count(batch)
+    with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
+        for batch in collated:
+            count += objective.count(batch)
+            with precision.autocast():
+                loss, output = objective.loss_sum(model, to_device(batch, precision.device))
+            losses.append(loss)
+            kept.append(output)
     total = torch.stack(losses).cpu().double().sum().item()
     scores = {"loss": total / max(1, count)}
     outputs = torch.cat(kept).cpu()
@@ -64,10 +65,11 @@ def predict(
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
     kept = []
-    for rows in batches:
-        batch = to_device(objective.collate(examples, rows, rng), precision.device)
-        with precision.autocast():
-            kept.append(model(**batch).logits.float().cpu())
+    with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
+        for batch in collated:
+            with precision.autocast():
+                logits = model(**to_device(batch, precision.device)).logits
+            kept.append(logits.float().cpu())
     return _in_order(torch.cat(kept), batches)
 
 

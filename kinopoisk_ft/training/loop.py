@@ -23,6 +23,7 @@ from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
 from kinopoisk_ft.training.precision import Precision, wait
+from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.state import State
@@ -77,8 +78,9 @@ class Trainer(Settings):
         state = self._setup(model, objective, precision, fresh, len(train))
         best = BestWeights(folder)
         in_place = training_dropout(model, precision.device, self.attention_dropout)
-        with in_place, clock.section("train"), Progress(state.steps) as progress:
-            for micro_batches in self._steps(train, state):
+        steps = prefetched(self._steps(train, state))
+        with in_place, clock.section("train"), Progress(state.steps) as progress, steps as batches:
+            for micro_batches in batches:
                 self._step(state, micro_batches, audit)
                 if state.step % self.log_every == 0 or state.step == state.steps:
                     self._log(state, recorder, progress)
@@ -131,13 +133,14 @@ class Trainer(Settings):
 
     def _steps(self, train: Examples, state: State) -> Iterator[list[dict[str, Tensor]]]:
         """Yield the micro-batches of each optimizer step."""
-        lengths = train.lengths
+        lengths, made = train.lengths, 0
         for epoch in range(self.epochs):
             batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
             rng = np.random.default_rng([self.seed, epoch, 1])
             for start in range(0, len(batches), self.accumulate):
-                if state.step == state.steps:
+                if made == state.steps:
                     return
+                made += 1
                 group = batches[start : start + self.accumulate]
                 yield [state.objective.collate(train, rows, rng) for rows in group]
 
