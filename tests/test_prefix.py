@@ -223,7 +223,7 @@ def test_report_adds_what_a_run_owes_to_its_times() -> None:
         )
         for name, more in (("cached", owed), ("plain", {}))
     ]  # fmt: skip
-    (table,) = tables(runs)
+    (table,) = tables(runs, {})
     times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}
     assert times == {"cached": (70.0, 21.0), "plain": (10.0, 1.0)}
     (note,) = [note for note in table_notes(table, Words("en")) if "run once" in note]
