@@ -1,0 +1,28 @@
+"""Checkpoints with random weights in the shapes of known encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+Shape = dict[str, int]
+TINY2 = {"hidden_size": 312, "num_hidden_layers": 3, "num_attention_heads": 12,
+         "intermediate_size": 600}  # fmt: skip
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072}  # fmt: skip
+
+
+def random_bert(shape: Shape, tokenizer: Path, folder: Path, max_length: int) -> Path:
+    """Write a BERT with random weights and another model's tokenizer; returns its folder."""
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    torch.manual_seed(0)
+    config = BertConfig(
+        **shape, vocab_size=len(words), max_position_embeddings=max(512, max_length),
+        pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    target = folder / "random-bert"
+    BertForSequenceClassification(config).save_pretrained(target)
+    words.save_pretrained(target)
+    return target

@@ -1,0 +1,93 @@
+"""One experiment by the peer and by the project, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.shapes import Shape
+
+ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
+FROZEN = ("trainer.prefix_cache=fp16",)
+# Sections of the project's clock that a Trainer counts as training.
+TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What both sides do; with `steps` neither validates, with `epochs` both do after each."""
+
+    approach: str
+    shape: Shape | None = None
+    limit: int = 1500
+    epochs: int = 1
+    steps: int | None = None
+    max_length: int = 256
+    lr: float = 5e-5
+    layers: int = 10
+    project: tuple[str, ...] = ()
+
+    @property
+    def warmup(self) -> int:
+        """A tenth of all steps."""
+        steps = self.steps or self.epochs * -(-int(self.limit * 0.64) // 16)
+        return max(1, steps // 10)
+
+
+def run_peer(work: Experiment, script: Path, model: Path, data: Path) -> dict[str, float]:
+    """Return the peer's seconds, peak memory and test F1."""
+    command = [sys.executable, script, "--approach", work.approach, "--model", model,
+               "--data", data, "--limit", work.limit, "--epochs", work.epochs,
+               "--max-length", work.max_length, "--batch-size", 16, "--lr", work.lr,
+               "--warmup-steps", work.warmup, "--freeze-layers", work.layers]  # fmt: skip
+    command += ["--max-steps", work.steps] if work.steps else []
+    printed, mib = _run(command, {})
+    found = json.loads(printed.strip().splitlines()[-1])
+    result = {"seconds": found["train_seconds"], "mib": mib}
+    if "f1" in found:
+        result |= {"f1": found["f1"], "eval_seconds": found["eval_seconds"]}
+    return result
+
+
+def run_project(work: Experiment, model: Path, data: Path, precision: str) -> dict[str, float]:
+    """Return the project's seconds, peak memory and test F1."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "mlflow.db"
+        command = [sys.executable, "-m", "kinopoisk_ft", "model=encoder", f"model.name={model}",
+                   f"data.path={data}", ADAPTERS[work.approach], f"data.limit={work.limit}",
+                   f"data.max_length={work.max_length}", f"trainer.epochs={work.epochs}",
+                   f"trainer.lr={work.lr}", f"trainer.warmup_steps={work.warmup}",
+                   f"trainer.precision={precision}", f"tracking.uri=sqlite:///{store}",
+                   f"output_dir={folder}/run", *work.project]  # fmt: skip
+        command += [f"trainer.max_steps={work.steps}"] if work.steps else []
+        command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
+        _, mib = _run(command, {"KINOPOISK_FT_CACHE": f"{folder}/cache"})
+        with closing(sqlite3.connect(store)) as database:
+            found = dict(database.execute("SELECT key, value FROM latest_metrics"))
+    counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
+    seconds = sum(found.get(key, 0.0) for key in counted)
+    result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"]}
+    return result if work.steps else {**result, "f1": found["test_f1_weighted"]}
+
+
+def _run(command: list[Any], environment: dict[str, str]) -> tuple[str, float]:
+    """Run a process; returns its output and its peak resident memory in MiB."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **environment}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        out.seek(0)
+        err.seek(0)
+        if status:
+            sys.stderr.write(err.read())
+            raise SystemExit(f"failed: {' '.join(map(str, command))}")
+        return out.read(), usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
