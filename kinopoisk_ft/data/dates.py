@@ -18,7 +18,7 @@ _WRITTEN = re.compile(r"(\d{1,2})\s+([а-я]+)\s+(\d{4})(?:\D.*)?", re.IGNORECAS
 
 
 def parse_date(text: object) -> date | None:
-    """Return the day that a text names, None where it names none; the time of day is passed over."""
+    """Return the day that a text names, None where it names none; a time of day may follow."""
     if not isinstance(text, str):
         return None
     text = text.strip()

@@ -38,7 +38,7 @@ def linked(*keys: Sequence[Hashable | None]) -> np.ndarray:
     size = len(keys[0])
     rows, nodes, first = [], [], size
     for values in keys:
-        codes, names = pd.factorize(pd.Series(values, dtype=object))
+        codes, names = pd.factorize(np.array([*values, None], dtype=object)[:-1])
         known = codes >= 0
         rows.append(np.flatnonzero(known))
         nodes.append(codes[known] + first)

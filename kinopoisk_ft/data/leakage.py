@@ -67,8 +67,8 @@ class Leakage:
     def tell(self) -> None:
         """Log all of it, and warn where a comparison would be flattered."""
         for name, overlap in self.overlaps.items():
-            of, share = name.replace("_", " "), 100 * overlap.share
-            log.info("test %s also in train: %d of %d (%.1f%%)", of, overlap.shared, overlap.total, share)
+            found = (overlap.shared, overlap.total, 100 * overlap.share)
+            log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *found)
         if self.film_guess is not None:
             text = "guessing each film's usual label: accuracy %.3f; the majority class: %.3f"
             log.info(text, self.film_guess, self.majority)
@@ -98,7 +98,7 @@ def measure_leakage(
             known, met = ({fold_name(n) for n in part[column]} - {None} for part in (test, train))
             overlaps[name] = Overlap(len(known & met), len(known))
     labels = test["label"].to_numpy()
-    usual = int(train["label"].value_counts().idxmax())
+    usual = int(np.bincount(train["label"]).argmax())
     majority = float((labels == usual).mean())
     if "film" not in test:
         return Leakage(overlaps, None, majority, 1.0)
@@ -111,8 +111,8 @@ def measure_leakage(
 
 
 def _guess_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
-    """Return for each test row the label that train gives its film most often; ties go to `usual`."""
+    """Return for each test row its film's most frequent label in train, of equals `usual`."""
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
-    tied = counts.reindex(columns=[usual, *counts.columns.drop(usual)], fill_value=0)
-    guesses = tied.idxmax(axis=1)
+    usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
+    guesses = usual_first.idxmax(axis=1)
     return test["film"].map(fold_name).map(guesses).fillna(usual).to_numpy(dtype=np.int64)

@@ -128,7 +128,8 @@ class DataRecipe(ABC):
         raw = frame["text"]
         frame, counts["dropped_empty"] = clean_texts(frame, self.empty, self.preprocessing.clean)
         if self.strip_scores:
-            counts["grades_removed"] = int((frame["text"] != raw[frame.index].map(clean_text)).sum())
+            changed = frame["text"] != raw[frame.index].map(clean_text)
+            counts["grades_removed"] = int(changed.sum())
         known = frame["label"].isin(class_names)
         counts["dropped_neutral"] = int((~known).sum())
         frame = frame[known]

@@ -49,9 +49,7 @@ class ByChance:
         """Return rows whose first near-duplicate is drawn."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
-        _, held = train_test_split(
-            groups, test_size=share, random_state=self.seed, stratify=labels
-        )
+        _, held = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
         return rows[np.isin(self.near[rows], held)]
 
     def folds(self, count: int) -> list[np.ndarray]:

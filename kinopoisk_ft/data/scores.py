@@ -70,8 +70,9 @@ def strip_scores(text: str) -> str:
     after a word for a grade ("оценка: 7", "ставлю 8", "твёрдая семёрка"), also in jest ("11 из 10",
     "7 черепов из 10."), and a last line that is a number.
     """
-    lines = [_WRITTEN.sub(_without, line) if _HINT.search(line) else line for line in text.split("\n")]
-    return _LAST_LINE.sub("\n", "\n".join(lines))
+    lines = text.split("\n")
+    found = (_WRITTEN.sub(_without, line) if _HINT.search(line) else line for line in lines)
+    return _LAST_LINE.sub("\n", "\n".join(found))
 
 
 def _without(match: re.Match[str]) -> str:

@@ -34,7 +34,7 @@ def evaluate(
     # The same masks at each evaluation, so that the losses of two epochs can be compared.
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
-    losses, kept, count = [], [], 0
+    losses, kept, count = [], [], 0.0
     for rows in batches:
         batch = to_device(objective.collate(examples, rows, rng), precision.device)
         with precision.autocast():
@@ -43,7 +43,7 @@ def evaluate(
         kept.append(output)
         count += objective.count(batch)
     total = torch.stack(losses).cpu().double().sum().item()
-    scores = {"loss": total / max(1, count)}
+    scores = {"loss": total / (count or 1)}
     outputs = torch.cat(kept).cpu()
     if examples.labels is not None:
         outputs = _in_order(outputs, batches)
