@@ -73,12 +73,9 @@ def fit_network(
     with clock.section("tokenize"):
         (train, val, test), seen = _examples(data, tokenizer)
     log_example(train.input_ids[0], tokenizer)
-    balanced = trainer.class_weights == "balanced"
-    weights = (
-        balanced_weights(data.train["label"].to_numpy(), len(data.class_names))
-        if balanced
-        else None
-    )
+    weights = None
+    if trainer.class_weights == "balanced":
+        weights = balanced_weights(data.train["label"].to_numpy(), len(data.class_names))
     objective = Classification(tokenizer.pad_token_id, weights=weights)
     state = trainer.fit(
         adapted.module, objective, train, val, fresh=adapted.fresh, audit=check_gradients,

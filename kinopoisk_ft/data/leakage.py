@@ -113,6 +113,8 @@ def measure_leakage(
 def _guess_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
     """Return for each test row its film's most frequent label in train, of equals `usual`."""
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
+    if counts.empty:  # no film has a name
+        return np.full(len(test), usual)
     usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
     guesses = usual_first.idxmax(axis=1)
     return test["film"].map(fold_name).map(guesses).fillna(usual).to_numpy(dtype=np.int64)

@@ -134,8 +134,13 @@ class DataRecipe(ABC):
         counts["dropped_neutral"] = int((~known).sum())
         frame = frame[known]
         if self.near_duplicates == "drop":
-            frame, dropped = drop_near_duplicates(frame)
+            kept, dropped = drop_near_duplicates(frame)
             counts |= dropped
+            if len(kept) < len(frame) / 2:
+                text = "more than half of the reviews are near-duplicates: %d of %d stay; "
+                text += "data.near_duplicates=keep keeps all"
+                log.warning(text, len(kept), len(frame))
+            frame = kept
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
         number = {name: label for label, name in enumerate(class_names)}
