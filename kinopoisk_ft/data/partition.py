@@ -95,7 +95,7 @@ def _by_rule(
         val = rule.hold_out(rest, shares.val_size)
     except ValueError as error:  # fewer films, or rows of a class, than parts
         counts = np.bincount(frame["label"], minlength=len(class_names))
-        raise too_few(counts, class_names) from error
+        raise too_few(counts, class_names, f"data.split={kind}: {error}") from error
     return np.setdiff1d(rest, val), val, test
 
 

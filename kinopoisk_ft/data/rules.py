@@ -24,7 +24,7 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-DRAWS = 100  # random choices of films of which the best balanced is taken
+DRAWS = 300  # random choices of films of which the best balanced is taken
 
 
 class Rule(Protocol):

@@ -63,11 +63,14 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
     return counts
 
 
-def too_few(counts: np.ndarray, class_names: tuple[str, ...]) -> UserError:
+def too_few(
+    counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
+) -> UserError:
     """Return the error for classes with so few rows that some part would have none."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows for a split in which every part has every class: {sizes}",
+        where=where,
         fix="give more rows (data.limit), larger data.test_size and data.val_size, "
         "or merge or remove the rare classes",
     )
