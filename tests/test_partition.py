@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from composing import compose_config
+from hydra.utils import instantiate
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
@@ -111,6 +113,17 @@ def test_random_is_the_studys_with_duplicates_or_without() -> None:
     train, val = train_test_split(rest, test_size=0.2, random_state=42, stratify=kept)
     found = split_rows(frame, np.zeros(500, dtype=int), NAMES, "random", SHARES)
     assert [part.tolist() for part in found] == [train, val, test]
+
+
+@pytest.mark.parametrize("choice", ["data=kinopoisk", "experiment=study_bert_lora"])
+def test_the_studys_sizes_through_the_config(tmp_path: Path, choice: str) -> None:
+    """Repeated texts with unlike labels, too, keep their rows under this name."""
+    grades = np.random.default_rng(0).choice(["Good", "Bad"], 32_015, p=[0.8, 0.2])
+    path = tmp_path / "kinopoisk.jsonl"
+    table = pd.DataFrame({"content": [f"отзыв {row % 9000}" for row in range(32_015)]})
+    table.assign(grade3=grades).to_json(path, orient="records", lines=True)
+    split = instantiate(compose_config([choice, f"data.path={path}"]).data).load()
+    assert [len(part) for part in (split.train, split.val, split.test)] == [20_489, 5_123, 6_403]
 
 
 @pytest.mark.parametrize("way", ["film", "author"])

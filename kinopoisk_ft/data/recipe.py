@@ -39,7 +39,7 @@ class DataSplit:
     counts: dict[str, int]  # rows read, dropped or changed by each step, and in each part
     source_digest: str  # SHA-256, hex, of the texts and labels as they were read
     split_digest: str  # SHA-256, hex, of the row ids of each part
-    preprocessing: Preprocessing  # what is still to come, max_length and the like, included
+    preprocessing: Preprocessing  # what was done to the texts, and what each model has yet to do
     leakage: Leakage
 
 

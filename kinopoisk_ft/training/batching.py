@@ -49,6 +49,13 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     return batches
 
 
+def epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
+    """Return the row numbers that an epoch serves, N of them: each once, or classes balanced."""
+    if sampling == "balanced" and examples.labels is not None:
+        return balanced_rows(examples.labels, seed, epoch)
+    return np.arange(len(examples))
+
+
 def balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return as many row numbers as there are labels, (N,), of each class as many as of any other.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import Examples, balanced_rows, length_grouped
+from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
@@ -131,7 +131,7 @@ class Trainer(Settings):
         """Yield the micro-batches of each optimizer step."""
         lengths = train.lengths
         for epoch in range(self.epochs):
-            rows = self._rows(train, epoch)
+            rows = epoch_rows(train, self.sampling, self.seed, epoch)
             grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
             batches = [rows[batch] for batch in grouped]
             rng = np.random.default_rng([self.seed, epoch, 1])
@@ -140,12 +140,6 @@ class Trainer(Settings):
                     return
                 group = batches[start : start + self.accumulate]
                 yield [state.objective.collate(train, rows, rng) for rows in group]
-
-    def _rows(self, train: Examples, epoch: int) -> np.ndarray:
-        """Return the rows that an epoch serves."""
-        if self.sampling == "balanced" and train.labels is not None:
-            return balanced_rows(train.labels, self.seed, epoch)
-        return np.arange(len(train))
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
