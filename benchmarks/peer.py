@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common.report import Section, command_line, publish
-from common.sides import FROZEN, Experiment, run_peer, run_project
 from common.shapes import BASE, TINY2, random_bert
+from common.sides import FROZEN, Experiment, run_peer, run_project
 
 WORKS = {
     "tiny2-256": Experiment("full", shape=TINY2, steps=60),

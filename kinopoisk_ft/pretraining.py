@@ -34,13 +34,15 @@ def pretrain(
             where="trainer.prefix_cache",
             fix="use trainer.prefix_cache=off",
         )
+    trainer.refuse_balance("pretraining has no classes")
     data: DataSplit = instantiate(cfg.data).load()
     precision, clock = trainer.open()
-    tokenizer = recipe.load_tokenizer(data.train["text"].tolist())
+    how = data.preprocessing
+    tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
     network = recipe.build_lm(tokenizer)
-    check_length(cfg.data.max_length, network.max_positions)
+    check_length(how.max_length, network.max_positions)
     train, val = (
-        Examples(tokenize(part["text"].tolist(), tokenizer, cfg.data.max_length))
+        Examples(tokenize(part["text"].tolist(), tokenizer, how).input_ids)
         for part in (data.train, data.val)
     )
     log_example(train.input_ids[0], tokenizer)

@@ -26,6 +26,23 @@ from kinopoisk_ft.training.metrics import (
 PYFUNC = Path(__file__).parent / "serving" / "pyfunc.py"
 
 
+def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
+    """Record, before training, what the data are and what of the test set leaks into train."""
+    tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
+    leakage = data.leakage.metrics()
+    tracker.metrics(leakage, 0)
+    described = {
+        "class_names": data.class_names,
+        "counts": data.counts,
+        "source_digest": data.source_digest,
+        "split_digest": data.split_digest,
+        "leakage": leakage,
+        "leakage_film_guess_p_value": data.leakage.p_value,
+    }
+    write_json(out_dir / "data.json", described)
+    tracker.artifact(out_dir / "data.json")
+
+
 def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
     """Score the test predictions, write files and metrics; returns the result."""
     labels = torch.tensor(data.test["label"].to_numpy())
@@ -70,6 +87,7 @@ def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[
             fitted.probabilities,
             data.test["label"].to_numpy(),
         ),
+        **fitted.seen.metrics(),
     }
 
 

@@ -18,7 +18,7 @@ from kinopoisk_ft.environment import commit
 from kinopoisk_ft.fitting import fit_baseline, fit_network
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.quiet import quiet_libraries
-from kinopoisk_ft.record import record
+from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 
@@ -53,12 +53,11 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
     """Train a classifier on the train split, choose by validation, score on the test split once."""
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
     data: DataSplit = instantiate(cfg.data).load()
-    tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
+    record_data(data, tracker, out_dir)
     if isinstance(recipe, Tfidf):
-        fitted = fit_baseline(recipe, adapter, data, trainer.best_metric, out_dir)
+        fitted = fit_baseline(recipe, adapter, trainer, data, out_dir)
     else:
-        max_length = cfg.data.max_length
-        fitted = fit_network(recipe, adapter, trainer, data, max_length, tracker, out_dir)
+        fitted = fit_network(recipe, adapter, trainer, data, tracker, out_dir)
     return record(fitted, data, tracker, run_id, out_dir)
 
 

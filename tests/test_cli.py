@@ -162,6 +162,43 @@ def test_predictions_agree_everywhere(
     assert served["label"][0] in capsys.readouterr().out
 
 
+def test_options_of_data_reach_run_and_prediction(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By film, without grades, cut at both ends, balanced: trained, recorded and served alike."""
+    texts, labels = tiny.reviews(80, seed=5)
+    pd.DataFrame({"text": [f"{t} {i}. {9 if x else 2} из 10" for i, (t, x) in
+                           enumerate(zip(texts, labels, strict=True))],
+                  "mark": labels, "film": [f"Фильм {i % 9}" for i in range(80)]}).to_json(
+        place / "films.jsonl", orient="records", lines=True, force_ascii=False)  # fmt: skip
+    options = ["data.path=films.jsonl", "data.split=film", "data.strip_scores=true",
+               "data.truncation=head_tail", "data.max_characters=60"]  # fmt: skip
+    balance = ["trainer.class_weights=balanced", "trainer.sampling=balanced"]
+    for name, model in (
+        ("net", [*BERT, *balance, "data.max_length=8"]),
+        ("words", ["model=tfidf"]),
+    ):
+        assert run(*model, *options, f"output_dir={name}", "tracking.experiment=options") == 0
+        client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+        run_id = json.loads((place / name / "result.json").read_text())["run_id"]
+        metrics = client.get_run(run_id).data.metrics
+        assert metrics["leakage_films"] == 0
+        assert metrics["leakage_film_guess_accuracy"] == metrics["leakage_majority_accuracy"]
+        assert 0 < metrics["characters_seen_share"] < 1
+        assert ("tokens_seen_share" in metrics) is (name == "net")
+        assert "data.json" in {file.path for file in client.list_artifacts(run_id)}
+        assert (
+            json.loads((place / name / "data.json").read_text())["counts"]["grades_removed"] == 80
+        )
+        table = pd.read_parquet(place / name / "predictions.parquet")
+        asked = pd.read_json(place / "films.jsonl", lines=True).iloc[table["row"]]
+        asked.to_json(place / "asked.jsonl", orient="records", lines=True)
+        assert predict.main([name, "--input", "asked.jsonl", "--output", "said.jsonl"]) == 0
+        said = pd.read_json(place / "said.jsonl", lines=True)
+        assert said["predicted_p_1"].to_numpy() == pytest.approx(table["p_1"], abs=1e-5)
+    capsys.readouterr()
+
+
 def test_sweep_is_one_parent_with_children(place: Path) -> None:
     code = run("-m", "model=tfidf", "tracking.experiment=swept", "seed=0,1", "output_dir=swept",
                "result_json=swept.json")  # fmt: skip
@@ -231,6 +268,13 @@ MISTAKES = [
     (["model=tfidf", "data.path=nowhere.csv"], "nowhere.csv"),
     (["model=tfidf", "data.text_column=txt"], "did you mean 'text'?"),
     (["model=tfidf", "data.limit=4"], "data.limit"),
+    (["model=tfidf", "data.split=flim"], "did you mean 'film'?"),
+    (["model=tfidf", "data.splt=film"], "did you mean 'data.split'?"),
+    (["model=tfidf", "data.split=film"], "needs a column 'film'"),
+    (["model=tfidf", "data.folds=5"], "from 0 to 4"),
+    (["model=tfidf", "trainer.class_weights=balanced"], "model.class_weight"),
+    ([*BERT, "data.truncation=haed"], "did you mean 'head'?"),
+    ([*BERT, "data.max_length=2"], "no room beside 2 special tokens"),
     ([*BERT, "trainer.device=cuda"], "not available on this machine"),
     (["model=bert"], "model.name=<folder>"),
     (["model=tfidf", "data=kinopoisk", "data.path=null"], "data=demo"),

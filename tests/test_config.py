@@ -81,6 +81,27 @@ def test_study_recipes_to_the_last_number(name: str) -> None:
         assert (lora["target_modules"], lora["bias"]) == (["query", "value"], "none")
 
 
+@pytest.mark.parametrize("name", [*STUDY, "study_tfidf"])
+def test_study_keeps_its_rows(name: str) -> None:
+    data = plain(compose_config([f"experiment={name}"]))["data"]
+    assert (data["near_duplicates"], data["strip_scores"], data["split"]) == (
+        "keep",
+        False,
+        "random",
+    )
+    assert (data["test_size"], data["val_size"], data["split_seed"]) == (0.2, 0.2, 42)
+    assert data["limit"] is data["folds"] is data["max_characters"] is None
+    assert data["truncation"] == "head"
+
+
+def test_near_duplicates_stay_only_where_the_studys_rows_are_meant() -> None:
+    chosen = {
+        group: plain(compose_config([f"data={group}"]))["data"]["near_duplicates"]
+        for group in ("kinopoisk", "file", "hub", "demo")
+    }
+    assert chosen == {"kinopoisk": "keep", "file": "drop", "hub": "drop", "demo": "drop"}
+
+
 def test_study_sweep_runs_the_four_and_the_baseline() -> None:
     text = (conf_dir() / "sweep" / "study.yaml").read_text()
     assert all(name in text for name in [*STUDY, "study_tfidf"])

@@ -17,6 +17,8 @@ from torch import nn
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.adapters.base import Adapted
+from kinopoisk_ft.data.leakage import Leakage
+from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.fitting import fit_network
@@ -191,7 +193,8 @@ class Notebook(NoTracker):
 def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> None:
     """Test predictions are those of the saved model; the clock has the pass under its own name."""
     rows = [pd.DataFrame({"text": t, "label": y}) for t, y in (tiny.reviews(n) for n in (24, 8, 9))]
-    data = DataSplit(*rows, NAMES, {}, "", "")
+    nothing = Leakage({}, None, 0.5, 1.0)
+    data = DataSplit(*rows, NAMES, {}, "", "", Preprocessing(64), nothing)
     settings = ["trainer.prefix_cache=fp32", "trainer.max_steps=2", "trainer.precision=fp32"]
     kept, fitted = [], []
     for folder in (tmp_path / "first", tmp_path / "second"):
@@ -200,7 +203,7 @@ def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> Non
             instantiate(cfg[key]) for key in ("model", "adapter", "trainer")
         )
         tracker = Notebook()
-        fitted.append(fit_network(recipe, adapter, trainer, data, 64, tracker, folder))
+        fitted.append(fit_network(recipe, adapter, trainer, data, tracker, folder))
         kept.append(tracker.kept)
     assert [run["prefix_cache"] for run in kept] == ["built", "found"]
     for name in ("prefix_build_seconds", "prefix_val_build_seconds", "prefix_test_build_seconds"):

@@ -1,9 +1,10 @@
-"""What happens to a text before it is tokenized, the same in training and in prediction."""
+"""Texts as they are read: stray newlines and missing texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
@@ -23,14 +24,16 @@ def shown(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def clean_texts(frame: pd.DataFrame, empty: str) -> tuple[pd.DataFrame, int]:
+def clean_texts(
+    frame: pd.DataFrame, empty: str, clean: Callable[[str], str]
+) -> tuple[pd.DataFrame, int]:
     """Return the rows with a text, cleaned, and the number of rows dropped.
 
-    A text is missing when it is no string, or nothing but white space. With `empty="refuse"` such
-    rows raise a UserError that names their places.
+    A text is missing when it is no string, or nothing but white space, once cleaned. With
+    `empty="refuse"` such rows raise a UserError that names their places.
     """
-    present = frame["text"].map(lambda text: isinstance(text, str) and bool(text.strip()))
-    present = present.astype(bool)
+    texts = [clean(text) if isinstance(text, str) else "" for text in frame["text"]]
+    present = np.array([bool(text.strip()) for text in texts], dtype=bool)
     if empty == "refuse" and not present.all():
         places = frame.loc[~present, "place"]
         raise UserError(
@@ -38,8 +41,6 @@ def clean_texts(frame: pd.DataFrame, empty: str) -> tuple[pd.DataFrame, int]:
             where=shown(places),
             fix="mend or remove these rows, or let data.empty=drop leave them out",
         )
-    kept = frame[present]
-    texts = [clean_text(text) for text in kept["text"]]
     # As objects: pandas would copy long texts into its string type, at a second per 100 MB.
-    kept = kept.assign(text=pd.Series(texts, index=kept.index, dtype=object))
-    return kept, int((~present).sum())
+    frame = frame.assign(text=pd.Series(texts, index=frame.index, dtype=object))[present]
+    return frame, int((~present).sum())

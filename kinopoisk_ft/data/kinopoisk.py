@@ -33,7 +33,7 @@ class Kinopoisk(DataRecipe):
         table = read_table(self.path or self._download())
         table = replace(table, frame=table.frame.rename(columns={"movie_name": "film"}))
         fix = "give a copy with the published columns, or data=file with your own"
-        frame = labelled_texts(table, "content", "grade3", fix)
+        frame = labelled_texts(table, "content", "grade3", fix, self.split_column)
         unknown = frame[~frame["label"].isin(GRADES)]
         if len(unknown):
             raise UserError(

@@ -16,8 +16,10 @@ from kinopoisk_ft.data.recipe import METADATA, DataRecipe
 from kinopoisk_ft.errors import UserError, nearest
 
 
-def labelled_texts(table: Table, text_column: str, label_column: str, fix: str) -> pd.DataFrame:
-    """Return the columns text, label, row, place and what METADATA the table has.
+def labelled_texts(
+    table: Table, text_column: str, label_column: str, fix: str, split_column: str | None = None
+) -> pd.DataFrame:
+    """Return the columns text, label, row, place, part if asked, and what METADATA the table has.
 
     Raises UserError on a missing column (with `fix`) and on rows without a label, with their lines.
     """
@@ -39,6 +41,8 @@ def labelled_texts(table: Table, text_column: str, label_column: str, fix: str) 
     for name in METADATA:
         if name in table.frame:
             frame[name] = table.frame[name].map(_text_or_none)
+    if split_column is not None:
+        frame["part"] = table.column(split_column, "set data.split_column")
     if "grade10" in frame:
         frame["grade10"] = pd.to_numeric(frame["grade10"], errors="coerce")
     return frame
@@ -81,7 +85,7 @@ class LabelledTables(DataRecipe):
     def read(self) -> pd.DataFrame:
         fix = "set data.text_column and data.label_column"
         frames = [
-            labelled_texts(table, self.text_column, self.label_column, fix)
+            labelled_texts(table, self.text_column, self.label_column, fix, self.split_column)
             for table in self.tables()
         ]
         frame = pd.concat(frames, ignore_index=True)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kinopoisk_ft.data.cleaning import clean_texts
-from kinopoisk_ft.data.splits import digest_rows, random_split
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.data.cleaning import clean_text, clean_texts
+from kinopoisk_ft.data.duplicates import drop_near_duplicates, near_duplicates
+from kinopoisk_ft.data.leakage import Leakage, measure_leakage
+from kinopoisk_ft.data.options import check_options, invalid
+from kinopoisk_ft.data.partition import Shares, split_rows
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.splits import digest_rows
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +36,11 @@ class DataSplit:
     val: pd.DataFrame
     test: pd.DataFrame
     class_names: tuple[str, ...]
-    counts: dict[str, int]  # rows read, dropped by each step, and in each part
+    counts: dict[str, int]  # rows read, dropped or changed by each step, and in each part
     source_digest: str  # SHA-256, hex, of the texts and labels as they were read
     split_digest: str  # SHA-256, hex, of the row ids of each part
+    preprocessing: Preprocessing  # what was done to the texts, and what each model has yet to do
+    leakage: Leakage
 
 
 @dataclass(kw_only=True)
@@ -44,44 +50,52 @@ class DataRecipe(ABC):
     Args:
         limit: keep the first rows after cleaning, before the split; None keeps all.
         classes: 2 leaves Neutral out (0 Bad, 1 Good), 3 keeps it (0 Bad, 1 Neutral, 2 Good).
-        max_length: tokens of a text that the model reads.
+        max_length, truncation, max_characters, strip_scores: see Preprocessing.
         empty: "drop" or "refuse" rows without a text.
-        test_size: share of all rows that tests.
-        val_size: share of the rest that validates.
-        split_seed: of the random split.
+        near_duplicates: "drop" keeps one of each group, "keep" all.
+        split: one of SPLITS.
+        split_column: names each row's part, for split="predefined".
+        test_size, val_size, split_seed, folds, fold: see Shares.
     """
 
     limit: int | None
     classes: int | None
     max_length: int
     empty: str
+    truncation: str = "head"
+    max_characters: int | None = None
+    strip_scores: bool = False
+    near_duplicates: str = "keep"
+    split: str = "random"
+    split_column: str | None = None
     test_size: float = 0.2
     val_size: float = 0.2
     split_seed: int = 42
+    folds: int | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
-        if self.empty not in ("drop", "refuse"):
-            raise _invalid("empty", self.empty, nearest(str(self.empty), ("drop", "refuse")))
-        for name in ("limit", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _invalid(name, value, "give a positive number")
-        for name in ("test_size", "val_size"):
-            if not 0 < getattr(self, name) < 1:
-                raise _invalid(name, getattr(self, name), "give a share between 0 and 1, as 0.2")
+        check_options(self)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What happens to each text, here and in prediction."""
+        return Preprocessing(
+            self.max_length, self.truncation, self.max_characters, self.strip_scores
+        )
 
     @abstractmethod
     def read(self) -> pd.DataFrame:
         """Return the source as it is: columns text, label (name of a class), row (0-based).
 
-        Also, where known: film, author, date, title, grade10, and place, which a message about
-        the row can name ("reviews.csv:12").
+        Also, where known: film, author, date, title, grade10; part, the content of
+        `split_column`; and place, which a message about the row can name ("reviews.csv:12").
         """
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
         """Return the names of the classes to learn, in label order; rows of others are dropped."""
         if self.classes not in (2, 3):
-            raise _invalid("classes", self.classes, "give 2 (Neutral left out) or 3")
+            raise invalid("classes", self.classes, "give 2 (Neutral left out) or 3")
         return GRADES if self.classes == 3 else ("Bad", "Good")
 
     def load(self) -> DataSplit:
@@ -92,37 +106,48 @@ class DataRecipe(ABC):
         digest = _digest_source(frame)
         class_names = self.choose_classes(frame)
         frame, counts = self._select(frame, class_names)
-        labels = frame["label"].to_numpy()
-        positions = random_split(
-            labels,
-            class_names=class_names,
-            test_size=self.test_size,
-            val_size=self.val_size,
-            seed=self.split_seed,
-        )
-        train, val, test = (frame.iloc[where].reset_index(drop=True) for where in positions)
+        near = near_duplicates(frame["text"].tolist())
+        shares = Shares(self.test_size, self.val_size, self.split_seed, self.folds, self.fold)
+        positions = split_rows(frame, near, class_names, self.split, shares)
+        columns = ["text", "label", "row", *(name for name in METADATA if name in frame)]
+        train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)
         counts |= {"train": len(train), "val": len(val), "test": len(test)}
         log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+        leakage = measure_leakage(train, test, near[positions[0]], near[positions[2]])
+        leakage.tell()
         rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
-        return DataSplit(train, val, test, class_names, counts, digest, rows)
+        return DataSplit(
+            train, val, test, class_names, counts, digest, rows, self.preprocessing, leakage
+        )
 
     def _select(
         self, frame: pd.DataFrame, class_names: tuple[str, ...]
     ) -> tuple[pd.DataFrame, dict[str, int]]:
-        """Return the rows to split, with numbers for labels, and how many each step dropped."""
+        """Return the rows to split, with numbers for labels, and what each step did to how many."""
         counts = {"rows_read": len(frame)}
-        frame, counts["dropped_empty"] = clean_texts(frame, self.empty)
+        raw = frame["text"]
+        frame, counts["dropped_empty"] = clean_texts(frame, self.empty, self.preprocessing.clean)
+        if self.strip_scores:
+            changed = frame["text"] != raw[frame.index].map(clean_text)
+            counts["grades_removed"] = int(changed.sum())
         known = frame["label"].isin(class_names)
         counts["dropped_neutral"] = int((~known).sum())
         frame = frame[known]
+        if self.near_duplicates == "drop":
+            kept, dropped = drop_near_duplicates(frame)
+            counts |= dropped
+            if len(kept) < len(frame) / 2:
+                text = "more than half of the reviews are near-duplicates: %d of %d stay; "
+                text += "data.near_duplicates=keep keeps all"
+                log.warning(text, len(kept), len(frame))
+            frame = kept
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
         number = {name: label for label, name in enumerate(class_names)}
         frame = frame.assign(
             label=frame["label"].map(number).astype(np.int64), row=frame["row"].astype(np.int64)
         )
-        columns = ["text", "label", "row", *(name for name in METADATA if name in frame)]
-        return frame[columns], counts
+        return frame, counts
 
 
 def _digest_source(frame: pd.DataFrame) -> str:
@@ -131,7 +156,3 @@ def _digest_source(frame: pd.DataFrame) -> str:
     for text, label in zip(frame["text"], frame["label"], strict=True):
         digest.update(f"{label}\x1f{text}\x1e".encode(errors="surrogatepass"))
     return digest.hexdigest()
-
-
-def _invalid(name: str, value: object, fix: str) -> UserError:
-    return UserError(f"{name} cannot be {value!r}", where=f"data.{name}", fix=fix)

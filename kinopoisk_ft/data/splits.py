@@ -25,14 +25,7 @@ def random_split(
     Two calls of scikit-learn's `train_test_split`: `test_size` of all rows, then `val_size` of the
     rest. Raises UserError where some part would miss a class.
     """
-    counts = np.bincount(labels, minlength=len(class_names))
-    if counts.min() == 0 or len(counts) < 2:
-        absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
-        raise UserError(
-            f"a classifier needs rows of two classes or more; of {len(labels):,} rows, "
-            + (f"none is '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
-            fix="check the label column, data.classes and data.limit: the first rows may lack one",
-        )
+    counts = check_classes(labels, class_names)
     try:
         rest, test = train_test_split(
             np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels
@@ -41,10 +34,10 @@ def random_split(
             rest, test_size=val_size, random_state=seed, stratify=labels[rest]
         )
     except ValueError as error:  # a part with fewer rows than classes, a class with one row
-        raise _too_few(counts, class_names) from error
+        raise too_few(counts, class_names) from error
     for part in (train, val, test):
         if np.bincount(labels[part], minlength=len(counts)).min() == 0:
-            raise _too_few(counts, class_names)
+            raise too_few(counts, class_names)
     return train, val, test
 
 
@@ -57,10 +50,27 @@ def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _too_few(counts: np.ndarray, class_names: tuple[str, ...]) -> UserError:
+def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
+    """Return the number of rows of each class; raises UserError where a class has none."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    if counts.min() == 0 or len(counts) < 2:
+        absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
+        raise UserError(
+            f"a classifier needs rows of two classes or more; of {len(labels):,} rows, "
+            + (f"none is '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
+            fix="check the label column, data.classes and data.limit: the first rows may lack one",
+        )
+    return counts
+
+
+def too_few(
+    counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
+) -> UserError:
+    """Return the error for classes with so few rows that some part would have none."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows for a split in which every part has every class: {sizes}",
+        where=where,
         fix="give more rows (data.limit), larger data.test_size and data.val_size, "
         "or merge or remove the rare classes",
     )

@@ -6,16 +6,53 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.truncation import ends
 from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"  # of the layout below; a change makes new files
+VERSION = "2"  # of the layout below; a change makes new files
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How much of some texts a model reads; special tokens are not counted.
+
+    Args:
+        characters, tokens: of the whole texts; no tokens for a model without a tokenizer.
+        characters_seen, tokens_seen: of these, what truncation leaves.
+    """
+
+    characters: int = 0
+    characters_seen: int = 0
+    tokens: int = 0
+    tokens_seen: int = 0
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the shares seen, and the characters of a token."""
+        found = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
+        if self.tokens:
+            found["tokens_seen_share"] = self.tokens_seen / self.tokens
+            found["characters_per_token"] = self.characters / self.tokens
+        return found
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, without padding, and how much of the texts they stand for."""
+
+    input_ids: list[list[int]]
+    seen: Seen
 
 
 def cache_dir() -> Path:
@@ -23,24 +60,66 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KINOPOISK_FT_CACHE", Path.home() / ".cache" / "kinopoisk_ft"))
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[list[int]]:
-    """Return token ids of each text, the head of it up to `max_length` tokens, without padding."""
-    key = _key(texts, tokenizer, max_length)
+def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens:
+    """Return token ids of clean texts, of each the part that `how` leaves."""
+    key = _key(texts, tokenizer, how)
     file = cache_dir() / "tokens" / f"{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        found = tokenizer(batch["text"], truncation=True, max_length=max_length, padding=False)
-        return {"input_ids": found["input_ids"]}
-
     table = datasets.Dataset.from_dict({"text": list(texts)}).map(
-        encode,
+        lambda batch: encode(batch["text"], tokenizer, how),
         batched=True,
         remove_columns=["text"],
         cache_file_name=str(file),
         new_fingerprint=key,
     )
-    return list(table["input_ids"])
+    return Tokens(list(table["input_ids"]), Seen(*(sum(table[f.name]) for f in fields(Seen))))
+
+
+def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str, list[Any]]:
+    """Return the columns input_ids and those of Seen, a row for each clean text."""
+    left, right = _special(tokenizer)
+    room = how.max_length - left - right
+    if room < 1:
+        raise UserError(
+            f"data.max_length={how.max_length} leaves no room beside {left + right} special tokens",
+            where="data.max_length",
+            fix=f"give {left + right + 1} or more",
+        )
+    head, tail = ends(room, how.truncation)
+    cut = [how.cut(text) for text in texts]
+    found = _encode_whole(cut, tokenizer)
+    whole = found if cut == list(texts) else _encode_whole(texts, tokenizer)
+    columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(Seen)}}
+    for i, (text, ids) in enumerate(zip(cut, found["input_ids"], strict=True)):
+        seen, end = len(text), len(ids) - right
+        if end - left > room:
+            seen = found.token_to_chars(i, left + head - 1).end if head else 0
+            seen += len(text) - found.token_to_chars(i, end - tail).start if tail else 0
+            ids = ids[: left + head] + ids[end - tail :]
+        columns["input_ids"].append(ids)
+        columns["characters"].append(len(texts[i]))
+        columns["characters_seen"].append(seen)
+        columns["tokens"].append(len(whole["input_ids"][i]) - left - right)
+        columns["tokens_seen"].append(len(ids) - left - right)
+    return columns
+
+
+def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
+    return tokenizer(
+        list(texts),
+        truncation=False,
+        padding=False,
+        verbose=False,  # of texts beyond the model's length, which are cut afterwards
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+
+
+def _special(tokenizer: Any) -> tuple[int, int]:
+    """Return how many special tokens the tokenizer puts before and after a text."""
+    mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
+    left = mask.index(0)
+    return left, mask[::-1].index(0)
 
 
 def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
@@ -59,8 +138,9 @@ def check_length(max_length: int, positions: int | None) -> None:
         )
 
 
-def _key(texts: Sequence[str], tokenizer: Any, max_length: int) -> str:
-    digest = hashlib.sha256(f"{VERSION} {max_length} ".encode())
+def _key(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> str:
+    limits = (how.max_length, how.truncation, how.max_characters)
+    digest = hashlib.sha256(f"{VERSION} {limits} ".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for text in texts:
         raw = text.encode()

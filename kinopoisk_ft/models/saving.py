@@ -34,11 +34,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Card:
-    """What a model folder says of itself."""
+    """What a model folder says of itself.
+
+    max_length, truncation, max_characters and strip_scores are what training did to each text, so
+    that prediction does the same; a folder without the last three was trained on the heads.
+    """
 
     kind: Kind | Literal["tfidf"]
     class_names: list[str]
     max_length: int
+    truncation: str = "head"
+    max_characters: int | None = None
+    strip_scores: bool = False
     pooling: str = ""
     is_peft: bool = False
     base: str | None = None
@@ -52,13 +59,18 @@ class Card:
 
 
 def make_card(
-    network: Network, adapted: Adapted, class_names: Sequence[str], max_length: int
+    network: Network,
+    adapted: Adapted,
+    class_names: Sequence[str],
+    max_length: int,
+    **preprocessing: Any,
 ) -> Card:
-    """Return the card of a trained network."""
+    """Return the card of a trained network; `preprocessing` holds the card's fields of that."""
     return Card(
         kind=network.kind,
         class_names=list(class_names),
         max_length=max_length,
+        **preprocessing,
         pooling=network.pooling,
         is_peft=adapted.is_peft,
         base=network.base,

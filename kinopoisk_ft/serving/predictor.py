@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from kinopoisk_ft.data.cleaning import clean_text
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.tokens import encode
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import Card, load_network, read_card
 from kinopoisk_ft.quiet import quiet_libraries
@@ -29,6 +29,8 @@ class Predictor:
     def __init__(self, folder: Path, device: str = "auto") -> None:
         quiet_libraries()
         self.card: Card = read_card(folder)
+        keys = ("max_length", "truncation", "max_characters", "strip_scores")
+        self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})
         if self.card.kind == "tfidf":
             self._baseline = Tfidf.load(folder)
             return
@@ -38,14 +40,13 @@ class Predictor:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return probabilities of the classes, (N, classes), in the order of the texts."""
-        cleaned = [clean_text(text) for text in texts]
+        how = self._preprocessing
+        cleaned = [how.clean(text) for text in texts]
         if not cleaned:
             return np.zeros((0, len(self.card.class_names)))
         if self.card.kind == "tfidf":
-            return self._baseline.predict_proba(cleaned)
-        found: Any = self._tokenizer(
-            cleaned, truncation=True, max_length=self.card.max_length, padding=False
-        )
+            return self._baseline.predict_proba([how.cut(text) for text in cleaned])
+        found = encode(cleaned, self._tokenizer, how)
         objective = Classification(self._tokenizer.pad_token_id)
         examples = Examples(found["input_ids"])
         logits = predict(self._module, examples, objective, self._precision, BATCH)

@@ -50,6 +50,30 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     return batches
 
 
+def epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
+    """Return the row numbers that an epoch serves, N of them: each once, or classes balanced."""
+    if sampling == "balanced" and examples.labels is not None:
+        return balanced_rows(examples.labels, seed, epoch)
+    return np.arange(len(examples))
+
+
+def balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return as many row numbers as there are labels, (N,), of each class as many as of any other.
+
+    Within an epoch rows of rare classes repeat, each as often as any other of its class, give or
+    take one, and some of frequent classes are left out; which ones differs between epochs.
+    """
+    rng = np.random.default_rng([seed, epoch, 2])
+    classes = rng.permutation(np.unique(labels))  # which get one more where N does not divide
+    drawn = []
+    for i, label in enumerate(classes):
+        rows = np.flatnonzero(labels == label)
+        wanted = (len(labels) + i) // len(classes)
+        rounds = -(-wanted // len(rows))
+        drawn.append(np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:wanted])
+    return np.concatenate(drawn)
+
+
 def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return batches of row numbers for evaluation, longest first, every row once.
 

@@ -35,7 +35,7 @@ def evaluate(
     # The same masks at each evaluation, so that the losses of two epochs can be compared.
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
-    losses, kept, count = [], [], 0
+    losses, kept, count = [], [], 0.0
     with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             count += objective.count(batch)
@@ -44,7 +44,7 @@ def evaluate(
             losses.append(loss)
             kept.append(output)
     total = torch.stack(losses).cpu().double().sum().item()
-    scores = {"loss": total / max(1, count)}
+    scores = {"loss": total / (count or 1)}
     outputs = torch.cat(kept).cpu()
     if examples.labels is not None:
         outputs = _in_order(outputs, batches)

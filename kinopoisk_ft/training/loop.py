@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import Examples, length_grouped
+from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
@@ -135,7 +135,9 @@ class Trainer(Settings):
         """Yield the micro-batches of each optimizer step."""
         lengths, made = train.lengths, 0
         for epoch in range(self.epochs):
-            batches = length_grouped(lengths, self.batch_size, self.seed, epoch)
+            rows = epoch_rows(train, self.sampling, self.seed, epoch)
+            grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
+            batches = [rows[batch] for batch in grouped]
             rng = np.random.default_rng([self.seed, epoch, 1])
             for start in range(0, len(batches), self.accumulate):
                 if made == state.steps:
@@ -145,14 +147,14 @@ class Trainer(Settings):
                 yield [state.objective.collate(train, rows, rng) for rows in group]
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
-        """One update: the loss is the mean over all labels of the effective batch."""
+        """One update: the loss is the mean over all labels of the effective batch, by weight."""
         count = sum(state.objective.count(batch) for batch in micro_batches)
         total = torch.zeros((), device=state.precision.device)
         for batch in micro_batches:
             state.tokens += int(batch["attention_mask"].sum())
             batch = to_device(batch, state.precision.device)
             with state.precision.autocast():
-                loss = state.objective.loss_sum(state.model, batch)[0] / max(1, count)
+                loss = state.objective.loss_sum(state.model, batch)[0] / (count or 1)
             state.precision.backward(loss)
             total += loss.detach()
         state.precision.unscale(state.optimizer)

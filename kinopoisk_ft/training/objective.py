@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,8 +30,8 @@ class Objective(Protocol):
         """Return the padded batch of these rows."""
         ...
 
-    def count(self, batch: Batch) -> int:
-        """Return the number of labels in a batch."""
+    def count(self, batch: Batch) -> float:
+        """Return the number of labels in a batch, or their weight: what the loss is divided by."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -42,11 +43,22 @@ class Objective(Protocol):
         ...
 
 
-class Classification:
-    """Cross-entropy over classes; keeps logits (batch, classes)."""
+def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Return weights (classes,), fp32, under which all classes of these labels weigh the same."""
+    weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
+    return torch.as_tensor(weights, dtype=torch.float32)
 
-    def __init__(self, pad_id: int, multiple: int = 1) -> None:
-        self.pad_id, self.multiple = pad_id, multiple
+
+class Classification:
+    """Cross-entropy over classes; keeps logits (batch, classes).
+
+    Args:
+        weights: of the classes, (classes,); the loss is then the weighted mean, divided by the
+            weights of the labels at hand, as in torch's `cross_entropy`. None weighs all alike.
+    """
+
+    def __init__(self, pad_id: int, multiple: int = 1, weights: Tensor | None = None) -> None:
+        self.pad_id, self.multiple, self.weights = pad_id, multiple, weights
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Return input_ids, attention_mask (batch, length) and labels (batch,)."""
@@ -55,14 +67,18 @@ class Classification:
             batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
         return batch
 
-    def count(self, batch: Batch) -> int:
-        """Return the number of reviews."""
-        return len(batch["labels"])
+    def count(self, batch: Batch) -> float:
+        """Return the number of reviews, or the sum of their classes' weights."""
+        labels = batch["labels"]
+        if self.weights is None:
+            return len(labels)
+        return float(self.weights.to(labels.device)[labels].sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy and the logits."""
         logits = self.logits(model, batch).float()
-        loss = functional.cross_entropy(logits, batch["labels"], reduction="sum")
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        loss = functional.cross_entropy(logits, batch["labels"], weights, reduction="sum")
         return loss, logits.detach()
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -90,7 +106,7 @@ class LanguageModel:
         labels[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, IGNORED)
         return {**batch, "labels": labels}
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Batch) -> float:
         """Return the number of tokens to be guessed."""
         return int((batch["labels"] != IGNORED).sum())
 

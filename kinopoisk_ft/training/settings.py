@@ -37,6 +37,8 @@ class Settings:
     keep_memory: bool
     attention_dropout: Literal["keep", "off"]
     prefix_cache: Literal["off", "fp32", "fp16"]
+    class_weights: Literal["none", "balanced"]
+    sampling: Literal["shuffled", "balanced"]
 
     def __post_init__(self) -> None:
         counts = (
@@ -58,4 +60,12 @@ class Settings:
             raise UserError(
                 f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
                 fix="give a number of steps as trainer.warmup_steps",
+            )
+
+    def refuse_balance(self, why: str) -> None:
+        """Raise UserError for options that balance classes, where nothing would heed them."""
+        if self.class_weights != "none" or self.sampling != "shuffled":
+            raise UserError(
+                f"trainer.class_weights and trainer.sampling have no effect here: {why}",
+                fix="leave out trainer.class_weights=balanced and trainer.sampling=balanced",
             )

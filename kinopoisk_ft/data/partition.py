@@ -1,0 +1,133 @@
+"""The split by name: at random, by film, author or date, or as a column says; and folds of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from kinopoisk_ft.data.cleaning import shown
+from kinopoisk_ft.data.rules import ByChance, ByDate, ByName, Rule
+from kinopoisk_ft.data.splits import Parts, check_classes, random_split, too_few
+from kinopoisk_ft.errors import UserError, nearest
+
+PARTS = ("train", "val", "test")
+PREDEFINED = "predefined"
+# The column that a split reads, and the rule made of it.
+RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
+    "random": ("label", ByChance),
+    "film": ("film", partial(ByName, "film")),
+    "author": ("author", partial(ByName, "author")),
+    "time": ("date", ByDate),
+}
+SPLITS = (*RULES, PREDEFINED)
+_OTHER_NAMES = {"validation": "val", "valid": "val", "dev": "val"}  # as val is called elsewhere
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much is held out: first for the test, then `val_size` of the rest.
+
+    Args:
+        test_size: share of all rows, where `folds` is None.
+        folds: into how many parts all rows are cut; the one numbered `fold`, from 0, tests.
+    """
+
+    test_size: float
+    val_size: float
+    seed: int
+    folds: int | None = None
+    fold: int | None = None
+
+
+def split_rows(
+    frame: pd.DataFrame, near: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
+) -> Parts:
+    """Return positions of train, validation and test, each sorted but for the random split.
+
+    The random split without folds is the study's, bit for bit, so it alone may part
+    near-duplicates; a predefined one is as the user made it. Raises UserError on a missing column,
+    and where some part would miss a class.
+
+    Args:
+        frame: columns label, place, and the one that the split reads ("part" where predefined).
+        near: group numbers (N,) of near-duplicates.
+        kind: one of SPLITS.
+    """
+    labels = frame["label"].to_numpy()
+    if kind == "random" and shares.folds is None:
+        sizes = {"test_size": shares.test_size, "val_size": shares.val_size}
+        return random_split(labels, class_names=class_names, **sizes, seed=shares.seed)
+    check_classes(labels, class_names)
+    if kind == PREDEFINED:
+        parts = _as_named(frame)
+    else:
+        parts = _by_rule(frame, near, class_names, kind, shares)
+    for name, part in zip(PARTS, parts, strict=True):
+        counts = np.bincount(labels[part], minlength=len(class_names))
+        if counts.min() == 0:
+            raise UserError(
+                f"of the {len(part):,} rows in {name} by data.split={kind}, none is "
+                f"'{class_names[counts.argmin()]}'",
+                fix="move rows between the parts of data.split_column"
+                if kind == PREDEFINED
+                else "give more rows, or another data.split_seed, data.fold or data.split",
+            )
+    return parts
+
+
+def _by_rule(
+    frame: pd.DataFrame, near: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
+) -> Parts:
+    column, make = RULES[kind]
+    _check_column(frame, column, kind)
+    rule = make(frame, near, shares.seed)
+    everything = np.arange(len(frame))
+    try:
+        if shares.folds is None:
+            test = rule.hold_out(everything, shares.test_size)
+        else:
+            test = rule.folds(shares.folds)[shares.fold or 0]
+        rest = np.setdiff1d(everything, test)
+        val = rule.hold_out(rest, shares.val_size)
+    except ValueError as error:  # fewer films, or rows of a class, than parts
+        counts = np.bincount(frame["label"], minlength=len(class_names))
+        raise too_few(counts, class_names, f"data.split={kind}: {error}") from error
+    return np.setdiff1d(rest, val), val, test
+
+
+def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
+    if column not in frame:
+        raise UserError(
+            f"data.split={kind} needs a column '{column}', which the data lack",
+            where=f"columns {', '.join(map(str, frame.columns.drop('place')))}",
+            fix=f"name the file's own column '{column}', or choose another data.split",
+        )
+
+
+def _as_named(frame: pd.DataFrame) -> Parts:
+    """Return the parts that the column "part" names."""
+    _check_column(frame, "part", PREDEFINED)
+    folded = frame["part"].map(lambda name: str(name).strip().casefold())
+    parts = folded.replace(_OTHER_NAMES)
+    unknown = ~parts.isin(PARTS)
+    if unknown.any():
+        name = str(folded[unknown].iloc[0])
+        raise UserError(
+            f"{unknown.sum():,} of {len(frame):,} rows are in an unknown part, as '{name}': "
+            f"{nearest(name, (*PARTS, *_OTHER_NAMES))}",
+            where=shown(frame.loc[unknown, "place"]),
+            fix="name the part of each row train, val or test in data.split_column",
+        )
+    missing = [name for name in PARTS if name not in set(parts)]
+    if missing:
+        raise UserError(
+            f"no row is in {' nor in '.join(missing)}",
+            where="data.split_column",
+            fix="name rows of all three parts: train, val and test",
+        )
+    train, val, test = (np.flatnonzero(parts == name) for name in PARTS)
+    return train, val, test

@@ -1,0 +1,44 @@
+"""What happens to a text before a model reads it: the same in training and in prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kinopoisk_ft.data.cleaning import clean_text
+from kinopoisk_ft.data.scores import strip_scores
+from kinopoisk_ft.data.truncation import TRUNCATIONS, cut_text
+from kinopoisk_ft.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Its options; a saved model keeps them beside its weights.
+
+    Args:
+        max_length: tokens that the model reads, special ones included.
+        truncation: one of TRUNCATIONS: what stays of a longer text.
+        max_characters: of a text that any model gets, the same for all; None gives all of it.
+        strip_scores: take written grades out.
+    """
+
+    max_length: int
+    truncation: str = "head"
+    max_characters: int | None = None
+    strip_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.truncation not in TRUNCATIONS:
+            raise UserError(
+                f"truncation cannot be {self.truncation!r}",
+                where="data.truncation",
+                fix=nearest(str(self.truncation), TRUNCATIONS),
+            )
+
+    def clean(self, text: str) -> str:
+        """Return the whole text as it is to be judged."""
+        text = clean_text(text)
+        return strip_scores(text) if self.strip_scores else text
+
+    def cut(self, text: str) -> str:
+        """Return the part of a clean text within `max_characters`."""
+        return cut_text(text, self.max_characters, self.truncation)
