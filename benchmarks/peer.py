@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
 from common.report import Section, command_line, publish
 from common.shapes import BASE, TINY2, random_bert
 from common.sides import FROZEN, Experiment, run_peer, run_project
