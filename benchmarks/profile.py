@@ -105,6 +105,7 @@ def picture(found: dict[str, float], title: str, file: Path) -> None:
     axes.bar_label(bars, [f"{found[kind] / total:.0%}" for kind in kinds], padding=3)
     axes.set_xlabel("milliseconds a step")
     axes.set_title(title, loc="left", fontsize=10)
+    axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
 
@@ -117,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     overrides = args.overrides or DEFAULT
     found, tokens = time_by_kind(overrides, 3 if args.quick else 30)
-    title = f"{' '.join(overrides)}: {sum(found.values()):.0f} ms a step of {tokens:.0f} tokens"
+    title = f"{' '.join(overrides)}\n{sum(found.values()):.0f} ms a step of {tokens:.0f} tokens"
     if args.picture:
         picture(found, title, args.picture)
     total = sum(found.values())

@@ -86,7 +86,9 @@ def steps(length: int) -> dict[str, Callable[[], object]]:
     both = {OURS: (of_ours, [ours]), "transformers": (of_theirs, [theirs, head])}
     return {
         name: partial(
-            step, logits, torch.optim.AdamW([p for m in modules for p in m.parameters()], fused=True)
+            step,
+            logits,
+            torch.optim.AdamW([p for m in modules for p in m.parameters()], fused=True),
         )
         for name, (logits, modules) in both.items()
     }
