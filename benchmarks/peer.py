@@ -64,7 +64,7 @@ NOTE = (
     "tiny2 is of the shape of rubert-tiny2 (3 layers, 312 wide), base of rubert-base (12 layers, "
     "768), both from random weights; e5 is the pretrained e5-small-ru. In e5-freeze (10 of 12 "
     "layers, 3 epochs) and e5-head (5 epochs) the project runs frozen layers once "
-    "(`trainer.prefix_cache=fp16`), which is in its seconds; its evaluation there starts from their "
+    "(`trainer.prefix_cache=fp16`), which is in its seconds; evaluation there starts from their "
     "states, too. Ratios are peer / project; `auto` took the precision that is faster here."
 )
 
