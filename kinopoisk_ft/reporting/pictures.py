@@ -29,6 +29,7 @@ CURVES = {
 }
 PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
 FEW_POINTS = 30
+CONFUSION_NAMES = ("true", "predicted", "share of the true class")
 HistoryRow = Mapping[str, float | None]
 
 
@@ -73,7 +74,15 @@ def confusion_matrix_picture(
     matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
 ) -> None:
     """Draw counts (C, C), rows true and columns predicted, coloured by the share of each row."""
-    counts = np.asarray(matrix)
+    save(draw_confusion(np.asarray(matrix), class_names), Path(path))
+
+
+def draw_confusion(
+    counts: np.ndarray,
+    class_names: Sequence[str],
+    names: tuple[str, str, str] = CONFUSION_NAMES,
+) -> Figure:
+    """Return the figure of counts (C, C); `names` are those of rows, columns and colours."""
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(f"matrix of shape {counts.shape} for {size} class names")
@@ -89,8 +98,8 @@ def confusion_matrix_picture(
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), class_names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
     axes.spines[:].set_visible(False)
     if size <= MOST_LABELLED_CLASSES:
         for row, column in np.ndindex(size, size):
@@ -105,9 +114,9 @@ def confusion_matrix_picture(
                 fontsize=12 if size <= 4 else 9,
             )
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
-    bar.set_label("share of the true class")
+    bar.set_label(names[2])
     bar.outline.set_visible(False)
-    save(figure, Path(path))
+    return figure
 
 
 def learning_curve_picture(history: Sequence[HistoryRow], path: str | Path) -> None:
