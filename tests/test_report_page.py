@@ -186,7 +186,9 @@ def test_report_is_logged_to_its_sweep(store: Store, tmp_path: Path) -> None:
     def kept() -> set[str]:
         return {Path(f.path).name for f in store.client.list_artifacts(other, "report")}
 
-    other = store.client.create_run(store.client.get_run(store.sweep).info.experiment_id).info.run_id
+    other = store.client.create_run(
+        store.client.get_run(store.sweep).info.experiment_id
+    ).info.run_id
     (run,) = [r for r in store.client.search_runs([store.client.get_run(other).info.experiment_id])
               if r.data.tags.get("model") == "tfidf"]  # fmt: skip
     store.client.set_tag(run.info.run_id, "mlflow.parentRunId", other)

@@ -56,7 +56,11 @@ def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
         for key, colour in keys.items()
     ]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=1 if narrow else 2, frameon=False, fontsize=FONT
+        handles=handles,
+        loc="outside lower center",
+        ncols=1 if narrow else 2,
+        frameon=False,
+        fontsize=FONT,
     )
     return figure
 

@@ -52,8 +52,10 @@ PAGE = {
     "axis_step": {"en": "optimizer step", "ru": "шаг оптимизатора"},
     "curve_training": {"en": "training", "ru": "обучение"},
     "curve_validation": {"en": "validation", "ru": "валидация"},
-    "confusion": {"en": "Confusion matrices, all seeds together", "ru": "Матрицы ошибок, по всем "
-    "seed вместе"},
+    "confusion": {
+        "en": "Confusion matrices, all seeds together",
+        "ru": "Матрицы ошибок, по всем seed вместе",
+    },
     "alt_confusion": {
         "en": "Confusion matrix of {name}, true → predicted: {cells}.",
         "ru": "Матрица ошибок {name}, истинный → предсказанный: {cells}.",
@@ -133,6 +135,8 @@ PAGE = {
         "en": "The same numbers for programs: comparison.csv, comparison.json, comparison.tex.",
         "ru": "Те же числа для программ: comparison.csv, comparison.json, comparison.tex.",
     },
-    "logged": {"en": "Logged to run {parent}: {folder}/", "ru": "Записано в запуск {parent}: "
-    "{folder}/"},
+    "logged": {
+        "en": "Logged to run {parent}: {folder}/",
+        "ru": "Записано в запуск {parent}: {folder}/",
+    },
 }

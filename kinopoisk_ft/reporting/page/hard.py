@@ -35,9 +35,7 @@ class HardReview:
     answers: list[Answer]
 
 
-def hardest(
-    table: Table, predictions: Mapping[str, Predictions], words: Words
-) -> list[HardReview]:
+def hardest(table: Table, predictions: Mapping[str, Predictions], words: Words) -> list[HardReview]:
     """Return the reviews wrong in more than half of the approaches that answered the same rows.
 
     First those that more approaches get wrong, then those whose right answer got less probability.
@@ -55,9 +53,7 @@ def hardest(
     return [_review(int(i), first, list(answered), means, guesses, words) for i in chosen]
 
 
-def _answered(
-    table: Table, predictions: Mapping[str, Predictions]
-) -> dict[str, list[Predictions]]:
+def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
     """Return the runs of each approach whose rows are those of the best approach's."""
     found: dict[str, list[Predictions]] = {}
     first = None

@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kinopoisk_ft.reporting import evidence
 from kinopoisk_ft.reporting.cells import data_line, failures
-from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.details import Material
+from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.page import gallery, results
 from kinopoisk_ft.reporting.page.hard import hardest
 from kinopoisk_ft.reporting.page.leaks import leakage, sizes

@@ -43,7 +43,9 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
         Recipe(
             row.name,
             [f"python -m kinopoisk_ft {run.overrides}" for run in row.runs if run.overrides],
-            _facts(row, [details.get(run.run_id, Details()).environment for run in row.runs], words),
+            _facts(
+                row, [details.get(run.run_id, Details()).environment for run in row.runs], words
+            ),
         )
         for row in table.rows
     ]
