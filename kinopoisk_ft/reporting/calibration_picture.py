@@ -43,7 +43,8 @@ def draw(table: Table, words: Words, only: str | None = None) -> Figure:
         before, after = table.comparison.reliability[row.name]
         _curve(axes, before, COLOURS[1], _label("before", row, "ece", words))
         _curve(axes, after, COLOURS[0], _label("after", row, "ece_calibrated", words))
-        axes.set_title(row.name, fontsize=FONT + 1, color=INK, loc="left")
+        if only is None:
+            axes.set_title(row.name, fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.cells import data_line
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import BEHIND_TEXT, COLOURS, GREY, INK, new_figure, save_both, tidy
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.scores import HEADLINE
@@ -70,4 +70,5 @@ def _names_above(axes: Axes, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
     left = axes.get_yaxis_transform()
     for place, name in enumerate(names):
-        axes.text(0, place - 0.18, name, fontsize=FONT, color=INK, va="bottom", transform=left)
+        look = {"fontsize": FONT, "color": INK, "bbox": BEHIND_TEXT}
+        axes.text(0, place - 0.18, name, va="bottom", transform=left, **look)

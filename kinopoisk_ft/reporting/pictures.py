@@ -19,6 +19,8 @@ INK = "#222222"
 GREY = "#8a8a8a"
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Keeps lines that pass behind a name from striking it out.
+BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
 DPI = 200
 # Beyond this many classes, cells have no room for numbers.
 MOST_LABELLED_CLASSES = 12

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from kinopoisk_ft.reporting.cells import data_line
 from kinopoisk_ft.reporting.labels import Box, place
 from kinopoisk_ft.reporting.pareto import pareto_front
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import BEHIND_TEXT, COLOURS, GREY, INK, new_figure, save_both, tidy
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -218,4 +218,5 @@ def _label(axes: Axes, points: list[Point]) -> None:
             fontsize=FONT,
             color=INK,
             arrowprops=line if doubtful else None,
+            bbox=BEHIND_TEXT,
         )
