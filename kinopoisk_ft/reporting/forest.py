@@ -10,7 +10,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.cells import data_line
-from kinopoisk_ft.reporting.pictures import BEHIND_TEXT, COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    new_figure,
+    save_both,
+    tidy,
+)
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.scores import HEADLINE

@@ -14,7 +14,15 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from kinopoisk_ft.reporting.cells import data_line
 from kinopoisk_ft.reporting.labels import Box, place
 from kinopoisk_ft.reporting.pareto import pareto_front
-from kinopoisk_ft.reporting.pictures import BEHIND_TEXT, COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    new_figure,
+    save_both,
+    tidy,
+)
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
 
