@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,5 +79,5 @@ def _names_above(axes: Axes, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
     left = axes.get_yaxis_transform()
     for place, name in enumerate(names):
-        look = {"fontsize": FONT, "color": INK, "bbox": BEHIND_TEXT}
+        look: dict[str, Any] = {"fontsize": FONT, "color": INK, "bbox": BEHIND_TEXT}
         axes.text(0, place - 0.18, name, va="bottom", transform=left, **look)
