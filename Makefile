@@ -32,7 +32,7 @@ demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled da
 	$(BIN)/python -m kinopoisk_ft.report --experiment demo --output $(DEMO)/report
 	@echo
 	@echo "MLflow store: $(CURDIR)/mlflow.db, experiment 'demo'; to open it: make ui, then http://127.0.0.1:5000"
-	@echo "Report:       $(CURDIR)/$(DEMO)/report/comparison.md and .png; open them in any viewer"
+	@echo "Report:       $(CURDIR)/$(DEMO)/report/comparison.html; open it in a browser"
 
 test: $(STAMP) ## quick tests, within three minutes
 	$(PYTEST)

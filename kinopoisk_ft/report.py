@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.report",
-        description="Compare finished runs: a table (Markdown, CSV, JSON), pictures (PNG, SVG), "
-        "conclusions and recommendations.",
-        epilog="Each option may also be written as in a training command: language=ru",
+        description="Compare finished runs: one page (HTML), a table (Markdown, CSV, JSON, "
+        "LaTeX), pictures (PNG, SVG), conclusions and recommendations.",
+        epilog="Each option with a value may also be written as in a training command: language=ru",
     )
     parser.add_argument("--uri", help="MLflow store (MLFLOW_TRACKING_URI, else ./mlflow.db)")
     parser.add_argument("--experiment", default="kinopoisk_ft", help="its name (%(default)s)")
@@ -38,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder (%(default)s)")
     parser.add_argument("--language", default="en", help="en or ru (%(default)s)")
+    parser.add_argument(
+        "--no-log", action="store_true", help="keep the files out of the sweep's parent run"
+    )
     return parser
 
 
@@ -65,8 +68,10 @@ def _report(options: argparse.Namespace) -> None:
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.collect import collect
+    from kinopoisk_ft.reporting.details import Material, load_details
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.formats import as_text
+    from kinopoisk_ft.reporting.keep import FOLDER, log_files, parent_of
     from kinopoisk_ft.reporting.output import write
     from kinopoisk_ft.reporting.predictions import load
     from kinopoisk_ft.reporting.words import Words
@@ -78,13 +83,17 @@ def _report(options: argparse.Namespace) -> None:
         client = open_store(uri)
         collected = collect(client, options.experiment, options.parent)
         predictions = load(client, collected.runs)
+        details = load_details(client, collected.runs)
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
         raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
     document = build(collected, predictions, options.parent, words)
-    paths = write(document, words, options.output)
+    paths = write(document, Material(predictions, details), words, options.output)
     print(as_text(document, words))
     print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
+    if not options.no_log and (parent := parent_of(collected.runs)):
+        log_files(client, parent, paths)
+        print(words("logged", parent=parent, folder=FOLDER))
 
 
 if __name__ == "__main__":

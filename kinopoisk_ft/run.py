@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import traceback
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _tags(prepared: Prepared) -> dict[str, str]:
         "approach": approach(choices),
         "seed": str(prepared.cfg.seed),
         "commit": commit(),
-        "overrides": " ".join(prepared.overrides),
+        "overrides": shlex.join(prepared.overrides),
     }
 
 

@@ -74,7 +74,7 @@ def test_same_store_gives_same_bytes_and_stays_as_it_was(store: Store, tmp_path:
     report(store, tmp_path / "b", "experiment=answered")
     assert database.read_bytes() == before
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    expected = [f"comparison.{kind}" for kind in ("csv", "json", "md", "png", "svg")]
+    expected = [f"comparison.{kind}" for kind in ("csv", "html", "json", "md", "png", "svg", "tex")]
     expected += ["comparison-differences.csv", "comparison-slices.csv"]
     pictures = ("comparison-differences", "comparison-calibration")
     expected += [f"{name}.{kind}" for name in pictures for kind in ("png", "svg")]

@@ -27,14 +27,15 @@ def calibration_picture(table: Table, words: Words, folder: Path, stem: str) -> 
     return save_both(draw(table, words), folder, stem)
 
 
-def draw(table: Table, words: Words) -> Figure:
-    """Return the figure: a panel an approach, as trained and with its temperature."""
-    rows = [row for row in table.rows if row.name in table.comparison.reliability]
+def draw(table: Table, words: Words, only: str | None = None) -> Figure:
+    """Return the figure: a panel an approach, or one approach's alone."""
+    known = table.comparison.reliability
+    rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
     columns = min(IN_A_LINE, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure = new_figure(SIDE * columns + 0.4, (SIDE + 0.55) * lines + 0.3)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    bins = [one for pair in table.comparison.reliability.values() for part in pair for one in part]
+    bins = [one for pair in known.values() for part in pair for one in part]
     low = min(one.confidence for one in bins)
     percent = FuncFormatter(lambda value, _: words.percent(value))
     for axes, row in zip(panels.flat, rows, strict=False):
@@ -42,7 +43,8 @@ def draw(table: Table, words: Words) -> Figure:
         before, after = table.comparison.reliability[row.name]
         _curve(axes, before, COLOURS[1], _label("before", row, "ece", words))
         _curve(axes, after, COLOURS[0], _label("after", row, "ece_calibrated", words))
-        axes.set_title(row.name, fontsize=FONT + 1, color=INK, loc="left")
+        if only is None:
+            axes.set_title(row.name, fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)

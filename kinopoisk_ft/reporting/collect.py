@@ -126,6 +126,10 @@ def _trained(run: Run) -> TrainedRun:
         source_digest=tags.get("source_digest", ""),
         device=tags.get("device", ""),
         commit=tags.get("commit", ""),
+        experiment=tags.get("experiment", ""),
+        overrides=tags.get("overrides", ""),
+        precision=tags.get("precision", ""),
+        parent=tags.get("mlflow.parentRunId", ""),
         start_time=run.info.start_time,
         settings={
             k: params[k] for k in sorted(params) if k.startswith(GROUPS) and k not in ignored

@@ -44,15 +44,12 @@ def _verdict(pair: Pair, pairs: int, words: Words) -> str:
     return words(key, low=low, high=high, p=p, pairs=pairs, scope=scope)
 
 
-def row_parts(row: Row, best: Row, words: Words) -> dict[str, str]:
-    """Return a row's name, F1, distance from the best F1, and training time, in words."""
-    f1 = row.values[F1].mean
+def row_parts(row: Row, words: Words) -> dict[str, str]:
+    """Return a row's name, F1 and training time, in words."""
     time = row.mean(TIME)
-    delta = words.score(f1 - best.values[F1].mean, signed=True)
     return {
         "name": row.name,
-        "f1": words.score(f1),
-        "from_best": "" if row is best else words("from_best", delta=delta),
+        "f1": words.score(row.values[F1].mean),
         "time": "-" if time is None else words.seconds(time),
     }
 

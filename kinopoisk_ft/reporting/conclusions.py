@@ -61,7 +61,7 @@ def _fastest(table: Table, words: Words) -> list[str]:
     if fastest is None:
         return []
     if fastest is best:
-        return [words("fastest_is_best", **row_parts(best, best, words))]
+        return [words("fastest_is_best", **row_parts(best, words))]
     found = [_faster("fastest", table, fastest, words)]
     network = least([row for row in table.rows if is_network(row)], TIME)
     if not is_network(fastest) and network and network is not best:
@@ -71,8 +71,8 @@ def _fastest(table: Table, words: Words) -> list[str]:
 
 def _faster(key: str, table: Table, row: Row, words: Words) -> str:
     best = table.rows[0]
-    parts = row_parts(row, best, words) | f1_parts(table, row, best, words)
-    return words(key, best=best.name, best_time=row_parts(best, best, words)["time"], **parts)
+    parts = row_parts(row, words) | f1_parts(table, row, best, words)
+    return words(key, best=best.name, best_time=row_parts(best, words)["time"], **parts)
 
 
 def _full_training(table: Table, row: Row) -> Row | None:

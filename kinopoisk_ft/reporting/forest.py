@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.cells import data_line
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    new_figure,
+    save_both,
+    tidy,
+)
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.scores import HEADLINE
 
 WIDTH = 8.0  # inches
+NARROW_WIDTH = 4.4
 ROW_HEIGHT = 0.34
 FONT = 9
 
@@ -24,10 +35,11 @@ def forest_picture(table: Table, words: Words, folder: Path, stem: str) -> list[
     return save_both(draw(table, words), folder, stem)
 
 
-def draw(table: Table, words: Words) -> Figure:
-    """Return the figure: a row for each pair, weighted F1."""
+def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
+    """Return the figure: a row for each pair, weighted F1; if narrow, names above their rows."""
     pairs = table.comparison.pairs
-    figure = new_figure(WIDTH, 1.6 + ROW_HEIGHT * len(pairs))
+    row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
+    figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))
     axes = figure.add_subplot()
     for place, pair in enumerate(pairs):
         found = pair.differences[HEADLINE]
@@ -38,18 +50,34 @@ def draw(table: Table, words: Words) -> Figure:
     tidy(axes)
     axes.grid(False, axis="y")
     names = [words("row_less", a=pair.a, b=pair.b) for pair in pairs]
-    axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
+    if narrow:
+        _names_above(axes, names)
+    else:
+        axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
+        axes.set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.number(v, 3, signed=True)))
     axes.set_xlabel(words("axis_difference"))
-    axes.set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
     keys = {"legend_beyond": COLOURS[0], "legend_noise": GREY}
     handles = [
         Line2D([], [], color=colour, marker="o", lw=2.2, label=words(key))
         for key, colour in keys.items()
     ]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=FONT
+        handles=handles,
+        loc="outside lower center",
+        ncols=1 if narrow else 2,
+        frameon=False,
+        fontsize=FONT,
     )
     return figure
+
+
+def _names_above(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    left = axes.get_yaxis_transform()
+    for place, name in enumerate(names):
+        look: dict[str, Any] = {"fontsize": FONT, "color": INK, "bbox": BEHIND_TEXT}
+        axes.text(0, place - 0.18, name, va="bottom", transform=left, **look)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.calibration_picture import calibration_picture
+from kinopoisk_ft.reporting.details import Material
 from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.findings import differences_csv, slices_csv
 from kinopoisk_ft.reporting.forest import forest_picture
 from kinopoisk_ft.reporting.formats import as_markdown
+from kinopoisk_ft.reporting.latex import as_latex
+from kinopoisk_ft.reporting.page.render import as_html
 from kinopoisk_ft.reporting.records import as_csv, as_json
 from kinopoisk_ft.reporting.scatter import comparison_picture
 from kinopoisk_ft.reporting.words import Words
@@ -24,7 +27,7 @@ PICTURES = {
 }
 
 
-def write(document: Document, words: Words, folder: Path) -> list[Path]:
+def write(document: Document, material: Material, words: Words, folder: Path) -> list[Path]:
     """Write tables and pictures to the folder and return their paths.
 
     A failure leaves earlier files as they were. Raises UserError where the folder cannot be
@@ -38,6 +41,8 @@ def write(document: Document, words: Words, folder: Path) -> list[Path]:
                 ".md": as_markdown(document, words),
                 ".csv": as_csv(document),
                 ".json": as_json(document, words.language),
+                ".html": as_html(document, material, words),
+                ".tex": as_latex(document, words),
                 "-differences.csv": differences_csv(document),
                 "-slices.csv": slices_csv(document),
             }

@@ -18,6 +18,9 @@ TABLE = {
     "eval_seconds": {"en": "evaluation, s", "ru": "оценка, с"},
     "trainable_parameters": {"en": "trainable parameters", "ru": "обучаемые параметры"},
     "total_parameters": {"en": "all parameters", "ru": "все параметры"},
+    "peak_memory_mb": {"en": "peak memory, MB", "ru": "пик памяти, МБ"},
+    "tokens_per_second": {"en": "tokens per second", "ru": "токенов в секунду"},
+    "characters_seen_share": {"en": "characters seen", "ru": "прочитано символов"},
     "accuracy_from_best": {"en": "accuracy from best", "ru": "accuracy от лучшей"},
     "f1_weighted_from_best": {"en": "F1 weighted from best", "ru": "F1 взв. от лучшей"},
     "train_seconds_from_best": {"en": "training from best, s", "ru": "обучение от лучшего, с"},
@@ -50,13 +53,17 @@ TABLE = {
     "thousand": {"en": "K", "ru": "тыс."},
     "million": {"en": "M", "ru": "млн"},
     "billion": {"en": "B", "ru": "млрд"},
-    "axis_time": {
+    "axis_train_seconds": {
         "en": "training time, s (logarithmic)",
         "ru": "время обучения, с (логарифмическая шкала)",
     },
-    "axis_parameters": {
+    "axis_trainable_parameters": {
         "en": "trainable parameters (logarithmic)",
         "ru": "обучаемые параметры (логарифмическая шкала)",
+    },
+    "axis_peak_memory_mb": {
+        "en": "peak memory, MB (logarithmic)",
+        "ru": "пик памяти, МБ (логарифмическая шкала)",
     },
     "axis_f1": {"en": "weighted F1", "ru": "взвешенная F1"},
     "majority_line": {

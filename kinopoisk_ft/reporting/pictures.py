@@ -19,6 +19,8 @@ INK = "#222222"
 GREY = "#8a8a8a"
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Keeps lines that pass behind a name from striking it out.
+BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
 DPI = 200
 # Beyond this many classes, cells have no room for numbers.
 MOST_LABELLED_CLASSES = 12
@@ -29,6 +31,7 @@ CURVES = {
 }
 PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
 FEW_POINTS = 30
+CONFUSION_NAMES = ("true", "predicted", "share of the true class")
 HistoryRow = Mapping[str, float | None]
 
 
@@ -73,7 +76,15 @@ def confusion_matrix_picture(
     matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
 ) -> None:
     """Draw counts (C, C), rows true and columns predicted, coloured by the share of each row."""
-    counts = np.asarray(matrix)
+    save(draw_confusion(np.asarray(matrix), class_names), Path(path))
+
+
+def draw_confusion(
+    counts: np.ndarray,
+    class_names: Sequence[str],
+    names: tuple[str, str, str] = CONFUSION_NAMES,
+) -> Figure:
+    """Return the figure of counts (C, C); `names` are those of rows, columns and colours."""
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(f"matrix of shape {counts.shape} for {size} class names")
@@ -89,8 +100,8 @@ def confusion_matrix_picture(
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), class_names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
     axes.spines[:].set_visible(False)
     if size <= MOST_LABELLED_CLASSES:
         for row, column in np.ndindex(size, size):
@@ -105,9 +116,9 @@ def confusion_matrix_picture(
                 fontsize=12 if size <= 4 else 9,
             )
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
-    bar.set_label("share of the true class")
+    bar.set_label(names[2])
     bar.outline.set_visible(False)
-    save(figure, Path(path))
+    return figure
 
 
 def learning_curve_picture(history: Sequence[HistoryRow], path: str | Path) -> None:

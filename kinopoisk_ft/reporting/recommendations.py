@@ -1,46 +1,74 @@
-"""Which approach to take when time, resources or quality is the limit."""
+"""Which approach to take when time, parameters, memory or quality is the limit."""
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.compare import TIME, least, row_parts, told_apart
+from dataclasses import dataclass
+
+from kinopoisk_ft.reporting.compare import TIME, f1_parts, least, row_parts, told_apart
 from kinopoisk_ft.reporting.notes import is_network
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
+
+PARAMETERS, MEMORY = "trainable_parameters", "peak_memory_mb"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to take under one limit, "time", "parameters", "memory" or "quality", and why."""
+
+    limit: str
+    name: str
+    text: str
 
 
 def recommendations(table: Table, words: Words) -> list[str]:
-    """Return which approach to take when time, resources or quality is the limit.
+    """Return the sentences of `choices`."""
+    return [choice.text for choice in choices(table, words)]
+
+
+def choices(table: Table, words: Words) -> list[Choice]:
+    """Return which approach to take under each limit that was measured, quality last.
 
     Of a single approach there is nothing to choose: the list is empty.
     """
     if len(table.rows) == 1:
         return []
-    best = table.rows[0]
     networks = [row for row in table.rows if is_network(row)]
-    found = []
     fastest = table.holder(TIME)
-    if fastest:
-        text = words("limit_time", **row_parts(fastest, best, words))
-        network = least(networks, TIME)
-        if not is_network(fastest) and network:
-            text += " " + words("limit_time_network", **row_parts(network, best, words))
-        found.append(text)
-    smallest = least(networks or list(table.rows), "trainable_parameters")
+    found = [_time(table, fastest, networks, words)] if fastest else []
+    smallest = least(networks or list(table.rows), PARAMETERS)
     if smallest:
-        count = words.number(smallest.values["trainable_parameters"].mean, 0)
-        text = words("limit_resources", count=count, **row_parts(smallest, best, words))
-        frugal = least(networks, "peak_memory_mb")
-        if frugal:
-            memory = words.number(frugal.values["peak_memory_mb"].mean, 0)
-            text += " " + words("limit_memory", name=frugal.name, memory=memory)
-        found.append(text)
-    return [*found, _quality(table, words)]
+        count = words.number(smallest.values[PARAMETERS].mean, 0)
+        text = words("limit_parameters", count=count, **_parts(table, smallest, words))
+        found.append(Choice("parameters", smallest.name, text))
+    frugal = least(networks, MEMORY)
+    if frugal:
+        memory = words.number(frugal.values[MEMORY].mean, 0)
+        text = words("limit_memory", memory=memory, **_parts(table, frugal, words))
+        found.append(Choice("memory", frugal.name, text))
+    return [*found, Choice("quality", table.rows[0].name, _quality(table, words))]
+
+
+def _time(table: Table, fastest: Row, networks: list[Row], words: Words) -> Choice:
+    text = words("limit_time", **_parts(table, fastest, words))
+    network = least(networks, TIME)
+    if not is_network(fastest) and network:
+        text += " " + words("limit_time_network", **_parts(table, network, words))
+    return Choice("time", fastest.name, text)
+
+
+def _parts(table: Table, row: Row, words: Words) -> dict[str, str]:
+    """Return a row's numbers, and what of its distance from the best chance explains."""
+    best, against = table.rows[0], ""
+    if row is not best:
+        against = words("from_best", best=best.name, **f1_parts(table, row, best, words))
+    return row_parts(row, words) | {"from_best": against}
 
 
 def _quality(table: Table, words: Words) -> str:
     best = table.rows[0]
     accuracy = words.score(best.values["accuracy"].mean)
-    text = [words("limit_quality", accuracy=accuracy, **row_parts(best, best, words))]
+    text = [words("limit_quality", accuracy=accuracy, **row_parts(best, words))]
     rivals = [row for row in table.rows[1:] if told_apart(table, row, best) is False]
     fastest = least([best, *rivals], TIME)
     if rivals and fastest:

@@ -22,6 +22,10 @@ class TrainedRun:
     start_time: int  # ms since 1970
     settings: dict[str, str]
     metrics: dict[str, float]
+    experiment: str = ""  # the chosen file of conf/experiment
+    overrides: str = ""  # of the command line
+    precision: str = ""
+    parent: str = ""  # run id of its sweep
 
     @property
     def max_length(self) -> str:

@@ -1,4 +1,4 @@
-"""The comparison's picture: weighted F1 against training time and against parameters."""
+"""The comparison's picture: weighted F1 against time, trainable parameters and memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,23 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from kinopoisk_ft.reporting.cells import data_line
 from kinopoisk_ft.reporting.labels import Box, place
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pareto import pareto_front
+from kinopoisk_ft.reporting.pictures import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    new_figure,
+    save_both,
+    tidy,
+)
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
 
 WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
+NARROW_WIDTH = 4.4
 PANEL_HEIGHT = 3.6
+ROWS_IN_NARROW_PANEL = 5
 ROWS_IN_PANEL = 8  # more rows make a panel higher, to keep room for labels
 FONT = 9.5
 MARKER = 8.0  # points across
@@ -28,6 +39,8 @@ STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 4
 ZERO_SHARE = 0.14  # of the axis, for the place of zero
 SHAPES = "osD^vPX"
+MEMORY = "peak_memory_mb"
+COSTS = ("train_seconds", "trainable_parameters", MEMORY)
 
 
 @dataclass(frozen=True)
@@ -48,26 +61,51 @@ def comparison_picture(table: Table, words: Words, folder: Path, stem: str) -> l
 
 
 def draw(table: Table, words: Words) -> Figure:
-    """Return the figure: two panels, one above the other, with a shared F1 axis."""
+    """Return the figure: a panel for each cost that was measured, one above the other."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
-    figure = new_figure(WIDTH, 2 * height)
-    panels = figure.subplots(2, 1)
-    look = _looks(table.rows)
-    columns = ("train_seconds", "trainable_parameters")
-    drawn = [
-        _panel(axes, table, column, look, words)
-        for axes, column in zip(panels, columns, strict=True)
-    ]
+    columns = measured(table)
+    figure = new_figure(WIDTH, len(columns) * height)
+    panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
+    drawn = _panels(panels, table, columns, words)
     panels[0].set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
     if "f1_weighted" in table.majority:
         f1 = words.score(table.majority["f1_weighted"])
         panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
+    _place_labels(figure, panels, drawn)
+    return figure
+
+
+def draw_one(table: Table, column: str, words: Words) -> Figure:
+    """Return a narrow figure of one cost, for a page that puts several beside one another."""
+    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
+    figure = new_figure(NARROW_WIDTH, height)
+    axes = figure.add_subplot()
+    drawn = _panels([axes], table, [column], words)
+    _place_labels(figure, [axes], drawn)
+    return figure
+
+
+def measured(table: Table) -> list[str]:
+    """Return the costs of `COSTS` that some row recorded; time and parameters always."""
+    return [c for c in COSTS if c != MEMORY or any(c in row.values for row in table.rows)]
+
+
+def _panels(
+    panels: list[Axes], table: Table, columns: list[str], words: Words
+) -> list[list[Point]]:
+    look = _looks(table.rows)
+    return [
+        _panel(axes, table, column, look, words)
+        for axes, column in zip(panels, columns, strict=True)
+    ]
+
+
+def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) -> None:
     # Labels are placed in pixels, so the layout must be final and stay as it is.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, points in zip(panels, drawn, strict=True):
         _label(axes, points)
-    return figure
 
 
 def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
@@ -106,6 +144,7 @@ def _panel(
             linewidth=1.4,
             zorder=3,
         )
+    _front(axes, points)
     tidy(axes)
     low = min((p.y - p.std for p in points), default=0.0)
     high = max((p.y + p.std for p in points), default=1.0)
@@ -113,8 +152,15 @@ def _panel(
     axes.set_ylim(low - pad, high + pad)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value, 3)))
     axes.set_ylabel(words("axis_f1"))
-    axes.set_xlabel(words("axis_time" if column == "train_seconds" else "axis_parameters"))
+    axes.set_xlabel(words(f"axis_{column}"))
     return points
+
+
+def _front(axes: Axes, points: list[Point]) -> None:
+    """Draw the steps below which nothing measured is both cheaper and better."""
+    kept = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
+    x, y = [p.x for p in kept], [p.y for p in kept]
+    axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
 
 
 def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
@@ -180,4 +226,5 @@ def _label(axes: Axes, points: list[Point]) -> None:
             fontsize=FONT,
             color=INK,
             arrowprops=line if doubtful else None,
+            bbox=BEHIND_TEXT,
         )

@@ -104,18 +104,20 @@ SENTENCES = {
         "ru": "Мало времени: {name}, обучение {time} с, взвешенная F1 {f1}{from_best}.",
     },
     "limit_time_network": {
-        "en": "If it has to be a network: {name}, {time} s, weighted F1 {f1}.",
-        "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}.",
+        "en": "If it has to be a network: {name}, {time} s, weighted F1 {f1}{from_best}.",
+        "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}{from_best}.",
     },
-    "limit_resources": {
+    "limit_parameters": {
         "en": "Few resources: {name} trains the fewest parameters, {count}; weighted F1 "
         "{f1}{from_best}.",
         "ru": "Мало ресурсов: меньше всего обучаемых параметров у {name}, {count}; взвешенная F1 "
         "{f1}{from_best}.",
     },
     "limit_memory": {
-        "en": "The lowest peak memory is that of {name}: {memory} MB.",
-        "ru": "Наименьший пик памяти у {name}: {memory} МБ.",
+        "en": "Little memory: the lowest peak of the networks is that of {name}, {memory} MB; "
+        "weighted F1 {f1}{from_best}.",
+        "ru": "Мало памяти: наименьший пик среди нейросетей у {name}, {memory} МБ; взвешенная F1 "
+        "{f1}{from_best}.",
     },
     "limit_quality": {
         "en": "Quality first: {name}, weighted F1 {f1}, accuracy {accuracy}.",
@@ -125,7 +127,10 @@ SENTENCES = {
         "en": "Not told apart from it: {names}; of all these {fastest} trains fastest, {time} s.",
         "ru": "От него не отличить: {names}; из них всех быстрее обучается {fastest}: {time} с.",
     },
-    "from_best": {"en": " ({delta} from the best)", "ru": " ({delta} от лучшей)"},
+    "from_best": {
+        "en": "; against {best} {delta}{verdict}",
+        "ru": "; разница с {best} {delta}{verdict}",
+    },
     "more_seeds": {
         "en": "Repeat with several seeds (seed=0,1,2) before relying on the order.",
         "ru": "Прежде чем полагаться на порядок, повторите с несколькими seed (seed=0,1,2).",

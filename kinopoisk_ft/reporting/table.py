@@ -21,6 +21,8 @@ COLUMNS = {
     "trainable_parameters": "trainable_parameters",
     "total_parameters": "total_parameters",
     "peak_memory_mb": "peak_memory_mb",
+    "tokens_per_second": "tokens_per_second",
+    "characters_seen_share": "characters_seen_share",
     "temperature": "temperature",
     "ece": "test_ece",
     "ece_calibrated": "test_ece_calibrated",

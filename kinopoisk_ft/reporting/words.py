@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting.evidence_phrases import EVIDENCE, EVIDENCE_NOTES
+from kinopoisk_ft.reporting.page_phrases import PAGE
 from kinopoisk_ft.reporting.phrases import NOTES, TABLE
 from kinopoisk_ft.reporting.sentences import SENTENCES
 from kinopoisk_ft.statistics.bootstrap import Interval
 
-PHRASES = TABLE | NOTES | EVIDENCE | EVIDENCE_NOTES | SENTENCES
+PHRASES = TABLE | NOTES | EVIDENCE | EVIDENCE_NOTES | SENTENCES | PAGE
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
 EN_DASH = "\N{EN DASH}"

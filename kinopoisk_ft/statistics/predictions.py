@@ -11,7 +11,8 @@ import pandas as pd
 from kinopoisk_ft.errors import UserError
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
-FACTS = ("characters", "truncated", "film", "film_in_train", "grade10")
+FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "text")
+TEXT_CHARACTERS = 500  # kept of a review: enough to see what it is about
 PREFIX = "p_"
 
 Mismatch = Literal["rows", "labels", "classes"]
@@ -22,7 +23,8 @@ class Predictions:
     """Answers of one run to N reviews, in the order of their rows.
 
     `facts` has the columns of `FACTS` that the run recorded: characters (int), truncated (share of
-    the tokens beyond the model's window), film (str), film_in_train (bool), grade10 (1 to 10).
+    the tokens beyond the model's window), film (str), film_in_train (bool), grade10 (1 to 10), text
+    (its first `TEXT_CHARACTERS`).
     """
 
     rows: np.ndarray  # (N,) int64, the review's row in the source
@@ -83,6 +85,7 @@ def as_table(
     for i, name in enumerate(class_names):
         table[f"{PREFIX}{name}"] = probabilities[:, i].astype(np.float64)
     table["characters"] = part["text"].str.len().to_numpy(np.int64)
+    table["text"] = part["text"].str.slice(0, TEXT_CHARACTERS).to_numpy()
     for name in ("truncated", "film", "grade10"):
         if name in part:
             table[name] = part[name].to_numpy()

@@ -1,0 +1,58 @@
+"""The page's account of what of the test set training had met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kinopoisk_ft.reporting.details import Details
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import Words
+
+KINDS = ("near_duplicates", "films", "authors")
+
+
+def leakage(table: Table, words: Words) -> list[list[str]]:
+    """Return what train and test share, with its share of the test set; no rows if unrecorded."""
+    found = next((r.metrics for row in table.rows for r in row.runs if _has(r.metrics)), {})
+    rows = [
+        [
+            words(f"leakage_{kind}"),
+            words.number(found[f"leakage_{kind}"], 0),
+            words.percent(found[f"leakage_{kind}_share"]),
+        ]
+        for kind in KINDS
+        if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
+    ]
+    if "leakage_film_guess_accuracy" in found:
+        majority = words.score(found["leakage_majority_accuracy"])
+        guess = words.score(found["leakage_film_guess_accuracy"])
+        rows.append([words("leakage_film_guess", majority=majority), guess, ""])
+    heading = [words("leakage_what"), words("leakage_shared"), words("leakage_share")]
+    return [heading, *rows] if rows else []
+
+
+def _has(metrics: Mapping[str, float]) -> bool:
+    return any(key.startswith("leakage_") for key in metrics)
+
+
+def sizes(table: Table, details: Mapping[str, Details], words: Words) -> str:
+    """Return a line on the sizes of the parts and how the film alone tells the label, or ""."""
+    data = data_of(table, details)
+    counts = data.get("counts", {})
+    parts = [f"{words.header(name)} {words.number(_size(n), 0)}" for name, n in counts.items()]
+    text = words("sizes", parts=", ".join(parts)) if parts else ""
+    p = data.get("leakage_film_guess_p_value")
+    if p is not None and "leakage_film_guess_accuracy" in data.get("leakage", {}):
+        text += " " + words("leakage_p", p=words.p_value(p))
+    return text.strip()
+
+
+def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
+    """Return the description of the table's data from the first run that recorded it."""
+    runs = [run.run_id for row in table.rows for run in row.runs]
+    return next((details[i].data for i in runs if i in details and details[i].data), {})
+
+
+def _size(count: Any) -> float:
+    return float(sum(count.values()) if isinstance(count, dict) else count)
