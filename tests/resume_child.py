@@ -48,7 +48,7 @@ SETTINGS = [
 def moments(seed: int, count: int) -> list[tuple[str, int]]:
     """Return places and the number of the call there, drawn by a seed, each place in turn."""
     rng = np.random.default_rng(seed)
-    most = {"backward": 16, "update": 9, "between": 9, "evaluation": 3, "fsync": 30, "rename": 8}
+    most = {"backward": 16, "update": 6, "between": 6, "evaluation": 2, "fsync": 15, "rename": 4}
     names = [name for _ in range(-(-count // len(PLACES))) for name in rng.permutation([*PLACES])]
     return [(name, int(rng.integers(1, most[name] + 1))) for name in names[:count]]
 
