@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,24 @@ def weights(state: State) -> torch.Tensor:
     return torch.cat([value.flatten() for value in trained_tensors(state.model).values()])
 
 
-@pytest.fixture
-def checkpoints(tmp_path: Path) -> Path:
-    """A folder with the last two checkpoints, after steps 6 and 8, of a run of ten steps."""
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken_off")
 
     def stop(step: int) -> None:
         if step == 9:
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(tmp_path, recorder=Recorder(stop))
-    assert steps(tmp_path) == [6, 8]
-    return tmp_path
+        fit(folder, recorder=Recorder(stop))
+    assert steps(folder) == [6, 8]
+    return folder
+
+
+@pytest.fixture
+def checkpoints(broken_off: Path, tmp_path: Path) -> Path:
+    """A folder with the last two checkpoints, after steps 6 and 8, of a run of ten steps."""
+    return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))
 
 
 def steps(folder: Path) -> list[int]:
@@ -128,10 +135,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     assert not last.exists()
 
 
-def test_damage_changes_no_result(
-    checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    whole = fit(tmp_path_factory.mktemp("whole"))
+def test_damage_changes_no_result(checkpoints: Path, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
     for name in ("state.safetensors", "manifest.json"):
         flip(Snapshots(checkpoints).folders()[-1] / name)
     state = fit(checkpoints)  # none is left: it starts over
@@ -270,22 +275,24 @@ def test_a_signal_in_evaluation_leaves_it_to_the_next_process(
 def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
     before = signal.getsignal(signal.SIGTERM)
     done = []
-    with StopSignals() as signals:
-        with pytest.raises(Stopped) as first, signals.held():
-            os.kill(os.getpid(), signal.SIGUSR1)
-            done.append("step")
-        assert (done, first.value.torn, first.value.exit_code) == (["step"], False, 143)
-    with StopSignals() as signals:
-        with pytest.raises(Stopped) as second, signals.held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("never")
-        assert (done, second.value.torn, second.value.exit_code) == (["step"], True, 130)
+
+    def step(*numbers: int) -> None:
+        with StopSignals() as signals, signals.held():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            done.append(numbers)
+
+    with pytest.raises(Stopped) as first:
+        step(signal.SIGUSR1)
+    assert (done, first.value.torn, first.value.exit_code) == ([(signal.SIGUSR1,)], False, 143)
+    with pytest.raises(Stopped) as second:
+        step(signal.SIGTERM, signal.SIGINT)
+    assert (len(done), second.value.torn, second.value.exit_code) == (1, True, 130)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Steps whose loss is made infinite."""
     chosen: set[int] = set()
     loss_sum, calls = Classification.loss_sum, [0]
@@ -298,7 +305,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
         return (loss * float("inf") if calls[0] in chosen else loss), logits
 
     monkeypatch.setattr(Classification, "loss_sum", poison)
-    yield chosen
+    return chosen
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
