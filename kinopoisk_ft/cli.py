@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         launch()
     except RunError:
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -117,7 +118,7 @@ def _cause(error: Exception) -> BaseException:
 def _write_traceback(out_dir: Path) -> Path:
     """Add the traceback to the log file alone: the screen has the message."""
     file = out_dir / "run.log"
-    with file.open("a", encoding="utf-8") as stream:
+    with suppress(OSError), file.open("a", encoding="utf-8") as stream:  # the disk may be full
         stream.write(traceback.format_exc())
     return file
 

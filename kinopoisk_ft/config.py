@@ -9,7 +9,7 @@ import secrets
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
@@ -19,10 +19,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.unfinished import kept_seed
 
 log = logging.getLogger(__name__)
 
-SETTINGS = {"seed": int, "output_dir": str, "result_json": str | None}
+SETTINGS = {
+    "seed": int,
+    "output_dir": str,
+    "resume": Literal["auto", "never"],
+    "result_json": str | None,
+}
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
@@ -40,8 +46,9 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     hydra = HydraConfig.get()
     cfg = cfg.copy()
     if cfg.get("seed") is None and "seed" in cfg:
-        cfg.seed = secrets.randbelow(2**31)
-        log.info("seed drawn: %d", cfg.seed)
+        kept = kept_seed(Path(hydra.runtime.output_dir), cfg.get("resume", "auto"))
+        cfg.seed = secrets.randbelow(2**31) if kept is None else kept
+        log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

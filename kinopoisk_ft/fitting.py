@@ -18,6 +18,7 @@ from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_t
 from kinopoisk_ft.adapters.base import Adapted, Adapter
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.adapters.plain import Full
+from kinopoisk_ft.data.hidden import ids_digest
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, check_length, log_example, tokenize
@@ -34,6 +35,7 @@ from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.unfinished import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ def fit_network(
     out_dir: Path,
 ) -> Fitted:
     """Tokenize, build, adapt, train, restore the best weights, test, save the model folder."""
-    precision, clock = trainer.open()
+    checkpoints = out_dir / CHECKPOINTS
+    precision, clock = trainer.open(checkpoints)
     reset_peak_memory(precision.device)
     model_dir = out_dir / "model"
     with clock.section("tokenize"):
@@ -87,7 +90,7 @@ def fit_network(
     state = trainer.fit(
         adapted.module, make_objective(weights=weights), parts["train"], parts["val"],
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
-        recorder=tracker, folder=out_dir / "checkpoints",
+        recorder=tracker, folder=checkpoints, about=identity(data, parts["train"], parts["val"]),
     )  # fmt: skip
     with clock.section("eval"):
         # Without weights: losses on test can be compared, whatever was trained for.
@@ -114,6 +117,12 @@ def fit_network(
         seen=seen,
         history=state.history,
     )
+
+
+def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
+    """Return digests of what a checkpoint was trained on, to be compared when it is read."""
+    tokens = ids_digest([*train.input_ids, *val.input_ids])
+    return {"split": data.split_digest, "tokens": tokens}
 
 
 def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], Seen]:

@@ -12,6 +12,7 @@ from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.environment import describe_environment
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.fitting import identity
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.record import write_json
@@ -19,6 +20,7 @@ from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
+from kinopoisk_ft.unfinished import CHECKPOINTS
 
 
 def pretrain(
@@ -36,7 +38,8 @@ def pretrain(
         )
     trainer.refuse_balance("pretraining has no classes")
     data: DataSplit = instantiate(cfg.data).load()
-    precision, clock = trainer.open()
+    checkpoints = out_dir / CHECKPOINTS
+    precision, clock = trainer.open(checkpoints)
     how = data.preprocessing
     tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
     network = recipe.build_lm(tokenizer)
@@ -50,7 +53,8 @@ def pretrain(
     objective = _language_model(tokenizer, mask_share)
     state = trainer.fit(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
-        precision=precision, clock=clock, recorder=tracker, folder=out_dir / "checkpoints",
+        precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
+        about=identity(data, train, val),
     )  # fmt: skip
     folder = Path(save_to).absolute()
     save_language_model(network, tokenizer, folder)

@@ -22,6 +22,8 @@ from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.signals import StopSignals
+from kinopoisk_ft.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +34,20 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     cfg = prepared.cfg
     tracker: Tracker = instantiate(cfg.tracking)
     plain: Any = OmegaConf.to_container(cfg)
-    run_id = tracker.start(approach(prepared.choices), plain, _tags(prepared))
-    OmegaConf.save(cfg, out_dir / "config.yaml")
-    tracker.artifact(out_dir / "config.yaml")
-    try:
-        result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
-    except BaseException as error:
-        (out_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        tracker.artifact(out_dir / "traceback.txt")
-        tracker.tags({"error": str(error)[:500]})
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.finish("FINISHED")
+    unfinished = Unfinished(out_dir, plain)
+    with StopSignals():
+        name, tags = approach(prepared.choices), _tags(prepared)
+        run_id = tracker.start(name, plain, tags, unfinished.reopen())
+        try:
+            unfinished.begin(run_id)
+            OmegaConf.save(cfg, out_dir / "config.yaml")
+            tracker.artifact(out_dir / "config.yaml")
+            result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
+        except BaseException as error:
+            _fail(tracker, error, out_dir)
+            raise
+        tracker.finish("FINISHED")
+        unfinished.end()
     print(f"{approach(prepared.choices)}\n{result.table()}")
     if cfg.result_json:
         result.write(_result_file(cfg.result_json))
@@ -60,6 +64,17 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
     else:
         fitted = fit_network(recipe, adapter, trainer, data, tracker, out_dir)
     return record(fitted, data, tracker, run_id, out_dir)
+
+
+def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
+    """Record a failure as well as the disk and the store let us: the error itself is to be told."""
+    try:
+        (out_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        tracker.artifact(out_dir / "traceback.txt")
+        tracker.tags({"error": str(error)[:500]})
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+    except Exception as second:
+        log.warning("the failure could not be recorded: %s", second)
 
 
 def approach(choices: dict[str, str]) -> str:

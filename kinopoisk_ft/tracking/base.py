@@ -9,12 +9,22 @@ from typing import Any, Protocol
 class Tracker(Protocol):
     """The verbs that a run calls; a new tracker has these and a file in conf/tracking."""
 
-    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
-        """Open a run with its flattened config and tags; returns its id."""
+    def start(
+        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+    ) -> str:
+        """Open a run with its flattened config and tags; returns its id.
+
+        Args:
+            kept: the id of an unfinished run to go on with: what it has is not recorded twice.
+        """
         ...
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Record values at an optimizer step."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is buffered."""
         ...
 
     def tags(self, values: dict[str, str]) -> None:
@@ -40,12 +50,17 @@ class NoTracker:
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
-    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+    def start(
+        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+    ) -> str:
         """Return an empty id."""
         return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Drop the values."""
+
+    def flush(self) -> None:
+        """Nothing to write."""
 
     def tags(self, values: dict[str, str]) -> None:
         """Drop the tags."""
@@ -58,3 +73,13 @@ class NoTracker:
 
     def finish(self, status: str) -> None:
         """Nothing to close."""
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{"a.b": value}` for nested dicts; lists stay values."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

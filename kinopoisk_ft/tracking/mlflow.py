@@ -19,6 +19,7 @@ from mlflow.types.schema import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.base import flatten
 from kinopoisk_ft.tracking.store import default_uri
 
 log = logging.getLogger(__name__)
@@ -68,26 +69,62 @@ class MlflowTracker:
         self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
         self.log_model = log_model
         self._buffer: list[Metric] = []
+        self._recorded: set[tuple[str, int]] = set()
 
-    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
-        """Open a run, a sweep's child if a sweep has started this process."""
+    def start(
+        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+    ) -> str:
+        """Open a run, a sweep's child if a sweep has started this process, or go on with one."""
         self._client, self._experiment_id = open_experiment(
             self.uri, self.experiment, self.artifacts
         )
         parent = os.environ.get(PARENT)
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
-        run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
-        self.run_id: str = run.info.run_id
-        self._params(flatten(config))
+        params = flatten(config)
+        if not kept or not self._reopen(kept, params):
+            run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
+            self.run_id: str = run.info.run_id
+        self._params(params)
         return self.run_id
 
+    def _reopen(self, kept: str, params: dict[str, Any]) -> bool:
+        """Go on with a run, and take from the params those that it has; False if it is gone."""
+        try:
+            run = self._client.get_run(kept)
+        except MlflowException as error:
+            log.warning("a new run is opened: the store has lost %s: %s", kept, error.message)
+            return False
+        for key in run.data.params:
+            params.pop(key, None)
+        for key in run.data.metrics:
+            history = self._client.get_metric_history(kept, key)
+            self._recorded |= {(key, metric.step) for metric in history}
+        if "error" in run.data.tags:
+            self._client.delete_tag(kept, "error")
+        self._client.update_run(kept, status="RUNNING")
+        self.run_id = kept
+        return True
+
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Buffer values; they are written when there are many, and at the end."""
+        """Buffer values; they are written when there are many, and at the end.
+
+        What the store has of this step from before a stop is not written again.
+        """
         now = int(time.time() * 1000)
-        self._buffer += [Metric(key, float(value), now, step) for key, value in values.items()]
+        self._buffer += [
+            Metric(key, float(value), now, step)
+            for key, value in values.items()
+            if (key, step) not in self._recorded
+        ]
         if len(self._buffer) >= BUFFER:
-            self._flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        buffered, self._buffer = self._buffer, []
+        if buffered:
+            self._client.log_batch(self.run_id, metrics=buffered)
 
     def tags(self, values: dict[str, str]) -> None:
         """Add tags."""
@@ -123,13 +160,8 @@ class MlflowTracker:
 
     def finish(self, status: str) -> None:
         """Write what is buffered and close the run."""
-        self._flush()
+        self.flush()
         self._client.set_terminated(self.run_id, status)
-
-    def _flush(self) -> None:
-        buffered, self._buffer = self._buffer, []
-        if buffered:
-            self._client.log_batch(self.run_id, metrics=buffered)
 
     def _params(self, params: dict[str, Any]) -> None:
         texts = {key: str(value) for key, value in params.items()}
@@ -142,13 +174,3 @@ class MlflowTracker:
         if long:
             text = json.dumps(long, ensure_ascii=False, indent=2)
             self._client.log_text(self.run_id, text, "long_params.json")
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{"a.b": value}` for nested dicts; lists stay values."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

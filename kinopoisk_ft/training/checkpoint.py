@@ -4,43 +4,80 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.disk import check_space, force, sha256, write_tensors, writing
+from kinopoisk_ft.training.snapshots import Snapshots
 
 
 class BestWeights:
-    """Keeps the trainable weights and the buffers of the best evaluation."""
+    """Keeps the trainable weights and the buffers of the best evaluation.
+
+    Each best has a file of its own, named by its step: a checkpoint made before it still finds
+    the one that was the best then.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / "best.safetensors"
+        self.folder = folder
+        self.file: Path | None = None
+        self.digest = ""
 
-    def save(self, model: nn.Module) -> None:
+    def save(self, model: nn.Module, step: int) -> None:
         """Write beside, then rename: an interrupted write leaves the previous best whole."""
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            save_file({k: v.contiguous() for k, v in _state(model).items()}, part)
-            os.replace(part, self.file)
-        except OSError as error:
-            raise UserError(
-                f"the checkpoint could not be written: {error}",
-                where=str(self.file),
-                fix="free some space or choose another output_dir",
-            ) from error
+        file = self.folder / f"best-{step:08}.safetensors"
+        tensors = trained_tensors(model)
+        part = file.with_suffix(".part")
+        with writing(self.folder):
+            check_space(self.folder, sum(value.nbytes for value in tensors.values()))
+            write_tensors(tensors, part)
+            digest = sha256(part)
+            os.replace(part, file)
+            force(self.folder)
+        self.file, self.digest = file, digest
+        self.discard()
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Copy the saved weights into the model."""
-        state = _state(model)
-        for name, value in load_file(self.file).items():
-            state[name].copy_(value)
+        """Copy the saved weights into the model; raises UserError if the file was damaged."""
+        if self.file is None or not self.file.is_file() or sha256(self.file) != self.digest:
+            raise UserError(
+                "the best weights of this run are missing or damaged",
+                where=str(self.file or self.folder),
+                fix="train again with resume=never",
+            )
+        copy_tensors(load_file(self.file), model)
+
+    def discard(self) -> None:
+        """Delete the files of earlier bests, but for those that a checkpoint holds on to."""
+        keep = Snapshots(self.folder).beside()
+        for file in self.folder.glob("best-*"):
+            if file != self.file and file.name not in keep:
+                file.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the file's name, None before the first evaluation, and its digest."""
+        return {"file": self.file.name if self.file else None, "digest": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the file that `state_dict` named."""
+        self.file = self.folder / state["file"] if state["file"] else None
+        self.digest = state["digest"]
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return what training changes, by name; a tensor shared by two names is kept once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def copy_tensors(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Copy what `trained_tensors` returned into the model."""
+    state = trained_tensors(model)
+    for name, value in tensors.items():
+        state[name].copy_(value)

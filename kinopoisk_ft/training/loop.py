@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,13 +18,16 @@ from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
-from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
+from kinopoisk_ft.training.finite import check_finite
+from kinopoisk_ft.training.journal import Journal, Recorder
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
 from kinopoisk_ft.training.precision import Precision, wait
 from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.progress import Progress
+from kinopoisk_ft.training.resume import Keeper, kept_precision
 from kinopoisk_ft.training.settings import Settings
+from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -33,21 +35,18 @@ log = logging.getLogger(__name__)
 Audit = Callable[[nn.Module], None]
 
 
-class Recorder(Protocol):
-    """Where metrics go."""
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values at an optimizer step."""
-        ...
-
-
 class Trainer(Settings):
     """The loop over its settings: `fit` says what a run is, `_step` what an update is."""
 
-    def open(self) -> tuple[Precision, Clock]:
-        """Choose device and precision, log both, and seed; done before a model is built."""
-        device = choose_device(self.device)
-        precision = Precision(self.precision, device)
+    def open(self, folder: Path | None = None) -> tuple[Precision, Clock]:
+        """Choose device and precision, log both, and seed; done before a model is built.
+
+        A run that goes on from a checkpoint in the folder keeps the precision chosen at first.
+        """
+        device, kind = choose_device(self.device), self.precision
+        if folder is not None and kind == "auto":
+            kind = kept_precision(folder) or kind
+        precision = Precision(kind, device)
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
         if self.keep_memory and keep_freed_memory():
             log.info("freed memory stays in the process")
@@ -67,34 +66,42 @@ class Trainer(Settings):
         clock: Clock,
         recorder: Recorder,
         folder: Path,
+        about: Mapping[str, str] | None = None,
     ) -> State:
         """Train, evaluate when due, keep the best weights and leave them in the model.
+
+        Goes on from the last whole checkpoint in the folder, as if it had never been stopped.
 
         Args:
             fresh: names of parameters that start from random values.
             audit: called with the model after the first backward pass; raises to stop the run.
-            folder: where the best weights are kept.
+            folder: where checkpoints and the best weights are kept.
+            about: what a checkpoint must have in common with this run; None keeps no checkpoints.
+
+        Raises:
+            UserError: a checkpoint of another run, one that cannot be written, or numbers that
+                are not finite.
+            Stopped: a signal came; the state after the last whole step is kept.
         """
         state = self._setup(model, objective, precision, fresh, len(train))
         best = BestWeights(folder)
+        keeper = Keeper(folder, state, best, clock, recorder, self.checkpoint_every, about)
+        keeper.resume()
         in_place = training_dropout(model, precision.device, self.attention_dropout)
         steps = prefetched(self._steps(train, state))
-        with in_place, clock.section("train"), Progress(state.steps) as progress, steps as batches:
-            for micro_batches in batches:
-                self._step(state, micro_batches, audit)
-                if state.step % self.log_every == 0 or state.step == state.steps:
-                    self._log(state, recorder, progress)
-                if self._evaluation_due(state, len(train)):
-                    with clock.section("val"):
-                        scores = evaluate(
-                            model, val, objective, precision, self.eval_batch_size
-                        ).scores
-                    with clock.section("checkpoint"):
-                        self._judge(state, scores, best, recorder, progress)
-                    model.train()
-                if self.patience is not None and state.since_best >= self.patience:
-                    log.info("stopped early: %d evaluations without a better one", state.since_best)
-                    break
+        with (
+            in_place, clock.section("train"), Progress(state.steps) as progress,
+            StopSignals() as signals, steps as batches, keeper,
+        ):  # fmt: skip
+            journal = Journal(recorder, progress, best, self.best_metric)
+            self._evaluate_if_due(state, train, val, journal, clock, signals)
+            while state.step < state.steps and not self._stale(state):
+                micro_batches = next(batches)
+                with signals.held():
+                    self._step(state, micro_batches, audit)
+                    self._tell(state, micro_batches, journal, folder)
+                self._evaluate_if_due(state, train, val, journal, clock, signals)
+                keeper.save_if_due()
         if state.best_step != state.step:
             best.restore(model)
         log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
@@ -132,19 +139,23 @@ class Trainer(Settings):
         return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
 
     def _steps(self, train: Examples, state: State) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield the micro-batches of each optimizer step."""
-        lengths, made = train.lengths, 0
-        for epoch in range(self.epochs):
+        """Yield the micro-batches of each optimizer step that is left: position alone decides."""
+        lengths, per_epoch, first = train.lengths, self.steps_per_epoch(len(train)), state.step
+        for epoch in range(first // per_epoch, self.epochs):
             rows = epoch_rows(train, self.sampling, self.seed, epoch)
             grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
             batches = [rows[batch] for batch in grouped]
-            rng = np.random.default_rng([self.seed, epoch, 1])
-            for start in range(0, len(batches), self.accumulate):
-                if made == state.steps:
+            for step in range(max(first, epoch * per_epoch), (epoch + 1) * per_epoch):
+                if step == state.steps:
                     return
-                made += 1
-                group = batches[start : start + self.accumulate]
-                yield [state.objective.collate(train, rows, rng) for rows in group]
+                start = (step - epoch * per_epoch) * self.accumulate
+                numbered = enumerate(batches[start : start + self.accumulate], start)
+                yield [
+                    state.objective.collate(
+                        train, rows, np.random.default_rng([self.seed, epoch, i, 1])
+                    )
+                    for i, rows in numbered
+                ]
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
@@ -160,43 +171,49 @@ class Trainer(Settings):
         state.precision.unscale(state.optimizer)
         if state.step == 0:
             audit(state.model)
-        state.precision.step(state.optimizer, state.model.parameters(), self.clip_norm)
+        verdict = state.precision.step(
+            state.optimizer, state.model.parameters(), self.clip_norm, total
+        )
+        state.verdicts.append(verdict)
         state.schedule.step()
         state.losses.append(total)
         state.step += 1
 
-    def _log(self, state: State, recorder: Recorder, progress: Progress) -> None:
-        """The only place in training where a number comes from the device."""
-        loss = float(torch.stack(state.losses).mean())
-        state.losses.clear()
-        recorder.metrics(
-            {"train_loss": loss, "lr": float(state.schedule.get_last_lr()[0])}, state.step
-        )
-        state.history.append({"step": state.step, "train_loss": loss})
-        progress.to(state.step, loss=f"{loss:.4f}")
+    def _tell(
+        self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path
+    ) -> None:
+        """The only place in training where numbers come from the device, now and then."""
+        due = state.step % self.log_every == 0 or state.step == state.steps
+        if due or state.precision.device.type == "cpu":
+            check_finite(state, micro_batches, self.max_bad_steps, folder)
+        if due:
+            journal.losses(state)
 
-    def _evaluation_due(self, state: State, reviews: int) -> bool:
-        every = self.steps_per_epoch(reviews) if self.eval_every == "epoch" else self.eval_every
-        return state.step % every == 0 or state.step == state.steps
-
-    def _judge(
+    def _evaluate_if_due(
         self,
         state: State,
-        scores: dict[str, float],
-        best: BestWeights,
-        recorder: Recorder,
-        progress: Progress,
+        train: Examples,
+        val: Examples,
+        journal: Journal,
+        clock: Clock,
+        signals: StopSignals,
     ) -> None:
-        """Record an evaluation; keep the weights if it is the best so far."""
-        named = {f"val_{key}": value for key, value in scores.items()}
-        recorder.metrics(named, state.step)
-        state.history.append({"step": state.step, **named})
-        value = scores[self.best_metric]
-        sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
-        state.since_best += 1
-        if state.best is None or math.isnan(state.best) or sign * value > sign * state.best:
-            state.best, state.best_step, state.since_best = value, state.step, 0
-            best.save(state.model)
-        text = ", ".join(f"{key} {v:.4f}" for key, v in named.items())
-        log.info("step %d of %d: %s", state.step, state.steps, text)
-        progress.to(state.step, **{f"val_{self.best_metric}": f"{value:.4f}"})
+        """Evaluate, unless it was done before a stop: a signal can break it off, but no verdict."""
+        every = self.steps_per_epoch(len(train)) if self.eval_every == "epoch" else self.eval_every
+        due = state.step % every == 0 or state.step == state.steps
+        if not due or state.evaluated == state.step:
+            return
+        with clock.section("val"):
+            found = evaluate(
+                state.model, val, state.objective, state.precision, self.eval_batch_size
+            )
+        with signals.held(), clock.section("checkpoint"):
+            journal.judge(state, found.scores)
+        state.model.train()
+
+    def _stale(self, state: State) -> bool:
+        """Return whether patience is at its end."""
+        if self.patience is None or state.since_best < self.patience:
+            return False
+        log.info("stopped early: %d evaluations without a better one", state.since_best)
+        return True

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OVERFLOW = 1  # the verdict on a step whose loss was finite, but not its gradient in fp16
 WORTH = 1.5  # casting costs some: products must be this much faster before low precision pays
 
 
@@ -31,7 +32,6 @@ class Precision:
         self.device = device
         self.kind, self.reason = choose(kind, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.kind == "fp16")
-        self.skipped_steps = 0
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of a forward pass."""
@@ -46,17 +46,52 @@ class Precision:
         self._scaler.unscale_(optimizer)
 
     def step(
-        self, optimizer: Optimizer, parameters: Iterable[nn.Parameter], clip_norm: float | None
-    ) -> None:
-        """Clip and step; fp16 skips a step whose gradients overflowed and lowers its scale."""
+        self,
+        optimizer: Optimizer,
+        parameters: Iterable[nn.Parameter],
+        clip_norm: float | None,
+        loss: Tensor,
+    ) -> Tensor:
+        """Clip and step, but skip the step if the loss or the gradients' norm is not finite.
+
+        A fused optimizer leaves the step out by itself, told by a tensor, so that nothing waits
+        for the device; for others the verdict has to be read.
+
+        Returns:
+            () float: 0 stepped, OVERFLOW skipped for a gradient in fp16, 2 skipped otherwise.
+        """
+        parameters = [p for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, clip_norm, error_if_nonfinite=False)
-        before = self._scaler.get_scale() if self.kind == "fp16" else 0.0
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        if self.kind == "fp16" and self._scaler.get_scale() < before:
-            self.skipped_steps += 1
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        skip = (~torch.isfinite(norm + loss)).float()
+        if self.kind == "fp16":
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            fused: Any = optimizer
+            fused.grad_scale, fused.found_inf = None, skip
+            optimizer.step()
+            del fused.grad_scale, fused.found_inf
+        elif not skip.item():
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if self.kind == "fp16":
+            return skip + (~torch.isfinite(loss)).float()
+        return 2 * skip
+
+    def scale_is_large(self) -> bool:
+        """Return whether fp16's loss scale may still be why gradients overflow."""
+        return self.kind == "fp16" and self._scaler.get_scale() >= 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of fp16's loss scale; empty for the others."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a loss scale."""
+        if state:
+            self._scaler.load_state_dict(state)
 
 
 def choose(kind: Kind, device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:

@@ -34,6 +34,8 @@ class Settings:
     patience: int | None
     best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
     log_every: int
+    checkpoint_every: int | None
+    max_bad_steps: int
     keep_memory: bool
     attention_dropout: Literal["keep", "off"]
     prefix_cache: Literal["off", "fp32", "fp16"]
@@ -49,12 +51,12 @@ class Settings:
             "eval_batch_size",
             "eval_every",
         )
-        for key in (*counts, "patience", "log_every"):
+        for key in (*counts, "patience", "log_every", "max_bad_steps"):
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
                 raise UserError(f"trainer.{key}={value}: it must be 1 or more")
-        for key in ("lr", "weight_decay", "warmup_share"):
-            if getattr(self, key) < 0:
+        for key in ("lr", "weight_decay", "warmup_share", "checkpoint_every"):
+            if (getattr(self, key) or 0) < 0:
                 raise UserError(f"trainer.{key}={getattr(self, key)}: it must not be negative")
         if self.warmup_share > 1:
             raise UserError(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kinopoisk_ft.training.objective import Objective
-from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.precision import OVERFLOW, Precision
 
 
 @dataclass
 class State:
-    """One run's objects and counts; losses stay on the device until they are logged."""
+    """One run's objects and counts.
+
+    Losses and verdicts on steps stay on the device until they are wanted.
+    """
 
     model: nn.Module
     objective: Objective
@@ -28,9 +32,32 @@ class State:
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
+    evaluated: int = 0  # the step of the last evaluation
+    skipped: int = 0
+    bad_in_row: int = 0
+    verdicts: list[Tensor] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def best_score(self) -> float:
         """The best validation score; not a number where nothing was evaluated."""
         return float("nan") if self.best is None else self.best
+
+    def settle(self) -> int:
+        """Count the steps that were skipped since the last time; waits for the device.
+
+        An overflow in fp16 tells of too large a scale, which is then halved: it is not one of a
+        row, until the scale is so small that it cannot be the cause.
+        """
+        if not self.verdicts:
+            return 0
+        verdicts = [int(value) for value in torch.stack(self.verdicts).tolist()]
+        self.verdicts.clear()
+        for verdict in verdicts:
+            if verdict == 0:
+                self.bad_in_row = 0
+            elif not (verdict == OVERFLOW and self.precision.scale_is_large()):
+                self.bad_in_row += 1
+        skipped = sum(verdict > 0 for verdict in verdicts)
+        self.skipped += skipped
+        return skipped

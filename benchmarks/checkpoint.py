@@ -1,0 +1,118 @@
+"""Measure what checkpoints cost a run: seconds for one, and their share of the time by default.
+
+    python benchmarks/checkpoint.py --json checkpoint.json --markdown checkpoint.md
+
+What is written is what a run of the project writes: weights that train, the optimizer's state, the
+random generators, digests, each file forced to disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import allocator
+from common.report import Section, command_line, publish
+from common.shapes import BASE, TINY2
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from kinopoisk_ft.training.capture import restore
+from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.optim import warm_schedule
+from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.resume import SECONDS, SHARE, Keeper
+from kinopoisk_ft.training.schedule import constant
+from kinopoisk_ft.training.state import State
+
+BATCH, LENGTH, VOCABULARY = 8, 64, 30_000
+SHAPES = {"as rubert-tiny2": TINY2, "as bert-base": BASE}
+
+
+class Silent:
+    """Records nothing."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def prepare(model: nn.Module) -> State:
+    """Return a state with an optimizer that has made a step."""
+    precision = Precision("fp32", torch.device("cpu"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    schedule = warm_schedule(optimizer, constant, 0, 100)
+    return State(model, Classification(0), precision, optimizer, schedule, steps=100)
+
+
+def step(state: State) -> None:
+    """Forward, backward and an update, as in training."""
+    ids = torch.randint(5, VOCABULARY, (BATCH, LENGTH))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    loss = state.objective.loss_sum(state.model, {**batch, "labels": torch.arange(BATCH) % 2})[0]
+    state.precision.backward(loss / BATCH)
+    state.precision.step(state.optimizer, state.model.parameters(), 1.0, loss.detach())
+    state.step += 1
+
+
+def seconds(job: Any) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
+    """Return the figures of one model, with its lower layers frozen."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape)).train()
+    for part in [model.bert.embeddings, *model.bert.encoder.layer][: layers + 1 if layers else 0]:
+        part.requires_grad_(False)
+    state = prepare(model)
+    steps, saves = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        best = BestWeights(folder)
+        keeper = Keeper(folder, state, best, Clock(), Silent(), 1, {})
+        for number in range(rounds + 1):
+            steps.append(seconds(lambda: step(state)))
+            saves.append(seconds(keeper.save))
+            if not number:  # the first compiles kernels, and digests what is frozen
+                first, steps, saves = saves[0], [], []
+        found = keeper.snapshots.newest()
+        assert found is not None
+        written = sum(f.stat().st_size for f in found.folder.iterdir())
+        load = seconds(lambda: restore(state, found.tensors(), found.plain))
+    one = statistics.median(saves)
+    return {
+        "MiB": written / 2**20, "step s": statistics.median(steps), "first checkpoint s": first,
+        "checkpoint s": one, "most": max(saves), "restore s": load,
+        "share by default %": 100 * one / (one + max(SECONDS, SHARE * one)),
+    }  # fmt: skip
+
+
+def main() -> None:
+    args = command_line(__doc__).parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    rows = []
+    for name, shape in list(SHAPES.items())[: 1 if args.quick else 2]:
+        depth = shape["num_hidden_layers"]
+        for what, layers in (("all", 0), ("two thirds of the layers frozen", 2 * depth // 3)):
+            figures = measure(shape, layers, rounds=2 if args.quick else 5)
+            rows.append({"model": name, "trains": what, **figures})
+    note = (
+        f"BERT in fp32 with AdamW, batch {BATCH}, length {LENGTH}. By default a checkpoint is "
+        f"written after {SECONDS:.0f} s, or {SHARE} times what the last one took where that is "
+        "more. The first also digests the frozen weights."
+    )
+    publish("Checkpoints", [Section("One checkpoint", note, rows)], args, allocator.DEFAULT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""All that decides how training goes on, as tensors and plain values, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.training.checkpoint import copy_tensors, trained_tensors
+from kinopoisk_ft.training.state import State
+
+COUNTS = (
+    "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
+    "history",
+)  # fmt: skip
+DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
+
+
+def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `restore` needs, between two steps: tensors, and values that JSON can hold."""
+    state.settle()
+    tensors = {f"weights.{name}": value for name, value in trained_tensors(state.model).items()}
+    optimizer = state.optimizer.state_dict()
+    values: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                values.setdefault(str(index), {})[key] = value
+    if state.losses:
+        tensors["losses"] = torch.stack(state.losses)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    device = state.precision.device.type
+    if device in DEVICES:
+        tensors[f"rng.{device}"] = DEVICES[device].get_rng_state()
+    plain = {
+        **{key: getattr(state, key) for key in COUNTS},
+        "optimizer": {"state": values, "param_groups": optimizer["param_groups"]},
+        "schedule": state.schedule.state_dict(),
+        "scaler": state.precision.state_dict(),
+    }
+    return tensors, plain
+
+
+def restore(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    """Put a state of the same model and settings where `capture` found it."""
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "rng": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in parts:
+            parts[part][rest] = value
+    copy_tensors(parts["weights"], state.model)
+    state.optimizer.load_state_dict(_optimizer(state, parts["optimizer"], plain["optimizer"]))
+    state.schedule.load_state_dict(plain["schedule"])
+    state.precision.load_state_dict(plain["scaler"])
+    for key in COUNTS:
+        setattr(state, key, plain[key])
+    if "losses" in tensors:
+        state.losses = list(tensors["losses"].to(state.precision.device))
+    torch.set_rng_state(parts["rng"].pop("cpu"))
+    for device, value in parts["rng"].items():
+        DEVICES[device].set_rng_state(value)
+
+
+def _optimizer(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state dict; JSON has made lists of its tuples and text of its keys."""
+    found = {int(index): dict(values) for index, values in plain["state"].items()}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        found.setdefault(int(index), {})[key] = value
+    groups = []
+    for now, kept in zip(state.optimizer.param_groups, plain["param_groups"], strict=True):
+        tuples = {key for key, value in now.items() if isinstance(value, tuple)}
+        groups.append({k: tuple(v) if k in tuples else v for k, v in kept.items()})
+    return {"state": found, "param_groups": groups}
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Return a SHA-256 digest, hex, of the parameters that training leaves as they are."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
+            flat = parameter.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

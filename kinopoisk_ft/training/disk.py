@@ -1,0 +1,72 @@
+"""Files that a crash leaves whole: written beside, forced to disk, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kinopoisk_ft.errors import UserError
+
+MARGIN = 2**26  # bytes left to the log, the store and the result
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint could not be written: {error}",
+            where=str(folder),
+            fix="free some space or mend the rights, and start the same command again: it goes on "
+            "from the checkpoint before; or choose another output_dir",
+        ) from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OSError unless `needed` bytes and a margin are free where the folder is."""
+    free = shutil.disk_usage(folder).free
+    if needed + MARGIN > free:
+        text = f"it takes {needed / 2**20:.0f} MiB, and {MARGIN / 2**20:.0f} MiB are to stay free"
+        raise OSError(f"{text}: there are {free / 2**20:.0f} MiB")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors of any device to a safetensors file and force it to disk."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+    force(file)
+
+
+def write_plain(value: Any, file: Path) -> None:
+    """Write a value as JSON (numbers keep every bit) and force it to disk."""
+    file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+    force(file)
+
+
+def force(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk; not for folders on Windows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(file: Path) -> str:
+    """Return a file's SHA-256 digest, hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,155 @@
+"""When to write a checkpoint, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.capture import capture, frozen_digest, restore
+from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.precision import Kind
+from kinopoisk_ft.training.signals import Stopped
+from kinopoisk_ft.training.snapshots import Snapshots
+from kinopoisk_ft.training.state import State
+
+log = logging.getLogger(__name__)
+
+SECONDS = 60.0  # between checkpoints by the clock: what a crash may cost
+SHARE = 50  # and at least so many times what the last one took: 2% of the time
+
+
+class Flushes(Protocol):
+    """Who must have written all it was told before a checkpoint says that it was."""
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        ...
+
+
+class Keeper:
+    """The checkpoints of one training run.
+
+    While entered, a stop between two steps writes a last one.
+
+    Args:
+        every: optimizer steps between two; None goes by the clock, 0 writes none.
+        about: what must be the same for a checkpoint to be of this run, in words of the user;
+            None neither writes nor reads any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: State,
+        best: BestWeights,
+        clock: Clock,
+        recorder: Flushes,
+        every: int | None,
+        about: Mapping[str, str] | None,
+    ) -> None:
+        self.snapshots = Snapshots(folder)
+        self.state, self.best, self.clock, self.recorder = state, best, clock, recorder
+        self.every, self.writes = every, about is not None and every != 0
+        self.reads = about is not None
+        device, precision = state.precision.device.type, state.precision.kind
+        self.about = {**(about or {}), "device": device, "precision": precision}
+        self._frozen = ""
+        self._saved = (0, 0)
+        self._due = time.monotonic() + SECONDS
+
+    def resume(self) -> None:
+        """Go on from the last whole checkpoint, if there is one.
+
+        Raises:
+            UserError: it is of other data, of another base, or of another device or precision.
+        """
+        found = self.snapshots.newest() if self.reads else None
+        if found is None:
+            self.best.discard()
+            return
+        self._check(found.plain["about"], found.folder)
+        restore(self.state, found.tensors(), found.plain)
+        self.best.load_state_dict(found.plain["best_weights"])
+        # What was done again to get here is not counted again.
+        self.clock.seconds.update(found.plain["seconds"])
+        self._saved = (self.state.step, self.state.evaluated)
+        done, steps = self.state.step, self.state.steps
+        log.info("going on after step %d of %d: %s", done, steps, found.folder.name)
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint when its step or its time has come."""
+        if self.every is None:
+            due = time.monotonic() >= self._due
+        else:
+            due = self.every > 0 and self.state.step % self.every == 0
+        if due:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the last one was of this very moment."""
+        moment = (self.state.step, self.state.evaluated)
+        if not self.writes or moment == self._saved:
+            return
+        started = time.monotonic()
+        with self.clock.section("checkpoint"):
+            self.recorder.flush()
+            tensors, plain = capture(self.state)
+            plain |= {
+                "about": self._about(),
+                "best_weights": self.best.state_dict(),
+                "seconds": dict(self.clock.seconds),
+            }
+            best = self.best.file
+            self.snapshots.write(tensors, plain, {best.name: self.best.digest} if best else {})
+            self.best.discard()
+        self._saved = moment
+        took = time.monotonic() - started
+        self._due = time.monotonic() + max(SECONDS, SHARE * took)
+        log.debug("checkpoint after step %d in %.2f s", self.state.step, took)
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Stopped) and not error.torn:
+            self.save()
+            hint = "start the same command again to go on" if self.writes else "nothing is kept"
+            log.warning("%s after step %d of %d: %s",
+                        error, self.state.step, self.state.steps, hint)  # fmt: skip
+
+    def _about(self) -> dict[str, str]:
+        # Once, and not before it is needed: a large base takes a second.
+        self._frozen = self._frozen or frozen_digest(self.state.model)
+        return {**self.about, "frozen weights": self._frozen}
+
+    def _check(self, kept: Mapping[str, str], folder: Path) -> None:
+        now = self._about()
+        differing = [key for key in now if kept.get(key) != now[key]]
+        if differing:
+            texts = [f"{key}: {kept.get(key)} there, {now[key]} now" for key in differing]
+            raise UserError(
+                "the checkpoint in this folder is of another run:\n    " + "\n    ".join(texts),
+                where=str(folder),
+                fix="choose another output_dir, or start over in this one with resume=never",
+            )
+
+
+def kept_precision(folder: Path) -> Kind | None:
+    """Return the precision in which an unfinished run trains; None where there is no checkpoint.
+
+    "auto" measures: it may choose differently the second time, and the run would not be one.
+    """
+    found = Snapshots(folder).newest()
+    kind: Kind | None = found.plain["about"]["precision"] if found else None
+    return kind

@@ -1,0 +1,73 @@
+"""Signals that ask a run to stop: between two steps, and at once when asked again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+# What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1 before it ends
+# or requeues a job, and means SIGTERM.
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped the run.
+
+    Args:
+        torn: raised inside a step, whose state is then neither the old nor the new one.
+    """
+
+    def __init__(self, number: int, torn: bool = False) -> None:
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}")
+        self.exit_code, self.torn = EXIT_CODES[name], torn
+
+
+class StopSignals:
+    """While entered, the signals raise Stopped; inside `held`, at its end or the second time.
+
+    Only the main thread can be told of signals: in another this does nothing. A signal that the
+    process ignores stays ignored. Can be nested: the inner one counts.
+    """
+
+    def __init__(self) -> None:
+        self._held, self._arrived = False, 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for name in EXIT_CODES:
+                number = getattr(signal, name, None)  # Windows has no SIGUSR1
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._arrive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Finish what is inside before a signal that arrives there stops the run."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._arrived:
+            raise Stopped(self._arrived)
+
+    def _arrive(self, number: int, frame: object) -> None:
+        if self._held and not self._arrived:
+            self._arrived = number
+        else:
+            raise Stopped(number, torn=self._held)

@@ -1,0 +1,154 @@
+"""Runs that are killed and started again end as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import tiny
+from mlflow import MlflowClient
+from networks import model_overrides
+from resume_child import SETTINGS, command, moments, train
+
+CHILDREN = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """Start the process that children are forks of: it imports once what they all need."""
+    CHILDREN.set_forkserver_preload(["resume_child"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+
+
+def child(target: Any, *args: Any) -> int:
+    """Run a function in a new process; returns its exit code, negative for a signal."""
+    process = CHILDREN.Process(target=target, args=args)
+    process.start()
+    process.join(100)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def by_step(folder: Path) -> dict[tuple[int, str], Any]:
+    """Return each value of each step; what was recorded again must be the same."""
+    found: dict[tuple[int, str], Any] = {}
+    for line in (folder / "lines.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for key, value in values.items():
+            assert found.setdefault((step, key), value) == value, (step, key)
+    return found
+
+
+def compare(
+    place: Path, kind: str, adapter: str, more: Sequence[str], kills: Sequence[Any]
+) -> None:
+    """Train without a break and with one at each moment in turn."""
+    if not kind.endswith("scratch"):  # made here once, for all children to read
+        model_overrides(kind)
+    whole = place / f"{kind}_{adapter}_whole"
+    assert child(train, whole, kind, adapter, more, None) == 0
+    expected = json.loads((whole / "result.json").read_text())
+    for number, moment in enumerate(kills):
+        broken = place / f"{kind}_{adapter}_{number}"
+        assert child(train, broken, kind, adapter, more, moment) == -signal.SIGKILL, moment
+        assert not (broken / "result.json").exists()
+        assert child(train, broken, kind, adapter, more, None) == 0, moment
+        assert json.loads((broken / "result.json").read_text()) == expected, moment
+        assert by_step(broken) == by_step(whole), moment
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "kills"),
+    [
+        ("bert_scratch", "lora", [("backward", 9), ("rename", 5)]),
+        ("mamba_scratch", "none", [("update", 6), ("evaluation", 2)]),
+    ],
+)
+def test_killed_runs_end_the_same(kind: str, adapter: str, kills: Any, tmp_path: Path) -> None:
+    compare(tmp_path, kind, adapter, [], kills)
+
+
+PREFIX = ["trainer.prefix_cache=fp32"]
+MATRIX = [
+    ("bert_scratch", "none", []), ("bert_scratch", "freeze", []), ("bert_scratch", "dora", []),
+    ("bert_scratch", "ia3", ["trainer.sampling=balanced"]), ("bert_scratch", "bitfit", []),
+    ("bert_scratch", "head", PREFIX), ("bert_scratch", "freeze", PREFIX),
+    ("bert_scratch", "none", ["trainer.precision=fp16"]), ("bert_scratch", "pretrain", []),
+    ("bert_scratch", "none", ["trainer/optimizer=sgd", "trainer.accumulate=1"]),
+    ("mamba_scratch", "lora", []), ("mamba_scratch", "freeze", PREFIX),
+    ("mamba_scratch", "pretrain", []), ("mamba2_scratch", "none", ["trainer.accumulate=3"]),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row", range(len(MATRIX)), ids=lambda i: "-".join([*MATRIX[i][:2], *MATRIX[i][2]])
+)
+def test_matrix_of_kills(row: int, tmp_path: Path) -> None:
+    kind, adapter, more = MATRIX[row]
+    drawn = [m for m in moments(row, 6) if adapter != "pretrain" or m[0] != "evaluation"]
+    compare(tmp_path, kind, adapter, more, drawn[:3])
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    texts, labels = tiny.reviews(60)
+    frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
+    frame.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    return folder
+
+
+RUN = [
+    "data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark",
+    "data.max_length=32", "tracking.log_model=false", *SETTINGS, *model_overrides("bert_scratch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "moment"),
+    [("SIGTERM", 143, ("backward", 7)), ("SIGINT", 130, ("evaluation", 2))],
+)
+def test_signals_stop_and_the_same_run_goes_on(
+    name: str, code: int, moment: tuple[str, int], here: Path
+) -> None:
+    args = [*RUN, f"output_dir={name}", f"tracking.experiment={name}", "seed=null"]
+    assert child(command, args, here, moment, getattr(signal, name)) == code
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name).experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED"
+    assert list((here / name / "checkpoints").glob("checkpoint-*"))
+    assert child(command, args, here, None) == 0
+    (again,) = client.search_runs([experiment])
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    for key in again.data.metrics:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, key)]
+        assert len(steps) == len(set(steps)), key
+    losses = client.get_metric_history(run.info.run_id, "train_loss")
+    assert sorted(m.step for m in losses) == [2, 4, 6, 8, 10]
+    assert not list((here / name / "checkpoints").glob("checkpoint-*"))
+    assert not (here / name / "unfinished.json").exists()
+
+
+def test_another_config_is_refused_and_never_starts_over(here: Path) -> None:
+    args = [*RUN, "output_dir=other", "tracking=none", "seed=1"]
+    args.remove("tracking.log_model=false")
+    assert child(command, args, here, ("backward", 7)) == 143
+    assert child(command, [*args, "trainer.lr=0.5"], here, None) == 1
+    error = (here / "stderr.txt").read_text()
+    assert "trainer.lr: 0.01 there, 0.5 now" in error
+    assert "resume=never" in error
+    assert child(command, [*args, "trainer.lr=0.5", "resume=never"], here, None) == 0
