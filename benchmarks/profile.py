@@ -51,6 +51,9 @@ class Nowhere:
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Drop the values."""
 
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
 
 def kind_of(operator: str) -> str:
     """Return what an operator is by its name."""
