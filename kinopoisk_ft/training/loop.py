@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped
+from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
@@ -75,7 +77,7 @@ class Trainer(Settings):
             audit: called with the model after the first backward pass; raises to stop the run.
             folder: where the best weights are kept.
         """
-        state = self._setup(model, objective, precision, fresh, len(train))
+        state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
         in_place = training_dropout(model, precision.device, self.attention_dropout)
         steps = prefetched(self._steps(train, state))
@@ -95,6 +97,8 @@ class Trainer(Settings):
                 if self.patience is not None and state.since_best >= self.patience:
                     log.info("stopped early: %d evaluations without a better one", state.since_best)
                     break
+                if state.step == state.steps:
+                    break
         if state.best_step != state.step:
             best.restore(model)
         log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
@@ -113,19 +117,23 @@ class Trainer(Settings):
         precision: Precision,
         fresh: Iterable[str],
         reviews: int,
+        clock: Clock,
     ) -> State:
         model.to(precision.device).train()
-        steps = self.epochs * self.steps_per_epoch(reviews)
-        steps = min(steps, self.max_steps or steps)
-        share = math.ceil(self.warmup_share * steps)
+        steps = self.length.steps(self.steps_per_epoch(reviews))
+        meter = Meter(self.length, clock, steps)
+        share = math.ceil(self.warmup_share * meter.total)
         warmup = share if self.warmup_steps is None else self.warmup_steps
         groups = param_groups(
             model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay
         )
         optimizer = self.optimizer(groups, lr=self.lr)
-        schedule = warm_schedule(optimizer, self.schedule, warmup, steps)
-        log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
-        return State(model, objective, precision, optimizer, schedule, steps)
+        schedule = warm_schedule(optimizer, self.schedule, warmup, meter.total, meter.place)
+        if steps is None:
+            log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
+        else:
+            log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
+        return State(model, objective, precision, optimizer, schedule, meter, steps)
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""
@@ -134,7 +142,7 @@ class Trainer(Settings):
     def _steps(self, train: Examples, state: State) -> Iterator[list[dict[str, Tensor]]]:
         """Yield the micro-batches of each optimizer step."""
         lengths, made = train.lengths, 0
-        for epoch in range(self.epochs):
+        for epoch in itertools.count():
             rows = epoch_rows(train, self.sampling, self.seed, epoch)
             grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
             batches = [rows[batch] for batch in grouped]
@@ -161,9 +169,11 @@ class Trainer(Settings):
         if state.step == 0:
             audit(state.model)
         state.precision.step(state.optimizer, state.model.parameters(), self.clip_norm)
+        state.step += 1
+        if state.meter.read(state.step, state.tokens):
+            state.steps = state.step
         state.schedule.step()
         state.losses.append(total)
-        state.step += 1
 
     def _log(self, state: State, recorder: Recorder, progress: Progress) -> None:
         """The only place in training where a number comes from the device."""
@@ -198,5 +208,5 @@ class Trainer(Settings):
             state.best, state.best_step, state.since_best = value, state.step, 0
             best.save(state.model)
         text = ", ".join(f"{key} {v:.4f}" for key, v in named.items())
-        log.info("step %d of %d: %s", state.step, state.steps, text)
+        log.info("step %d of %s: %s", state.step, state.steps or self.budget, text)
         progress.to(state.step, **{f"val_{self.best_metric}": f"{value:.4f}"})
