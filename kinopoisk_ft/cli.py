@@ -58,20 +58,37 @@ def main(argv: list[str] | None = None) -> int:
     from hydra.errors import HydraException
 
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
+    code = 0
     try:
         launch()
     except RunError:
-        return 1
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        code = 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        code = 1
     except (HydraException, ValueError) as error:
         print(f"error: {_explain(error, args)}", file=sys.stderr)
-        return 2
-    return 0
+        code = 2
+    return _close_sweep(code)
+
+
+def _close_sweep(code: int) -> int:
+    """Show how a sweep's jobs ended and close their parent run; returns the exit code."""
+    from kinopoisk_ft.tracking.sweep import ParentRun
+
+    sweep = ParentRun.opened
+    if sweep is None:
+        return code
+    from kinopoisk_ft.jobs import outcomes, table
+
+    found = outcomes(sweep.sweep_dir)
+    print(table(found))
+    code = code or int(any(job.status == "failed" for job in found))
+    sweep.close({0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"))
+    return code
 
 
 def _flags_first(args: list[str]) -> list[str]:
@@ -92,8 +109,13 @@ def _job(cfg: DictConfig) -> float | None:
     from kinopoisk_ft.config import prepare
 
     out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
+    sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         prepared = prepare(cfg, conf_dir())
+        if sweeps:
+            from kinopoisk_ft.jobs import run_job
+
+            return run_job(prepared, out_dir).objective
         from kinopoisk_ft.run import run
 
         return run(prepared, out_dir).objective
@@ -101,9 +123,20 @@ def _job(cfg: DictConfig) -> float | None:
         error = _cause(raised)
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if sweeps:
+            _note_failure(told)
             raise RunError from raised  # Hydra notes it and goes on with the next job
         sys.exit(1)
+
+
+def _note_failure(told: str) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from kinopoisk_ft.jobs import Outcome, job_overrides
+
+    hydra = HydraConfig.get()
+    failed = Outcome(hydra.job.num, "failed", job_overrides(), told=told.splitlines()[0])
+    failed.write(Path(hydra.sweep.dir))
 
 
 def _cause(error: Exception) -> BaseException:
@@ -150,6 +183,8 @@ def _explain(error: Exception, args: list[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.missing_cfg_file == "hydra/launcher/joblib":
+            return "parallel jobs need an extra: pip install 'kinopoisk-ft[parallel]'"
         return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:

@@ -22,7 +22,7 @@ from kinopoisk_ft.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
-SETTINGS = {"seed": int, "output_dir": str, "result_json": str | None}
+SETTINGS = {"seed": int, "output_dir": str, "result_json": str | None, "rerun": bool}
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import commit
 from kinopoisk_ft.fitting import fit_baseline, fit_network
+from kinopoisk_ft.identity import identity
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.sweep import parent_of
 
 log = logging.getLogger(__name__)
+
+# Tags by which a later sweep finds what is finished.
+IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
@@ -31,7 +38,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     cfg = prepared.cfg
     tracker: Tracker = instantiate(cfg.tracking)
     plain: Any = OmegaConf.to_container(cfg)
-    run_id = tracker.start(approach(prepared.choices), plain, _tags(prepared))
+    run_id = tracker.start(approach(prepared.choices), plain, run_tags(prepared), _parent())
     OmegaConf.save(cfg, out_dir / "config.yaml")
     tracker.artifact(out_dir / "config.yaml")
     try:
@@ -42,10 +49,10 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         tracker.tags({"error": str(error)[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    tracker.tags({RESULT: json.dumps(asdict(result))})
     tracker.finish("FINISHED")
     print(f"{approach(prepared.choices)}\n{result.table()}")
-    if cfg.result_json:
-        result.write(_result_file(cfg.result_json))
+    write_result(prepared, result)
     return result
 
 
@@ -67,7 +74,8 @@ def approach(choices: dict[str, str]) -> str:
     return model if adapter == "none" else f"{model} + {adapter}"
 
 
-def _tags(prepared: Prepared) -> dict[str, str]:
+def run_tags(prepared: Prepared) -> dict[str, str]:
+    """Return the tags that a run starts with."""
     choices = prepared.choices
     chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
     return {
@@ -76,13 +84,22 @@ def _tags(prepared: Prepared) -> dict[str, str]:
         "approach": approach(choices),
         "seed": str(prepared.cfg.seed),
         "commit": commit(),
+        IDENTITY: identity(prepared),
         "overrides": " ".join(prepared.overrides),
     }
 
 
-def _result_file(path: str) -> Path:
-    """Return where the result goes: a job of a sweep puts its number before the ending."""
-    file, hydra = Path(path), HydraConfig.get()
+def write_result(prepared: Prepared, result: Result) -> None:
+    """Write the file that was asked for: a job of a sweep puts its number before the ending."""
+    if not prepared.cfg.result_json:
+        return
+    file, hydra = Path(prepared.cfg.result_json), HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
-    return file
+        file = file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
+    result.write(file)
+
+
+def _parent() -> str | None:
+    """Return the id of the sweep's parent run, None for a run of its own."""
+    hydra = HydraConfig.get()
+    return parent_of(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None

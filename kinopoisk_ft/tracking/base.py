@@ -9,8 +9,14 @@ from typing import Any, Protocol
 class Tracker(Protocol):
     """The verbs that a run calls; a new tracker has these and a file in conf/tracking."""
 
-    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
-        """Open a run with its flattened config and tags; returns its id."""
+    def find(self, tags: dict[str, str]) -> dict[str, str] | None:
+        """Return all tags of the newest finished run that has these ones, None without any."""
+        ...
+
+    def start(
+        self, name: str, config: dict[str, Any], tags: dict[str, str], parent: str | None
+    ) -> str:
+        """Open a run with its flattened config and tags, a child of `parent`; returns its id."""
         ...
 
     def metrics(self, values: dict[str, float], step: int) -> None:
@@ -40,7 +46,12 @@ class NoTracker:
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
-    def start(self, name: str, config: dict[str, Any], tags: dict[str, str]) -> str:
+    def find(self, tags: dict[str, str]) -> None:
+        """Return None: nothing is known of earlier runs."""
+
+    def start(
+        self, name: str, config: dict[str, Any], tags: dict[str, str], parent: str | None
+    ) -> str:
         """Return an empty id."""
         return ""
 
