@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,24 +56,33 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.argv = [sys.argv[0], *_flags_first(args)]
     import hydra
-    from hydra.errors import HydraException
 
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
-    code = 0
+    code = 1  # of an error that nobody foresaw, such as a worker that was killed
+    try:
+        code = _exit_code(launch, args)
+    finally:
+        code = _close_sweep(code)
+    return code
+
+
+def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
+    from hydra.errors import HydraException
+
     try:
         launch()
     except RunError:
-        code = 1
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 1
+        return 1
     except (HydraException, ValueError) as error:
         print(f"error: {_explain(error, args)}", file=sys.stderr)
-        code = 2
-    return _close_sweep(code)
+        return 2
+    return 0
 
 
 def _close_sweep(code: int) -> int:

@@ -90,7 +90,7 @@ def job_overrides() -> str:
 
 
 def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:
-    """Return the result of an identical fine-tuning; pretraining leaves a folder, so always runs."""
+    """Return the result of an identical fine-tuning; pretraining always runs, for its folder."""
     from kinopoisk_ft.run import IDENTITY, RESULT
 
     if tags["kinopoisk_ft.kind"] != "train":

@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from composing import compose_config
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
 
@@ -48,7 +49,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # MLflow sets it in a process that logs a model: set first, it is put back after a test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def sweep(*args: str, model: str = "tfidf") -> int:
@@ -110,6 +113,26 @@ def test_a_failed_job_is_told_and_runs_again(
         assert newest_parent(client, "holes")[1] == "FAILED"
 
 
+@pytest.mark.parametrize(
+    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")]
+)
+def test_the_parent_is_closed_however_a_sweep_ends(
+    place: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], status: str
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(BasicLauncher, "launch", end)
+    args = ["tracking.experiment=ended", "output_dir=ended"]
+    if raised is KeyboardInterrupt:
+        assert sweep(*args) == 130
+    else:
+        with pytest.raises(raised):
+            sweep(*args)
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    assert newest_parent(client, "ended")[1] == status
+
+
 def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -126,7 +149,13 @@ def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.M
     first = identity.identity(prepared())
     same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none"]
     assert [identity.identity(prepared(change)) for change in same] == [first] * len(same)
-    changes = ["seed=1", "trainer.lr=0.5", "data.limit=70", "adapter=head", "trainer.budget=steps:9"]
+    changes = [
+        "seed=1",
+        "trainer.lr=0.5",
+        "data.limit=70",
+        "adapter=head",
+        "trainer.budget=steps:9",
+    ]
     others = {identity.identity(prepared(change)) for change in changes}
     assert len(others | {first}) == len(changes) + 1
     write_reviews(place, 82)

@@ -77,7 +77,7 @@ class Settings:
         measured = self.length.steps(1) is None
         if self.budget is not None and self.max_steps is not None:
             raise UserError(
-                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps} are two limits",
+                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps}: two limits",
                 fix="give one; as a budget the second is "
                 f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
             )
@@ -85,7 +85,7 @@ class Settings:
             raise UserError(
                 f"trainer.warmup_steps={self.warmup_steps}: with trainer.budget={self.budget} "
                 "the number of steps is not known beforehand",
-                fix="give a share of the budget: trainer.warmup_steps=null trainer.warmup_share=0.1",
+                fix="give a share of it: trainer.warmup_steps=null trainer.warmup_share=0.1",
             )
 
     def refuse_balance(self, why: str) -> None:
