@@ -25,7 +25,7 @@ class Outcome:
 
     job: int
     status: Literal["done", "skipped", "failed"]
-    overrides: str
+    overrides: list[str]
     run_id: str = ""
     f1_weighted: float | None = None
     told: str = ""
@@ -45,12 +45,13 @@ def outcomes(sweep_dir: Path) -> list[Outcome]:
 
 
 def table(found: list[Outcome]) -> str:
-    """Return a line for each job and a line of counts."""
+    """Return a line for each job, with the overrides that tell it from the others, and counts."""
+    shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
     lines = [f"  {'job':>3}  {'status':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
         score = "" if one.f1_weighted is None else f"{one.f1_weighted:.4f}"
-        line = f"  {one.job:>3}  {one.status:7}  {score:7}  {one.run_id:32}  {one.overrides}"
-        lines.append(line.rstrip())
+        own = " ".join(override for override in one.overrides if override not in shared)
+        lines.append(f"  {one.job:>3}  {one.status:7}  {score:7}  {one.run_id:32}  {own}".rstrip())
         lines += [f"       {one.told}"] if one.told else []
     counts = {s: sum(o.status == s for o in found) for s in ("done", "skipped", "failed")}
     lines.append("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -83,10 +84,10 @@ def run_job(prepared: Prepared, out_dir: Path) -> Result:
     return result
 
 
-def job_overrides() -> str:
+def job_overrides() -> list[str]:
     """Return what was asked of this job, without what says where results go."""
     keys = ("output_dir=", "result_json=", "tracking.", "tracking=")
-    return " ".join(o for o in HydraConfig.get().overrides.task if not o.startswith(keys))
+    return [o for o in HydraConfig.get().overrides.task if not o.startswith(keys)]
 
 
 def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:

@@ -16,7 +16,6 @@ import pytest
 import tiny
 import torch
 from composing import compose_config
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
 
@@ -29,6 +28,10 @@ from kinopoisk_ft.tracking.mlflow import MlflowTracker, open_experiment
 from kinopoisk_ft.training.device import device_of_job, take_device
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
+
+
+class Unforeseen(BaseException):
+    """What no job catches."""
 
 
 def write_reviews(folder: Path, count: int = 80) -> None:
@@ -114,7 +117,7 @@ def test_a_failed_job_is_told_and_runs_again(
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")]
+    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (Unforeseen, "FAILED")]
 )
 def test_the_parent_is_closed_however_a_sweep_ends(
     place: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], status: str
@@ -122,7 +125,7 @@ def test_the_parent_is_closed_however_a_sweep_ends(
     def end(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(BasicLauncher, "launch", end)
+    monkeypatch.setattr("kinopoisk_ft.jobs.run_job", end)
     args = ["tracking.experiment=ended", "output_dir=ended"]
     if raised is KeyboardInterrupt:
         assert sweep(*args) == 130
