@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.argv = [sys.argv[0], *_flags_first(args)]
     import hydra
-    from hydra.errors import HydraException
 
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
+    code = 1  # of an error that nobody foresaw, such as a worker that was killed
+    try:
+        code = _exit_code(launch, args)
+    finally:
+        code = _close_sweep(code)
+    return code
+
+
+def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
+    from hydra.errors import HydraException
+
     try:
         launch()
     except RunError:
@@ -73,6 +84,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {_explain(error, args)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _close_sweep(code: int) -> int:
+    """Show how a sweep's jobs ended and close their parent run; returns the exit code."""
+    from kinopoisk_ft.tracking.sweep import ParentRun
+
+    sweep = ParentRun.opened
+    if sweep is None:
+        return code
+    from kinopoisk_ft.jobs import outcomes, table
+
+    found = outcomes(sweep.sweep_dir)
+    print(table(found))
+    code = code or int(any(job.status == "failed" for job in found))
+    sweep.close({0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"))
+    return code
 
 
 def _flags_first(args: list[str]) -> list[str]:
@@ -93,8 +120,13 @@ def _job(cfg: DictConfig) -> float | None:
     from kinopoisk_ft.config import prepare
 
     out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
+    sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         prepared = prepare(cfg, conf_dir())
+        if sweeps:
+            from kinopoisk_ft.jobs import run_job
+
+            return run_job(prepared, out_dir).objective
         from kinopoisk_ft.run import run
 
         return run(prepared, out_dir).objective
@@ -102,9 +134,20 @@ def _job(cfg: DictConfig) -> float | None:
         error = _cause(raised)
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if sweeps:
+            _note_failure(told)
             raise RunError from raised  # Hydra notes it and goes on with the next job
         sys.exit(1)
+
+
+def _note_failure(told: str) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from kinopoisk_ft.jobs import Outcome, job_overrides
+
+    hydra = HydraConfig.get()
+    failed = Outcome(hydra.job.num, "failed", job_overrides(), told=told.splitlines()[0])
+    failed.write(Path(hydra.sweep.dir))
 
 
 def _cause(error: Exception) -> BaseException:
@@ -151,6 +194,8 @@ def _explain(error: Exception, args: list[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.missing_cfg_file == "hydra/launcher/joblib":
+            return "parallel jobs need an extra: pip install 'kinopoisk-ft[parallel]'"
         return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:

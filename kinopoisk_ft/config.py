@@ -28,6 +28,7 @@ SETTINGS = {
     "output_dir": str,
     "resume": Literal["auto", "never"],
     "result_json": str | None,
+    "rerun": bool,
 }
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,20 @@ from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import commit
 from kinopoisk_ft.fitting import fit_baseline, fit_network
+from kinopoisk_ft.identity import identity
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.sweep import parent_of
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
+
+# Tags by which a later sweep finds what is finished.
+IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
@@ -36,8 +43,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
     with StopSignals():
-        name, tags = approach(prepared.choices), _tags(prepared)
-        run_id = tracker.start(name, plain, tags, unfinished.reopen())
+        name, tags = approach(prepared.choices), run_tags(prepared)
+        run_id = tracker.start(name, plain, tags, _parent(), unfinished.reopen())
         try:
             unfinished.begin(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
@@ -46,11 +53,11 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         except BaseException as error:
             _fail(tracker, error, out_dir)
             raise
+        tracker.tags({RESULT: json.dumps(asdict(result))})
         tracker.finish("FINISHED")
         unfinished.end()
     print(f"{approach(prepared.choices)}\n{result.table()}")
-    if cfg.result_json:
-        result.write(_result_file(cfg.result_json))
+    write_result(prepared, result)
     return result
 
 
@@ -83,7 +90,8 @@ def approach(choices: dict[str, str]) -> str:
     return model if adapter == "none" else f"{model} + {adapter}"
 
 
-def _tags(prepared: Prepared) -> dict[str, str]:
+def run_tags(prepared: Prepared) -> dict[str, str]:
+    """Return the tags that a run starts with."""
     choices = prepared.choices
     chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
     return {
@@ -92,13 +100,22 @@ def _tags(prepared: Prepared) -> dict[str, str]:
         "approach": approach(choices),
         "seed": str(prepared.cfg.seed),
         "commit": commit(),
+        IDENTITY: identity(prepared),
         "overrides": shlex.join(prepared.overrides),
     }
 
 
-def _result_file(path: str) -> Path:
-    """Return where the result goes: a job of a sweep puts its number before the ending."""
-    file, hydra = Path(path), HydraConfig.get()
+def write_result(prepared: Prepared, result: Result) -> None:
+    """Write the file that was asked for: a job of a sweep puts its number before the ending."""
+    if not prepared.cfg.result_json:
+        return
+    file, hydra = Path(prepared.cfg.result_json), HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
-    return file
+        file = file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
+    result.write(file)
+
+
+def _parent() -> str | None:
+    """Return the id of the sweep's parent run, None for a run of its own."""
+    hydra = HydraConfig.get()
+    return parent_of(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None

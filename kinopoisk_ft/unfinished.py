@@ -18,7 +18,9 @@ FILE = "unfinished.json"
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 # Where results go, and what may be changed when a run goes on.
-FREE = ("output_dir", "result_json", "resume", "tracking", "trainer.checkpoint_every")
+FREE = (
+    "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
+)  # fmt: skip
 
 
 class Unfinished:

@@ -53,11 +53,11 @@ def test_weights_are_scikit_learns() -> None:
 def test_accumulated_weights_are_torchs_over_the_whole_batch(sizes: list[int]) -> None:
     """Micro-batches of any size, some of one class alone, give torch's loss and gradients."""
     made = trainer("trainer.clip_norm=null", "trainer.lr=0.0")
-    precision, _ = made.open()
+    precision, clock = made.open()
     _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
     data, weights = examples(tokenizer), balanced_weights(LABELS, 2)
     objective = Classification(tokenizer.pad_token_id, weights=weights)
-    state = made._setup(network.module, objective, precision, (), 22)
+    state = made._setup(network.module, objective, precision, (), 22, clock)
     rng = np.random.default_rng(0)
     rows = np.split(np.arange(22), np.cumsum(sizes)[:-1])
     kept: list[torch.Tensor] = []
@@ -113,10 +113,10 @@ def test_draws_follow_seed_and_epoch() -> None:
 @pytest.mark.parametrize(("sampling", "share"), [("shuffled", 3 / 22), ("balanced", 0.5)])
 def test_an_epoch_serves_what_sampling_says(sampling: str, share: float) -> None:
     made = trainer(f"trainer.sampling={sampling}", "trainer.epochs=1", "trainer.batch_size=4")
-    precision, _ = made.open()
+    precision, clock = made.open()
     _, _, network, tokenizer = make("bert_scratch")
     objective = Classification(tokenizer.pad_token_id)
-    state = made._setup(network.module, objective, precision, (), 22)
+    state = made._setup(network.module, objective, precision, (), 22, clock)
     steps = list(made._steps(examples(tokenizer), state))
     served = torch.cat([batch["labels"] for step in steps for batch in step])
     assert (len(steps), len(served)) == (6, 22)

@@ -381,7 +381,7 @@ def test_mlflow_goes_on_without_repeating(tmp_path: Path) -> None:
     first.tags({"error": "power cut"})
     first.finish("KILLED")
     second = tracker()
-    assert second.start("one", {"a": 2, "b": 3}, {}, run_id) == run_id
+    assert second.start("one", {"a": 2, "b": 3}, {}, kept=run_id) == run_id
     for step in (1, 2):
         second.metrics({"loss": 0.5 / step}, step)
     second.finish("FINISHED")
@@ -391,4 +391,4 @@ def test_mlflow_goes_on_without_repeating(tmp_path: Path) -> None:
     assert "error" not in run.data.tags
     history = second._client.get_metric_history(run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 0.25)]
-    assert tracker().start("one", {}, {}, "0" * 32) != run_id
+    assert tracker().start("one", {}, {}, kept="0" * 32) != run_id

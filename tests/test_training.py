@@ -130,10 +130,10 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
     weights = []
     for i, size in enumerate(sizes):
         made = trainer(*settings, *size)
-        precision, _ = made.open()
+        precision, clock = made.open()
         _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
         state = made._setup(
-            network.module, Classification(tokenizer.pad_token_id), precision, (), 22
+            network.module, Classification(tokenizer.pad_token_id), precision, (), 22, clock
         )
         data = examples(tokenizer, 22)
         rows = np.arange(22)
@@ -151,13 +151,13 @@ def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
 
 def test_step_equals_plain_pytorch() -> None:
     made = trainer("trainer.lr=0.01", "trainer.warmup_steps=0", "trainer.epochs=1")
-    precision, _ = made.open()
+    precision, clock = made.open()
     _, _, network, tokenizer = make("bert", "none", "model.dropout=0.0")
     _, _, twin, _ = make("bert", "none", "model.dropout=0.0")
     twin.module.load_state_dict(network.module.state_dict())
     data = examples(tokenizer, 16)
     state = made._setup(
-        network.module, Classification(tokenizer.pad_token_id), precision, network.fresh, 16
+        network.module, Classification(tokenizer.pad_token_id), precision, network.fresh, 16, clock
     )
     batch = state.objective.collate(data, np.arange(16), np.random.default_rng(0))
     made._step(state, [batch], lambda _: None)

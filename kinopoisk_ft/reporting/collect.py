@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting.runs import Collected, FailedRun, TrainedRun
+from kinopoisk_ft.tracking.sweep import SAME_AS
 
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These do not change what is learned; the rest of a group's keys tells one recipe from another.
@@ -30,7 +31,7 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     experiment or sweep, or nothing has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
-    raw = _search(client, found.experiment_id, parent)
+    raw = _runs(client, found.experiment_id, parent)
     trained, failed = [], []
     for run in raw:
         if run.info.status in ("FAILED", "KILLED"):
@@ -86,10 +87,27 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
     return client.get_experiment(run.info.experiment_id)
 
 
-def _search(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
-    terms = ["tags.`kinopoisk_ft.kind` = 'train'"]
-    if parent is not None:
-        terms.append(f"tags.`mlflow.parentRunId` = '{parent}'")
+def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
+    """Return the training runs, of a sweep also those that its skipped jobs point to."""
+    if parent is None:
+        return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
+    of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
+    runs, skipped = (
+        _search(client, experiment_id, [f"tags.`kinopoisk_ft.kind` = '{kind}'", of_sweep])
+        for kind in ("train", "skipped")
+    )
+    try:
+        runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
+    except MlflowException as error:
+        raise UserError(
+            f"a run that a skipped job points to is gone: {error.message}",
+            where=f"sweep {parent}",
+            fix="run the sweep again: it trains what is missing",
+        ) from error
+    return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
+
+
+def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[Run]:
     runs: list[Run] = []
     token = None
     while True:

@@ -11,7 +11,7 @@ from kinopoisk_ft.statistics.comparison import Comparison
 
 BASELINE = "tfidf"
 # What a budget is made of; the study's differed in both.
-BUDGET = ("data.max_length", "trainer.epochs")
+BUDGET = ("data.max_length", "trainer.budget", "trainer.epochs")
 MOST_NAMED = 3  # rows named one by one in a note
 
 
@@ -23,6 +23,14 @@ def is_network(row: Row) -> bool:
 def setting(row: Row, key: str) -> str:
     """Return one setting of a row's recipe, "" where it has none."""
     return row.first.settings.get(key, "")
+
+
+def _budget(row: Row, key: str) -> str:
+    """Return a part of a row's budget, "" where it has none: trainer.budget overrules epochs."""
+    budget = setting(row, "trainer.budget").removeprefix("None")
+    if key == "trainer.budget" or (key == "trainer.epochs" and budget):
+        return budget if key == "trainer.budget" else ""
+    return setting(row, key)
 
 
 def collection_notes(collected: Collected, count: int, words: Words) -> list[str]:
@@ -50,7 +58,7 @@ def table_notes(table: Table, words: Words) -> list[str]:
         notes.append(words("note_majority_differs"))
     networks = [row for row in table.rows if is_network(row)]
     for key in BUDGET:
-        notes += _differs([(row.name, {setting(row, key)}) for row in networks], key, words)
+        notes += _differs([(row.name, {_budget(row, key)}) for row in networks], key, words)
     devices = [(row.name, {run.device for run in row.runs}) for row in networks]
     notes += _differs(devices, "device", words)
     owing = [

@@ -9,12 +9,22 @@ from typing import Any, Protocol
 class Tracker(Protocol):
     """The verbs that a run calls; a new tracker has these and a file in conf/tracking."""
 
+    def find(self, tags: dict[str, str]) -> dict[str, str] | None:
+        """Return all tags of the newest finished run that has these ones, None without any."""
+        ...
+
     def start(
-        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+        self,
+        name: str,
+        config: dict[str, Any],
+        tags: dict[str, str],
+        parent: str | None = None,
+        kept: str | None = None,
     ) -> str:
         """Open a run with its flattened config and tags; returns its id.
 
         Args:
+            parent: the id of the sweep's run that this one is a child of.
             kept: the id of an unfinished run to go on with: what it has is not recorded twice.
         """
         ...
@@ -50,8 +60,16 @@ class NoTracker:
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
+    def find(self, tags: dict[str, str]) -> None:
+        """Return None: nothing is known of earlier runs."""
+
     def start(
-        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+        self,
+        name: str,
+        config: dict[str, Any],
+        tags: dict[str, str],
+        parent: str | None = None,
+        kept: str | None = None,
     ) -> str:
         """Return an empty id."""
         return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -20,11 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import flatten
-from kinopoisk_ft.tracking.store import default_uri
+from kinopoisk_ft.tracking.store import FIX_MISSING, check_database, default_uri
 
 log = logging.getLogger(__name__)
 
-PARENT = "KINOPOISK_FT_PARENT_RUN"  # set for the jobs of a sweep
 LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
 BUFFER = 500  # metrics; one write of many costs little more than a write of one
 
@@ -35,29 +35,42 @@ def open_experiment(
     """Return a client and the experiment's id, made if new; raises UserError if the store is shut.
 
     A relative sqlite path is taken from the working folder. Artifacts of a new experiment in an
-    sqlite store go to `mlartifacts` beside it.
+    sqlite store go to `mlartifacts` beside it. Its schema is made under a lock: of two processes
+    that make it at once, one would fail.
     """
-    uri, beside = uri or default_uri(), None
+    uri, file, location = uri or default_uri(), None, artifacts
     if uri.startswith("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///")).absolute()
-        uri, beside = f"sqlite:///{file}", file.parent / "mlartifacts"
+        uri, location = f"sqlite:///{file}", artifacts or (file.parent / "mlartifacts").as_uri()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     try:
-        if beside is not None:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return client, found.experiment_id
-        location = artifacts or (beside.as_uri() if beside else None)
-        return client, client.create_experiment(experiment, artifact_location=location)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock") if file is not None else nullcontext():
+            if file is not None and file.exists() and file.stat().st_size:
+                _check_schema(uri)
+            client = MlflowClient(tracking_uri=uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is not None:
+                return client, found.experiment_id
+            return client, client.create_experiment(experiment, artifact_location=location)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         raise UserError(
             f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
             where=f"tracking.uri={uri}",
             fix="check the path and its rights, or use tracking=none",
         ) from error
+
+
+def _check_schema(uri: str) -> None:
+    """Raise UserError where a file is no MLflow store, or that of another MLflow version."""
+    try:
+        check_database(uri)
+    except UserError as error:
+        another = "give tracking.uri=sqlite:////another/folder/mlflow.db"
+        fix = error.fix if error.fix not in (None, FIX_MISSING) else another
+        raise UserError(error.what, where=f"tracking.uri={uri}", fix=fix) from error
 
 
 class MlflowTracker:
@@ -71,15 +84,36 @@ class MlflowTracker:
         self._buffer: list[Metric] = []
         self._recorded: set[tuple[str, int]] = set()
 
+    def find(self, tags: dict[str, str]) -> dict[str, str] | None:
+        """Return all tags of the newest finished run of the experiment that has these ones."""
+        client, experiment_id = open_experiment(self.uri, self.experiment, self.artifacts)
+        terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+        found = client.search_runs(
+            [experiment_id],
+            " and ".join(["attributes.status = 'FINISHED'", *terms]),
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        return dict(found[0].data.tags) if found else None
+
     def start(
-        self, name: str, config: dict[str, Any], tags: dict[str, str], kept: str | None = None
+        self,
+        name: str,
+        config: dict[str, Any],
+        tags: dict[str, str],
+        parent: str | None = None,
+        kept: str | None = None,
     ) -> str:
-        """Open a run, a sweep's child if a sweep has started this process, or go on with one."""
+        """Open a run, as a child of `parent`, or go on with one.
+
+        Raises:
+            UserError: the store does not have the parent.
+        """
         self._client, self._experiment_id = open_experiment(
             self.uri, self.experiment, self.artifacts
         )
-        parent = os.environ.get(PARENT)
-        if parent:
+        if parent is not None:
+            self._check_parent(parent)
             tags = {**tags, "mlflow.parentRunId": parent}
         params = flatten(config)
         if not kept or not self._reopen(kept, params):
@@ -105,6 +139,16 @@ class MlflowTracker:
         self._client.update_run(kept, status="RUNNING")
         self.run_id = kept
         return True
+
+    def _check_parent(self, parent: str) -> None:
+        try:
+            self._client.get_run(parent)
+        except MlflowException as error:
+            raise UserError(
+                f"the sweep's parent run {parent} is not in the job's store",
+                where=f"tracking.uri={self.uri or default_uri()}",
+                fix="keep one tracking.uri for all jobs of a sweep",
+            ) from error
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Buffer values; they are written when there are many, and at the end.

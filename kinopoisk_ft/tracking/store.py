@@ -35,7 +35,7 @@ def open_store(uri: str) -> MlflowClient:
     scheme = uri.partition(":")[0] if "://" in uri else uri
     if scheme not in REMOTE:
         if "://" in uri and scheme != "file":
-            _check_database(_parse(uri))
+            check_database(uri)
         else:
             _check_folder(uri)
     try:
@@ -55,7 +55,9 @@ def _parse(uri: str) -> URL:
     return url
 
 
-def _check_database(url: URL) -> None:
+def check_database(uri: str) -> None:
+    """Raise UserError unless a database is a store with the schema of the MLflow at hand."""
+    url = _parse(uri)
     where = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise UserError("the MLflow store does not exist", where=where, fix=FIX_MISSING)

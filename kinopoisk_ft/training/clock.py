@@ -12,14 +12,16 @@ class Clock:
     """Charges wall time to the innermost open section.
 
     An evaluation inside training is charged to the evaluation alone. `sync` waits for the device,
-    so that work queued in one section is not paid for by the next.
+    so that work queued in one section is not paid for by the next. `now` tells the seconds.
     """
 
-    def __init__(self, sync: Callable[[], None] = lambda: None) -> None:
-        self.sync = sync
+    def __init__(
+        self, sync: Callable[[], None] = lambda: None, now: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.sync, self.now = sync, now
         self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
-        self._since = time.perf_counter()
+        self._since = now()
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -32,9 +34,17 @@ class Clock:
             self._charge()
             self._open.pop()
 
+    def spent(self, name: str) -> float:
+        """Return the seconds of a section, those of the innermost open one up to now.
+
+        It does not wait for the device, whose queue would else run dry at every step.
+        """
+        running = self._open[-1:] == [name]
+        return self.seconds.get(name, 0.0) + (self.now() - self._since if running else 0.0)
+
     def _charge(self) -> None:
         self.sync()
-        now = time.perf_counter()
+        now = self.now()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now

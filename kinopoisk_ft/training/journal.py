@@ -65,5 +65,5 @@ class Journal:
             self.best.save(state.model, state.step)
         state.evaluated = state.step
         text = ", ".join(f"{key} {v:.4f}" for key, v in named.items())
-        log.info("step %d of %d: %s", state.step, state.steps, text)
+        log.info("step %d of %s: %s", state.step, state.length, text)
         self.progress.to(state.step, **{f"val_{self.best_metric}": f"{value:.4f}"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped
+from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
@@ -83,7 +85,7 @@ class Trainer(Settings):
                 are not finite.
             Stopped: a signal came; the state after the last whole step is kept.
         """
-        state = self._setup(model, objective, precision, fresh, len(train))
+        state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
         keeper = Keeper(folder, state, best, clock, recorder, self.checkpoint_every, about)
         keeper.resume()
@@ -95,7 +97,7 @@ class Trainer(Settings):
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
             self._evaluate_if_due(state, train, val, journal, clock, signals)
-            while state.step < state.steps and not self._stale(state):
+            while state.step != state.steps and not self._stale(state):
                 micro_batches = next(batches)
                 with signals.held():
                     self._step(state, micro_batches, audit)
@@ -120,19 +122,23 @@ class Trainer(Settings):
         precision: Precision,
         fresh: Iterable[str],
         reviews: int,
+        clock: Clock,
     ) -> State:
         model.to(precision.device).train()
-        steps = self.epochs * self.steps_per_epoch(reviews)
-        steps = min(steps, self.max_steps or steps)
-        share = math.ceil(self.warmup_share * steps)
+        steps = self.length.steps(self.steps_per_epoch(reviews))
+        meter = Meter(self.length, clock, steps)
+        share = math.ceil(self.warmup_share * meter.total)
         warmup = share if self.warmup_steps is None else self.warmup_steps
         groups = param_groups(
             model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay
         )
         optimizer = self.optimizer(groups, lr=self.lr)
-        schedule = warm_schedule(optimizer, self.schedule, warmup, steps)
-        log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
-        return State(model, objective, precision, optimizer, schedule, steps)
+        schedule = warm_schedule(optimizer, self.schedule, warmup, meter.total, meter.place)
+        if steps is None:
+            log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
+        else:
+            log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
+        return State(model, objective, precision, optimizer, schedule, meter, steps)
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""
@@ -141,7 +147,7 @@ class Trainer(Settings):
     def _steps(self, train: Examples, state: State) -> Iterator[list[dict[str, Tensor]]]:
         """Yield the micro-batches of each optimizer step that is left: position alone decides."""
         lengths, per_epoch, first = train.lengths, self.steps_per_epoch(len(train)), state.step
-        for epoch in range(first // per_epoch, self.epochs):
+        for epoch in itertools.count(first // per_epoch):
             rows = epoch_rows(train, self.sampling, self.seed, epoch)
             grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
             batches = [rows[batch] for batch in grouped]
@@ -175,9 +181,11 @@ class Trainer(Settings):
             state.optimizer, state.model.parameters(), self.clip_norm, total
         )
         state.verdicts.append(verdict)
+        state.step += 1
+        if state.meter.read(state.step, state.tokens):
+            state.steps = state.step
         state.schedule.step()
         state.losses.append(total)
-        state.step += 1
 
     def _tell(
         self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path

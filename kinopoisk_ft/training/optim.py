@@ -48,7 +48,15 @@ def param_groups(
 
 
 def warm_schedule(
-    optimizer: Optimizer, schedule: Callable[..., float], warmup: int, total: int
+    optimizer: Optimizer,
+    schedule: Callable[..., float],
+    warmup: int,
+    total: int,
+    place: Callable[[int], int],
 ) -> LambdaLR:
-    """Return a scheduler that multiplies each group's rate by `schedule(step, warmup, total)`."""
-    return LambdaLR(optimizer, lambda step: schedule(step, warmup=warmup, total=total))
+    """Return a scheduler that multiplies each group's rate by `schedule(place, warmup, total)`.
+
+    Args:
+        place: of an optimizer step, in the unit of `warmup` and `total`.
+    """
+    return LambdaLR(optimizer, lambda step: schedule(place(step), warmup=warmup, total=total))

@@ -10,9 +10,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 
 class Progress:
-    """Steps done, speed, time left, and the last values that were given."""
+    """Steps done, speed, time left where the steps are known, and the last values given."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int | None) -> None:
         self._bar = tqdm(
             total=steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )

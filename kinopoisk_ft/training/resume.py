@@ -79,8 +79,10 @@ class Keeper:
         # What was done again to get here is not counted again.
         self.clock.seconds.update(found.plain["seconds"])
         self._saved = (self.state.step, self.state.evaluated)
-        done, steps = self.state.step, self.state.steps
-        log.info("going on after step %d of %d: %s", done, steps, found.folder.name)
+        if self.state.meter.read(self.state.step, self.state.tokens):
+            self.state.steps = self.state.step
+        done, length = self.state.step, self.state.length
+        log.info("going on after step %d of %s: %s", done, length, found.folder.name)
 
     def save_if_due(self) -> None:
         """Write a checkpoint when its step or its time has come."""
@@ -125,8 +127,8 @@ class Keeper:
         if isinstance(error, Stopped) and not error.torn:
             self.save()
             hint = "start the same command again to go on" if self.writes else "nothing is kept"
-            log.warning("%s after step %d of %d: %s",
-                        error, self.state.step, self.state.steps, hint)  # fmt: skip
+            log.warning("%s after step %d of %s: %s",
+                        error, self.state.step, self.state.length, hint)  # fmt: skip
 
     def _about(self) -> dict[str, str]:
         # Once, and not before it is needed: a large base takes a second.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.precision import Kind
 
 
@@ -21,6 +22,7 @@ class Settings:
     precision: Kind
     epochs: int
     max_steps: int | None
+    budget: str | None
     batch_size: int
     accumulate: int
     eval_batch_size: int
@@ -62,6 +64,30 @@ class Settings:
             raise UserError(
                 f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
                 fix="give a number of steps as trainer.warmup_steps",
+            )
+        self._check_budget()
+
+    @property
+    def length(self) -> Budget:
+        """How long a run trains: the budget, else the epochs, cut short at max_steps."""
+        if self.budget is not None:
+            return Budget.parse(self.budget)
+        return Budget("epochs", self.epochs, self.max_steps)
+
+    def _check_budget(self) -> None:
+        """Refuse a second limit beside the budget, and warm-up in steps that nobody counts."""
+        measured = self.length.steps(1) is None
+        if self.budget is not None and self.max_steps is not None:
+            raise UserError(
+                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps}: two limits",
+                fix="give one; as a budget the second is "
+                f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
+            )
+        if measured and self.warmup_steps is not None:
+            raise UserError(
+                f"trainer.warmup_steps={self.warmup_steps}: with trainer.budget={self.budget} "
+                "the number of steps is not known beforehand",
+                fix="give a share of it: trainer.warmup_steps=null trainer.warmup_share=0.1",
             )
 
     def refuse_balance(self, why: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.precision import OVERFLOW, Precision
 
@@ -17,7 +18,8 @@ from kinopoisk_ft.training.precision import OVERFLOW, Precision
 class State:
     """One run's objects and counts.
 
-    Losses and verdicts on steps stay on the device until they are wanted.
+    Losses and verdicts on steps stay on the device until they are wanted. `steps` is the number of
+    the last step, None while a budget of tokens or seconds lasts.
     """
 
     model: nn.Module
@@ -25,7 +27,8 @@ class State:
     precision: Precision
     optimizer: Optimizer
     schedule: LambdaLR
-    steps: int
+    meter: Meter
+    steps: int | None
     step: int = 0
     tokens: int = 0
     losses: list[Tensor] = field(default_factory=list)
@@ -42,6 +45,12 @@ class State:
     def best_score(self) -> float:
         """The best validation score; not a number where nothing was evaluated."""
         return float("nan") if self.best is None else self.best
+
+    @property
+    def length(self) -> str:
+        """How long the run trains, in words: its steps, or its budget."""
+        budget = self.meter.budget
+        return str(self.steps) if self.steps is not None else f"{budget.amount:g} {budget.unit}"
 
     def settle(self) -> int:
         """Count the steps that were skipped since the last time; waits for the device.

@@ -1,0 +1,110 @@
+"""The jobs of a sweep: what is finished is not trained again, and each leaves a note of its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+
+from kinopoisk_ft.config import Prepared
+from kinopoisk_ft.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; `told` is its cause if it failed."""
+
+    job: int
+    status: Literal["done", "skipped", "failed"]
+    overrides: list[str]
+    run_id: str = ""
+    f1_weighted: float | None = None
+    told: str = ""
+
+    def write(self, sweep_dir: Path) -> None:
+        """Leave the note in the sweep's folder: jobs may be other processes."""
+        file = notes_folder(sweep_dir) / f"{self.job}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+
+
+def outcomes(sweep_dir: Path) -> list[Outcome]:
+    """Return the notes of a sweep's jobs in their order."""
+    files = notes_folder(sweep_dir).glob("[0-9]*.json")
+    found = [Outcome(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return sorted(found, key=lambda outcome: outcome.job)
+
+
+def table(found: list[Outcome]) -> str:
+    """Return a line for each job, with the overrides that tell it from the others, and counts."""
+    shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
+    lines = [f"  {'job':>3}  {'status':7}  {'test F1':7}  {'run':32}  overrides"]
+    for one in found:
+        score = "" if one.f1_weighted is None else f"{one.f1_weighted:.4f}"
+        own = " ".join(override for override in one.overrides if override not in shared)
+        lines.append(f"  {one.job:>3}  {one.status:7}  {score:7}  {one.run_id:32}  {own}".rstrip())
+        lines += [f"       {one.told}"] if one.told else []
+    counts = {s: sum(o.status == s for o in found) for s in ("done", "skipped", "failed")}
+    lines.append("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    if found and counts["skipped"] == len(found):
+        lines.append("nothing was left to do: rerun=true trains the jobs again")
+    return "\n".join(lines)
+
+
+def run_job(prepared: Prepared, out_dir: Path) -> Result:
+    """Run a job of a sweep, or point to the finished run that is identical."""
+    from kinopoisk_ft.run import run, run_tags, write_result
+    from kinopoisk_ft.training.device import take_device
+
+    hydra = HydraConfig.get()
+    if hydra.launcher.get("n_jobs", 1) != 1:
+        take_device(hydra.job.num)
+    tags = run_tags(prepared)
+    result = None if prepared.cfg.rerun else _finished(prepared, tags)
+    note: dict[str, Any] = {"job": hydra.job.num, "overrides": job_overrides()}
+    if result is None:
+        result = run(prepared, out_dir)
+        note["status"] = "done"
+    else:
+        _point_to(result.run_id, prepared, tags)
+        log.info("skipped: run %s is finished and identical", result.run_id)
+        write_result(prepared, result)
+        note["status"] = "skipped"
+    outcome = Outcome(**note, run_id=result.run_id, f1_weighted=result.f1_weighted)
+    outcome.write(Path(hydra.sweep.dir))
+    return result
+
+
+def job_overrides() -> list[str]:
+    """Return what was asked of this job, without what says where results go."""
+    keys = ("output_dir=", "result_json=", "tracking.", "tracking=")
+    return [o for o in HydraConfig.get().overrides.task if not o.startswith(keys)]
+
+
+def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:
+    """Return the result of an identical fine-tuning; pretraining always runs, for its folder."""
+    from kinopoisk_ft.run import IDENTITY, RESULT
+
+    if tags["kinopoisk_ft.kind"] != "train":
+        return None
+    tracker: Tracker = instantiate(prepared.cfg.tracking)
+    found = tracker.find({"kinopoisk_ft.kind": "train", IDENTITY: tags[IDENTITY]})
+    return Result(**json.loads(found[RESULT])) if found else None
+
+
+def _point_to(run_id: str, prepared: Prepared, tags: dict[str, str]) -> None:
+    """Add a child to the new parent that names the finished run; reports follow it."""
+    tracker: Tracker = instantiate(prepared.cfg.tracking)
+    pointer = {**tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
+    sweep_dir = Path(HydraConfig.get().sweep.dir)
+    tracker.start(f"skipped: {tags['approach']}", {}, pointer, parent_of(sweep_dir))
+    tracker.finish("FINISHED")

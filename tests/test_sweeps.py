@@ -1,0 +1,266 @@
+"""Sweeps: what is finished is skipped, what fails is told, and parallel jobs lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+import tiny
+import torch
+from composing import compose_config
+from hydra.errors import MissingConfigException
+from mlflow import MlflowClient
+
+from kinopoisk_ft import cli, identity
+from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config import Prepared, prepare
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.tracking.mlflow import MlflowTracker, open_experiment
+from kinopoisk_ft.training.device import device_of_job, take_device
+
+DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
+
+
+class Unforeseen(BaseException):
+    """What no job catches."""
+
+
+def write_reviews(folder: Path, count: int = 80) -> None:
+    texts, labels = tiny.reviews(count)
+    table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
+    table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews and one store: its tables take seconds to make."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_reviews(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
+    # MLflow sets it in a process that logs a model: set first, it is put back after a test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+def sweep(*args: str, model: str = "tfidf") -> int:
+    before = sys.argv
+    try:
+        return cli.main(["-m", *DATA, f"model={model}", *args])
+    finally:
+        sys.argv = before
+
+
+def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:
+    """Return the id and status of the last sweep of an experiment."""
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], "tags.`kinopoisk_ft.kind` = 'sweep'")
+    newest = max(runs, key=lambda run: run.info.start_time)
+    return newest.info.run_id, newest.info.status
+
+
+def test_finished_jobs_are_skipped_and_reported(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    common = ["tracking.experiment=again", "tracking.log_model=false", "result_json=r.json"]
+    assert sweep(*common, "seed=0,1", "output_dir=one") == 0
+    assert "jobs: 2 done, 0 skipped, 0 failed" in capsys.readouterr().out
+    trained = [json.loads((place / f"r.{i}.json").read_text())["run_id"] for i in (0, 1)]
+
+    assert sweep(*common, "seed=1,2", "output_dir=two") == 0
+    shown = capsys.readouterr().out
+    assert "jobs: 1 done, 1 skipped, 0 failed" in shown
+    assert any("skipped" in line and trained[1] in line for line in shown.splitlines())
+    assert json.loads((place / "r.0.json").read_text())["run_id"] == trained[1]
+    parent, status = newest_parent(client, "again")
+    assert status == "FINISHED"
+    held = collect(client, "again", parent).runs
+    assert {run.seed for run in held} == {"1", "2"}
+    assert trained[1] in {run.run_id for run in held}
+    assert len(collect(client, "again").runs) == 3
+
+    assert sweep(*common, "seed=0,1", "output_dir=one") == 0
+    assert "nothing was left to do: rerun=true" in capsys.readouterr().out
+    assert {run.run_id for run in collect(client, "again", newest_parent(client, "again")[0]).runs
+            } == set(trained)  # fmt: skip
+    assert sweep(*common, "seed=0", "output_dir=one", "rerun=true") == 0
+    assert "jobs: 1 done, 0 skipped" in capsys.readouterr().out
+
+
+def test_a_failed_job_is_told_and_runs_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["tracking.experiment=holes", "tracking.log_model=false", "adapter=lora,none"]
+    for others in ("1 done, 0 skipped", "0 done, 1 skipped"):
+        assert sweep(*args, "output_dir=holes") == 1
+        shown = capsys.readouterr()
+        assert "no layers to adapt" in shown.err
+        assert f"jobs: {others}, 1 failed" in shown.out
+        assert "no layers to adapt" in shown.out.split("overrides")[-1]
+        client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+        assert newest_parent(client, "holes")[1] == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (Unforeseen, "FAILED")]
+)
+def test_the_parent_is_closed_however_a_sweep_ends(
+    place: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], status: str
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("kinopoisk_ft.jobs.run_job", end)
+    args = ["tracking.experiment=ended", "output_dir=ended"]
+    if raised is KeyboardInterrupt:
+        assert sweep(*args) == 130
+    else:
+        with pytest.raises(raised):
+            sweep(*args)
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    assert newest_parent(client, "ended")[1] == status
+
+
+def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        sweep("seed=0,1", "output_dir=shut", "tracking.uri=sqlite:////proc/no/mlflow.db")
+    assert capsys.readouterr().err.count("cannot be opened") == 1
+
+
+def prepared(*overrides: str) -> Prepared:
+    return prepare(compose_config([*DATA, "model=tfidf", *overrides]), conf_dir())
+
+
+def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = identity.identity(prepared())
+    same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none"]
+    assert [identity.identity(prepared(change)) for change in same] == [first] * len(same)
+    changes = [
+        "seed=1",
+        "trainer.lr=0.5",
+        "data.limit=70",
+        "adapter=head",
+        "trainer.budget=steps:9",
+    ]
+    others = {identity.identity(prepared(change)) for change in changes}
+    assert len(others | {first}) == len(changes) + 1
+    write_reviews(place, 82)
+    assert identity.identity(prepared()) != first
+    write_reviews(place)
+    assert identity.identity(prepared()) == first
+    monkeypatch.setattr(identity, "processor", lambda: "another")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert identity.identity(prepared()) != first
+
+
+def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "a.py"
+    file.write_text("x = 1\n")
+    first = identity.content(tmp_path, "*.py")
+    (tmp_path / "notes.md").write_text("told")
+    assert identity.content(tmp_path, "*.py") == first
+    file.write_text("x = 22\n")
+    second = identity.content(tmp_path, "*.py")
+    file.rename(tmp_path / "sub" / "b.py")
+    assert len({first, second, identity.content(tmp_path, "*.py")}) == 3
+
+
+def test_jobs_get_devices_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [device_of_job(job, 3) for job in range(5)] == [0, 1, 2, 0, 1]
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for devices in (0, 1, 2):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        take_device(3)
+    assert chosen == [1]
+
+
+def test_the_missing_extra_is_named() -> None:
+    error = MissingConfigException("no", "hydra/launcher/joblib", ["basic"])
+    assert "kinopoisk-ft[parallel]" in cli._explain(error, [])
+
+
+def test_a_parent_of_another_store_is_told(place: Path) -> None:
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
+    with pytest.raises(UserError, match="parent run nowhere is not in the job's store"):
+        tracker.start("name", {}, {}, "nowhere")
+
+
+def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Path) -> None:
+    for version, told in ((None, "no MLflow store"), ("abc", "another MLflow version")):
+        file = tmp_path / f"{version}.db"
+        with sqlite3.connect(file) as database:
+            database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            if version:
+                database.execute("CREATE TABLE experiments (x)")
+                database.execute("CREATE TABLE runs (x)")
+                database.execute("INSERT INTO alembic_version VALUES (?)", (version,))
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=told):
+            open_experiment(f"sqlite:///{file}", "e", None)
+        assert file.read_bytes() == before
+
+
+def environment(place: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    return {**kept, "KINOPOISK_FT_CACHE": str(place / "cache")}
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_store(tmp_path: Path) -> None:
+    code = "import sys; from kinopoisk_ft.tracking.mlflow import open_experiment as o; "
+    code += "print(o(sys.argv[1], 'e', None)[1])"
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] != ""
+
+
+@pytest.mark.slow
+def test_parallel_jobs_lose_nothing(tmp_path: Path) -> None:
+    """Two workers, three jobs of which one fails, in a store that does not exist yet."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'parallel'")
+    write_reviews(tmp_path)
+    small: Sequence[str] = [
+        "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.vocab_size=120",
+        "model.max_positions=64", "data.max_length=32", "trainer.budget=steps:6",
+        "trainer.precision=fp32", "trainer.device=cpu", "trainer.log_every=1",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "kinopoisk_ft", "-m", *DATA, *small, "hydra/launcher=joblib",
+         "hydra.launcher.n_jobs=2", "trainer.batch_size=8,9,0", "output_dir=out"],
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "jobs: 2 done, 0 skipped, 1 failed" in done.stdout
+    assert "trainer.batch_size=0: it must be 1 or more" in done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    assert status == "FAILED"
+    found = collect(client, "kinopoisk_ft", parent)
+    assert (len(found.runs), len(found.failed), found.unfinished) == (2, 1, 0)
+    for i, run in enumerate(sorted(found.runs, key=lambda r: r.settings["trainer.batch_size"])):
+        steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
+        assert sorted(steps) == list(range(1, 7))
+        written = json.loads((tmp_path / "out" / str(i) / "environment.json").read_text())
+        assert written["torch_threads"] == max(1, joblib.cpu_count() // 2)
