@@ -34,6 +34,8 @@ Fine-tune one text classifier and log what a fair comparison needs.
 group=option chooses a file of a group, group.key=value changes a value.
 Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
 the composed config and stop), --hydra-help.
+A sweep skips jobs that are finished and identical; rerun=true trains them again.
+In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel').
 """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.notes import BUDGET, _budget
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.clock import Clock
@@ -148,3 +151,15 @@ def test_warmup_in_steps_needs_steps() -> None:
     trainer("trainer.budget=steps:10", "trainer.warmup_steps=2")
     with pytest.raises(Exception, match="warmup_share"):
         trainer("trainer.budget=tokens:10", "trainer.warmup_steps=2")
+
+
+def test_reports_compare_the_budget_that_counted() -> None:
+    def told(**settings: str) -> dict[str, str]:
+        named = {f"trainer.{key}": value for key, value in settings.items()}
+        row: Any = SimpleNamespace(first=SimpleNamespace(settings=named))
+        return {key: _budget(row, key) for key in BUDGET if key.startswith("trainer.")}
+
+    assert told(epochs="3") == told(epochs="3", budget="None")
+    assert told(epochs="3") == {"trainer.budget": "", "trainer.epochs": "3"}
+    assert told(epochs="3", budget="steps:9") == told(epochs="1", budget="steps:9")
+    assert told(epochs="3", budget="steps:9")["trainer.budget"] == "steps:9"

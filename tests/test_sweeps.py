@@ -19,7 +19,7 @@ from composing import compose_config
 from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
 
-from kinopoisk_ft import cli, identity
+from kinopoisk_ft import cli, identity, jobs
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
@@ -181,6 +181,11 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
     second = identity.content(tmp_path, "*.py")
     file.rename(tmp_path / "sub" / "b.py")
     assert len({first, second, identity.content(tmp_path, "*.py")}) == 3
+
+
+def test_pretraining_is_never_skipped() -> None:
+    tags = {"kinopoisk_ft.kind": "pretrain", "kinopoisk_ft.identity": "same"}
+    assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db"), tags) is None
 
 
 def test_jobs_get_devices_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,9 @@ def setting(row: Row, key: str) -> str:
 def _budget(row: Row, key: str) -> str:
     """Return a part of a row's budget, "" where it has none: trainer.budget overrules epochs."""
     budget = setting(row, "trainer.budget").removeprefix("None")
-    if key == "trainer.budget" or (key == "trainer.epochs" and budget):
-        return budget if key == "trainer.budget" else ""
-    return setting(row, key)
+    epochs = "" if budget else setting(row, "trainer.epochs")
+    known = {"trainer.budget": budget, "trainer.epochs": epochs}
+    return known[key] if key in known else setting(row, key)
 
 
 def collection_notes(collected: Collected, count: int, words: Words) -> list[str]:
