@@ -15,6 +15,7 @@ from report_store import answers
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.labels import Box, place
 from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.pareto import pareto_front
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import TrainedRun
@@ -175,6 +176,18 @@ def test_picture_keeps_labels_apart_and_zero_on_the_axis() -> None:
     low, _ = parameters.get_xlim()
     assert label.get_text() == "0"
     assert low < position < 1000
+
+
+def test_pareto_front_is_what_nothing_dominates() -> None:
+    points = [(float(x), float(y)) for x, y in np.random.default_rng(0).integers(0, 12, (60, 2))]
+    expected = {
+        i
+        for i, (cost, score) in enumerate(points)
+        if not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
+    }
+    found = pareto_front(points)
+    assert set(found) == expected
+    assert [points[i][0] for i in found] == sorted(points[i][0] for i in found)
 
 
 @pytest.mark.parametrize("size", [2, 6, 15])

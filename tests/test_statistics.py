@@ -19,7 +19,7 @@ from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample
 from kinopoisk_ft.statistics.calibration import calibration_metrics, calibration_scores
 from kinopoisk_ft.statistics.comparison import Approach, compare
 from kinopoisk_ft.statistics.pairs import mcnemar_of
-from kinopoisk_ft.statistics.predictions import Predictions, as_table
+from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions, as_table
 from kinopoisk_ft.statistics.reliability import reliability
 from kinopoisk_ft.statistics.scores import METRICS, confusions, scores
 from kinopoisk_ft.statistics.seeds import Seeds, total
@@ -334,6 +334,14 @@ def part(n: int = 80) -> tuple[pd.DataFrame, pd.DataFrame]:
         "truncated": [max(0.0, (i % 4 - 1) / 3) for i in range(n)],
     })  # fmt: skip
     return test, pd.DataFrame({"film": ["film 0", "film 3", None]})
+
+
+def test_the_beginning_of_each_review_is_kept() -> None:
+    test, train = part(3)
+    test["text"] = ["а" * 2 * TEXT_CHARACTERS, "б", ""]
+    table = as_table(test, np.full((3, 2), 0.5), ("a", "b"), train)
+    assert table["text"].str.len().tolist() == [TEXT_CHARACTERS, 1, 0]
+    assert table["characters"].tolist() == [2 * TEXT_CHARACTERS, 1, 0]
 
 
 def test_slices_of_everything_known() -> None:
