@@ -1,62 +1,37 @@
-"""Train one approach and score it on the test set once: a network, or the baseline."""
+"""Train a network and score it on the test set once."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from sklearn.metrics import log_loss
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
 from kinopoisk_ft.adapters.base import Adapted, Adapter
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.adapters.plain import Full
 from kinopoisk_ft.data.hidden import ids_digest
-from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.tokens import Seen, check_length, log_example, tokenize
-from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.baseline import Tfidf
+from kinopoisk_ft.data.tokens import Seen, Tokens, check_length, log_example, tokenize
+from kinopoisk_ft.fitted import Fitted
 from kinopoisk_ft.models.network import Network, Recipe
-from kinopoisk_ft.models.saving import Card, make_card, save_base, save_network
+from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.loop import Trainer
-from kinopoisk_ft.training.metrics import classification_scores
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.unfinished import CHECKPOINTS
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Fitted:
-    """A trained approach as it did on the test set; times in seconds."""
-
-    probabilities: np.ndarray  # (N, classes), in the order of the test rows
-    validation: np.ndarray  # the same of the validation rows, with the weights that tested
-    loss: float
-    objective: float  # best validation score
-    trainable: int
-    total: int
-    seconds: dict[str, float]
-    tokens: int  # real tokens of all training batches
-    peak_memory_mb: float
-    device: str
-    precision: str
-    seen: Seen
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def fit_network(
@@ -73,13 +48,13 @@ def fit_network(
     reset_peak_memory(precision.device)
     model_dir = out_dir / "model"
     with clock.section("tokenize"):
-        tokenizer = recipe.load_tokenizer(_texts(data.train, data.preprocessing))
+        tokenizer = recipe.load_tokenizer(data.preprocessing.texts(data.train["text"]))
     with clock.section("build"):
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
     with clock.section("tokenize"):
-        parts, seen = _examples(data, tokenizer)
+        parts, tokens = _examples(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
     make_objective, parts = _above_frozen(
         trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, tracker
@@ -114,7 +89,8 @@ def fit_network(
         peak_memory_mb=peak,
         device=str(precision.device),
         precision=precision.kind,
-        seen=seen,
+        seen=sum((part.seen for part in tokens.values()), Seen()),
+        truncated={name: tokens[name].truncated for name in ("val", "test")},
         history=state.history,
     )
 
@@ -125,14 +101,18 @@ def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
     return {"split": data.split_digest, "tokens": tokens}
 
 
-def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], Seen]:
-    """Tokenize the three parts; returns them, and how much of their texts the tokens hold."""
-    examples, seen = {}, Seen()
-    for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
-        tokens = tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
-        examples[name] = Examples(tokens.input_ids, part["label"].to_numpy())
-        seen += tokens.seen
-    return examples, seen
+def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], dict[str, Tokens]]:
+    """Tokenize the three parts; returns them as the loop reads them, and their tokens."""
+    frames = {"train": data.train, "val": data.val, "test": data.test}
+    tokens = {
+        name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
+        for name, part in frames.items()
+    }
+    examples = {
+        name: Examples(tokens[name].input_ids, part["label"].to_numpy())
+        for name, part in frames.items()
+    }
+    return examples, tokens
 
 
 def _above_frozen(
@@ -155,11 +135,6 @@ def _above_frozen(
     return prefixed.objective, {**prefixed.parts}
 
 
-def _texts(part: pd.DataFrame, how: Preprocessing) -> list[str]:
-    """Return what a model may read of a part's texts, before any tokenizer."""
-    return [how.cut(text) for text in part["text"]]
-
-
 def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     """Apply an adapter; a base with a random start is saved first: nothing else has it."""
     if network.base is None and not isinstance(adapter, Full):
@@ -169,57 +144,3 @@ def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
     return adapted
-
-
-def fit_baseline(
-    recipe: Tfidf, adapter: Adapter, trainer: Trainer, data: DataSplit, out_dir: Path
-) -> Fitted:
-    """Fit TF-IDF and logistic regression on the train split and save it."""
-    trainer.refuse_balance("the TF-IDF baseline has weights of its own: model.class_weight")
-    if not isinstance(adapter, Full):
-        raise UserError(
-            "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
-        )
-    device = torch.device("cpu")
-    reset_peak_memory(device)
-    clock = Clock()
-    how, size = data.preprocessing, len(data.class_names)
-    train, val, test = (_texts(part, how) for part in (data.train, data.val, data.test))
-    with clock.section("train"):
-        recipe.fit(train, data.train["label"].to_numpy(), size)
-    with clock.section("val"):
-        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), size)
-    with clock.section("eval"):
-        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), size)
-    with clock.section("save"):
-        recipe.save(out_dir / "model")
-        # It reads words, not tokens, so that no number of tokens says how many.
-        card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
-        card.write(out_dir / "model")
-    whole = [len(text) for part in (data.train, data.val, data.test) for text in part["text"]]
-    read = [len(text) for text in (*train, *val, *test)]
-    return Fitted(
-        probabilities=probabilities,
-        validation=validation,
-        loss=test_scores["loss"],
-        objective=val_scores[trainer.best_metric],
-        trainable=recipe.parameters,
-        total=recipe.parameters,
-        seconds=dict(clock.seconds),
-        tokens=0,
-        peak_memory_mb=peak_memory_mb(device),
-        device="cpu",
-        precision="fp64",
-        seen=Seen(characters=sum(whole), characters_seen=sum(read)),
-        history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
-    )
-
-
-def _score(
-    recipe: Tfidf, texts: list[str], labels: np.ndarray, num_classes: int
-) -> tuple[np.ndarray, dict[str, float]]:
-    probabilities = recipe.predict_proba(texts)
-    predicted = torch.as_tensor(probabilities.argmax(axis=1))
-    loss = log_loss(labels, probabilities, labels=list(range(num_classes)))
-    scores = classification_scores(predicted, torch.tensor(labels))
-    return probabilities, {**scores, "loss": float(loss)}

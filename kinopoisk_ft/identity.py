@@ -19,8 +19,8 @@ from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.environment import processor, versions
 
 PACKAGE = Path(__file__).resolve().parent
-# Where a result goes says nothing about what it is.
-ELSEWHERE = {"output_dir", "result_json", "rerun", "tracking"}
+# Keys that change no result: where it goes, and how it is kept from loss.
+ELSEWHERE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
 NAMED = ("model", "adapter", "data")  # reports call a run by its choices, not by their values
 
 
@@ -34,6 +34,7 @@ def identity(prepared: Prepared) -> str:
     """
     plain: Any = OmegaConf.to_container(prepared.cfg)
     config = {key: value for key, value in plain.items() if key not in ELSEWHERE}
+    config["trainer"].pop("checkpoint_every", None)
     parts = {
         "config": config,
         "choices": [prepared.choices[group] for group in NAMED],

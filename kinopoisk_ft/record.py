@@ -10,7 +10,7 @@ import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import describe_environment
-from kinopoisk_ft.fitting import Fitted
+from kinopoisk_ft.fitted import Fitted
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.statistics.calibration import calibration_metrics
@@ -107,10 +107,11 @@ def _files(
             "learning_curve.png",
         )
     }
-    for file, part, probabilities in (
-        ("predictions.parquet", data.test, fitted.probabilities),
-        ("predictions_validation.parquet", data.val, fitted.validation),
+    for file, name, part, probabilities in (
+        ("predictions.parquet", "test", data.test, fitted.probabilities),
+        ("predictions_validation.parquet", "val", data.val, fitted.validation),
     ):
+        part = part.assign(truncated=fitted.truncated[name])
         table = as_table(part, probabilities, names, data.train)
         table.to_parquet(files[file], index=False)
     write_json(files["class_report.json"], per_class(predicted, labels, names))

@@ -15,10 +15,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from kinopoisk_ft.baseline import fit_baseline
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import commit
-from kinopoisk_ft.fitting import fit_baseline, fit_network
+from kinopoisk_ft.fitting import fit_network
 from kinopoisk_ft.identity import identity
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.quiet import quiet_libraries

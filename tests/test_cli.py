@@ -191,6 +191,7 @@ def test_options_of_data_reach_run_and_prediction(
             json.loads((place / name / "data.json").read_text())["counts"]["grades_removed"] == 80
         )
         table = pd.read_parquet(place / name / "predictions.parquet")
+        assert 0 < table["truncated"].mean() < 1
         asked = pd.read_json(place / "films.jsonl", lines=True).iloc[table["row"]]
         asked.to_json(place / "asked.jsonl", orient="records", lines=True)
         assert predict.main([name, "--input", "asked.jsonl", "--output", "said.jsonl"]) == 0

@@ -23,7 +23,7 @@ FORBIDDEN = {
     "models": {"data", "training", "tracking", "serving"} | ABOVE,
     "statistics": {*BELOW, "tracking", "serving"} | ABOVE - {"statistics"},
     "reporting": {*BELOW, "serving", "run"},
-    "serving": {"fitting", "record"} | ABOVE,
+    "serving": {"baseline", "fitting", "record"} | ABOVE,
     "checks": {"models", "adapters", "data", "serving"} | ABOVE,
 }
 

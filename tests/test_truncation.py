@@ -79,6 +79,7 @@ def test_what_was_seen_is_counted() -> None:
         found = tokenize([text, "фильм"], tokenizer("bert"), Preprocessing(6, way))
         assert [len(ids) for ids in found.input_ids] == [6, 3]
         assert found.seen == Seen(len(text) + 5, characters + 5, 21, 5)
+        assert found.truncated.tolist() == [(len(text) - characters) / len(text), 0]
     shares = found.seen.metrics()
     assert shares["tokens_seen_share"] == 5 / 21
     assert shares["characters_per_token"] == (len(text) + 5) / 21

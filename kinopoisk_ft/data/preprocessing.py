@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kinopoisk_ft.data.cleaning import clean_text
@@ -42,3 +43,7 @@ class Preprocessing:
     def cut(self, text: str) -> str:
         """Return the part of a clean text within `max_characters`."""
         return cut_text(text, self.max_characters, self.truncation)
+
+    def texts(self, texts: Iterable[str]) -> list[str]:
+        """Return what a model may read of clean texts, before any tokenizer."""
+        return [self.cut(text) for text in texts]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.truncation import ends
@@ -53,6 +54,7 @@ class Tokens:
 
     input_ids: list[list[int]]
     seen: Seen
+    truncated: np.ndarray  # (N,), the share of each text's characters that was cut off
 
 
 def cache_dir() -> Path:
@@ -72,7 +74,12 @@ def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens
         cache_file_name=str(file),
         new_fingerprint=key,
     )
-    return Tokens(list(table["input_ids"]), Seen(*(sum(table[f.name]) for f in fields(Seen))))
+    columns = {f.name: table[f.name] for f in fields(Seen)}
+    return Tokens(
+        list(table["input_ids"]),
+        Seen(**{name: sum(column) for name, column in columns.items()}),
+        share_cut(columns["characters"], columns["characters_seen"]),
+    )
 
 
 def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str, list[Any]]:
@@ -102,6 +109,12 @@ def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str
         columns["tokens"].append(len(whole["input_ids"][i]) - left - right)
         columns["tokens_seen"].append(len(ids) - left - right)
     return columns
+
+
+def share_cut(characters: Sequence[int], seen: Sequence[int]) -> np.ndarray:
+    """Return the share (N,) of each of N texts that was not seen; of an empty one, nothing."""
+    whole = np.asarray(characters, dtype=np.float64)
+    return (whole - np.asarray(seen)) / np.maximum(whole, 1)
 
 
 def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
