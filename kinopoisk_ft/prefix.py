@@ -18,7 +18,8 @@ from kinopoisk_ft.data.hidden import (
     only_one,
 )
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import FrozenPrefix, blocks_of, find_prefix
+from kinopoisk_ft.models.prefix import FrozenPrefix, blocks_of
+from kinopoisk_ft.models.seams import find_prefix
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import to_device

@@ -24,7 +24,8 @@ from transformers import (
 from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import describe_encoder
-from kinopoisk_ft.models.prefix import FrozenPrefix, Seam, find_prefix
+from kinopoisk_ft.models.prefix import FrozenPrefix, Seam
+from kinopoisk_ft.models.seams import find_prefix
 from kinopoisk_ft.training.batching import pad
 
 

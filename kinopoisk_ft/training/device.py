@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.allocator import release_freed_memory
 
 _STATUS = Path("/proc/self/status")
 
@@ -45,6 +46,7 @@ def take_device(job: int) -> None:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of earlier work in this process, where the system allows it (CUDA, Linux)."""
+    release_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
