@@ -70,8 +70,6 @@ def fit_network(
     with clock.section("eval"):
         # Without weights: losses on test can be compared, whatever was trained for.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
-    with clock.section("val"):
-        validated = trainer.test(adapted.module, make_objective(), parts["val"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         card = make_card(network, adapted, data.class_names, **asdict(data.preprocessing))
@@ -79,7 +77,7 @@ def fit_network(
     trainable, total = count_parameters(adapted.module)
     return Fitted(
         probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
-        validation=torch.softmax(validated.outputs.double(), dim=1).numpy(),
+        validation=torch.softmax(state.best_outputs.double(), dim=1).numpy(),
         loss=tested.scores["loss"],
         objective=state.best_score,
         trainable=trainable,

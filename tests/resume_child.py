@@ -145,7 +145,8 @@ def _train(folder: Path, kind: str, adapter: str, more: Sequence[str]) -> None:
     )  # fmt: skip
     weights = digest(value for _, value in sorted(module.state_dict().items()))
     found = {"weights": weights, "history": state.history, "tokens": state.tokens,
-             "best": [state.best, state.best_step], "scale": precision.state_dict()}  # fmt: skip
+             "best": [state.best, state.best_step], "scale": precision.state_dict(),
+             "outputs": digest([state.best_outputs])}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(found))
 
 

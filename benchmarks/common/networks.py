@@ -89,7 +89,7 @@ def draw_batch(config: MambaConfig, length: int) -> tuple[Tensor, Tensor]:
 
 
 def training_step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """Return a step: forward, backward, AdamW, fused as in the project's training, for all alike."""
+    """Return a step: forward, backward, and AdamW, fused for all as in the project's training."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     input_ids, labels = batch
 

@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Hand freed memory back, after all: what earlier work in this process kept is not a run's."""
+    """Hand what nothing refers to back to the kernel now, as malloc_trim(3) does for glibc."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

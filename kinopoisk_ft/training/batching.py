@@ -91,6 +91,16 @@ def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return batches
 
 
+def parts(batch: dict[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
+    """Cut a batch into as few parts as have at most `rows` rows each, as even as can be.
+
+    They keep its padding: what reads the pads of a batch finds the same.
+    """
+    count = -(-len(batch["attention_mask"]) // rows)
+    cut = {key: value.tensor_split(count) for key, value in batch.items()}
+    return [{key: values[i] for key, values in cut.items()} for i in range(count)]
+
+
 def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
     """Pad on the right to the longest row: input_ids and attention_mask, both (batch, length)."""
     longest = max(1, max(len(row) for row in rows))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.checkpoint import copy_tensors, trained_tensors
+from kinopoisk_ft.training.rng import random_states, set_random_states
 from kinopoisk_ft.training.state import State
 
 COUNTS = (
     "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
-    "history",
+    "history", "micro_batch_size", "eval_batch_size",
 )  # fmt: skip
-DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
 
 
 def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,10 +32,9 @@ def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 values.setdefault(str(index), {})[key] = value
     if state.losses:
         tensors["losses"] = torch.stack(state.losses)
-    tensors["rng.cpu"] = torch.get_rng_state()
-    device = state.precision.device.type
-    if device in DEVICES:
-        tensors[f"rng.{device}"] = DEVICES[device].get_rng_state()
+    tensors["best_outputs"] = state.best_outputs
+    random = random_states(state.precision.device)
+    tensors |= {f"rng.{device}": value for device, value in random.items()}
     plain = {
         **{key: getattr(state, key) for key in COUNTS},
         "optimizer": {"state": values, "param_groups": optimizer["param_groups"]},
@@ -60,9 +59,8 @@ def restore(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> 
         setattr(state, key, plain[key])
     if "losses" in tensors:
         state.losses = list(tensors["losses"].to(state.precision.device))
-    torch.set_rng_state(parts["rng"].pop("cpu"))
-    for device, value in parts["rng"].items():
-        DEVICES[device].set_rng_state(value)
+    state.best_outputs = tensors["best_outputs"]
+    set_random_states(parts["rng"])
 
 
 def _optimizer(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:

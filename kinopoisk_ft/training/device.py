@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ import torch
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.allocator import release_freed_memory
 
-_STATUS = Path("/proc/self/status")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_earlier = 0.0  # MiB: the process's peak before `peak_growth` made the system forget it
 
 
 def choose_device(request: str) -> torch.device:
@@ -46,11 +48,13 @@ def take_device(job: int) -> None:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of earlier work in this process, where the system allows it (CUDA, Linux)."""
-    release_freed_memory()
+    global _earlier
+    _earlier = 0.0
+    release_freed_memory()  # what earlier jobs of a sweep kept is not this run's
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
+        _CLEAR.write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -58,7 +62,31 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists():
-        line = next(x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
+        return max(_earlier, _status("VmHWM") / 2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def can_measure_growth() -> bool:
+    """Return whether `peak_growth` works on this system: Linux alone lets a peak be forgotten."""
+    return _STATUS.exists() and _CLEAR.exists()
+
+
+def peak_growth(work: Callable[[], None]) -> int:
+    """Return by how many bytes the process's resident memory rose at most while `work` ran.
+
+    Memory that was freed but kept is handed back first: the work would be given it unnoticed.
+    """
+    global _earlier
+    release_freed_memory()
+    _earlier = peak_memory_mb(torch.device("cpu"))
+    _CLEAR.write_text("5")
+    before = _status("VmHWM")
+    work()
+    return (_status("VmHWM") - before) * 2**10
+
+
+def _status(name: str) -> int:
+    """Return a line of the process's status, KiB."""
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(f"{name}:"))
+    return int(line.split()[1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.batching import Examples, by_length
+from kinopoisk_ft.training.memory import within_memory
 from kinopoisk_ft.training.objective import Batch, Objective
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.prefetch import prefetched
@@ -20,6 +21,7 @@ class Evaluation:
 
     scores: dict[str, float]
     outputs: Tensor
+    batch_size: int  # as asked for, or what memory was enough for
 
 
 @torch.inference_mode()
@@ -30,8 +32,27 @@ def evaluate(
     precision: Precision,
     batch_size: int,
 ) -> Evaluation:
-    """Evaluate every example once, longest first; leaves the model in evaluation mode."""
+    """Evaluate every example once, longest first; leaves the model in evaluation mode.
+
+    Batches are halved when memory runs out: the longest reviews come first, and tell it early.
+    """
     model.eval()
+
+    def attempt(rows: int) -> tuple[dict[str, float], Tensor]:
+        return _evaluate(model, examples, objective, precision, rows)
+
+    (scores, outputs), size = within_memory(attempt, batch_size, precision.device, "evaluation")
+    return Evaluation(scores, outputs, size)
+
+
+def _evaluate(
+    model: nn.Module,
+    examples: Examples,
+    objective: Objective,
+    precision: Precision,
+    batch_size: int,
+) -> tuple[dict[str, float], Tensor]:
+    """Return scores, and outputs in the order of the examples."""
     # The same masks at each evaluation, so that the losses of two epochs can be compared.
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
@@ -49,7 +70,7 @@ def evaluate(
     if examples.labels is not None:
         outputs = _in_order(outputs, batches)
         scores |= objective.scores(outputs, examples.labels)
-    return Evaluation(scores, outputs)
+    return scores, outputs
 
 
 @torch.inference_mode()
@@ -60,8 +81,25 @@ def predict(
     precision: Precision,
     batch_size: int,
 ) -> Tensor:
-    """Return logits (N, classes), fp32 on the CPU, of examples without labels."""
+    """Return logits (N, classes), fp32 on the CPU, of examples without labels.
+
+    Batches are halved when memory runs out.
+    """
     model.eval()
+
+    def attempt(rows: int) -> Tensor:
+        return _predict(model, examples, objective, precision, rows)
+
+    return within_memory(attempt, batch_size, precision.device, "prediction")[0]
+
+
+def _predict(
+    model: nn.Module,
+    examples: Examples,
+    objective: Objective,
+    precision: Precision,
+    batch_size: int,
+) -> Tensor:
     rng = np.random.default_rng(0)
     batches = by_length(examples.lengths, batch_size)
     kept = []

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.evaluate import Evaluation
 from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.state import State
@@ -43,6 +44,7 @@ class Journal:
         loss = float(losses[torch.isfinite(losses)].mean())
         state.losses.clear()
         values = {"train_loss": loss, "lr": float(state.schedule.get_last_lr()[0])}
+        values["micro_batch_size"] = state.micro_batch_size
         if math.isnan(loss):
             del values["train_loss"]  # every step was skipped
         else:
@@ -52,16 +54,17 @@ class Journal:
         self.recorder.metrics(values, state.step)
         self.progress.to(state.step, loss=f"{loss:.4f}")
 
-    def judge(self, state: State, scores: dict[str, float]) -> None:
-        """Record an evaluation; keep the weights if it is the best so far."""
-        named = {f"val_{key}": value for key, value in scores.items()}
+    def judge(self, state: State, found: Evaluation) -> None:
+        """Record an evaluation; keep the weights and the outputs if it is the best so far."""
+        named = {f"val_{key}": value for key, value in found.scores.items()}
         self.recorder.metrics(named, state.step)
         state.history.append({"step": state.step, **named})
-        value = scores[self.best_metric]
+        value = found.scores[self.best_metric]
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
         state.since_best += 1
         if state.best is None or math.isnan(state.best) or sign * value > sign * state.best:
             state.best, state.best_step, state.since_best = value, state.step, 0
+            state.best_outputs = found.outputs
             self.best.save(state.model, state.step)
         state.evaluated = state.step
         text = ", ".join(f"{key} {v:.4f}" for key, v in named.items())

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped
+from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped, parts
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
@@ -22,10 +23,12 @@ from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.finite import check_finite
 from kinopoisk_ft.training.journal import Journal, Recorder
+from kinopoisk_ft.training.memory import told_if_memory_ends, within_memory
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
 from kinopoisk_ft.training.precision import Precision, wait
 from kinopoisk_ft.training.prefetch import prefetched
+from kinopoisk_ft.training.probe import rows_that_fit
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.resume import Keeper, kept_precision
 from kinopoisk_ft.training.settings import Settings
@@ -96,6 +99,7 @@ class Trainer(Settings):
             StopSignals() as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
+            self._probe(state, train, clock)
             self._evaluate_if_due(state, train, val, journal, clock, signals)
             while state.step != state.steps and not self._stale(state):
                 micro_batches = next(batches)
@@ -138,7 +142,16 @@ class Trainer(Settings):
             log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
         else:
             log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
-        return State(model, objective, precision, optimizer, schedule, meter, steps)
+        return State(
+            model, objective, precision, optimizer, schedule, meter, steps,
+            micro_batch_size=self.rows_at_once, eval_batch_size=self.eval_batch_size,
+        )  # fmt: skip
+
+    def _probe(self, state: State, train: Examples, clock: Clock) -> None:
+        """Find out, where only the system's end of the process would tell, what memory allows."""
+        if state.step != state.steps:
+            with clock.section("probe"):
+                state.micro_batch_size = rows_that_fit(state, train)
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""
@@ -165,27 +178,37 @@ class Trainer(Settings):
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
-        count = sum(state.objective.count(batch) for batch in micro_batches)
-        total = torch.zeros((), device=state.precision.device)
-        for batch in micro_batches:
-            state.tokens += int(batch["attention_mask"].sum())
-            batch = to_device(batch, state.precision.device)
-            with state.precision.autocast():
-                loss = state.objective.loss_sum(state.model, batch)[0] / (count or 1)
-            state.precision.backward(loss)
-            total += loss.detach()
+        gradients = partial(self._gradients, state, micro_batches)
+        total, state.micro_batch_size = within_memory(
+            gradients, state.micro_batch_size, state.precision.device, "training"
+        )
+        state.tokens += sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
         state.precision.unscale(state.optimizer)
         if state.step == 0:
             audit(state.model)
-        verdict = state.precision.step(
-            state.optimizer, state.model.parameters(), self.clip_norm, total
-        )
+        with told_if_memory_ends("the optimizer's update"):
+            verdict = state.precision.step(
+                state.optimizer, state.model.parameters(), self.clip_norm, total
+            )
         state.verdicts.append(verdict)
         state.step += 1
         if state.meter.read(state.step, state.tokens):
             state.steps = state.step
         state.schedule.step()
         state.losses.append(total)
+
+    def _gradients(self, state: State, micro_batches: list[dict[str, Tensor]], rows: int) -> Tensor:
+        """Leave the gradients of the mean loss, `rows` rows at once; returns the loss, ()."""
+        state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
+        count = sum(state.objective.count(batch) for batch in micro_batches)
+        total = torch.zeros((), device=state.precision.device)
+        for part in (part for batch in micro_batches for part in parts(batch, rows)):
+            part = to_device(part, state.precision.device)
+            with state.precision.autocast():
+                loss = state.objective.loss_sum(state.model, part)[0] / (count or 1)
+            state.precision.backward(loss)
+            total += loss.detach()
+        return total
 
     def _tell(
         self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path
@@ -213,10 +236,11 @@ class Trainer(Settings):
             return
         with clock.section("val"):
             found = evaluate(
-                state.model, val, state.objective, state.precision, self.eval_batch_size
+                state.model, val, state.objective, state.precision, state.eval_batch_size
             )
+        state.eval_batch_size = found.batch_size
         with signals.held(), clock.section("checkpoint"):
-            journal.judge(state, found.scores)
+            journal.judge(state, found)
         state.model.train()
 
     def _stale(self, state: State) -> bool:

@@ -25,6 +25,7 @@ class Settings:
     budget: str | None
     batch_size: int
     accumulate: int
+    micro_batch_size: int | None
     eval_batch_size: int
     lr: float
     head_lr: float | None
@@ -50,6 +51,7 @@ class Settings:
             "max_steps",
             "batch_size",
             "accumulate",
+            "micro_batch_size",
             "eval_batch_size",
             "eval_every",
         )
@@ -65,7 +67,18 @@ class Settings:
                 f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
                 fix="give a number of steps as trainer.warmup_steps",
             )
+        if self.rows_at_once > self.batch_size:
+            raise UserError(
+                f"trainer.micro_batch_size={self.micro_batch_size}: a batch has only "
+                f"trainer.batch_size={self.batch_size} rows",
+                fix="leave it null, or give fewer rows than a batch has",
+            )
         self._check_budget()
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch that train at once, before memory runs out."""
+        return self.micro_batch_size or self.batch_size
 
     @property
     def length(self) -> Budget:

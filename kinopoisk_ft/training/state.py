@@ -29,6 +29,8 @@ class State:
     schedule: LambdaLR
     meter: Meter
     steps: int | None
+    micro_batch_size: int  # rows that train at once: less than asked for where memory ran out
+    eval_batch_size: int
     step: int = 0
     tokens: int = 0
     losses: list[Tensor] = field(default_factory=list)
@@ -39,6 +41,8 @@ class State:
     skipped: int = 0
     bad_in_row: int = 0
     verdicts: list[Tensor] = field(default_factory=list)
+    # Of the best evaluation, in the order of its examples.
+    best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property

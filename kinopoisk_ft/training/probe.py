@@ -1,0 +1,130 @@
+"""Whether the largest micro-batch will fit into a CPU's memory, found out with one row and two.
+
+A process that takes more than there is gets no exception: the system ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from kinopoisk_ft.training.allocator import release_freed_memory
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.device import can_measure_growth, peak_growth
+from kinopoisk_ft.training.limits import available_memory
+from kinopoisk_ft.training.memory import half
+from kinopoisk_ft.training.rng import random_states, set_random_states
+from kinopoisk_ft.training.state import State
+
+log = logging.getLogger(__name__)
+
+SAFETY = 1.2  # threads' own buffers, evaluation, and what else the machine will do
+OPTIMIZER = 2  # numbers that AdamW keeps of each weight
+# A bound on what a pass keeps: values of four bytes, as many for each token and each smallest
+# module as the widest dimension of any parameter, eight times over. Embeddings are by far the
+# widest, so that it lies some ten times too high at least, for probabilities of attention and
+# states of a scan as well.
+KEPT = 4 * 8
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that an update takes beside what is taken already."""
+
+    one: float  # with one row: gradients, activations, the optimizer's state
+    more: float  # for each further row
+
+    def of(self, rows: int) -> float:
+        """Return the bytes for so many rows at once."""
+        return self.one + self.more * (rows - 1)
+
+
+def rows_that_fit(state: State, train: Examples) -> int:
+    """Return the micro-batch, halved until this machine has the memory for it.
+
+    The longest review is passed forward and back as a batch of one, once to warm up, and of two
+    where there is room: memory is linear in rows. Weights, optimizer, generators and counts stay
+    as they are. Nothing is run where a generous bound is below half of what is left, nor on other
+    devices, which raise an exception, nor where the system does not tell a process's peak.
+    """
+    rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
+    if state.precision.device.type != "cpu" or not can_measure_growth():
+        return rows
+    left = available_memory()
+    most = _bound(state.model, rows * longest) + _optimizer_bytes(state)
+    if most < left / 2:
+        log.debug("memory is not probed: %.0f MiB at most, %.0f left", most / 2**20, left / 2**20)
+        return rows
+    need = _measure(state, train)
+    left = available_memory()
+    fitting = rows
+    while fitting > 1 and SAFETY * need.of(fitting) > left:
+        fitting = half(fitting)
+    log.info(
+        "a step with %d rows of %d tokens at once takes %.0f MiB more, %.0f MiB are left: %s",
+        rows, longest, need.of(rows) / 2**20, left / 2**20,
+        "it fits" if fitting == rows else f"{fitting} at once",
+    )  # fmt: skip
+    if need.of(fitting) > left:
+        log.warning("memory may not suffice for a single row: the system may end this process")
+    return fitting
+
+
+def _measure(state: State, train: Examples) -> Need:
+    """Pass one row and two through the network; two only where twice one has room."""
+    with _unchanged(state):
+        _pass(state, train, 1)  # compiles kernels, starts threads, fills their buffers
+        one = peak_growth(lambda: _pass(state, train, 1))
+        more = float(one)
+        if SAFETY * 2 * one < available_memory():
+            more = max(0, peak_growth(lambda: _pass(state, train, 2)) - one)
+    release_freed_memory()
+    return Need(one + _optimizer_bytes(state), more)
+
+
+def _pass(state: State, train: Examples, rows: int) -> None:
+    """Run the longest review forward and back, so many times at once; leaves no gradients."""
+    longest = np.full(rows, int(train.lengths.argmax()))
+    batch = state.objective.collate(train, longest, np.random.default_rng(0))
+    with state.precision.autocast():
+        loss = state.objective.loss_sum(state.model, batch)[0]
+    state.precision.backward(loss)
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _unchanged(state: State) -> Iterator[None]:
+    """Put generators and buffers back, also when a signal comes."""
+    states = random_states(state.precision.device)
+    buffers = {name: value.clone() for name, value in state.model.named_buffers()}
+    try:
+        yield
+    finally:
+        state.optimizer.zero_grad(set_to_none=True)
+        set_random_states(states)
+        with torch.no_grad():
+            for name, value in state.model.named_buffers():
+                value.copy_(buffers[name])
+
+
+def _bound(model: nn.Module, tokens: int) -> int:
+    """Return the bytes that a pass over so many tokens and its gradients stay below."""
+    smallest = sum(1 for module in model.modules() if not any(module.children()))
+    widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
+    return KEPT * tokens * smallest * widest + _trained_bytes(model)
+
+
+def _optimizer_bytes(state: State) -> int:
+    """Return the bytes that the first update will take for good; none after a checkpoint."""
+    return 0 if state.optimizer.state else OPTIMIZER * _trained_bytes(state.model)
+
+
+def _trained_bytes(model: nn.Module) -> int:
+    return sum(math.prod(p.shape) * p.element_size() for p in model.parameters() if p.requires_grad)

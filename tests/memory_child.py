@@ -1,0 +1,80 @@
+"""A training run in a process of its own that may take only so much memory."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from composing import compose_config
+from hydra.utils import instantiate
+from short_fit import Recorder
+from transformers import BertConfig, BertForSequenceClassification
+
+from kinopoisk_ft.training import loop, probe
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.device import peak_growth
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.state import State
+
+ROWS, LENGTH = 16, 512
+
+
+def probe_and_train(limit: int | None, folder: Path, answers: Any) -> None:
+    """Train two steps with `limit` MiB more than are taken; tells what was chosen and measured."""
+    torch.set_num_threads(1)
+    trainer = instantiate(compose_config([
+        "model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=1",
+        f"trainer.batch_size={ROWS}", "trainer.log_every=1", "trainer.optimizer.fused=false",
+    ]).trainer)  # fmt: skip
+    precision, clock = trainer.open()
+    model = BertForSequenceClassification(BertConfig(
+        vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ))  # fmt: skip
+    told: dict[str, float] = {"failures": 0}
+    _watch(told, limit)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 1000, (2 * ROWS, LENGTH)).tolist()
+    data = Examples(ids, rng.integers(0, 2, 2 * ROWS))
+    recorder = Recorder()
+    if limit is not None:
+        space = psutil.Process().memory_info().vms + limit * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (space, resource.RLIM_INFINITY))
+    state = trainer.fit(
+        model, Classification(0), data, Examples(ids[:2], data.labels[:2]), fresh=(),
+        audit=lambda _: None, precision=precision, clock=clock, recorder=recorder,
+        folder=folder / str(limit),
+    )  # fmt: skip
+    losses = recorder.of("train_loss")
+    answers.put({**told, "rows": state.micro_batch_size, "steps": state.step, "loss": losses})
+
+
+def _watch(told: dict[str, float], limit: int | None) -> None:
+    """Note failures for lack of memory, the prediction, and, without a limit, what was taken."""
+    measure = probe._measure
+
+    def watched(state: State, train: Examples) -> probe.Need:
+        need = measure(state, train)
+        told["predicted"] = need.of(ROWS) / 2**20
+        if limit is None:
+            taken = peak_growth(lambda: probe._pass(state, train, ROWS))
+            told["growth"] = (taken + probe._optimizer_bytes(state)) / 2**20
+        return need
+
+    class Failures(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told["failures"] += "memory ran out" in record.getMessage()
+
+    logging.getLogger("kinopoisk_ft").addHandler(Failures())
+    probe._measure = watched
+    loop.rows_that_fit = _always_probed
+
+
+def _always_probed(state: State, train: Examples) -> int:
+    probe.KEPT = 2**30
+    return probe.rows_that_fit(state, train)

@@ -1,0 +1,207 @@
+"""What memory is left, what a step will take of it, and that asking changes nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from memory_child import probe_and_train
+from short_fit import short_fit, weights
+from torch import nn
+
+from kinopoisk_ft.training import device, limits, probe
+from kinopoisk_ft.training.device import peak_growth, peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.limits import available_memory
+from kinopoisk_ft.training.objective import Classification
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def write(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def group_v2(folder: Path, limit: object, used: int, files: int = 0) -> None:
+    write(folder, memory__max=limit, memory__current=used,
+          memory__stat=f"anon 1\nfile 9\ninactive_file {files}")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 100 GiB to spare and no limit on the process."""
+    left = psutil.virtual_memory()._replace(available=100 * 2**30)
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: left)
+    infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: infinite)
+
+
+def test_cgroups_of_version_2(tmp_path: Path) -> None:
+    """The tightest of the process's group and those above it; pages of files give way."""
+    membership = tmp_path / "membership"
+    membership.write_text("0::/slice/job\n")
+    group_v2(tmp_path / "slice" / "job", "max", 10)
+    assert available_memory(tmp_path, membership) == 100 * 2**30
+    group_v2(tmp_path / "slice", 1000, 700, files=50)
+    assert available_memory(tmp_path, membership) == 350
+    group_v2(tmp_path / "slice" / "job", 900, 700, files=0)
+    assert available_memory(tmp_path, membership) == 200
+    group_v2(tmp_path / "slice" / "job", 900, 950)
+    assert available_memory(tmp_path, membership) == 0
+
+
+def test_cgroups_of_version_1_in_a_container(tmp_path: Path) -> None:
+    """The path is the host's; inside, the group's files are at the root."""
+    membership = tmp_path / "membership"
+    membership.write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n")
+    group = {"memory__usage_in_bytes": 600, "memory__stat": "cache 5\ntotal_inactive_file 100"}
+    write(tmp_path / "memory", memory__limit_in_bytes=9223372036854771712, **group)
+    assert available_memory(tmp_path, membership) == 100 * 2**30
+    write(tmp_path / "memory", memory__limit_in_bytes=1000, **group)
+    assert available_memory(tmp_path, membership) == 500
+
+
+def test_no_cgroups_and_a_limit_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert available_memory(tmp_path, tmp_path / "none") == 100 * 2**30
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (used + 512 * MIB, -1))
+    assert available_memory(tmp_path, tmp_path / "none") == pytest.approx(512 * MIB, abs=64 * MIB)
+
+
+def test_growth_is_the_peak_and_earlier_peaks_are_kept() -> None:
+    if not device.can_measure_growth():
+        pytest.skip("this system does not tell a process's peak")
+
+    def work() -> None:
+        torch.ones(48, MIB // 4)
+        torch.ones(32, MIB // 4)
+
+    reset_peak_memory(CPU)
+    before = peak_memory_mb(CPU)
+    torch.ones(200, MIB // 4)
+    for _ in range(2):  # what the first call freed is not a present to the second
+        assert peak_growth(work) == pytest.approx(48 * MIB, abs=4 * MIB)
+    assert peak_memory_mb(CPU) > before + 150
+    reset_peak_memory(CPU)
+    assert peak_memory_mb(CPU) < before + 100
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
+    """Return how to leave so many MiB where a pass takes 10 MiB and 10 more for each row."""
+
+    def leave(mib: float) -> list[int]:
+        passed: list[int] = []
+        loss_sum = Classification.loss_sum
+
+        def watched(self: Classification, model: nn.Module, batch: Any) -> Any:
+            passed.append(len(batch["labels"]))
+            return loss_sum(self, model, batch)
+
+        def growth(work: Callable[[], None]) -> int:
+            passed.clear()
+            work()
+            assert len(passed) == 1
+            return (10 + 10 * passed[0]) * MIB
+
+        monkeypatch.setattr(Classification, "loss_sum", watched)
+        monkeypatch.setattr(probe, "peak_growth", growth)
+        monkeypatch.setattr(probe, "can_measure_growth", lambda: True)
+        monkeypatch.setattr(probe, "available_memory", lambda: int(mib * MIB))
+        return passed
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    # 1.2 times (10 + 10 rows) MiB, and the optimizer's, which is next to nothing.
+    ("left", "rows"), [(160.0, 12), (150.0, 6), (85.0, 6), (80.0, 3), (40.0, 1)],
+)  # fmt: skip
+def test_the_micro_batch_is_halved_until_it_fits(
+    left: float, rows: int, tight: Callable[[float], list[int]], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    tight(left)
+    state, recorder = short_fit(tmp_path, "trainer.max_steps=1")
+    assert state.micro_batch_size == rows
+    assert recorder.of("micro_batch_size") == [rows]
+    said = "it fits" if rows == 12 else f"{rows} at once"
+    assert f"are left: {said}" in caplog.text
+    assert "with 12 rows of " in caplog.text
+
+
+def test_a_lack_for_a_single_row_is_told(
+    tight: Callable[[float], list[int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tight(15.0)
+    state, _ = short_fit(tmp_path, "trainer.max_steps=1")
+    assert state.micro_batch_size == 1
+    assert "may not suffice for a single row" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+def test_the_probe_leaves_everything_as_it_was(
+    kind: str, tight: Callable[[float], list[int]], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def add_norm(module: nn.Module) -> None:
+        """Add a module whose buffers change with each pass."""
+        norm = nn.BatchNorm1d(2)
+        module.add_module("extra", norm)
+
+        def pass_on(module: nn.Module, args: Any, output: Any) -> Any:
+            return type(output)(logits=norm(output.logits)) if len(output.logits) > 1 else output
+
+        module.register_forward_hook(pass_on)
+
+    settings: dict[str, Any] = {"kind": kind, "dropout": 0.3, "prepare": add_norm}
+    whole, expected = short_fit(tmp_path / "unprobed", **settings)
+    tight(160.0)
+    caplog.set_level("INFO")
+    state, found = short_fit(tmp_path / "probed", **settings)
+    assert "are left: it fits" in caplog.text
+    assert found.values == expected.values
+    assert torch.equal(weights(state), weights(whole))
+    assert state.tokens == whole.tokens
+
+
+def test_nothing_is_run_where_memory_is_plenty(
+    tight: Callable[[float], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> int:
+        raise AssertionError("it was probed")
+
+    tight(1e6)
+    monkeypatch.setattr(probe, "peak_growth", refuse)
+    assert short_fit(tmp_path, "trainer.max_steps=1")[0].micro_batch_size == 12
+
+
+@pytest.mark.slow
+def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) -> None:
+    """Without the probe's choice a step would take more than the process may have."""
+    spawned = multiprocessing.get_context("spawn")
+    found = []
+    for limit in (None, 1200):
+        answers: Any = spawned.Queue()
+        child = spawned.Process(target=probe_and_train, args=(limit, tmp_path, answers))
+        child.start()
+        found.append(answers.get(timeout=300))
+        child.join()
+        assert child.exitcode == 0
+    free, tight = found
+    assert (free["rows"], free["steps"]) == (16, 2)
+    assert free["growth"] / 1.3 < free["predicted"] < free["growth"] * 1.3
+    assert free["predicted"] > 1200
+    assert (tight["rows"] < 16, tight["steps"], tight["failures"]) == (True, 2, 0)
+    assert tight["loss"] == pytest.approx(free["loss"], abs=1e-5)
