@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.foreign import check_contents
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def check_folder(name: str, key: str) -> None:
-    """Raise UserError for a name that can only be a folder and is none."""
+    """Raise UserError for a name that can only be a folder and is none, or for a doubtful one."""
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
             f"there is no folder '{name}'", where=key, fix="check the path, or give a hub name"
         )
+    if Path(name).is_dir():
+        check_contents(Path(name))
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
