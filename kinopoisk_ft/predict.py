@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.visible import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ def _run(args: argparse.Namespace) -> None:
         _write(labelled, args.output)
         print(f"{len(labelled)} rows written to {args.output}")
     else:
-        shown = found.assign(text=[" ".join(text.split())[:60] for text in texts])
+        shown = found.assign(text=[one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 

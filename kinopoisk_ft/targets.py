@@ -27,7 +27,9 @@ CONFIGS = "peft"  # of this package the configs alone: its models would load wha
 def foreign_targets(node: Any, path: str = "") -> list[str]:
     """Return a line for each `_target_` at any depth that may not be run; imports only trusted."""
     return [
-        f"{where}: {reason}" for where, target in _targets(node, path) if (reason := refused(target))
+        f"{where}: {reason}"
+        for where, target in _targets(node, path)
+        if (reason := refused(target))
     ]
 
 

@@ -106,9 +106,7 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
 def read_config(name: str, revision: str | None) -> AnyConfig:
     """Read config.json of a folder or hub repository."""
     with hub_errors(f"model '{name}'", HUB_FIX):
-        config: Any = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if not isinstance(config, AnyConfig):
         raise UserError(
             f"'{name}' is a '{config.model_type}' model, not a Mamba",

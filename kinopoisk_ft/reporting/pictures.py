@@ -65,6 +65,11 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
+def literal(text: str) -> str:
+    """Return a name as matplotlib writes it out: between two $ it would set a formula."""
+    return text.replace("$", r"\$")
+
+
 def tidy(axes: Axes) -> None:
     """Leave what carries information: two axes and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -94,12 +99,13 @@ def draw_confusion(
     figure = new_figure(side + 1, side, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), class_names)
+    labels = [literal(name) for name in class_names]
+    axes.set_xticks(range(size), labels)
     if size > 3:
         axes.tick_params(axis="x", labelrotation=30)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(size), class_names)
+    axes.set_yticks(range(size), labels)
     axes.set_ylabel(names[0])
     axes.set_xlabel(names[1])
     axes.spines[:].set_visible(False)
