@@ -49,8 +49,8 @@ def refused(target: Any) -> str | None:
         return told
     try:
         found = get_object(target)
-    except Exception:
-        return None  # whoever checks the keys says why
+    except Exception as error:
+        return f"cannot import '{target}': {error}"
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return f"'{target}' is neither a class nor a function"
     home = f"{found.__module__}.{found.__qualname__}"
