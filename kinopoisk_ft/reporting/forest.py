@@ -50,12 +50,12 @@ def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
     axes.axvline(0, color=INK, linewidth=1)
     tidy(axes)
     axes.grid(False, axis="y")
-    names = [literal(words("row_less", a=pair.a, b=pair.b)) for pair in pairs]
+    names = [words("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
     if narrow:
         _names_above(axes, names)
     else:
         axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
-        title = literal(data_line(table, words))
+        title = literal(data_line(table, words), most=80)
         axes.set_title(title, fontsize=FONT, color=INK, loc="left")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))

@@ -31,6 +31,7 @@ CURVES = {
 }
 PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
 FEW_POINTS = 30
+LONGEST_NAME = 40
 CONFUSION_NAMES = ("true", "predicted", "share of the true class")
 HistoryRow = Mapping[str, float | None]
 
@@ -65,9 +66,13 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def literal(text: str) -> str:
-    """Return a name as matplotlib writes it out: between two $ it would set a formula."""
-    return text.replace("$", r"\$")
+def literal(name: str, most: int = LONGEST_NAME) -> str:
+    """Return a name as matplotlib writes it out, cut to `most` letters.
+
+    Between two $ it would set a formula; beside a long name nothing would be left of a picture.
+    """
+    cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+    return cut.replace("$", r"\$")
 
 
 def tidy(axes: Axes) -> None:

@@ -68,7 +68,7 @@ def draw(table: Table, words: Words) -> Figure:
     figure = new_figure(WIDTH, len(columns) * height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
     drawn = _panels(panels, table, columns, words)
-    title = literal(data_line(table, words))
+    title = literal(data_line(table, words), most=80)
     panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
     if "f1_weighted" in table.majority:
         f1 = words.score(table.majority["f1_weighted"])
