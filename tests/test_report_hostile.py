@@ -52,7 +52,7 @@ def test_page_has_no_script_and_no_handler(page: tuple[Path, str]) -> None:
     assert SCRIPT not in text
     assert "&lt;script&gt;" in text
     assert not re.search(r"<[^>]*\son\w+\s*=", re.sub(r'"[^"]*"', '""', text))
-    assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|\b49\b", text)
+    assert "{{ 7*7 }}" in text
     assert "\x1b" not in text
     for picture in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ElementTree.fromstring(picture)
