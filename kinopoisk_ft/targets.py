@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from kinopoisk_ft.errors import UserError
 
@@ -74,15 +74,14 @@ def check_folders(folders: Iterable[Path]) -> None:
 def _foreign_lines(file: Path) -> Iterator[str]:
     try:
         text = file.read_text(encoding="utf-8")
-        nodes = list(yaml.safe_load_all(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the config cannot be read: {reason}", where=str(file)) from error
+        node = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception:  # of many kinds; Hydra cannot read it either, and says so if it is chosen
+        return
     yield from (f"a config may not make nodes out of text: {m}" for m in MAKERS if m in text)
-    for where, target in _targets(nodes, ""):
-        reason = refused(target)
-        if reason and not (isinstance(target, str) and _within(target, HYDRA)):
-            yield f"{where.removeprefix('[0].')}: {reason}"
+    for where, target in _targets(node, ""):
+        told = refused(target)
+        if told and not (isinstance(target, str) and _within(target, HYDRA)):
+            yield f"{where}: {told}"
 
 
 def trusted_packages() -> tuple[str, ...]:
