@@ -12,6 +12,7 @@ import torch
 from composing import compose_config
 from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
+from safetensors.torch import load_file
 
 from kinopoisk_ft.models.saving import make_card, save_network
 
@@ -65,6 +66,14 @@ def with_pickle(folder: Path, weights: str, marker: Path) -> Path:
     for file in folder.glob("*.safetensors"):
         file.unlink()
     torch.save({"a": Touch(marker)}, folder / weights)
+    return folder
+
+
+def with_honest_pickle(folder: Path, weights: str) -> Path:
+    """Replace the main safetensors of a model folder by a pickle of the same tensors."""
+    file = folder / weights.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+    torch.save(load_file(file), folder / weights)
+    file.unlink()
     return folder
 
 

@@ -19,7 +19,16 @@ import pytest
 import tiny
 import torch
 from composing import compose_config, plain
-from hostile import Touch, change, copied, saved, with_code, with_pickle, works
+from hostile import (
+    Touch,
+    change,
+    copied,
+    saved,
+    with_code,
+    with_honest_pickle,
+    with_pickle,
+    works,
+)
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -102,9 +111,12 @@ def test_a_pickled_base_is_read_without_running_it(tmp_path: Path, marker: Path)
 def test_a_trained_model_is_no_pickle(
     tmp_path: Path, marker: Path, kind: str, adapter: str, weights: str
 ) -> None:
-    folder = with_pickle(saved(kind, adapter, tmp_path / "model"), weights, marker)
-    with pytest.raises(UserError, match="safetensors"):
-        load_network(folder)
+    """Neither an attack nor the very weights: nothing is unpickled."""
+    honest = with_honest_pickle(saved(kind, adapter, tmp_path / "honest"), weights)
+    attack = with_pickle(saved(kind, adapter, tmp_path / "attack"), weights, marker)
+    for folder in (honest, attack):
+        with pytest.raises(UserError, match="safetensors"):
+            load_network(folder)
     assert not marker.exists()
 
 
@@ -264,7 +276,7 @@ HOSTILE_FILES = {
     "      _target_: pathlib.Path\n",
     "hydra/callbacks/nice.yaml": "nice:\n  _target_: evil_module.run\n",
     "experiment/made.yaml": "# @package _global_\nhydra:\n  callbacks:\n"
-    "    nice: ${{oc.create:'{{_target_: pathlib.Path}}'}}\n",
+    "    nice: \"${{oc.create:'{{_target_: pathlib.Path}}'}}\"\n",
     "experiment/named.yaml": "# @package _global_\nname: os.mkdir\nadapter:\n"
     "  _target_: ${{name}}\n",
 }
