@@ -45,7 +45,22 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    _check_reads(tokenizer, name)
     return tokenizer
+
+
+def _check_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError for a tokenizer that makes nothing of a letter, not even an unknown one."""
+    try:
+        found, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "no token"
+    except Exception as error:  # the Rust library's own has no other name
+        found, reason = [], str(error)
+    if not found:
+        raise UserError(
+            f"tokenizer '{name}' cannot read the letter 'а': {reason}",
+            where="model.tokenizer",
+            fix="choose a tokenizer with Russian letters or an unknown token in its vocabulary",
+        )
 
 
 def check_folder(name: str, key: str) -> None:
