@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types bench ui report notebooks clean
+.PHONY: help setup demo test test-all lint types audit bench ui report notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ lint: $(STAMP) ## ruff: style and format
 
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
+
+audit: $(STAMP) ## known vulnerabilities (asks the index) and licences of the pinned set
+	$(BIN)/python .ci/audit.py
 
 bench: $(STAMP) ## quick run of each benchmark; see benchmarks/README.md for the full ones
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done

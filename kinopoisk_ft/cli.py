@@ -73,6 +73,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     from hydra.errors import HydraException
 
     try:
+        _check_folders(args)
         launch()
     except RunError:
         return 1
@@ -184,9 +185,21 @@ def help_text(extra: list[Path]) -> str:
 
 def _config_dirs(args: list[str]) -> list[Path]:
     pairs = zip(args, [*args[1:], ""], strict=True)
-    found = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
-    found += [a.split("=", 1)[1] for a in args if a.startswith("--config-dir=")]
+    flags = ("--config-dir", "-cd", "--config-path", "-cp")
+    found = [value for flag, value in pairs if flag in flags]
+    found += [a.split("=", 1)[1] for a in args if a.startswith(tuple(f"{f}=" for f in flags))]
+    for arg in args:
+        if arg.startswith("hydra.searchpath="):
+            found += re.findall(r"(?:file://)?(/[^,\]'\"]+)", arg)
     return [Path(folder) for folder in found]
+
+
+def _check_folders(args: list[str]) -> None:
+    """Raise UserError for configs of the user's own folders that name what may not be run."""
+    if folders := _config_dirs(args):
+        from kinopoisk_ft.targets import check_folders
+
+        check_folders(folders)
 
 
 def _explain(error: Exception, args: list[str]) -> str:

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.targets import foreign_targets
 from kinopoisk_ft.unfinished import kept_seed
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,12 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
 
 
 def check(plain: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a resolved config, a line each; empty when all is right."""
+    """Return what is wrong with a resolved config, a line each; empty when all is right.
+
+    Nothing is imported that may not be run.
+    """
+    if foreign := foreign_targets(plain):
+        return foreign
     known = {*SETTINGS, *GROUPS}
     errors = [f"unknown key '{k}': {nearest(k, known)}" for k in plain if k not in known]
     errors += [f"key '{k}' is missing" for k in known if k not in plain]

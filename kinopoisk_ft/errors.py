@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from kinopoisk_ft.visible import visible
+
 
 class UserError(Exception):
     """A mistake that the user can mend: says what was wrong, where, and what to do.
@@ -19,7 +21,7 @@ class UserError(Exception):
             lines.append(f"  where: {where}")
         if fix:
             lines.append(f"  to do: {fix}")
-        super().__init__("\n".join(lines))
+        super().__init__(visible("\n".join(lines)))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 import traceback
 from collections.abc import Iterator
@@ -100,6 +101,9 @@ def hub_errors(what: str, fix: str) -> Iterator[None]:
 
 def _explain(error: Exception, what: str, fix: str, unreached: str | None) -> UserError | None:
     """Return what a user can do about an error, None where it is not of the hub."""
+    if isinstance(error, pickle.UnpicklingError):
+        pickled = f"{what} has its weights in a pickle that is damaged or holds more than numbers"
+        return UserError(pickled, fix=f"get its weights as model.safetensors, or {fix}")
     refused = _is_refusal(error)
     if not (refused or _is_http(error) or type(error).__module__ == "huggingface_hub.errors"):
         return None
@@ -117,8 +121,6 @@ def _explain(error: Exception, what: str, fix: str, unreached: str | None) -> Us
         return UserError(missing, where=hub, fix=f"check the name, or {fix}")
     if among(RevisionNotFoundError):
         return UserError(f"{what} has no such revision", where=hub, fix="check the revision")
-    if among(RemoteEntryNotFoundError):
-        return UserError(f"{what} has no such file: {_in_short(error)}", where=hub, fix=fix)
     if among(RemoteEntryNotFoundError):
         return UserError(f"{what} has no such file: {_in_short(error)}", where=hub, fix=fix)
     if unreached and among(OfflineModeIsEnabled, LocalEntryNotFoundError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.visible import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,30 +52,18 @@ def _run(args: argparse.Namespace) -> None:
         source.column(args.text_column, "give --text-column")
         table = source.frame
     from kinopoisk_ft.serving.locate import model_folder
-    from kinopoisk_ft.serving.predictor import Predictor
+    from kinopoisk_ft.serving.predictor import Predictor, check_texts
 
-    column = args.text_column if args.input else "text"
-    texts = _strings(table, column, str(args.input or "the command line"))
+    texts = table[args.text_column if args.input else "text"].tolist()
+    check_texts(texts, str(args.input or "the command line"))
     found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
     labelled = pd.concat([table.reset_index(drop=True), found.add_prefix("predicted_")], axis=1)
     if args.output:
         _write(labelled, args.output)
         print(f"{len(labelled)} rows written to {args.output}")
     else:
-        shown = found.assign(text=[" ".join(text.split())[:60] for text in texts])
+        shown = found.assign(text=[one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
-
-
-def _strings(table: pd.DataFrame, column: str, where: str) -> list[str]:
-    texts = table[column].tolist()
-    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} of {len(texts)} texts are empty or no text, row {wrong[0] + 1} first",
-            where=where,
-            fix="remove these rows",
-        )
-    return texts
 
 
 def _check_output(output: Path) -> None:

@@ -88,8 +88,8 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        flatten(found["config"]), found["run_id"], found["config"]["seed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        flatten(found["config"]), found["run_id"], int(found["config"]["seed"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"what is known of the unfinished run cannot be read: {error}",
             where=str(file),

@@ -9,6 +9,7 @@ from torch import nn
 
 from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.models.foreign import check_imports
 from kinopoisk_ft.models.network import Network
 
 
@@ -24,6 +25,7 @@ class Peft:
         Head and fresh modules are trained whole and saved with the adapter.
         """
         config: Any = self.config
+        check_imports(vars(config), "adapter.config")
         check_targets(network, getattr(config, "target_modules", None))
         config.modules_to_save = list(network.head)
         if network.kind == "hf":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from kinopoisk_ft.errors import UserError
 
+_HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = 5  # names in a message; more would hide what to do
 
 
@@ -24,14 +26,27 @@ def shown(names: Iterable[str]) -> str:
     return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def has_half_a_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no file and no tokenizer takes."""
+    return _HALF.search(text) is not None
+
+
 def clean_texts(
     frame: pd.DataFrame, empty: str, clean: Callable[[str], str]
 ) -> tuple[pd.DataFrame, int]:
     """Return the rows with a text, cleaned, and the number of rows dropped.
 
     A text is missing when it is no string, or nothing but white space, once cleaned. With
-    `empty="refuse"` such rows raise a UserError that names their places.
+    `empty="refuse"` such rows raise a UserError that names their places, as do texts that cannot
+    be written in UTF-8.
     """
+    halves = [isinstance(text, str) and has_half_a_pair(text) for text in frame["text"]]
+    if any(halves):
+        raise UserError(
+            f"{sum(halves):,} of {len(frame):,} texts hold half of a surrogate pair",
+            where=shown(frame.loc[halves, "place"]),
+            fix="mend or remove these rows",
+        )
     texts = [clean(text) if isinstance(text, str) else "" for text in frame["text"]]
     present = np.array([bool(text.strip()) for text in texts], dtype=bool)
     if empty == "refuse" and not present.all():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import pandas as pd
 
 from kinopoisk_ft.data import formats
 from kinopoisk_ft.errors import UserError, nearest
+
+MOST_TIMES = 100  # what a file may grow when unpacked; reviews do by 3 to 5
+LEAST_BOMB = 2**28  # bytes that any may grow to
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,18 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decompress(data: bytes, path: Path) -> bytes:
+    """Unpack; refuses what grows beyond all that reviews do, before it fills the memory."""
+    most = max(LEAST_BOMB, len(data) * MOST_TIMES)
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as stream:
+            found = stream.read(most + 1)
+        if len(found) > most:
+            raise UserError(
+                f"unpacked, the file is over {MOST_TIMES} times as large: no text is so repetitive",
+                where=str(path),
+                fix="unpack it yourself if you trust it, and give the unpacked file",
+            )
+        return found
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"the gzip file is damaged or cut short: {error}",

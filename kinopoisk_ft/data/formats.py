@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from kinopoisk_ft.errors import UserError
 
+MOST_CELLS = 10**7  # of a parquet file with fewer bytes: it may repeat one value without end
+
 Row = tuple[int, dict[str, Any]]  # 1-based line on which the row starts, and its values
 
 
@@ -25,7 +27,7 @@ def json_lines(text: str, path: Path) -> Iterator[Row]:
         if not source.strip():
             continue
         try:
-            values = json.loads(source)
+            values = json.loads(source, object_pairs_hook=_without_twins)
             if "\\ud" in source or "\\uD" in source:
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -36,6 +38,14 @@ def json_lines(text: str, path: Path) -> Iterator[Row]:
             kind = type(values).__name__
             raise _not_an_object(path, line, f"a JSON {kind} where an object is due")
         yield line, values
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {max(names, key=names.count)!r} twice in one object")
+    return found
 
 
 def _not_an_object(path: Path, line: int, what: str) -> UserError:
@@ -84,15 +94,21 @@ tab_separated = partial(_separated, delimiter="\t")
 def parquet(data: bytes, path: Path) -> pd.DataFrame:
     """Return all rows; numbers for which the file holds names become these names."""
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(io.BytesIO(data))
+        cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
+        if cells > max(MOST_CELLS, len(data)):
+            raise ValueError(f"{cells:,} cells in {len(data):,} bytes")
+        table = file.read()
+        # a column whose text is not UTF-8 is told here
+        frame = table.to_pandas(ignore_metadata=True).astype(object)
+        labels = _class_labels(table.schema)
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"the parquet file is damaged or no parquet file: {error}",
             where=str(path),
             fix="copy or download it again",
         ) from error
-    frame = table.to_pandas(ignore_metadata=True).astype(object)
-    for name, class_names in _class_labels(table.schema).items():
+    for name, class_names in labels.items():
         # -1 stands for "no label" and, having no name, becomes a missing value.
         frame[name] = frame[name].map(dict(enumerate(class_names)))
     return frame
@@ -100,10 +116,15 @@ def parquet(data: bytes, path: Path) -> pd.DataFrame:
 
 def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
     """Return the columns that the `datasets` library wrote as ClassLabel, with their names."""
-    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = stored.get("info", {}).get("features", {})
+    found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    features = found if isinstance(found, dict) else {}
     return {
         name: feature["names"]
         for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if isinstance(feature, dict)
+        and feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+        and name in schema.names
     }

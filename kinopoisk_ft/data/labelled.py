@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,8 +59,11 @@ def _class_name(value: Any) -> str | None:
         return value or None
     if not pd.api.types.is_scalar(value) or pd.isna(value):
         return None
-    if isinstance(value, (float, np.floating)) and value.is_integer():
-        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        if not math.isfinite(value):
+            return None
+        if value.is_integer():
+            return str(int(value))
     return str(value)
 
 
@@ -112,6 +116,7 @@ class LabelledTables(DataRecipe):
 def _numbers_first(name: str) -> tuple[float, str]:
     """Order '2' before '10', and both before names."""
     try:
-        return float(name), name
+        number = float(name)
     except ValueError:
-        return float("inf"), name
+        return math.inf, name
+    return (number if math.isfinite(number) else math.inf), name

@@ -13,13 +13,14 @@ from typing import Any
 import datasets
 import numpy as np
 
+from kinopoisk_ft.data.pieces import PIECE, groups, pieces, reads_apart, without_middle
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.truncation import ends
 from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-VERSION = "2"  # of the layout below; a change makes new files
+VERSION = "3"  # of the layout below; a change makes new files
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,33 @@ def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens
 
 def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str, list[Any]]:
     """Return the columns input_ids and those of Seen, a row for each clean text."""
+    cut, rows = _read(texts, tokenizer, how)
+    changed = [text for text, part in zip(texts, cut, strict=True) if part != text]
+    apart = reads_apart(tokenizer)
+    counts = iter([_count_long(text, tokenizer, apart) for text in changed])
+    columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(Seen)}}
+    special = sum(_special(tokenizer))
+    for text, part, (ids, seen, total) in zip(texts, cut, rows, strict=True):
+        columns["input_ids"].append(ids)
+        columns["characters"].append(len(text))
+        columns["characters_seen"].append(seen)
+        columns["tokens"].append(total if part == text else next(counts))
+        columns["tokens_seen"].append(len(ids) - special)
+    return columns
+
+
+def read(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> list[list[int]]:
+    """Return the token ids of clean texts alone: of a long one, only its ends are looked at."""
+    return [ids for ids, _, _ in _read(texts, tokenizer, how)[1]]
+
+
+def _read(
+    texts: Sequence[str], tokenizer: Any, how: Preprocessing
+) -> tuple[list[str], list[tuple[list[int], int, int]]]:
+    """Return what is left of each text, and its ids, the characters they stand for and its tokens.
+
+    The tokens are those of what is left, without special ones.
+    """
     left, right = _special(tokenizer)
     room = how.max_length - left - right
     if room < 1:
@@ -92,23 +120,31 @@ def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str
             where="data.max_length",
             fix=f"give {left + right + 1} or more",
         )
-    head, tail = ends(room, how.truncation)
     cut = [how.cut(text) for text in texts]
-    found = _encode_whole(cut, tokenizer)
-    whole = found if cut == list(texts) else _encode_whole(texts, tokenizer)
-    columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(Seen)}}
-    for i, (text, ids) in enumerate(zip(cut, found["input_ids"], strict=True)):
-        seen, end = len(text), len(ids) - right
-        if end - left > room:
-            seen = found.token_to_chars(i, left + head - 1).end if head else 0
-            seen += len(text) - found.token_to_chars(i, end - tail).start if tail else 0
-            ids = ids[: left + head] + ids[end - tail :]
-        columns["input_ids"].append(ids)
-        columns["characters"].append(len(texts[i]))
-        columns["characters_seen"].append(seen)
-        columns["tokens"].append(len(whole["input_ids"][i]) - left - right)
-        columns["tokens_seen"].append(len(ids) - left - right)
-    return columns
+    if any(len(text) > 4 * PIECE for text in cut) and reads_apart(tokenizer):
+        cut = [without_middle(text, room, lambda t: _count(t, tokenizer)) for text in cut]
+    head, tail = ends(room, how.truncation)
+    rows = []
+    for group in groups(cut):
+        found = _encode_whole(group, tokenizer)
+        for i, (text, ids) in enumerate(zip(group, found["input_ids"], strict=True)):
+            seen, end = len(text), len(ids) - right
+            if end - left > room:
+                seen = found.token_to_chars(i, left + head - 1).end if head else 0
+                seen += len(text) - found.token_to_chars(i, end - tail).start if tail else 0
+                ids = ids[: left + head] + ids[end - tail :]
+            rows.append((ids, seen, end - left))
+    return cut, rows
+
+
+def _count(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    special = sum(_special(tokenizer))
+    return [len(ids) - special for ids in _encode_whole(texts, tokenizer)["input_ids"]]
+
+
+def _count_long(text: str, tokenizer: Any, apart: bool) -> int:
+    parts = pieces(text) if apart else [text]
+    return sum(sum(_count(group, tokenizer)) for group in groups(parts))
 
 
 def share_cut(characters: Sequence[int], seen: Sequence[int]) -> np.ndarray:
@@ -120,6 +156,7 @@ def share_cut(characters: Sequence[int], seen: Sequence[int]) -> np.ndarray:
 def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
     return tokenizer(
         list(texts),
+        split_special_tokens=True,  # "[SEP]" in a review is text: nobody writes marks but we
         truncation=False,
         padding=False,
         verbose=False,  # of texts beyond the model's length, which are cut afterwards

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoConfig
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.foreign import fits_together, shards
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
@@ -106,7 +106,7 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
 def read_config(name: str, revision: str | None) -> AnyConfig:
     """Read config.json of a folder or hub repository."""
     with hub_errors(f"model '{name}'", HUB_FIX):
-        config: Any = AutoConfig.from_pretrained(name, revision=revision)
+        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if not isinstance(config, AnyConfig):
         raise UserError(
             f"'{name}' is a '{config.model_type}' model, not a Mamba",
@@ -118,18 +118,21 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
     """Read all safetensors weights of a folder or hub repository, one file or sharded."""
-    shards = ["model.safetensors"]
+    names = ["model.safetensors"]
     if Path(name).is_dir():
         index = Path(name) / "model.safetensors.index.json"
         if index.exists():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [Path(name) / shard for shard in shards]
-        if not files[0].exists():
-            raise UserError(f"there is no {shards[0]} in '{name}'", where="model.name", fix=HUB_FIX)
+            names = shards(index)
+        files = [Path(name) / shard for shard in names]
+        for file in files:
+            if not file.is_file():
+                what = f"there is no {file.name} in '{name}'"
+                raise UserError(what, where="model.name", fix=HUB_FIX)
     else:
         with hub_errors(f"model '{name}'", HUB_FIX):
-            files = [Path(hf_hub_download(name, shard, revision=revision)) for shard in shards]
+            files = [Path(hf_hub_download(name, shard, revision=revision)) for shard in names]
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights |= load_file(file)
+        with fits_together(file):
+            weights |= load_file(file)
     return weights

@@ -11,22 +11,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
+from pydantic import ConfigDict, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.foreign import check_adapter, check_contents, fits_together
 from kinopoisk_ft.models.heads import PooledClassifier, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
 from kinopoisk_ft.models.network import Kind, Network
-from kinopoisk_ft.models.tokenizers import HUB_FIX
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 1
@@ -39,6 +41,8 @@ class Card:
     max_length, truncation, max_characters and strip_scores are what training did to each text, so
     that prediction does the same; a folder without the last three was trained on the heads.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     kind: Kind | Literal["tfidf"]
     class_names: list[str]
@@ -79,17 +83,21 @@ def make_card(
 
 
 def read_card(folder: Path) -> Card:
-    """Read a folder's card; raises UserError if there is none or it is not ours."""
+    """Read a folder's card.
+
+    Raises:
+        UserError: there is none, it is not ours, or files of the folder lead out of it.
+    """
     file = folder / CARD
     if not file.is_file():
         raise UserError(
             f"'{folder}' is not a model folder of this project: it has no {CARD}",
             fix="give the folder `model` inside a run's output_dir, or a run id",
         )
+    check_contents(folder)
     try:
-        found = json.loads(file.read_text("utf-8"))
-        card = Card(**found)
-    except (json.JSONDecodeError, TypeError) as error:
+        card = TypeAdapter(Card).validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
     if card.format != FORMAT:
         raise UserError(
@@ -149,12 +157,14 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     card = read_card(folder)
     inner = folder / "base"
     source = str(folder) if not card.is_peft else str(inner) if inner.is_dir() else str(card.base)
-    with hub_errors(f"model '{source}'", HUB_FIX):
+    if card.is_peft:
+        check_adapter(folder)
+        check_folder(source, CARD)
+    with fits_together(folder), hub_errors(f"model '{source}'", HUB_FIX):
         module = _load_plain(source, card, trained=not card.is_peft)
         if card.is_peft:
             module = PeftModel.from_pretrained(module, str(folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return module.eval(), tokenizer, card
+    return module.eval(), load_tokenizer(str(folder)), card
 
 
 def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
@@ -167,14 +177,17 @@ def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
         if trained:
             mamba.load_state_dict(weights)
         return mamba
-    config = AutoConfig.from_pretrained(source, revision=card.revision)
+    config = AutoConfig.from_pretrained(source, revision=card.revision, trust_remote_code=False)
     set_classes(config, card.class_names)
     options: dict[str, Any] = {
         "config": config,
         "dtype": torch.float32,
         "attn_implementation": "sdpa",
         "revision": card.revision,
+        "trust_remote_code": False,
     }
+    if trained:
+        options["use_safetensors"] = True  # as it was written
     if card.kind == "hf":
         module: nn.Module = AutoModelForSequenceClassification.from_pretrained(source, **options)
         return module

@@ -16,6 +16,13 @@ from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise UserError for a size of a network that is not a number above zero."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"model.{name}={size}: it must be 1 or more", where=f"model.{name}")
+
+
 class ScratchBert:
     """The group `model`'s `bert_scratch`."""
 
@@ -33,6 +40,19 @@ class ScratchBert:
         head_lr: float | None,
         targets: dict[str, list[str]],
     ) -> None:
+        check_sizes(
+            vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers,
+            num_heads=num_heads, max_positions=max_positions,
+        )  # fmt: skip
+        if hidden_size % num_heads:
+            raise UserError(
+                f"model.num_heads={num_heads} does not divide model.hidden_size={hidden_size}",
+                where="model.num_heads",
+                fix="choose a divisor",
+            )
+        if not 0 <= dropout < 1:
+            what = f"model.dropout={dropout}: it must be a share below 1"
+            raise UserError(what, where="model.dropout")
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.num_heads, self.max_positions, self.dropout = num_heads, max_positions, dropout
         self.pooling, self.lr, self.head_lr, self.targets = pooling, lr, head_lr, targets
@@ -93,6 +113,7 @@ class ScratchMamba:
         head_lr: float | None,
         targets: dict[str, list[str]],
     ) -> None:
+        check_sizes(vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, d_state=d_state)
         self.vocab_size, self.d_model, self.num_layers = vocab_size, d_model, num_layers
         self.d_state, self.pooling, self.scan_backend = d_state, pooling, scan_backend
         self.lr, self.head_lr, self.targets = lr, head_lr, targets
@@ -148,6 +169,7 @@ class ScratchMamba2(ScratchMamba):
             vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, d_state=d_state,
             pooling=pooling, scan_backend=scan_backend, lr=lr, head_lr=head_lr, targets=targets,
         )  # fmt: skip
+        check_sizes(head_dim=head_dim)
         if 2 * d_model % head_dim:
             raise UserError(
                 f"model.head_dim={head_dim} does not divide the inner width, 2 x {d_model}",

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.foreign import check_contents
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,33 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    _check_reads(tokenizer, name)
     return tokenizer
 
 
+def _check_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError for a tokenizer that makes nothing of a letter, not even an unknown one."""
+    try:
+        found, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "no token"
+    except Exception as error:  # the Rust library's own has no other name
+        found, reason = [], str(error)
+    if not found:
+        raise UserError(
+            f"tokenizer '{name}' cannot read the letter 'а': {reason}",
+            where="model.tokenizer",
+            fix="choose a tokenizer with Russian letters or an unknown token in its vocabulary",
+        )
+
+
 def check_folder(name: str, key: str) -> None:
-    """Raise UserError for a name that can only be a folder and is none."""
+    """Raise UserError for a name that can only be a folder and is none, or for a doubtful one."""
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
             f"there is no folder '{name}'", where=key, fix="check the path, or give a hub name"
         )
+    if Path(name).is_dir():
+        check_contents(Path(name))
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, new_figure, save_both, tidy
+from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, literal, new_figure, save_both, tidy
 from kinopoisk_ft.reporting.table import Row, Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.reliability import Bin
@@ -44,7 +44,7 @@ def draw(table: Table, words: Words, only: str | None = None) -> Figure:
         _curve(axes, before, COLOURS[1], _label("before", row, "ece", words))
         _curve(axes, after, COLOURS[0], _label("after", row, "ece_calibrated", words))
         if only is None:
-            axes.set_title(row.name, fontsize=FONT + 1, color=INK, loc="left")
+            axes.set_title(literal(row.name), fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)

@@ -6,6 +6,7 @@ import itertools
 import math
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting.runs import Collected, FailedRun, TrainedRun
 from kinopoisk_ft.tracking.sweep import SAME_AS
+from kinopoisk_ft.visible import one_line
 
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These do not change what is learned; the rest of a group's keys tells one recipe from another.
@@ -52,7 +54,7 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
         )
     kept = _newest(trained, by_settings=parent is not None)
     return Collected(
-        experiment=found.name,
+        experiment=one_line(found.name),
         runs=kept,
         failed=failed,
         superseded=len(trained) - len(kept),
@@ -130,8 +132,13 @@ def _approach(tags: dict[str, str]) -> str:
     return tags.get("approach") or " + ".join(p for p in parts if p != "none")
 
 
+def _plain(values: Mapping[str, str]) -> dict[str, str]:
+    """Return tags or params fit for a table: whoever may write to a store sets them."""
+    return {key: one_line(value) for key, value in values.items()}
+
+
 def _trained(run: Run) -> TrainedRun:
-    tags, params = run.data.tags, run.data.params
+    tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_SETTINGS | ({"data.path"} if tags.get("source_digest") else set())
     return TrainedRun(
         run_id=run.info.run_id,
@@ -157,8 +164,8 @@ def _trained(run: Run) -> TrainedRun:
 
 
 def _failed(run: Run, kind: str, detail: str) -> FailedRun:
-    tags = run.data.tags
-    seed = tags.get("seed") or run.data.params.get("seed", "")
+    tags, params = _plain(run.data.tags), _plain(run.data.params)
+    seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(
         run_id=run.info.run_id, approach=_approach(tags), seed=seed, kind=kind, detail=detail
     )
@@ -171,7 +178,7 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run.info.run_id, "traceback.txt", folder)
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
     except (MlflowException, OSError):
         return "no_traceback", ""
     lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
@@ -180,7 +187,7 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
     if not line:
         return "no_traceback", ""
-    return "raised", textwrap.shorten(line, CAUSE_CHARACTERS, placeholder=" …")
+    return "raised", textwrap.shorten(one_line(line), CAUSE_CHARACTERS, placeholder=" …")
 
 
 def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:

@@ -68,9 +68,11 @@ def _json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, name, folder)
-            value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            return value
-    except (MlflowException, OSError, ValueError) as error:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
+    except (MlflowException, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{name} cannot be read: {str(error).splitlines()[0]}",
             where=f"run {run_id}",

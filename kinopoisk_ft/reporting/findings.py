@@ -9,6 +9,7 @@ from typing import Any
 
 from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.visible import no_formula
 
 PAIR_FIELDS = [
     "data", "split_digest", "a", "b", "paired", "same_seeds", "several_seeds", "metric",
@@ -54,5 +55,5 @@ def _csv(fields: list[str], lines: Iterator[list[Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(fields)
-    writer.writerows(lines)
+    writer.writerows([no_formula(value) for value in line] for line in lines)
     return stream.getvalue()

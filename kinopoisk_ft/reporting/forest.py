@@ -16,6 +16,7 @@ from kinopoisk_ft.reporting.pictures import (
     COLOURS,
     GREY,
     INK,
+    literal,
     new_figure,
     save_both,
     tidy,
@@ -49,12 +50,13 @@ def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
     axes.axvline(0, color=INK, linewidth=1)
     tidy(axes)
     axes.grid(False, axis="y")
-    names = [words("row_less", a=pair.a, b=pair.b) for pair in pairs]
+    names = [words("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
     if narrow:
         _names_above(axes, names)
     else:
         axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
-        axes.set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
+        title = literal(data_line(table, words), most=80)
+        axes.set_title(title, fontsize=FONT, color=INK, loc="left")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.number(v, 3, signed=True)))

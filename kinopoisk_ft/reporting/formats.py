@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.evidence import calibration, differences, slices
@@ -35,9 +37,10 @@ def as_text(document: Document, words: Words) -> str:
 
 def as_markdown(document: Document, words: Words) -> str:
     """Return the report as Markdown; pictures are linked by their file names."""
-    parts = [f"# {words('title')}", _heading(document, words), *document.notes]
+    notes = [_escape(note) for note in document.notes]
+    parts = [f"# {words('title')}", _escape(_heading(document, words)), *notes]
     for section in document.sections:
-        parts.append(f"## {data_line(section.table, words)}")
+        parts.append(f"## {_escape(data_line(section.table, words))}")
         parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
         parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
         parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
@@ -118,4 +121,5 @@ def _piped(rows: list[list[str]]) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;").replace("_", r"\_")
+    """Return the text with the signs that Markdown would read as its own made plain."""
+    return re.sub(r"[\\|_*`]", r"\\\g<0>", text).replace("<", "&lt;").replace("](", r"]\(")

@@ -31,6 +31,7 @@ CURVES = {
 }
 PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
 FEW_POINTS = 30
+LONGEST_NAME = 40
 CONFUSION_NAMES = ("true", "predicted", "share of the true class")
 HistoryRow = Mapping[str, float | None]
 
@@ -65,6 +66,15 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
+def literal(name: str, most: int = LONGEST_NAME) -> str:
+    """Return a name as matplotlib writes it out, cut to `most` letters.
+
+    Between two $ it would set a formula; beside a long name nothing would be left of a picture.
+    """
+    cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+    return cut.replace("$", r"\$")
+
+
 def tidy(axes: Axes) -> None:
     """Leave what carries information: two axes and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -94,12 +104,13 @@ def draw_confusion(
     figure = new_figure(side + 1, side, layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), class_names)
+    labels = [literal(name) for name in class_names]
+    axes.set_xticks(range(size), labels)
     if size > 3:
         axes.tick_params(axis="x", labelrotation=30)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(size), class_names)
+    axes.set_yticks(range(size), labels)
     axes.set_ylabel(names[0])
     axes.set_xlabel(names[1])
     axes.spines[:].set_visible(False)

@@ -11,6 +11,7 @@ from typing import Any
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.table import BEST, COLUMNS, MARKS, Row, Table
 from kinopoisk_ft.statistics.scores import METRICS
+from kinopoisk_ft.visible import no_formula
 
 MAJORITY = "majority class"
 COUNTS = ("trainable_parameters", "total_parameters")
@@ -22,7 +23,7 @@ def as_csv(document: Document) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: no_formula(value) for key, value in line.items()} for line in lines)
     return stream.getvalue()
 
 

@@ -19,6 +19,7 @@ from kinopoisk_ft.reporting.pictures import (
     COLOURS,
     GREY,
     INK,
+    literal,
     new_figure,
     save_both,
     tidy,
@@ -67,7 +68,8 @@ def draw(table: Table, words: Words) -> Figure:
     figure = new_figure(WIDTH, len(columns) * height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
     drawn = _panels(panels, table, columns, words)
-    panels[0].set_title(data_line(table, words), fontsize=FONT, color=INK, loc="left")
+    title = literal(data_line(table, words), most=80)
+    panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
     if "f1_weighted" in table.majority:
         f1 = words.score(table.majority["f1_weighted"])
         panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
@@ -203,7 +205,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
     half = MARKER / 2 * unit + 2  # px; the edges of a diamond stand out
     marks, sizes = [], []
     for p in points:
-        probe = axes.text(0, 0, p.name, fontsize=FONT)
+        probe = axes.text(0, 0, literal(p.name), fontsize=FONT)
         extent = probe.get_window_extent()
         probe.remove()
         sizes.append((extent.width, extent.height))
@@ -218,7 +220,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
         doubtful = gap > FAR or any(m is not mark and m.distance(box) <= gap for m in marks)
         line = {"arrowstyle": "-", "color": p.colour, "linewidth": 0.8, "shrinkA": 1}
         axes.annotate(
-            p.name,
+            literal(p.name),
             (p.x, p.y),
             xytext=((box.left - x) / unit, (box.bottom - y) / unit),
             textcoords="offset points",

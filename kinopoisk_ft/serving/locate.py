@@ -20,10 +20,14 @@ def model_folder(name: str, uri: str | None = None) -> Path:
     A run's output_dir serves as well as the `model` folder inside it.
     """
     folder = Path(name).expanduser()
-    for candidate in (folder, folder / "model"):
-        if (candidate / CARD).is_file():
-            return candidate
-    if folder.is_dir():
+    try:
+        for candidate in (folder, folder / "model"):
+            if (candidate / CARD).is_file():
+                return candidate
+        is_folder = folder.is_dir()
+    except (OSError, ValueError):  # no name that a file could have
+        is_folder = False
+    if is_folder:
         raise UserError(
             f"there is no model in '{name}': no {CARD} in it, nor in a folder `model` below it",
             fix="give the output_dir of a finished run, or a run id",
@@ -53,11 +57,12 @@ def _own_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
     """Return the run's own folder: tracking.log_model=false keeps the model out of the store."""
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
-    except (MlflowException, OSError) as error:
+        folder = Path(result["model_dir"])
+        there = (folder / CARD).is_file()
+    except (MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"run '{run_id}' has no model", where=uri, fix="choose a finished training run"
         ) from error
-    folder = Path(result["model_dir"])
-    if not (folder / CARD).is_file():
+    if not there:
         raise UserError(f"the model of run '{run_id}' is no longer here", where=str(folder))
     return folder

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import encode
+from kinopoisk_ft.data.tokens import read
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import Card, load_network, read_card
 from kinopoisk_ft.quiet import quiet_libraries
@@ -21,6 +23,22 @@ from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
 BATCH = 32
+
+
+def check_texts(texts: Sequence[object], where: str) -> None:
+    """Raise UserError that names the first text that is none, is empty or is not Unicode."""
+    wrong = [i for i, text in enumerate(texts) if not _is_text(text)]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(texts)} texts are empty, no text or not Unicode, "
+            f"row {wrong[0] + 1} first",
+            where=where,
+            fix="mend or remove these rows",
+        )
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and not has_half_a_pair(text)
 
 
 class Predictor:
@@ -39,16 +57,20 @@ class Predictor:
         self._module = module.to(self._precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return probabilities of the classes, (N, classes), in the order of the texts."""
+        """Return probabilities of the classes, (N, classes), in the order of the texts.
+
+        Raises:
+            UserError: see `check_texts`.
+        """
+        check_texts(texts, "the texts to label")
         how = self._preprocessing
         cleaned = [how.clean(text) for text in texts]
         if not cleaned:
             return np.zeros((0, len(self.card.class_names)))
         if self.card.kind == "tfidf":
             return self._baseline.predict_proba([how.cut(text) for text in cleaned])
-        found = encode(cleaned, self._tokenizer, how)
         objective = Classification(self._tokenizer.pad_token_id)
-        examples = Examples(found["input_ids"])
+        examples = Examples(read(cleaned, self._tokenizer, how))
         logits = predict(self._module, examples, objective, self._precision, BATCH)
         result: np.ndarray = torch.softmax(logits.double(), dim=1).numpy()
         return result

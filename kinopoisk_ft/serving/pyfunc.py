@@ -32,7 +32,7 @@ class ReviewClassifier(PythonModel):
 
 
 def texts_of(model_input: Any) -> list[str]:
-    """Return the texts of what MLflow hands over; raises UserError where there are none."""
+    """Return what stands for texts in what MLflow hands over; raises UserError without a column."""
     if isinstance(model_input, pd.DataFrame):
         column = "text" if "text" in model_input else model_input.columns[0]
         if "text" not in model_input and model_input.shape[1] != 1:
@@ -42,7 +42,7 @@ def texts_of(model_input: Any) -> list[str]:
                 fix="name the column of reviews 'text'",
             )
         model_input = model_input[column]
-    return [str(text) for text in model_input]
+    return list(model_input)
 
 
 mlflow.models.set_model(ReviewClassifier())

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.visible import one_line
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "text")
@@ -54,7 +55,7 @@ class Predictions:
             labels=table["label"].to_numpy(np.int64),
             predicted=table["predicted"].to_numpy(np.int64),
             probabilities=table[names].to_numpy(np.float64),
-            class_names=tuple(name.removeprefix(PREFIX) for name in names),
+            class_names=tuple(one_line(name.removeprefix(PREFIX)) for name in names),
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
 

@@ -65,7 +65,7 @@ class BestWeights:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the file that `state_dict` named."""
-        self.file = self.folder / state["file"] if state["file"] else None
+        self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.capture import capture, frozen_digest, restore
@@ -15,7 +15,7 @@ from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
-from kinopoisk_ft.training.snapshots import Snapshots
+from kinopoisk_ft.training.snapshots import Snapshot, Snapshots
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Keeper:
         if found is None:
             self.best.discard()
             return
-        self._check(found.plain["about"], found.folder)
+        self._check(_about(found), found.folder)
         restore(self.state, found.tensors(), found.plain)
         self.best.load_state_dict(found.plain["best_weights"])
         # What was done again to get here is not counted again.
@@ -153,5 +153,11 @@ def kept_precision(folder: Path) -> Kind | None:
     "auto" measures: it may choose differently the second time, and the run would not be one.
     """
     found = Snapshots(folder).newest()
-    kind: Kind | None = found.plain["about"]["precision"] if found else None
+    kind: Kind | None = _about(found).get("precision") if found else None
     return kind
+
+
+def _about(found: Snapshot) -> dict[str, Any]:
+    """Return what a checkpoint says it is of; nothing fits one that does not say."""
+    about = found.plain.get("about")
+    return about if isinstance(about, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,9 +60,11 @@ class Settings:
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
                 raise UserError(f"trainer.{key}={value}: it must be 1 or more")
-        for key in ("lr", "weight_decay", "warmup_share", "checkpoint_every"):
-            if (getattr(self, key) or 0) < 0:
-                raise UserError(f"trainer.{key}={getattr(self, key)}: it must not be negative")
+        for key in ("lr", "head_lr", "weight_decay", "clip_norm", "warmup_share", "warmup_steps",
+                    "checkpoint_every"):  # fmt: skip
+            value = getattr(self, key) or 0
+            if not 0 <= value < math.inf:
+                raise UserError(f"trainer.{key}={value}: it must be a number that is not negative")
         if self.warmup_share > 1:
             raise UserError(
                 f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",

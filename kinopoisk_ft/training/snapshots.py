@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 KEPT = 2  # the one before is needed if the last is damaged
 MANIFEST, PLAIN, TENSORS = "manifest.json", "state.json", "state.safetensors"
+NAME = re.compile(r"checkpoint-\d+")
 ROOM = 2**20  # bytes for what is not a tensor
 
 
@@ -99,7 +101,7 @@ class Snapshots:
     def folders(self) -> list[Path]:
         """Return the folders of all checkpoints, whole or not, oldest first."""
         found = self.folder.glob("checkpoint-*")
-        return sorted(f for f in found if f.suffix != ".part")
+        return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def beside(self) -> set[str]:
         """Return the names of the files that any checkpoint holds on to."""
@@ -112,6 +114,9 @@ class Snapshots:
         manifest = _manifest(folder)
         if manifest.get("format") != FORMAT or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return "its manifest is missing or damaged"
+        names = [*manifest["files"], *manifest["beside"]]
+        if outside := [name for name in names if Path(name).name != name]:
+            return f"its manifest names what is not in its folder: {outside[0]}"
         files = {folder / name: digest for name, digest in manifest["files"].items()}
         files |= {self.folder / name: digest for name, digest in manifest["beside"].items()}
         for file, digest in files.items():
@@ -119,16 +124,19 @@ class Snapshots:
                 return f"{file.name} is missing"
             if sha256(file) != digest:
                 return f"{file.name} is damaged: its SHA-256 digest is another"
-        return None
+        return None if _object(folder / PLAIN) else f"{PLAIN} is no JSON object"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's manifest; empty where it cannot be read."""
+    found = _object(folder / MANIFEST)
+    return found if all(isinstance(found.get(key), dict) for key in ("files", "beside")) else {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty where there is none."""
     try:
-        found = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    shape = isinstance(found, dict) and all(
-        isinstance(found.get(key), dict) for key in ("files", "beside")
-    )
-    return found if shape else {}
+    return found if isinstance(found, dict) else {}

@@ -10,6 +10,7 @@ import numpy as np
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.visible import visible
 
 MOST_SHOWN = 10
 CHARACTERS = 300
@@ -82,7 +83,7 @@ def _review(
         )
         for k, name in enumerate(names)
     ]
-    text = str(first.facts["text"].iloc[i]) if "text" in first.facts else ""
+    text = visible(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
     if len(text) > CHARACTERS:
         text = text[: CHARACTERS - 1].rstrip() + "…"
     return HardReview(int(first.rows[i]), first.class_names[first.labels[i]], text, answers)
