@@ -22,12 +22,12 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Exit code: 0 if the store has all, else 1. A run that goes on is left alone.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="folder",
-                        help="output_dir of a run or a sweep, or a folder above, from any machine")  # fmt: skip
+                        help="output_dir of a run or a sweep, or one above it")  # fmt: skip
     parser.add_argument("--uri", help="MLflow store (the run's own if it is in reach, else "
                         "MLFLOW_TRACKING_URI, else ./mlflow.db)")  # fmt: skip
     parser.add_argument("--experiment", help="its name (the run's own)")
     parser.add_argument("--died-as", default="KILLED", choices=["KILLED", "FAILED"],
-                        help="status of a run whose process died before its end (%(default)s)")  # fmt: skip
+                        help="status of a run whose process died (%(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

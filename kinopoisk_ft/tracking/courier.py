@@ -9,6 +9,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure: the first, doubled up to the last
+GATHER = 10.0  # seconds in which metrics come together: a write of many costs little more than one
 LAST_FAILURES = 3  # in a row, once the run is at its end
 
 
@@ -75,6 +76,7 @@ class Courier:
                     return
                 if not busy:
                     self._woken.wait()
+                    self._closing.wait(GATHER)
 
     def _fail(self, error: Exception, closing: bool, failures: int) -> None:
         if self.trouble is None and self._tried.is_set():

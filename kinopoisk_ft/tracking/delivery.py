@@ -16,7 +16,7 @@ from kinopoisk_ft.tracking.events import OFFLINE, Event, EventLog
 from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.sent import Sent, read_sent, sent_file
-from kinopoisk_ft.tracking.store import StoreUnreachable, shown
+from kinopoisk_ft.tracking.store import UnreachableError, shown
 from kinopoisk_ft.tracking.sweep import SAME_AS
 from kinopoisk_ft.tracking.writes import MOST_METRICS, RunWriter
 
@@ -187,7 +187,7 @@ class Delivery:
         everywhere = [e.experiment_id for e in client.search_experiments()]
         found = find_run(client, run_id.removeprefix(OFFLINE), everywhere)
         if found is None:
-            raise StoreUnreachable(
+            raise UnreachableError(
                 f"the {kind} run {run_id} is not in the store yet",
                 where=where,
                 fix="send the sweep's whole folder",

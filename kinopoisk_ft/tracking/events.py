@@ -26,6 +26,8 @@ MOST_WAITING = 10_000  # metric events in memory while the disk takes none
 READ = 2**18  # bytes of lines at a time
 
 Event = dict[str, Any]
+# What the first event of a run has at least.
+START = {"name": str, "tags": dict, "experiment": str}
 
 
 class EventLog:
@@ -98,9 +100,10 @@ class EventLog:
         """Force what is written to disk: a power cut then takes nothing back."""
         with self._busy:
             self._store()
-            if self._descriptor is not None:
-                with suppress(OSError):  # what could not be written has been told
-                    os.fsync(self._descriptor)
+            descriptor = self._descriptor
+        if descriptor is not None:  # outside the lock: nobody waits for the disk to append
+            with suppress(OSError):  # what could not be written has been told
+                os.fsync(descriptor)
 
     def close(self) -> None:
         """Let others write."""
@@ -116,6 +119,8 @@ class EventLog:
         self.close()
         for suffix in (".jsonl", ".sent.json", ".lock"):
             self.file.with_suffix(suffix).unlink(missing_ok=True)
+        with suppress(OSError):  # there may be logs of other runs
+            self.file.parent.rmdir()
 
     def rewind(self) -> None:
         """Read again from the first event."""
@@ -126,10 +131,11 @@ class EventLog:
         found: list[Event] = []
         with self._busy:
             start = self._read
-            for event, self._read in _events(self.file, start):
+            for event, end in _events(self.file, start):
+                self._read = end
                 if event["seq"] > seq:
                     found.append(event)
-                if self._read - start > READ and found:
+                if end - start > READ and found:
                     return found
             return found or [event for event in self._waiting if event["seq"] > seq]
 
@@ -164,7 +170,7 @@ def event_logs(folder: Path) -> list[EventLog]:
     started = []
     for file in files:
         first = next(EventLog(file).all(), None)
-        if first is not None and first["verb"] == "start":
+        if first is not None and START.items() <= {k: type(v) for k, v in first.items()}.items():
             started.append((first["time"], file))
     return [EventLog(file) for _, file in sorted(started)]
 
@@ -209,6 +215,5 @@ def _parse(line: bytes) -> Event | None:
     except ValueError:
         return None
     kinds = {"seq": int, "time": int, "verb": str}
-    if isinstance(event, dict) and all(isinstance(event.get(k), v) for k, v in kinds.items()):
-        return event
-    return None
+    right = isinstance(event, dict) and all(isinstance(event.get(k), v) for k, v in kinds.items())
+    return event if right and isinstance(event.get("values", {}), dict) else None

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.store import (
     FIX_MISSING,
-    StoreUnreachable,
+    UnreachableError,
     check_database,
     default_uri,
     may_pass,
@@ -45,7 +45,7 @@ def open_experiment(
     that make it at once, one would fail.
 
     Raises:
-        StoreUnreachable: the store gives no answer now.
+        UnreachableError: the store gives no answer now.
         UserError: the store cannot be opened.
     """
     uri, file, location = absolute_uri(uri), None, artifacts
@@ -66,7 +66,7 @@ def open_experiment(
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment(client, experiment, location)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        kind = StoreUnreachable if may_pass(error, uri) else UserError
+        kind = UnreachableError if may_pass(error, uri) else UserError
         raise kind(
             f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
             where=f"tracking.uri={shown(uri)}",
@@ -90,7 +90,7 @@ def _check_schema(uri: str) -> None:
     """Raise UserError where a file is no MLflow store, or that of another MLflow version."""
     try:
         check_database(uri)
-    except StoreUnreachable:
+    except UnreachableError:
         raise
     except UserError as error:
         another = "give tracking.uri=sqlite:////another/folder/mlflow.db"

@@ -13,7 +13,7 @@ from kinopoisk_ft.tracking.courier import Courier
 from kinopoisk_ft.tracking.delivery import Delivery, Target
 from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
 from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
-from kinopoisk_ft.tracking.store import REMOTE, StoreUnreachable, may_pass
+from kinopoisk_ft.tracking.store import REMOTE, UnreachableError, may_pass
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class MlflowTracker(OfflineTracker):
                 order_by=["attributes.start_time DESC"],
                 max_results=1,
             )
-        except (StoreUnreachable, MlflowException) as error:
+        except (UnreachableError, MlflowException) as error:
             if isinstance(error, MlflowException) and not may_pass(error, absolute_uri(self.uri)):
                 raise
             log.warning("finished runs are not known: %s", str(error).splitlines()[0])
@@ -75,7 +75,7 @@ class MlflowTracker(OfflineTracker):
         seconds = START if absolute_uri(self.uri).partition(":")[0] in REMOTE else START_LOCAL
         answered = self._courier.start(seconds)
         trouble = self._courier.trouble
-        if isinstance(trouble, UserError) and not isinstance(trouble, StoreUnreachable):
+        if isinstance(trouble, UserError) and not isinstance(trouble, UnreachableError):
             self._courier.stop()
             (self._events.discard if self._is_new else self._events.close)()
             raise trouble

@@ -26,8 +26,9 @@ def located(text: str, folder: Path) -> Path:
         ValueError: it leads out of its root: the run may come from somebody else.
     """
     name, _, inner = text.partition(":")
-    root = {"run": folder, "package": PACKAGE}.get(name)
-    path = None if root is None else (root / inner).resolve()
-    if root is None or path is None or not path.is_relative_to(root.resolve()):
+    root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
+    path = (root / (inner or text)).resolve()
+    inside = (one.resolve() for one in path.rglob("*") if one.is_symlink())
+    if not all(one.is_relative_to(root) for one in (path, *inside)):
         raise ValueError(f"'{text}' leads out of the run's folder")
     return path

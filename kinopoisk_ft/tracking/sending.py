@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -44,10 +46,11 @@ class Shipment:
         """Return what a user is told of it."""
         if self.fate == "goes on":
             return f"{self.name} ({self.folder}): goes on, or is being sent: left alone"
-        sent = ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
+        sent = ", ".join(f"{what} {count}" for what, count in sorted(self.counts.items()))
         text = sent or "nothing was left to send"
         died = "; its process died" if self.died else ""
-        head = f"{self.name} ({self.folder}): {text}; run {self.run_id}, {self.status}{died}"
+        run = f"run {self.run_id} in {shown(self.uri)}, {self.status}{died}"
+        head = f"{self.name} ({self.folder}): {text}\n  {run}"
         return "\n".join([head, *(f"  not sent: {cause}" for cause in self.refused.values())])
 
 
@@ -61,7 +64,8 @@ def send_all(
         died_as: the status of a run that has told no end, though no process writes it any more.
 
     Raises:
-        UserError: there is no run, or a store cannot be opened or gives no answer.
+        UserError: there is no run, a store cannot be opened or gives no answer, or a run of another
+            machine names a server that was not asked for.
     """
     logs = {events.file.resolve(): events for folder in folders for events in event_logs(folder)}
     if not logs:
@@ -86,11 +90,21 @@ def _order(start: Event) -> tuple[int, int]:
 
 
 def _target(start: Event, uri: str | None, experiment: str | None) -> Target:
-    """Return where a run goes: as asked for, else its own store if that can be reached from here."""
-    own = start["uri"]
-    if uri is None and own and (own.partition(":")[0] in REMOTE or _is_here(own)):
+    """Return where a run goes: as asked for, else its own store if that is in reach."""
+    own = start.get("uri")
+    if uri is None and own and own.partition(":")[0] in REMOTE:
+        # MLflow would show a server that a downloaded folder names the user's password.
+        if start.get("host") != socket.gethostname() and own != os.environ.get(
+            "MLFLOW_TRACKING_URI"
+        ):
+            raise UserError(
+                f"the run '{start['name']}' is of another machine and was to go to {shown(own)}",
+                fix="say where it is to go: --uri",
+            )
         uri = own
-    artifacts = start["artifacts"] if uri == own else None
+    elif uri is None and own and _is_here(own):
+        uri = own
+    artifacts = start.get("artifacts") if uri == own else None
     return Target(uri, experiment or start["experiment"], artifacts)
 
 

@@ -23,7 +23,7 @@ REMOTE = ("http", "https", "databricks")
 PASSING = ("locked", "busy", "full")
 
 
-class StoreUnreachable(UserError):
+class UnreachableError(UserError):
     """The store gives no answer now and may give one later: what was asked for is not wrong."""
 
 
@@ -96,7 +96,7 @@ def check_database(uri: str) -> None:
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
-        kind = StoreUnreachable if may_pass(error, uri) else UserError
+        kind = UnreachableError if may_pass(error, uri) else UserError
         reason = str(error).splitlines()[0]
         raise kind(f"the store cannot be read: {reason}", where=where) from error
     if found is None:

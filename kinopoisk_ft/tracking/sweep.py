@@ -42,6 +42,10 @@ class ParentRun(Callback):
         self.sweep_dir = Path()
         self._tracker: Tracker | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the tracker: launchers hand callbacks to workers, which only run jobs."""
+        return {**self.__dict__, "_tracker": None}
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent, tagged with what was asked for; None where jobs are not tracked."""
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
