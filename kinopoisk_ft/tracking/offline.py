@@ -31,6 +31,7 @@ class OfflineTracker:
         self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
         self.log_model = log_model
         self._recorded: set[tuple[str, int]] = set()
+        self._has_files = False
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
         """Return None: no store is asked."""
@@ -98,6 +99,9 @@ class OfflineTracker:
 
     def artifact(self, path: Path) -> None:
         """Keep a file of the run's folder, or a folder in it under its own name."""
+        if not self._has_files:
+            _warn_of_replaced(self._events)
+            self._has_files = True
         self._tell("artifact", path=portable(path, self._events.folder))
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
@@ -139,6 +143,17 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
         if unsent and status == "FINISHED" and finished(events) and wanted.items() <= tags.items():
             return tags
     return None
+
+
+def _warn_of_replaced(events: EventLog) -> None:
+    """Say whose files in the folder this run is about to replace before they were sent."""
+    for file in events.file.parent.glob("*.jsonl"):
+        other = EventLog(file)
+        unsent = [e for e in other.all() if e["seq"] > read_sent(other).seq]
+        if other.id != events.id and any(event["verb"] == "artifact" for event in unsent):
+            name = next(other.all()).get("name")
+            text = "this replaces files of a run that is not sent yet: %s; to send it before, %s"
+            log.warning(text, name, sync_command(events.folder))
 
 
 def _kept_log(folder: Path, run_id: str) -> EventLog | None:
