@@ -15,8 +15,9 @@ from typing import Literal
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.delivery import PARENT_TAG, Delivery, Target
+from kinopoisk_ft.tracking.delivery import Delivery, Target
 from kinopoisk_ft.tracking.events import OFFLINE, Event, EventLog, event_logs
+from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.sent import finished, read_sent
 from kinopoisk_ft.tracking.store import REMOTE, shown
 from kinopoisk_ft.tracking.sweep import SAME_AS
