@@ -204,7 +204,7 @@ def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path:
     for step in range(3):
         told.metrics({"loss": float(step)}, step)
     told.finish("FINISHED")
-    for text in (None, "{", "[]"):
+    for text in (None, "{", "[]", '{"run_id": 7}'):
         (log,) = event_logs(tmp_path)
         if text is None:
             sent_file(log).unlink(missing_ok=True)

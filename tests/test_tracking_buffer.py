@@ -112,7 +112,7 @@ def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
     for step in range(1, 9):
         log.append("metrics", values={"x": 0.0}, step=step)
     log.append("tags", values={"a": "b"})
-    assert (log.waiting(), log.dropped) == (5, 4)
+    assert (log.waiting(0), log.waiting(3), log.dropped) == (5, 3, 4)
     assert [event["seq"] for event in log.all()] == [1]
     assert log.after(0)[0]["seq"] == 1
     assert [event["seq"] for event in log.after(1)] == [2, 3, 4, 5, 10]
@@ -136,7 +136,27 @@ def test_losses_are_told(
     run.metrics({"x": 1.0}, 1)
     run.finish("FINISHED")
     assert "lost: 2 events" in caplog.text
+    assert "1 of this run's events are not in the MLflow store yet" in caplog.text
     assert f"python -m kinopoisk_ft.sync {tmp_path}" in caplog.text
+
+
+def test_with_a_full_disk_a_store_still_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Repeating()
+    use(monkeypatch, store)
+    run = tracker(URI)
+    run.start("one", {}, {}, folder=tmp_path)
+    monkeypatch.setattr(os, "write", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    for step in range(50):
+        run.metrics({"x": float(step)}, step)
+    run.finish("FINISHED")
+    assert store.values() == [("x", step, float(step)) for step in range(50)]
+    assert "lost" not in caplog.text
 
 
 def test_a_store_that_hangs_holds_up_nothing(
@@ -159,7 +179,7 @@ def test_a_store_that_hangs_holds_up_nothing(
     run.flush()
     assert not store.runs
     run.finish("KILLED")
-    assert "events of this run are not in the MLflow store yet" in caplog.text
+    assert "events are not in the MLflow store yet" in caplog.text
     answer.set()
     run._courier._thread.join()  # type: ignore[union-attr]
 
@@ -352,7 +372,7 @@ def test_a_locked_database_holds_up_nothing(
         for step in range(5):
             run.metrics({"loss": float(step)}, step)
         run.finish("FINISHED")
-        assert "6 events of this run are not in the MLflow store yet" in caplog.text
+        assert "6 of this run's events are not in the MLflow store yet" in caplog.text
         database.execute("ROLLBACK")
     database.close()
     run._courier._thread.join()  # type: ignore[union-attr]
@@ -410,7 +430,7 @@ def test_a_server_that_fails_in_every_way(
         server.mode = "hangs"
         run.metrics({"loss": 2.0}, 2)
         run.finish("FINISHED")
-        assert "events of this run are not in the MLflow store yet" in caplog.text
+        assert "events are not in the MLflow store yet" in caplog.text
         server.mode = "works"
         run._courier._thread.join()  # type: ignore[union-attr]
         assert sync.main([str(tmp_path)]) == 0

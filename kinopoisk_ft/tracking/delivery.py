@@ -76,9 +76,8 @@ class Delivery:
         return True
 
     def left(self) -> int:
-        """Return how many events are still to be sent."""
-        stored = sum(event["seq"] > self.sent.seq for event in self.events.all())
-        return stored + self.events.waiting()
+        """Return how many events on disk are still to be sent."""
+        return sum(event["seq"] > self.sent.seq for event in self.events.all())
 
     def _next(self) -> list[Event]:
         self.events.sync()  # what a power cut may take back is not sent

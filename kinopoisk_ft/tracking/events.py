@@ -143,9 +143,14 @@ class EventLog:
         """Yield every event of the file."""
         return (event for event, _ in _events(self.file, 0))
 
-    def waiting(self) -> int:
-        """Return how many events are in memory alone."""
-        return len(self._waiting)
+    def waiting(self, seq: int) -> int:
+        """Return how many of the events that follow `seq` are in memory alone."""
+        return sum(event["seq"] > seq for event in self._waiting)
+
+    def tell_losses(self, seq: int) -> None:
+        """Say, at the end, what neither the disk has nor, from `seq` on, a store."""
+        if lost := self.waiting(seq) + self.dropped:
+            log.error("lost: %d events, which nothing has taken; the disk was full", lost)
 
     def _store(self) -> None:
         try:

@@ -98,20 +98,13 @@ class MlflowTracker(OfflineTracker):
         assert self._courier is not None
         seconds = END[status] + (self._model_bytes() / SLOWEST if status == "FINISHED" else 0)
         delivered = self._courier.close(seconds)
-        if not delivered:
-            self._tell_what_is_left()
+        if not delivered and (left := self._delivery.left()):
+            text = "%d of this run's events are not in the MLflow store yet; to send them: %s"
+            log.warning(text, left, sync_command(self._events.folder))
+        self._events.tell_losses(self._delivery.sent.seq)
         if refused := self._delivery.sent.refused:
             log.warning("the MLflow store does not have: %s", "; ".join(refused.values())[:1000])
         self._events.close()
-
-    def _tell_what_is_left(self) -> None:
-        folder = self._events.folder
-        lost = self._events.waiting() + self._events.dropped
-        if lost:
-            log.error("lost: %d events, which neither the disk nor the store has taken", lost)
-        left = self._delivery.left() - self._events.waiting()
-        text = "%d events of this run are not in the MLflow store yet: %s"
-        log.warning(text, left, sync_command(folder))
 
     def _model_bytes(self) -> int:
         files = (self._events.folder / "model").rglob("*") if self.log_model else ()

@@ -113,6 +113,7 @@ class OfflineTracker:
     def finish(self, status: str) -> None:
         """Note the run's end and say how it is sent."""
         self._tell("finish", status=status)
+        self._events.tell_losses(0)
         self._events.close()
         log.info("to send this run to MLflow: %s", sync_command(self._events.folder))
 

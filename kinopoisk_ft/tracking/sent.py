@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from kinopoisk_ft.tracking.events import EventLog
@@ -45,9 +45,12 @@ def sent_file(events: EventLog) -> Path:
 def read_sent(events: EventLog) -> Sent:
     """Return the state of a log; of one that was never sent, or is damaged, an empty one."""
     try:
-        return Sent(**json.loads(sent_file(events).read_text(encoding="utf-8")))
+        found = Sent(**json.loads(sent_file(events).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return Sent()
+    kinds = {field.name: type(getattr(Sent(), field.name)) for field in fields(Sent)}
+    right = all(isinstance(getattr(found, name), kind) for name, kind in kinds.items())
+    return found if right else Sent()
 
 
 def finished(events: EventLog) -> bool:
