@@ -13,7 +13,7 @@ from kinopoisk_ft.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Send what lies in folders; returns 0, or 1 if something could not be sent."""
+    """Send what lies in folders; returns 0, 1 if something could not be sent, or 130."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.sync",
         description="Send runs to MLflow that were made offline (tracking=offline), or while the "
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--died-as", default="KILLED", choices=["KILLED", "FAILED"],
                         help="status of a run whose process died (%(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.ERROR)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from kinopoisk_ft.tracking.sending import send_all
 
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on, nothing is sent twice", file=sys.stderr)
+        return 130
     print("runs: " + ", ".join(f"{fates[fate]} {fate}" for fate in ("sent", "was sent", "goes on")))
     return 1 if refused else 0
 

@@ -254,6 +254,26 @@ def test_an_earlier_run_of_the_same_folder_does_not_get_the_files_of_the_later(
     assert files == {"first": [], "second": ["result.txt"]}
 
 
+def test_what_could_not_be_sent_is_tried_again(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = offline(experiment="again")
+    told.start("one", {}, {}, folder=tmp_path)
+    told.artifact(tmp_path / "late.txt")
+    told.metrics({"loss": 1.0}, 1)
+    told.finish("FINISHED")
+    assert sync.main([str(tmp_path)]) == 1
+    assert "late.txt is gone" in capsys.readouterr().out
+    (tmp_path / "late.txt").write_text("found again")
+    assert sync.main([str(tmp_path)]) == 0
+    assert "artifacts 1\n" in capsys.readouterr().out
+    assert sync.main([str(tmp_path)]) == 0
+    assert "runs: 0 sent, 1 was sent" in capsys.readouterr().out
+    (found,) = runs_of(client, "again")
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["late.txt"]
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == 1
+
+
 def test_what_others_wrote_cannot_lead_out_of_the_folder(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -397,8 +397,10 @@ def test_a_database_that_is_locked_at_the_start(
     database.close()
     assert run_id.startswith("offline-")
     assert "without the MLflow store" in caplog.text
+    caplog.set_level(logging.INFO)
     run.finish("FINISHED")
     made = run._delivery.sent.run_id
+    assert f"in the MLflow store this run is {made}" in caplog.text
     assert len(logged(MlflowClient(uri), made, "loss")) == 30
 
 

@@ -163,6 +163,8 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for name in ("_MLFLOW_SERVER_FILE_STORE", "_MLFLOW_SERVER_ARTIFACT_ROOT"):
+            os.environ.pop(name)
 
 
 class _Silent(WSGIRequestHandler):

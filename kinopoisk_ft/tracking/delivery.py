@@ -75,6 +75,10 @@ class Delivery:
         self._note(same[-1]["seq"])
         return True
 
+    def retry(self) -> None:
+        """Put what could not be sent at an earlier time before the rest."""
+        self._batch = [e for e in self.events.all() if str(e["seq"]) in self.sent.refused]
+
     def left(self) -> int:
         """Return how many events on disk are still to be sent."""
         return sum(event["seq"] > self.sent.seq for event in self.events.all())
@@ -104,11 +108,15 @@ class Delivery:
         except (OSError, SQLAlchemyError):
             raise
         except MlflowException as error:
-            if error.error_code not in REFUSALS or not _active(writer.client, writer.run_id):
+            lost = _active(writer.client, writer.run_id) is None
+            if lost or error.error_code not in REFUSALS:
                 raise
             self._one_by_one(writer, events, error)
         except Exception as error:
             self._one_by_one(writer, events, error)
+        else:
+            for event in events:
+                self.sent.refused.pop(str(event["seq"]), None)
         finally:
             self.counts += writer.counts
             writer.counts.clear()
@@ -124,11 +132,12 @@ class Delivery:
 
     def _refuse(self, event: Event, cause: str) -> None:
         what = event.get("path") or ", ".join(event.get("values", ())) or event["verb"]
-        log.warning("not sent: %s %s: %s", event["verb"], what[:80], cause[:300])
-        self.sent.refused[str(event["seq"])] = f"{event['verb']} {what[:80]}: {cause[:300]}"
+        told = f"{event['verb']} {what[:80]}: {cause[:300]}"
+        log.info("not sent: %s", told)
+        self.sent.refused[str(event["seq"])] = told
 
     def _note(self, seq: int) -> None:
-        self.sent.seq = seq
+        self.sent.seq = max(self.sent.seq, seq)
         self.sent.save(sent_file(self.events))
 
     def _connect(self) -> RunWriter:

@@ -175,9 +175,14 @@ def event_logs(folder: Path) -> list[EventLog]:
     started = []
     for file in files:
         first = next(EventLog(file).all(), None)
-        if first is not None and START.items() <= {k: type(v) for k, v in first.items()}.items():
+        if first is not None and _is_start(first):
             started.append((first["time"], file))
     return [EventLog(file) for _, file in sorted(started)]
+
+
+def _is_start(event: Event) -> bool:
+    right = all(isinstance(event.get(key), kind) for key, kind in START.items())
+    return right and all(isinstance(value, str) for value in event["tags"].values())
 
 
 def _write_line(descriptor: int, event: Event) -> None:

@@ -82,7 +82,8 @@ class MlflowTracker(OfflineTracker):
         if trouble is not None or not answered:
             reason = str(trouble).splitlines()[0] if trouble else f"no answer in {seconds:.0f} s"
             log.warning("training begins without the MLflow store: %s", reason[:300])
-        return self._delivery.sent.run_id or local_id
+        self._told = self._delivery.sent.run_id or local_id
+        return self._told
 
     def _address(self) -> str | None:
         return absolute_uri(self.uri)
@@ -98,6 +99,8 @@ class MlflowTracker(OfflineTracker):
         assert self._courier is not None
         seconds = END[status] + (self._model_bytes() / SLOWEST if status == "FINISHED" else 0)
         delivered = self._courier.close(seconds)
+        if (given := self._delivery.sent.run_id) not in ("", self._told):
+            log.info("in the MLflow store this run is %s", given)
         if not delivered and (left := self._delivery.left()):
             text = "%d of this run's events are not in the MLflow store yet; to send them: %s"
             log.warning(text, left, sync_command(self._events.folder))

@@ -139,7 +139,7 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
         for event in events.all():
             last = event["seq"]
             tags |= event.get("tags", {}) | (event["values"] if event["verb"] == "tags" else {})
-            status = event["status"] if event["verb"] == "finish" else status
+            status = event.get("status", status)
         unsent = read_sent(events).seq < last
         if unsent and status == "FINISHED" and finished(events) and wanted.items() <= tags.items():
             return tags

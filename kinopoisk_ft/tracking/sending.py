@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -21,8 +20,6 @@ from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.sent import finished, read_sent
 from kinopoisk_ft.tracking.store import REMOTE, shown
 from kinopoisk_ft.tracking.sweep import SAME_AS
-
-log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts at a store that gives no answer
 
@@ -92,12 +89,10 @@ def _order(start: Event) -> tuple[int, int]:
 
 def _target(start: Event, uri: str | None, experiment: str | None) -> Target:
     """Return where a run goes: as asked for, else its own store if that is in reach."""
-    own = start.get("uri")
+    own, of_here = start.get("uri"), start.get("host") == socket.gethostname()
     if uri is None and own and own.partition(":")[0] in REMOTE:
         # MLflow would show a server that a downloaded folder names the user's password.
-        if start.get("host") != socket.gethostname() and own != os.environ.get(
-            "MLFLOW_TRACKING_URI"
-        ):
+        if not of_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
                 f"the run '{start['name']}' is of another machine and was to go to {shown(own)}",
                 fix="say where it is to go: --uri",
@@ -105,7 +100,7 @@ def _target(start: Event, uri: str | None, experiment: str | None) -> Target:
         uri = own
     elif uri is None and own and _is_here(own):
         uri = own
-    artifacts = start.get("artifacts") if uri == own else None
+    artifacts = start.get("artifacts") if uri == own and of_here else None
     return Target(uri, experiment or start["experiment"], artifacts)
 
 
@@ -113,9 +108,7 @@ def _is_here(uri: str) -> bool:
     return uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).is_file()
 
 
-def _send(
-    events: EventLog, start: Event, target: Target, files: bool, died_as: str
-) -> Shipment:  # fmt: skip
+def _send(events: EventLog, start: Event, target: Target, files: bool, died_as: str) -> Shipment:
     shipment = Shipment(start["name"], events.folder, "goes on")
     try:
         events.open()
@@ -127,12 +120,15 @@ def _send(
             events.append("finish", status=died_as, time=max(e["time"] for e in events.all()))
         delivery = Delivery(events, target, files)
         before = (delivery.sent.uri, delivery.sent.seq)
+        delivery.retry()
         _deliver(delivery)
     finally:
         events.close()
-    shipment.fate = "was sent" if before == (delivery.uri, events.seq) else "sent"
+    nothing = before == (delivery.uri, events.seq) and not delivery.counts
+    shipment.fate = "was sent" if nothing else "sent"
     shipment.run_id, shipment.uri = delivery.sent.run_id, delivery.uri
-    shipment.status = [e["status"] for e in events.all() if e["verb"] == "finish"][-1]
+    ends = [e.get("status", "unknown") for e in events.all() if e["verb"] == "finish"]
+    shipment.status = ends[-1] if ends else died_as
     shipment.counts, shipment.refused = delivery.counts, read_sent(events).refused
     return shipment
 

@@ -54,7 +54,7 @@ class ParentRun(Callback):
         for old in notes.glob("[0-9]*.json"):
             old.unlink()
         try:
-            parent = self._open(config, notes)
+            parent = self._open(config)
         except UserError as error:
             # Hydra would make a warning of it, and each job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
@@ -62,7 +62,7 @@ class ParentRun(Callback):
         (notes / "parent.json").write_text(json.dumps(parent))
         ParentRun.opened = self
 
-    def _open(self, config: DictConfig, notes: Path) -> str | None:
+    def _open(self, config: DictConfig) -> str | None:
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
@@ -70,7 +70,7 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
-        return self._tracker.start(name, {}, tags, folder=notes) or None
+        return self._tracker.start(name, {}, tags, folder=self.sweep_dir) or None
 
     def close(self, status: str) -> None:
         """Close the parent: FAILED if a job failed, since its comparison has a hole."""
