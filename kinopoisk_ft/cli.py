@@ -35,6 +35,7 @@ group=option chooses a file of a group, group.key=value changes a value.
 Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
 the composed config and stop), --hydra-help.
 A sweep skips jobs that are finished and identical; rerun=true trains them again.
+Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
 In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel').
 """
 

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> Result:
         result = run(prepared, out_dir)
         note["status"] = "done"
     else:
-        _point_to(result.run_id, prepared, tags)
+        _point_to(result.run_id, prepared, tags, out_dir)
         log.info("skipped: run %s is finished and identical", result.run_id)
         write_result(prepared, result)
         note["status"] = "skipped"
@@ -97,14 +98,16 @@ def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:
     if tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
-    found = tracker.find({"kinopoisk_ft.kind": "train", IDENTITY: tags[IDENTITY]})
+    wanted = {"kinopoisk_ft.kind": "train", IDENTITY: tags[IDENTITY]}
+    found = tracker.find(wanted) or find_unsent(Path(HydraConfig.get().sweep.dir), wanted)
     return Result(**json.loads(found[RESULT])) if found else None
 
 
-def _point_to(run_id: str, prepared: Prepared, tags: dict[str, str]) -> None:
+def _point_to(run_id: str, prepared: Prepared, tags: dict[str, str], out_dir: Path) -> None:
     """Add a child to the new parent that names the finished run; reports follow it."""
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     pointer = {**tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
     sweep_dir = Path(HydraConfig.get().sweep.dir)
-    tracker.start(f"skipped: {tags['approach']}", {}, pointer, parent_of(sweep_dir))
+    name, parent = f"skipped: {tags['approach']}", parent_of(sweep_dir)
+    tracker.start(name, {}, pointer, parent, folder=out_dir)
     tracker.finish("FINISHED")

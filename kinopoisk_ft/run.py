@@ -45,7 +45,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     unfinished = Unfinished(out_dir, plain)
     with StopSignals():
         name, tags = approach(prepared.choices), run_tags(prepared)
-        run_id = tracker.start(name, plain, tags, _parent(), unfinished.reopen())
+        kept = unfinished.reopen()
+        run_id = tracker.start(name, plain, tags, _parent(), kept, folder=out_dir)
         try:
             unfinished.begin(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.training import disk
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.capture import frozen_digest
@@ -366,29 +365,3 @@ def test_config_decides_whether_a_run_goes_on(tmp_path: Path) -> None:
     assert Unfinished(tmp_path, {**other, "resume": "never"}).reopen() is None
     assert not checkpoint.exists()
     assert kept_seed(tmp_path, "auto") is None
-
-
-def test_mlflow_goes_on_without_repeating(tmp_path: Path) -> None:
-    def tracker() -> MlflowTracker:
-        return MlflowTracker(
-            uri=f"sqlite:///{tmp_path / 'mlflow.db'}", artifacts=None, experiment="x",
-            log_model=False,
-        )  # fmt: skip
-
-    first = tracker()
-    run_id = first.start("one", {"a": 1}, {})
-    first.metrics({"loss": 0.5}, 1)
-    first.tags({"error": "power cut"})
-    first.finish("KILLED")
-    second = tracker()
-    assert second.start("one", {"a": 2, "b": 3}, {}, kept=run_id) == run_id
-    for step in (1, 2):
-        second.metrics({"loss": 0.5 / step}, step)
-    second.finish("FINISHED")
-    run = second._client.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"a": "1", "b": "3"}
-    assert "error" not in run.data.tags
-    history = second._client.get_metric_history(run_id, "loss")
-    assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 0.25)]
-    assert tracker().start("one", {}, {}, kept="0" * 32) != run_id

@@ -152,3 +152,20 @@ def test_another_config_is_refused_and_never_starts_over(here: Path) -> None:
     assert "trainer.lr: 0.01 there, 0.5 now" in error
     assert "resume=never" in error
     assert child(command, [*args, "trainer.lr=0.5", "resume=never"], here, None) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [("fsync", 2), ("fsync", 4), ("fsync", 7), ("rename", 3)])
+def test_killed_while_it_logs_a_run_goes_on_without_repeating(
+    moment: tuple[str, int], here: Path
+) -> None:
+    """Events are forced to disk and sent by another thread, which dies with the process."""
+    name = "{}{}".format(*moment)
+    args = [*RUN, f"output_dir={name}", f"tracking.experiment={name}", "trainer.log_every=1"]
+    assert child(command, args, here, moment, signal.SIGKILL) == -signal.SIGKILL
+    assert child(command, args, here, None) == 0
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    (run,) = [run for run in runs if run.info.status == "FINISHED"]
+    losses = client.get_metric_history(run.info.run_id, "train_loss")
+    assert sorted(metric.step for metric in losses) == list(range(1, 11))

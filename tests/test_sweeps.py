@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.collect import collect
-from kinopoisk_ft.tracking.mlflow import MlflowTracker, open_experiment
+from kinopoisk_ft.tracking.experiment import open_experiment
+from kinopoisk_ft.tracking.mlflow import MlflowTracker
+from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.device import device_of_job, take_device
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
@@ -136,6 +139,15 @@ def test_the_parent_is_closed_however_a_sweep_ends(
     assert newest_parent(client, "ended")[1] == status
 
 
+def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:
+    callback = ParentRun()
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    callback._tracker = MlflowTracker(uri=uri, artifacts=None, experiment="handed", log_model=False)
+    callback._tracker.start("sweep", {}, {}, folder=place / "handed")
+    assert pickle.loads(pickle.dumps(callback))._tracker is None
+    callback.close("FINISHED")
+
+
 def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -207,7 +219,8 @@ def test_a_parent_of_another_store_is_told(place: Path) -> None:
     uri = f"sqlite:///{place / 'mlflow.db'}"
     tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
     with pytest.raises(UserError, match="parent run nowhere is not in the job's store"):
-        tracker.start("name", {}, {}, "nowhere")
+        tracker.start("name", {}, {}, "nowhere", folder=place / "lost")
+    assert not list((place / "lost").rglob("*.jsonl"))
 
 
 def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Path) -> None:
@@ -232,7 +245,7 @@ def environment(place: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_two_processes_make_one_store(tmp_path: Path) -> None:
-    code = "import sys; from kinopoisk_ft.tracking.mlflow import open_experiment as o; "
+    code = "import sys; from kinopoisk_ft.tracking.experiment import open_experiment as o; "
     code += "print(o(sys.argv[1], 'e', None)[1])"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

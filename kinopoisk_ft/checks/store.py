@@ -9,12 +9,11 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from kinopoisk_ft.checks.finding import Finding, told
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.store import FIX_MISSING, REMOTE, default_uri, open_store
+from kinopoisk_ft.tracking.store import shown as shown_uri
 
 NAME = "MLflow store"
 ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
@@ -23,7 +22,7 @@ ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
 def store() -> Iterator[Finding]:
     """Look at the store of this folder, or of MLFLOW_TRACKING_URI; nothing is created."""
     uri = default_uri()
-    file, shown = _local(uri), _shown(uri)
+    file, shown = _local(uri), shown_uri(uri)
     if file is not None and not file.exists():
         yield _to_be_made(shown, file)
     elif file is not None and not os.access(file, os.W_OK):
@@ -57,14 +56,6 @@ def _local(uri: str) -> Path | None:
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):
         return None
     return Path(local_file_uri_to_path(uri))
-
-
-def _shown(uri: str) -> str:
-    """Return the address without its password."""
-    try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except ArgumentError:
-        return uri
 
 
 def _to_be_made(uri: str, file: Path) -> Finding:

@@ -20,12 +20,15 @@ class Tracker(Protocol):
         tags: dict[str, str],
         parent: str | None = None,
         kept: str | None = None,
+        *,
+        folder: Path,
     ) -> str:
         """Open a run with its flattened config and tags; returns its id.
 
         Args:
             parent: the id of the sweep's run that this one is a child of.
             kept: the id of an unfinished run to go on with: what it has is not recorded twice.
+            folder: the run's own; what is recorded may wait there.
         """
         ...
 
@@ -34,7 +37,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Force what was recorded to disk: a checkpoint is about to rely on it."""
         ...
 
     def tags(self, values: dict[str, str]) -> None:
@@ -42,7 +45,7 @@ class Tracker(Protocol):
         ...
 
     def artifact(self, path: Path) -> None:
-        """Keep a file, or a folder with all it holds."""
+        """Keep a file of the run's folder, or a folder in it with all it holds."""
         ...
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
@@ -70,6 +73,8 @@ class NoTracker:
         tags: dict[str, str],
         parent: str | None = None,
         kept: str | None = None,
+        *,
+        folder: Path,
     ) -> str:
         """Return an empty id."""
         return ""

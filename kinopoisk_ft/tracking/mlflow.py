@@ -1,99 +1,55 @@
-"""MLflow as a tracker: metrics in batches, long values as artifacts, one store for all folders."""
+"""MLflow as a tracker: what a run tells is written to its folder and sent while it goes on."""
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from filelock import FileLock
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.tracking import MlflowClient
-from mlflow.types.schema import ColSpec, Schema
-from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.base import flatten
-from kinopoisk_ft.tracking.store import FIX_MISSING, check_database, default_uri
+from kinopoisk_ft.tracking.courier import Courier
+from kinopoisk_ft.tracking.delivery import Delivery, Target
+from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
+from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
+from kinopoisk_ft.tracking.store import REMOTE, UnreachableError, may_pass
 
 log = logging.getLogger(__name__)
 
-LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
-BUFFER = 500  # metrics; one write of many costs little more than a write of one
+# Seconds in which a store has to answer for the run to get its id from it: a server, and a local
+# file, which always answers in the end, but whose tables may have to be made first.
+START, START_LOCAL = 30.0, 120.0
+# Seconds for what is left at the end: a signal leaves ten, of which a step may take two.
+END = {"FINISHED": 60.0, "FAILED": 10.0, "KILLED": 4.0}
+SLOWEST = 2**20  # bytes a second in which a model is to be taken
 
 
-def open_experiment(
-    uri: str | None, experiment: str, artifacts: str | None
-) -> tuple[MlflowClient, str]:
-    """Return a client and the experiment's id, made if new; raises UserError if the store is shut.
-
-    A relative sqlite path is taken from the working folder. Artifacts of a new experiment in an
-    sqlite store go to `mlartifacts` beside it. Its schema is made under a lock: of two processes
-    that make it at once, one would fail.
-    """
-    uri, file, location = uri or default_uri(), None, artifacts
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///")).absolute()
-        uri, location = f"sqlite:///{file}", artifacts or (file.parent / "mlartifacts").as_uri()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    try:
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock") if file is not None else nullcontext():
-            if file is not None and file.exists() and file.stat().st_size:
-                _check_schema(uri)
-            client = MlflowClient(tracking_uri=uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is not None:
-                return client, found.experiment_id
-            return client, client.create_experiment(experiment, artifact_location=location)
-    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        raise UserError(
-            f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
-            where=f"tracking.uri={uri}",
-            fix="check the path and its rights, or use tracking=none",
-        ) from error
-
-
-def _check_schema(uri: str) -> None:
-    """Raise UserError where a file is no MLflow store, or that of another MLflow version."""
-    try:
-        check_database(uri)
-    except UserError as error:
-        another = "give tracking.uri=sqlite:////another/folder/mlflow.db"
-        fix = error.fix if error.fix not in (None, FIX_MISSING) else another
-        raise UserError(error.what, where=f"tracking.uri={uri}", fix=fix) from error
-
-
-class MlflowTracker:
-    """Implements the tracker's verbs; values are buffered and written in batches."""
-
-    def __init__(
-        self, *, uri: str | None, artifacts: str | None, experiment: str, log_model: bool
-    ) -> None:
-        self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
-        self.log_model = log_model
-        self._buffer: list[Metric] = []
-        self._recorded: set[tuple[str, int]] = set()
+class MlflowTracker(OfflineTracker):
+    """An offline tracker with a courier: no error or delay of the store reaches the training."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run of the experiment that has these ones."""
-        client, experiment_id = open_experiment(self.uri, self.experiment, self.artifacts)
+        """Return all tags of the newest finished run of the experiment that has these ones.
+
+        None, with a warning, if the store gives no answer: a job is rather trained than lost.
+
+        Raises:
+            UserError: the store cannot be opened.
+        """
         terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
-        found = client.search_runs(
-            [experiment_id],
-            " and ".join(["attributes.status = 'FINISHED'", *terms]),
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
-        )
+        try:
+            client, experiment_id = open_experiment(self.uri, self.experiment, self.artifacts)
+            found = client.search_runs(
+                [experiment_id],
+                " and ".join(["attributes.status = 'FINISHED'", *terms]),
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+        except (UnreachableError, MlflowException) as error:
+            if isinstance(error, MlflowException) and not may_pass(error, absolute_uri(self.uri)):
+                raise
+            log.warning("finished runs are not known: %s", str(error).splitlines()[0])
+            return None
         return dict(found[0].data.tags) if found else None
 
     def start(
@@ -103,118 +59,56 @@ class MlflowTracker:
         tags: dict[str, str],
         parent: str | None = None,
         kept: str | None = None,
+        *,
+        folder: Path,
     ) -> str:
-        """Open a run, as a child of `parent`, or go on with one.
+        """Open a run, as a child of `parent`, or go on with one; offline if no store answers.
 
         Raises:
-            UserError: the store does not have the parent.
+            UserError: the store cannot be opened, or does not have the parent.
         """
-        self._client, self._experiment_id = open_experiment(
-            self.uri, self.experiment, self.artifacts
-        )
-        if parent is not None:
-            self._check_parent(parent)
-            tags = {**tags, "mlflow.parentRunId": parent}
-        params = flatten(config)
-        if not kept or not self._reopen(kept, params):
-            run = self._client.create_run(self._experiment_id, tags=tags, run_name=name)
-            self.run_id: str = run.info.run_id
-        self._params(params)
-        return self.run_id
+        self._courier: Courier | None = None
+        local_id = super().start(name, config, tags, parent, kept, folder=folder)
+        target = Target(self.uri, self.experiment, self.artifacts)
+        self._delivery = Delivery(self._events, target)
+        self._courier = Courier(self._delivery.step)
+        seconds = START if absolute_uri(self.uri).partition(":")[0] in REMOTE else START_LOCAL
+        answered = self._courier.start(seconds)
+        trouble = self._courier.trouble
+        if isinstance(trouble, UserError) and not isinstance(trouble, UnreachableError):
+            self._courier.stop()
+            (self._events.discard if self._is_new else self._events.close)()
+            raise trouble
+        if trouble is not None or not answered:
+            reason = str(trouble).splitlines()[0] if trouble else f"no answer in {seconds:.0f} s"
+            log.warning("training begins without the MLflow store: %s", reason[:300])
+        self._told = self._delivery.sent.run_id or local_id
+        return self._told
 
-    def _reopen(self, kept: str, params: dict[str, Any]) -> bool:
-        """Go on with a run, and take from the params those that it has; False if it is gone."""
-        try:
-            run = self._client.get_run(kept)
-        except MlflowException as error:
-            log.warning("a new run is opened: the store has lost %s: %s", kept, error.message)
-            return False
-        for key in run.data.params:
-            params.pop(key, None)
-        for key in run.data.metrics:
-            history = self._client.get_metric_history(kept, key)
-            self._recorded |= {(key, metric.step) for metric in history}
-        if "error" in run.data.tags:
-            self._client.delete_tag(kept, "error")
-        self._client.update_run(kept, status="RUNNING")
-        self.run_id = kept
-        return True
+    def _address(self) -> str | None:
+        return absolute_uri(self.uri)
 
-    def _check_parent(self, parent: str) -> None:
-        try:
-            self._client.get_run(parent)
-        except MlflowException as error:
-            raise UserError(
-                f"the sweep's parent run {parent} is not in the job's store",
-                where=f"tracking.uri={self.uri or default_uri()}",
-                fix="keep one tracking.uri for all jobs of a sweep",
-            ) from error
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Buffer values; they are written when there are many, and at the end.
-
-        What the store has of this step from before a stop is not written again.
-        """
-        now = int(time.time() * 1000)
-        self._buffer += [
-            Metric(key, float(value), now, step)
-            for key, value in values.items()
-            if (key, step) not in self._recorded
-        ]
-        if len(self._buffer) >= BUFFER:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        buffered, self._buffer = self._buffer, []
-        if buffered:
-            self._client.log_batch(self.run_id, metrics=buffered)
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Add tags."""
-        tags = [RunTag(key, value) for key, value in values.items()]
-        self._client.log_batch(self.run_id, tags=tags)
-
-    def artifact(self, path: Path) -> None:
-        """Keep a file, or a folder under its own name."""
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
-        else:
-            self._client.log_artifact(self.run_id, str(path))
-
-    def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Keep the folder as an MLflow model: a pyfunc made from code, nothing pickled."""
-        if not self.log_model:
-            return
-        outputs = [ColSpec("string", "label")]
-        outputs += [ColSpec("double", f"p_{name}") for name in class_names]
-        mlflow.set_tracking_uri(self._client.tracking_uri)
-        with warnings.catch_warnings(), mlflow.start_run(run_id=self.run_id):
-            # It advises type hints, which would refuse a frame, and an example input.
-            warnings.simplefilter("ignore", UserWarning)
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(code),
-                artifacts={"model_folder": str(folder)},
-                signature=ModelSignature(
-                    inputs=Schema([ColSpec("string", "text")]), outputs=Schema(outputs)
-                ),
-                pip_requirements=["kinopoisk-ft"],
-            )
+    def _tell(self, verb: str, **content: Any) -> None:
+        super()._tell(verb, **content)
+        if self._courier is not None:
+            self._courier.wake()
 
     def finish(self, status: str) -> None:
-        """Write what is buffered and close the run."""
-        self.flush()
-        self._client.set_terminated(self.run_id, status)
+        """Note the run's end, and wait for a while until the store has all."""
+        self._tell("finish", status=status)
+        assert self._courier is not None
+        seconds = END[status] + (self._model_bytes() / SLOWEST if status == "FINISHED" else 0)
+        delivered = self._courier.close(seconds)
+        if (given := self._delivery.sent.run_id) not in ("", self._told):
+            log.info("in the MLflow store this run is %s", given)
+        if not delivered and (left := self._delivery.left()):
+            text = "%d of this run's events are not in the MLflow store yet; to send them: %s"
+            log.warning(text, left, sync_command(self._events.folder))
+        self._events.tell_losses(self._delivery.sent.seq)
+        if refused := self._delivery.sent.refused:
+            log.warning("the MLflow store does not have: %s", "; ".join(refused.values())[:1000])
+        self._events.close()
 
-    def _params(self, params: dict[str, Any]) -> None:
-        texts = {key: str(value) for key, value in params.items()}
-        long = {key: text for key, text in texts.items() if len(text) > LONGEST_PARAM}
-        for key in long:
-            texts[key] = "in long_params.json"
-        entries = [Param(key, text) for key, text in texts.items()]
-        for start in range(0, len(entries), 100):
-            self._client.log_batch(self.run_id, params=entries[start : start + 100])
-        if long:
-            text = json.dumps(long, ensure_ascii=False, indent=2)
-            self._client.log_text(self.run_id, text, "long_params.json")
+    def _model_bytes(self) -> int:
+        files = (self._events.folder / "model").rglob("*") if self.log_model else ()
+        return sum(file.stat().st_size for file in files if file.is_file())

@@ -12,13 +12,41 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 
 FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
+# What an sqlite file says when another process holds it, or the disk takes no more.
+PASSING = ("locked", "busy", "full")
+
+
+class UnreachableError(UserError):
+    """The store gives no answer now and may give one later: what was asked for is not wrong."""
+
+
+def may_pass(error: BaseException, uri: str) -> bool:
+    """Return whether an error of a store may be gone later: no answer, a 5xx, a lock, a full disk.
+
+    Errors that no store raised, as in a wrong path or a wrong name, do not pass.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
+    if uri.startswith("sqlite"):
+        database = isinstance(cause, OperationalError)
+        return database and any(word in str(cause).lower() for word in PASSING)
+    if isinstance(error, MlflowException) and uri.partition(":")[0] in REMOTE:
+        return error.get_http_status_code() >= 500 or error.get_http_status_code() in (408, 429)
+    return isinstance(cause, OperationalError)
+
+
+def shown(uri: str) -> str:
+    """Return the address without its password."""
+    try:
+        return make_url(uri).render_as_string(hide_password=True)
+    except ArgumentError:
+        return uri
 
 
 def default_uri() -> str:
@@ -68,8 +96,9 @@ def check_database(uri: str) -> None:
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
+        kind = UnreachableError if may_pass(error, uri) else UserError
         reason = str(error).splitlines()[0]
-        raise UserError(f"the store cannot be read: {reason}", where=where) from error
+        raise kind(f"the store cannot be read: {reason}", where=where) from error
     if found is None:
         raise UserError("this database is no MLflow store", where=where, fix=FIX_MISSING)
     # The folder of migrations is what MLflow itself compares with; there is no public function.

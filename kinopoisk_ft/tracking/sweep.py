@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.base import Tracker
 
 SAME_AS = "kinopoisk_ft.same_as"  # of a skipped job: the finished run that is identical
 
@@ -37,41 +40,40 @@ class ParentRun(Callback):
 
     def __init__(self) -> None:
         self.sweep_dir = Path()
-        self._client: Any = None
-        self._parent: str | None = None
+        self._tracker: Tracker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the tracker: launchers hand callbacks to workers, which only run jobs."""
+        return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the parent, tagged with what was asked for, if the jobs are tracked by MLflow."""
+        """Open the parent, tagged with what was asked for; None where jobs are not tracked."""
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
         notes.mkdir(parents=True, exist_ok=True)
         for old in notes.glob("[0-9]*.json"):
             old.unlink()
-        if "MlflowTracker" in config.tracking._target_:
-            try:
-                self._open(config)
-            except UserError as error:
-                # Hydra would make a warning of it, and each job would fail for the same reason.
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(1)
-        (notes / "parent.json").write_text(json.dumps(self._parent))
+        try:
+            parent = self._open(config)
+        except UserError as error:
+            # Hydra would make a warning of it, and each job would fail for the same reason.
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        (notes / "parent.json").write_text(json.dumps(parent))
         ParentRun.opened = self
 
-    def _open(self, config: DictConfig) -> None:
-        from kinopoisk_ft.tracking.mlflow import open_experiment
-
-        tracking = config.tracking
-        self._client, experiment = open_experiment(
-            tracking.uri, tracking.experiment, tracking.artifacts
-        )
+    def _open(self, config: DictConfig) -> str | None:
+        try:
+            self._tracker = instantiate(config.tracking)
+        except InstantiationException:
+            return None  # each job checks its config and says what is wrong
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
-        run = self._client.create_run(experiment, tags=tags, run_name=name)
-        self._parent = run.info.run_id
+        return self._tracker.start(name, {}, tags, folder=self.sweep_dir) or None
 
     def close(self, status: str) -> None:
         """Close the parent: FAILED if a job failed, since its comparison has a hole."""
-        if self._parent is not None:
-            self._client.set_terminated(self._parent, status)
+        if self._tracker is not None:
+            self._tracker.finish(status)
         ParentRun.opened = None
