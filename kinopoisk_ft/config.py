@@ -72,10 +72,7 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
 
 
 def check(plain: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a resolved config, a line each; empty when all is right.
-
-    Nothing is imported that may not be run.
-    """
+    """Return what is wrong with a resolved config, a line each; empty when all is right."""
     if foreign := foreign_targets(plain):
         return foreign
     known = {*SETTINGS, *GROUPS}

@@ -1,4 +1,4 @@
-"""Which `_target_`s a config may name: those of this project, and those that the user trusts.
+"""Which `_target_`s a config may name: this project's, the user's own, and those that they trust.
 
 A config is data, and data may come from elsewhere: a folder of `--config-dir`, an experiment sent
 by a colleague. A `_target_` in it would run any function of any package.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ TRUST = "KINOPOISK_FT_TARGETS"
 OWN = ("kinopoisk_ft", "torch.optim")
 HYDRA = ("hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental")
 MAKERS = ("oc.create", "oc.decode")  # resolvers that turn text into nodes
-CONFIGS = "peft"  # of this package the configs alone: its models would load what they are told
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def foreign_targets(node: Any, path: str = "") -> list[str]:
-    """Return a line for each `_target_` at any depth that may not be run; imports only trusted."""
+    """Return a line for each `_target_` at any depth that may not be run."""
     return [
         f"{where}: {reason}"
         for where, target in _targets(node, path)
@@ -37,15 +38,18 @@ def refused(target: Any) -> str | None:
     """Return why a `_target_` may not be run, None if it may.
 
     What a name leads to counts, not the name: a module of ours has the modules it imports too.
+    Python's own library runs anything, so none of it may be named; code outside of all installed
+    packages is the user's.
     """
     if not isinstance(target, str):
         return f"a `_target_` is the name of a class or function, not {target!r}"
     trusted = (*OWN, *trusted_packages())
+    top = target.partition(".")[0]
     told = (
-        f"'{target}' is not a part of this project; if you trust whoever wrote this config, "
-        f"set {TRUST}={target.partition('.')[0]} in the environment"
+        f"'{target}' is neither this project's nor your own code; if you trust whoever wrote this "
+        f"config, set {TRUST}={top} in the environment"
     )
-    if not _within(target, (*trusted, CONFIGS)):
+    if top in sys.stdlib_module_names and not _within(target, trusted):
         return told
     try:
         found = get_object(target)
@@ -54,9 +58,27 @@ def refused(target: Any) -> str | None:
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return f"'{target}' is neither a class nor a function"
     home = f"{found.__module__}.{found.__qualname__}"
-    if _within(home, trusted) or (_within(home, (CONFIGS,)) and _is_config(found)):
-        return None
-    return told
+    allowed = _within(home, trusted) or _is_users(found) or _is_known_kind(found)
+    return None if allowed else told
+
+
+def _is_users(found: Any) -> bool:
+    """Whether a class or function comes from a file outside of Python's and all installed ones."""
+    file = getattr(sys.modules.get(found.__module__), "__file__", None)
+    if file is None or found.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return not INSTALLED & set(Path(file).resolve().parts)
+
+
+def _is_known_kind(found: Any) -> bool:
+    """Whether it is a class that can do no more than adapt a matrix or update a weight."""
+    if not inspect.isclass(found):
+        return False
+    from peft import PeftConfig
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    return issubclass(found, PeftConfig | Optimizer | LRScheduler)
 
 
 def check_folders(folders: Iterable[Path]) -> None:
@@ -67,11 +89,11 @@ def check_folders(folders: Iterable[Path]) -> None:
     """
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
-            for line in _foreign_lines(file):
+            for line in _foreign_lines(file, folder.resolve()):
                 raise UserError(line, where=str(file), fix="leave it out, or trust its package")
 
 
-def _foreign_lines(file: Path) -> Iterator[str]:
+def _foreign_lines(file: Path, folder: Path) -> Iterator[str]:
     try:
         text = file.read_text(encoding="utf-8")
         node = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
@@ -79,9 +101,24 @@ def _foreign_lines(file: Path) -> Iterator[str]:
         return
     yield from (f"a config may not make nodes out of text: {m}" for m in MAKERS if m in text)
     for where, target in _targets(node, ""):
-        told = refused(target)
-        if told and not (isinstance(target, str) and _within(target, HYDRA)):
+        if isinstance(target, str) and _within(target, HYDRA):
+            continue
+        if told := _brought(target, folder) or refused(target):
             yield f"{where}: {told}"
+
+
+def _brought(target: Any, folder: Path) -> str | None:
+    """Return why code that lies among the configs may not be run, None if there is none.
+
+    A folder below the working directory is a package to Python. One that the user put on Python's
+    path is another matter.
+    """
+    top = str(target).partition(".")[0]
+    for entry in (Path(entry).resolve() for entry in sys.path):
+        inside = entry.is_relative_to(folder)
+        if not inside and (entry / top).resolve().is_relative_to(folder):
+            return f"'{target}' is code that came with the configs: put it elsewhere to run it"
+    return None
 
 
 def trusted_packages() -> tuple[str, ...]:
@@ -92,12 +129,6 @@ def trusted_packages() -> tuple[str, ...]:
 
 def _within(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def _is_config(found: Any) -> bool:
-    from peft import PeftConfig
-
-    return inspect.isclass(found) and issubclass(found, PeftConfig)
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -249,6 +249,26 @@ def test_own_groups_from_a_folder(place: Path, capsys: pytest.CaptureFixture[str
     assert (place / "vera" / "model" / "adapter_model.safetensors").is_file()
 
 
+def test_own_code_needs_no_change_in_the_package(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "mine.py").write_text(
+        "from kinopoisk_ft.adapters.plain import Head\n"
+        "class Mine(Head):\n    pass\n"
+        "def constant(step, warmup, total):\n    return 1.0\n"
+    )
+    files = {
+        "adapter/mine.yaml": "# The head alone, again.\n_target_: mine.Mine\nlr: 1.0e-2\n",
+        "trainer/schedule/mine.yaml": "# Flat.\n_target_: mine.constant\n_partial_: true\n",
+    }
+    for name, text in files.items():
+        (place / "ours" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "ours" / name).write_text(text)
+    monkeypatch.syspath_prepend(place)
+    args = [*BERT, "adapter=mine", "trainer/schedule=mine", "tracking=none", "output_dir=mine"]
+    assert run(*args, "--config-dir", "ours") == 0
+
+
 def test_pretrained_base_is_a_model(place: Path) -> None:
     pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
     assert run(*BERT, *pretrain, "output_dir=pre") == 0

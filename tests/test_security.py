@@ -232,7 +232,9 @@ def hostile_targets(marker: Path) -> list[dict[str, Any]]:
         {"_target_": "torch.hub.load", "repo_or_dir": path},
         {"_target_": "torch.optim.optimizer.torch.load", "f": path},
         {"_target_": "peft.PeftModel.from_pretrained", "model": None, "model_id": path},
-        {"_target_": "evil_module.run"},
+        {"_target_": "shutil.copyfile", "src": "/dev/null", "dst": path},
+        {"_target_": "pandas.read_pickle", "filepath_or_buffer": path},
+        {"_target_": "my_module.os.mkdir", "path": path},
         {"_target_": ["os.mkdir"]},
     ]
 
@@ -240,8 +242,8 @@ def hostile_targets(marker: Path) -> list[dict[str, Any]]:
 def test_targets_of_others_are_not_run(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever in a config they stand; not even the import of their module."""
-    (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\ndef run(): pass\n")
+    """Wherever in a config they stand, and through whatever module they are named."""
+    (tmp_path / "my_module.py").write_text("import os\n")
     monkeypatch.syspath_prepend(tmp_path)
     cfg = plain(compose_config(["model=bert_scratch", "adapter=lora"]))
     assert check(cfg) == []
@@ -274,7 +276,8 @@ HOSTILE_FILES = {
     "adapter/nice.yaml": "_target_: os.mkdir\npath: {marker}\n",
     "experiment/nice.yaml": "# @package _global_\nhydra:\n  callbacks:\n    nice:\n"
     "      _target_: pathlib.Path\n",
-    "hydra/callbacks/nice.yaml": "nice:\n  _target_: evil_module.run\n",
+    "hydra/callbacks/nice.yaml": "nice:\n  _target_: subprocess.run\n",
+    "model/nice.yaml": "_target_: own.evil.run\n",
     "experiment/made.yaml": "# @package _global_\nhydra:\n  callbacks:\n"
     "    nice: \"${{oc.create:'{{_target_: pathlib.Path}}'}}\"\n",
     "experiment/named.yaml": "# @package _global_\nname: os.mkdir\nadapter:\n"
@@ -284,11 +287,18 @@ HOSTILE_FILES = {
 
 @pytest.mark.parametrize("file", HOSTILE_FILES)
 def test_a_folder_of_configs_is_looked_at_before_hydra_is(
-    tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str], file: str
+    tmp_path: Path,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
 ) -> None:
     path = tmp_path / "own" / file
     path.parent.mkdir(parents=True)
     path.write_text(HOSTILE_FILES[file].format(marker=marker))
+    (tmp_path / "own" / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for flag in (["--config-dir", str(tmp_path / "own")], [f"--config-dir={tmp_path / 'own'}"],
                  [f"hydra.searchpath=[file://{tmp_path / 'own'}]"]):  # fmt: skip
         assert main([*flag, "adapter=nice", "--cfg", "job"]) == 1
