@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,44 +32,76 @@ class ParentRun(Callback):
 
     Hydra tells a callback of a sweep's end only if no job failed, so the command line closes what
     `opened` names.
+
+    Args:
+        by_sweeper: the sweeper opens a parent itself, once it has found nothing wrong.
     """
 
     opened: ClassVar[ParentRun | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, by_sweeper: bool = False) -> None:
+        self.by_sweeper = by_sweeper
         self.sweep_dir = Path()
         self._client: Any = None
         self._parent: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent, tagged with what was asked for, if the jobs are tracked by MLflow."""
+        if self.by_sweeper:
+            return
+        try:
+            self.open(config)
+        except UserError as error:
+            # Hydra would make a warning of it, and each job would fail for the same reason.
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    def open(self, config: DictConfig, goes_on: bool = False) -> None:
+        """Open the parent, of a sweep that goes on the one it had, and forget how jobs ended.
+
+        Raises:
+            UserError: the store cannot be opened.
+        """
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
         notes.mkdir(parents=True, exist_ok=True)
-        for old in notes.glob("[0-9]*.json"):
+        kept = parent_of(self.sweep_dir) if goes_on and (notes / "parent.json").exists() else None
+        for old in [] if goes_on else notes.glob("[0-9]*.json"):
             old.unlink()
         if "MlflowTracker" in config.tracking._target_:
-            try:
-                self._open(config)
-            except UserError as error:
-                # Hydra would make a warning of it, and each job would fail for the same reason.
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(1)
+            self._open(config, kept)
         (notes / "parent.json").write_text(json.dumps(self._parent))
         ParentRun.opened = self
 
-    def _open(self, config: DictConfig) -> None:
+    def _open(self, config: DictConfig, kept: str | None) -> None:
+        from mlflow.exceptions import MlflowException
+
         from kinopoisk_ft.tracking.mlflow import open_experiment
 
         tracking = config.tracking
         self._client, experiment = open_experiment(
             tracking.uri, tracking.experiment, tracking.artifacts
         )
+        if kept is not None:
+            with suppress(MlflowException):  # another store, or one that has lost it
+                self._client.update_run(kept, status="RUNNING")
+                self._parent = kept
+                return
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
         run = self._client.create_run(experiment, tags=tags, run_name=name)
         self._parent = run.info.run_id
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Tag the parent."""
+        for key, value in values.items() if self._parent is not None else ():
+            self._client.set_tag(self._parent, key, value)
+
+    def artifact(self, file: Path) -> None:
+        """Keep a file with the parent."""
+        if self._parent is not None:
+            self._client.log_artifact(self._parent, str(file))
 
     def close(self, status: str) -> None:
         """Close the parent: FAILED if a job failed, since its comparison has a hole."""

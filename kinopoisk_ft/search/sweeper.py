@@ -1,0 +1,169 @@
+"""The Hydra sweeper of a search: asks for trials, launches them as jobs, tells how they ended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config import prepare
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.search.best import command, write_best
+from kinopoisk_ft.search.space import described, overrides, read_words, space, told, usual
+from kinopoisk_ft.search.study import (
+    JOURNAL,
+    METRIC,
+    Proposals,
+    check_same,
+    has_study,
+    open_study,
+    require_optuna,
+)
+from kinopoisk_ft.tracking.base import flatten
+from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+
+class Search(Sweeper):
+    """Optuna's trials as Hydra's jobs; conf/sweep/lr_search.yaml says what the arguments are."""
+
+    def __init__(
+        self, n_trials: int, seed: int, sampler: DictConfig, pruner: DictConfig, params: DictConfig
+    ) -> None:
+        self.n_trials, self.seed, self.sampler, self.pruner = n_trials, seed, sampler, pruner
+        self.params = params
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives, and its launcher."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the search to its end; returns what the launcher returned.
+
+        Raises:
+            UserError: Optuna is missing, or the search cannot be made as it was asked for.
+        """
+        require_optuna()
+        self._begin(arguments)
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        returns = []
+        for batch in self.proposals.batches(self.n_trials, self._at_once()):
+            jobs = [self._job(trial) for trial in batch]
+            results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+            for trial, result in zip(batch, results, strict=True):
+                self._tell(trial, result)
+            self._keep_best()  # each time: a search may be stopped
+            returns.append(results)
+        self._show_best()
+        return returns
+
+    def _begin(self, arguments: list[str]) -> None:
+        """Read what was asked for, and begin the search or go on with it."""
+        for name, value in (("n_trials", self.n_trials), ("seed", self.seed)):
+            if not isinstance(value, int) or value < (name == "n_trials"):
+                raise UserError(
+                    f"hydra.sweeper.{name}={value}: a search needs a number here",
+                    fix="give the search and its trials one seed: seed=42" * (name == "seed")
+                    or "hydra.sweeper.n_trials=20",
+                )
+        loader = self.hydra_context.config_loader
+        words = read_words(OverridesParser.create(loader), self.params, arguments)
+        base = loader.load_sweep_config(self.config, words.fixed)
+        HydraConfig.instance().set_config(base)
+        found = space(words, base)
+        self.fixed, self.folder = words.fixed, Path(self.config.hydra.sweep.dir)
+        self.metric = str(base.trainer.best_metric)
+        about = _about(base) | {"space": described(found)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if base.rerun:
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+            self.fixed = [*self.fixed, "resume=never"]
+        goes_on = has_study(self.folder)
+        study = open_study(self.folder, instantiate(self.pruner), _direction(self.metric))
+        check_same(study, about)
+        study.set_user_attr(METRIC, self.metric)
+        self.parent = ParentRun()
+        self.parent.open(self.config, goes_on)
+        self.proposals = Proposals(study, found, self.sampler, self.seed, usual(found, base))
+        for number in self.proposals.retried:
+            (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
+        for line in told(found):
+            log.info("searched: %s", line)
+
+    def _at_once(self) -> int:
+        """Return how many jobs the launcher runs at a time."""
+        from joblib import effective_n_jobs
+
+        return int(effective_n_jobs(self.config.hydra.launcher.get("n_jobs", 1)))
+
+    def _job(self, trial: FrozenTrial) -> list[str]:
+        return [*self.fixed, *overrides(trial.params)]
+
+    def _tell(self, trial: FrozenTrial, result: JobReturn) -> None:
+        failed = result.status == JobStatus.FAILED
+        value = None if failed else result.return_value
+        status = "failed" if failed else "pruned" if value is None else "done"
+        self.proposals.tell(trial.number, status, value)
+
+    def _keep_best(self) -> Path | None:
+        best = self.proposals.best()
+        if best is None:
+            return None
+        told = f"Trial {best.number} of a search: val {self.metric} {best.value:.4f}."
+        return write_best(self.hydra_context.config_loader, self._composed(best), self.folder, told)
+
+    def _composed(self, trial: FrozenTrial) -> DictConfig:
+        loader = self.hydra_context.config_loader
+        return loader.load_sweep_config(self.config, self._job(trial))
+
+    def _show_best(self) -> None:
+        """Print the best trial and how to run it; the parent run is told too."""
+        best, file = self.proposals.best(), self._keep_best()
+        if best is None or file is None:
+            print("no trial has come to its end")
+            return
+        self.parent.tags({"best_trial": str(best.number), f"best_val_{self.metric}": f"{best.value}"})
+        self.parent.artifact(file)
+        params = "\n".join(f"  {override}" for override in overrides(best.params))
+        print(f"best: trial {best.number}, val {self.metric} {best.value:.4f}\n{params}")
+        print(f"to run it: {command(self._composed(best), self.folder)}")
+
+
+def _direction(metric: str) -> str:
+    from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
+
+    return "minimize" if metric in LOWER_IS_BETTER else "maximize"
+
+
+def _about(base: DictConfig) -> dict[str, Any]:
+    """Return what all trials have in common, checked: their config, and the digest of the rest."""
+    from kinopoisk_ft.identity import ELSEWHERE, identity
+
+    cfg = base.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    prepared = prepare(cfg, conf_dir())
+    plain: Any = OmegaConf.to_container(prepared.cfg)
+    common = flatten({key: value for key, value in plain.items() if key not in ELSEWHERE})
+    common.pop("trainer.checkpoint_every")
+    return {"config": common, "identity": identity(prepared)}
