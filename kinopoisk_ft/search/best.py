@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.tracking.base import flatten
 
+BEST = Path("experiment", "best.yaml")  # in the folder of the search
 # Choices that a file in the group `experiment` cannot make, or that say where results go.
 NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
 
 
-def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str) -> Path:
-    """Write `experiment/best.yaml`: a trial's choices, and what else differs from their files.
+def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str) -> None:
+    """Write the file: a trial's choices, and what else differs from their files.
 
     Args:
         trial: the trial's composed config, `hydra` included.
@@ -38,11 +39,10 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str)
         if key not in before or before[key] != value:
             OmegaConf.update(content, key, value, force_add=True)
     defaults = {"defaults": [{f"override /{group}": option} for group, option in choices.items()]}
-    file = folder / "experiment" / "best.yaml"
+    file = folder / BEST
     file.parent.mkdir(parents=True, exist_ok=True)
     text = f"# @package _global_\n# {told}\n{yaml.safe_dump(defaults)}{OmegaConf.to_yaml(content)}"
     file.write_text(text, encoding="utf-8")
-    return file
 
 
 def command(trial: DictConfig, folder: Path) -> str:

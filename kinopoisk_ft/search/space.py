@@ -127,6 +127,13 @@ def overrides(params: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in sorted(params.items())]
 
 
+def ends(found: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return two points of the space: all lowest values or first choices, and all last ones."""
+    low = {k: d.choices[0] if hasattr(d, "choices") else d.low for k, d in found.items()}
+    high = {k: d.choices[-1] if hasattr(d, "choices") else d.high for k, d in found.items()}
+    return [low, high]
+
+
 def usual(found: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
     """Return those values of the config as it is that lie in the space."""
     from optuna.distributions import CategoricalDistribution

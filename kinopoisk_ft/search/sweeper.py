@@ -17,10 +17,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kinopoisk_ft.conf_path import conf_dir
-from kinopoisk_ft.config import prepare
+from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.best import command, write_best
-from kinopoisk_ft.search.space import described, overrides, read_words, space, told, usual
+from kinopoisk_ft.search.best import BEST, command, write_best
+from kinopoisk_ft.search.space import described, ends, overrides, read_words, space, told, usual
 from kinopoisk_ft.search.study import (
     JOURNAL,
     METRIC,
@@ -66,6 +66,8 @@ class Search(Sweeper):
         require_optuna()
         self._begin(arguments)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        self.best: FrozenTrial | None = None
+        self._keep_best()
         returns = []
         for batch in self.proposals.batches(self.n_trials, self._at_once()):
             jobs = [self._job(trial) for trial in batch]
@@ -89,11 +91,12 @@ class Search(Sweeper):
         loader = self.hydra_context.config_loader
         words = read_words(OverridesParser.create(loader), self.params, arguments)
         base = loader.load_sweep_config(self.config, words.fixed)
-        HydraConfig.instance().set_config(base)
         found = space(words, base)
         self.fixed, self.folder = words.fixed, Path(self.config.hydra.sweep.dir)
         self.metric = str(base.trainer.best_metric)
-        about = _about(base) | {"space": described(found)}
+        about = _about(_prepared(base)) | {"space": described(found)}
+        for end in ends(found):  # a value of a wrong type is told now, and once
+            _prepared(loader.load_sweep_config(self.config, [*words.fixed, *overrides(end)]))
         self.folder.mkdir(parents=True, exist_ok=True)
         if base.rerun:
             (self.folder / JOURNAL).unlink(missing_ok=True)
@@ -125,12 +128,14 @@ class Search(Sweeper):
         status = "failed" if failed else "pruned" if value is None else "done"
         self.proposals.tell(trial.number, status, value)
 
-    def _keep_best(self) -> Path | None:
+    def _keep_best(self) -> None:
+        """Write the best config so far, if it is another."""
         best = self.proposals.best()
-        if best is None:
-            return None
+        if best is None or (self.best is not None and self.best.number == best.number):
+            return
+        self.best, loader = best, self.hydra_context.config_loader
         told = f"Trial {best.number} of a search: val {self.metric} {best.value:.4f}."
-        return write_best(self.hydra_context.config_loader, self._composed(best), self.folder, told)
+        write_best(loader, self._composed(best), self.folder, told)
 
     def _composed(self, trial: FrozenTrial) -> DictConfig:
         loader = self.hydra_context.config_loader
@@ -138,12 +143,12 @@ class Search(Sweeper):
 
     def _show_best(self) -> None:
         """Print the best trial and how to run it; the parent run is told too."""
-        best, file = self.proposals.best(), self._keep_best()
-        if best is None or file is None:
+        best = self.best
+        if best is None:
             print("no trial has come to its end")
             return
         self.parent.tags({"best_trial": str(best.number), f"best_val_{self.metric}": f"{best.value}"})
-        self.parent.artifact(file)
+        self.parent.artifact(self.folder / BEST)
         params = "\n".join(f"  {override}" for override in overrides(best.params))
         print(f"best: trial {best.number}, val {self.metric} {best.value:.4f}\n{params}")
         print(f"to run it: {command(self._composed(best), self.folder)}")
@@ -155,14 +160,19 @@ def _direction(metric: str) -> str:
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 
 
-def _about(base: DictConfig) -> dict[str, Any]:
-    """Return what all trials have in common, checked: their config, and the digest of the rest."""
-    from kinopoisk_ft.identity import ELSEWHERE, identity
-
-    cfg = base.copy()
+def _prepared(composed: DictConfig) -> Prepared:
+    """Check a composed config as a trial would."""
+    HydraConfig.instance().set_config(composed)
+    cfg = composed.copy()
     with open_dict(cfg):
         del cfg["hydra"]
-    prepared = prepare(cfg, conf_dir())
+    return prepare(cfg, conf_dir())
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    """Return what all trials have in common: their config, and the digest of the rest."""
+    from kinopoisk_ft.identity import ELSEWHERE, identity
+
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in ELSEWHERE})
     common.pop("trainer.checkpoint_every")
