@@ -93,8 +93,8 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
         log.info("skipped: run %s is finished and identical", result.run_id)
         write_result(prepared, result)
         note["status"] = "skipped"
-    scores = {"f1_weighted": result.f1_weighted, "objective": result.objective}
-    Outcome(**note, run_id=result.run_id, **scores).write(Path(hydra.sweep.dir))
+    note |= {"run_id": result.run_id, "objective": result.objective}
+    Outcome(**note, f1_weighted=result.f1_weighted).write(Path(hydra.sweep.dir))
     return result.objective
 
 

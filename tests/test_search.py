@@ -6,7 +6,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kinopoisk_ft.identity import ELSEWHERE
 from kinopoisk_ft.jobs import Outcome, outcomes
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.result import Result
+from kinopoisk_ft.search.best import command
 from kinopoisk_ft.search.space import read_words, space, usual
 from kinopoisk_ft.search.study import open_study
 from kinopoisk_ft.search.trial import Pruned, TrialTracker, watched
@@ -55,10 +56,10 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def search(*args: str, command: tuple[str, ...] = ("sweep=lr_search",)) -> int:
+def search(*args: str, typed: Sequence[str] = ("sweep=lr_search",)) -> int:
     before = sys.argv
     try:
-        return cli.main([*command, *DATA, *args])
+        return cli.main([*typed, *DATA, *args])
     finally:
         sys.argv = before
 
@@ -117,7 +118,7 @@ def test_the_command_line_adds_to_the_space(argument: str, expected: BaseDistrib
         (["adapter=none,lora"], "adapter cannot be searched"),
         (["trainer.best_metric=loss,accuracy"], "best_metric cannot be searched"),
         (["trainer.weight_decay=interval(0.5,0.1)"], "no range"),
-        (["trainer.weight_decay=tag(log,interval(0,1))"], "no range"),
+        (["trainer.weight_decay=tag(log,interval(0,1))"], "0.0 has no logarithm"),
         (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
         (["trainer.epochs=range(3,4)"], "does not rise"),
         (["trainer.max_steps=tag(relative,interval(1,2))"], "its value None has no multiples"),
@@ -308,7 +309,7 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     check_store(place, found)
 
     line = next(line for line in shown.splitlines() if line.startswith("to run it: "))
-    command = shlex.split(line.removeprefix("to run it: "))[3:]
+    typed = shlex.split(line.removeprefix("to run it: "))[3:]
     best = int(next(line for line in shown.splitlines() if "best: trial" in line).split()[2][:-1])
     trained = OmegaConf.load(place / "real" / str(best) / "config.yaml")
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
@@ -317,9 +318,18 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     assert {k: v for k, v in plain(again).items() if k not in ELSEWHERE} == {
         k: v for k, v in plain(DictConfig(trained)).items() if k not in ELSEWHERE
     }
-    assert search("tracking=none", "output_dir=again", command=tuple(command)) == 0
+    assert search("tracking=none", "output_dir=again", typed=typed) == 0
     scores = [OmegaConf.load(place / f / "result.json").f1_macro for f in (f"real/{best}", "again")]
     assert scores[0] == scores[1]
+
+
+def test_the_command_keeps_a_config_dir_and_what_no_file_can_say(tmp_path: Path) -> None:
+    sources = [{"path": "/conf", "provider": "main"}, {"path": "my", "provider": "command-line"}]
+    hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": ["~model.x", "seed=1"]}}
+    args = shlex.split(command(DictConfig({"hydra": hydra}), tmp_path))
+    assert args[3:] == [
+        "--config-dir", "my", "experiment=best", f"hydra.searchpath=[file://{tmp_path}]", "~model.x",
+    ]  # fmt: skip
 
 
 def rate(outcome: Outcome) -> str:
@@ -354,7 +364,7 @@ def check_store(place: Path, found: dict[int, Outcome]) -> None:
 def test_parallel_trials_share_one_study(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'parallel'")
     write_reviews(tmp_path)
-    command = [
+    args = [
         sys.executable, "-m", "kinopoisk_ft", "sweep=lr_search", *DATA, *SMALL, "adapter=lora",
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "output_dir=out",
         "tracking.log_model=false", "adapter.lr=choice(1e-9,5e-2)",
@@ -362,7 +372,7 @@ def test_parallel_trials_share_one_study(tmp_path: Path) -> None:
     ]  # fmt: skip
     for n_trials in (3, 6):
         done = subprocess.run(
-            [*command, f"hydra.sweeper.n_trials={n_trials}"],
+            [*args, f"hydra.sweeper.n_trials={n_trials}"],
             cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

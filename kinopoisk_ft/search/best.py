@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -38,10 +37,11 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str)
     for key, value in after.items():
         if key not in before or before[key] != value:
             OmegaConf.update(content, key, value, force_add=True)
-    defaults = {"defaults": [{f"override /{group}": option} for group, option in choices.items()]}
+    chosen = [{f"override /{group}": option} for group, option in choices.items()]
+    defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
     file = folder / BEST
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = f"# @package _global_\n# {told}\n{yaml.safe_dump(defaults)}{OmegaConf.to_yaml(content)}"
+    text = f"# @package _global_\n# {told}\n{defaults}{OmegaConf.to_yaml(content)}"
     file.write_text(text, encoding="utf-8")
 
 

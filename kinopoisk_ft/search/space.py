@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.errors import UserError, nearest
@@ -43,11 +44,11 @@ def read_words(parser: OverridesParser, params: DictConfig, arguments: Sequence[
     """Sort the overrides of the sweep's file and of the command line."""
     asked = parser.parse_overrides(list(arguments))
     given = {override.key_or_group for override in asked}
-    lines = [f"{key}={value}" for key, value in params.items() if value is not None]
+    lines = [f"{key!s}={value}" for key, value in params.items() if value is not None]
     declared = [o for o in parser.parse_overrides(lines) if o.key_or_group not in given]
     fixed = [str(o.input_line) for o in [*declared, *asked] if not o.is_sweep_override()]
     for key in sorted(given & {str(key) for key in params}):
-        if key not in {o.key_or_group for o in asked if o.is_sweep_override()}:
+        if not any(o.key_or_group == key and o.is_sweep_override() for o in asked):
             log.info("not searched: %s, which the command line fixes", key)
     return Words(
         fixed,
@@ -93,32 +94,27 @@ def space(words: Words, base: DictConfig) -> dict[str, BaseDistribution]:
 
 def distribution(override: Override, base: DictConfig) -> BaseDistribution:
     """Return Optuna's distribution of an interval, a range or a choice."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
-    tags = getattr(value, "tags", set())
-    if set(tags) - ({"log", "relative"} if isinstance(value, IntervalSweep) else set()):
-        raise _wrong(override, "of tags, an interval can have log and relative, no other any")
+    tags = _tags(override)
+    if tags - ({"log", "relative"} if isinstance(value, IntervalSweep) else set()):
+        raise _wrong(override, "the tags are log and relative, and of an interval alone")
     if isinstance(value, IntervalSweep):
         low, high = _ends(value, override, base)
-        if not low < high or ("log" in tags and low <= 0):
-            raise _wrong(override, f"from {low} to {high} is no range" + " with log" * bool(tags))
+        if not low < high:
+            raise _wrong(override, f"from {low} to {high} is no range")
+        if "log" in tags and low <= 0:
+            raise _wrong(override, f"{low} has no logarithm")
         whole = isinstance(low, int) and isinstance(high, int)
-        if whole:
-            return IntDistribution(low, high, log="log" in tags)
-        return FloatDistribution(low, high, log="log" in tags)
+        return (IntDistribution if whole else FloatDistribution)(low, high, log="log" in tags)
     if isinstance(value, RangeSweep):
         steps = list(value.range())
         if len(steps) < 2 or steps[0] > steps[-1]:
             raise _wrong(override, "the range does not rise")
-        if all(isinstance(step, int) for step in steps):
-            return IntDistribution(int(steps[0]), int(steps[-1]), step=int(value.step))
-        return FloatDistribution(float(steps[0]), float(steps[-1]), step=float(value.step))
-    assert isinstance(value, ChoiceSweep) or override.is_choice_sweep()
+        whole = all(isinstance(step, int) for step in steps)
+        kind: Any = IntDistribution if whole else FloatDistribution
+        return kind(steps[0], steps[-1], step=value.step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
@@ -129,8 +125,9 @@ def overrides(params: dict[str, Any]) -> list[str]:
 
 def ends(found: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
     """Return two points of the space: all lowest values or first choices, and all last ones."""
-    low = {k: d.choices[0] if hasattr(d, "choices") else d.low for k, d in found.items()}
-    high = {k: d.choices[-1] if hasattr(d, "choices") else d.high for k, d in found.items()}
+    dists: list[tuple[str, Any]] = list(found.items())
+    low = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in dists}
+    high = {key: d.choices[-1] if hasattr(d, "choices") else d.high for key, d in dists}
     return [low, high]
 
 
@@ -138,14 +135,14 @@ def usual(found: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any
     """Return those values of the config as it is that lie in the space."""
     from optuna.distributions import CategoricalDistribution
 
-    values = {}
+    values: dict[str, Any] = {}
     for key, dist in found.items():
-        now = _value(key, base)
+        now, known = _value(key, base), typing.cast(Any, dist)
         if isinstance(dist, CategoricalDistribution):
             parsed = OverridesParser.create().parse_overrides([f"x={c}" for c in dist.choices])
             same = [c for c, o in zip(dist.choices, parsed, strict=True) if o.value() == now]
             values |= {key: same[0]} if same else {}
-        elif isinstance(now, int | float) and dist.low <= now <= dist.high:  # type: ignore[attr-defined]
+        elif isinstance(now, int | float) and known.low <= now <= known.high:
             values[key] = now
     return values
 
@@ -162,7 +159,7 @@ def _may_vary(key: str) -> bool:
 
 def _unfit(override: Override, base: DictConfig) -> str | None:
     """Return why a key cannot vary, None if it can."""
-    key, value = override.key_or_group, override.value()
+    key = override.key_or_group
     if not _may_vary(key):
         return "trials must differ in nothing but what is learned, and how"
     now = _value(key, base)
@@ -170,13 +167,15 @@ def _unfit(override: Override, base: DictConfig) -> str | None:
         return "the chosen model, adapter and trainer have no such key"
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
         return "for trainer.lr has a value of its own here"
-    if "relative" in getattr(value, "tags", set()) and not _positive(now):
+    if "relative" in _tags(override) and not (isinstance(now, int | float) and now > 0):
         return f"its value {now} has no multiples"
     return None
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
+def _tags(override: Override) -> set[str]:
+    """Return the words that `tag(...)` puts on a range."""
+    tags: set[str] = getattr(override.value(), "tags", set())
+    return tags
 
 
 def _ends(value: IntervalSweep, override: Override, base: DictConfig) -> tuple[Any, Any]:
@@ -206,5 +205,5 @@ def told(found: dict[str, BaseDistribution]) -> Iterable[str]:
         if isinstance(dist, CategoricalDistribution):
             yield f"{key}: one of {', '.join(map(str, dist.choices))}"
         else:
-            low, high, log_ = dist.low, dist.high, dist.log  # type: ignore[attr-defined]
-            yield f"{key}: {low:g} to {high:g}" + " by logarithm" * log_
+            known = typing.cast(Any, dist)
+            yield f"{key}: {known.low:g} to {known.high:g}" + " by logarithm" * known.log

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from hydra.utils import instantiate
@@ -46,7 +46,9 @@ def has_study(folder: Path) -> bool:
     return (folder / JOURNAL).is_file()
 
 
-def open_study(folder: Path, pruner: Any, direction: str | None = None) -> Study:
+def open_study(
+    folder: Path, pruner: Any, direction: Literal["minimize", "maximize"] | None = None
+) -> Study:
     """Return the study of the folder; with a direction, a new one if there is none.
 
     Raises:
@@ -60,7 +62,7 @@ def open_study(folder: Path, pruner: Any, direction: str | None = None) -> Study
     try:
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
         # Proposals bring a sampler of their own; a trial's process needs none.
-        how = {"storage": storage, "study_name": "search", "pruner": pruner}
+        how: dict[str, Any] = {"storage": storage, "study_name": "search", "pruner": pruner}
         how["sampler"] = optuna.samplers.RandomSampler()
         if direction is None:
             return optuna.load_study(**how)

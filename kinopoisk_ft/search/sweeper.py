@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +42,10 @@ log = logging.getLogger(__name__)
 class Search(Sweeper):
     """Optuna's trials as Hydra's jobs; conf/sweep/lr_search.yaml says what the arguments are."""
 
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
+
     def __init__(
         self, n_trials: int, seed: int, sampler: DictConfig, pruner: DictConfig, params: DictConfig
     ) -> None:
@@ -53,7 +57,7 @@ class Search(Sweeper):
     ) -> None:
         """Take what Hydra gives, and its launcher."""
         self.config, self.hydra_context = config, hydra_context
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -66,17 +70,16 @@ class Search(Sweeper):
         require_optuna()
         self._begin(arguments)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
-        self.best: FrozenTrial | None = None
-        self._keep_best()
         returns = []
-        for batch in self.proposals.batches(self.n_trials, self._at_once()):
-            jobs = [self._job(trial) for trial in batch]
-            results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
-            for trial, result in zip(batch, results, strict=True):
-                self._tell(trial, result)
-            self._keep_best()  # each time: a search may be stopped
-            returns.append(results)
-        self._show_best()
+        try:
+            for batch in self.proposals.batches(self.n_trials, self._at_once()):
+                jobs = [self._job(trial) for trial in batch]
+                results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+                for trial, result in zip(batch, results, strict=True):
+                    self._tell(trial, result)
+                returns.append(results)
+        finally:
+            self._keep_best()  # so far, if the search was stopped
         return returns
 
     def _begin(self, arguments: list[str]) -> None:
@@ -129,32 +132,23 @@ class Search(Sweeper):
         self.proposals.tell(trial.number, status, value)
 
     def _keep_best(self) -> None:
-        """Write the best config so far, if it is another."""
+        """Write the best config, print how to run it, and tell the parent run."""
         best = self.proposals.best()
-        if best is None or (self.best is not None and self.best.number == best.number):
-            return
-        self.best, loader = best, self.hydra_context.config_loader
-        told = f"Trial {best.number} of a search: val {self.metric} {best.value:.4f}."
-        write_best(loader, self._composed(best), self.folder, told)
-
-    def _composed(self, trial: FrozenTrial) -> DictConfig:
-        loader = self.hydra_context.config_loader
-        return loader.load_sweep_config(self.config, self._job(trial))
-
-    def _show_best(self) -> None:
-        """Print the best trial and how to run it; the parent run is told too."""
-        best = self.best
         if best is None:
             print("no trial has come to its end")
             return
-        self.parent.tags({"best_trial": str(best.number), f"best_val_{self.metric}": f"{best.value}"})
+        value = f"val {self.metric} {best.value:.4f}"
+        loader = self.hydra_context.config_loader
+        composed = loader.load_sweep_config(self.config, self._job(best))
+        write_best(loader, composed, self.folder, f"Trial {best.number} of a search: {value}.")
+        self.parent.tags({"best_trial": str(best.number), "best_validation": value})
         self.parent.artifact(self.folder / BEST)
         params = "\n".join(f"  {override}" for override in overrides(best.params))
-        print(f"best: trial {best.number}, val {self.metric} {best.value:.4f}\n{params}")
-        print(f"to run it: {command(self._composed(best), self.folder)}")
+        print(f"best: trial {best.number}, {value}\n{params}")
+        print(f"to run it: {command(composed, self.folder)}")
 
 
-def _direction(metric: str) -> str:
+def _direction(metric: str) -> Literal["minimize", "maximize"]:
     from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"

@@ -1,4 +1,4 @@
-"""A job that is a trial of a search: it is tagged as such, judged, and stopped if it is hopeless."""
+"""A job that is a trial of a search: tagged as such, judged, and ended where there is no hope."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGET = "hydra_plugins.kinopoisk_ft.SearchSweeper"
 STEPS = "steps"
 
 
-class Pruned(Exception):  # noqa: N818: it ends a trial as it should end
+class Pruned(Exception):  # noqa: N818 - it is no error
     """Other trials were better by the same evaluation: this one need not come to its end."""
 
     def __init__(self, told: str, run_id: str) -> None:
