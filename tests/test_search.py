@@ -17,7 +17,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from test_sweeps import DATA, environment, newest_parent, write_reviews
 
 from kinopoisk_ft import cli
@@ -30,6 +35,7 @@ from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.best import command
 from kinopoisk_ft.search.space import read_words, space, usual
+from kinopoisk_ft.search.spread import spread
 from kinopoisk_ft.search.study import open_study
 from kinopoisk_ft.search.trial import Pruned, TrialTracker, watched
 from kinopoisk_ft.tracking.base import NoTracker
@@ -96,17 +102,37 @@ def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCapture
     ("argument", "expected"),
     [
         ("trainer.weight_decay=interval(0,0.5)", FloatDistribution(0, 0.5)),
-        ("trainer.batch_size=range(8,40,8)", optuna.distributions.IntDistribution(8, 32, step=8)),
+        ("trainer.batch_size=range(8,40,8)", IntDistribution(8, 32, step=8)),
         ("trainer.epochs=tag(log,int(interval(1,8)))",
-         optuna.distributions.IntDistribution(1, 8, log=True)),
+         IntDistribution(1, 8, log=True)),
         ("trainer/schedule=linear,cosine",
-         optuna.distributions.CategoricalDistribution(["linear", "cosine"])),
+         CategoricalDistribution(["linear", "cosine"])),
     ],
 )  # fmt: skip
 def test_the_command_line_adds_to_the_space(argument: str, expected: BaseDistribution) -> None:
     found, _ = read("model=bert_scratch", argument)
     assert found[argument.split("=")[0]] == expected
     assert "adapter.lr" in found
+
+
+def test_the_first_points_meet_each_part_of_each_range() -> None:
+    found: dict[str, BaseDistribution] = {
+        "lr": FloatDistribution(1e-4, 1e-1, log=True),
+        "decay": FloatDistribution(0, 1),
+        "tenth": FloatDistribution(0, 0.5, step=0.1),
+        "epochs": IntDistribution(1, 6),
+        "steps": IntDistribution(1, 64, log=True),
+        "rank": CategoricalDistribution(["2", "4", "8"]),
+    }
+    points = spread(found, 6, seed=0)
+    assert sorted(int(math.log10(p["lr"] / 1e-4) * 2) for p in points) == list(range(6))
+    assert sorted(int(p["decay"] * 6) for p in points) == list(range(6))
+    assert sorted(round(p["tenth"] * 10) for p in points) == list(range(6))
+    assert sorted(p["epochs"] for p in points) == list(range(1, 7))
+    assert sorted(p["rank"] for p in points) == ["2", "2", "4", "4", "8", "8"]
+    for key, dist in found.items():
+        assert all(dist._contains(dist.to_internal_repr(p[key])) for p in points)
+    assert spread(found, 6, seed=0) == points != spread(found, 6, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +189,7 @@ def test_a_stopped_search_proposes_what_it_would_have(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = pretend(monkeypatch, near_a_tenth)
-    common = [*PRETENDED, "hydra.sweeper.sampler.n_startup_trials=2"]
+    common = [*PRETENDED, "hydra.sweeper.n_spread=2"]
     assert search(*common, "output_dir=whole", "hydra.sweeper.n_trials=6") == 0
     whole = [lr for _, lr in seen]
     assert whole[0] == 1e-3  # the config as it is comes first
@@ -297,7 +323,7 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
         *SMALL, "adapter=none", "tracking.log_model=false", "output_dir=real", "model.dropout=0.0",
         "adapter.lr=choice(1e-9,1e-2)", "trainer.weight_decay=interval(0,0.1)",
         "hydra.sweeper.n_trials=4", "hydra.sweeper.pruner.n_startup_trials=1",
-        "hydra.sweeper.sampler.n_startup_trials=9", "model.lr=1e-2",
+        "hydra.sweeper.n_spread=3", "model.lr=1e-2",
     ]  # fmt: skip
     assert search(*args) == 0
     shown = capsys.readouterr().out
@@ -328,7 +354,8 @@ def test_the_command_keeps_a_config_dir_and_what_no_file_can_say(tmp_path: Path)
     hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": ["~model.x", "seed=1"]}}
     args = shlex.split(command(DictConfig({"hydra": hydra}), tmp_path))
     assert args[3:] == [
-        "--config-dir", "my", "experiment=best", f"hydra.searchpath=[file://{tmp_path}]", "~model.x",
+        "--config-dir", "my", "experiment=best", f"hydra.searchpath=[file://{tmp_path}]",
+        "~model.x",
     ]  # fmt: skip
 
 
@@ -367,7 +394,7 @@ def test_parallel_trials_share_one_study(tmp_path: Path) -> None:
     args = [
         sys.executable, "-m", "kinopoisk_ft", "sweep=lr_search", *DATA, *SMALL, "adapter=lora",
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "output_dir=out",
-        "tracking.log_model=false", "adapter.lr=choice(1e-9,5e-2)",
+        "tracking.log_model=false", "adapter.lr=choice(5e-2,1e-1,1e-9)",
         "hydra.sweeper.pruner.n_startup_trials=1",
     ]  # fmt: skip
     for n_trials in (3, 6):

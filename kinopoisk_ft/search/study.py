@@ -109,7 +109,7 @@ class Proposals:
 
     Args:
         sampler: a config node of a sampler that takes `seed`.
-        first: parameters of the first trial; those that are missing are drawn.
+        first: parameters of the first trials; those that are missing are drawn.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class Proposals:
         space: dict[str, BaseDistribution],
         sampler: DictConfig,
         seed: int,
-        first: dict[str, Any],
+        first: list[dict[str, Any]],
     ) -> None:
         self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
-        if first and not study.trials:
-            study.enqueue_trial(first)
+        for params in [] if study.trials else first:
+            study.enqueue_trial(params)
         self.retried = self._retry()
 
     def batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:

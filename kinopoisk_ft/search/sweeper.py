@@ -21,6 +21,7 @@ from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best import BEST, command, write_best
 from kinopoisk_ft.search.space import described, ends, overrides, read_words, space, told, usual
+from kinopoisk_ft.search.spread import spread
 from kinopoisk_ft.search.study import (
     JOURNAL,
     METRIC,
@@ -47,10 +48,16 @@ class Search(Sweeper):
     launcher: Launcher
 
     def __init__(
-        self, n_trials: int, seed: int, sampler: DictConfig, pruner: DictConfig, params: DictConfig
+        self,
+        n_trials: int,
+        n_spread: int,
+        seed: int,
+        sampler: DictConfig,
+        pruner: DictConfig,
+        params: DictConfig,
     ) -> None:
-        self.n_trials, self.seed, self.sampler, self.pruner = n_trials, seed, sampler, pruner
-        self.params = params
+        self.n_trials, self.n_spread, self.seed = n_trials, n_spread, seed
+        self.sampler, self.pruner, self.params = sampler, pruner, params
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -84,12 +91,13 @@ class Search(Sweeper):
 
     def _begin(self, arguments: list[str]) -> None:
         """Read what was asked for, and begin the search or go on with it."""
-        for name, value in (("n_trials", self.n_trials), ("seed", self.seed)):
-            if not isinstance(value, int) or value < (name == "n_trials"):
+        for name, least in (("n_trials", 1), ("n_spread", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"hydra.sweeper.{name}={value}: a search needs a number here",
-                    fix="give the search and its trials one seed: seed=42" * (name == "seed")
-                    or "hydra.sweeper.n_trials=20",
+                    fix=f"give a whole number, {least} or more"
+                    + "; it is the seed of all trials: seed=42" * (name == "seed"),
                 )
         loader = self.hydra_context.config_loader
         words = read_words(OverridesParser.create(loader), self.params, arguments)
@@ -110,7 +118,8 @@ class Search(Sweeper):
         study.set_user_attr(METRIC, self.metric)
         self.parent = ParentRun()
         self.parent.open(self.config, goes_on)
-        self.proposals = Proposals(study, found, self.sampler, self.seed, usual(found, base))
+        first = [usual(found, base), *spread(found, self.n_spread, self.seed)]
+        self.proposals = Proposals(study, found, self.sampler, self.seed, first)
         for number in self.proposals.retried:
             (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
         for line in told(found):
