@@ -121,8 +121,7 @@ class Proposals:
         first: list[dict[str, Any]],
     ) -> None:
         self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
-        for params in [] if study.trials else first:
-            study.enqueue_trial(params)
+        self.first = first
         self.retried = self._retry()
 
     def batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
@@ -162,8 +161,12 @@ class Proposals:
         return self.study.best_trial if finished else None
 
     def _ask(self) -> FrozenTrial:
-        waiting = [t.number for t in self.study.trials if t.state.name == "WAITING"]
-        number = waiting[0] if waiting else len(self.study.trials)
+        trials = self.study.trials
+        waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
+        number = waiting[0] if waiting else len(trials)
+        fresh = sum(RETRY_OF not in trial.user_attrs for trial in trials)
+        if not waiting and fresh < len(self.first):
+            self.study.enqueue_trial(self.first[fresh])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.study.sampler = instantiate(self.sampler, seed=seed)
         asked = self.study.ask(self.space)
