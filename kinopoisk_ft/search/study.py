@@ -47,9 +47,14 @@ def has_study(folder: Path) -> bool:
 
 
 def open_study(
-    folder: Path, pruner: Any, direction: Literal["minimize", "maximize"] | None = None
+    folder: Path,
+    pruner: DictConfig | None,
+    direction: Literal["minimize", "maximize"] | None = None,
 ) -> Study:
     """Return the study of the folder; with a direction, a new one if there is none.
+
+    Args:
+        pruner: a config node; None prunes nothing.
 
     Raises:
         UserError: the journal cannot be read.
@@ -62,7 +67,8 @@ def open_study(
     try:
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
         # Proposals bring a sampler of their own; a trial's process needs none.
-        how: dict[str, Any] = {"storage": storage, "study_name": "search", "pruner": pruner}
+        how: dict[str, Any] = {"storage": storage, "study_name": "search"}
+        how["pruner"] = instantiate(pruner) or optuna.pruners.NopPruner()
         how["sampler"] = optuna.samplers.RandomSampler()
         if direction is None:
             return optuna.load_study(**how)

@@ -13,7 +13,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kinopoisk_ft.conf_path import conf_dir
@@ -35,6 +34,7 @@ from kinopoisk_ft.tracking.base import flatten
 from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,27 @@ class Search(Sweeper):
         return returns
 
     def _begin(self, arguments: list[str]) -> None:
-        """Read what was asked for, and begin the search or go on with it."""
+        """Read and check what was asked for, and begin the search or go on with it."""
+        self._check_numbers()
+        loader = self.hydra_context.config_loader
+        words = read_words(OverridesParser.create(loader), self.params, arguments)
+        base = loader.load_sweep_config(self.config, words.fixed)
+        found = space(words, base)
+        about = _about(_prepared(base)) | {"space": described(found)}
+        for end in ends(found):  # a value of a wrong type is told now, and once
+            _prepared(loader.load_sweep_config(self.config, [*words.fixed, *overrides(end)]))
+        self.metric = str(base.trainer.best_metric)
+        # Trials that are forced to start over must not meet checkpoints of those before.
+        self.fixed = [*words.fixed, "resume=never"] if base.rerun else words.fixed
+        study = self._open(about, afresh=base.rerun)
+        first = [usual(found, base), *spread(found, self.n_spread, self.seed)]
+        self.proposals = Proposals(study, found, self.sampler, self.seed, first)
+        for number in self.proposals.retried:
+            (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
+        for line in told(found):
+            log.info("searched: %s", line)
+
+    def _check_numbers(self) -> None:
         for name, least in (("n_trials", 1), ("n_spread", 0), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -99,31 +119,20 @@ class Search(Sweeper):
                     fix=f"give a whole number, {least} or more"
                     + "; it is the seed of all trials: seed=42" * (name == "seed"),
                 )
-        loader = self.hydra_context.config_loader
-        words = read_words(OverridesParser.create(loader), self.params, arguments)
-        base = loader.load_sweep_config(self.config, words.fixed)
-        found = space(words, base)
-        self.fixed, self.folder = words.fixed, Path(self.config.hydra.sweep.dir)
-        self.metric = str(base.trainer.best_metric)
-        about = _about(_prepared(base)) | {"space": described(found)}
-        for end in ends(found):  # a value of a wrong type is told now, and once
-            _prepared(loader.load_sweep_config(self.config, [*words.fixed, *overrides(end)]))
+
+    def _open(self, about: dict[str, Any], afresh: bool) -> Study:
+        """Open the study and, once it is known to be of this search, the parent run."""
+        self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if base.rerun:
+        if afresh:
             (self.folder / JOURNAL).unlink(missing_ok=True)
-            self.fixed = [*self.fixed, "resume=never"]
         goes_on = has_study(self.folder)
-        study = open_study(self.folder, instantiate(self.pruner), _direction(self.metric))
+        study = open_study(self.folder, self.pruner, _direction(self.metric))
         check_same(study, about)
         study.set_user_attr(METRIC, self.metric)
         self.parent = ParentRun()
         self.parent.open(self.config, goes_on)
-        first = [usual(found, base), *spread(found, self.n_spread, self.seed)]
-        self.proposals = Proposals(study, found, self.sampler, self.seed, first)
-        for number in self.proposals.retried:
-            (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
-        for line in told(found):
-            log.info("searched: %s", line)
+        return study
 
     def _at_once(self) -> int:
         """Return how many jobs the launcher runs at a time."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 
 from kinopoisk_ft.search.study import METRIC, open_study, require_optuna
 from kinopoisk_ft.tracking.base import Tracker
@@ -37,7 +36,7 @@ def watched(tracker: Tracker) -> Tracker:
     if hydra.mode != RunMode.MULTIRUN or hydra.sweeper.get("_target_") != TARGET:
         return tracker
     require_optuna()
-    study = open_study(Path(hydra.sweep.dir), instantiate(hydra.sweeper.pruner))
+    study = open_study(Path(hydra.sweep.dir), hydra.sweeper.pruner)
     return cast(Tracker, TrialTracker(tracker, study, hydra.job.num))
 
 
