@@ -30,6 +30,7 @@ Fine-tune one text classifier and log what a fair comparison needs.
   python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
   python -m kinopoisk_ft --multirun model=bert,mamba adapter=none,lora seed=0,1,2
   python -m kinopoisk_ft sweep=study
+  python -m kinopoisk_ft sweep=lr_search model=bert_scratch adapter=lora data=demo
 
 group=option chooses a file of a group, group.key=value changes a value.
 Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
@@ -117,7 +118,7 @@ def _flags_first(args: list[str]) -> list[str]:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """Check the config, run it, and give a sweeper the validation score to maximise."""
+    """Check the config, run it, and give a sweeper the validation score."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -130,7 +131,7 @@ def _job(cfg: DictConfig) -> float | None:
         if sweeps:
             from kinopoisk_ft.jobs import run_job
 
-            return run_job(prepared, out_dir).objective
+            return run_job(prepared, out_dir)
         from kinopoisk_ft.run import run
 
         return run(prepared, out_dir).objective

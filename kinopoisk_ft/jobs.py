@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.result import Result
+from kinopoisk_ft.search.trial import Pruned, watched
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
@@ -22,13 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `told` is its cause if it failed."""
+    """How a job ended; `told` is its cause if it failed or was pruned."""
 
     job: int
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "skipped", "pruned", "failed"]
     overrides: list[str]
     run_id: str = ""
     f1_weighted: float | None = None
+    objective: float | None = None  # on validation
     told: str = ""
 
     def write(self, sweep_dir: Path) -> None:
@@ -48,21 +50,28 @@ def outcomes(sweep_dir: Path) -> list[Outcome]:
 def table(found: list[Outcome]) -> str:
     """Return a line for each job, with the overrides that tell it from the others, and counts."""
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
-    lines = [f"  {'job':>3}  {'status':7}  {'test F1':7}  {'run':32}  overrides"]
+    lines = [f"  {'job':>3}  {'status':7}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
-        score = "" if one.f1_weighted is None else f"{one.f1_weighted:.4f}"
+        val, score = (
+            "" if value is None else f"{value:.4f}" for value in (one.objective, one.f1_weighted)
+        )
         own = " ".join(override for override in one.overrides if override not in shared)
-        lines.append(f"  {one.job:>3}  {one.status:7}  {score:7}  {one.run_id:32}  {own}".rstrip())
+        scores = f"{val:7}  {score:7}"
+        lines.append(f"  {one.job:>3}  {one.status:7}  {scores}  {one.run_id:32}  {own}".rstrip())
         lines += [f"       {one.told}"] if one.told else []
-    counts = {s: sum(o.status == s for o in found) for s in ("done", "skipped", "failed")}
+    counts = {s: sum(o.status == s for o in found) for s in ("done", "skipped", "failed", "pruned")}
+    counts = {s: count for s, count in counts.items() if count or s != "pruned"}
     lines.append("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     if found and counts["skipped"] == len(found):
         lines.append("nothing was left to do: rerun=true trains the jobs again")
     return "\n".join(lines)
 
 
-def run_job(prepared: Prepared, out_dir: Path) -> Result:
-    """Run a job of a sweep, or point to the finished run that is identical."""
+def run_job(prepared: Prepared, out_dir: Path) -> float | None:
+    """Run a job of a sweep, or point to the finished run that is identical.
+
+    Returns the validation score, None of a trial that was pruned.
+    """
     from kinopoisk_ft.run import run, run_tags, write_result
     from kinopoisk_ft.training.device import take_device
 
@@ -73,16 +82,21 @@ def run_job(prepared: Prepared, out_dir: Path) -> Result:
     result = None if prepared.cfg.rerun else _finished(prepared, tags)
     note: dict[str, Any] = {"job": hydra.job.num, "overrides": job_overrides()}
     if result is None:
-        result = run(prepared, out_dir)
+        try:
+            result = run(prepared, out_dir)
+        except Pruned as pruned:
+            note |= {"status": "pruned", "told": str(pruned), "run_id": pruned.run_id}
+            Outcome(**note).write(Path(hydra.sweep.dir))
+            return None
         note["status"] = "done"
     else:
         _point_to(result.run_id, prepared, tags, out_dir)
         log.info("skipped: run %s is finished and identical", result.run_id)
         write_result(prepared, result)
         note["status"] = "skipped"
-    outcome = Outcome(**note, run_id=result.run_id, f1_weighted=result.f1_weighted)
-    outcome.write(Path(hydra.sweep.dir))
-    return result
+    note |= {"run_id": result.run_id, "objective": result.objective}
+    Outcome(**note, f1_weighted=result.f1_weighted).write(Path(hydra.sweep.dir))
+    return result.objective
 
 
 def job_overrides() -> list[str]:
@@ -105,7 +119,7 @@ def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:
 
 def _point_to(run_id: str, prepared: Prepared, tags: dict[str, str], out_dir: Path) -> None:
     """Add a child to the new parent that names the finished run; reports follow it."""
-    tracker: Tracker = instantiate(prepared.cfg.tracking)
+    tracker = watched(instantiate(prepared.cfg.tracking))
     pointer = {**tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
     sweep_dir = Path(HydraConfig.get().sweep.dir)
     name, parent = f"skipped: {tags['approach']}", parent_of(sweep_dir)

@@ -25,6 +25,7 @@ from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
+from kinopoisk_ft.search.trial import Pruned, watched
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.sweep import parent_of
 from kinopoisk_ft.training.signals import StopSignals
@@ -40,7 +41,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     """Run the task of a checked config; a failure is recorded as such and raised again."""
     quiet_libraries()
     cfg = prepared.cfg
-    tracker: Tracker = instantiate(cfg.tracking)
+    tracker = watched(instantiate(cfg.tracking))
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
     with StopSignals():
@@ -52,6 +53,10 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             OmegaConf.save(cfg, out_dir / "config.yaml")
             tracker.artifact(out_dir / "config.yaml")
             result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
+        except Pruned:
+            tracker.finish("FINISHED")
+            unfinished.end()
+            raise
         except BaseException as error:
             _fail(tracker, error, out_dir)
             raise

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "adapters": {"data", "training", "tracking", "serving"} | ABOVE,
     "models": {"data", "training", "tracking", "serving"} | ABOVE,
     "statistics": {*BELOW, "tracking", "serving"} | ABOVE - {"statistics"},
+    "search": {*BELOW - {"training"}, "serving"} | ABOVE,
     "reporting": {*BELOW, "serving", "run"},
     "serving": {"baseline", "fitting", "record"} | ABOVE,
     "checks": {"models", "adapters", "data", "serving"} | ABOVE,

@@ -34,11 +34,15 @@ class ParentRun(Callback):
 
     Hydra tells a callback of a sweep's end only if no job failed, so the command line closes what
     `opened` names.
+
+    Args:
+        by_sweeper: the sweeper opens a parent itself, once it has found nothing wrong.
     """
 
     opened: ClassVar[ParentRun | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, by_sweeper: bool = False) -> None:
+        self.by_sweeper = by_sweeper
         self.sweep_dir = Path()
         self._tracker: Tracker | None = None
 
@@ -47,22 +51,33 @@ class ParentRun(Callback):
         return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the parent, tagged with what was asked for; None where jobs are not tracked."""
-        self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
-        notes = notes_folder(self.sweep_dir)
-        notes.mkdir(parents=True, exist_ok=True)
-        for old in notes.glob("[0-9]*.json"):
-            old.unlink()
+        """Open the parent, tagged with what was asked for."""
+        if self.by_sweeper:
+            return
         try:
-            parent = self._open(config)
+            self.open(config)
         except UserError as error:
             # Hydra would make a warning of it, and each job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
-        (notes / "parent.json").write_text(json.dumps(parent))
+
+    def open(self, config: DictConfig, goes_on: bool = False) -> None:
+        """Open the parent, of a sweep that goes on the one it had, and forget how jobs ended.
+
+        Raises:
+            UserError: the store cannot be opened.
+        """
+        self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
+        notes = notes_folder(self.sweep_dir)
+        notes.mkdir(parents=True, exist_ok=True)
+        kept = parent_of(self.sweep_dir) if goes_on and (notes / "parent.json").exists() else None
+        for old in [] if goes_on else notes.glob("[0-9]*.json"):
+            old.unlink()
+        (notes / "parent.json").write_text(json.dumps(self._open(config, kept)))
         ParentRun.opened = self
 
-    def _open(self, config: DictConfig) -> str | None:
+    def _open(self, config: DictConfig, kept: str | None) -> str | None:
+        """Return the parent's id; None where jobs are not tracked."""
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
@@ -70,7 +85,17 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
-        return self._tracker.start(name, {}, tags, folder=self.sweep_dir) or None
+        return self._tracker.start(name, {}, tags, kept=kept, folder=self.sweep_dir) or None
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Tag the parent."""
+        if self._tracker is not None:
+            self._tracker.tags(values)
+
+    def artifact(self, file: Path) -> None:
+        """Keep a file of the sweep's folder with the parent."""
+        if self._tracker is not None:
+            self._tracker.artifact(file)
 
     def close(self, status: str) -> None:
         """Close the parent: FAILED if a job failed, since its comparison has a hole."""

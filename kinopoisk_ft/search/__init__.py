@@ -1,0 +1,1 @@
+"""Hyper-parameter search: Optuna proposes, Hydra launches, validation decides, the test never."""

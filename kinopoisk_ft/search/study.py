@@ -1,0 +1,194 @@
+"""The study of a search: Optuna's journal in the sweep's folder, which a later start goes on with.
+
+Trial and job have the same number, and so a trial has one output folder: one that was cut off goes
+on there from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from kinopoisk_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "search.journal"
+METRIC, ABOUT, RETRY_OF = "metric", "about", "retry_of"
+START_OVER = "choose another output_dir, or start over in this one with rerun=true"
+
+
+def require_optuna() -> None:
+    """Raise UserError where Optuna is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            f"a search needs Optuna: {error}",
+            where="sweep=lr_search",
+            fix="pip install 'kinopoisk-ft[search]'",
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def has_study(folder: Path) -> bool:
+    """Return whether a search was begun in the folder."""
+    return (folder / JOURNAL).is_file()
+
+
+def open_study(
+    folder: Path,
+    pruner: DictConfig | None,
+    direction: Literal["minimize", "maximize"] | None = None,
+) -> Study:
+    """Return the study of the folder; with a direction, a new one if there is none.
+
+    Args:
+        pruner: a config node; None prunes nothing.
+
+    Raises:
+        UserError: the journal cannot be read.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    file = str(folder / JOURNAL)
+    try:
+        storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
+        # Proposals bring a sampler of their own; a trial's process needs none.
+        how: dict[str, Any] = {"storage": storage, "study_name": "search"}
+        how["pruner"] = instantiate(pruner) or optuna.pruners.NopPruner()
+        how["sampler"] = optuna.samplers.RandomSampler()
+        if direction is None:
+            return optuna.load_study(**how)
+        return optuna.create_study(**how, direction=direction, load_if_exists=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"the journal of the search cannot be read: {error}", where=file, fix=START_OVER
+        ) from error
+
+
+def check_same(study: Study, about: dict[str, Any]) -> None:
+    """Note what the study is about, or compare it with what was noted.
+
+    Raises:
+        UserError: trials so far are of another config, space, code, data or hardware.
+    """
+    now = json.loads(json.dumps(about))
+    kept = study.user_attrs.get(ABOUT)
+    if kept is None:
+        study.set_user_attr(ABOUT, now)
+        return
+    missing = "nothing"
+    differing = [
+        f"{part}{'.' * bool(key)}{key}: {kept[part].get(key, missing)} there, "
+        f"{now[part].get(key, missing)} now"
+        for part in ("config", "space")
+        for key in sorted({*kept[part], *now[part]})
+        if kept[part].get(key, missing) != now[part].get(key, missing)
+    ]
+    if not differing and kept["identity"] != now["identity"]:
+        differing = ["code, data, packages or hardware have changed since"]
+    if differing:
+        raise UserError(
+            "the search in this folder is another:\n    " + "\n    ".join(differing),
+            fix=START_OVER,
+        )
+
+
+class Proposals:
+    """The trials of a search: first those that were cut off, then new ones.
+
+    Each proposal is drawn by a new sampler, whose seed comes from the search's and the trial's
+    number: a search that was stopped goes on as if it had not been.
+
+    Args:
+        sampler: a config node of a sampler that takes `seed`.
+        first: parameters of the first trials; those that are missing are drawn.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: dict[str, BaseDistribution],
+        sampler: DictConfig,
+        seed: int,
+        first: list[dict[str, Any]],
+    ) -> None:
+        self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
+        self.first = first
+        self.retried = self._retry()
+
+    def batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
+        """Yield trials to run at once, with numbers that follow each other.
+
+        Args:
+            n_trials: finished or pruned ones in the end, if none fails now.
+        """
+        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
+        waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        left = n_trials - done
+        while left > 0:
+            batch: list[FrozenTrial] = []
+            while len(batch) < min(size, left):
+                trial = waiting.pop(0) if waiting else self._ask()
+                if batch and trial.number != batch[-1].number + 1:
+                    waiting.insert(0, trial)
+                    break
+                batch.append(trial)
+            left -= len(batch)
+            yield batch
+
+    def tell(self, number: int, status: str, value: float | None) -> None:
+        """Note how a trial ended: done, skipped, pruned or failed."""
+        from optuna.trial import TrialState
+
+        if status == "pruned":
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif value is None or math.isnan(value):
+            self.study.tell(number, state=TrialState.FAIL)
+        else:
+            self.study.tell(number, value)
+
+    def best(self) -> FrozenTrial | None:
+        """Return the best of the finished trials, None without any."""
+        finished = any(trial.state.name == "COMPLETE" for trial in self.study.trials)
+        return self.study.best_trial if finished else None
+
+    def _ask(self) -> FrozenTrial:
+        trials = self.study.trials
+        waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
+        number = waiting[0] if waiting else len(trials)
+        fresh = sum(RETRY_OF not in trial.user_attrs for trial in trials)
+        if not waiting and fresh < len(self.first):
+            self.study.enqueue_trial(self.first[fresh])
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        self.study.sampler = instantiate(self.sampler, seed=seed)
+        asked = self.study.ask(self.space)
+        return self.study.trials[asked.number]
+
+    def _retry(self) -> set[int]:
+        """Put failed trials in line again, under new numbers; returns the old ones."""
+        from optuna.trial import TrialState
+
+        for trial in self.study.trials:
+            # It was stopped while it was being drawn.
+            if trial.state == TrialState.RUNNING and set(trial.params) != set(self.space):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        trials = self.study.trials
+        again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        failed = [t for t in trials if t.state == TrialState.FAIL and t.number not in again]
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+        return {trial.number for trial in failed}
