@@ -167,7 +167,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, f
     def run(prepared: Prepared, out_dir: Path) -> Result:
         seen.append((out_dir, prepared.cfg.trainer.lr))
         tracker = watched(NoTracker(uri=None, experiment=""))
-        tracker.start("", {}, {"overrides": ""})
+        tracker.start("", {}, {"overrides": ""}, folder=Path())
         found = score(prepared)
         for step in (1, 2, 3):
             tracker.metrics({"val_f1_weighted": found * step / 3}, step)
@@ -271,13 +271,13 @@ def test_evaluations_are_counted_and_told_once(tmp_path: Path) -> None:
     study.tell(0, 1.0)
     study.ask()
     second = TrialTracker(none, open_study(tmp_path, pruner), 1)
-    second.start("", {}, {"overrides": ""})
+    second.start("", {}, {"overrides": ""}, folder=Path())
     second.metrics({"val_loss": 0.9}, 7)
     second.metrics({"val_loss": 4.0}, 14)  # its best is still the better one
     study.tell(1, 0.9)
     study.ask()
     third = TrialTracker(none, study, 2)
-    third.start("", {}, {"overrides": ""})
+    third.start("", {}, {"overrides": ""}, folder=Path())
     with pytest.raises(Pruned, match="evaluation 1"):
         third.metrics({"val_loss": 2.0}, 3)
 
