@@ -18,7 +18,7 @@ from kinopoisk_ft.errors import UserError
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 DEEP = settings(
-    max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 CHOICES = (
     ("model=bert_scratch", "adapter=lora", "data=demo"),

@@ -25,7 +25,7 @@ from kinopoisk_ft.errors import UserError
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 DEEP = settings(
-    max_examples=3000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 OPTIONS: dict[str, Any] = {
     "limit": None, "classes": None, "max_length": 32, "empty": "drop",

@@ -176,3 +176,15 @@ def test_what_is_no_text_is_told(tmp_path: Path) -> None:
     for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
         with pytest.raises(UserError, match="row 2 first"):
             predictor.predict(texts_of([tiny.GOOD, wrong]))
+
+
+def test_pieces_give_the_ids_of_a_real_tokenizer(shared: Path) -> None:
+    """SentencePiece's, as multilingual-e5's: its normaliser changes signs and runs of spaces."""
+    tokenizer = load_tokenizer(str(shared / "models" / "e5-small-ru"))
+    assert reads_apart(tokenizer)
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices(WORDS, k=12_000)) for _ in range(2)]
+    for truncation in MODES:
+        how = Preprocessing(128, truncation)
+        assert all(len(text) > 4 * pieces_module.PIECE for text in texts)
+        assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
