@@ -91,7 +91,7 @@ def _report(options: argparse.Namespace) -> None:
     paths = write(document, Material(predictions, details), words, options.output)
     print(as_text(document, words))
     print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
-    if not options.no_log and (parent := parent_of(collected.runs)):
+    if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
         log_files(client, parent, paths)
         print(words("logged", parent=parent, folder=FOLDER))
 

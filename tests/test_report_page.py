@@ -13,9 +13,9 @@ from matplotlib.image import imread
 from report_example import EVIL, STUDY, example_store
 from report_store import Store, report
 
+from kinopoisk_ft.reporting.columns import MARKS
 from kinopoisk_ft.reporting.page.hard import CHARACTERS
 from kinopoisk_ft.reporting.page.published import study
-from kinopoisk_ft.reporting.table import MARKS
 from kinopoisk_ft.reporting.words import Words
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.pairs import ALPHA, Pair
 from kinopoisk_ft.statistics.scores import HEADLINE

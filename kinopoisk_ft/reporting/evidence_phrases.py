@@ -60,6 +60,7 @@ EVIDENCE = {
     "by_characters": {"en": "characters", "ru": "символы"},
     "by_truncated": {"en": "share cut off", "ru": "обрезанная доля"},
     "by_grade10": {"en": "grade of 10", "ru": "оценка из 10"},
+    "no_grade": {"en": "no grade of 10 given", "ru": "оценка из 10 не указана"},
     "by_film_in_train": {"en": "film seen in training", "ru": "фильм есть в обучении"},
 }
 
@@ -92,6 +93,12 @@ EVIDENCE_NOTES = {
         "bootstrap's for F1. They are not corrected for their number.",
         "ru": "Интервалы на частях учитывают только случайность отзывов: Уилсона для accuracy, "
         "бутстрэп для F1. Поправки на их число нет.",
+    },
+    "note_truncated": {
+        "en": "How much of a review is cut off depends on the approach's tokens, so those parts "
+        "hold other reviews in each column.",
+        "ru": "Сколько от отзыва обрезано, зависит от токенов подхода, поэтому в этих частях у "
+        "каждого столбца свои отзывы.",
     },
     "note_no_predictions": {
         "en": "{names}: without predictions.parquet (seeds {detail}), so without intervals and "

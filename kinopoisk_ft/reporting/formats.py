@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results
+from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results, sizes
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.evidence import calibration, differences, slices
+from kinopoisk_ft.reporting.leaks import leakage
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -15,6 +16,7 @@ def as_text(document: Document, words: Words) -> str:
     for section in document.sections:
         parts.append(data_line(section.table, words))
         parts.append(f"{words('results')}\n{_aligned(results(section.table, words))}")
+        parts.append(f"{words('sizes_table')}\n{_aligned(sizes(section.table, words))}")
         parts.append(f"{words('against_best')}\n{_aligned(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
         for title, rows in (
@@ -24,8 +26,8 @@ def as_text(document: Document, words: Words) -> str:
             if rows:
                 left = (0, 1) if title == "differences" else (0,)
                 parts.append(f"{words(title)}\n{_aligned(rows, left=left)}")
-        for title, lines in _prose(section):
-            if lines:
+        for title in ("notes", "conclusions", "recommendations"):
+            if lines := getattr(section, title):
                 parts.append("\n".join([words(title), *(f"- {line}" for line in lines)]))
     if document.failures:
         rows = failures(document, words)
@@ -38,15 +40,14 @@ def as_markdown(document: Document, words: Words) -> str:
     parts = [f"# {words('title')}", _heading(document, words), *document.notes]
     for section in document.sections:
         parts.append(f"## {data_line(section.table, words)}")
+        parts += _listed("answer", section.recommendations, words)
+        parts += _listed("conclusions", section.conclusions, words)
         parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
+        parts += _listed("notes", section.notes, words)
         parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
         parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
         parts += _evidence(section, words)
-        for title, lines in _prose(section):
-            if lines:
-                listed = "\n".join(f"- {_escape(line)}" for line in lines)
-                parts.append(f"### {words(title)}\n\n{listed}")
     if document.failures:
         title = _failed_title(document, words)
         parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
@@ -57,10 +58,12 @@ def _evidence(section: Section, words: Words) -> list[str]:
     """Return the tables behind the conclusions, those that have rows, with their pictures."""
     table = section.table
     tables = {
+        "sizes_table": sizes(table, words),
         "differences": differences(table, words),
         "calibration": calibration(table, words),
         "slices_accuracy": slices(table, "accuracy", words),
         "slices_f1_weighted": slices(table, "f1_weighted", words),
+        "leakage": leakage(table, words),
     }
     parts = []
     for title, rows in tables.items():
@@ -88,12 +91,9 @@ def _best_line(table: Table, words: Words) -> str:
     )
 
 
-def _prose(section: Section) -> list[tuple[str, list[str]]]:
-    return [
-        ("notes", section.notes),
-        ("conclusions", section.conclusions),
-        ("recommendations", section.recommendations),
-    ]
+def _listed(title: str, lines: list[str], words: Words) -> list[str]:
+    listed = "\n".join(f"- {_escape(line)}" for line in lines)
+    return [f"### {words(title)}\n\n{listed}"] if lines else []
 
 
 def _failed_title(document: Document, words: Words) -> str:

@@ -28,6 +28,11 @@ TABLE = {
     "no": {"en": "no", "ru": "нет"},
     "majority": {"en": "majority class", "ru": "самый частый класс"},
     "results": {"en": "Results on the test set", "ru": "Результаты на тестовой выборке"},
+    "sizes_table": {
+        "en": "Size, speed and what was read",
+        "ru": "Размер, скорость и сколько прочитано",
+    },
+    "max_length": {"en": "tokens of context", "ru": "токенов контекста"},
     "against_best": {"en": "Against the best", "ru": "По сравнению с лучшим"},
     "best_values": {
         "en": "Best values: accuracy {accuracy}, weighted F1 {f1}, training time {time} s.",
@@ -109,8 +114,42 @@ NOTES = {
         "строк стоят разные данные.",
     },
     "note_differs": {
-        "en": "{what} differs: {groups}. Not an equal footing.",
-        "ru": "{what} различается: {groups}. Условия не равны.",
+        "en": "Not on an equal footing, {what}: {groups}.",
+        "ru": "Условия не равны, {what}: {groups}.",
+    },
+    "data.strip_scores": {
+        "en": "written grades taken out (data.strip_scores)",
+        "ru": "написанные оценки убраны (data.strip_scores)",
+    },
+    "data.max_characters": {
+        "en": "characters given of a review (data.max_characters)",
+        "ru": "символов отзыва дано (data.max_characters)",
+    },
+    "data.max_length": {
+        "en": "tokens of context (data.max_length)",
+        "ru": "токенов контекста (data.max_length)",
+    },
+    "data.truncation": {
+        "en": "part kept of a long review (data.truncation)",
+        "ru": "что остаётся от длинного отзыва (data.truncation)",
+    },
+    "trainer.budget": {"en": "budget (trainer.budget)", "ru": "бюджет (trainer.budget)"},
+    "trainer.epochs": {"en": "epochs (trainer.epochs)", "ru": "эпохи (trainer.epochs)"},
+    "trainer.max_steps": {
+        "en": "most optimizer steps (trainer.max_steps)",
+        "ru": "шагов оптимизатора не больше (trainer.max_steps)",
+    },
+    "trainer.batch_size": {
+        "en": "reviews in an optimizer step (trainer.batch_size)",
+        "ru": "отзывов в шаге оптимизатора (trainer.batch_size)",
+    },
+    "trainer.class_weights": {
+        "en": "weights of classes (trainer.class_weights)",
+        "ru": "веса классов (trainer.class_weights)",
+    },
+    "trainer.sampling": {
+        "en": "sampling (trainer.sampling)",
+        "ru": "выбор примеров (trainer.sampling)",
     },
     "note_owed": {
         "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "

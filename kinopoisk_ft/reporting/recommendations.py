@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.compare import TIME, f1_parts, least, row_parts, told_apart
-from kinopoisk_ft.reporting.notes import is_network
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
 PARAMETERS, MEMORY = "trainable_parameters", "peak_memory_mb"
@@ -33,10 +33,10 @@ def choices(table: Table, words: Words) -> list[Choice]:
     """
     if len(table.rows) == 1:
         return []
-    networks = [row for row in table.rows if is_network(row)]
+    networks = [row for row in table.rows if row.is_network]
     fastest = table.holder(TIME)
     found = [_time(table, fastest, networks, words)] if fastest else []
-    smallest = least(networks or list(table.rows), PARAMETERS)
+    smallest = least(networks, PARAMETERS)
     if smallest:
         count = words.number(smallest.values[PARAMETERS].mean, 0)
         text = words("limit_parameters", count=count, **_parts(table, smallest, words))
@@ -52,7 +52,7 @@ def choices(table: Table, words: Words) -> list[Choice]:
 def _time(table: Table, fastest: Row, networks: list[Row], words: Words) -> Choice:
     text = words("limit_time", **_parts(table, fastest, words))
     network = least(networks, TIME)
-    if not is_network(fastest) and network:
+    if not fastest.is_network and network:
         text += " " + words("limit_time_network", **_parts(table, network, words))
     return Choice("time", fastest.name, text)
 
@@ -69,7 +69,10 @@ def _quality(table: Table, words: Words) -> str:
     best = table.rows[0]
     accuracy = words.score(best.values["accuracy"].mean)
     text = [words("limit_quality", accuracy=accuracy, **row_parts(best, words))]
-    rivals = [row for row in table.rows[1:] if told_apart(table, row, best) is False]
+    apart = {row.name: told_apart(table, row, best) for row in table.rows[1:]}
+    rivals = [row for row in table.rows[1:] if apart[row.name] is False]
+    if all(apart.values()):
+        text.append(words("no_rivals"))
     fastest = least([best, *rivals], TIME)
     if rivals and fastest:
         names = words.listed([row.name for row in rivals])

@@ -23,7 +23,8 @@ from kinopoisk_ft.reporting.pictures import (
     save_both,
     tidy,
 )
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
 WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size

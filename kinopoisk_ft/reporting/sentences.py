@@ -53,7 +53,7 @@ SENTENCES = {
     },
     "tfidf_best": {
         "en": "No network measured higher than the TF-IDF baseline.",
-        "ru": "Ни одна нейросеть не превзошла базовую модель TF-IDF.",
+        "ru": "Ни у одной нейросети измеренная F1 не выше, чем у базовой модели TF-IDF.",
     },
     "fastest": {
         "en": "{name} trains fastest, {time} s against {best_time} s of {best}; weighted F1 "
@@ -76,8 +76,9 @@ SENTENCES = {
         "ru": "{name} по сравнению с полным обучением ({other}): {facts}.",
     },
     "mamba": {
-        "en": "Mamba ({name}) against the best other network ({other}): {facts}.",
-        "ru": "Mamba ({name}) по сравнению с лучшей из других нейросетей ({other}): {facts}.",
+        "en": "Mamba ({name}) against the other network with the highest F1 ({other}): {facts}.",
+        "ru": "Mamba ({name}) по сравнению с другой нейросетью, у которой F1 наибольшая ({other}): "
+        "{facts}.",
     },
     "fact_trainable_parameters": {
         "en": "{a} trainable parameters instead of {b} ({change} of them)",
@@ -108,10 +109,10 @@ SENTENCES = {
         "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}{from_best}.",
     },
     "limit_parameters": {
-        "en": "Few resources: {name} trains the fewest parameters, {count}; weighted F1 "
-        "{f1}{from_best}.",
-        "ru": "Мало ресурсов: меньше всего обучаемых параметров у {name}, {count}; взвешенная F1 "
-        "{f1}{from_best}.",
+        "en": "Few resources: of the networks {name} trains the fewest parameters, {count}; "
+        "weighted F1 {f1}{from_best}.",
+        "ru": "Мало ресурсов: из нейросетей меньше всего обучаемых параметров у {name}, {count}; "
+        "взвешенная F1 {f1}{from_best}.",
     },
     "limit_memory": {
         "en": "Little memory: the lowest peak of the networks is that of {name}, {memory} MB; "
@@ -126,6 +127,10 @@ SENTENCES = {
     "rivals": {
         "en": "Not told apart from it: {names}; of all these {fastest} trains fastest, {time} s.",
         "ru": "От него не отличить: {names}; из них всех быстрее обучается {fastest}: {time} с.",
+    },
+    "no_rivals": {
+        "en": "Every other approach measured lower, beyond chance (Holm-corrected).",
+        "ru": "У всех остальных F1 ниже, и больше случайного (с поправкой Холма).",
     },
     "from_best": {
         "en": "; against {best} {delta}{verdict}",

@@ -11,9 +11,9 @@ from kinopoisk_ft.reporting import evidence
 from kinopoisk_ft.reporting.cells import data_line, failures
 from kinopoisk_ft.reporting.details import Material
 from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting.leaks import leakage, sizes
 from kinopoisk_ft.reporting.page import gallery, results
 from kinopoisk_ft.reporting.page.hard import hardest
-from kinopoisk_ft.reporting.page.leaks import leakage, sizes
 from kinopoisk_ft.reporting.page.published import published
 from kinopoisk_ft.reporting.page.repeat import budgets, recipes
 from kinopoisk_ft.reporting.recommendations import choices

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kinopoisk_ft.reporting.cells import NOTHING
 from kinopoisk_ft.reporting.details import Details
-from kinopoisk_ft.reporting.notes import setting
-from kinopoisk_ft.reporting.table import Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.footing import BUDGET, TEXTS, part
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words
 
-BUDGETS = (
-    "trainer.epochs", "trainer.max_steps", "trainer.batch_size", "trainer.accumulation",
-    "adapter.lr", "trainer.lr", "data.max_length",
-)  # fmt: skip
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
@@ -29,12 +25,19 @@ class Recipe:
 
 
 def budgets(table: Table, words: Words) -> list[list[str]]:
-    """Return a row an approach with what it was allowed, of the settings that any row has."""
-    keys = [key for key in BUDGETS if any(setting(row, key) for row in table.rows)]
-    if not keys:
+    """Return a row an approach with what it read and was allowed, as far as any row recorded it."""
+    columns = {words(key): [_part(row, key) for row in table.rows] for key in (*BUDGET, *TEXTS)}
+    columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
+    known = {heading: cells for heading, cells in columns.items() if any(cells)}
+    names = [row.name for row in table.rows]
+    rows = zip(names, *known.values(), strict=True)
+    if not known:
         return []
-    rows = [[row.name, *(setting(row, key) or NOTHING for key in keys)] for row in table.rows]
-    return [[words("approach"), *keys], *rows]
+    return [[words("approach"), *known], *([cell or NOTHING for cell in row] for row in rows)]
+
+
+def _part(row: Row, key: str) -> str:
+    return part(row, key) if row.is_network or key in TEXTS else ""
 
 
 def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[Recipe]:

@@ -1,4 +1,4 @@
-"""The page's account of what of the test set training had met."""
+"""The account of what of the test set training had met."""
 
 from __future__ import annotations
 
