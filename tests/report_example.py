@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from mlflow.entities import Metric
 from report_store import Store, answers
 
@@ -49,10 +50,16 @@ def example_store(session_folder: Path) -> Store:
     return made
 
 
+def cut_answers(seed: int, skill: float, seen: float) -> pd.DataFrame:
+    """Return the answers of a run whose model read less of a review the longer it was."""
+    table = answers(seed, skill)
+    return table.assign(truncated=(1 - 4000 * seen / table["characters"]).clip(0, 1))
+
+
 def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
     model, adapter, skill, seconds, trainable, total, memory, speed, seen, experiment = recipe
     run_id = made.answered(home, (model, adapter, seconds, trainable, total), seed, skill)
-    table = answers(seed, skill)
+    table = cut_answers(seed, skill, seen**4)
     table["text"] = [f"{EVIL} Отзыв {i}. " + "Фильм как фильм. " * (i % 40) for i in table["row"]]
     file = made.folder / "predictions.parquet"
     table.to_parquet(file, index=False)

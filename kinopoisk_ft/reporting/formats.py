@@ -26,9 +26,13 @@ def as_text(document: Document, words: Words) -> str:
             if rows:
                 left = (0, 1) if title == "differences" else (0,)
                 parts.append(f"{words(title)}\n{_aligned(rows, left=left)}")
-        for title in ("notes", "conclusions", "recommendations"):
-            if lines := getattr(section, title):
-                parts.append("\n".join([words(title), *(f"- {line}" for line in lines)]))
+        prose = {"notes": section.notes, "conclusions": section.conclusions}
+        prose["answer"] = section.recommendations
+        parts += [
+            "\n".join([words(title), *(f"- {line}" for line in lines)])
+            for title, lines in prose.items()
+            if lines
+        ]
     if document.failures:
         rows = failures(document, words)
         parts.append(f"{_failed_title(document, words)}\n{_aligned(rows, left=(0, 2, 3))}")
@@ -40,7 +44,7 @@ def as_markdown(document: Document, words: Words) -> str:
     parts = [f"# {words('title')}", _heading(document, words), *document.notes]
     for section in document.sections:
         parts.append(f"## {data_line(section.table, words)}")
-        parts += _listed("answer", section.recommendations, words)
+        parts += _listed("answer", section.recommendations[::-1], words)
         parts += _listed("conclusions", section.conclusions, words)
         parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
         parts += _listed("notes", section.notes, words)

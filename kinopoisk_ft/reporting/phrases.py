@@ -40,7 +40,6 @@ TABLE = {
     },
     "notes": {"en": "Notes", "ru": "Примечания"},
     "conclusions": {"en": "Conclusions", "ru": "Выводы"},
-    "recommendations": {"en": "Recommendations", "ru": "Рекомендации"},
     "failed": {
         "en": "Failed runs, not ranked: {count}",
         "ru": "Неудачные запуски, в сравнении не участвуют: {count}",
