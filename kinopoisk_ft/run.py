@@ -44,7 +44,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
     with StopSignals():
-        name, tags = approach(prepared.choices), run_tags(prepared)
+        tags = run_tags(prepared)
+        name = f"{tags['approach']}, seed {tags['seed']}"
         run_id = tracker.start(name, plain, tags, _parent(), unfinished.reopen())
         try:
             unfinished.begin(run_id)

@@ -43,7 +43,8 @@ def example_store(session_folder: Path) -> Store:
     folder.mkdir()
     made = Store(folder)
     home = made.experiment("example")
-    made.sweep = made.client.create_run(home, tags={"kinopoisk_ft.kind": "sweep"}).info.run_id
+    tags = {"kinopoisk_ft.kind": "sweep"}
+    made.sweep = made.client.create_run(home, tags=tags, run_name="study").info.run_id
     for recipe in STUDY:
         for seed in range(1 if recipe[0] == "tfidf" else 3):
             _add(made, home, recipe, seed)

@@ -43,10 +43,7 @@ def as_markdown(document: Document, words: Words) -> str:
     """Return the report as Markdown; pictures are linked by their file names."""
     parts = [f"# {words('title')}", _heading(document, words), *document.notes]
     for section in document.sections:
-        parts.append(f"## {data_line(section.table, words)}")
-        parts += _listed("answer", section.recommendations[::-1], words)
-        parts += _listed("conclusions", section.conclusions, words)
-        parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
+        parts += _summary(section, words)
         parts += _listed("notes", section.notes, words)
         parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
         parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
@@ -56,6 +53,29 @@ def as_markdown(document: Document, words: Words) -> str:
         title = _failed_title(document, words)
         parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
     return "\n\n".join(parts) + "\n"
+
+
+def as_note(document: Document, words: Words, most: int) -> str:
+    """Return answers, conclusions and results as Markdown: as many whole parts as `most` holds."""
+    end = words("see_files")
+    parts: list[str] = []
+    for section in document.sections:
+        heading, *rest = _summary(section, words)
+        # A folded note shows three lines: they are for the answer.
+        parts += rest if len(document.sections) == 1 else [heading, *rest]
+    while parts and len("\n\n".join([*parts, end])) > most:
+        parts.pop()
+    return "\n\n".join([*parts, end])
+
+
+def _summary(section: Section, words: Words) -> list[str]:
+    """Return the heading of a section, and what a reader in a hurry wants of it."""
+    return [
+        f"## {data_line(section.table, words)}",
+        *_listed("answer", section.recommendations[::-1], words),
+        *_listed("conclusions", section.conclusions, words),
+        f"### {words('results')}\n\n{_piped(results(section.table, words))}",
+    ]
 
 
 def _evidence(section: Section, words: Words) -> list[str]:

@@ -142,7 +142,16 @@ PAGE = {
         "ru": "Те же числа для программ: comparison.csv, comparison.json, comparison.tex.",
     },
     "logged": {
-        "en": "Logged to run {parent}: {folder}/",
-        "ru": "Записано в запуск {parent}: {folder}/",
+        "en": "Logged to run {parent}: {folder}/; its note and the view '{view}' of its experiment "
+        "say the same in MLflow's UI",
+        "ru": "Записано в запуск {parent}: {folder}/; его описание и вид «{view}» эксперимента "
+        "говорят то же в интерфейсе MLflow",
+    },
+    "view": {"en": "Comparison", "ru": "Сравнение"},
+    "see_files": {
+        "en": "The whole report: Artifacts, `report/comparison.html`. The runs with the columns "
+        "that matter: Views, 'Comparison', above the experiment's runs.",
+        "ru": "Весь отчёт: Artifacts, `report/comparison.html`. Запуски с главными столбцами: "
+        "Views, «Сравнение», над запусками эксперимента.",
     },
 }
