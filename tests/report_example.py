@@ -78,7 +78,10 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
             metrics.append(Metric("val_loss", loss, 0, 400 * epoch))
             metrics.append(Metric("val_f1_weighted", f1 + 0.001 * seed, 0, 400 * epoch))
     made.client.log_batch(run_id, metrics=metrics)
-    tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed}"}
+    where = f"sweep=study tracking.uri={made.uri} output_dir=/tmp/study"
+    if model == "tfidf":
+        where += " 'data.path=/data/two words.csv'"
+    tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed} {where}"}
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}
     for key, value in tags.items():
         made.client.set_tag(run_id, key, value)

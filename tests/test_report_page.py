@@ -159,6 +159,9 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
     words, said = Words(made[0]), " ".join(Page(made[3]).words)
     for *_, experiment in STUDY:
         assert f"python -m kinopoisk_ft experiment={experiment} seed=0" in said
+    assert "sweep=study" not in said
+    assert "mlflow.db" not in said
+    assert "'data.path=two words.csv'" in said
     for part in ("0123456789ab", "torch 2.13.0", "A processor", "bf16"):
         assert part in said
     assert words("leakage_near_duplicates") in said

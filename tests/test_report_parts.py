@@ -181,6 +181,13 @@ def test_notes_name_unequal_devices_and_unequal_data() -> None:
     assert "data behind the same row numbers are not the same" in notes
 
 
+def test_times_that_one_recipe_does_not_explain_are_doubted() -> None:
+    for seconds, doubted in (((100.0, 140.0), False), ((100.0, 900.0), True)):
+        runs = [trained(seed=i, train_seconds=s) for i, s in enumerate(seconds)]
+        notes = " ".join(table_notes(one_table(*runs), EN))
+        assert ("trained from 100.0 to 900.0 s" in notes) == doubted
+
+
 def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)

@@ -17,8 +17,11 @@ SIZES = (*COUNTS, SEEN, "max_length")
 
 
 def data_line(table: Table, words: Words) -> str:
-    """Return which data and test rows a table is about."""
-    return words("data", data=table.data, digest=table.split_digest[:DIGEST_CHARACTERS])
+    """Return which data, split and test rows a table is about."""
+    rules = sorted({row.setting("data.split") for row in table.rows} - {""})
+    rule = words("split_rule", rule=words.listed(rules)) if rules else ""
+    digest = table.split_digest[:DIGEST_CHARACTERS]
+    return words("data", data=table.data, rule=rule, digest=digest)
 
 
 def results(table: Table, words: Words) -> list[list[str]]:

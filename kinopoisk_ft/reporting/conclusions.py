@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kinopoisk_ft.reporting.compare import F1, TIME, f1_parts, least, one_seed, row_parts
 from kinopoisk_ft.reporting.footing import unequal
+from kinopoisk_ft.reporting.leaks import sentence
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words
@@ -37,7 +38,7 @@ def conclusions(table: Table, words: Words) -> list[str]:
             if row.first.adapter == adapter and full:
                 facts = _facts(table, row, full, ("trainable_parameters", TIME), words)
                 found.append(words("against_full", name=row.name, other=full.name, facts=facts))
-    return found + _mamba(table, words)
+    return found + _mamba(table, words) + sentence(table, words)
 
 
 def _floor(table: Table, words: Words) -> list[str]:

@@ -90,9 +90,11 @@ EVIDENCE_NOTES = {
     },
     "note_slices": {
         "en": "The intervals of parts hold the chance of reviews alone: Wilson's for accuracy, the "
-        "bootstrap's for F1. They are not corrected for their number.",
+        "bootstrap's for F1, which has no width where every answer is right: read accuracy's "
+        "there. They are not corrected for their number.",
         "ru": "Интервалы на частях учитывают только случайность отзывов: Уилсона для accuracy, "
-        "бутстрэп для F1. Поправки на их число нет.",
+        "бутстрэп для F1; у него нет ширины, где верны все ответы: там смотрите accuracy. Поправки "
+        "на их число нет.",
     },
     "note_truncated": {
         "en": "How much of a review is cut off depends on the approach's tokens, so those parts "

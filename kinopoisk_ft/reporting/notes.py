@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from kinopoisk_ft.reporting.columns import EXPECTED, MAJORITY_COLUMNS, OWED
+from kinopoisk_ft.reporting.compare import TIME
 from kinopoisk_ft.reporting.footing import unequal
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.runs import Collected
@@ -12,6 +13,7 @@ from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words
 from kinopoisk_ft.statistics.comparison import Comparison
 
+UNLIKE = 1.5  # times of one recipe on one machine are within some percent of each other
 MOST_NAMED = 3  # rows named one by one in a note
 
 
@@ -50,7 +52,7 @@ def table_notes(table: Table, words: Words) -> list[str]:
     ]
     if owing:
         notes.append(words("note_owed", names=", ".join(owing)))
-    notes += _settings(table.rows)
+    notes += _settings(table.rows) + _times(table.rows, words)
     for row in table.rows:
         missing = [words.header(c) for c in EXPECTED if c not in row.values]
         if missing:
@@ -104,6 +106,17 @@ def _differs(parts: list[tuple[str, str]], what: str, words: Words) -> str:
         groups[most] = words("others")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
     return words("note_differs", what=what, groups=listed)
+
+
+def _times(rows: tuple[Row, ...], words: Words) -> list[str]:
+    """Doubt the times of rows whose runs, alike but for the seed, took unlike times."""
+    notes = []
+    for row in rows:
+        times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
+        if row.is_network and times and max(times) > UNLIKE * min(times):
+            low, high = words.seconds(min(times)), words.seconds(max(times))
+            notes.append(words("note_times", name=row.name, low=low, high=high))
+    return notes
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:

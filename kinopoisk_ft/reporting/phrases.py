@@ -7,9 +7,10 @@ TABLE = {
     "experiment": {"en": "Experiment: {name}", "ru": "Эксперимент: {name}"},
     "sweep": {"en": "Sweep: {parent}", "ru": "Серия запусков: {parent}"},
     "data": {
-        "en": "Data: {data}, test rows {digest}",
-        "ru": "Данные: {data}, тестовые строки {digest}",
+        "en": "Data: {data}{rule}, test rows {digest}",
+        "ru": "Данные: {data}{rule}, тестовые строки {digest}",
     },
+    "split_rule": {"en": ", split {rule}", "ru": ", разбиение {rule}"},
     "approach": {"en": "approach", "ru": "подход"},
     "accuracy": {"en": "accuracy", "ru": "accuracy"},
     "f1_weighted": {"en": "F1 weighted", "ru": "F1 взвешенная"},
@@ -155,6 +156,12 @@ NOTES = {
         "even where an earlier run had made it.",
         "ru": "Замороженные слои пройдены один раз, без dropout: {names}. Время включает этот "
         "проход, даже если его сделал более ранний запуск.",
+    },
+    "note_times": {
+        "en": "{name}: by the same recipe its runs trained from {low} to {high} s (was the machine "
+        "busy with something else?): its times say little.",
+        "ru": "{name}: по одному рецепту запуски обучались от {low} до {high} с (машина была "
+        "занята другим?): по этим временам судить нельзя.",
     },
     "note_missing": {
         "en": "{name}: not recorded: {columns}.",

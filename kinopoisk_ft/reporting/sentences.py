@@ -101,24 +101,31 @@ SENTENCES = {
         "ru": "Условия различаются ({differences}): это не сравнение при равных затратах.",
     },
     "limit_time": {
-        "en": "Little time: {name}, {time} s of training, weighted F1 {f1}{from_best}.",
-        "ru": "Мало времени: {name}, обучение {time} с, взвешенная F1 {f1}{from_best}.",
-    },
-    "limit_time_network": {
-        "en": "If it has to be a network: {name}, {time} s, weighted F1 {f1}{from_best}.",
-        "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}{from_best}.",
+        "en": "Little time: {name}, {cost} of training, weighted F1 {f1}{from_best}.",
+        "ru": "Мало времени: {name}, обучение {cost}, взвешенная F1 {f1}{from_best}.",
     },
     "limit_parameters": {
-        "en": "Few resources: of the networks {name} trains the fewest parameters, {count}; "
-        "weighted F1 {f1}{from_best}.",
-        "ru": "Мало ресурсов: из нейросетей меньше всего обучаемых параметров у {name}, {count}; "
-        "взвешенная F1 {f1}{from_best}.",
+        "en": "Few parameters to train: {name} has the fewest, {cost}; weighted F1 "
+        "{f1}{from_best}.",
+        "ru": "Обучать мало параметров: меньше всего их у {name}, {cost}; взвешенная F1 "
+        "{f1}{from_best}.",
     },
     "limit_memory": {
-        "en": "Little memory: the lowest peak of the networks is that of {name}, {memory} MB; "
-        "weighted F1 {f1}{from_best}.",
-        "ru": "Мало памяти: наименьший пик среди нейросетей у {name}, {memory} МБ; взвешенная F1 "
-        "{f1}{from_best}.",
+        "en": "Little memory: {name} has the lowest peak, {cost}; weighted F1 {f1}{from_best}.",
+        "ru": "Мало памяти: наименьший пик у {name}, {cost}; взвешенная F1 {f1}{from_best}.",
+    },
+    "limit_network": {
+        "en": "If it has to be a network: {name}, {cost}, weighted F1 {f1}{from_best}.",
+        "ru": "Если нужна нейросеть: {name}, {cost}, взвешенная F1 {f1}{from_best}.",
+    },
+    "cost_time": {"en": "{value} s", "ru": "{value} с"},
+    "cost_parameters": {"en": "{value}", "ru": "{value}"},
+    "cost_memory": {"en": "{value} MB", "ru": "{value} МБ"},
+    "leakage_said": {
+        "en": "What the split leaks: {share} of the test set's films are in training too; "
+        "answering each film's usual label gives accuracy {guess}, the majority class {majority}.",
+        "ru": "Что выдаёт разбиение: {share} фильмов тестовой выборки есть и в обучении; ответ "
+        "обычной меткой фильма даёт accuracy {guess}, самый частый класс — {majority}.",
     },
     "limit_quality": {
         "en": "Quality first: {name}, weighted F1 {f1}, accuracy {accuracy}.",

@@ -79,8 +79,8 @@ def _blocks(section: Section, stem: str, found: Material, words: Words) -> list[
         ("confusion", "confusion", confusion, []),
         ("calibration", "calibration", gallery.calibration(table, stem, words),
          evidence.calibration(table, words)),
-        ("slices", "slices_f1_weighted", [], evidence.slices(table, "f1_weighted", words)),
         ("slices-accuracy", "slices_accuracy", [], evidence.slices(table, "accuracy", words)),
+        ("slices", "slices_f1_weighted", [], evidence.slices(table, "f1_weighted", words)),
     ]  # fmt: skip
     return [
         Block(f"{stem}-{name}", words(title), pictures, rows)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.reporting.details import Details
@@ -12,12 +14,13 @@ from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words
 
+ELSEWHERE = ("sweep", "tracking", "output_dir", "result_json", "rerun", "resume")
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one row was made: commands as given, and facts by name."""
+    """How one row was made: commands, and facts by name."""
 
     name: str
     commands: list[str]
@@ -45,13 +48,26 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
     return [
         Recipe(
             row.name,
-            [f"python -m kinopoisk_ft {run.overrides}" for run in row.runs if run.overrides],
+            [_command(run.overrides) for run in row.runs if run.overrides],
             _facts(
                 row, [details.get(run.run_id, Details()).environment for run in row.runs], words
             ),
         )
         for row in table.rows
     ]
+
+
+def _command(overrides: str) -> str:
+    """Return the command of one run: what chose a whole sweep and where things went are left out.
+
+    Of a file's path the name stays: its folder is of one machine.
+    """
+    kept = []
+    for given in shlex.split(overrides):
+        key, _, value = given.partition("=")
+        if not key.startswith(ELSEWHERE):
+            kept.append(f"{key}={Path(value).name}" if key == "data.path" else given)
+    return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
 
 def _facts(row: Row, environments: list[dict[str, Any]], words: Words) -> list[tuple[str, str]]:
