@@ -71,7 +71,7 @@ def _report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.details import Material, load_details
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.formats import as_text
-    from kinopoisk_ft.reporting.keep import FOLDER, log_files, parent_of
+    from kinopoisk_ft.reporting.keep import FOLDER, log_report, parent_of
     from kinopoisk_ft.reporting.output import write
     from kinopoisk_ft.reporting.predictions import load
     from kinopoisk_ft.reporting.words import Words
@@ -91,9 +91,9 @@ def _report(options: argparse.Namespace) -> None:
     paths = write(document, Material(predictions, details), words, options.output)
     print(as_text(document, words))
     print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
-    if not options.no_log and (parent := parent_of(collected.runs)):
-        log_files(client, parent, paths)
-        print(words("logged", parent=parent, folder=FOLDER))
+    if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
+        log_report(client, parent, document, paths, words)
+        print(words("logged", parent=parent, folder=FOLDER, view=words("view")))
 
 
 if __name__ == "__main__":

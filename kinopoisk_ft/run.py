@@ -45,8 +45,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
     with StopSignals():
-        name, tags = approach(prepared.choices), run_tags(prepared)
-        kept = unfinished.reopen()
+        tags = run_tags(prepared)
+        name, kept = f"{tags['approach']}, seed {tags['seed']}", unfinished.reopen()
         run_id = tracker.start(name, plain, tags, _parent(), kept, folder=out_dir)
         try:
             unfinished.begin(run_id)

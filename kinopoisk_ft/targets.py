@@ -20,7 +20,11 @@ from kinopoisk_ft.errors import UserError
 
 TRUST = "KINOPOISK_FT_TARGETS"
 OWN = ("kinopoisk_ft", "torch.optim")
-HYDRA = ("hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental")
+# What Hydra's own part of a config names: launchers, sweepers, callbacks, and how to search.
+HYDRA = (
+    "hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental", "optuna.samplers",
+    "optuna.pruners",
+)  # fmt: skip
 MAKERS = ("oc.create", "oc.decode")  # resolvers that turn text into nodes
 INSTALLED = {"site-packages", "dist-packages"}
 
@@ -34,8 +38,8 @@ def foreign_targets(node: Any, path: str = "") -> list[str]:
     ]
 
 
-def refused(target: Any) -> str | None:
-    """Return why a `_target_` may not be run, None if it may.
+def refused(target: Any, *also: str) -> str | None:
+    """Return why a `_target_` may not be run, None if it may, as what is in `also` may be, too.
 
     What a name leads to counts, not the name: a module of ours has the modules it imports too.
     Python's own library runs anything, so none of it may be named; code outside of all installed
@@ -43,7 +47,7 @@ def refused(target: Any) -> str | None:
     """
     if not isinstance(target, str):
         return f"a `_target_` is the name of a class or function, not {target!r}"
-    trusted = (*OWN, *trusted_packages())
+    trusted = (*OWN, *also, *trusted_packages())
     top = target.partition(".")[0]
     told = (
         f"'{target}' is neither this project's nor your own code; if you trust whoever wrote this "
@@ -101,9 +105,7 @@ def _foreign_lines(file: Path, folder: Path) -> Iterator[str]:
         return
     yield from (f"a config may not make nodes out of text: {m}" for m in MAKERS if m in text)
     for where, target in _targets(node, ""):
-        if isinstance(target, str) and _within(target, HYDRA):
-            continue
-        if told := _brought(target, folder) or refused(target):
+        if told := _brought(target, folder) or refused(target, *HYDRA):
             yield f"{where}: {told}"
 
 

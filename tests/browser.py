@@ -17,11 +17,12 @@ FLAGS = (
 )  # fmt: skip
 
 
-def visit(page: Path, *args: str) -> tuple[str, str]:
-    """Open a page with more flags; returns what it printed and what it complained of."""
+def visit(page: Path | str, *args: str) -> tuple[str, str]:
+    """Open a file or an address with more flags; returns what it printed and complained of."""
     assert CHROMIUM is not None
+    address = page.as_uri() if isinstance(page, Path) else page
     with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *args, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *args, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)

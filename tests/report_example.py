@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from mlflow.entities import Metric
 from report_store import Store, answers
 
@@ -42,17 +43,24 @@ def example_store(session_folder: Path) -> Store:
     folder.mkdir()
     made = Store(folder)
     home = made.experiment("example")
-    made.sweep = made.client.create_run(home, tags={"kinopoisk_ft.kind": "sweep"}).info.run_id
+    tags = {"kinopoisk_ft.kind": "sweep"}
+    made.sweep = made.client.create_run(home, tags=tags, run_name="study").info.run_id
     for recipe in STUDY:
         for seed in range(1 if recipe[0] == "tfidf" else 3):
             _add(made, home, recipe, seed)
     return made
 
 
+def cut_answers(seed: int, skill: float, seen: float) -> pd.DataFrame:
+    """Return the answers of a run whose model read less of a review the longer it was."""
+    table = answers(seed, skill)
+    return table.assign(truncated=(1 - 4000 * seen / table["characters"]).clip(0, 1))
+
+
 def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
     model, adapter, skill, seconds, trainable, total, memory, speed, seen, experiment = recipe
     run_id = made.answered(home, (model, adapter, seconds, trainable, total), seed, skill)
-    table = answers(seed, skill)
+    table = cut_answers(seed, skill, seen**4)
     table["text"] = [f"{EVIL} Отзыв {i}. " + "Фильм как фильм. " * (i % 40) for i in table["row"]]
     file = made.folder / "predictions.parquet"
     table.to_parquet(file, index=False)
@@ -70,7 +78,10 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
             metrics.append(Metric("val_loss", loss, 0, 400 * epoch))
             metrics.append(Metric("val_f1_weighted", f1 + 0.001 * seed, 0, 400 * epoch))
     made.client.log_batch(run_id, metrics=metrics)
-    tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed}"}
+    where = f"sweep=study tracking.uri={made.uri} output_dir=/tmp/study"
+    if model == "tfidf":
+        where += " 'data.path=/data/two words.csv'"
+    tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed} {where}"}
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}
     for key, value in tags.items():
         made.client.set_tag(run_id, key, value)

@@ -49,9 +49,10 @@ full_key: model
 
 
 class Store:
-    """An MLflow store; `sweep` is the id of its one parent run."""
+    """An MLflow store; `sweep` and `unfinished` are parent runs, the latter's children no use."""
 
     sweep: str
+    unfinished: str
 
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -92,7 +93,8 @@ class Store:
         length = "512" if model == "mamba" else "256"
         params = {"data.max_length": changes.get("max_length", length), "seed": seed}
         params |= {"adapter.lr": changes.get("lr", "0.001"), "trainer.seed": seed}
-        run_id = self.client.create_run(experiment, tags=tags).info.run_id
+        name = f"{tags['approach']}, seed {seed}"
+        run_id = self.client.create_run(experiment, tags=tags, run_name=name).info.run_id
         metrics = {f"test_{key}": values.pop(key) for key in COLUMNS[3:6]} | values
         metrics |= {f"majority_{key}": value for key, value in MAJORITY.items()}
         metrics["eval_seconds"] = values["train_seconds"] / 20
@@ -165,6 +167,10 @@ def filled_store(session_folder: Path) -> Store:
     for lr in "0.001", "0.0003":
         made.run(home, FINISHED[2], lr=lr, parent=made.sweep)
     made.run(home, FINISHED[5])
+    home = made.experiment("unfinished")
+    made.unfinished = made.client.create_run(home, tags=tags).info.run_id
+    for status in "FAILED", "RUNNING":
+        made.run(home, FINISHED[0], status=status, parent=made.unfinished)
     return made
 
 

@@ -16,7 +16,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.notes import BUDGET, _budget
+from kinopoisk_ft.reporting.footing import BUDGET, part
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.clock import Clock
@@ -156,10 +156,10 @@ def test_warmup_in_steps_needs_steps() -> None:
 def test_reports_compare_the_budget_that_counted() -> None:
     def told(**settings: str) -> dict[str, str]:
         named = {f"trainer.{key}": value for key, value in settings.items()}
-        row: Any = SimpleNamespace(first=SimpleNamespace(settings=named))
-        return {key: _budget(row, key) for key in BUDGET if key.startswith("trainer.")}
+        row: Any = SimpleNamespace(setting=lambda key: named.get(key, ""))
+        return {key: found for key in BUDGET if (found := part(row, key))}
 
-    assert told(epochs="3") == told(epochs="3", budget="None")
-    assert told(epochs="3") == {"trainer.budget": "", "trainer.epochs": "3"}
+    assert told(epochs="3") == {"trainer.epochs": "3"}
     assert told(epochs="3", budget="steps:9") == told(epochs="1", budget="steps:9")
-    assert told(epochs="3", budget="steps:9")["trainer.budget"] == "steps:9"
+    assert told(epochs="3", max_steps="5", budget="steps:9") == {"trainer.budget": "steps:9"}
+    assert told(batch_size="8", accumulate="2") == told(batch_size="16", accumulate="1")

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from report_store import Store, filled_store, report
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.report import main
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.reporting.words import PHRASES, Words
+from kinopoisk_ft.tracking.mlflow import open_experiment
 
 
 @pytest.fixture(scope="session")
@@ -120,19 +122,33 @@ def test_a_missing_store_is_not_created(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("schema", "fix"),
+    [
+        ("0a8213491aaa", "run mlflow db upgrade sqlite:///"),
+        ("ffffffffffff", "install the MLflow that wrote it"),
+    ],
+    ids=["older", "newer"],
+)
 def test_a_store_of_another_version_is_not_migrated(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    schema: str, fix: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = tmp_path / "old.db"
-    shutil.copy(store.folder / "mlflow.db", old)
-    with sqlite3.connect(old) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+    """The report and a run refuse it alike, and name what mends it."""
+    other = tmp_path / "other.db"
+    shutil.copy(store.folder / "mlflow.db", other)
+    with sqlite3.connect(other) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (schema,))
         connection.execute("DROP TABLE trace_info")
     connection.close()
-    before = old.read_bytes()
-    error = complaint(capsys, "--uri", f"sqlite:///{old}")
-    assert "another MLflow version: its schema is 0a8213491aaa" in error
-    assert old.read_bytes() == before
+    before = other.read_bytes()
+    error = complaint(capsys, "--uri", f"sqlite:///{other}")
+    with pytest.raises(UserError) as refused:
+        open_experiment(f"sqlite:///{other}", "kinopoisk_ft", None)
+    for told in (error, str(refused.value)):
+        assert f"another MLflow version: its schema is {schema}" in told
+        assert fix in told
+        assert str(other) in told
+    assert other.read_bytes() == before
 
 
 def test_other_files_are_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +179,22 @@ def test_mistakes_name_the_nearest(
     taken = tmp_path / "taken"
     taken.touch()
     assert "cannot be written" in complaint(capsys, "--uri", store.uri, f"output={taken}")
+
+
+def test_a_parent_without_results_is_told(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = ["--uri", store.uri, "--output", str(tmp_path / "out")]
+    empty = complaint(capsys, *uri, f"parent={store.unfinished}")
+    assert f"where: experiment 'unfinished', sweep {store.unfinished}" in empty
+    assert "no training run has finished" in empty
+    assert "failed: 1, not finished: 1" in empty
+    home = store.client.get_run(store.sweep).info.experiment_id
+    child = store.client.search_runs([home], f"tags.`mlflow.parentRunId` = '{store.sweep}'")[0]
+    single = complaint(capsys, *uri, f"parent={child.info.run_id}")
+    assert "is no sweep but one training run" in single
+    assert f"give its sweep: {store.sweep}" in single
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -7,16 +7,19 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from browser import CHROMIUM, visit
 from matplotlib.image import imread
-from report_example import EVIL, STUDY, example_store
+from report_example import EVIL, STUDY, cut_answers, example_store
 from report_store import Store, report
+from statsmodels.stats.proportion import proportion_confint
 
+from kinopoisk_ft.reporting.columns import MARKS
 from kinopoisk_ft.reporting.page.hard import CHARACTERS
 from kinopoisk_ft.reporting.page.published import study
-from kinopoisk_ft.reporting.table import MARKS
 from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.statistics.bootstrap import Interval
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 NAMES = {"bert", "bert + freeze", "bert + lora", "mamba", "tfidf"}
@@ -156,10 +159,32 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
     words, said = Words(made[0]), " ".join(Page(made[3]).words)
     for *_, experiment in STUDY:
         assert f"python -m kinopoisk_ft experiment={experiment} seed=0" in said
+    assert "sweep=study" not in said
+    assert "mlflow.db" not in said
+    assert "'data.path=two words.csv'" in said
     for part in ("0123456789ab", "torch 2.13.0", "A processor", "bf16"):
         assert part in said
     assert words("leakage_near_duplicates") in said
     assert words("sizes", parts=f"train {words.number(1500, 0)}, test 600") in said
+
+
+def test_slices_by_what_was_cut_off(made: tuple) -> None:
+    """Accuracy of the parts that one approach cut, with Wilson's interval of its seeds' mean."""
+    words, text = Words(made[0]), (made[1] / "comparison.md").read_text(encoding="utf-8")
+    said = " ".join(Page(made[3]).words)
+    runs = [cut_answers(seed, 2.2, 0.71**4) for seed in range(3)]  # of mamba
+    right = pd.concat([run["predicted"] == run["label"] for run in runs], axis=1).mean(axis=1)
+    parts = pd.cut(runs[0]["truncated"], [-1, 0, 0.5, 1], labels=["0", "0-50%", "50-100%"])
+    for name, part in right.groupby(parts, observed=True):
+        low, high = proportion_confint(part.sum(), len(part), method="wilson")
+        interval = words.interval(Interval(0, low, high), digits=3)
+        cell = f"{words.number(part.mean(), 3)} {interval}"
+        line = f"{words('by_truncated')}: {words.range(name)}"
+        (found,) = re.findall(rf"\| {re.escape(line)} \|[^\n]*{re.escape(cell)}", text)
+        assert found
+        assert line in said
+        assert cell in said
+    assert words("note_truncated") in said
 
 
 def test_published_figures_stand_beside_ours(made: tuple) -> None:

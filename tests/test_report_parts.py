@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.scatter import draw
 from kinopoisk_ft.reporting.table import Table, tables
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.words import LANGUAGES, PHRASES, Words
 from kinopoisk_ft.statistics.predictions import Predictions
 
 EN = Words("en")
@@ -110,6 +111,60 @@ def test_tables_never_mix_rows_or_sources() -> None:
     ]
 
 
+def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
+    """Three seeds of one approach on each of two splits, and one that reads half the tokens."""
+    settings = {"random": {"data.split": "random"}, "film": {"data.split": "film"}}
+    runs = [trained(seed=s, split=kind, settings=settings[kind], test_f1_weighted=f + s / 100)
+            for kind, f in (("random", 0.9), ("film", 0.7)) for s in range(3)]  # fmt: skip
+    half = {**settings["film"], "data.max_length": "128"}
+    runs.append(trained(seed=3, split="film", settings=half, test_f1_weighted=0.5))
+    found = {
+        table.split_digest: {row.name: row.mean("f1_weighted") for row in table.rows}
+        for table in tables(runs, {})
+    }
+    assert found == {
+        "film": {
+            "bert (max_length=256)": pytest.approx(0.71),
+            "bert (max_length=128)": pytest.approx(0.5),
+        },
+        "random": {"bert": pytest.approx(0.91)},
+    }
+    # Were two splits to choose the same test rows, the rule that chose them keeps them apart.
+    same = [trained(seed=s, settings=settings[kind]) for s, kind in enumerate(settings)]
+    assert [row.name for row in one_table(*same).rows] == [
+        "bert (split=film)",
+        "bert (split=random)",
+    ]
+
+
+def test_unequal_budgets_are_said_in_words() -> None:
+    common = {"trainer.epochs": "2", "trainer.batch_size": "16", "data.strip_scores": "False"}
+    changes = {
+        "data.truncation": "tail", "data.strip_scores": "True", "data.max_characters": "900",
+        "trainer.epochs": "5", "trainer.max_steps": "70", "trainer.batch_size": "8",
+        "trainer.class_weights": "balanced", "trainer.sampling": "balanced",
+    }  # fmt: skip
+    for key, value in changes.items():
+        other = trained("gru", settings={**common, key: value})
+        table = one_table(trained(settings=common), other, trained("tfidf", settings=common))
+        for language in LANGUAGES:
+            words = Words(language)
+            (said,) = [note for note in table_notes(table, words) if words(key) in note]
+            assert f"{value} (gru)" in said
+            assert ("tfidf" in said) == (key in ("data.strip_scores", "data.max_characters"))
+    even = one_table(trained(settings=common), trained("gru", settings=common))
+    assert "footing" not in " ".join(table_notes(even, EN))
+
+
+def test_no_phrase_calls_an_approach_better() -> None:
+    """The verdicts say whether chance explains a difference; no other phrase may judge."""
+    for key, texts in PHRASES.items():
+        for text in texts.values():
+            assert not re.search(r"\bbetter\b|outperform|\bbeats?\b|лучше |превос|превзо", text), (
+                key
+            )
+
+
 def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
     many = {"trainer.epochs": "1", "trainer.batch_size": "8", "adapter.lr": "0.1"}
     table = one_table(trained(), trained(seed=1, settings=many))
@@ -122,8 +177,15 @@ def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
 def test_notes_name_unequal_devices_and_unequal_data() -> None:
     runs = [trained(), trained("gru", device="cuda", majority_f1_weighted=0.6)]
     notes = " ".join(table_notes(one_table(*runs), EN))
-    assert "device differs: cpu: bert; cuda: gru." in notes
+    assert "Not on an equal footing, device: cpu (bert); cuda (gru)." in notes
     assert "data behind the same row numbers are not the same" in notes
+
+
+def test_times_that_one_recipe_does_not_explain_are_doubted() -> None:
+    for seconds, doubted in (((100.0, 140.0), False), ((100.0, 900.0), True)):
+        runs = [trained(seed=i, train_seconds=s) for i, s in enumerate(seconds)]
+        notes = " ".join(table_notes(one_table(*runs), EN))
+        assert ("trained from 100.0 to 900.0 s" in notes) == doubted
 
 
 def test_tfidf_may_be_the_best() -> None:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from kinopoisk_ft.reporting.pictures import COLOURS, GREY, INK, literal, new_figure, save_both, tidy
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.reliability import Bin
 

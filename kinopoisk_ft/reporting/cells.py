@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+from kinopoisk_ft.reporting.columns import BEST, MARKS
 from kinopoisk_ft.reporting.document import Document
-from kinopoisk_ft.reporting.table import BEST, MARKS, Row, Table
-from kinopoisk_ft.reporting.words import Words, time_digits
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words, time_digits
 
-NOTHING = "-"
 DIGEST_CHARACTERS = 12
 SCORES = ("accuracy", "f1_weighted", "f1_macro")
 TIMES = ("train_seconds", "eval_seconds")
-COUNTS = ("trainable_parameters", "total_parameters")
+COUNTS = ("total_parameters", "tokens_per_second", "peak_memory_mb")
+SEEN = "characters_seen_share"
+SIZES = (*COUNTS, SEEN, "max_length")
 
 
 def data_line(table: Table, words: Words) -> str:
-    """Return which data and test rows a table is about."""
-    return words("data", data=table.data, digest=table.split_digest[:DIGEST_CHARACTERS])
+    """Return which data, split and test rows a table is about."""
+    rules = sorted({row.setting("data.split") for row in table.rows} - {""})
+    rule = words("split_rule", rule=words.listed(rules)) if rules else ""
+    digest = table.split_digest[:DIGEST_CHARACTERS]
+    return words("data", data=table.data, rule=rule, digest=digest)
 
 
 def results(table: Table, words: Words) -> list[list[str]]:
     """Return what was measured: mean ± deviation over n seeds [interval]; majority class last."""
-    columns = ["approach", "n", *SCORES, *TIMES, *COUNTS, "max_length"]
+    columns = ["approach", "n", *SCORES, *TIMES, "trainable_parameters"]
     rows = [[words.header(column) for column in columns]]
     for row in table.rows:
         scores = [_score(table, row, column, words) for column in SCORES]
         times = [spread_text(row, c, _time_digits(row, c), words) for c in TIMES]
-        counts = [_mean(row, column, words) for column in COUNTS]
-        length = row.first.max_length or NOTHING
-        rows.append([row.name, str(len(row.runs)), *scores, *times, *counts, length])
+        trained = whole_text(row, "trainable_parameters", words)
+        rows.append([row.name, str(len(row.runs)), *scores, *times, trained])
     floor = [words.score(table.majority[c]) if c in table.majority else NOTHING for c in SCORES]
     rest = [NOTHING] * (len(columns) - 2 - len(SCORES))
     rows.append([words("majority"), NOTHING, *floor, *rest])
     return rows
+
+
+def sizes(table: Table, words: Words) -> list[list[str]]:
+    """Return how large and how fast each row is, and how much of the reviews it read."""
+    rows = [[words.header(column) for column in ("approach", *SIZES)]]
+    for row in table.rows:
+        counts = [whole_text(row, column, words) for column in COUNTS]
+        rows.append([row.name, *counts, seen_text(row, words), row.first.max_length or NOTHING])
+    return rows
+
+
+def whole_text(row: Row, column: str, words: Words) -> str:
+    """Return a mean without digits after the point."""
+    mean = row.mean(column)
+    return NOTHING if mean is None else words.number(mean, 0)
+
+
+def seen_text(row: Row, words: Words) -> str:
+    """Return the share of the characters that the row's model read."""
+    share = row.mean(SEEN)
+    return NOTHING if share is None else words.percent(share)
 
 
 def against_best(table: Table, words: Words) -> list[list[str]]:
@@ -74,11 +100,6 @@ def spread_text(row: Row, column: str, digits: int, words: Words) -> str:
         return NOTHING
     mean = words.number(spread.mean, digits)
     return mean if spread.std is None else f"{mean} ± {words.number(spread.std, digits)}"
-
-
-def _mean(row: Row, column: str, words: Words) -> str:
-    mean = row.mean(column)
-    return NOTHING if mean is None else words.number(mean, 0)
 
 
 def _distance(row: Row, column: str, words: Words) -> str:

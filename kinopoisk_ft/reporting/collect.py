@@ -14,13 +14,17 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.reporting.runs import Collected, FailedRun, TrainedRun
+from kinopoisk_ft.reporting.runs import BASELINE, Collected, FailedRun, TrainedRun
 from kinopoisk_ft.tracking.sweep import SAME_AS
 from kinopoisk_ft.visible import one_line
 
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These do not change what is learned; the rest of a group's keys tells one recipe from another.
-NOT_SETTINGS = {"trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size"}
+NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
+# Of the baseline: it is fitted in one go, on words.
+NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
+# What is read of the same test rows: a run that reads otherwise does not replace an older one.
+READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
 CAUSE_CHARACTERS = 160
 NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
 
@@ -28,9 +32,9 @@ NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
     """Read the training runs of an experiment, or of the sweep `parent` wherever it is.
 
-    Of runs with the same approach, seed, test rows and max_length the newest counts; within a
-    sweep, runs with different settings all count. Raises UserError where there is no such
-    experiment or sweep, or nothing has finished.
+    Of runs with the same approach, seed and test rows that read the same of each (`READ`) the
+    newest counts; within a sweep, runs with different settings all count. Raises UserError where
+    there is no such experiment or sweep, or nothing has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
@@ -86,6 +90,13 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
             where="--parent",
             fix=nearest(parent, ids) if ids else "the store has no sweeps: leave it out",
         ) from error
+    if run.data.tags.get("kinopoisk_ft.kind") in ("train", "skipped"):
+        sweep = run.data.tags.get("mlflow.parentRunId")
+        raise UserError(
+            f"run '{parent}' is no sweep but one training run",
+            where="--parent",
+            fix=f"give its sweep: {sweep}" if sweep else "leave it out: it was of no sweep",
+        )
     return client.get_experiment(run.info.experiment_id)
 
 
@@ -139,7 +150,9 @@ def _plain(values: Mapping[str, str]) -> dict[str, str]:
 
 def _trained(run: Run) -> TrainedRun:
     tags, params = _plain(run.data.tags), _plain(run.data.params)
-    ignored = NOT_SETTINGS | ({"data.path"} if tags.get("source_digest") else set())
+    ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
+    if tags.get("source_digest"):
+        ignored = (*ignored, "data.path")
     return TrainedRun(
         run_id=run.info.run_id,
         approach=_approach(tags),
@@ -157,7 +170,9 @@ def _trained(run: Run) -> TrainedRun:
         parent=tags.get("mlflow.parentRunId", ""),
         start_time=run.info.start_time,
         settings={
-            k: params[k] for k in sorted(params) if k.startswith(GROUPS) and k not in ignored
+            k: params[k]
+            for k in sorted(params)
+            if k.startswith(GROUPS) and not k.startswith(ignored)
         },
         metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
     )
@@ -194,6 +209,6 @@ def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
     kept: dict[tuple[str, ...], TrainedRun] = {}
     for run in sorted(runs, key=lambda r: (r.start_time, r.run_id)):
         key = (run.approach, run.seed, run.data, run.source_digest, run.split_digest)
-        recipe = str(run.settings) if by_settings else run.max_length
-        kept[(*key, recipe)] = run
+        read = {name: run.settings.get(name) for name in READ}
+        kept[(*key, str(run.settings if by_settings else read))] = run
     return list(kept.values())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.table import Row, Table
+from collections.abc import Sequence
+
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.pairs import ALPHA, Pair
 from kinopoisk_ft.statistics.scores import HEADLINE
@@ -54,7 +57,7 @@ def row_parts(row: Row, words: Words) -> dict[str, str]:
     }
 
 
-def least(rows: list[Row], column: str) -> Row | None:
+def least(rows: Sequence[Row], column: str) -> Row | None:
     """Return the row with the lowest mean of a column, of those that recorded it."""
     known = [row for row in rows if column in row.values]
     return min(known, key=lambda row: row.values[column].mean, default=None)

@@ -1,11 +1,13 @@
-"""Sentences made from the numbers; what the seeds' noise may explain is never called real."""
+"""Sentences made from the numbers; what chance may explain is never called real."""
 
 from __future__ import annotations
 
 from kinopoisk_ft.reporting.compare import F1, TIME, f1_parts, least, one_seed, row_parts
-from kinopoisk_ft.reporting.notes import BASELINE, BUDGET, is_network, setting
-from kinopoisk_ft.reporting.table import Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.footing import unequal
+from kinopoisk_ft.reporting.leaks import sentence
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words
 
 FULL = "none"
 # The adapters whose savings the study asks about, in this order.
@@ -36,7 +38,7 @@ def conclusions(table: Table, words: Words) -> list[str]:
             if row.first.adapter == adapter and full:
                 facts = _facts(table, row, full, ("trainable_parameters", TIME), words)
                 found.append(words("against_full", name=row.name, other=full.name, facts=facts))
-    return found + _mamba(table, words)
+    return found + _mamba(table, words) + sentence(table, words)
 
 
 def _floor(table: Table, words: Words) -> list[str]:
@@ -46,7 +48,7 @@ def _floor(table: Table, words: Words) -> list[str]:
         floor = table.majority[F1]
         delta = words.score(best.values[F1].mean - floor, signed=True)
         found.append(words("above_majority", name=best.name, f1=words.score(floor), delta=delta))
-    baseline = next((row for row in table.rows if row.first.model == BASELINE), None)
+    baseline = next((row for row in table.rows if not row.is_network), None)
     if baseline is best and len(table.rows) > 1:
         found.append(words("tfidf_best"))
     elif baseline and baseline is not best:
@@ -63,8 +65,8 @@ def _fastest(table: Table, words: Words) -> list[str]:
     if fastest is best:
         return [words("fastest_is_best", **row_parts(best, words))]
     found = [_faster("fastest", table, fastest, words)]
-    network = least([row for row in table.rows if is_network(row)], TIME)
-    if not is_network(fastest) and network and network is not best:
+    network = least([row for row in table.rows if row.is_network], TIME)
+    if not fastest.is_network and network and network is not best:
         found.append(_faster("fastest_network", table, network, words))
     return found
 
@@ -98,16 +100,15 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], words: 
 
 def _mamba(table: Table, words: Words) -> list[str]:
     mamba = next((row for row in table.rows if "mamba" in row.first.model), None)
-    others = [r for r in table.rows if "mamba" not in r.first.model and is_network(r)]
+    others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
     other = others[0]
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), words)
     text = words("mamba", name=mamba.name, other=other.name, facts=facts)
     differences = [
-        f"{key} {setting(mamba, key)} / {setting(other, key)}"
-        for key in BUDGET
-        if setting(mamba, key) != setting(other, key)
+        f"{words(key)} {' / '.join(value or NOTHING for _, value in parts)}"
+        for key, parts in unequal([mamba, other]).items()
     ]
     if differences:
         text += " " + words("budgets", differences=", ".join(differences))

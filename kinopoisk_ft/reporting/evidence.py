@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.reporting.cells import NOTHING, spread_text
+from collections import defaultdict
+
+from kinopoisk_ft.reporting.cells import spread_text
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.words import NOTHING, Words
 from kinopoisk_ft.statistics.pairs import Pair
-from kinopoisk_ft.statistics.slices import Slice
+from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, Slice
 
 DIFFERENCES = ("f1_weighted", "accuracy", "f1_macro")
 CALIBRATION = (
@@ -55,19 +57,26 @@ def slices(table: Table, score: str, words: Words) -> list[list[str]]:
     """Return one score on each slice, a column an approach, with its interval; no rows if none."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
-    cells: dict[tuple[str, str], dict[str, Slice]] = {}
+    cells: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
     for name in names:
         for one in found[name]:
-            cells.setdefault((one.by, one.value), {})[name] = one
+            cells[one.place][name] = one
     if not cells:
         return []
     rows = [[words("slice"), words("reviews"), *names]]
-    for (by, value), here in cells.items():
+    for _, here in sorted(cells.items()):
         counts = sorted({one.n for one in here.values()})
         written = [_score(here.get(name), score, words) for name in names]
-        shown = words(value) if value in ("yes", "no") else words.range(value)
-        rows.append([f"{words(f'by_{by}')}: {shown}", _counts(counts, words), *written])
+        rows.append([_kind(next(iter(here.values())), words), _counts(counts, words), *written])
     return rows
+
+
+def _kind(one: Slice, words: Words) -> str:
+    """Say what reviews a slice is of."""
+    if one.by == "grade10" and one.value == NO_GRADE:
+        return words("no_grade")
+    shown = words(one.value) if one.value in SEEN else words.range(one.value)
+    return f"{words(f'by_{one.by}')}: {shown}"
 
 
 def _score(one: Slice | None, score: str, words: Words) -> str:

@@ -60,6 +60,7 @@ EVIDENCE = {
     "by_characters": {"en": "characters", "ru": "символы"},
     "by_truncated": {"en": "share cut off", "ru": "обрезанная доля"},
     "by_grade10": {"en": "grade of 10", "ru": "оценка из 10"},
+    "no_grade": {"en": "no grade of 10 given", "ru": "оценка из 10 не указана"},
     "by_film_in_train": {"en": "film seen in training", "ru": "фильм есть в обучении"},
 }
 
@@ -89,9 +90,17 @@ EVIDENCE_NOTES = {
     },
     "note_slices": {
         "en": "The intervals of parts hold the chance of reviews alone: Wilson's for accuracy, the "
-        "bootstrap's for F1. They are not corrected for their number.",
+        "bootstrap's for F1, which has no width where every answer is right: read accuracy's "
+        "there. They are not corrected for their number.",
         "ru": "Интервалы на частях учитывают только случайность отзывов: Уилсона для accuracy, "
-        "бутстрэп для F1. Поправки на их число нет.",
+        "бутстрэп для F1; у него нет ширины, где верны все ответы: там смотрите accuracy. Поправки "
+        "на их число нет.",
+    },
+    "note_truncated": {
+        "en": "How much of a review is cut off depends on the approach's tokens, so those parts "
+        "hold other reviews in each column.",
+        "ru": "Сколько от отзыва обрезано, зависит от токенов подхода, поэтому в этих частях у "
+        "каждого столбца свои отзывы.",
     },
     "note_no_predictions": {
         "en": "{names}: without predictions.parquet (seeds {detail}), so without intervals and "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results
+from kinopoisk_ft.reporting.cells import against_best, data_line, failures, results, sizes
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.evidence import calibration, differences, slices
+from kinopoisk_ft.reporting.leaks import leakage
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -17,6 +18,7 @@ def as_text(document: Document, words: Words) -> str:
     for section in document.sections:
         parts.append(data_line(section.table, words))
         parts.append(f"{words('results')}\n{_aligned(results(section.table, words))}")
+        parts.append(f"{words('sizes_table')}\n{_aligned(sizes(section.table, words))}")
         parts.append(f"{words('against_best')}\n{_aligned(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
         for title, rows in (
@@ -26,9 +28,13 @@ def as_text(document: Document, words: Words) -> str:
             if rows:
                 left = (0, 1) if title == "differences" else (0,)
                 parts.append(f"{words(title)}\n{_aligned(rows, left=left)}")
-        for title, lines in _prose(section):
-            if lines:
-                parts.append("\n".join([words(title), *(f"- {line}" for line in lines)]))
+        prose = {"notes": section.notes, "conclusions": section.conclusions}
+        prose["answer"] = section.recommendations
+        parts += [
+            "\n".join([words(title), *(f"- {line}" for line in lines)])
+            for title, lines in prose.items()
+            if lines
+        ]
     if document.failures:
         rows = failures(document, words)
         parts.append(f"{_failed_title(document, words)}\n{_aligned(rows, left=(0, 2, 3))}")
@@ -40,30 +46,51 @@ def as_markdown(document: Document, words: Words) -> str:
     notes = [_escape(note) for note in document.notes]
     parts = [f"# {words('title')}", _escape(_heading(document, words)), *notes]
     for section in document.sections:
-        parts.append(f"## {_escape(data_line(section.table, words))}")
-        parts.append(f"### {words('results')}\n\n{_piped(results(section.table, words))}")
+        parts += _summary(section, words)
+        parts += _listed("notes", section.notes, words)
         parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
         parts.append(f"### {words('against_best')}\n\n{_piped(against_best(section.table, words))}")
         parts.append(_best_line(section.table, words))
         parts += _evidence(section, words)
-        for title, lines in _prose(section):
-            if lines:
-                listed = "\n".join(f"- {_escape(line)}" for line in lines)
-                parts.append(f"### {words(title)}\n\n{listed}")
     if document.failures:
         title = _failed_title(document, words)
         parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
     return "\n\n".join(parts) + "\n"
 
 
+def as_note(document: Document, words: Words, most: int) -> str:
+    """Return answers, conclusions and results as Markdown: as many whole parts as `most` holds."""
+    end = words("see_files")
+    parts: list[str] = []
+    for section in document.sections:
+        heading, *rest = _summary(section, words)
+        # A folded note shows three lines: they are for the answer.
+        parts += rest if len(document.sections) == 1 else [heading, *rest]
+    while parts and len("\n\n".join([*parts, end])) > most:
+        parts.pop()
+    return "\n\n".join([*parts, end])
+
+
+def _summary(section: Section, words: Words) -> list[str]:
+    """Return the heading of a section, and what a reader in a hurry wants of it."""
+    return [
+        f"## {_escape(data_line(section.table, words))}",
+        *_listed("answer", section.recommendations[::-1], words),
+        *_listed("conclusions", section.conclusions, words),
+        f"### {words('results')}\n\n{_piped(results(section.table, words))}",
+    ]
+
+
 def _evidence(section: Section, words: Words) -> list[str]:
     """Return the tables behind the conclusions, those that have rows, with their pictures."""
     table = section.table
     tables = {
+        "sizes_table": sizes(table, words),
         "differences": differences(table, words),
         "calibration": calibration(table, words),
         "slices_accuracy": slices(table, "accuracy", words),
         "slices_f1_weighted": slices(table, "f1_weighted", words),
+        "leakage": leakage(table, words),
     }
     parts = []
     for title, rows in tables.items():
@@ -91,12 +118,9 @@ def _best_line(table: Table, words: Words) -> str:
     )
 
 
-def _prose(section: Section) -> list[tuple[str, list[str]]]:
-    return [
-        ("notes", section.notes),
-        ("conclusions", section.conclusions),
-        ("recommendations", section.recommendations),
-    ]
+def _listed(title: str, lines: list[str], words: Words) -> list[str]:
+    listed = "\n".join(f"- {_escape(line)}" for line in lines)
+    return [f"### {words(title)}\n\n{listed}"] if lines else []
 
 
 def _failed_title(document: Document, words: Words) -> str:

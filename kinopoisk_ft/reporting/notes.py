@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from kinopoisk_ft.reporting.columns import EXPECTED, MAJORITY_COLUMNS, OWED
+from kinopoisk_ft.reporting.compare import TIME
+from kinopoisk_ft.reporting.footing import unequal
+from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.runs import Collected
-from kinopoisk_ft.reporting.table import EXPECTED, MAJORITY_COLUMNS, OWED, Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words
 from kinopoisk_ft.statistics.comparison import Comparison
 
-BASELINE = "tfidf"
-# What a budget is made of; the study's differed in both.
-BUDGET = ("data.max_length", "trainer.budget", "trainer.epochs")
+UNLIKE = 1.5  # times of one recipe on one machine are within some percent of each other
 MOST_NAMED = 3  # rows named one by one in a note
-
-
-def is_network(row: Row) -> bool:
-    """Return whether a row is anything but the TF-IDF baseline."""
-    return row.first.model != BASELINE
-
-
-def setting(row: Row, key: str) -> str:
-    """Return one setting of a row's recipe, "" where it has none."""
-    return row.first.settings.get(key, "")
-
-
-def _budget(row: Row, key: str) -> str:
-    """Return a part of a row's budget, "" where it has none: trainer.budget overrules epochs."""
-    budget = setting(row, "trainer.budget").removeprefix("None")
-    epochs = "" if budget else setting(row, "trainer.epochs")
-    known = {"trainer.budget": budget, "trainer.epochs": epochs}
-    return known[key] if key in known else setting(row, key)
 
 
 def collection_notes(collected: Collected, count: int, words: Words) -> list[str]:
@@ -50,23 +34,25 @@ def table_notes(table: Table, words: Words) -> list[str]:
     notes = []
     if any(len(row.runs) > 1 for row in table.rows):
         notes.append(words("note_spread"))
-    if all(is_network(row) for row in table.rows):
+    if all(row.is_network for row in table.rows):
         notes.append(words("note_no_tfidf"))
     if set(table.majority) != set(MAJORITY_COLUMNS):
         notes.append(words("note_no_majority"))
     if table.majority_differs:
         notes.append(words("note_majority_differs"))
-    networks = [row for row in table.rows if is_network(row)]
-    for key in BUDGET:
-        notes += _differs([(row.name, {_budget(row, key)}) for row in networks], key, words)
-    devices = [(row.name, {run.device for run in row.runs}) for row in networks]
-    notes += _differs(devices, "device", words)
+    for key, parts in unequal(table.rows).items():
+        notes.append(_differs(parts, words(key), words))
+    networks = [row for row in table.rows if row.is_network]
+    for what in ("device", "precision"):
+        parts = [(row.name, getattr(run, what)) for row in networks for run in row.runs]
+        if len({value for _, value in parts}) > 1:
+            notes.append(_differs(parts, words(what), words))
     owing = [
         r.name for r in table.rows if any(set(OWED.values()) & set(run.metrics) for run in r.runs)
     ]
     if owing:
         notes.append(words("note_owed", names=", ".join(owing)))
-    notes += _settings(table.rows)
+    notes += _settings(table.rows) + _times(table.rows, words)
     for row in table.rows:
         missing = [words.header(c) for c in EXPECTED if c not in row.values]
         if missing:
@@ -85,6 +71,8 @@ def _comparison_notes(comparison: Comparison, words: Words) -> list[str]:
         notes.append(words("note_pairs"))
     if any(comparison.slices.values()):
         notes.append(words("note_slices"))
+    if _cut_differently(comparison):
+        notes.append(words("note_truncated"))
     for problem in comparison.problems:
         key, detail = f"note_{problem.kind}", problem.detail
         if problem.kind == "unpaired" and detail == "classes":
@@ -98,19 +86,37 @@ def _comparison_notes(comparison: Comparison, words: Words) -> list[str]:
     return notes
 
 
-def _differs(rows: list[tuple[str, set[str]]], what: str, words: Words) -> list[str]:
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, values in rows:
-        for value in sorted(values):
-            names[value or "-"].append(name)
-    if len(names) < 2:
-        return []
+def _cut_differently(comparison: Comparison) -> bool:
+    """Return whether the parts by the share cut off are of other sizes for some approach."""
+    sizes = {
+        tuple((one.value, one.n) for one in found if one.by == "truncated")
+        for found in comparison.slices.values()
+    }
+    return len(sizes) > 1
+
+
+def _differs(parts: list[tuple[str, str]], what: str, words: Words) -> str:
+    """Say which rows have which value; those that have the most common one may go unnamed."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, value in parts:
+        names[value or NOTHING][name] = None
     groups = {value: ", ".join(named) for value, named in names.items()}
     most = max(names, key=lambda value: len(names[value]))
     if len(names[most]) > MOST_NAMED:
         groups[most] = words("others")
-    listed = "; ".join(f"{value}: {named}" for value, named in groups.items())
-    return [words("note_differs", what=what, groups=listed)]
+    listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
+    return words("note_differs", what=what, groups=listed)
+
+
+def _times(rows: tuple[Row, ...], words: Words) -> list[str]:
+    """Doubt the times of rows whose runs, alike but for the seed, took unlike times."""
+    notes = []
+    for row in rows:
+        times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
+        if row.is_network and times and max(times) > UNLIKE * min(times):
+            low, high = words.seconds(min(times)), words.seconds(max(times))
+            notes.append(words("note_times", name=row.name, low=low, high=high))
+    return notes
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:

@@ -13,11 +13,13 @@ PAGE = {
     "limit_name_memory": {"en": "Limit: memory", "ru": "Ограничение: память"},
     "limit_name_quality": {"en": "No limit: quality", "ru": "Без ограничений: качество"},
     "mark_min_time": {"en": "fastest", "ru": "быстрее всех"},
-    "mark_best_accuracy": {"en": "best", "ru": "лучшая"},
-    "mark_best_f1": {"en": "best", "ru": "лучшая"},
+    "mark_best_accuracy": {"en": "highest", "ru": "наибольшая"},
+    "mark_best_f1": {"en": "highest", "ru": "наибольшая"},
     "table_caption": {
-        "en": "Mean ± deviation over seeds, [95% interval], Δ from the best.",
-        "ru": "Среднее ± отклонение по seed, [95-процентный интервал], Δ от лучшего.",
+        "en": "Mean ± deviation over seeds, [95% interval], Δ from the highest score or the "
+        "shortest training. The highest need not be beyond chance: see the differences.",
+        "ru": "Среднее ± отклонение по seed, [95-процентный интервал], Δ от наибольшей оценки или "
+        "самого короткого обучения. Наибольшая может быть случайностью: см. разности.",
     },
     "scroll": {"en": "scrolls sideways", "ru": "прокручивается вбок"},
     "costs": {"en": "What quality costs", "ru": "Чего стоит качество"},
@@ -28,10 +30,10 @@ PAGE = {
         "ru": "{title}. {points}. На фронте Парето: {front}.",
     },
     "front_note": {
-        "en": "The dashed steps are the Pareto front: no approach measured is both cheaper and "
-        "better than those on it. Distances along it may still be chance: see the differences.",
-        "ru": "Пунктирные ступени — фронт Парето: ни один измеренный подход не дешевле и не лучше "
-        "лежащих на нём сразу. Расстояния вдоль него могут быть случайны: см. разности.",
+        "en": "The dashed steps are the Pareto front: those on it have the highest F1 measured at "
+        "their cost or less. Distances along it may still be chance: see the differences.",
+        "ru": "Пунктирные ступени — фронт Парето: у лежащих на нём F1 наибольшая из измеренных при "
+        "таких же или меньших затратах. Расстояния вдоль него могут быть случайны: см. разности.",
     },
     "forest_title": {
         "en": "Differences in weighted F1 with 95% intervals",
@@ -99,7 +101,11 @@ PAGE = {
         "ru": "Что фильм говорит больше, чем самый частый класс: p {p} (Макнемар, односторонний).",
     },
     "sizes": {"en": "Reviews: {parts}.", "ru": "Отзывов: {parts}."},
-    "budget_table": {"en": "Budgets", "ru": "Бюджеты"},
+    "budget_table": {
+        "en": "What each row read and was allowed",
+        "ru": "Что каждая строка читала и сколько ей было позволено",
+    },
+    "lr": {"en": "learning rate", "ru": "скорость обучения"},
     "repeat": {"en": "To repeat each row", "ru": "Как повторить каждую строку"},
     "commit": {"en": "commit", "ru": "коммит"},
     "device": {"en": "device", "ru": "устройство"},
@@ -136,7 +142,16 @@ PAGE = {
         "ru": "Те же числа для программ: comparison.csv, comparison.json, comparison.tex.",
     },
     "logged": {
-        "en": "Logged to run {parent}: {folder}/",
-        "ru": "Записано в запуск {parent}: {folder}/",
+        "en": "Logged to run {parent}: {folder}/; its note and the view '{view}' of its experiment "
+        "say the same in MLflow's UI",
+        "ru": "Записано в запуск {parent}: {folder}/; его описание и вид «{view}» эксперимента "
+        "говорят то же в интерфейсе MLflow",
+    },
+    "view": {"en": "Comparison", "ru": "Сравнение"},
+    "see_files": {
+        "en": "The whole report: Artifacts, `report/comparison.html`. The runs with the columns "
+        "that matter: Views, 'Comparison', above the experiment's runs.",
+        "ru": "Весь отчёт: Artifacts, `report/comparison.html`. Запуски с главными столбцами: "
+        "Views, «Сравнение», над запусками эксперимента.",
     },
 }

@@ -7,9 +7,10 @@ TABLE = {
     "experiment": {"en": "Experiment: {name}", "ru": "Эксперимент: {name}"},
     "sweep": {"en": "Sweep: {parent}", "ru": "Серия запусков: {parent}"},
     "data": {
-        "en": "Data: {data}, test rows {digest}",
-        "ru": "Данные: {data}, тестовые строки {digest}",
+        "en": "Data: {data}{rule}, test rows {digest}",
+        "ru": "Данные: {data}{rule}, тестовые строки {digest}",
     },
+    "split_rule": {"en": ", split {rule}", "ru": ", разбиение {rule}"},
     "approach": {"en": "approach", "ru": "подход"},
     "accuracy": {"en": "accuracy", "ru": "accuracy"},
     "f1_weighted": {"en": "F1 weighted", "ru": "F1 взвешенная"},
@@ -28,6 +29,11 @@ TABLE = {
     "no": {"en": "no", "ru": "нет"},
     "majority": {"en": "majority class", "ru": "самый частый класс"},
     "results": {"en": "Results on the test set", "ru": "Результаты на тестовой выборке"},
+    "sizes_table": {
+        "en": "Size, speed and what was read",
+        "ru": "Размер, скорость и сколько прочитано",
+    },
+    "max_length": {"en": "tokens of context", "ru": "токенов контекста"},
     "against_best": {"en": "Against the best", "ru": "По сравнению с лучшим"},
     "best_values": {
         "en": "Best values: accuracy {accuracy}, weighted F1 {f1}, training time {time} s.",
@@ -35,7 +41,6 @@ TABLE = {
     },
     "notes": {"en": "Notes", "ru": "Примечания"},
     "conclusions": {"en": "Conclusions", "ru": "Выводы"},
-    "recommendations": {"en": "Recommendations", "ru": "Рекомендации"},
     "failed": {
         "en": "Failed runs, not ranked: {count}",
         "ru": "Неудачные запуски, в сравнении не участвуют: {count}",
@@ -109,14 +114,54 @@ NOTES = {
         "строк стоят разные данные.",
     },
     "note_differs": {
-        "en": "{what} differs: {groups}. Not an equal footing.",
-        "ru": "{what} различается: {groups}. Условия не равны.",
+        "en": "Not on an equal footing, {what}: {groups}.",
+        "ru": "Условия не равны, {what}: {groups}.",
+    },
+    "data.strip_scores": {
+        "en": "written grades taken out (data.strip_scores)",
+        "ru": "написанные оценки убраны (data.strip_scores)",
+    },
+    "data.max_characters": {
+        "en": "characters given of a review (data.max_characters)",
+        "ru": "символов отзыва дано (data.max_characters)",
+    },
+    "data.max_length": {
+        "en": "tokens of context (data.max_length)",
+        "ru": "токенов контекста (data.max_length)",
+    },
+    "data.truncation": {
+        "en": "part kept of a long review (data.truncation)",
+        "ru": "что остаётся от длинного отзыва (data.truncation)",
+    },
+    "trainer.budget": {"en": "budget (trainer.budget)", "ru": "бюджет (trainer.budget)"},
+    "trainer.epochs": {"en": "epochs (trainer.epochs)", "ru": "эпохи (trainer.epochs)"},
+    "trainer.max_steps": {
+        "en": "most optimizer steps (trainer.max_steps)",
+        "ru": "шагов оптимизатора не больше (trainer.max_steps)",
+    },
+    "trainer.batch_size": {
+        "en": "reviews in an optimizer step (trainer.batch_size)",
+        "ru": "отзывов в шаге оптимизатора (trainer.batch_size)",
+    },
+    "trainer.class_weights": {
+        "en": "weights of classes (trainer.class_weights)",
+        "ru": "веса классов (trainer.class_weights)",
+    },
+    "trainer.sampling": {
+        "en": "sampling (trainer.sampling)",
+        "ru": "выбор примеров (trainer.sampling)",
     },
     "note_owed": {
         "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "
         "even where an earlier run had made it.",
         "ru": "Замороженные слои пройдены один раз, без dropout: {names}. Время включает этот "
         "проход, даже если его сделал более ранний запуск.",
+    },
+    "note_times": {
+        "en": "{name}: by the same recipe its runs trained from {low} to {high} s (was the machine "
+        "busy with something else?): its times say little.",
+        "ru": "{name}: по одному рецепту запуски обучались от {low} до {high} с (машина была "
+        "занята другим?): по этим временам судить нельзя.",
     },
     "note_missing": {
         "en": "{name}: not recorded: {columns}.",

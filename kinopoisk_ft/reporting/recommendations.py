@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.compare import TIME, f1_parts, least, row_parts, told_apart
-from kinopoisk_ft.reporting.notes import is_network
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
-PARAMETERS, MEMORY = "trainable_parameters", "peak_memory_mb"
+# Column of what an approach costs → the limit under which that counts.
+COSTS = {TIME: "time", "trainable_parameters": "parameters", "peak_memory_mb": "memory"}
 
 
 @dataclass(frozen=True)
@@ -33,28 +34,29 @@ def choices(table: Table, words: Words) -> list[Choice]:
     """
     if len(table.rows) == 1:
         return []
-    networks = [row for row in table.rows if is_network(row)]
-    fastest = table.holder(TIME)
-    found = [_time(table, fastest, networks, words)] if fastest else []
-    smallest = least(networks or list(table.rows), PARAMETERS)
-    if smallest:
-        count = words.number(smallest.values[PARAMETERS].mean, 0)
-        text = words("limit_parameters", count=count, **_parts(table, smallest, words))
-        found.append(Choice("parameters", smallest.name, text))
-    frugal = least(networks, MEMORY)
-    if frugal:
-        memory = words.number(frugal.values[MEMORY].mean, 0)
-        text = words("limit_memory", memory=memory, **_parts(table, frugal, words))
-        found.append(Choice("memory", frugal.name, text))
-    return [*found, Choice("quality", table.rows[0].name, _quality(table, words))]
+    found = [_limited(table, column, words) for column in COSTS]
+    quality = Choice("quality", table.rows[0].name, _quality(table, words))
+    return [*(choice for choice in found if choice), quality]
 
 
-def _time(table: Table, fastest: Row, networks: list[Row], words: Words) -> Choice:
-    text = words("limit_time", **_parts(table, fastest, words))
-    network = least(networks, TIME)
-    if not is_network(fastest) and network:
-        text += " " + words("limit_time_network", **_parts(table, network, words))
-    return Choice("time", fastest.name, text)
+def _limited(table: Table, column: str, words: Words) -> Choice | None:
+    """Return the row that costs the least, and the cheapest network where that is none."""
+    cheapest = least(table.rows, column)
+    if cheapest is None:
+        return None
+    limit, cost = COSTS[column], _cost(cheapest, column, words)
+    text = words(f"limit_{limit}", cost=cost, **_parts(table, cheapest, words))
+    network = least([row for row in table.rows if row.is_network], column)
+    if network and not cheapest.is_network:
+        cost = _cost(network, column, words)
+        text += " " + words("limit_network", cost=cost, **_parts(table, network, words))
+    return Choice(limit, cheapest.name, text)
+
+
+def _cost(row: Row, column: str, words: Words) -> str:
+    value = row.values[column].mean
+    number = words.seconds(value) if column == TIME else words.number(value, 0)
+    return words(f"cost_{COSTS[column]}", value=number)
 
 
 def _parts(table: Table, row: Row, words: Words) -> dict[str, str]:
@@ -69,7 +71,10 @@ def _quality(table: Table, words: Words) -> str:
     best = table.rows[0]
     accuracy = words.score(best.values["accuracy"].mean)
     text = [words("limit_quality", accuracy=accuracy, **row_parts(best, words))]
-    rivals = [row for row in table.rows[1:] if told_apart(table, row, best) is False]
+    apart = {row.name: told_apart(table, row, best) for row in table.rows[1:]}
+    rivals = [row for row in table.rows[1:] if apart[row.name] is False]
+    if all(apart.values()):
+        text.append(words("no_rivals"))
     fastest = least([best, *rivals], TIME)
     if rivals and fastest:
         names = words.listed([row.name for row in rivals])

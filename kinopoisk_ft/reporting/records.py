@@ -8,8 +8,10 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from kinopoisk_ft.reporting.columns import BEST, COLUMNS, MARKS
 from kinopoisk_ft.reporting.document import Document, Section
-from kinopoisk_ft.reporting.table import BEST, COLUMNS, MARKS, Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.scores import METRICS
 from kinopoisk_ft.visible import no_formula
 

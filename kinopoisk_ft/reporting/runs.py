@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+BASELINE = "tfidf"  # the model that is no network
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
@@ -30,7 +32,7 @@ class TrainedRun:
     @property
     def max_length(self) -> str:
         """Return the tokens of context, or "" where a run has none (TF-IDF)."""
-        return self.settings.get("data.max_length", "") if self.model != "tfidf" else ""
+        return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
 
 
 @dataclass(frozen=True, kw_only=True)

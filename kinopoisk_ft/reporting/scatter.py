@@ -24,7 +24,8 @@ from kinopoisk_ft.reporting.pictures import (
     save_both,
     tidy,
 )
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
 WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
@@ -37,7 +38,7 @@ MARKER = 8.0  # points across
 FAR = 12.0  # px from a point to its label that need a line between them
 # Ticks in a decade, the first of these that give enough of them.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
-ENOUGH_TICKS = 4
+ENOUGH_TICKS = 3
 ZERO_SHARE = 0.14  # of the axis, for the place of zero
 SHAPES = "osD^vPX"
 MEMORY = "peak_memory_mb"

@@ -53,7 +53,7 @@ SENTENCES = {
     },
     "tfidf_best": {
         "en": "No network measured higher than the TF-IDF baseline.",
-        "ru": "Ни одна нейросеть не превзошла базовую модель TF-IDF.",
+        "ru": "Ни у одной нейросети измеренная F1 не выше, чем у базовой модели TF-IDF.",
     },
     "fastest": {
         "en": "{name} trains fastest, {time} s against {best_time} s of {best}; weighted F1 "
@@ -76,8 +76,9 @@ SENTENCES = {
         "ru": "{name} по сравнению с полным обучением ({other}): {facts}.",
     },
     "mamba": {
-        "en": "Mamba ({name}) against the best other network ({other}): {facts}.",
-        "ru": "Mamba ({name}) по сравнению с лучшей из других нейросетей ({other}): {facts}.",
+        "en": "Mamba ({name}) against the other network with the highest F1 ({other}): {facts}.",
+        "ru": "Mamba ({name}) по сравнению с другой нейросетью, у которой F1 наибольшая ({other}): "
+        "{facts}.",
     },
     "fact_trainable_parameters": {
         "en": "{a} trainable parameters instead of {b} ({change} of them)",
@@ -100,24 +101,31 @@ SENTENCES = {
         "ru": "Условия различаются ({differences}): это не сравнение при равных затратах.",
     },
     "limit_time": {
-        "en": "Little time: {name}, {time} s of training, weighted F1 {f1}{from_best}.",
-        "ru": "Мало времени: {name}, обучение {time} с, взвешенная F1 {f1}{from_best}.",
-    },
-    "limit_time_network": {
-        "en": "If it has to be a network: {name}, {time} s, weighted F1 {f1}{from_best}.",
-        "ru": "Если нужна нейросеть: {name}, {time} с, взвешенная F1 {f1}{from_best}.",
+        "en": "Little time: {name}, {cost} of training, weighted F1 {f1}{from_best}.",
+        "ru": "Мало времени: {name}, обучение {cost}, взвешенная F1 {f1}{from_best}.",
     },
     "limit_parameters": {
-        "en": "Few resources: {name} trains the fewest parameters, {count}; weighted F1 "
+        "en": "Few parameters to train: {name} has the fewest, {cost}; weighted F1 "
         "{f1}{from_best}.",
-        "ru": "Мало ресурсов: меньше всего обучаемых параметров у {name}, {count}; взвешенная F1 "
+        "ru": "Обучать мало параметров: меньше всего их у {name}, {cost}; взвешенная F1 "
         "{f1}{from_best}.",
     },
     "limit_memory": {
-        "en": "Little memory: the lowest peak of the networks is that of {name}, {memory} MB; "
-        "weighted F1 {f1}{from_best}.",
-        "ru": "Мало памяти: наименьший пик среди нейросетей у {name}, {memory} МБ; взвешенная F1 "
-        "{f1}{from_best}.",
+        "en": "Little memory: {name} has the lowest peak, {cost}; weighted F1 {f1}{from_best}.",
+        "ru": "Мало памяти: наименьший пик у {name}, {cost}; взвешенная F1 {f1}{from_best}.",
+    },
+    "limit_network": {
+        "en": "If it has to be a network: {name}, {cost}, weighted F1 {f1}{from_best}.",
+        "ru": "Если нужна нейросеть: {name}, {cost}, взвешенная F1 {f1}{from_best}.",
+    },
+    "cost_time": {"en": "{value} s", "ru": "{value} с"},
+    "cost_parameters": {"en": "{value}", "ru": "{value}"},
+    "cost_memory": {"en": "{value} MB", "ru": "{value} МБ"},
+    "leakage_said": {
+        "en": "What the split leaks: {share} of the test set's films are in training too; "
+        "answering each film's usual label gives accuracy {guess}, the majority class {majority}.",
+        "ru": "Что выдаёт разбиение: {share} фильмов тестовой выборки есть и в обучении; ответ "
+        "обычной меткой фильма даёт accuracy {guess}, самый частый класс — {majority}.",
     },
     "limit_quality": {
         "en": "Quality first: {name}, weighted F1 {f1}, accuracy {accuracy}.",
@@ -126,6 +134,10 @@ SENTENCES = {
     "rivals": {
         "en": "Not told apart from it: {names}; of all these {fastest} trains fastest, {time} s.",
         "ru": "От него не отличить: {names}; из них всех быстрее обучается {fastest}: {time} с.",
+    },
+    "no_rivals": {
+        "en": "Every other approach measured lower, beyond chance (Holm-corrected).",
+        "ru": "У всех остальных F1 ниже, и больше случайного (с поправкой Холма).",
     },
     "from_best": {
         "en": "; against {best} {delta}{verdict}",

@@ -10,6 +10,7 @@ from kinopoisk_ft.reporting.sentences import SENTENCES
 from kinopoisk_ft.statistics.bootstrap import Interval
 
 PHRASES = TABLE | NOTES | EVIDENCE | EVIDENCE_NOTES | SENTENCES | PAGE
+NOTHING = "-"  # stands where nothing was measured
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
 EN_DASH = "\N{EN DASH}"

@@ -24,8 +24,8 @@ class Predictions:
     """Answers of one run to N reviews, in the order of their rows.
 
     `facts` has the columns of `FACTS` that the run recorded: characters (int), truncated (share of
-    the tokens beyond the model's window), film (str), film_in_train (bool), grade10 (1 to 10), text
-    (its first `TEXT_CHARACTERS`).
+    them that the model did not read), film (str), film_in_train (bool), grade10 (1 to 10, 0 where
+    none was given), text (its first `TEXT_CHARACTERS`).
     """
 
     rows: np.ndarray  # (N,) int64, the review's row in the source

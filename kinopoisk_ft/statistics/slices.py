@@ -17,6 +17,8 @@ QUARTERS = 4
 RESAMPLES = 2_000
 SLICED_BY = ("characters", "truncated", "grade10", "film_in_train")
 TRUNCATED = ("0", "0-50%", "50-100%")
+SEEN = ("yes", "no")
+NO_GRADE = "0"  # of reviews whose author gave none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,13 @@ class Slice:
     n: int
     accuracy: Interval
     f1_weighted: Interval
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Return where the slice stands among others: by what it is of, then from low to high."""
+        known = {"truncated": TRUNCATED, "film_in_train": SEEN}.get(self.by)
+        at = known.index(self.value) if known else float(self.value.partition("-")[0])
+        return SLICED_BY.index(self.by), at
 
 
 def slices(runs: list[Predictions]) -> list[Slice]:
@@ -63,7 +72,7 @@ def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
         order = sorted(kinds.unique(), key=int)
     else:
         kinds = known.astype(bool).map({True: "yes", False: "no"})
-        order = ["yes", "no"]
+        order = list(SEEN)
     masks = []
     for name in order:
         mask = np.zeros(n, dtype=bool)

@@ -102,15 +102,17 @@ def check_database(uri: str) -> None:
     if found is None:
         raise UserError("this database is no MLflow store", where=where, fix=FIX_MISSING)
     # The folder of migrations is what MLflow itself compares with; there is no public function.
-    migrations = Path(mlflow.__file__).parent / "store" / "db_migrations"
-    expected = ScriptDirectory(str(migrations)).get_current_head()
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    expected = migrations.get_current_head()
     if found != expected:
+        older = found in {script.revision for script in migrations.walk_revisions()}
         raise UserError(
             f"the store was written by another MLflow version: its schema is {found}, "
             f"MLflow {mlflow.__version__} reads {expected}",
             where=where,
-            fix="install the MLflow that wrote it, or, after a backup, run "
-            f"mlflow db upgrade {where}",
+            fix=f"after a backup, run mlflow db upgrade {where}, or install the older MLflow"
+            if older
+            else "install the MLflow that wrote it: this one does not know so new a schema",
         )
 
 

@@ -14,7 +14,8 @@ from kinopoisk_ft.reporting.page.curves import draw_curves
 from kinopoisk_ft.reporting.page.svg import inline
 from kinopoisk_ft.reporting.pareto import pareto_front
 from kinopoisk_ft.reporting.pictures import draw_confusion
-from kinopoisk_ft.reporting.table import Row, Table
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.statistics.scores import HEADLINE, confusions

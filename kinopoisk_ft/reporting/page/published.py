@@ -7,10 +7,11 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from kinopoisk_ft.reporting.cells import NOTHING, spread_text
+from kinopoisk_ft.reporting.cells import spread_text
 from kinopoisk_ft.reporting.collect import GROUPS
-from kinopoisk_ft.reporting.table import Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words
 from kinopoisk_ft.statistics.scores import HEADLINE
 
 

@@ -11,9 +11,9 @@ from kinopoisk_ft.reporting import evidence
 from kinopoisk_ft.reporting.cells import data_line, failures
 from kinopoisk_ft.reporting.details import Material
 from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting.leaks import leakage, sizes
 from kinopoisk_ft.reporting.page import gallery, results
 from kinopoisk_ft.reporting.page.hard import hardest
-from kinopoisk_ft.reporting.page.leaks import leakage, sizes
 from kinopoisk_ft.reporting.page.published import published
 from kinopoisk_ft.reporting.page.repeat import budgets, recipes
 from kinopoisk_ft.reporting.recommendations import choices
@@ -79,8 +79,8 @@ def _blocks(section: Section, stem: str, found: Material, words: Words) -> list[
         ("confusion", "confusion", confusion, []),
         ("calibration", "calibration", gallery.calibration(table, stem, words),
          evidence.calibration(table, words)),
-        ("slices", "slices_f1_weighted", [], evidence.slices(table, "f1_weighted", words)),
         ("slices-accuracy", "slices_accuracy", [], evidence.slices(table, "accuracy", words)),
+        ("slices", "slices_f1_weighted", [], evidence.slices(table, "f1_weighted", words)),
     ]  # fmt: skip
     return [
         Block(f"{stem}-{name}", words(title), pictures, rows)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kinopoisk_ft.reporting.cells import NOTHING
 from kinopoisk_ft.reporting.details import Details
-from kinopoisk_ft.reporting.notes import setting
-from kinopoisk_ft.reporting.table import Row, Table
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.footing import BUDGET, TEXTS, part
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words
 
-BUDGETS = (
-    "trainer.epochs", "trainer.max_steps", "trainer.batch_size", "trainer.accumulation",
-    "adapter.lr", "trainer.lr", "data.max_length",
-)  # fmt: skip
+ELSEWHERE = ("sweep", "tracking", "output_dir", "result_json", "rerun", "resume")
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one row was made: commands as given, and facts by name."""
+    """How one row was made: commands, and facts by name."""
 
     name: str
     commands: list[str]
@@ -29,12 +28,19 @@ class Recipe:
 
 
 def budgets(table: Table, words: Words) -> list[list[str]]:
-    """Return a row an approach with what it was allowed, of the settings that any row has."""
-    keys = [key for key in BUDGETS if any(setting(row, key) for row in table.rows)]
-    if not keys:
+    """Return a row an approach with what it read and was allowed, as far as any row recorded it."""
+    columns = {words(key): [_part(row, key) for row in table.rows] for key in (*BUDGET, *TEXTS)}
+    columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
+    known = {heading: cells for heading, cells in columns.items() if any(cells)}
+    names = [row.name for row in table.rows]
+    rows = zip(names, *known.values(), strict=True)
+    if not known:
         return []
-    rows = [[row.name, *(setting(row, key) or NOTHING for key in keys)] for row in table.rows]
-    return [[words("approach"), *keys], *rows]
+    return [[words("approach"), *known], *([cell or NOTHING for cell in row] for row in rows)]
+
+
+def _part(row: Row, key: str) -> str:
+    return part(row, key) if row.is_network or key in TEXTS else ""
 
 
 def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[Recipe]:
@@ -42,13 +48,31 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
     return [
         Recipe(
             row.name,
-            [f"python -m kinopoisk_ft {run.overrides}" for run in row.runs if run.overrides],
+            [_command(run.overrides) for run in row.runs if run.overrides],
             _facts(
                 row, [details.get(run.run_id, Details()).environment for run in row.runs], words
             ),
         )
         for row in table.rows
     ]
+
+
+def _command(overrides: str) -> str:
+    """Return the command of one run: what chose a whole sweep and where things went are left out.
+
+    Of a file's path the name stays: its folder is of one machine. A tag that is no command, written
+    by somebody else, is shown as it is.
+    """
+    try:
+        words = shlex.split(overrides)
+    except ValueError:
+        return overrides
+    kept = []
+    for given in words:
+        key, _, value = given.partition("=")
+        if not key.startswith(ELSEWHERE):
+            kept.append(f"{key}={Path(value).name}" if key == "data.path" else given)
+    return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
 
 def _facts(row: Row, environments: list[dict[str, Any]], words: Words) -> list[tuple[str, str]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.cells import NOTHING, SCORES, spread_text
-from kinopoisk_ft.reporting.table import BEST, MARKS, Row, Table
-from kinopoisk_ft.reporting.words import Words, time_digits
+from kinopoisk_ft.reporting.cells import SCORES, SEEN, seen_text, spread_text, whole_text
+from kinopoisk_ft.reporting.columns import BEST, MARKS
+from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.words import NOTHING, Words, time_digits
 
 COLUMNS = (
     *SCORES, "train_seconds", "eval_seconds", "trainable_parameters", "total_parameters",
-    "tokens_per_second", "peak_memory_mb", "characters_seen_share",
+    "tokens_per_second", "peak_memory_mb", SEEN,
 )  # fmt: skip
 MARK_OF = {column: mark for mark, column in MARKS.items()}
 
@@ -51,14 +53,14 @@ def _cell(table: Table, row: Row, column: str, words: Words) -> Cell:
     mean = row.mean(column)
     if mean is None:
         return Cell(NOTHING)
-    if column == "characters_seen_share":
-        return Cell(words.percent(mean))
+    if column == SEEN:
+        return Cell(seen_text(row, words))
     if column in ("train_seconds", "eval_seconds"):
         text = spread_text(row, column, time_digits(mean), words)
     elif column in SCORES:
         text = spread_text(row, column, 4, words)
     else:
-        text = words.number(mean, 0)
+        text = whole_text(row, column, words)
     interval = table.comparison.means.get(row.name, {}).get(column)
     under = [words.interval(interval)] if interval else []
     best = column in MARK_OF and row.marked(MARK_OF[column])

@@ -1,4 +1,4 @@
-"""The page's account of what of the test set training had met."""
+"""The account of what of the test set training had met."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("near_duplicates", "films", "authors")
 
 def leakage(table: Table, words: Words) -> list[list[str]]:
     """Return what train and test share, with its share of the test set; no rows if unrecorded."""
-    found = next((r.metrics for row in table.rows for r in row.runs if _has(r.metrics)), {})
+    found = _metrics(table)
     rows = [
         [
             words(f"leakage_{kind}"),
@@ -32,8 +32,27 @@ def leakage(table: Table, words: Words) -> list[list[str]]:
     return [heading, *rows] if rows else []
 
 
-def _has(metrics: Mapping[str, float]) -> bool:
-    return any(key.startswith("leakage_") for key in metrics)
+def sentence(table: Table, words: Words) -> list[str]:
+    """Return what films alone tell of the test set, in a sentence; none where unrecorded."""
+    found = _metrics(table)
+    keys = ("films_share", "film_guess_accuracy", "majority_accuracy")
+    if any(f"leakage_{key}" not in found for key in keys):
+        return []
+    share, guess, majority = (found[f"leakage_{key}"] for key in keys)
+    return [
+        words(
+            "leakage_said",
+            share=words.percent(share),
+            guess=words.score(guess),
+            majority=words.score(majority),
+        )
+    ]
+
+
+def _metrics(table: Table) -> dict[str, float]:
+    """Return the metrics of the first run that recorded the leakage: all runs share the split."""
+    runs = (run.metrics for row in table.rows for run in row.runs)
+    return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
 
 
 def sizes(table: Table, details: Mapping[str, Details], words: Words) -> str:
