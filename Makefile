@@ -10,12 +10,20 @@ RUN := $(BIN)/python -m kinopoisk_ft
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
+# The store of `make tracking-server`, apart from this folder's own, whose artifacts have local paths.
+SERVER ?= $(CURDIR)/outputs/tracking-server
+# Or BACKEND=postgresql://user@host/database, with the extra 'postgresql'.
+BACKEND ?= sqlite:///$(SERVER)/mlflow.db
+# HOST=0.0.0.0 lets in who can reach this machine, without a password.
+HOST ?= 127.0.0.1
+PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types audit bench ui report notebooks clean
+.PHONY: help setup setup-all demo test test-all lint types audit bench ui tracking-server report \
+	notebooks clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(STAMP) ## make .venv and install the pinned set
 
@@ -24,6 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
+
+setup-all: $(STAMP).all ## the extras for parallel jobs too: joblib, Slurm, Ray, PostgreSQL
+
+$(STAMP).all: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) \
+		--editable '.[dev,parallel,slurm,ray,postgresql]'
 	@touch $@
 
 demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled data, show the report
@@ -37,7 +52,7 @@ demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled da
 test: $(STAMP) ## quick tests, within three minutes
 	$(PYTEST)
 
-test-all: $(STAMP) ## all tests, the slow ones too
+test-all: $(STAMP).all ## all tests, the slow ones too
 	$(PYTEST) -m ''
 
 lint: $(STAMP) ## ruff: style and format
@@ -55,6 +70,11 @@ bench: $(STAMP) ## quick run of each benchmark; see benchmarks/README.md for the
 
 ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port 5000
+
+tracking-server: $(STAMP) ## one MLflow server for jobs side by side; see docs/scale.md
+	mkdir -p '$(SERVER)'
+	$(BIN)/python -m mlflow server --backend-store-uri '$(BACKEND)' \
+		--artifacts-destination '$(SERVER)/artifacts' --host $(HOST) --port $(PORT)
 
 report: $(STAMP) ## compare the runs in the store of this folder
 	$(BIN)/python -m kinopoisk_ft.report

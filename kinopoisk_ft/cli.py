@@ -37,13 +37,17 @@ Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
 the composed config and stop), --hydra-help.
 A sweep skips jobs that are finished and identical; rerun=true trains them again.
 Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
-In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel').
+In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'), on a cluster
+hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
 """
 
 
 # Hydra's flags that are followed by a value.
 VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
           "--package", "-p", "--cfg", "-c"}  # fmt: skip
+# Launchers that are there when their extra is installed.
+EXTRAS = {"joblib": "parallel", "submitit_slurm": "slurm", "submitit_local": "slurm",
+          "ray_base": "ray"}  # fmt: skip
 
 
 class RunError(Exception):
@@ -102,7 +106,7 @@ def _close_sweep(code: int) -> int:
 
     found = outcomes(sweep.sweep_dir)
     print(table(found))
-    code = code or int(any(job.status == "failed" for job in found))
+    code = code or int(any(job.status in ("failed", "unfinished") for job in found))
     sweep.close({0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"))
     return code
 
@@ -211,8 +215,8 @@ def _explain(error: Exception, args: list[str]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if error.missing_cfg_file == "hydra/launcher/joblib":
-            return "parallel jobs need an extra: pip install 'kinopoisk-ft[parallel]'"
+        if group == "hydra/launcher" and option in EXTRAS:
+            return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{EXTRAS[option]}]'"
         return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
     missing = re.match(r"Could not override '([^']+)'", text)
     if missing:

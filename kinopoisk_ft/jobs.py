@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -21,12 +23,19 @@ from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
 log = logging.getLogger(__name__)
 
 
+Status = Literal["done", "skipped", "failed", "pruned", "unfinished"]
+ALWAYS_COUNTED = ("done", "skipped", "failed")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `told` is its cause if it failed or was pruned."""
+    """How a job ended; `told` is its cause if it failed or was pruned.
+
+    It is "unfinished" from its start on, and stays so if it is stopped or its process is killed.
+    """
 
     job: int
-    status: Literal["done", "skipped", "pruned", "failed"]
+    status: Status
     overrides: list[str]
     run_id: str = ""
     f1_weighted: float | None = None
@@ -50,18 +59,21 @@ def outcomes(sweep_dir: Path) -> list[Outcome]:
 def table(found: list[Outcome]) -> str:
     """Return a line for each job, with the overrides that tell it from the others, and counts."""
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
-    lines = [f"  {'job':>3}  {'status':7}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
+    lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
         val, score = (
             "" if value is None else f"{value:.4f}" for value in (one.objective, one.f1_weighted)
         )
         own = " ".join(override for override in one.overrides if override not in shared)
         scores = f"{val:7}  {score:7}"
-        lines.append(f"  {one.job:>3}  {one.status:7}  {scores}  {one.run_id:32}  {own}".rstrip())
+        lines.append(f"  {one.job:>3}  {one.status:10}  {scores}  {one.run_id:32}  {own}".rstrip())
         lines += [f"       {one.told}"] if one.told else []
-    counts = {s: sum(o.status == s for o in found) for s in ("done", "skipped", "failed", "pruned")}
-    counts = {s: count for s, count in counts.items() if count or s != "pruned"}
+    counts = {s: sum(o.status == s for o in found) for s in get_args(Status)}
+    unfinished = counts["unfinished"]
+    counts = {s: count for s, count in counts.items() if count or s in ALWAYS_COUNTED}
     lines.append("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    if unfinished:
+        lines.append("the same command, with its output_dir, goes on with what is unfinished")
     if found and counts["skipped"] == len(found):
         lines.append("nothing was left to do: rerun=true trains the jobs again")
     return "\n".join(lines)
@@ -72,21 +84,20 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
 
     Returns the validation score, None of a trial that was pruned.
     """
-    from kinopoisk_ft.run import run, run_tags, write_result
-    from kinopoisk_ft.training.device import take_device
+    from kinopoisk_ft.run import run_tags, write_result
 
     hydra = HydraConfig.get()
-    if hydra.launcher.get("n_jobs", 1) != 1:
-        take_device(hydra.job.num)
+    sweep_dir = Path(hydra.sweep.dir)
+    note: dict[str, Any] = {"job": hydra.job.num, "overrides": job_overrides()}
+    Outcome(**note, status="unfinished").write(sweep_dir)
     tags = run_tags(prepared)
     result = None if prepared.cfg.rerun else _finished(prepared, tags)
-    note: dict[str, Any] = {"job": hydra.job.num, "overrides": job_overrides()}
     if result is None:
         try:
-            result = run(prepared, out_dir)
+            result = _train(prepared, out_dir)
         except Pruned as pruned:
             note |= {"status": "pruned", "told": str(pruned), "run_id": pruned.run_id}
-            Outcome(**note).write(Path(hydra.sweep.dir))
+            Outcome(**note).write(sweep_dir)
             return None
         note["status"] = "done"
     else:
@@ -95,8 +106,30 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
         write_result(prepared, result)
         note["status"] = "skipped"
     note |= {"run_id": result.run_id, "objective": result.objective}
-    Outcome(**note, f1_weighted=result.f1_weighted).write(Path(hydra.sweep.dir))
+    Outcome(**note, f1_weighted=result.f1_weighted).write(sweep_dir)
     return result.objective
+
+
+def _train(prepared: Prepared, out_dir: Path) -> Result:
+    """Run a job on a GPU of its own, where there are several that its launcher does not deal out.
+
+    A signal that stops it is then given to the launcher, which may start the job again: submitit
+    has Slurm requeue it.
+    """
+    from kinopoisk_ft.run import run
+    from kinopoisk_ft.training.device_pool import own_device
+    from kinopoisk_ft.training.signals import Stopped
+
+    hydra = HydraConfig.get()
+    parallel = hydra.launcher.get("n_jobs", 1) != 1
+    pool = own_device(notes_folder(Path(hydra.sweep.dir))) if parallel else nullcontext()
+    try:
+        with pool:
+            return run(prepared, out_dir)
+    except Stopped as stop:
+        if stop.number != signal.SIGINT and callable(signal.getsignal(stop.number)):
+            signal.raise_signal(stop.number)
+        raise
 
 
 def job_overrides() -> list[str]:

@@ -1,24 +1,19 @@
-"""Sweeps: what is finished is skipped, what fails is told, and parallel jobs lose nothing."""
+"""Sweeps: what is finished is skipped, and what fails is told."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import joblib
-import pandas as pd
 import pytest
-import tiny
 import torch
 from composing import compose_config
-from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
+from sweeping import DATA, newest_parent, write_reviews
 
 from kinopoisk_ft import cli, identity, jobs
 from kinopoisk_ft.conf_path import conf_dir
@@ -28,19 +23,10 @@ from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.experiment import open_experiment
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
-from kinopoisk_ft.training.device import device_of_job, take_device
-
-DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 
 
 class Unforeseen(BaseException):
     """What no job catches."""
-
-
-def write_reviews(folder: Path, count: int = 80) -> None:
-    texts, labels = tiny.reviews(count)
-    table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
-    table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +52,6 @@ def sweep(*args: str, model: str = "tfidf") -> int:
         return cli.main(["-m", *DATA, f"model={model}", *args])
     finally:
         sys.argv = before
-
-
-def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:
-    """Return the id and status of the last sweep of an experiment."""
-    found = client.get_experiment_by_name(experiment)
-    runs = client.search_runs([found.experiment_id], "tags.`kinopoisk_ft.kind` = 'sweep'")
-    newest = max(runs, key=lambda run: run.info.start_time)
-    return newest.info.run_id, newest.info.status
 
 
 def test_finished_jobs_are_skipped_and_reported(
@@ -200,21 +178,6 @@ def test_pretraining_is_never_skipped() -> None:
     assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db"), tags) is None
 
 
-def test_jobs_get_devices_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [device_of_job(job, 3) for job in range(5)] == [0, 1, 2, 0, 1]
-    chosen: list[int] = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for devices in (0, 1, 2):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
-        take_device(3)
-    assert chosen == [1]
-
-
-def test_the_missing_extra_is_named() -> None:
-    error = MissingConfigException("no", "hydra/launcher/joblib", ["basic"])
-    assert "kinopoisk-ft[parallel]" in cli._explain(error, [])
-
-
 def test_a_parent_of_another_store_is_told(place: Path) -> None:
     uri = f"sqlite:///{place / 'mlflow.db'}"
     tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
@@ -238,11 +201,6 @@ def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Pat
         assert file.read_bytes() == before
 
 
-def environment(place: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    return {**kept, "KINOPOISK_FT_CACHE": str(place / "cache")}
-
-
 @pytest.mark.slow
 def test_two_processes_make_one_store(tmp_path: Path) -> None:
     code = "import sys; from kinopoisk_ft.tracking.experiment import open_experiment as o; "
@@ -252,33 +210,3 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] != ""
-
-
-@pytest.mark.slow
-def test_parallel_jobs_lose_nothing(tmp_path: Path) -> None:
-    """Two workers, three jobs of which one fails, in a store that does not exist yet."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'parallel'")
-    write_reviews(tmp_path)
-    small: Sequence[str] = [
-        "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.vocab_size=120",
-        "model.max_positions=64", "data.max_length=32", "trainer.budget=steps:6",
-        "trainer.precision=fp32", "trainer.device=cpu", "trainer.log_every=1",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "kinopoisk_ft", "-m", *DATA, *small, "hydra/launcher=joblib",
-         "hydra.launcher.n_jobs=2", "trainer.batch_size=8,9,0", "output_dir=out"],
-        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "jobs: 2 done, 0 skipped, 1 failed" in done.stdout
-    assert "trainer.batch_size=0: it must be 1 or more" in done.stderr
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    parent, status = newest_parent(client, "kinopoisk_ft")
-    assert status == "FAILED"
-    found = collect(client, "kinopoisk_ft", parent)
-    assert (len(found.runs), len(found.failed), found.unfinished) == (2, 1, 0)
-    for i, run in enumerate(sorted(found.runs, key=lambda r: r.settings["trainer.batch_size"])):
-        steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
-        assert sorted(steps) == list(range(1, 7))
-        written = json.loads((tmp_path / "out" / str(i) / "environment.json").read_text())
-        assert written["torch_threads"] == max(1, joblib.cpu_count() // 2)

@@ -34,18 +34,6 @@ def choose_device(request: str) -> torch.device:
     return torch.device(request)
 
 
-def device_of_job(job: int, devices: int) -> int:
-    """Return the CUDA device, from 0, of a job of a parallel sweep: in turn."""
-    return job % devices
-
-
-def take_device(job: int) -> None:
-    """Make a job's device the one that `cuda` means in this process, where there are several."""
-    devices = torch.cuda.device_count()
-    if devices > 1:
-        torch.cuda.set_device(device_of_job(job, devices))
-
-
 def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of earlier work in this process, where the system allows it (CUDA, Linux)."""
     global _earlier

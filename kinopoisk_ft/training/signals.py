@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-# What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1 before it ends
-# or requeues a job, and means SIGTERM.
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
+# What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1, submitit with
+# SIGUSR2, before a job is ended or requeued, and they mean SIGTERM.
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, torn: bool = False) -> None:
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name}")
-        self.exit_code, self.torn = EXIT_CODES[name], torn
+        self.number, self.exit_code, self.torn = number, EXIT_CODES[name], torn
 
 
 class StopSignals:

@@ -1,0 +1,38 @@
+"""What the tests of sweeps share: reviews, a model small enough, and the store afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import tiny
+from mlflow import MlflowClient
+
+DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
+SMALL = [
+    "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.vocab_size=120",
+    "model.max_positions=64", "data.max_length=32", "trainer.precision=fp32", "trainer.device=cpu",
+    "trainer.log_every=1",
+]  # fmt: skip
+
+
+def write_reviews(folder: Path, count: int = 80) -> None:
+    """Write labelled reviews to reviews.jsonl in a folder."""
+    texts, labels = tiny.reviews(count)
+    table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
+    table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+
+
+def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:
+    """Return the id and status of the last sweep of an experiment."""
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], "tags.`kinopoisk_ft.kind` = 'sweep'")
+    newest = max(runs, key=lambda run: run.info.start_time)
+    return newest.info.run_id, newest.info.status
+
+
+def environment(place: Path) -> dict[str, str]:
+    """Return this process's variables, but for limits on threads, and a cache of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    return {**kept, "KINOPOISK_FT_CACHE": str(place / "cache")}

@@ -1,0 +1,231 @@
+"""Jobs side by side: each has its GPU, is told of signals, and loses nothing under any launcher."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+
+import joblib
+import psutil
+import pytest
+import torch
+from hydra.errors import MissingConfigException
+from mlflow import MlflowClient
+from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
+
+from kinopoisk_ft import cli
+from kinopoisk_ft.jobs import Outcome
+from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.device_pool import own_device
+from kinopoisk_ft.training.signals import Stopped
+
+NEEDS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("ray", "ray"),
+}
+
+
+def needs(launcher: str) -> pytest.MarkDecorator:
+    module, extra = NEEDS[launcher]
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs the extra '{extra}'")
+
+
+LAUNCHERS = [pytest.param(name, marks=needs(name)) for name in NEEDS]
+
+
+def test_jobs_share_devices_evenly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with ExitStack() as others:
+        first = ExitStack()
+        first.enter_context(own_device(tmp_path))
+        others.enter_context(own_device(tmp_path))
+        first.close()  # the one that ends first is free for the next, whatever the next's number
+        held = [others.enter_context(own_device(tmp_path)) for _ in range(5)]
+        assert held == [0, 2, 0, 1, 2]
+    assert chosen == [0, 1, 0, 2, 0, 1, 2]
+    with own_device(tmp_path) as device:
+        assert device == 0
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_one_device_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    with own_device(tmp_path) as device:
+        assert device is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def sweep(place: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> int:
+    """Run a sweep of one job in this process, with a stand-in for its training."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["kinopoisk_ft"])
+    monkeypatch.setattr("kinopoisk_ft.run.run", run)
+    return cli.main(["-m", *DATA, "model=tfidf", "tracking=none", "output_dir=out"])
+
+
+def test_a_signal_is_given_to_the_launcher_once_the_run_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(signal.SIGUSR2)
+
+    write_reviews(tmp_path)
+    told: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
+    try:
+        assert sweep(tmp_path, monkeypatch, stopped) == 143
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert told == [signal.SIGUSR2]
+    shown = capsys.readouterr().out
+    assert "jobs: 0 done, 0 skipped, 0 failed, 1 unfinished" in shown
+    assert "with its output_dir, goes on" in shown
+    # Nobody else waits for it here, and the default would end the process.
+    assert sweep(tmp_path, monkeypatch, stopped) == 143
+
+
+def test_a_job_that_ends_without_a_word_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Outcome(0, "unfinished", []).write(tmp_path)
+    parent = ParentRun()
+    parent.sweep_dir = tmp_path
+    monkeypatch.setattr(ParentRun, "opened", parent)
+    assert cli._close_sweep(0) == 1
+
+
+@pytest.mark.parametrize("option", cli.EXTRAS)
+def test_the_missing_extra_is_named(option: str) -> None:
+    error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])
+    assert f"kinopoisk-ft[{cli.EXTRAS[option]}]" in cli._explain(error, [])
+
+
+def start(place: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kinopoisk_ft", "-m", *DATA, *SMALL, *args, "output_dir=out"]
+    return subprocess.Popen(
+        command, cwd=place, env=environment(place), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_parallel_jobs_lose_nothing(tmp_path: Path, launcher: str) -> None:
+    """Three jobs of which one fails, in a store that does not exist yet; then again."""
+    write_reviews(tmp_path)
+    args = [f"hydra/launcher={launcher}", "trainer.budget=steps:6", "trainer.batch_size=8,9,0"]
+    args += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    for counts in ("2 done, 0 skipped, 1 failed", "0 done, 2 skipped, 1 failed"):
+        sweep = start(tmp_path, *args)
+        out, err = sweep.communicate()
+        assert sweep.returncode == 1, err
+        assert f"jobs: {counts}\n" in out, err
+        assert "trainer.batch_size=0: it must be 1 or more" in out
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        parent, status = newest_parent(client, "kinopoisk_ft")
+        assert status == "FAILED"
+        found = collect(client, "kinopoisk_ft", parent)
+        assert (len(found.runs), found.unfinished) == (2, 0)
+    for i, run in enumerate(sorted(found.runs, key=lambda r: r.settings["trainer.batch_size"])):
+        steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
+        assert sorted(steps) == list(range(1, 7))
+        written = json.loads((tmp_path / "out" / str(i) / "environment.json").read_text())
+        threads = {"joblib": max(1, joblib.cpu_count() // 2), "ray": 1}
+        assert written["torch_threads"] == threads.get(launcher, joblib.cpu_count())
+
+
+LONG = ["trainer.budget=steps:300", "trainer.batch_size=8", "trainer.checkpoint_every=5"]
+
+
+def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    while not found():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def checkpoint(place: Path) -> bool:
+    """Tell whether the first job has written one."""
+    return any((place / "out/0/checkpoints").glob("checkpoint-*/manifest.json"))
+
+
+def assert_one_whole_run(place: Path) -> None:
+    """The run was stopped and finished: each step is recorded once, in one run."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    assert status == "FINISHED"
+    (run,) = collect(client, "kinopoisk_ft", parent).runs
+    steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
+    assert sorted(steps) == list(range(1, 301))
+    assert "going on with the run" in (place / "out/0/run.log").read_text()
+
+
+@pytest.mark.slow
+@needs("submitit_local")
+def test_a_job_that_submitit_warns_is_requeued_and_goes_on(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    sweep = start(tmp_path, "hydra/launcher=submitit_local", *LONG)
+    wait_for(lambda: checkpoint(tmp_path), sweep)
+    (folder,) = (f for f in (tmp_path / "out/.submitit").iterdir() if f.name.isdigit())
+    (task,) = psutil.Process(int(folder.name)).children()
+    task.send_signal(signal.SIGUSR2)
+    out, err = sweep.communicate()
+    assert sweep.returncode == 0, err
+    assert "jobs: 1 done, 0 skipped, 0 failed\n" in out
+    assert "Requeued job" in "".join(f.read_text() for f in folder.glob("*_log.*"))
+    assert_one_whole_run(tmp_path)
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_a_job_that_ray_loses_goes_on_in_another_process(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
+    wait_for(lambda: checkpoint(tmp_path), sweep)
+    children = psutil.Process(sweep.pid).children(recursive=True)
+    (worker,) = (p for p in children if "ray::job" in " ".join(p.cmdline()))
+    worker.kill()
+    out, err = sweep.communicate()
+    assert sweep.returncode == 0, err
+    assert "jobs: 1 done, 0 skipped, 0 failed\n" in out
+    assert_one_whole_run(tmp_path)
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_an_interrupt_stops_the_jobs_of_ray(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
+    wait_for(lambda: checkpoint(tmp_path), sweep)
+    sweep.send_signal(signal.SIGINT)
+    out, err = sweep.communicate()
+    assert sweep.returncode == 130, err
+    assert "0 done, 0 skipped, 0 failed, 1 unfinished" in out
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    assert status == "KILLED"
+    experiment = client.get_run(parent).info.experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_what_no_machine_of_ray_has_is_told(tmp_path: Path) -> None:
+    write_reviews(tmp_path)
+    sweep = start(tmp_path, "hydra/launcher=ray", "hydra.launcher.num_gpus=99")
+    err = sweep.communicate()[1]
+    assert sweep.returncode == 1
+    assert "no machine of the cluster has room for a job of 1 cores and 99 GPUs" in err
