@@ -197,9 +197,7 @@ class Trainer(Settings):
         state.schedule.step()
         state.losses.append(total)
 
-    def _gradients(
-        self, state: State, micro_batches: list[dict[str, Tensor]], rows: int
-    ) -> Tensor:
+    def _gradients(self, state: State, micro_batches: list[dict[str, Tensor]], rows: int) -> Tensor:
         """Leave the gradients of the mean loss, `rows` rows at once; returns the loss, ()."""
         state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
         count = sum(state.objective.count(batch) for batch in micro_batches)
