@@ -15,47 +15,52 @@ from hydra.utils import instantiate
 from short_fit import Recorder
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.training import loop, probe
+from kinopoisk_ft.training import probe
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import peak_growth
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.state import State
 
-ROWS, LENGTH = 16, 512
+ROWS, LENGTH = 32, 512
+SIZES = {
+    "vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "intermediate_size": 512, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
 
 
-def probe_and_train(limit: int | None, folder: Path, answers: Any) -> None:
+def train(limit: int | None, probes: bool, folder: Path, answers: Any) -> None:
     """Train two steps with `limit` MiB more than are taken; tells what was chosen and measured."""
     torch.set_num_threads(1)
-    trainer = instantiate(compose_config([
-        "model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=1",
-        f"trainer.batch_size={ROWS}", "trainer.log_every=1", "trainer.optimizer.fused=false",
-    ]).trainer)  # fmt: skip
-    precision, clock = trainer.open()
-    model = BertForSequenceClassification(BertConfig(
-        vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    ))  # fmt: skip
-    told: dict[str, float] = {"failures": 0}
-    _watch(told, limit)
-    rng = np.random.default_rng(0)
-    ids = rng.integers(1, 1000, (2 * ROWS, LENGTH)).tolist()
-    data = Examples(ids, rng.integers(0, 2, 2 * ROWS))
-    recorder = Recorder()
+    _fit(folder / "warm", 2, 8)  # loads libraries and starts threads, whose room is counted too
+    told = _watch(limit, probes)
     if limit is not None:
         space = psutil.Process().memory_info().vms + limit * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (space, resource.RLIM_INFINITY))
-    state = trainer.fit(
-        model, Classification(0), data, Examples(ids[:2], data.labels[:2]), fresh=(),
-        audit=lambda _: None, precision=precision, clock=clock, recorder=recorder,
-        folder=folder / str(limit),
-    )  # fmt: skip
+    state, recorder = _fit(folder / "run", 2 * ROWS, LENGTH)
     losses = recorder.of("train_loss")
-    answers.put({**told, "rows": state.micro_batch_size, "steps": state.step, "loss": losses})
+    answers.put({**told, "rows": state.micro_batch_size, "loss": losses})
 
 
-def _watch(told: dict[str, float], limit: int | None) -> None:
+def _fit(folder: Path, count: int, length: int) -> tuple[State, Recorder]:
+    made = instantiate(compose_config([
+        "model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=1",
+        f"trainer.batch_size={ROWS}", "trainer.log_every=1",
+    ]).trainer)  # fmt: skip
+    precision, clock = made.open()
+    model = BertForSequenceClassification(BertConfig(**SIZES))
+    rng = np.random.default_rng(0)
+    data = Examples(rng.integers(1, 1000, (count, length)).tolist(), rng.integers(0, 2, count))
+    recorder = Recorder()
+    state = made.fit(
+        model, Classification(0), data, Examples(data.input_ids[:2], data.labels[:2]), fresh=(),
+        audit=lambda _: None, precision=precision, clock=clock, recorder=recorder, folder=folder,
+    )  # fmt: skip
+    return state, recorder
+
+
+def _watch(limit: int | None, probes: bool) -> dict[str, float]:
     """Note failures for lack of memory, the prediction, and, without a limit, what was taken."""
+    told: dict[str, float] = {"failures": 0}
     measure = probe._measure
 
     def watched(state: State, train: Examples) -> probe.Need:
@@ -72,9 +77,5 @@ def _watch(told: dict[str, float], limit: int | None) -> None:
 
     logging.getLogger("kinopoisk_ft").addHandler(Failures())
     probe._measure = watched
-    loop.rows_that_fit = _always_probed
-
-
-def _always_probed(state: State, train: Examples) -> int:
-    probe.KEPT = 2**30
-    return probe.rows_that_fit(state, train)
+    probe.KEPT = 2**30 if probes else 0  # the bound below which nothing is run
+    return told

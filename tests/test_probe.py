@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from memory_child import probe_and_train
+from memory_child import train
 from short_fit import short_fit, weights
 from torch import nn
 
@@ -189,19 +189,20 @@ def test_nothing_is_run_where_memory_is_plenty(
 
 @pytest.mark.slow
 def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) -> None:
-    """Without the probe's choice a step would take more than the process may have."""
+    """As the probe chooses beforehand; and without it, where the allocator's refusal tells."""
     spawned = multiprocessing.get_context("spawn")
-    found = []
-    for limit in (None, 1200):
+    found: list[dict[str, Any]] = []
+    for i, (limit, probes) in enumerate(((None, True), (550, True), (550, False))):
         answers: Any = spawned.Queue()
-        child = spawned.Process(target=probe_and_train, args=(limit, tmp_path, answers))
+        child = spawned.Process(target=train, args=(limit, probes, tmp_path / str(i), answers))
         child.start()
         found.append(answers.get(timeout=300))
         child.join()
         assert child.exitcode == 0
-    free, tight = found
-    assert (free["rows"], free["steps"]) == (16, 2)
-    assert free["growth"] / 1.3 < free["predicted"] < free["growth"] * 1.3
-    assert free["predicted"] > 1200
-    assert (tight["rows"] < 16, tight["steps"], tight["failures"]) == (True, 2, 0)
-    assert tight["loss"] == pytest.approx(free["loss"], abs=1e-5)
+    free, probed, refused = found
+    assert (free["rows"], free["failures"]) == (32, 0)
+    assert free["growth"] / 1.2 < free["predicted"] < free["growth"] * 1.2
+    assert (probed["rows"], probed["failures"]) == (16, 0)
+    assert (refused["rows"], refused["failures"]) == (16, 1)
+    for other in (probed, refused):
+        assert other["loss"] == pytest.approx(free["loss"], abs=1e-5)
