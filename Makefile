@@ -19,8 +19,7 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all lint types audit bench ui tracking-server report \
-	notebooks clean
+.PHONY: help setup setup-all demo test test-all lint types audit bench ui tracking-server report notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
