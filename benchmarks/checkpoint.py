@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from common import allocator
 from common.report import Section, command_line, publish
-from common.shapes import BASE, TINY2
+from common.shapes import BASE, SMALL, TINY2
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from kinopoisk_ft.training.budget import Budget, Meter
 from kinopoisk_ft.training.capture import restore
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
@@ -33,7 +34,7 @@ from kinopoisk_ft.training.schedule import constant
 from kinopoisk_ft.training.state import State
 
 BATCH, LENGTH, VOCABULARY = 8, 64, 30_000
-SHAPES = {"as rubert-tiny2": TINY2, "as bert-base": BASE}
+SHAPES = {"as rubert-tiny2": TINY2, "as e5-small-ru": SMALL, "as bert-base": BASE}
 
 
 class Silent:
@@ -48,8 +49,9 @@ def prepare(model: nn.Module) -> State:
     precision = Precision("fp32", torch.device("cpu"))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    schedule = warm_schedule(optimizer, constant, 0, 100)
-    return State(model, Classification(0), precision, optimizer, schedule, steps=100)
+    meter = Meter(Budget("steps", 100), Clock(), 100)
+    schedule = warm_schedule(optimizer, constant, 0, meter.total, meter.place)
+    return State(model, Classification(0), precision, optimizer, schedule, meter, 100, BATCH, BATCH)
 
 
 def step(state: State) -> None:
@@ -101,7 +103,7 @@ def main() -> None:
     args = command_line(__doc__).parse_args()
     logging.basicConfig(level=logging.WARNING)
     rows = []
-    for name, shape in list(SHAPES.items())[: 1 if args.quick else 2]:
+    for name, shape in list(SHAPES.items())[: 1 if args.quick else None]:
         depth = shape["num_hidden_layers"]
         for what, layers in (("all", 0), ("two thirds of the layers frozen", 2 * depth // 3)):
             figures = measure(shape, layers, rounds=2 if args.quick else 5)

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 Shape = dict[str, int]
 TINY2 = {"hidden_size": 312, "num_hidden_layers": 3, "num_attention_heads": 12,
          "intermediate_size": 600}  # fmt: skip
+SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "intermediate_size": 1536}  # fmt: skip
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072}  # fmt: skip
 
