@@ -21,6 +21,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.mlflow import MlflowTracker, open_experiment
 
+
 class Unforeseen(BaseException):
     """What no job catches."""
 
