@@ -2,7 +2,7 @@
 
     python benchmarks/cost_model.py --markdown benchmarks/results/cost_model.md
 
-Nothing is timed. FLOPs by Kaplan et al. (arXiv:2001.08361): 2 a weight and token forward, 4 backward.
+Nothing is timed. FLOPs by Kaplan et al. (arXiv:2001.08361): 2 a weight and token forward, 4 back.
 """
 
 from __future__ import annotations
