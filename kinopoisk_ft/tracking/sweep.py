@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 
 SAME_AS = "kinopoisk_ft.same_as"  # of a skipped job: the finished run that is identical
@@ -42,6 +43,13 @@ class ParentRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent, tagged with what was asked for, if the jobs are tracked by MLflow."""
+        if ranks.size() > 1:
+            error = UserError(
+                "torchrun starts the processes of one run, and this is a sweep of several",
+                fix="start each run with torchrun of its own, or the sweep without it",
+            )
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
         notes.mkdir(parents=True, exist_ok=True)

@@ -18,19 +18,21 @@ from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, share, size, summed
 from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.finite import check_finite
 from kinopoisk_ft.training.journal import Journal, Recorder
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
-from kinopoisk_ft.training.precision import Precision, wait
+from kinopoisk_ft.training.precision import Precision, choose, wait
 from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.resume import Keeper, kept_precision
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
+from kinopoisk_ft.training.strategy import check_strategy, placed, reducing
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,12 @@ class Trainer(Settings):
         """
         device, kind = choose_device(self.device), self.precision
         if folder is not None and kind == "auto":
-            kind = kept_precision(folder) or kind
+            kept = from_main(lambda: kept_precision(folder))
+            kind = kept or kind
+        if kind == "auto" and size() > 1:
+            kind = from_main(lambda: choose(kind, device)[0])
         precision = Precision(kind, device)
+        check_strategy(self.strategy, self.batch_size, self.prefix_cache, precision.kind)
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
         if self.keep_memory and keep_freed_memory():
             log.info("freed memory stays in the process")
@@ -93,7 +99,7 @@ class Trainer(Settings):
         steps = prefetched(self._steps(train, state))
         with (
             in_place, clock.section("train"), Progress(state.steps) as progress,
-            StopSignals() as signals, steps as batches, keeper,
+            StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
             self._evaluate_if_due(state, train, val, journal, clock, signals)
@@ -124,7 +130,8 @@ class Trainer(Settings):
         reviews: int,
         clock: Clock,
     ) -> State:
-        model.to(precision.device).train()
+        around = placed(model, self.strategy, precision.device)
+        around.train()
         steps = self.length.steps(self.steps_per_epoch(reviews))
         meter = Meter(self.length, clock, steps)
         share = math.ceil(self.warmup_share * meter.total)
@@ -138,7 +145,7 @@ class Trainer(Settings):
             log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
         else:
             log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
-        return State(model, objective, precision, optimizer, schedule, meter, steps)
+        return State(model, objective, precision, optimizer, schedule, meter, steps, around=around)
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""
@@ -167,13 +174,17 @@ class Trainer(Settings):
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
         count = sum(state.objective.count(batch) for batch in micro_batches)
         total = torch.zeros((), device=state.precision.device)
-        for batch in micro_batches:
+        draw_apart(self.seed, state.step)
+        for number, batch in enumerate(micro_batches, start=1):
             state.tokens += int(batch["attention_mask"].sum())
-            batch = to_device(batch, state.precision.device)
-            with state.precision.autocast():
-                loss = state.objective.loss_sum(state.model, batch)[0] / (count or 1)
-            state.precision.backward(loss)
+            mine, counts = share(batch)
+            mine = to_device(mine, state.precision.device)
+            with reducing(state.called, number == len(micro_batches)):
+                with state.precision.autocast():
+                    loss = state.objective.loss_sum(state.called, mine)[0] / (count or 1) * counts
+                state.precision.backward(loss * size())  # gradients are averaged over the ranks
             total += loss.detach()
+        summed(total)
         state.precision.unscale(state.optimizer)
         if state.step == 0:
             audit(state.model)
@@ -213,8 +224,9 @@ class Trainer(Settings):
             return
         with clock.section("val"):
             found = evaluate(
-                state.model, val, state.objective, state.precision, self.eval_batch_size
-            )
+                state.model, val, state.objective, state.precision, self.eval_batch_size,
+                signals.check,
+            )  # fmt: skip
         with signals.held(), clock.section("checkpoint"):
             journal.judge(state, found.scores)
         state.model.train()
