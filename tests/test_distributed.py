@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from distributed_child import member
-from networks import model_overrides
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
