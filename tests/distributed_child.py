@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import torch
 from composing import compose_config
 from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
+from resume_child import command, ended
 from safetensors.torch import save_file
 
 from kinopoisk_ft.adapters.audit import check_gradients
+from kinopoisk_ft.cli import main
 from kinopoisk_ft.pretraining import _language_model
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed import is_main, processes, rank, size
@@ -106,3 +111,18 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
     (folder / "result.json").write_text(json.dumps(result))
     named = {name: p.detach().contiguous() for name, p in module.named_parameters()}
     save_file({**named, "outputs": tested.outputs}, folder / "tensors.safetensors")
+
+
+def command_member(
+    number: int, count: int, port: int, args: Sequence[str], here: Path,
+    signalled: int | None = None,
+) -> None:  # fmt: skip
+    """Run the command line as one of several processes; one of them may get a SIGTERM."""
+    os.environ.update(environment(number, count, port))
+    command(args, here / f"rank{number}", ("backward", 7) if number == signalled else None)
+
+
+if __name__ == "__main__":  # as torchrun starts it: rank 1 is killed once, in its fourth update
+    dies = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    with ended("update", 4, signal.SIGKILL) if dies else nullcontext():
+        sys.exit(main(sys.argv[1:]))

@@ -104,7 +104,7 @@ def _backend(strategy: str, request: str) -> str:
         )
     device = choose_device(request).type
     if device == "cpu":
-        return "cpu:gloo"
+        return "gloo"
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if device == "cuda" and local < gpus:
         torch.cuda.set_device(local)

@@ -58,8 +58,9 @@ def placed(model: nn.Module, strategy: Strategy, device: torch.device) -> nn.Mod
     model.to(device)
     if kind == "none":
         return model
-    # Buffers are constants here: positions and masks.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    around = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    around.broadcast_buffers = False  # they are constants here, sent once: positions and masks
+    return around
 
 
 @contextmanager
