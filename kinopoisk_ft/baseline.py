@@ -20,6 +20,7 @@ from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import Card
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.distributed import size
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
 
@@ -33,17 +34,21 @@ def fit_baseline(
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
+    if size() > 1:
+        raise UserError(
+            "the TF-IDF baseline is fitted in one process", fix="start it without torchrun"
+        )
     device = torch.device("cpu")
     reset_peak_memory(device)
     clock = Clock()
-    how, size = data.preprocessing, len(data.class_names)
+    how, classes = data.preprocessing, len(data.class_names)
     train, val, test = (how.texts(part["text"]) for part in (data.train, data.val, data.test))
     with clock.section("train"):
-        recipe.fit(train, data.train["label"].to_numpy(), size)
+        recipe.fit(train, data.train["label"].to_numpy(), classes)
     with clock.section("val"):
-        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), size)
+        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), classes)
     with clock.section("eval"):
-        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), size)
+        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), classes)
     with clock.section("save"):
         recipe.save(out_dir / "model")
         # It reads words, not tokens, so that no number of tokens says how many.

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinopoisk_ft import ranks
 from kinopoisk_ft.conf_path import conf_dir, group_options
 from kinopoisk_ft.errors import UserError, nearest
 
@@ -39,8 +40,12 @@ A sweep skips jobs that are finished and identical; rerun=true trains them again
 Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
 In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'), on a cluster
 hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
+One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
 """
 
+# Of torchrun's processes the first alone has a folder and a log.
+NO_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
+             "hydra/hydra_logging=none"]  # fmt: skip
 
 # Hydra's flags that are followed by a value.
 VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
@@ -63,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     # Hydra then raises instead of printing its own report, and the message is ours to write.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.argv = [sys.argv[0], *_flags_first(args)]
+    sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if ranks.rank() else [])]
     import hydra
 
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
@@ -84,7 +89,8 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except RunError:
         return 1
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
+        if ranks.rank() == 0:
+            print(str(stop) or "interrupted", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -136,12 +142,15 @@ def _job(cfg: DictConfig) -> float | None:
             from kinopoisk_ft.jobs import run_job
 
             return run_job(prepared, out_dir)
-        from kinopoisk_ft.run import run
+        from kinopoisk_ft.run import run_together
 
-        return run(prepared, out_dir).objective
+        return run_together(prepared, out_dir)
     except Exception as raised:
         error = _cause(raised)
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if ranks.rank():
+            print(f"rank {ranks.rank()}: error: {told}", file=sys.stderr)
+            sys.exit(1)
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
         if sweeps:
             _note_failure(told)

@@ -26,9 +26,11 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.distributed import is_main, main_first
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.sharding import gather
 from kinopoisk_ft.unfinished import CHECKPOINTS
 
 log = logging.getLogger(__name__)
@@ -47,13 +49,13 @@ def fit_network(
     precision, clock = trainer.open(checkpoints)
     reset_peak_memory(precision.device)
     model_dir = out_dir / "model"
-    with clock.section("tokenize"):
+    with clock.section("tokenize"), main_first():
         tokenizer = recipe.load_tokenizer(data.preprocessing.texts(data.train["text"]))
-    with clock.section("build"):
+    with clock.section("build"), main_first():
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
-    with clock.section("tokenize"):
+    with clock.section("tokenize"), main_first():
         parts, tokens = _examples(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
     make_objective, parts = _above_frozen(
@@ -72,8 +74,7 @@ def fit_network(
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
-        card = make_card(network, adapted, data.class_names, **asdict(data.preprocessing))
-        save_network(network, adapted, tokenizer, card, model_dir)
+        _save(network, adapted, tokenizer, data, model_dir)
     trainable, total = count_parameters(adapted.module)
     return Fitted(
         probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
@@ -97,6 +98,16 @@ def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
     """Return digests of what a checkpoint was trained on, to be compared when it is read."""
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
+
+
+def _save(
+    network: Network, adapted: Adapted, tokenizer: Any, data: DataSplit, folder: Path
+) -> None:
+    """Write the model folder, whole, whatever part of the model each process keeps."""
+    gather(adapted.module)
+    if is_main():
+        card = make_card(network, adapted, data.class_names, **asdict(data.preprocessing))
+        save_network(network, adapted, tokenizer, card, folder)
 
 
 def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], dict[str, Tokens]]:

@@ -19,7 +19,9 @@ from kinopoisk_ft.record import write_json
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.distributed import is_main, main_first
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
+from kinopoisk_ft.training.sharding import gather
 from kinopoisk_ft.unfinished import CHECKPOINTS
 
 
@@ -37,17 +39,19 @@ def pretrain(
             fix="use trainer.prefix_cache=off",
         )
     trainer.refuse_balance("pretraining has no classes")
-    data: DataSplit = instantiate(cfg.data).load()
+    with main_first():
+        data: DataSplit = instantiate(cfg.data).load()
     checkpoints = out_dir / CHECKPOINTS
     precision, clock = trainer.open(checkpoints)
     how = data.preprocessing
-    tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
-    network = recipe.build_lm(tokenizer)
-    check_length(how.max_length, network.max_positions)
-    train, val = (
-        Examples(tokenize(part["text"].tolist(), tokenizer, how).input_ids)
-        for part in (data.train, data.val)
-    )
+    with main_first():
+        tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
+        network = recipe.build_lm(tokenizer)
+        check_length(how.max_length, network.max_positions)
+        train, val = (
+            Examples(tokenize(part["text"].tolist(), tokenizer, how).input_ids)
+            for part in (data.train, data.val)
+        )
     log_example(train.input_ids[0], tokenizer)
     log_trainable(network.module)
     objective = _language_model(tokenizer, mask_share)
@@ -57,8 +61,10 @@ def pretrain(
         about=identity(data, train, val),
     )  # fmt: skip
     folder = Path(save_to).absolute()
-    save_language_model(network, tokenizer, folder)
-    write_json(out_dir / "environment.json", describe_environment(precision.device))
+    gather(network.module)
+    if is_main():
+        save_language_model(network, tokenizer, folder)
+        write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(
         accuracy=None,

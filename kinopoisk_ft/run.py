@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import signal
+import tempfile
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +28,9 @@ from kinopoisk_ft.quiet import quiet_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.trial import Pruned, watched
-from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.sweep import parent_of
+from kinopoisk_ft.training.distributed import from_main, is_main, main_first, processes, size
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.unfinished import Unfinished
 
@@ -68,20 +71,49 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     return result
 
 
-def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
-    """Train a classifier on the train split, choose by validation, score on the test split once."""
+def run_together(prepared: Prepared, out_dir: Path) -> float | None:
+    """Run the task in all processes that torchrun started, or in this one; returns the objective.
+
+    What rank 0 was given counts for all: a drawn seed, and a folder named by the time.
+    """
+    with processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
+        prepared = from_main(lambda: prepared)
+        if is_main():
+            return run(prepared, out_dir).objective
+        _take_part(prepared)
+        return None
+
+
+def _take_part(prepared: Prepared) -> None:
+    """Train with rank 0, which alone records and keeps what comes of it."""
+    quiet_libraries()
+    logging.disable(logging.WARNING)  # rank 0 says the same
+    tracker = NoTracker(uri=None, experiment="")
+    with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:
+        instantiate(prepared.cfg.task)(prepared.cfg, tracker, "", Path(folder))
+
+
+def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
+    """Train a classifier on the train split, choose by validation, score on the test split once.
+
+    The result is rank 0's; None where another process takes part.
+    """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
-    data: DataSplit = instantiate(cfg.data).load()
+    with main_first():
+        data: DataSplit = instantiate(cfg.data).load()
     record_data(data, tracker, out_dir)
     if isinstance(recipe, Tfidf):
         fitted = fit_baseline(recipe, adapter, trainer, data, out_dir)
     else:
         fitted = fit_network(recipe, adapter, trainer, data, tracker, out_dir)
-    return record(fitted, data, tracker, run_id, out_dir)
+    return record(fitted, data, tracker, run_id, out_dir) if is_main() else None
 
 
 def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
     """Record a failure as well as the disk and the store let us: the error itself is to be told."""
+    if size() > 1 and not isinstance(error, KeyboardInterrupt):
+        # torchrun ends the other processes when one has failed: this one is ending by itself.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         (out_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         tracker.artifact(out_dir / "traceback.txt")

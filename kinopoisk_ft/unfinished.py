@@ -20,6 +20,7 @@ START_OVER = "choose another output_dir, or start over in this one with resume=n
 # Where results go, and what may be changed when a run goes on.
 FREE = (
     "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
+    "trainer.strategy",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
 
@@ -52,10 +53,14 @@ class ParentRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent, tagged with what was asked for."""
-        if self.by_sweeper:
-            return
         try:
-            self.open(config)
+            if ranks.size() > 1:
+                raise UserError(
+                    "torchrun starts the processes of one run, and this is a sweep of several",
+                    fix="start each run with torchrun of its own, or the sweep without it",
+                )
+            if not self.by_sweeper:
+                self.open(config)
         except UserError as error:
             # Hydra would make a warning of it, and each job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)

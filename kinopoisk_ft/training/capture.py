@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.training.checkpoint import copy_tensors, trained_tensors
+from kinopoisk_ft.training.checkpoint import trained_tensors
+from kinopoisk_ft.training.distributed import spread
 from kinopoisk_ft.training.rng import random_states, set_random_states
+from kinopoisk_ft.training.sharding import part_of, whole
 from kinopoisk_ft.training.state import State
 
 COUNTS = (
@@ -19,15 +21,19 @@ COUNTS = (
 
 
 def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `restore` needs, between two steps: tensors, and values that JSON can hold."""
+    """Return what `restore` needs, between two steps: tensors, and values that JSON can hold.
+
+    Tensors are whole on rank 0, whatever part of them each process keeps; all must ask together.
+    """
     state.settle()
-    tensors = {f"weights.{name}": value for name, value in trained_tensors(state.model).items()}
+    trained = trained_tensors(state.model)
+    tensors = {f"weights.{name}": whole(value) for name, value in trained.items()}
     optimizer = state.optimizer.state_dict()
     values: dict[str, dict[str, Any]] = {}
     for index, entries in optimizer["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
+                tensors[f"optimizer.{index}.{key}"] = whole(value)
             else:
                 values.setdefault(str(index), {})[key] = value
     if state.losses:
@@ -45,21 +51,28 @@ def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Put a state of the same model and settings where `capture` found it."""
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "rng": {}}
-    for name, value in tensors.items():
+    """Put a state of the same model and settings where `capture` found it; tensors are rank 0's."""
+    parts: dict[str, dict[str, Tensor]] = {
+        "losses": {}, "best_outputs": {}, "optimizer": {}, "rng": {},
+    }  # fmt: skip
+    trained = trained_tensors(state.model)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    for name, value in spread(tensors):
         part, _, rest = name.partition(".")
-        if part in parts:
+        if part == "weights":
+            trained[rest].copy_(part_of(value, trained[rest]))
+        elif part == "optimizer":
+            parts[part][rest] = part_of(value, parameters[int(rest.partition(".")[0])])
+        else:
             parts[part][rest] = value
-    copy_tensors(parts["weights"], state.model)
     state.optimizer.load_state_dict(_optimizer(state, parts["optimizer"], plain["optimizer"]))
     state.schedule.load_state_dict(plain["schedule"])
     state.precision.load_state_dict(plain["scaler"])
     for key in COUNTS:
         setattr(state, key, plain[key])
-    if "losses" in tensors:
-        state.losses = list(tensors["losses"].to(state.precision.device))
-    state.best_outputs = tensors["best_outputs"]
+    for losses in parts["losses"].values():
+        state.losses = list(losses.to(state.precision.device))
+    state.best_outputs = parts["best_outputs"][""]
     set_random_states(parts["rng"])
 
 
@@ -82,6 +95,6 @@ def frozen_digest(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-            flat = parameter.detach().cpu().contiguous().reshape(-1)
+            flat = whole(parameter).cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

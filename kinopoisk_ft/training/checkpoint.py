@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.disk import check_space, force, sha256, write_tensors, writing
+from kinopoisk_ft.training.distributed import from_main, is_main, spread
+from kinopoisk_ft.training.sharding import part_of, whole
 from kinopoisk_ft.training.snapshots import Snapshots
 
 
@@ -30,7 +32,9 @@ class BestWeights:
     def save(self, model: nn.Module, step: int) -> None:
         """Write beside, then rename: an interrupted write leaves the previous best whole."""
         file = self.folder / f"best-{step:08}.safetensors"
-        tensors = trained_tensors(model)
+        tensors = {name: whole(value) for name, value in trained_tensors(model).items()}
+        if not is_main():
+            return
         part = file.with_suffix(".part")
         with writing(self.folder):
             check_space(self.folder, sum(value.nbytes for value in tensors.values()))
@@ -44,13 +48,18 @@ class BestWeights:
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Copy the saved weights into the model; raises UserError if the file was damaged."""
+        kept: dict[str, Tensor] = {}
+        from_main(lambda: kept.update(self._read()))
+        copy_tensors(kept, model)
+
+    def _read(self) -> dict[str, Tensor]:
         if self.file is None or not self.file.is_file() or sha256(self.file) != self.digest:
             raise UserError(
                 "the best weights of this run are missing or damaged",
                 where=str(self.file or self.folder),
                 fix="train again with resume=never",
             )
-        copy_tensors(load_file(self.file), model)
+        return load_file(self.file)
 
     def discard(self) -> None:
         """Delete the files of earlier bests, but for those that a checkpoint holds on to."""
@@ -77,7 +86,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_tensors(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy what `trained_tensors` returned into the model."""
+    """Copy what `trained_tensors` returned, rank 0's and whole, into the model."""
     state = trained_tensors(model)
-    for name, value in tensors.items():
-        state[name].copy_(value)
+    for name, value in spread(tensors):
+        state[name].copy_(part_of(value, state[name]))

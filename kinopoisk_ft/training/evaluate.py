@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.batching import Examples, by_length
+from kinopoisk_ft.training.distributed import rank, share, size, summed
 from kinopoisk_ft.training.memory import within_memory
 from kinopoisk_ft.training.objective import Batch, Objective
 from kinopoisk_ft.training.precision import Precision
@@ -31,18 +33,21 @@ def evaluate(
     objective: Objective,
     precision: Precision,
     batch_size: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate every example once, longest first; leaves the model in evaluation mode.
 
-    Batches are halved when memory runs out: the longest reviews come first, and tell it early.
+    Batches are halved when memory runs out: the longest reviews come first, and tell it early. Of
+    several processes each reads its share of every batch, and all return the same. `check` is
+    called after each batch.
     """
     model.eval()
 
     def attempt(rows: int) -> tuple[dict[str, float], Tensor]:
-        return _evaluate(model, examples, objective, precision, rows)
+        return _evaluate(model, examples, objective, precision, rows, check)
 
-    (scores, outputs), size = within_memory(attempt, batch_size, precision.device, "evaluation")
-    return Evaluation(scores, outputs, size)
+    (scores, outputs), rows = within_memory(attempt, batch_size, precision.device, "evaluation")
+    return Evaluation(scores, outputs, rows)
 
 
 def _evaluate(
@@ -51,6 +56,7 @@ def _evaluate(
     objective: Objective,
     precision: Precision,
     batch_size: int,
+    check: Callable[[], None],
 ) -> tuple[dict[str, float], Tensor]:
     """Return scores, and outputs in the order of the examples."""
     # The same masks at each evaluation, so that the losses of two epochs can be compared.
@@ -60,15 +66,18 @@ def _evaluate(
     with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             count += objective.count(batch)
+            own, counts = share(batch)
             with precision.autocast():
-                loss, output = objective.loss_sum(model, to_device(batch, precision.device))
-            losses.append(loss)
-            kept.append(output)
-    total = torch.stack(losses).cpu().double().sum().item()
+                loss, output = objective.loss_sum(model, to_device(own, precision.device))
+            losses.append(loss if counts else torch.zeros_like(loss))
+            kept.append(output if counts else output[:0])
+            check()
+    total = summed(torch.stack(losses).cpu().double().sum()).item()
     scores = {"loss": total / (count or 1)}
     outputs = torch.cat(kept).cpu()
     if examples.labels is not None:
-        outputs = _in_order(outputs, batches)
+        mine = [rows[rank() :: size()] for rows in batches]
+        outputs = summed(_in_order(outputs, mine, len(examples)))
         scores |= objective.scores(outputs, examples.labels)
     return scores, outputs
 
@@ -108,12 +117,12 @@ def _predict(
             with precision.autocast():
                 logits = model(**to_device(batch, precision.device)).logits
             kept.append(logits.float().cpu())
-    return _in_order(torch.cat(kept), batches)
+    return _in_order(torch.cat(kept), batches, len(examples))
 
 
-def _in_order(outputs: Tensor, batches: list[np.ndarray]) -> Tensor:
-    """Undo the sorting: row i of the result belongs to example i."""
-    restored = torch.empty_like(outputs)
+def _in_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
+    """Undo the sorting: row i of the result belongs to example i, zero where it is not here."""
+    restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored
 

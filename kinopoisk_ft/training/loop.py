@@ -19,6 +19,7 @@ from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, share, size, summed
 from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
 from kinopoisk_ft.training.finite import check_finite
@@ -26,7 +27,7 @@ from kinopoisk_ft.training.journal import Journal, Recorder
 from kinopoisk_ft.training.memory import told_if_memory_ends, within_memory
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import param_groups, warm_schedule
-from kinopoisk_ft.training.precision import Precision, wait
+from kinopoisk_ft.training.precision import Precision, choose, wait
 from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.probe import rows_that_fit
 from kinopoisk_ft.training.progress import Progress
@@ -34,6 +35,7 @@ from kinopoisk_ft.training.resume import Keeper, kept_precision
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
+from kinopoisk_ft.training.strategy import check_strategy, placed, reducing
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,15 @@ class Trainer(Settings):
         """
         device, kind = choose_device(self.device), self.precision
         if folder is not None and kind == "auto":
-            kind = kept_precision(folder) or kind
+            kept = from_main(lambda: kept_precision(folder))
+            kind = kept or kind
+        if kind == "auto" and size() > 1:
+            kind = from_main(lambda: choose(kind, device)[0])
         precision = Precision(kind, device)
+        check_strategy(
+            self.strategy, self.batch_size, self.micro_batch_size, self.prefix_cache,
+            precision.kind,
+        )  # fmt: skip
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
         if self.keep_memory and keep_freed_memory():
             log.info("freed memory stays in the process")
@@ -96,7 +105,7 @@ class Trainer(Settings):
         steps = prefetched(self._steps(train, state))
         with (
             in_place, clock.section("train"), Progress(state.steps) as progress,
-            StopSignals() as signals, steps as batches, keeper,
+            StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
             self._probe(state, train, clock)
@@ -128,7 +137,8 @@ class Trainer(Settings):
         reviews: int,
         clock: Clock,
     ) -> State:
-        model.to(precision.device).train()
+        around = placed(model, self.strategy, precision.device)
+        around.train()
         steps = self.length.steps(self.steps_per_epoch(reviews))
         meter = Meter(self.length, clock, steps)
         share = math.ceil(self.warmup_share * meter.total)
@@ -145,11 +155,12 @@ class Trainer(Settings):
         return State(
             model, objective, precision, optimizer, schedule, meter, steps,
             micro_batch_size=self.rows_at_once, eval_batch_size=self.eval_batch_size,
+            around=around,
         )  # fmt: skip
 
     def _probe(self, state: State, train: Examples, clock: Clock) -> None:
         """Find out, where only the system's end of the process would tell, what memory allows."""
-        if state.step != state.steps:
+        if state.step != state.steps and size() == 1:
             with clock.section("probe"):
                 state.micro_batch_size = rows_that_fit(state, train)
 
@@ -178,6 +189,7 @@ class Trainer(Settings):
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
+        draw_apart(self.seed, state.step)
         gradients = partial(self._gradients, state, micro_batches)
         total, state.micro_batch_size = within_memory(
             gradients, state.micro_batch_size, state.precision.device, "training"
@@ -202,13 +214,16 @@ class Trainer(Settings):
         state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
         count = sum(state.objective.count(batch) for batch in micro_batches)
         total = torch.zeros((), device=state.precision.device)
-        for part in (part for batch in micro_batches for part in parts(batch, rows)):
+        shares = [share(batch) for batch in micro_batches]
+        todo = [(part, counts) for mine, counts in shares for part in parts(mine, rows)]
+        for number, (part, counts) in enumerate(todo, start=1):
             part = to_device(part, state.precision.device)
-            with state.precision.autocast():
-                loss = state.objective.loss_sum(state.model, part)[0] / (count or 1)
-            state.precision.backward(loss)
+            with reducing(state.called, number == len(todo)):
+                with state.precision.autocast():
+                    loss = state.objective.loss_sum(state.called, part)[0] / (count or 1) * counts
+                state.precision.backward(loss * size())  # gradients are averaged over the ranks
             total += loss.detach()
-        return total
+        return summed(total)
 
     def _tell(
         self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path
@@ -236,8 +251,9 @@ class Trainer(Settings):
             return
         with clock.section("val"):
             found = evaluate(
-                state.model, val, state.objective, state.precision, state.eval_batch_size
-            )
+                state.model, val, state.objective, state.precision, state.eval_batch_size,
+                signals.check,
+            )  # fmt: skip
         state.eval_batch_size = found.batch_size
         with signals.held(), clock.section("checkpoint"):
             journal.judge(state, found)

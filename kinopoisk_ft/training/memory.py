@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.distributed import size
 from kinopoisk_ft.training.rng import DEVICES, random_states, set_random_states
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,12 @@ def within_memory(
         What the work returned, and the rows with which it did.
 
     Raises:
-        UserError: memory ran out with a single row.
+        UserError: memory ran out with a single row, or in one of several processes: the others
+            would wait for what it does again.
     """
+    if size() > 1:
+        with told_if_memory_ends(f"{where} in one of {size()} processes"):
+            return work(rows), rows
     states = random_states(device)
     while rows > 1:
         try:

@@ -8,14 +8,17 @@ from types import TracebackType
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from kinopoisk_ft.training.distributed import is_main
+
 
 class Progress:
     """Steps done, speed, time left where the steps are known, and the last values given."""
 
     def __init__(self, steps: int | None) -> None:
         self._bar = tqdm(
-            total=steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+            total=steps, unit="step", dynamic_ncols=True,
+            disable=not (is_main() and sys.stderr.isatty()),
+        )  # fmt: skip
         self._values: dict[str, str] = {}
         self._redirect = logging_redirect_tqdm()
 

@@ -13,9 +13,10 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.capture import capture, frozen_digest, restore
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.distributed import alike, from_main, is_main, told
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
-from kinopoisk_ft.training.snapshots import Snapshot, Snapshots
+from kinopoisk_ft.training.snapshots import Snapshots
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -67,27 +68,36 @@ class Keeper:
         """Go on from the last whole checkpoint, if there is one.
 
         Raises:
-            UserError: it is of other data, of another base, or of another device or precision.
+            UserError: it is of other data, of another base, or of another device or precision; or
+                the processes of this run differ in these.
         """
-        found = self.snapshots.newest() if self.reads else None
-        if found is None:
+        if not alike(self.about):
+            raise UserError(
+                "the processes of this run do not read the same reviews and tokens",
+                where="data, or the tokenizer's cache, on another machine",
+                fix="give all machines the same files and versions",
+            )
+        found = self.snapshots.newest() if self.reads and is_main() else None
+        plain = from_main(lambda: found.plain if found else None)
+        if plain is None:
             self.best.discard()
             return
-        self._check(_about(found), found.folder)
-        restore(self.state, found.tensors(), found.plain)
-        self.best.load_state_dict(found.plain["best_weights"])
+        folder = found.folder if found else self.snapshots.folder
+        self._check(_about(plain), folder)
+        restore(self.state, found.tensors() if found else {}, plain)
+        self.best.load_state_dict(plain["best_weights"])
         # What was done again to get here is not counted again.
-        self.clock.seconds.update(found.plain["seconds"])
+        self.clock.seconds.update(plain["seconds"])
         self._saved = (self.state.step, self.state.evaluated)
         if self.state.meter.read(self.state.step, self.state.tokens):
             self.state.steps = self.state.step
         done, length = self.state.step, self.state.length
-        log.info("going on after step %d of %s: %s", done, length, found.folder.name)
+        log.info("going on after step %d of %s: %s", done, length, folder.name)
 
     def save_if_due(self) -> None:
         """Write a checkpoint when its step or its time has come."""
         if self.every is None:
-            due = time.monotonic() >= self._due
+            due = bool(told(time.monotonic() >= self._due))
         else:
             due = self.every > 0 and self.state.step % self.every == 0
         if due:
@@ -108,7 +118,8 @@ class Keeper:
                 "seconds": dict(self.clock.seconds),
             }
             best = self.best.file
-            self.snapshots.write(tensors, plain, {best.name: self.best.digest} if best else {})
+            if is_main():
+                self.snapshots.write(tensors, plain, {best.name: self.best.digest} if best else {})
             self.best.discard()
         self._saved = moment
         took = time.monotonic() - started
@@ -132,7 +143,9 @@ class Keeper:
 
     def _about(self) -> dict[str, str]:
         # Once, and not before it is needed: a large base takes a second.
-        self._frozen = self._frozen or frozen_digest(self.state.model)
+        if not self._frozen:
+            found = frozen_digest(self.state.model)
+            self._frozen = from_main(lambda: found)
         return {**self.about, "frozen weights": self._frozen}
 
     def _check(self, kept: Mapping[str, str], folder: Path) -> None:
@@ -153,11 +166,11 @@ def kept_precision(folder: Path) -> Kind | None:
     "auto" measures: it may choose differently the second time, and the run would not be one.
     """
     found = Snapshots(folder).newest()
-    kind: Kind | None = _about(found).get("precision") if found else None
+    kind: Kind | None = _about(found.plain).get("precision") if found else None
     return kind
 
 
-def _about(found: Snapshot) -> dict[str, Any]:
+def _about(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint says it is of; nothing fits one that does not say."""
-    about = found.plain.get("about")
+    about = plain.get("about")
     return about if isinstance(about, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.precision import Kind
+from kinopoisk_ft.training.strategy import Strategy
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,7 @@ class Settings:
     seed: int
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Kind
+    strategy: Strategy
     epochs: int
     max_steps: int | None
     budget: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -32,10 +32,14 @@ class StopSignals:
 
     Only the main thread can be told of signals: in another this does nothing. A signal that the
     process ignores stays ignored. Can be nested: the inner one counts.
+
+    Args:
+        agree: of the processes of one run, returns the largest of what each gives: a signal to one
+            then stops all at the same place, the end of `held` or a `check`.
     """
 
-    def __init__(self) -> None:
-        self._held, self._arrived = False, 0
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+        self._held, self._arrived, self._agree = False, 0, agree
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -63,11 +67,18 @@ class StopSignals:
             yield
         finally:
             self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Stop the run if a signal waits, in this process or in one that it agrees with."""
+        if self._agree is not None:
+            self._arrived = self._agree(self._arrived)
         if self._arrived:
             raise Stopped(self._arrived)
 
     def _arrive(self, number: int, frame: object) -> None:
-        if self._held and not self._arrived:
+        waits = self._held or self._agree is not None
+        if waits and not self._arrived:
             self._arrived = number
         else:
-            raise Stopped(number, torn=self._held)
+            raise Stopped(number, torn=waits)

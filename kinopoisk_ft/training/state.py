@@ -44,6 +44,12 @@ class State:
     # Of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     history: list[dict[str, float]] = field(default_factory=list)
+    around: nn.Module | None = None  # by which training calls the model, where that is not itself
+
+    @property
+    def called(self) -> nn.Module:
+        """What a training step calls; evaluation calls the model."""
+        return self.model if self.around is None else self.around
 
     @property
     def best_score(self) -> float:

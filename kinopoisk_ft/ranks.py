@@ -1,0 +1,20 @@
+"""What torchrun tells a process through its environment; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+
+
+def launched() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run, 0 for one of its own."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
