@@ -178,19 +178,21 @@ def test_other_errors_are_raised_at_once(tmp_path: Path) -> None:
 def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
     whole, _ = short_fit(tmp_path / "whole", dropout=0.3, prepare=forward_fails(LACKS[0], 6))
 
+    every = "trainer.checkpoint_every=2"
+
     def stop(step: int) -> None:
         if step == 3:
             raise KeyError("power cut")
 
     with pytest.raises(KeyError):
         short_fit(
-            tmp_path / "broken", dropout=0.3, prepare=forward_fails(LACKS[0], 6),
+            tmp_path / "broken", every, dropout=0.3, prepare=forward_fails(LACKS[0], 6),
             recorder=Recorder(stop),
         )  # fmt: skip
     kept = Snapshots(tmp_path / "broken").newest()
     assert kept is not None
     assert (kept.plain["step"], kept.plain["micro_batch_size"]) == (2, 6)
-    state, recorder = short_fit(tmp_path / "broken", dropout=0.3)  # nothing fails any more
+    state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)  # nothing fails any more
     assert recorder.of("micro_batch_size") == [6] * 2
     assert torch.equal(weights(state), weights(whole))
 

@@ -25,7 +25,6 @@ from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
 
 
-
 class Unforeseen(BaseException):
     """What no job catches."""
 
