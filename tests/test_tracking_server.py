@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("make") is None, reason="needs make"),
 ]
-NO_POSTGRES = find_spec("psycopg2") is None or shutil.which("initdb") is None
+NO_POSTGRES = find_spec("psycopg") is None or shutil.which("initdb") is None
 BACKENDS = [
     "sqlite",
     pytest.param(
@@ -64,7 +64,7 @@ def process(command: list[str], **kwargs: object) -> Iterator[subprocess.Popen[b
 @contextmanager
 def postgres() -> Iterator[str]:
     """Run a fresh database; PostgreSQL refuses to run as root, who lends it another name."""
-    import psycopg2
+    import psycopg
 
     user = "nobody" if os.geteuid() == 0 else None
     port = free_port()
@@ -78,9 +78,9 @@ def postgres() -> Iterator[str]:
             url = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
             for _ in range(PATIENCE):
                 try:
-                    psycopg2.connect(url).close()
+                    psycopg.connect(url).close()
                     break
-                except psycopg2.OperationalError:
+                except psycopg.OperationalError:
                     time.sleep(1)
             yield url
 
