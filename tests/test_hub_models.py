@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import tiny
 from composing import compose_config
 from hub_server import HubServer
@@ -48,6 +49,7 @@ def built(hub: HubServer, *, offline: bool = False, home: str = "home") -> dict[
     return found
 
 
+@pytest.mark.slow
 def test_networks_from_the_hub_its_cache_and_offline(hub: HubServer) -> None:
     shutil.copytree(tiny.bert(), hub.repo("study/bert"), dirs_exist_ok=True)
     shutil.copytree(tiny.mamba(), hub.repo("study/mamba"), dirs_exist_ok=True)

@@ -169,6 +169,7 @@ def test_autocast_keeps_residuals_and_scan_in_float32(backend: str) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     torch.manual_seed(0)
     model = MambaClassifier(tiny(num_hidden_layers=1), 2)

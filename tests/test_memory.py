@@ -80,7 +80,11 @@ def test_micro_batches_are_the_whole_batch(kind: str, accumulate: int, tmp_path:
         np.testing.assert_allclose(found.of("val_loss"), expected.of("val_loss"), atol=1e-6)
 
 
-@pytest.mark.parametrize("error", LACKS, ids=lambda e: (str(e) or "MemoryError")[:12])
+@pytest.mark.parametrize(
+    "error",
+    [LACKS[0], *(pytest.param(lack, marks=pytest.mark.slow) for lack in LACKS[1:])],
+    ids=lambda e: (str(e) or "MemoryError")[:12],
+)
 def test_work_is_done_with_half_the_rows(error: BaseException) -> None:
     tried, drawn = [], []
 
@@ -133,6 +137,7 @@ def test_gradients_of_a_broken_off_attempt_are_dropped(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.of("val_loss"), expected.of("val_loss"), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -> None:
     """A failed attempt draws no random numbers, wherever it was broken off."""
     small, _ = short_fit(tmp_path / "small", "trainer.micro_batch_size=6", dropout=0.3)
@@ -143,6 +148,7 @@ def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -
     assert not torch.equal(weights(whole), weights(small))
 
 
+@pytest.mark.slow
 def test_a_single_row_too_many_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training with a single row at once") as told:
         short_fit(tmp_path, prepare=forward_fails(LACKS[0], 0))

@@ -69,6 +69,7 @@ def test_the_terminal_shows_aligned_columns(
     assert f"  {tmp_path / 'comparison.svg'}" in lines
 
 
+@pytest.mark.slow
 def test_same_store_gives_same_bytes_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
     database = store.folder / "mlflow.db"
     before = database.read_bytes()

@@ -144,6 +144,7 @@ def test_calibration_has_a_panel_an_approach(table: Table) -> None:
         assert diagonal.get_linestyle() == "--"
 
 
+@pytest.mark.slow
 def test_other_rows_are_compared_unpaired_with_a_note(store: Store, tmp_path: Path) -> None:
     _, whole, text = report(store, tmp_path, "experiment=mixed rows")
     notes = " ".join(whole["tables"][0]["notes"])

@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return example_store(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="session", params=["en", "ru"])
+@pytest.fixture(scope="session", params=["en", pytest.param("ru", marks=pytest.mark.slow)])
 def made(request: pytest.FixtureRequest, store: Store, tmp_path_factory) -> tuple:
     folder = tmp_path_factory.mktemp(f"page-{request.param}")
     _, whole, _ = report(store, folder, "experiment=example", f"language={request.param}")

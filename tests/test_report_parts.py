@@ -64,6 +64,7 @@ def one_table(*runs: TrainedRun, answered: dict[str, list[float]] | None = None)
     return table
 
 
+@pytest.mark.slow
 def test_noise_is_called_noise() -> None:
     runs = [trained(m, seed=s, test_f1_weighted=f) for m, f in (("bert", 0.9), ("gru", 0.91))
             for s in range(3)]  # fmt: skip
@@ -203,6 +204,7 @@ def test_a_single_approach_has_nothing_to_compare() -> None:
     assert recommendations(table, EN) == []
 
 
+@pytest.mark.slow
 def test_labels_overlap_neither_one_another_nor_points() -> None:
     rng = np.random.default_rng(1)
     for _ in range(8):

@@ -72,7 +72,9 @@ def compare(
 @pytest.mark.parametrize(
     ("kind", "adapter", "kills"),
     [
-        ("bert_scratch", "lora", [("backward", 9), ("rename", 5)]),
+        pytest.param(
+            "bert_scratch", "lora", [("backward", 9), ("rename", 5)], marks=pytest.mark.slow
+        ),
         ("mamba_scratch", "none", [("update", 6), ("evaluation", 2)]),
     ],
 )
@@ -119,7 +121,10 @@ RUN = [
 
 @pytest.mark.parametrize(
     ("name", "code", "moment"),
-    [("SIGTERM", 143, ("backward", 7)), ("SIGINT", 130, ("evaluation", 2))],
+    [
+        ("SIGTERM", 143, ("backward", 7)),
+        pytest.param("SIGINT", 130, ("evaluation", 2), marks=pytest.mark.slow),
+    ],
 )
 def test_signals_stop_and_the_same_run_goes_on(
     name: str, code: int, moment: tuple[str, int], here: Path

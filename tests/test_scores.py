@@ -61,6 +61,7 @@ def test_the_rest_of_a_text_stays_as_it_is() -> None:
     assert strip_scores("Ни одной цифры.") == "Ни одной цифры."
 
 
+@pytest.mark.slow
 def test_few_real_reviews_keep_a_grade(shared: Path) -> None:
     with gzip.open(shared / "data" / "kinopoisk.jsonl.gz", "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["content"] for line in lines]

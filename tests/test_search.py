@@ -23,7 +23,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from test_sweeps import DATA, environment, newest_parent, write_reviews
+from sweeping import DATA, environment, newest_parent, write_reviews
 
 from kinopoisk_ft import cli
 from kinopoisk_ft.conf_path import conf_dir

@@ -31,6 +31,7 @@ def test_mcnemar_by_the_binomial_and_by_chi_squared() -> None:
     assert several.p == pytest.approx(2 * few.p)
 
 
+@pytest.mark.slow
 def test_every_pair_is_corrected_by_holm() -> None:
     runs = [answers(seed=i, wrong=w) for i, w in enumerate((0.05, 0.08, 0.12, 0.2))]
     found = compare([approach(str(i), run) for i, run in enumerate(runs)])
@@ -54,6 +55,7 @@ def test_every_pair_is_corrected_by_holm() -> None:
     assert found.pair("0", "nobody") is None
 
 
+@pytest.mark.slow
 def test_matching_of_seeds() -> None:
     runs = [answers(seed=i) for i in range(6)]
     a = approach("a", *runs[:3])
@@ -70,6 +72,7 @@ def test_matching_of_seeds() -> None:
     assert not lone.same_seeds
 
 
+@pytest.mark.slow
 def test_other_reviews_are_compared_unpaired_and_said_so() -> None:
     a, b = answers(), answers(seed=1)
     paired = compare([approach("a", a), approach("b", b)]).pairs[0]

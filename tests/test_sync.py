@@ -98,7 +98,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
         assert f"runs: {sent} sent, {1 - sent} was sent" in capsys.readouterr().out
     (found,) = runs_of(client, "moved")
     info, ended = found.info, events[-1]
-    assert (info.status, info.run_name) == ("FINISHED", "bert_scratch")
+    assert (info.status, info.run_name) == ("FINISHED", "bert_scratch, seed 42")
     assert (info.start_time, info.end_time) == (events[0]["time"], ended["time"])
     metrics = [
         (key, event["step"], event["time"], value)
@@ -126,6 +126,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
     assert [trained.run_id for trained in collected.runs] == [info.run_id]
 
 
+@pytest.mark.slow
 def test_an_offline_sweep_skips_and_is_imported_with_its_parent(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
