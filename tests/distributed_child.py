@@ -118,8 +118,11 @@ def command_member(
     signalled: int | None = None,
 ) -> None:  # fmt: skip
     """Run the command line as one of several processes; one of them may get a SIGTERM."""
-    os.environ.update(environment(number, count, port))
-    command(args, here / f"rank{number}", ("backward", 7) if number == signalled else None)
+    if count:
+        os.environ.update(environment(number, count, port))
+    place = here / f"rank{number}"
+    place.mkdir(exist_ok=True)
+    command(args, place, ("backward", 7) if number == signalled else None)
 
 
 if __name__ == "__main__":  # as torchrun starts it: rank 1 is killed once, in its fourth update
