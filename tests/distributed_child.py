@@ -110,7 +110,9 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
               "best": [state.best, state.best_step], "scores": tested.scores}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     named = {name: p.detach().contiguous() for name, p in module.named_parameters()}
-    save_file({**named, "outputs": tested.outputs}, folder / "tensors.safetensors")
+    # A language model's are sums over each process's share of a batch, which nothing reads.
+    outputs = {} if pretrains else {"outputs": tested.outputs}
+    save_file({**named, **outputs}, folder / "tensors.safetensors")
 
 
 def command_member(

@@ -85,7 +85,8 @@ def compare(one: Path, other: Path) -> None:
     assert found["best"] == pytest.approx(expected["best"], abs=1e-5)
     mine, theirs = (load_file(folder / "tensors.safetensors") for folder in (other, one))
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
-    torch.testing.assert_close(mine["outputs"], theirs["outputs"], atol=1e-5, rtol=0)
+    if "outputs" in theirs:
+        torch.testing.assert_close(mine["outputs"], theirs["outputs"], atol=1e-5, rtol=0)
 
 
 NO_DROPOUT = ["model.dropout=0"]
