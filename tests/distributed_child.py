@@ -110,7 +110,9 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
               "best": [state.best, state.best_step], "scores": tested.scores}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     named = {name: p.detach().contiguous() for name, p in module.named_parameters()}
-    save_file({**named, "outputs": tested.outputs}, folder / "tensors.safetensors")
+    # A language model's are sums over each process's share of a batch, which nothing reads.
+    outputs = {} if pretrains else {"outputs": tested.outputs}
+    save_file({**named, **outputs}, folder / "tensors.safetensors")
 
 
 def command_member(
@@ -118,8 +120,11 @@ def command_member(
     signalled: int | None = None,
 ) -> None:  # fmt: skip
     """Run the command line as one of several processes; one of them may get a SIGTERM."""
-    os.environ.update(environment(number, count, port))
-    command(args, here / f"rank{number}", ("backward", 7) if number == signalled else None)
+    if count:
+        os.environ.update(environment(number, count, port))
+    place = here / f"rank{number}"
+    place.mkdir(exist_ok=True)
+    command(args, place, ("backward", 7) if number == signalled else None)
 
 
 if __name__ == "__main__":  # as torchrun starts it: rank 1 is killed once, in its fourth update
