@@ -269,6 +269,7 @@ def test_own_code_needs_no_change_in_the_package(
     assert run(*args, "--config-dir", "ours") == 0
 
 
+@pytest.mark.slow
 def test_pretrained_base_is_a_model(place: Path) -> None:
     pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
     assert run(*BERT, *pretrain, "output_dir=pre") == 0

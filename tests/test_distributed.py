@@ -192,9 +192,10 @@ def test_shares_hold_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("auto", 3, "off", "fp32"), "batch_size=3"),
-        (("auto", 16, "fp32", "fp32"), "prefix cache"),
-        (("fsdp", 16, "off", "fp16"), "fp16"),
+        (("ddp", 16, 4, "off", "fp32"), "micro_batch_size=4"),
+        (("auto", 3, None, "off", "fp32"), "batch_size=3"),
+        (("auto", 16, None, "fp32", "fp32"), "prefix cache"),
+        (("fsdp", 16, None, "off", "fp16"), "fp16"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -247,6 +248,7 @@ def only_run(here: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     args = [*command_line(tmp_path), "seed=null"]
     assert started(command_member, 2, args, tmp_path, 1) == [143, 143]

@@ -185,6 +185,7 @@ def near_a_tenth(prepared: Prepared) -> float:
 PRETENDED = ["model=bert_scratch", "tracking=none", "model.dropout=0.1"]
 
 
+@pytest.mark.slow
 def test_a_stopped_search_proposes_what_it_would_have(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_stopped_search_proposes_what_it_would_have(
     assert seen[-1][1] != whole[1]
 
 
+@pytest.mark.slow
 def test_another_search_in_the_folder_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +239,7 @@ def test_another_search_in_the_folder_is_told(
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_trial_stops_nothing_and_runs_again(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

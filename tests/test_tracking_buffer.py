@@ -319,6 +319,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_without_repeating(uri: str, tmp_path: Path) -> None:
     first = tracker(uri)
     run_id = first.start("one", {"a": 1}, {}, folder=tmp_path)
