@@ -8,6 +8,8 @@ device. Without torchrun every function here does nothing and costs nothing.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from kinopoisk_ft import ranks
@@ -26,6 +28,7 @@ from kinopoisk_ft.training.device import choose_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # rank 0 may have a model to download and reviews to tokenize
+POLL = 0.02  # seconds between two looks for who has come
 END = timedelta(seconds=60)  # rank 0 may have a checkpoint to write
 START = "start it with torchrun --nproc-per-node N -m kinopoisk_ft ..."
 
@@ -73,7 +76,7 @@ def processes(strategy: str, device: str) -> Iterator[None]:
         return
     backend = _backend(strategy, device)
     store, number, count = next(rendezvous("env://"))
-    store = PrefixStore("kinopoisk_ft", store)
+    store = _of_this_start(store, number, count)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     together = True
     try:
@@ -91,6 +94,29 @@ def processes(strategy: str, device: str) -> Iterator[None]:
                 store.wait(["ended"], END)
         if together:
             dist.destroy_process_group()
+
+
+def _of_this_start(store: Store, number: int, count: int) -> Store:
+    """Return a part of torchrun's store in which no earlier process has written.
+
+    The store outlives a restart with what processes left there that are gone: met again, their
+    addresses make the new ones wait for ever. Machines may count restarts differently, so rank 0
+    gives a name that nobody has had, in answer to such names of the others.
+    """
+    name = uuid.uuid4().hex
+    if number:
+        store.set(f"hello/{number}", name)
+        chosen = store.get(f"answer/{name}").decode()
+        store.set(f"{chosen}/joined/{number}", "")
+        return PrefixStore(chosen, store)
+    missing = set(range(1, count))
+    while missing:
+        missing = {i for i in missing if not store.check([f"{name}/joined/{i}"])}
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)
+        time.sleep(POLL)
+    return PrefixStore(name, store)
 
 
 def _backend(strategy: str, request: str) -> str:
