@@ -1,0 +1,121 @@
+"""Measure an optimizer step of one process with that of two that share its batch.
+
+    python benchmarks/scaling.py --json scaling.json --markdown scaling.md
+
+The batch stays the same, so that a step of two processes does the work of a step of one. Each has
+its part of the cores; torchrun starts them, one alone too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from common.report import Section, command_line, publish
+from common.shapes import TINY2
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from transformers import BertConfig, BertForSequenceClassification
+
+from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.distributed import is_main, processes
+from kinopoisk_ft.training.objective import Classification
+
+BATCH, LENGTH, VOCABULARY = 16, 128, 30_000
+E5_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 1536}  # fmt: skip
+SHAPES = {"as rubert-tiny2": TINY2, "as e5-small": E5_SMALL}
+WARM = 2  # steps that compile kernels and fill caches
+
+
+def measure(shape: str, strategy: str, steps: int) -> None:
+    """Train as one of torchrun's processes; rank 0 prints the seconds of a step."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    settings = [f"trainer.strategy={strategy}", "trainer.device=cpu", "trainer.precision=fp32",
+                f"trainer.batch_size={BATCH}", "trainer.lr=1e-5",
+                "trainer.head_lr=null"]  # fmt: skip
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=settings)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
+    examples = Examples(ids.tolist(), np.arange(BATCH) % 2)
+    with processes(strategy, "cpu"):
+        trainer = instantiate(cfg.trainer)
+        precision, clock = trainer.open()
+        model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **SHAPES[shape]))
+        objective = Classification(0)
+        state = trainer._setup(model, objective, precision, (), BATCH * (steps + WARM), clock)
+        batch = objective.collate(examples, np.arange(BATCH), rng)
+        seconds = []
+        for _ in range(steps + WARM):
+            start = time.perf_counter()
+            trainer._step(state, [batch], lambda _: None)
+            seconds.append(time.perf_counter() - start)
+        if is_main():
+            print(json.dumps(statistics.median(seconds[WARM:])))
+
+
+def start(count: int, threads: int, shape: str, strategy: str, steps: int) -> float:
+    """Return the seconds of a step of so many processes with so many threads each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={count}", __file__, "--child", shape, strategy,
+               str(steps)]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )  # fmt: skip
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def compare(shape: str, rounds: int, steps: int) -> list[dict[str, object]]:
+    """Return a row for each way, measured in turn."""
+    cores = os.cpu_count() or 1
+    part = max(1, cores // 2)
+    ways = [(1, cores, "ddp"), (1, part, "ddp"), (2, part, "ddp"), (2, part, "fsdp")]
+    found: dict[tuple[int, int, str], list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in ways[:: -1 if number % 2 else 1]:
+            found[way].append(start(way[0], way[1], shape, way[2], steps))
+    one = statistics.median(found[ways[1]])
+    return [
+        {"model": shape, "processes": way[0], "threads of each": way[1], "strategy": way[2],
+         "step s": statistics.median(times), "least": min(times), "most": max(times),
+         "times as fast as one of as many threads": one / statistics.median(times)}
+        for way, times in found.items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if args.child:
+        shape, strategy, steps = args.child
+        measure(shape, strategy, int(steps))
+        return
+    rows = []
+    for shape in list(SHAPES)[: 1 if args.quick else 2]:
+        rows += compare(shape, rounds=1 if args.quick else 3, steps=3 if args.quick else 10)
+    note = (
+        f"BERT in fp32 with AdamW, an effective batch of {BATCH} reviews of {LENGTH} tokens, by "
+        "gloo on one machine; the median step of each start, and the median over starts."
+    )
+    section = Section("A step of one process and of two", note, rows)
+    publish("Scaling", [section], args, "Freed memory stays in the process, as in training.")
+
+
+if __name__ == "__main__":
+    main()
