@@ -162,6 +162,7 @@ def command(
     args: Sequence[str], here: Path, moment: tuple[str, int] | None, number: int = signal.SIGTERM
 ) -> None:
     """Run the command line in a folder; a signal comes at the moment."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
     torch.set_num_threads(1)
     os.chdir(here)
     os.environ["KINOPOISK_FT_CACHE"] = str(here / "cache")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,15 @@ def test_a_signal_in_evaluation_leaves_it_to_the_next_process(
     assert torch.equal(weights(state), weights(whole))
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT is heeded, also where a shell started the tests in the background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
     before = signal.getsignal(signal.SIGTERM)
     done = []
