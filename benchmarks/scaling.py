@@ -20,7 +20,7 @@ import time
 import numpy as np
 import torch
 from common.report import Section, command_line, publish
-from common.shapes import TINY2
+from common.shapes import SMALL, TINY2
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertForSequenceClassification
@@ -31,9 +31,7 @@ from kinopoisk_ft.training.distributed import is_main, processes
 from kinopoisk_ft.training.objective import Classification
 
 BATCH, LENGTH, VOCABULARY = 16, 128, 30_000
-E5_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12,
-            "intermediate_size": 1536}  # fmt: skip
-SHAPES = {"as rubert-tiny2": TINY2, "as e5-small": E5_SMALL}
+SHAPES = {"as rubert-tiny2": TINY2, "as e5-small": SMALL}
 WARM = 2  # steps that compile kernels and fill caches
 
 
