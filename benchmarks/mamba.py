@@ -16,6 +16,7 @@ import torch
 from common import allocator
 from common.networks import (
     BATCH,
+    CPU,
     LABELS,
     SMALL,
     draw_batch,
@@ -30,6 +31,7 @@ from torch import nn
 from transformers import MambaConfig
 
 from kinopoisk_ft.models.mamba import MambaClassifier
+from kinopoisk_ft.training.precision import Precision
 
 # config.json of state-spaces/mamba-130m-hf
 LARGE = {"vocab_size": 50280, "hidden_size": 768, "state_size": 16, "initializer_range": 0.1}
@@ -43,12 +45,14 @@ def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
     count = {parameters(model) for model in models.values()}
     if len(count) > 1:
         raise RuntimeError(f"the models differ in size: {count}")
-    rows = []
+    auto, rows = Precision("auto", CPU), []
     for length, names in plan.items():
         batch = draw_batch(SMALL, length)
         steps = {name: training_step(models[name], batch) for name in names if name in models}
+        if auto.kind != "fp32":
+            steps[f"{OURS}, {auto.kind}"] = training_step(models[OURS], batch, auto)
         steps[OURS]()
-        seconds = alternate(steps, rounds)
+        seconds = alternate(steps, rounds, turn=1.0)
         for name, found in seconds.items():
             took = {"length": length, "model": name, "seconds": statistics.median(found)}
             rows.append({**took, **ratios(found, seconds[OURS])})
@@ -56,7 +60,8 @@ def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
         f"Width {SMALL.hidden_size}, {SMALL.num_hidden_layers} layers, vocabulary "
         f"{SMALL.vocab_size}, {LABELS} labels: {count.pop():,} parameters each, the same weights, "
         f"logits compared. Batch {BATCH}, float32; rounds: {rounds}. The backward pass "
-        f"of {TRANSFORMERS} takes quadratic time, hence the short length only."
+        f"of {TRANSFORMERS} takes quadratic time, hence the short length only. The project's "
+        f"`trainer.precision=auto` takes {auto.kind} here ({auto.reason})."
     )
     return Section("A training step of a small model", note + missing([MAMBAPY], models), rows)
 

@@ -13,9 +13,9 @@ import torch
 from numba import njit
 from scan_cases import assert_close, draw, expected, run
 
-from kinopoisk_ft.ops import kernel_cache, lane_math
+from kinopoisk_ft.ops import kernel_cache, lane_exponent, lane_math
 from kinopoisk_ft.ops.float_mode import flush_tiny, restore
-from kinopoisk_ft.ops.lanes import LANES, load, store, total
+from kinopoisk_ft.ops.lanes import LANES, load, splat, store, total
 from kinopoisk_ft.ops.selective_scan import selective_scan
 from kinopoisk_ft.ops.threads import compiled, floats, share, take
 
@@ -49,6 +49,26 @@ def test_functions_are_precise_in_relative_terms(
     assert np.max(np.abs(apply(function, x) / want - 1)) < 1e-5
     near = np.linspace(-4, 4, 6400, dtype=np.float32)
     assert np.max(np.abs(apply(function, near) / exact(near.astype(np.float64)) - 1)) < 5e-7
+
+
+@pytest.mark.parametrize(
+    ("split", "scale"),
+    [
+        (lane_exponent.split, lane_exponent.scale),  # AVX-512's instructions where it has them
+        (lane_exponent._split_plain, lane_exponent._shift_exponent),
+    ],
+)
+def test_splitting_and_scaling_by_powers_of_two(split: Any, scale: Any) -> None:
+    one = np.float32(1)
+
+    @njit
+    def scaled(x: Any) -> Any:
+        rest, power = split(x)
+        return scale(rest + splat(one), power)
+
+    x = np.linspace(-100, 127.4, 6400, dtype=np.float32)
+    rest = x - np.rint(x)
+    np.testing.assert_array_equal(apply(scaled, x), np.ldexp(rest + one, np.rint(x).astype(int)))
 
 
 def test_extremes() -> None:

@@ -11,8 +11,11 @@ from transformers import MambaConfig, MambaModel
 
 from common.scans import MAMBAPY, OURS, TRANSFORMERS
 from kinopoisk_ft.models.mamba import MambaClassifier
+from kinopoisk_ft.training.precision import Precision
 
 LABELS, BATCH = 2, 8
+CPU = torch.device("cpu")
+FP32 = Precision("fp32", CPU)
 SMALL = MambaConfig(vocab_size=4096, hidden_size=256, num_hidden_layers=4)
 
 
@@ -88,13 +91,16 @@ def draw_batch(config: MambaConfig, length: int) -> tuple[Tensor, Tensor]:
     return ids, torch.randint(LABELS, (BATCH,))
 
 
-def training_step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
+def training_step(
+    model: nn.Module, batch: tuple[Tensor, Tensor], precision: Precision = FP32
+) -> Callable[[], None]:
     """Return a step: forward, backward, and AdamW, fused for all as in the project's training."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     input_ids, labels = batch
 
     def step() -> None:
-        found: Any = model(input_ids)
+        with precision.autocast():
+            found: Any = model(input_ids)
         logits = getattr(found, "logits", found)
         nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kinopoisk_ft.ops.lanes import clamp, shift_exponent, splat
+from kinopoisk_ft.ops.lane_exponent import scale, split
+from kinopoisk_ft.ops.lanes import clamp, splat
 
 _f = np.float32
 LOG2_E = _f(1.4426950408889634)
 LN_2 = _f(0.6931471805599453)
-# Adding and subtracting 1.5 * 2**23 rounds a float32 to an integer, left in the low mantissa bits.
-_ROUND = _f(12582912.0)
-_LOWEST, _HIGHEST = _f(-126.0), _f(128.0)
 # 2**r = 1 + r (E0 + r (E1 + ...)) on |r| <= 1/2, weighted so that the error vanishes at r = 0: a
 # decay close to one is raised to a high power by the scan.
 _E0, _E1, _E2 = _f(0.69314706), _f(0.24022295), _f(0.055506997)
@@ -27,15 +25,13 @@ _ONE, _TWO, _ZERO, _MANY = _f(1.0), _f(2.0), _f(0.0), _f(3.0e38)
 
 @njit(forceinline=True)
 def exp2(x: Any) -> Any:
-    """2**x; 2**-126 for anything below, inf above 128."""
-    x = clamp(x, splat(_LOWEST), splat(_HIGHEST))
-    steps = x + splat(_ROUND)
-    r = x - (steps - splat(_ROUND))
+    """2**x; 2**-126 or 0 for anything below -126, inf above 128."""
+    r, power = split(x)
     p = r * splat(_E4) + splat(_E3)
     p = r * p + splat(_E2)
     p = r * p + splat(_E1)
     p = r * p + splat(_E0)
-    return shift_exponent(r * p + splat(_ONE), steps)
+    return scale(r * p + splat(_ONE), power)
 
 
 @njit(forceinline=True)

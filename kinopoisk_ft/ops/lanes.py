@@ -165,15 +165,3 @@ def larger(typing_context: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)
 
     return lanes_type(lanes_type, lanes_type), codegen
-
-
-@intrinsic
-def shift_exponent(typing_context: Any, value: Any, steps: Any) -> Any:
-    """Multiply by 2**k, k being the integer in the low mantissa bits of `steps`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits, steps = (builder.bitcast(arg, INTS) for arg in args)
-        shift = ir.Constant(INTS, [23] * LANES)
-        return builder.bitcast(builder.add(bits, builder.shl(steps, shift)), FLOATS)
-
-    return lanes_type(lanes_type, lanes_type), codegen
