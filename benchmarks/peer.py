@@ -20,7 +20,7 @@ from typing import Any
 
 from common.report import Section, command_line, publish
 from common.shapes import BASE, TINY2, random_bert
-from common.sides import FROZEN, Experiment, run_peer, run_project
+from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
 
 WORKS = {
     "tiny2-256": Experiment("full", shape=TINY2, steps=60),
@@ -37,18 +37,13 @@ QUICK = Experiment("lora", limit=200, steps=2, max_length=32)
 def main() -> int:
     """Run the command line; returns the exit code."""
     parser = command_line(__doc__)
-    shared = Path(__file__).resolve().parents[1].parent / "shared"
-    parser.add_argument("--peer", type=Path, default=shared / "bench" / "peer_hf_trainer.py")
-    parser.add_argument("--model", type=Path, default=shared / "models" / "e5-small-ru")
-    parser.add_argument("--data", type=Path, default=shared / "data" / "kinopoisk.jsonl.gz")
+    add_inputs(parser)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--rounds", type=int, default=1, help="of all sides, in alternation")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"],
                         help="of the project; the peer's is fp32")  # fmt: skip
     args = parser.parse_args()
-    missing = [path for path in (args.peer, args.model, args.data) if not path.exists()]
-    if missing:
-        print(f"skipped: {missing[0]} is not here; give --peer, --model and --data")
+    if absent(args):
         return 0
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in args.works}
     rows = [row for name, work in works.items() for row in compare(name, work, args)]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common.shapes import Shape
 
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FROZEN = ("trainer.prefix_cache=fp16",)
 # Sections of the project's clock that a Trainer counts as training.
 TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds")
@@ -33,6 +37,7 @@ class Experiment:
     max_length: int = 256
     lr: float = 5e-5
     layers: int = 10
+    seed: int = 42
     project: tuple[str, ...] = ()
 
     @property
@@ -42,30 +47,53 @@ class Experiment:
         return max(1, steps // 10)
 
 
-def run_peer(work: Experiment, script: Path, model: Path, data: Path) -> dict[str, float]:
-    """Return the peer's seconds, peak memory and test F1."""
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the peer's script, the model and the reviews."""
+    shared = Path(__file__).resolve().parents[2].parent / "shared"
+    parser.add_argument("--peer", type=Path, default=shared / "bench" / "peer_hf_trainer.py")
+    parser.add_argument("--model", type=Path, default=shared / "models" / "e5-small-ru")
+    parser.add_argument("--data", type=Path, default=shared / "data" / "kinopoisk.jsonl.gz")
+
+
+def absent(args: argparse.Namespace) -> bool:
+    """Return whether one of the inputs is missing, and say which."""
+    missing = [path for path in (args.peer, args.model, args.data) if not path.exists()]
+    if missing:
+        print(f"skipped: {missing[0]} is not here; give --peer, --model and --data")
+    return bool(missing)
+
+
+def run_peer(
+    work: Experiment,
+    script: Path,
+    model: Path,
+    data: Path,
+    environment: dict[str, str] | None = None,
+) -> dict[str, float]:
+    """Return the peer's seconds, peak memory and test scores."""
     command = [sys.executable, script, "--approach", work.approach, "--model", model,
                "--data", data, "--limit", work.limit, "--epochs", work.epochs,
                "--max-length", work.max_length, "--batch-size", 16, "--lr", work.lr,
-               "--warmup-steps", work.warmup, "--freeze-layers", work.layers]  # fmt: skip
+               "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
+               "--seed", work.seed]  # fmt: skip
     command += ["--max-steps", work.steps] if work.steps else []
-    printed, mib = _run(command, {})
+    printed, mib = _run(command, environment)
     found = json.loads(printed.strip().splitlines()[-1])
     result = {"seconds": found["train_seconds"], "mib": mib}
     if "f1" in found:
-        result |= {"f1": found["f1"], "eval_seconds": found["eval_seconds"]}
+        result |= {key: found[key] for key in ("f1", "accuracy", "eval_seconds")}
     return result
 
 
 def run_project(work: Experiment, model: Path, data: Path, precision: str) -> dict[str, float]:
-    """Return the project's seconds, peak memory and test F1."""
+    """Return the project's seconds, peak memory and test scores."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "mlflow.db"
         command = [sys.executable, "-m", "kinopoisk_ft", "model=encoder", f"model.name={model}",
                    f"data.path={data}", ADAPTERS[work.approach], f"data.limit={work.limit}",
                    f"data.max_length={work.max_length}", f"trainer.epochs={work.epochs}",
                    f"trainer.lr={work.lr}", f"trainer.warmup_steps={work.warmup}",
-                   f"trainer.precision={precision}", f"tracking.uri=sqlite:///{store}",
+                   f"trainer.precision={precision}", f"seed={work.seed}", f"tracking.uri=sqlite:///{store}",
                    f"output_dir={folder}/run", *work.project]  # fmt: skip
         command += [f"trainer.max_steps={work.steps}"] if work.steps else []
         command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
@@ -75,10 +103,12 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
     counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
     seconds = sum(found.get(key, 0.0) for key in counted)
     result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"]}
-    return result if work.steps else {**result, "f1": found["test_f1_weighted"]}
+    if not work.steps:
+        result |= {"f1": found["test_f1_weighted"], "accuracy": found["test_accuracy"]}
+    return result
 
 
-def _run(command: list[Any], environment: dict[str, str]) -> tuple[str, float]:
+def _run(command: list[Any], environment: Mapping[str, str]) -> tuple[str, float]:
     """Run a process; returns its output and its peak resident memory in MiB."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
