@@ -36,7 +36,7 @@ def main() -> int:
     parser = command_line(__doc__)
     add_inputs(parser)
     parser.add_argument("--runs", type=Path, default=Path("outputs/quality"),
-                        help="folder that keeps each run; those in it are not repeated")  # fmt: skip
+                        help="keeps each run; those in it are not repeated")  # fmt: skip
     parser.add_argument("--approaches", nargs="+", choices=WORKS, default=list(WORKS))
     args = parser.parse_args()
     if absent(args):
