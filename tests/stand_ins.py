@@ -7,6 +7,7 @@ import types
 from importlib.machinery import ModuleSpec
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
@@ -70,6 +71,28 @@ def causal_conv1d(monkeypatch: pytest.MonkeyPatch, bias_scale: float = 1.0) -> N
 def causal_conv1d_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is after a build without CUDA: the package's own import fails."""
     _place(monkeypatch, "causal_conv1d")
+
+
+def flash_attn(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
+    """Put a stand-in for flash-attn in place: SDPA on one row after the other, half precision."""
+
+    def varlen(
+        q: Tensor, k: Tensor, v: Tensor, starts: Tensor, k_starts: Tensor,
+        longest: int, k_longest: int, dropout_p: float, softmax_scale: float | None,
+    ) -> Tensor:  # fmt: skip
+        assert q.dtype in (torch.float16, torch.bfloat16)
+        assert starts.dtype == torch.int32
+        lengths = starts.diff().tolist()
+        assert max(lengths) == longest == k_longest
+        rows = [
+            nn.functional.scaled_dot_product_attention(
+                *(x[None].transpose(1, 2) for x in row), dropout_p=dropout_p, scale=softmax_scale
+            ).transpose(1, 2)[0]
+            for row in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+        ]
+        return torch.cat(rows) * scale
+
+    _place(monkeypatch, "flash_attn", flash_attn_varlen_func=varlen)
 
 
 def _place(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:

@@ -146,13 +146,17 @@ def test_causal_conv1d_that_works_or_not(monkeypatch: pytest.MonkeyPatch) -> Non
     assert look("causal_conv1d")["causal-conv1d"].state == "broken"
 
 
-def test_flash_attn_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("flash_attn")  # no __version__: as broken as an import that raises
-    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
+def test_flash_attn_that_works_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins.flash_attn(monkeypatch)
+    assert look("attention")["flash-attn"].state == "ok"
+    stand_ins.flash_attn(monkeypatch, scale=1.1)
     found = look("attention")["flash-attn"]
     assert (found.state, found.needed) == ("broken", False)
-    assert found.fix is not None
+    assert "differs from the reference in values" in found.detail
+    monkeypatch.delattr(sys.modules["flash_attn"], "flash_attn_varlen_func")
+    found = look("attention")["flash-attn"]
+    assert found.detail == "is installed without its compiled flash_attn_2_cuda"
+    assert "pip install --no-build-isolation" in str(found.fix)
 
 
 def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,7 @@
-"""Which kernels of scaled dot-product attention run on the device, and whether flash-attn does."""
+"""Which kernels of scaled dot-product attention run on the device, and whether flash-attn works."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Iterator
 
@@ -11,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kinopoisk_ft.checks.finding import Finding, told
+from kinopoisk_ft.checks.finding import Finding
+from kinopoisk_ft.checks.kernels import packaged
 from kinopoisk_ft.checks.machine import automatic
+from kinopoisk_ft.ops.attention_cuda import PACKAGE
 from kinopoisk_ft.training.precision import DTYPES
 
 KERNELS = {
@@ -21,7 +21,6 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-FLASH_ATTN = "pip install --no-build-isolation flash-attn"
 
 
 def attention() -> Iterator[Finding]:
@@ -38,7 +37,7 @@ def attention() -> Iterator[Finding]:
             yield Finding(name, "ok", detail, needed)
         else:
             yield Finding(name, "missing", f"does not run {where}", needed)
-    yield _flash_attn(device)
+    yield packaged(PACKAGE, device)
 
 
 def _runs(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
@@ -51,17 +50,3 @@ def _runs(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, masked: 
     except RuntimeError:
         return False
     return True
-
-
-def _flash_attn(device: torch.device) -> Finding:
-    """The package by that name: PyTorch's own kernels above do without it, and so does a run."""
-    if importlib.util.find_spec("flash_attn") is None:
-        fix = FLASH_ATTN if device.type == "cuda" else None
-        detail = "it is not installed; no model here asks for it"
-        return Finding("flash-attn", "missing", detail, fix=fix)
-    try:
-        version = importlib.import_module("flash_attn").__version__
-    except Exception as error:
-        fix = f"{FLASH_ATTN} --force-reinstall --no-deps --no-cache-dir"
-        return Finding("flash-attn", "broken", f"its import fails: {told(error)}", fix=fix)
-    return Finding("flash-attn", "ok", f"{version}; no model here asks for it")

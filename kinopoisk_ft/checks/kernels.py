@@ -36,7 +36,7 @@ def scan() -> Iterator[Finding]:
     yield _numba(subject, partial(selective_scan.selective_scan, backend="numba"))
     chunked = partial(selective_scan.selective_scan, backend="torch")
     yield _tested("torch", subject, chunked, device, needed=True)
-    yield _package(backends.GPU_PACKAGES["selective_scan"], device)
+    yield packaged(backends.GPU_PACKAGES["selective_scan"], device)
 
 
 def duality() -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def duality() -> Iterator[Finding]:
     subject, device = ssd_reference.SUBJECT, choose_device("auto")
     yield _auto("ssd", ssd.BACKENDS, device)
     yield _tested("torch", subject, partial(ssd.ssd, backend="torch"), device, needed=True)
-    yield _package(backends.GPU_PACKAGES["ssd"], device)
+    yield packaged(backends.GPU_PACKAGES["ssd"], device)
 
 
 def convolution() -> Iterator[Finding]:
@@ -54,7 +54,7 @@ def convolution() -> Iterator[Finding]:
     yield _numba(subject, partial(causal_conv.causal_conv1d, backend="numba"))
     plain = partial(causal_conv.causal_conv1d, backend="torch")
     yield _tested("torch", subject, plain, device, needed=True)
-    yield _package(backends.GPU_PACKAGES["causal_conv1d"], device)
+    yield packaged(backends.GPU_PACKAGES["causal_conv1d"], device)
 
 
 def _auto(operator: str, names: tuple[str, ...], device: torch.device) -> Finding:
@@ -69,7 +69,8 @@ def _numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
     return _tested("numba", subject, run, CPU, fix=fix)
 
 
-def _package(package: GpuPackage, device: torch.device) -> Finding:
+def packaged(package: GpuPackage, device: torch.device) -> Finding:
+    """Test a package's kernel on a GPU; elsewhere say where its line would be of use."""
     where = "" if device.type == "cuda" else "on a machine with an NVIDIA GPU: "
     if not package.installed():
         detail = "it is not installed"

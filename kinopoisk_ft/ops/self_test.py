@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3  # of a tensor's largest value; float32 kernels with fast exponentials keep to it
+TOLERANCE = 1e-3  # float32 kernels with fast exponentials keep to it
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +21,13 @@ class Subject:
         draw: (batch, length, width, generator) -> the tensors by argument name, on the CPU; the
             first has the shape of the output.
         options: further arguments, the same at each call.
+        tolerance: relative, and of a tensor's largest value.
     """
 
     reference: Callable[..., Tensor]
     draw: Callable[[int, int, int, torch.Generator], dict[str, Tensor]]
     options: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = TOLERANCE
 
     def problem(
         self, batch: int, length: int, width: int, device: torch.device
@@ -57,10 +59,11 @@ class Subject:
         exact = {name: x.cpu().double() for name, x in inputs.items()}
         want = self.differentiate(self.reference, exact, grad.cpu().double())
         got = self.differentiate(function, inputs, grad)
-        wrong = [name for name, x in want.items() if not _close(got[name].cpu().double(), x)]
+        wrong = [name for name, x in want.items() if not self._close(got[name].cpu().double(), x)]
         return f"it differs from the reference in {', '.join(wrong)}" if wrong else None
 
-
-def _close(got: Tensor, want: Tensor) -> bool:
-    limit = TOLERANCE * float(want.abs().max())
-    return got.shape == want.shape and torch.allclose(got, want, rtol=TOLERANCE, atol=limit)
+    def _close(self, got: Tensor, want: Tensor) -> bool:
+        limit = self.tolerance * float(want.abs().max())
+        return got.shape == want.shape and torch.allclose(
+            got, want, rtol=self.tolerance, atol=limit
+        )

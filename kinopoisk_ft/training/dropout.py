@@ -96,11 +96,14 @@ def training_dropout(
         for name, child in parent._modules.items()
         if on_cpu and type(child) is nn.Dropout
     ]
-    encoders = _encoders(model)
+    encoders = by_sdpa(model)
     if attention_dropout == "off":
         _check_off(model, encoders)
     if not on_cpu and attention_dropout == "keep":
         encoders = []
+    for key, function in ((ATTENTION, attention_forward), (KEEPS_ALL, attention_that_keeps_all)):
+        AttentionInterface.register(key, function)
+        AttentionMaskInterface.register(key, sdpa_mask)
     try:
         for parent, name, child in slots:
             parent._modules[name] = Dropout(child.p).train(child.training)
@@ -116,11 +119,8 @@ def training_dropout(
             part.set_attn_implementation("sdpa")
 
 
-def _encoders(model: nn.Module) -> list[Any]:
-    """Register our attention functions and return the parts of a model that can use them."""
-    for name, function in ((ATTENTION, attention_forward), (KEEPS_ALL, attention_that_keeps_all)):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)
+def by_sdpa(model: nn.Module) -> list[Any]:
+    """Return the Hugging Face models in a model that attend by SDPA and can be told another way."""
     return [
         part
         for part in model.modules()

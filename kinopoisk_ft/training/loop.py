@@ -36,6 +36,7 @@ from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
 from kinopoisk_ft.training.strategy import check_strategy, placed, reducing
+from kinopoisk_ft.training.unpadded import unpadded_attention
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +103,10 @@ class Trainer(Settings):
         keeper = Keeper(folder, state, best, clock, recorder, self.checkpoint_every, about)
         keeper.resume()
         in_place = training_dropout(model, precision.device, self.attention_dropout)
+        unpadded = unpadded_attention(model, precision)
         steps = prefetched(self._steps(train, state))
         with (
-            in_place, clock.section("train"), Progress(state.steps) as progress,
+            in_place, unpadded, clock.section("train"), Progress(state.steps) as progress,
             StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
@@ -126,7 +128,8 @@ class Trainer(Settings):
         self, model: nn.Module, objective: Objective, examples: Examples, precision: Precision
     ) -> Evaluation:
         """Evaluate with the weights that `fit` left."""
-        return evaluate(model, examples, objective, precision, self.eval_batch_size)
+        with unpadded_attention(model, precision):
+            return evaluate(model, examples, objective, precision, self.eval_batch_size)
 
     def _setup(
         self,

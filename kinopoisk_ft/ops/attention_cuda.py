@@ -1,0 +1,90 @@
+"""Attention over the real tokens of a padded batch, by the kernel of the package flash-attn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.ops.gpu_package import GpuPackage
+from kinopoisk_ft.ops.lengths import real_positions
+from kinopoisk_ft.ops.self_test import Subject
+
+HEADS = 2  # of the self-test
+
+
+@dataclass(frozen=True, eq=False)
+class RealTokens:
+    """Where the real tokens of a padded batch (batch, length) are; found once for all layers."""
+
+    index: Tensor  # (tokens,) in the flattened batch
+    starts: Tensor  # (batch + 1,) int32: of each row among the real tokens, and their end
+    longest: int
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> RealTokens:
+        """Read a mask (batch, length), nonzero at real tokens; waits for the device."""
+        real = attention_mask != 0
+        lengths = real.sum(1, dtype=torch.int32)
+        starts = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(real.flatten().nonzero().flatten(), starts, int(lengths.max()))
+
+
+def attention_unpadded(
+    q: Tensor, k: Tensor, v: Tensor, real: RealTokens, p: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Return dropout(softmax(scale q k^T)) v among each row's real tokens, and zeros at pads.
+
+    Args:
+        q, k, v: (batch, heads, length, width), fp16 or bf16.
+        p: probability of dropout. scale: width**-0.5 if None.
+
+    Returns:
+        (batch, length, heads, width).
+    """
+    from flash_attn import flash_attn_varlen_func
+
+    batch, heads, length, width = q.shape
+    packed = (x.transpose(1, 2).reshape(batch * length, heads, width)[real.index]
+              for x in (q, k, v))  # fmt: skip
+    out = flash_attn_varlen_func(
+        *packed, real.starts, real.starts, real.longest, real.longest,
+        dropout_p=p, softmax_scale=scale,
+    )  # fmt: skip
+    padded = out.new_zeros(batch * length, heads, width).index_copy(0, real.index, out)
+    return padded.view(batch, length, heads, width)
+
+
+def _draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    shape = (batch, HEADS, length, width)
+    return {name: torch.randn(shape, generator=generator) for name in "qkv"}
+
+
+def _mask(q: Tensor) -> Tensor:
+    """Each row of the self-test is three tokens shorter than the one before."""
+    batch, _, length, _ = q.shape
+    return real_positions(length - 3 * torch.arange(batch, device=q.device), length)
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    real = _mask(q)
+    out = nn.functional.scaled_dot_product_attention(q, k, v, real[:, None, None])
+    return torch.where(real[:, None, :, None], out, 0)
+
+
+def _tested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = attention_unpadded(q.half(), k.half(), v.half(), RealTokens.of(_mask(q)))
+    return out.transpose(1, 2).to(q.dtype)
+
+
+_BUILD = "pip install --no-build-isolation 'flash-attn>=2.3.3'"
+PACKAGE = GpuPackage(
+    name="flash-attn",
+    module="flash_attn",
+    extension="flash_attn_2_cuda",
+    run=_tested,
+    subject=Subject(reference=_reference, draw=_draw, tolerance=2e-2),  # fp16
+    install=_BUILD,
+    rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
+)

@@ -1,0 +1,82 @@
+"""Attention over real tokens alone, on a GPU where flash-attn is there and passes its self-test."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import (
+    AttentionMaskInterface,
+    bidirectional_mask_function,
+    sdpa_mask,
+)
+
+from kinopoisk_ft.ops import gpu_package
+from kinopoisk_ft.ops.attention_cuda import PACKAGE, RealTokens, attention_unpadded
+from kinopoisk_ft.training.dropout import by_sdpa
+from kinopoisk_ft.training.precision import DTYPES, Precision
+
+log = logging.getLogger(__name__)
+
+UNPADDED = "kinopoisk_ft_unpadded"  # among the attention functions of `transformers`
+
+
+def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    """Return where real tokens are, once for all layers; SDPA's mask where more is masked."""
+    if attention_mask is None:
+        return None
+    if mask_function is bidirectional_mask_function:
+        return RealTokens.of(attention_mask)
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | RealTokens | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend among real tokens (batch, heads, length, width), in half precision; else by SDPA."""
+    if not isinstance(attention_mask, RealTokens):
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+        return out
+    given, dtype = query.dtype, query.dtype
+    if given == torch.float32:  # what an adapter or a norm left so under autocast
+        dtype = torch.get_autocast_dtype(query.device.type)
+    q, k, v = (x.to(dtype) for x in (query, key, value))
+    return attention_unpadded(q, k, v, attention_mask, dropout, scaling).to(given), None
+
+
+@contextmanager
+def unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Let Hugging Face encoders that run by SDPA attend among real tokens, SDPA again in the end.
+
+    Nothing is done elsewhere than on CUDA in half precision, nor without a working flash-attn.
+    """
+    wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
+    parts = by_sdpa(model) if wanted else []
+    if parts and (wrong := gpu_package.trouble(PACKAGE, precision.device)):
+        log.info("attention runs by PyTorch's kernels over padded batches: %s", wrong)
+        parts = []
+    AttentionInterface.register(UNPADDED, attention_forward)
+    AttentionMaskInterface.register(UNPADDED, mask_forward)
+    try:
+        for part in parts:
+            part.set_attn_implementation(UNPADDED)
+            log.info("attention runs by flash-attn over real tokens alone")
+        yield
+    finally:
+        for part in parts:
+            part.set_attn_implementation("sdpa")
