@@ -87,6 +87,16 @@ def test_numba_agrees_with_the_definition(
         compare(inputs, mask, p, 1e-5)
 
 
+def test_masked_keys_get_nothing_at_all() -> None:
+    q, k, v = (torch.randn(2, 2, 20, 8, requires_grad=True) for _ in range(3))
+    mask = (torch.arange(20) < torch.tensor([20, 13]).view(2, 1, 1, 1)).expand(2, 1, 20, 20)
+    out = attention(q, k, v, mask, 0.1)
+    _, grad_k, grad_v = torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
+    assert torch.all(grad_k[1, :, 13:] == 0)
+    assert torch.all(grad_v[1, :, 13:] == 0)
+    assert grad_k[1, :, :13].abs().min() > 0
+
+
 def test_bfloat16_is_as_close_as_its_rounding() -> None:
     inputs = [torch.randn(2, 3, 40, 16).bfloat16() for _ in range(3)]
     compare(inputs, None, 0.1, 2e-2)

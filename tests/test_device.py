@@ -7,6 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from composing import compose_config
+from hydra.utils import instantiate
+
+from kinopoisk_ft.training import loop
 
 CHECK = """
 import torch
@@ -27,3 +32,18 @@ print(before - peak_memory_mb(cpu))
 def test_memory_kept_by_earlier_work_is_not_counted() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 150  # of 200 MiB
+
+
+@pytest.mark.parametrize(("asked", "possible"), [(True, True), (True, False), (False, True)])
+def test_what_becomes_of_freed_memory_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: bool, possible: bool
+) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: tried.append(True) or possible)
+    settings = ["trainer.precision=fp32", "trainer.device=cpu", f"trainer.keep_memory={asked}"]
+    with caplog.at_level("INFO"), torch.random.fork_rng():
+        instantiate(compose_config(["model=bert_scratch", *settings]).trainer).open()
+    kept = asked and possible
+    told = "freed memory stays in the process" if kept else "freed memory goes back to the system"
+    assert told in caplog.text
+    assert tried == [True] * asked

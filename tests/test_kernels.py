@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +101,22 @@ def test_kernels_older_than_a_source_are_dropped(tmp_path: Path) -> None:
         os.utime(cache / name, (1000 - age, 1000 - age))
     (tmp_path / "source.py").touch()
     os.utime(tmp_path / "source.py", (990, 990))
-    kernel_cache._drop_stale(tmp_path)
+    kernel_cache._drop_stale(tmp_path, cache)
     assert [path.name for path in cache.iterdir()] == ["new.nbi"]
+
+
+def test_kernels_kept_elsewhere_are_dropped_too(tmp_path: Path) -> None:
+    """As numba does it with NUMBA_CACHE_DIR, or where the source's folder cannot be written."""
+    code = "from kinopoisk_ft.ops import kernel_cache; print(kernel_cache.folder())"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = partial(subprocess.run, [sys.executable, "-c", code], env=environment, check=True)
+    folder = Path(run(capture_output=True, text=True).stdout.strip())
+    assert tmp_path in folder.parents
+    old = folder / "kernel.nbi"
+    old.touch()
+    os.utime(old, (0, 0))
+    run(capture_output=True)
+    assert not old.exists()
 
 
 def test_without_a_place_for_the_cache_kernels_still_compile(

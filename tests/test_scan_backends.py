@@ -100,6 +100,8 @@ def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.Mo
     assert package.diagnose(device) == "mamba-ssm is not installed"
     stand_ins.mamba_ssm(monkeypatch)
     assert package.diagnose(device) is None
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # as a first prediction
+        assert package.diagnose(device) is None
     stand_ins.mamba_ssm(monkeypatch, skip_scale=1.1)
     found = package.diagnose(device)
     assert found is not None

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from networks import NAMES, make
 from transformers import AutoTokenizer
 
+from kinopoisk_ft.data import tokens
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import Seen, encode, tokenize
 from kinopoisk_ft.data.truncation import cut_text, ends
@@ -119,6 +120,25 @@ def test_a_change_makes_new_files(tmp_path: Path) -> None:
     for way in [*ways, *ways]:
         tokenize(["отличный фильм " * 9], tokenizer("bert"), way)
     assert len(list(tmp_path.rglob("*.arrow"))) == len(ways)
+
+
+def test_kept_tokens_are_read_and_damaged_ones_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"отличный фильм {'очень ' * i}" for i in range(1200)]  # several of Arrow's chunks
+    want = tokenize(texts, tokenizer("bert"), Preprocessing(8))
+    monkeypatch.setattr(tokens, "encode", None)
+    found = tokenize(texts, tokenizer("bert"), Preprocessing(8))
+    anew = encode(texts, tokenizer("bert"), Preprocessing(8))
+    assert found.input_ids == want.input_ids == anew["input_ids"]
+    assert found.seen == want.seen
+    np.testing.assert_array_equal(found.truncated, want.truncated)
+    monkeypatch.setattr(tokens, "encode", encode)
+    (file,) = tmp_path.rglob("*.arrow")
+    file.write_bytes(file.read_bytes()[:700])
+    again = tokenize(texts, tokenizer("bert"), Preprocessing(8))
+    assert again.input_ids == want.input_ids
+    assert "is damaged, and the reviews are tokenized again" in caplog.text
 
 
 def test_no_room_beside_special_tokens() -> None:

@@ -7,11 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kinopoisk_ft.data.pieces import PIECE, groups, pieces, reads_apart, without_middle
 from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -67,20 +69,43 @@ def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens
     """Return token ids of clean texts, of each the part that `how` leaves."""
     key = _key(texts, tokenizer, how)
     file = cache_dir() / "tokens" / f"{key}.arrow"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_dict({"text": list(texts)}).map(
-        lambda batch: encode(batch["text"], tokenizer, how),
-        batched=True,
-        remove_columns=["text"],
-        cache_file_name=str(file),
-        new_fingerprint=key,
-    )
-    columns = {f.name: table[f.name] for f in fields(Seen)}
+    table = _kept(file)
+    if table is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_dict({"text": list(texts)}).map(
+            lambda batch: encode(batch["text"], tokenizer, how),
+            batched=True,
+            remove_columns=["text"],
+            cache_file_name=str(file),
+            new_fingerprint=key,
+        )
+    columns = {f.name: table.data.column(f.name).to_numpy() for f in fields(Seen)}
     return Tokens(
-        list(table["input_ids"]),
-        Seen(**{name: sum(column) for name, column in columns.items()}),
+        _lists(table.data.column("input_ids")),
+        Seen(**{name: int(column.sum()) for name, column in columns.items()}),
         share_cut(columns["characters"], columns["characters_seen"]),
     )
+
+
+def _kept(file: Path) -> Any:
+    """Return what an earlier run left, None where there is nothing whole."""
+    if not file.exists():
+        return None
+    try:
+        return datasets.Dataset.from_file(str(file))
+    except (OSError, ValueError) as error:  # Arrow's own errors are kinds of these
+        log.warning("%s is damaged, and the reviews are tokenized again: %s", file, error)
+        file.unlink(missing_ok=True)
+        return None
+
+
+def _lists(column: Any) -> list[list[int]]:
+    """Return the rows of an Arrow column of lists."""
+    rows: list[list[int]] = []
+    for chunk in column.chunks:
+        ids, bounds = chunk.values.to_numpy().tolist(), chunk.offsets.to_numpy().tolist()
+        rows += [ids[start:end] for start, end in pairwise(bounds)]
+    return rows
 
 
 def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str, list[Any]]:
@@ -147,7 +172,7 @@ def _count_long(text: str, tokenizer: Any, apart: bool) -> int:
     return sum(sum(_count(group, tokenizer)) for group in groups(parts))
 
 
-def share_cut(characters: Sequence[int], seen: Sequence[int]) -> np.ndarray:
+def share_cut(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
     """Return the share (N,) of each of N texts that was not seen; of an empty one, nothing."""
     whole = np.asarray(characters, dtype=np.float64)
     return (whole - np.asarray(seen)) / np.maximum(whole, 1)

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.pooling import check_pooling, pool
-from kinopoisk_ft.ops.backends import check
+from kinopoisk_ft.ops.backends import check, full_precision
 from kinopoisk_ft.ops.causal_conv import causal_conv1d
 from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
 from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
@@ -56,7 +56,8 @@ class MambaMixer(nn.Module):
         kernel = self.conv1d.weight.squeeze(1)
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
-        delta = self.dt_proj(dt)  # (B, L, E)
+        with full_precision(dt.device):  # in bf16 a step would be wrong by a hundredth
+            delta = self.dt_proj(dt.float())  # (B, L, E)
         A = -torch.exp(self.A_log.float())
         y = selective_scan(
             u, delta, A, B, C, self.D.float(), z,

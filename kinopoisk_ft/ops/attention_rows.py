@@ -35,8 +35,8 @@ def _bias_row(a: Any, row: Any) -> Any:
 
 @njit(forceinline=True)
 def _power(x: Any) -> Any:
-    """2**x, and 0 where `exp2` stops: what is masked must not slow products down as denormals."""
-    return exp2(x) - splat(_TINY)
+    """2**x, and 0 from 2**-126 down: what is masked must not slow products down as denormals."""
+    return larger(splat(_f(0)), exp2(x) - splat(_TINY))
 
 
 @njit(**OPTIONS)

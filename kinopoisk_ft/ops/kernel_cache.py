@@ -14,10 +14,15 @@ def _probe() -> None:
     """Something for numba to find a cache place for."""
 
 
-def _drop_stale(folder: Path) -> None:
-    """Remove kernels older than a source here: numba looks at a kernel's own file only."""
-    newest = max(path.stat().st_mtime for path in folder.glob("*.py"))
-    for index in (folder / "__pycache__").glob("*.nbi"):
+def _place() -> Path:
+    """Return where numba keeps the kernels of this folder; RuntimeError where it cannot."""
+    return Path(njit(cache=True)(_probe).stats.cache_path)
+
+
+def _drop_stale(sources: Path, kept: Path) -> None:
+    """Remove kernels older than a source: numba looks at a kernel's own file only."""
+    newest = max(path.stat().st_mtime for path in sources.glob("*.py"))
+    for index in kept.glob("*.nbi"):
         if index.stat().st_mtime < newest:
             index.unlink(missing_ok=True)
 
@@ -25,8 +30,7 @@ def _drop_stale(folder: Path) -> None:
 def _prepare() -> bool:
     """Return whether kernels can be cached: beside the source or in the user's cache."""
     try:
-        njit(cache=True)(_probe)
-        _drop_stale(Path(__file__).parent)
+        _drop_stale(Path(__file__).parent, _place())
     except (RuntimeError, OSError) as error:
         log.info("compiled kernels are not kept on disk: %s", error)
         return False
@@ -35,7 +39,7 @@ def _prepare() -> bool:
 
 def folder() -> Path | None:
     """Return where kernels are kept, None where no place can be written."""
-    return Path(njit(cache=True)(_probe).stats.cache_path) if CACHED else None
+    return _place() if CACHED else None
 
 
 CACHED = _prepare()

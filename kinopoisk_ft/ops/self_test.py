@@ -52,8 +52,15 @@ class Subject:
     def disagreement(self, function: Callable[..., Tensor], device: torch.device) -> str | None:
         """Return where `function` differs from the definition in float64, None if nowhere.
 
-        What `function` raises is the caller's.
+        What `function` raises is the caller's; whether it records gradients or casts is not.
         """
+        with (
+            torch.inference_mode(False), torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):  # fmt: skip
+            return self._disagreement(function, device)
+
+    def _disagreement(self, function: Callable[..., Tensor], device: torch.device) -> str | None:
         inputs, grad = self.problem(2, 40, 16, device)
         # float64 exists on no MPS device, and on CUDA float32 convolutions may run as TF32
         exact = {name: x.cpu().double() for name, x in inputs.items()}

@@ -9,6 +9,7 @@ import platform
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 LARGE = 2**30  # above any activation of a small batch; int is 32 bits wide
 
 
@@ -21,7 +22,9 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, LARGE))
+    # An older glibc takes no threshold above 32 MiB, but can be told to map nothing apart.
+    unmapped = mallopt(M_MMAP_THRESHOLD, LARGE) or mallopt(M_MMAP_MAX, 0)
+    return bool(mallopt(M_TRIM_THRESHOLD, LARGE) and unmapped)
 
 
 def release_freed_memory() -> None:

@@ -63,8 +63,8 @@ class Trainer(Settings):
             precision.kind,
         )  # fmt: skip
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
-        if self.keep_memory and keep_freed_memory():
-            log.info("freed memory stays in the process")
+        stays = self.keep_memory and keep_freed_memory()
+        log.info("freed memory %s", "stays in the process" if stays else "goes back to the system")
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: wait(device))
 
