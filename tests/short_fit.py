@@ -50,6 +50,11 @@ def examples(tokenizer: Any, count: int, seed: int) -> Examples:
     return Examples(tokenizer(texts)["input_ids"], np.array(labels))
 
 
+def train_examples(tokenizer: Any) -> Examples:
+    """Return what `short_fit` trains on."""
+    return examples(tokenizer, 46, 0)
+
+
 def short_fit(
     folder: Path,
     *overrides: str,
@@ -63,12 +68,13 @@ def short_fit(
     trainer: Trainer = instantiate(compose_config([*SHORT, *overrides]).trainer)
     precision, clock = trainer.open(folder)
     drops = [f"model.dropout={dropout}"] if "bert" in kind else []  # Mamba has none
+    drops += [override for override in overrides if override.startswith("model.")]
     _, _, network, tokenizer = make(kind, "none", *drops)
     prepare(network.module)
     recorder = recorder or Recorder()
     state = trainer.fit(
         network.module, Classification(tokenizer.pad_token_id, weights=class_weights),
-        examples(tokenizer, 46, 0), examples(tokenizer, 9, 1), fresh=network.fresh,
+        train_examples(tokenizer), examples(tokenizer, 9, 1), fresh=network.fresh,
         audit=lambda _: None, precision=precision, clock=clock, recorder=recorder, folder=folder,
         about={"data": "tiny"},
     )  # fmt: skip

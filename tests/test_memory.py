@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import make
-from short_fit import Recorder, examples, short_fit, weights
+from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.batching import parts
+from kinopoisk_ft.training.batching import parts, reads_pads
 from kinopoisk_ft.training.evaluate import evaluate, predict
 from kinopoisk_ft.training.memory import out_of_memory, within_memory
 from kinopoisk_ft.training.objective import Classification
@@ -32,11 +34,17 @@ LACKS = [
 ]
 
 
+def tokens(rows: int) -> int:
+    """Return the tokens of so many rows as long as the longest review of `short_fit`."""
+    return rows * int(train_examples(make("bert_scratch")[3]).lengths.max())
+
+
 def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return what makes a model's forward raise with more rows than `most`."""
+    """Return what makes a model's forward raise with more tokens than `most` rows have."""
+    limit = tokens(most)
 
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if len(kwargs["input_ids"]) > most:
+        if kwargs["input_ids"].numel() > limit:
             raise error
 
     def prepare(module: nn.Module) -> None:
@@ -46,10 +54,11 @@ def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None
 
 
 def backward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return what makes the backward pass raise below the last layer, with more rows than that."""
+    """Return what makes the backward pass raise below the last layer, with more tokens than so."""
+    limit = tokens(most)
 
     def check(grad: torch.Tensor) -> None:
-        if len(grad) > most:
+        if grad[..., 0].numel() > limit:
             raise error
 
     def watch(module: nn.Module, args: Any, output: Any) -> None:
@@ -236,17 +245,44 @@ def test_outputs_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
     assert torch.equal(state.best_outputs, again.outputs)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(12, 5), (12, 12), (7, 2), (1, 1), (5, 9)])
-def test_parts_are_even_and_whole(rows: int, size: int) -> None:
-    ids = torch.arange(rows * 3).reshape(rows, 3)
-    batch = {"input_ids": ids, "attention_mask": ids, "labels": torch.arange(rows)}
-    cut = parts(batch, size)
-    lengths = [len(part["labels"]) for part in cut]
-    assert len(cut) == -(-rows // size)
-    assert max(lengths) <= size
-    assert max(lengths) - min(lengths) <= 1
-    for key, value in batch.items():
-        assert torch.equal(torch.cat([part[key] for part in cut]), value)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=17), rows=st.integers(1, 18),
+       trim=st.booleans())  # fmt: skip
+def test_parts_are_whole_within_their_tokens_and_even(
+    lengths: list[int], rows: int, trim: bool
+) -> None:
+    longest = max(1, *lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.arange(mask.numel()).view_as(mask) * mask
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(len(lengths))}
+    cut = parts(batch, rows, trim)
+    order = torch.cat([part["labels"] for part in cut])
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    for part in cut:
+        for key in ("input_ids", "attention_mask"):
+            width = part[key].shape[1]
+            assert torch.equal(part[key], batch[key][part["labels"], :width])
+            assert not batch[key][part["labels"], width:].any()
+            assert trim or width == longest
+    sizes = [part["input_ids"].numel() for part in cut]
+    assert max(sizes) <= rows * longest
+    assert len(cut) <= -(-len(lengths) // rows)  # never more than rows alone would ask for
+    if len(lengths) <= rows:
+        assert [len(part["labels"]) for part in cut] == [len(lengths)]
+    elif not trim:
+        counts = [len(part["labels"]) for part in cut]
+        assert max(counts) == -(-len(lengths) // len(cut))
+
+
+def test_pads_that_a_model_reads_stay(tmp_path: Path) -> None:
+    settings = ["model.pooling=last_position"]
+    whole, expected = short_fit(tmp_path / "whole", *settings, kind="mamba_scratch")
+    _, found = short_fit(
+        tmp_path / "cut", *settings, "trainer.micro_batch_size=2", kind="mamba_scratch"
+    )
+    assert reads_pads(whole.model)
+    assert not reads_pads(make("mamba_scratch")[2].module)
+    np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [0, 13])

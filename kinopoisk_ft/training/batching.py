@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST = 8  # a batch of one-word reviews need not have thousands of rows
 BUCKET = 32  # batches sorted together: enough to save padding, few enough to stay shuffled
@@ -91,14 +91,53 @@ def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return batches
 
 
-def parts(batch: dict[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
-    """Cut a batch into as few parts as have at most `rows` rows each, as even as can be.
+def parts(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
+    """Cut a batch into micro-batches of at most as many tokens as `rows` of its longest have.
 
-    They keep its padding: what reads the pads of a batch finds the same.
+    They are as few as that allows, their tokens (padding included) as even as can be, the longest
+    reviews first. A batch of no more than `rows` rows stays as it is.
+
+    Args:
+        trim: each is padded to its own longest review; else as the whole batch, for a model that
+            reads pads.
     """
-    count = -(-len(batch["attention_mask"]) // rows)
-    cut = {key: value.tensor_split(count) for key, value in batch.items()}
-    return [{key: values[i] for key, values in cut.items()} for i in range(count)]
+    mask = batch["attention_mask"]
+    if len(mask) <= rows:
+        return [batch]
+    lengths = mask.sum(1).clamp(min=1) if trim else torch.full((len(mask),), mask.shape[1])
+    order = lengths.argsort(descending=True, stable=True)
+    sizes = _even_cuts(lengths[order].tolist(), rows * mask.shape[1])
+    cut = {key: value[order].split(sizes) for key, value in batch.items()}
+    found = []
+    for i, longest in enumerate(lengths[order][[0, *np.cumsum(sizes[:-1])]].tolist()):
+        own = {key: values[i] for key, values in cut.items()}
+        found.append({k: v[:, :longest] if v.dim() > 1 else v for k, v in own.items()})
+    return found
+
+
+def reads_pads(model: nn.Module) -> bool:
+    """Return whether a model's answer depends on the padding, as the study's pooling does."""
+    return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
+
+
+def _even_cuts(lengths: Sequence[int], most: int) -> list[int]:
+    """Return the rows of each part: no more parts than `most` tokens ask for, and evenly full.
+
+    lengths: of the rows, falling.
+    """
+    fewest, low, high = len(_cuts(lengths, most)), lengths[0], most
+    while low < high:  # the least limit that gives as few parts
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_cuts(lengths, middle)) <= fewest else (middle + 1, high)
+    return _cuts(lengths, low)
+
+
+def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
+    sizes, start = [], 0
+    while start < len(lengths):
+        sizes.append(min(limit // lengths[start], len(lengths) - start))
+        start += sizes[-1]
+    return sizes
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[str, Tensor]:

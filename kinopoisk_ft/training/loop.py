@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import Examples, epoch_rows, length_grouped, parts
+from kinopoisk_ft.training.batching import (
+    Examples,
+    epoch_rows,
+    length_grouped,
+    parts,
+    reads_pads,
+)
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
@@ -218,7 +224,8 @@ class Trainer(Settings):
         count = sum(state.objective.count(batch) for batch in micro_batches)
         total = torch.zeros((), device=state.precision.device)
         shares = [share(batch) for batch in micro_batches]
-        todo = [(part, counts) for mine, counts in shares for part in parts(mine, rows)]
+        trim = not reads_pads(state.model)
+        todo = [(part, counts) for mine, counts in shares for part in parts(mine, rows, trim)]
         for number, (part, counts) in enumerate(todo, start=1):
             part = to_device(part, state.precision.device)
             with reducing(state.called, number == len(todo)):

@@ -28,6 +28,7 @@ MESSAGES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
+    "could not create a primitive",  # all that oneDNN says of a lack of memory
 )
 
 
