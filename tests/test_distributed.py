@@ -192,10 +192,11 @@ def test_shares_hold_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("ddp", 16, 4, "off", "fp32"), "micro_batch_size=4"),
-        (("auto", 3, None, "off", "fp32"), "batch_size=3"),
-        (("auto", 16, None, "fp32", "fp32"), "prefix cache"),
-        (("fsdp", 16, None, "off", "fp16"), "fp16"),
+        (("ddp", 16, 4, "off", "off", "fp32"), "micro_batch_size=4"),
+        (("auto", 3, None, "off", "off", "fp32"), "batch_size=3"),
+        (("auto", 16, None, "fp32", "off", "fp32"), "prefix cache"),
+        (("auto", 16, None, "off", "default", "fp32"), "compile=default"),
+        (("fsdp", 16, None, "off", "off", "fp16"), "fp16"),
     ],
 )
 def test_what_cannot_work_is_refused(

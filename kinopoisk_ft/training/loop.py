@@ -24,6 +24,7 @@ from kinopoisk_ft.training.batching import (
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.compiling import compiled, rehearse
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, share, size, summed
 from kinopoisk_ft.training.dropout import training_dropout
@@ -66,7 +67,7 @@ class Trainer(Settings):
         precision = Precision(kind, device)
         check_strategy(
             self.strategy, self.batch_size, self.micro_batch_size, self.prefix_cache,
-            precision.kind,
+            self.compile, precision.kind,
         )  # fmt: skip
         log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
         stays = self.keep_memory and keep_freed_memory()
@@ -116,7 +117,7 @@ class Trainer(Settings):
             StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
-            self._probe(state, train, clock)
+            self._prepare(state, train, clock)
             self._evaluate_if_due(state, train, val, journal, clock, signals)
             while state.step != state.steps and not self._stale(state):
                 micro_batches = next(batches)
@@ -147,6 +148,7 @@ class Trainer(Settings):
         clock: Clock,
     ) -> State:
         around = placed(model, self.strategy, precision.device)
+        around = compiled(around, self.compile, precision.device)
         around.train()
         steps = self.length.steps(self.steps_per_epoch(reviews))
         meter = Meter(self.length, clock, steps)
@@ -167,11 +169,14 @@ class Trainer(Settings):
             around=around,
         )  # fmt: skip
 
-    def _probe(self, state: State, train: Examples, clock: Clock) -> None:
-        """Find out, where only the system's end of the process would tell, what memory allows."""
+    def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
+        """Find out, where only the system's end would tell, what memory allows; then compile."""
         if state.step != state.steps and size() == 1:
             with clock.section("probe"):
                 state.micro_batch_size = rows_that_fit(state, train)
+        if state.step != state.steps and self.compile != "off":
+            with clock.section("compile"):
+                rehearse(state, train)
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from kinopoisk_ft.training.allocator import release_freed_memory
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import can_measure_growth, peak_growth
+from kinopoisk_ft.training.evaluate import to_device
 from kinopoisk_ft.training.limits import available_memory
 from kinopoisk_ft.training.memory import half
 from kinopoisk_ft.training.rng import random_states, set_random_states
@@ -79,28 +81,29 @@ def rows_that_fit(state: State, train: Examples) -> int:
 
 def _measure(state: State, train: Examples) -> Need:
     """Pass one row and two through the network; two only where twice one has room."""
-    with _unchanged(state):
-        _pass(state, train, 1)  # compiles kernels, starts threads, fills their buffers
-        one = peak_growth(lambda: _pass(state, train, 1))
+    with unchanged(state):
+        once = partial(forward_and_back, state, state.model, train)
+        once(1)  # compiles kernels, starts threads, fills their buffers
+        one = peak_growth(lambda: once(1))
         more = float(one)
         if SAFETY * 2 * one < available_memory():
-            more = max(0, peak_growth(lambda: _pass(state, train, 2)) - one)
+            more = max(0, peak_growth(lambda: once(2)) - one)
     release_freed_memory()
     return Need(one + _optimizer_bytes(state), more)
 
 
-def _pass(state: State, train: Examples, rows: int) -> None:
-    """Run the longest review forward and back, so many times at once; leaves no gradients."""
+def forward_and_back(state: State, model: nn.Module, train: Examples, rows: int) -> None:
+    """Run the longest review through a model, so many times at once; leaves no gradients."""
     longest = np.full(rows, int(train.lengths.argmax()))
     batch = state.objective.collate(train, longest, np.random.default_rng(0))
     with state.precision.autocast():
-        loss = state.objective.loss_sum(state.model, batch)[0]
+        loss = state.objective.loss_sum(model, to_device(batch, state.precision.device))[0]
     state.precision.backward(loss)
     state.optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager
-def _unchanged(state: State) -> Iterator[None]:
+def unchanged(state: State) -> Iterator[None]:
     """Put generators and buffers back, also when a signal comes."""
     states = random_states(state.precision.device)
     buffers = {name: value.clone() for name, value in state.model.named_buffers()}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.budget import Budget
+from kinopoisk_ft.training.compiling import Compile
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.strategy import Strategy
 
@@ -44,6 +45,7 @@ class Settings:
     max_bad_steps: int
     keep_memory: bool
     attention_dropout: Literal["keep", "off"]
+    compile: Compile
     prefix_cache: Literal["off", "fp32", "fp16"]
     class_weights: Literal["none", "balanced"]
     sampling: Literal["shuffled", "balanced"]

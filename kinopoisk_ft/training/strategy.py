@@ -31,9 +31,10 @@ def check_strategy(
     batch_size: int,
     micro_batch_size: int | None,
     prefix_cache: str,
+    compile: str,
     precision: str,
 ) -> None:
-    """Raise UserError for what several processes cannot do, before they begin."""
+    """Raise UserError for settings that do not go together, before anything begins."""
     if micro_batch_size is not None and size() > 1:
         raise UserError(
             f"trainer.micro_batch_size={micro_batch_size} is for one process: of several each "
@@ -54,6 +55,12 @@ def check_strategy(
             "the prefix cache goes round the model by which the processes share gradients",
             where="trainer.prefix_cache",
             fix="use trainer.prefix_cache=off, or train in one process",
+        )
+    if compile != "off" and (size() > 1 or prefix_cache != "off"):
+        raise UserError(
+            f"trainer.compile={compile} is for one process that calls the whole model",
+            where="trainer.compile",
+            fix="use trainer.compile=off, or one process and trainer.prefix_cache=off",
         )
     if chosen(strategy) == "fsdp" and precision == "fp16":
         raise UserError(

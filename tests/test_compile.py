@@ -1,0 +1,74 @@
+"""`trainer.compile`: the same training through torch.compile."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from short_fit import short_fit, weights
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.compiling import compiled
+from kinopoisk_ft.training.strategy import check_strategy
+
+CPU = torch.device("cpu")
+NUMBERS = ("train_loss", "val_loss", "lr")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Trace, but compile nothing; returns the options asked for."""
+    asked: list[dict[str, Any]] = []
+    real = torch.compile
+
+    def trace(function: Any, **options: Any) -> Any:
+        asked.append(dict(options))
+        options.pop("mode", None)
+        return real(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+def test_traced_training_is_the_same(
+    kind: str, eager: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    plain, expected = short_fit(tmp_path / "plain", kind=kind)
+    assert eager == []
+    mode = "trainer.compile=reduce-overhead"
+    traced, found = short_fit(tmp_path / "traced", mode, kind=kind)
+    assert eager[-1] == {"mode": "reduce-overhead", "dynamic": True}
+    assert type(traced.called).__name__ == "OptimizedModule"
+    assert traced.meter.clock.seconds["compile"] > 0
+    for name in NUMBERS:
+        np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-6)
+    torch.testing.assert_close(weights(traced), weights(plain), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_compiled_training_is_the_same(tmp_path: Path) -> None:
+    _, expected = short_fit(tmp_path / "plain")
+    _, found = short_fit(tmp_path / "compiled", "trainer.compile=default")
+    for name in NUMBERS:
+        np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-5)
+
+
+def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(function: Any, **options: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: no compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(UserError, match=r"does not work here: .*no compiler") as told:
+        compiled(torch.nn.Linear(2, 2), "default", CPU)
+    assert "C++ compiler" in str(told.value)
+
+
+def test_cached_states_go_round_what_is_compiled() -> None:
+    with pytest.raises(UserError, match="compile=default"):
+        check_strategy("none", 16, None, "fp16", "default", "fp32")
