@@ -18,10 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from common.rate import flop_per_token, matrix_rate
 from common.report import Section, command_line, publish
 from common.shapes import BASE, TINY2, random_bert
 from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
+from transformers import BertConfig
 
+from kinopoisk_ft.training.precision import DTYPES, Precision
+
+CPU = torch.device("cpu")
 WORKS = {
     "tiny2-256": Experiment("full", shape=TINY2, steps=60),
     "tiny2-512": Experiment("full", shape=TINY2, steps=30, max_length=512),
@@ -46,7 +52,8 @@ def main() -> int:
     if absent(args):
         return 0
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in args.works}
-    rows = [row for name, work in works.items() for row in compare(name, work, args)]
+    rates = {kind: rate(kind) for kind in args.precisions}
+    rows = [row for name, work in works.items() for row in compare(name, work, args, rates)]
     remark = (
         "Batches of 16; seconds of training, medians; the peer pads every review to the full "
         "length and is fp32; memory is the process's peak, MiB."
@@ -60,11 +67,22 @@ NOTE = (
     "768), both from random weights; e5 is the pretrained e5-small-ru. In e5-freeze (10 of 12 "
     "layers, 3 epochs) and e5-head (5 epochs) the project runs frozen layers once "
     "(`trainer.prefix_cache=fp16`), which is in its seconds; evaluation there starts from their "
-    "states, too. Ratios are peer / project; `auto` took the precision that is faster here."
+    "states, too. Ratios are peer / project; `auto` took the precision that is faster here. "
+    "`share of matrix rate`: the work of the linear layers on real tokens in a training step, as a "
+    "part of what the machine does in that time on products of 4096 x 4096 matrices in that "
+    "precision. Both train a fresh pooler and classifier at the rate of all else; the peer's LoRA "
+    "leaves the pooler as it is."
 )
 
 
-def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rate(kind: str) -> float:
+    """Return the machine's rate of matrix products in a precision of the project's."""
+    return matrix_rate(DTYPES[Precision(kind, CPU).kind])
+
+
+def compare(
+    name: str, work: Experiment, args: argparse.Namespace, rates: dict[str, float]
+) -> Iterator[dict[str, Any]]:
     """Run all sides of one work in alternation; yields a row for each precision."""
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
@@ -76,6 +94,7 @@ def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[d
             peers.append(run_peer(work, args.peer, model, args.data))
             for kind, runs in ours.items():
                 runs.append(run_project(work, model, args.data, kind))
+        flop = flop_per_token(BertConfig.from_pretrained(model), work)
     for kind, runs in ours.items():
         row: dict[str, Any] = {"work": name, "precision": kind}
         for key, label in (("seconds", "training"), ("eval_seconds", "evaluation")):
@@ -86,6 +105,9 @@ def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[d
             if label == "training":
                 row |= {"peer s": round(theirs, 1), "project s": round(mine, 1)}
             row |= {f"{label} ratio": round(theirs / mine, 2)}
+        tokens = statistics.median(run["tokens_per_second"] for run in runs)
+        share = flop * tokens / rates[kind]
+        row |= {"share of matrix rate": round(share, 2) if share else "-"}
         row |= {"peer MiB": round(peers[-1]["mib"]), "project MiB": round(runs[-1]["mib"])}
         scores = [r.get("f1") for r in (peers[-1], runs[-1])]
         row |= {"peer F1": _score(scores[0]), "project F1": _score(scores[1])}

@@ -50,7 +50,8 @@ def main() -> int:
         "epoch that is best on validation; ±: the deviation of one seed."
     )
     publish("Quality beside a Hugging Face Trainer", [Section("Test scores", note, rows)], args,
-            "Both sides with the same rates: 1e-4 in full, 2e-3 for LoRA.")  # fmt: skip
+            "Both sides with the same rates (1e-4 in full, 2e-3 for LoRA) and a fresh pooler and "
+            "classifier; the peer's LoRA leaves the pooler as it is.")  # fmt: skip
     return 0
 
 

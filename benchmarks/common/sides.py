@@ -21,6 +21,8 @@ from common.shapes import Shape
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
 NOTHING: Mapping[str, str] = MappingProxyType({})
 FROZEN = ("trainer.prefix_cache=fp16",)
+# A Trainer user has a fresh pooler and classifier, which learn at the rate of all else.
+SAME_HEAD = ("model.pooling=pooler", "trainer.head_lr=null")
 # Sections of the project's clock that a Trainer counts as training.
 TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds")
 
@@ -93,7 +95,8 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
                    f"data.path={data}", ADAPTERS[work.approach], f"data.limit={work.limit}",
                    f"data.max_length={work.max_length}", f"trainer.epochs={work.epochs}",
                    f"trainer.lr={work.lr}", f"trainer.warmup_steps={work.warmup}",
-                   f"trainer.precision={precision}", f"seed={work.seed}", f"tracking.uri=sqlite:///{store}",
+                   f"trainer.precision={precision}", f"seed={work.seed}", *SAME_HEAD,
+                   f"tracking.uri=sqlite:///{store}",
                    f"output_dir={folder}/run", *work.project]  # fmt: skip
         command += [f"trainer.max_steps={work.steps}"] if work.steps else []
         command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
@@ -102,7 +105,8 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
             found = dict(database.execute("SELECT key, value FROM latest_metrics"))
     counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
     seconds = sum(found.get(key, 0.0) for key in counted)
-    result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"]}
+    result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"],
+              "tokens_per_second": found["tokens_per_second"]}  # fmt: skip
     if not work.steps:
         result |= {"f1": found["test_f1_weighted"], "accuracy": found["test_accuracy"]}
     return result
