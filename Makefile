@@ -18,6 +18,9 @@ BACKEND ?= sqlite:///$(SERVER)/mlflow.db
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
+# Of the project and its peer in `make bench`.
+ROUNDS ?= 3
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-all demo test test-all lint types audit bench ui tracking-server report notebooks clean
 
@@ -64,7 +67,9 @@ types: $(STAMP) ## mypy
 audit: $(STAMP) ## known vulnerabilities (asks the index) and licences of the pinned set
 	$(BIN)/python .ci/audit.py
 
-bench: $(STAMP) ## quick run of each benchmark; see benchmarks/README.md for the full ones
+bench: $(STAMP) ## the project against its peer, in full; the other benchmarks quickly
+	$(BIN)/python benchmarks/peer.py --rounds $(ROUNDS) \
+		--json benchmarks/results/peer.json --markdown benchmarks/results/peer.md
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000

@@ -19,7 +19,7 @@ SECTIONS = {
     "devices": ("machine", "devices"),
     "precision": ("machine", "precision"),
     "memory": ("machine", "memory"),
-    "attention": ("attention", "attention"),
+    "attention": ("attention", "kernels"),
     "selective_scan": ("kernels", "scan"),
     "ssd": ("kernels", "duality"),
     "causal_conv1d": ("kernels", "convolution"),

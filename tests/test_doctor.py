@@ -69,7 +69,10 @@ def test_json_tells_all(here: Path) -> None:
             assert finding["state"] in ("ok", "missing", "broken")
     assert names["packages"]["torch"]["detail"] == importlib.metadata.version("torch")
     assert {"cpu", "trainer.device=auto", "threads"} <= set(names["devices"])
-    assert set(names["attention"]) == {"flash", "memory-efficient", "cudnn", "math", "flash-attn"}
+    pytorch = {"flash", "memory-efficient", "cudnn", "math"}
+    assert set(names["attention"]) == {*pytorch, "numba", "flash-attn"}
+    assert names["attention"]["numba"]["speedup"] > 0
+    assert "freed memory is kept" in names["memory"]["allocator"]["detail"]
     assert set(names["selective_scan"]) == {"auto", "numba", "torch", "mamba-ssm"}
     assert set(names["causal_conv1d"]) == {"auto", "numba", "torch", "causal-conv1d"}
     for section in ("selective_scan", "causal_conv1d"):

@@ -1,18 +1,21 @@
-"""Which kernels of scaled dot-product attention run on the device, and whether flash-attn works."""
+"""Which kernels of attention run on the device; whether ours with dropout, and flash-attn, work."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinopoisk_ft.checks.finding import Finding
-from kinopoisk_ft.checks.kernels import packaged
+from kinopoisk_ft.checks.kernels import numba, packaged
 from kinopoisk_ft.checks.machine import automatic
-from kinopoisk_ft.ops.attention_cuda import PACKAGE
+from kinopoisk_ft.ops import attention
+from kinopoisk_ft.ops.attention_cuda import PACKAGE, draw
+from kinopoisk_ft.ops.self_test import Subject
 from kinopoisk_ft.training.precision import DTYPES
 
 KERNELS = {
@@ -23,7 +26,15 @@ KERNELS = {
 }
 
 
-def attention() -> Iterator[Finding]:
+def _with_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=HARDLY)
+
+
+HARDLY = 1e-9  # drops nothing from so few numbers, and goes the way of dropout
+DROPPING = Subject(reference=_with_dropout, draw=draw)
+
+
+def kernels() -> Iterator[Finding]:
     """Try each kernel forward and backward, without a padding mask and with one."""
     device, kind, _ = automatic()
     dtype = DTYPES[kind]
@@ -37,6 +48,7 @@ def attention() -> Iterator[Finding]:
             yield Finding(name, "ok", detail, needed)
         else:
             yield Finding(name, "missing", f"does not run {where}", needed)
+    yield numba(DROPPING, partial(attention.attention, mask=None, p=HARDLY, backend="numba"))
     yield packaged(PACKAGE, device)
 
 

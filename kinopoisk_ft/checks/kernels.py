@@ -33,9 +33,9 @@ def scan() -> Iterator[Finding]:
     """Test the backends of the selective scan."""
     subject, device = scan_reference.SUBJECT, choose_device("auto")
     yield _auto("selective_scan", selective_scan.BACKENDS, device)
-    yield _numba(subject, partial(selective_scan.selective_scan, backend="numba"))
+    yield numba(subject, partial(selective_scan.selective_scan, backend="numba"))
     chunked = partial(selective_scan.selective_scan, backend="torch")
-    yield _tested("torch", subject, chunked, device, needed=True)
+    yield examined("torch", subject, chunked, device, needed=True)
     yield packaged(backends.GPU_PACKAGES["selective_scan"], device)
 
 
@@ -43,7 +43,7 @@ def duality() -> Iterator[Finding]:
     """Test the backends of the scan of Mamba-2."""
     subject, device = ssd_reference.SUBJECT, choose_device("auto")
     yield _auto("ssd", ssd.BACKENDS, device)
-    yield _tested("torch", subject, partial(ssd.ssd, backend="torch"), device, needed=True)
+    yield examined("torch", subject, partial(ssd.ssd, backend="torch"), device, needed=True)
     yield packaged(backends.GPU_PACKAGES["ssd"], device)
 
 
@@ -51,9 +51,9 @@ def convolution() -> Iterator[Finding]:
     """Test the backends of the causal convolution; PyTorch's own is the definition."""
     subject, device = conv_torch.SUBJECT, choose_device("auto")
     yield _auto("causal_conv1d", causal_conv.BACKENDS, device)
-    yield _numba(subject, partial(causal_conv.causal_conv1d, backend="numba"))
+    yield numba(subject, partial(causal_conv.causal_conv1d, backend="numba"))
     plain = partial(causal_conv.causal_conv1d, backend="torch")
-    yield _tested("torch", subject, plain, device, needed=True)
+    yield examined("torch", subject, plain, device, needed=True)
     yield packaged(backends.GPU_PACKAGES["causal_conv1d"], device)
 
 
@@ -62,11 +62,12 @@ def _auto(operator: str, names: tuple[str, ...], device: torch.device) -> Findin
     return Finding("auto", "ok", f"takes '{taken}' on {device.type}", needed=True)
 
 
-def _numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
+def numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
+    """Test a kernel that numba compiles for a CPU."""
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"
-    return _tested("numba", subject, run, CPU, fix=fix)
+    return examined("numba", subject, run, CPU, fix=fix)
 
 
 def packaged(package: GpuPackage, device: torch.device) -> Finding:
@@ -79,10 +80,10 @@ def packaged(package: GpuPackage, device: torch.device) -> Finding:
     if wrong:
         detail = wrong.removeprefix(f"{package.name} ")
         return Finding(package.name, "broken", detail, fix=where + package.fix())
-    return _tested(package.name, package.subject, package.run, device)
+    return examined(package.name, package.subject, package.run, device)
 
 
-def _tested(
+def examined(
     name: str,
     subject: Subject,
     run: Callable[..., Tensor],

@@ -56,7 +56,8 @@ def attention_unpadded(
     return padded.view(batch, length, heads, width)
 
 
-def _draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return q, k and v of a self-test, (batch, heads, length, width)."""
     shape = (batch, HEADS, length, width)
     return {name: torch.randn(shape, generator=generator) for name in "qkv"}
 
@@ -84,7 +85,7 @@ PACKAGE = GpuPackage(
     module="flash_attn",
     extension="flash_attn_2_cuda",
     run=_tested,
-    subject=Subject(reference=_reference, draw=_draw, tolerance=2e-2),  # fp16
+    subject=Subject(reference=_reference, draw=draw, tolerance=2e-2),  # fp16
     install=_BUILD,
     rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
 )
