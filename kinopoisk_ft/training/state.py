@@ -37,6 +37,8 @@ class State:
     step: int = 0
     tokens: int = 0
     losses: list[Tensor] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses told before: see `spikes`
+    spikes: int = 0
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
