@@ -24,6 +24,7 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import to_device
 from kinopoisk_ft.training.hidden import HiddenClassification, HiddenExamples, Resume, hidden_states
+from kinopoisk_ft.training.memory import within_memory
 from kinopoisk_ft.training.objective import Batch
 from kinopoisk_ft.training.precision import Precision
 
@@ -122,11 +123,19 @@ class PrefixCache:
         }
 
     def _build(self, prefix: FrozenPrefix, part: Examples, file: HiddenFile) -> HiddenStates:
-        blocks = hidden_states(
-            prefix.states, part, file.lengths, self.pad_id, self.precision, self.batch_size
-        )
+        """Write the states; where memory runs out again, in smaller batches, here and later on."""
         about = {"model": type(prefix.network.module).__name__, "seam": str(prefix.seam)}
-        return file.write(blocks, {**about, "precision": self.precision.kind})
+
+        def attempt(rows: int) -> HiddenStates:
+            blocks = hidden_states(
+                prefix.states, part, file.lengths, self.pad_id, self.precision, rows
+            )
+            return file.write(blocks, {**about, "precision": self.precision.kind})
+
+        states, self.batch_size = within_memory(
+            attempt, self.batch_size, self.precision.device, "the prefix cache"
+        )
+        return states
 
 
 def _log_plan(prefix: FrozenPrefix, files: dict[str, HiddenFile]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -22,12 +23,16 @@ from networks import NAMES, adapter_overrides, model_overrides
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
+from kinopoisk_ft.models.saving import Card
 from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.pretraining import _language_model
+from kinopoisk_ft.result import Result
+from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.unfinished import Unfinished
 
 # Where a run can be ended: a function, and whether before or after its n-th call.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -37,6 +42,12 @@ PLACES: dict[str, tuple[Any, str]] = {
     "evaluation": (Classification, "scores"),
     "fsync": (os, "fsync"),
     "rename": (os, "replace"),
+    # After training: the weights of the model folder are written, its card is not; the scores and
+    # pictures are, the result is not; and the store has it all.
+    "card": (Card, "write"),
+    "result": (Result, "write"),
+    "finish": (MlflowTracker, "finish"),
+    "end": (Unfinished, "end"),
 }
 SETTINGS = [
     "trainer.precision=fp32", "trainer.device=cpu", "trainer.batch_size=4", "trainer.accumulate=2",
@@ -46,10 +57,10 @@ SETTINGS = [
 
 
 def moments(seed: int, count: int) -> list[tuple[str, int]]:
-    """Return places and the number of the call there, drawn by a seed, each place in turn."""
+    """Return places in training and the number of the call there, drawn, each place in turn."""
     rng = np.random.default_rng(seed)
     most = {"backward": 16, "update": 6, "between": 6, "evaluation": 2, "fsync": 15, "rename": 4}
-    names = [name for _ in range(-(-count // len(PLACES))) for name in rng.permutation([*PLACES])]
+    names = [name for _ in range(-(-count // len(most))) for name in rng.permutation([*most])]
     return [(name, int(rng.integers(1, most[name] + 1))) for name in names[:count]]
 
 
@@ -173,3 +184,17 @@ def command(
         ended(*moment, number) if moment else nullcontext(),
     ):
         sys.exit(main([*args]))
+
+
+def slow_command(args: Sequence[str], here: Path, seconds: float) -> None:
+    """Run the command line with steps that take so long; started.txt has a line for each begun."""
+    step = Trainer._step
+
+    def slow(*given: Any) -> None:
+        with (here / "started.txt").open("a") as stream:
+            stream.write("a step\n")
+        time.sleep(seconds)
+        step(*given)
+
+    Trainer._step = slow  # type: ignore[method-assign]
+    command(args, here, None)

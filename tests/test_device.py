@@ -5,14 +5,21 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from composing import compose_config
 from hydra.utils import instantiate
 
-from kinopoisk_ft.training import loop
+from kinopoisk_ft.training import device, loop
+from kinopoisk_ft.training.device import (
+    can_measure_growth,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 
+CPU = torch.device("cpu")
 CHECK = """
 import torch
 from kinopoisk_ft.training.allocator import keep_freed_memory
@@ -47,3 +54,21 @@ def test_what_becomes_of_freed_memory_is_told(
     told = "freed memory stays in the process" if kept else "freed memory goes back to the system"
     assert told in caplog.text
     assert tried == [True] * asked
+
+
+@pytest.mark.parametrize("lacks", ["a file to clear", "a peak"])
+def test_a_system_that_does_not_forget_is_told_and_borne(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in containers: nothing may be written there, or the status has no such line."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\n" + ("" if lacks == "a peak" else "VmHWM:\t  2048 kB\n"))
+    monkeypatch.setattr(device, "_STATUS", status)
+    clear = tmp_path / "clear_refs"
+    clear.mkdir()  # cannot be written, not even by root
+    monkeypatch.setattr(device, "_CLEAR", tmp_path / "own" if lacks == "a peak" else clear)
+    reset_peak_memory(CPU)
+    assert "will be that of the whole process" in caplog.text
+    assert not can_measure_growth()
+    peak = peak_memory_mb(CPU)
+    assert peak > 50 if lacks == "a peak" else peak == 2

@@ -129,19 +129,23 @@ FSDP = "trainer.strategy=fsdp"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "adapter", "more"),
+    ("count", "kind", "adapter", "more"),
     [
-        ("bert_scratch", "none", NO_DROPOUT),
-        ("bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0"]),
-        ("bert_scratch", "pretrain", [*NO_DROPOUT, "trainer.best_metric=loss"]),
-        ("mamba_scratch", "none", ["trainer/optimizer=sgd"]),
-        ("mamba_scratch", "pretrain", ["trainer.best_metric=loss"]),
+        (2, "bert_scratch", "none", NO_DROPOUT),
+        (2, "bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0"]),
+        (2, "bert_scratch", "pretrain", [*NO_DROPOUT, "trainer.best_metric=loss"]),
+        (2, "mamba_scratch", "none", ["trainer/optimizer=sgd"]),
+        (2, "mamba_scratch", "pretrain", ["trainer.best_metric=loss"]),
+        (4, "bert_scratch", "none", NO_DROPOUT),
+        (4, "mamba_scratch", "none", ["trainer/optimizer=sgd"]),
     ],
 )
-def test_a_model_in_parts(kind: str, adapter: str, more: list[str], tmp_path: Path) -> None:
+def test_a_model_in_parts(
+    count: int, kind: str, adapter: str, more: list[str], tmp_path: Path
+) -> None:
     assert set(together(0, tmp_path / "0", kind, adapter, more)) == {0}
-    assert set(together(2, tmp_path / "2", kind, adapter, [*more, FSDP])) == {0}
-    compare(tmp_path / "0", tmp_path / "2")
+    assert set(together(count, tmp_path / "parts", kind, adapter, [*more, FSDP])) == {0}
+    compare(tmp_path / "0", tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -279,7 +283,37 @@ def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
         )
 
 
+def losses(here: Path) -> dict[tuple[str, int], float]:
+    """Return the losses of each step of the one run, which is finished and has none twice."""
+    run = only_run(here)
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    found = [
+        metric
+        for key in ("train_loss", "val_loss", "test_loss")
+        for metric in client.get_metric_history(run.info.run_id, key)
+    ]
+    values = {(metric.key, metric.step): metric.value for metric in found}
+    assert len(values) == len(found)
+    return values
+
+
 CHILD = str(Path(__file__).with_name("distributed_child.py"))
+
+
+@pytest.mark.slow
+def test_torchrun_with_one_process_trains_as_none_does(tmp_path: Path) -> None:
+    places = [tmp_path / "alone", tmp_path / "torchrun"]
+    for place in places:
+        place.mkdir()
+    assert started(command_member, 0, command_line(places[0]), places[0]) == [0]
+    process = torchrun(
+        places[1], "--nproc-per-node=1", "-m", "kinopoisk_ft", *command_line(places[1])
+    )
+    assert process.wait(200) == 0, (places[1] / "torchrun.txt").read_text()[-3000:]
+    found = losses(places[0])
+    assert len(found) > 10
+    assert losses(places[1]) == found
 
 
 @pytest.mark.slow
@@ -294,16 +328,7 @@ def test_torchrun_restarts_a_killed_rank(more: list[str], tmp_path: Path) -> Non
     )
     assert process.wait(200) == 0, (places[1] / "torchrun.txt").read_text()[-3000:]
     assert "going on after step 2" in (places[1] / "run" / "run.log").read_text()
-    run = only_run(places[1])
-    assert run.info.status == "FINISHED"
-    client = MlflowClient(f"sqlite:///{places[1] / 'mlflow.db'}")
-    expected = MlflowClient(f"sqlite:///{places[0] / 'mlflow.db'}")
-    for key in ("train_loss", "val_loss"):
-        found = client.get_metric_history(run.info.run_id, key)
-        theirs = expected.get_metric_history(only_run(places[0]).info.run_id, key)
-        values = [{metric.step: metric.value for metric in history} for history in (found, theirs)]
-        assert len(found) == len(values[0])  # nothing is recorded twice
-        assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert losses(places[1]) == pytest.approx(losses(places[0]), abs=1e-5)
     tables = [pd.read_parquet(place / "run" / "predictions.parquet") for place in places]
     columns = [name for name in tables[0] if name.startswith("p_")]
     np.testing.assert_allclose(tables[0][columns], tables[1][columns], atol=1e-5)

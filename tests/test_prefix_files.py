@@ -93,6 +93,31 @@ def test_interrupted_build_leaves_nothing_that_is_taken_for_whole(
     assert apply("bert", "fp32", "freeze")[2].origin == "built"
 
 
+def test_states_are_made_in_smaller_batches_where_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = apply("bert", "fp32", "freeze")[2]
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "other"))
+    network, adapted, parts, tokenizer = prepared("bert", "freeze")
+    most = 4 * int(parts["train"].lengths.max())
+
+    def check(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    adapted.module.register_forward_pre_hook(check, with_kwargs=True)
+    made = PrefixCache("fp32", tokenizer.pad_token_id, FP32, 8)
+    halved = made.apply(network, adapted.module, parts)
+    assert caplog.text.count("ran out in the prefix cache with 8 rows at once: now 4") == 1
+    assert not list((tmp_path / "other").rglob("*.part"))
+    for name, part in whole.parts.items():
+        for row in range(len(part)):
+            mine, theirs = (p.parts[name].hidden for p in (halved, whole))
+            assert mine is not None
+            assert theirs is not None
+            np.testing.assert_allclose(mine[row], theirs[row], atol=1e-5)
+
+
 def test_of_two_jobs_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, waiting = threading.Event(), threading.Event()
     order = []

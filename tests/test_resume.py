@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import tiny
 from mlflow import MlflowClient
 from networks import model_overrides
-from resume_child import SETTINGS, command, moments, train
+from resume_child import SETTINGS, command, moments, slow_command, train
 
 CHILDREN = multiprocessing.get_context("forkserver")
 
@@ -91,6 +92,7 @@ MATRIX = [
     ("bert_scratch", "none", ["trainer/optimizer=sgd", "trainer.accumulate=1"]),
     ("mamba_scratch", "lora", []), ("mamba_scratch", "freeze", PREFIX),
     ("mamba_scratch", "pretrain", []), ("mamba2_scratch", "none", ["trainer.accumulate=3"]),
+    ("bert_scratch", "rslora", []),
 ]  # fmt: skip
 
 
@@ -159,18 +161,82 @@ def test_another_config_is_refused_and_never_starts_over(here: Path) -> None:
     assert child(command, [*args, "trainer.lr=0.5", "resume=never"], here, None) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", [("fsync", 2), ("fsync", 4), ("fsync", 7), ("rename", 3)])
-def test_killed_while_it_logs_a_run_goes_on_without_repeating(
-    moment: tuple[str, int], here: Path
-) -> None:
-    """Events are forced to disk and sent by another thread, which dies with the process."""
-    name = "{}{}".format(*moment)
-    args = [*RUN, f"output_dir={name}", f"tracking.experiment={name}", "trainer.log_every=1"]
-    assert child(command, args, here, moment, signal.SIGKILL) == -signal.SIGKILL
-    assert child(command, args, here, None) == 0
+def logged(name: str) -> list[str]:
+    """Return the arguments of a run that records every step."""
+    return [*RUN, f"output_dir={name}", f"tracking.experiment={name}", "trainer.log_every=1"]
+
+
+def recorded(here: Path, name: str) -> dict[tuple[str, int], float]:
+    """Return each value of the one finished run but for times and memory; none is there twice."""
     client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     (run,) = [run for run in runs if run.info.status == "FINISHED"]
-    losses = client.get_metric_history(run.info.run_id, "train_loss")
-    assert sorted(metric.step for metric in losses) == list(range(1, 11))
+    found = [m for key in run.data.metrics for m in client.get_metric_history(run.info.run_id, key)]
+    values = {(metric.key, metric.step): metric.value for metric in found}
+    assert len(values) == len(found)
+    measured = ("_seconds", "_per_second", "memory_mb")
+    return {key: value for key, value in values.items() if not key[0].endswith(measured)}
+
+
+@pytest.fixture(scope="module")
+def unbroken(here: Path) -> dict[tuple[str, int], float]:
+    """The values of a run that nothing has disturbed."""
+    assert child(command, logged("unbroken"), here, None) == 0
+    found = recorded(here, "unbroken")
+    assert [step for key, step in found if key == "train_loss"] == list(range(1, 11))
+    assert ("test_f1_weighted", 10) in found
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [("fsync", 2), ("fsync", 4), ("fsync", 7), ("rename", 3)])
+def test_killed_while_it_logs_a_run_goes_on_without_repeating(
+    moment: tuple[str, int], here: Path, unbroken: dict[tuple[str, int], float]
+) -> None:
+    """Events are forced to disk and sent by another thread, which dies with the process."""
+    name = "{}{}".format(*moment)
+    args = logged(name)
+    assert child(command, args, here, moment, signal.SIGKILL) == -signal.SIGKILL
+    assert child(command, args, here, None) == 0
+    assert recorded(here, name) == unbroken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["card", "result", "finish", "end"])
+def test_killed_after_training_a_run_comes_to_its_end(
+    place: str, here: Path, unbroken: dict[tuple[str, int], float]
+) -> None:
+    args = logged(place)
+    assert child(command, args, here, (place, 1), signal.SIGKILL) == -signal.SIGKILL
+    assert (here / place / "unfinished.json").exists()
+    assert child(command, args, here, None) == 0
+    assert recorded(here, place) == unbroken
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    assert len(client.search_runs([client.get_experiment_by_name(place).experiment_id])) == 1
+    scores = [json.loads((here / name / "result.json").read_text()) for name in (place, "unbroken")]
+    assert scores[0]["f1_weighted"] == scores[1]["f1_weighted"]
+    assert not (here / place / "unfinished.json").exists()
+    weights = [(here / name / "model" / "model.safetensors") for name in (place, "unbroken")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_with_long_steps_ends_within_ten_seconds_of_a_signal(here: Path) -> None:
+    """Which is what a machine that is taken back leaves."""
+    args = [*RUN, "output_dir=slow", "tracking.experiment=slow", "trainer.checkpoint_every=null"]
+    process = CHILDREN.Process(target=slow_command, args=(args, here, 2.0))
+    process.start()
+    started = here / "started.txt"
+    while process.is_alive() and not (started.exists() and started.read_text().count("\n") == 2):
+        time.sleep(0.05)
+    time.sleep(0.2)  # well within the second step
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    before = time.monotonic()
+    process.join(100)
+    took = time.monotonic() - before
+    assert process.exitcode == 143
+    assert 1 < took < 10
+    (checkpoint,) = (here / "slow" / "checkpoints").glob("checkpoint-*")
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == 2
+    assert started.read_text().count("\n") == 2

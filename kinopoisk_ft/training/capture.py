@@ -16,7 +16,7 @@ from kinopoisk_ft.training.state import State
 
 COUNTS = (
     "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
-    "history", "micro_batch_size", "eval_batch_size",
+    "longest_row", "recent", "spikes", "history", "micro_batch_size", "eval_batch_size",
 )  # fmt: skip
 
 

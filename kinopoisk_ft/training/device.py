@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import torch
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.allocator import release_freed_memory
 
+log = logging.getLogger(__name__)
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_earlier = 0.0  # MiB: the process's peak before `peak_growth` made the system forget it
+_earlier = 0.0  # MiB: the process's peak before the system was made to forget it for `peak_growth`
 
 
 def choose_device(request: str) -> torch.device:
@@ -41,23 +44,32 @@ def reset_peak_memory(device: torch.device) -> None:
     release_freed_memory()  # what earlier jobs of a sweep kept is not this run's
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _STATUS.exists():
-        _CLEAR.write_text("5")
+    elif not _forgotten():
+        log.warning(
+            "the peak of memory will be that of the whole process, of earlier runs in it too: the "
+            "system does not let it be forgotten (%s)", _CLEAR,
+        )  # fmt: skip
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Return the peak since the reset, MiB: the device's on CUDA, else the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if _STATUS.exists():
-        return max(_earlier, _status("VmHWM") / 2**10)
+    highest = _highest()
+    if highest is not None:
+        return max(_earlier, highest / 2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def can_measure_growth() -> bool:
-    """Return whether `peak_growth` works on this system: Linux alone lets a peak be forgotten."""
-    return _STATUS.exists() and _CLEAR.exists()
+    """Return whether `peak_growth` works here: Linux alone, outside of some containers, forgets.
+
+    It is tried, since rights do not tell; the peak so far is kept in mind.
+    """
+    global _earlier
+    _earlier = peak_memory_mb(torch.device("cpu"))
+    return _forgotten()
 
 
 def peak_growth(work: Callable[[], None]) -> int:
@@ -68,13 +80,25 @@ def peak_growth(work: Callable[[], None]) -> int:
     global _earlier
     release_freed_memory()
     _earlier = peak_memory_mb(torch.device("cpu"))
-    _CLEAR.write_text("5")
-    before = _status("VmHWM")
+    _forgotten()
+    before = _highest() or 0
     work()
-    return (_status("VmHWM") - before) * 2**10
+    return ((_highest() or 0) - before) * 2**10
 
 
-def _status(name: str) -> int:
-    """Return a line of the process's status, KiB."""
-    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(f"{name}:"))
-    return int(line.split()[1])
+def _forgotten() -> bool:
+    """Make the system forget the process's peak; returns whether it tells one and lets it be."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return _highest() is not None
+
+
+def _highest() -> int | None:
+    """Return the process's peak since it was forgotten, KiB; None where the system has no word."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)

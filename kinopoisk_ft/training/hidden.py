@@ -80,6 +80,8 @@ def hidden_states(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (review, its states (length, d_model) in fp32), in batches of like lengths.
 
+    The longest come first, so that a lack of memory is met early.
+
     Args:
         frozen: maps input_ids and attention_mask to states; in evaluation mode.
         lengths: states to keep of each review.

@@ -12,6 +12,7 @@ from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.evaluate import Evaluation
 from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.progress import Progress
+from kinopoisk_ft.training.spikes import tell_spikes
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -39,18 +40,21 @@ class Journal:
         self.best, self.best_metric = best, best_metric
 
     def losses(self, state: State) -> None:
-        """Record the mean loss since the last time, of the steps where it was finite."""
-        losses = torch.stack(state.losses)
-        loss = float(losses[torch.isfinite(losses)].mean())
+        """Record mean and largest loss since the last time, of the steps where it was finite."""
+        losses = torch.stack(state.losses).cpu()
+        finite = losses[torch.isfinite(losses)]
+        loss = float(finite.mean())
         state.losses.clear()
-        values = {"train_loss": loss, "lr": float(state.schedule.get_last_lr()[0])}
+        tell_spikes(state, losses.tolist())
+        values = {"lr": float(state.schedule.get_last_lr()[0])}
         values["micro_batch_size"] = state.micro_batch_size
-        if math.isnan(loss):
-            del values["train_loss"]  # every step was skipped
-        else:
+        if len(finite):  # else every step was skipped
+            values |= {"train_loss": loss, "train_loss_max": float(finite.max())}
             state.history.append({"step": state.step, "train_loss": loss})
         if state.skipped:
             values["skipped_steps"] = state.skipped
+        if state.spikes:
+            values["loss_spikes"] = state.spikes
         self.recorder.metrics(values, state.step)
         self.progress.to(state.step, loss=f"{loss:.4f}")
 

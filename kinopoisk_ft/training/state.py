@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.precision import OVERFLOW, Precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,12 +37,15 @@ class State:
     step: int = 0
     tokens: int = 0
     losses: list[Tensor] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses told before: see `spikes`
+    spikes: int = 0
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
     evaluated: int = 0  # the step of the last evaluation
     skipped: int = 0
     bad_in_row: int = 0
+    longest_row: int = 0  # of bad steps, since `check_finite` last asked
     verdicts: list[Tensor] = field(default_factory=list)
     # Of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -62,14 +68,14 @@ class State:
         budget = self.meter.budget
         return str(self.steps) if self.steps is not None else f"{budget.amount:g} {budget.unit}"
 
-    def settle(self) -> int:
-        """Count the steps that were skipped since the last time; waits for the device.
+    def settle(self) -> None:
+        """Count and tell of the steps that were skipped since the last time; waits for the device.
 
         An overflow in fp16 tells of too large a scale, which is then halved: it is not one of a
         row, until the scale is so small that it cannot be the cause.
         """
         if not self.verdicts:
-            return 0
+            return
         verdicts = [int(value) for value in torch.stack(self.verdicts).tolist()]
         self.verdicts.clear()
         for verdict in verdicts:
@@ -77,6 +83,11 @@ class State:
                 self.bad_in_row = 0
             elif not (verdict == OVERFLOW and self.precision.scale_is_large()):
                 self.bad_in_row += 1
+            self.longest_row = max(self.longest_row, self.bad_in_row)
         skipped = sum(verdict > 0 for verdict in verdicts)
         self.skipped += skipped
-        return skipped
+        if skipped:
+            log.warning(
+                "up to step %d: %d skipped, since the loss or a gradient was not finite, "
+                "%d in all", self.step, skipped, self.skipped,
+            )  # fmt: skip
