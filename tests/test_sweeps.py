@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.experiment import open_experiment
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.signals import Stopped
 
 
 class Unforeseen(BaseException):
@@ -98,20 +100,30 @@ def test_a_failed_job_is_told_and_runs_again(
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (Unforeseen, "FAILED")]
+    ("raised", "code", "status"),
+    [
+        (KeyboardInterrupt(), 130, "KILLED"),
+        (Stopped(signal.SIGTERM), 143, "KILLED"),
+        (Unforeseen(), None, "FAILED"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_the_parent_is_closed_however_a_sweep_ends(
-    place: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], status: str
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int | None,
+    status: str,
 ) -> None:
     def end(*_: object, **__: object) -> None:
         raise raised
 
     monkeypatch.setattr("kinopoisk_ft.jobs.run_job", end)
     args = ["tracking.experiment=ended", "output_dir=ended"]
-    if raised is KeyboardInterrupt:
-        assert sweep(*args) == 130
+    if code is not None:
+        assert sweep(*args) == code
     else:
-        with pytest.raises(raised):
+        with pytest.raises(Unforeseen):
             sweep(*args)
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     assert newest_parent(client, "ended")[1] == status
