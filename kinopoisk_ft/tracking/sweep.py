@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,11 @@ from omegaconf import DictConfig
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.whole_file import write_whole
 
+log = logging.getLogger(__name__)
+
+PARENT = "parent.json"
 SAME_AS = "kinopoisk_ft.same_as"  # of a skipped job: the finished run that is identical
 
 
@@ -25,9 +30,21 @@ def notes_folder(sweep_dir: Path) -> Path:
 
 
 def parent_of(sweep_dir: Path) -> str | None:
-    """Return the id of a sweep's parent run, None where it has none."""
-    parent: str | None = json.loads((notes_folder(sweep_dir) / "parent.json").read_text())
-    return parent
+    """Return the id of a sweep's parent run, None where jobs are not tracked.
+
+    Raises:
+        UserError: the sweep's folder does not tell.
+    """
+    file = notes_folder(sweep_dir) / PARENT
+    try:
+        parent = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the sweep's parent run is not known: {error}",
+            where=str(file),
+            fix="start the sweep again: the same command with its output_dir",
+        ) from error
+    return None if parent is None else str(parent)
 
 
 class ParentRun(Callback):
@@ -74,12 +91,19 @@ class ParentRun(Callback):
         """
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
-        notes.mkdir(parents=True, exist_ok=True)
-        kept = parent_of(self.sweep_dir) if goes_on and (notes / "parent.json").exists() else None
+        kept = self._kept() if goes_on else None
         for old in [] if goes_on else notes.glob("[0-9]*.json"):
             old.unlink()
-        (notes / "parent.json").write_text(json.dumps(self._open(config, kept)))
+        write_whole(notes / PARENT, json.dumps(self._open(config, kept)))
         ParentRun.opened = self
+
+    def _kept(self) -> str | None:
+        """Return the parent that the sweep's folder names; None where it names none."""
+        try:
+            return parent_of(self.sweep_dir)
+        except UserError as error:
+            log.warning("a new parent is opened: %s", error.what)
+            return None
 
     def _open(self, config: DictConfig, kept: str | None) -> str | None:
         """Return the parent's id; None where jobs are not tracked."""
