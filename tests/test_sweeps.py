@@ -131,6 +131,45 @@ def test_the_parent_is_closed_however_a_sweep_ends(
     assert newest_parent(client, "ended")[1] == status
 
 
+# Runs the command line; the second job is killed once it has trained.
+KILLED = """
+import itertools, os, signal, sys
+from kinopoisk_ft import cli, run
+
+record, calls = run.record, itertools.count()
+
+def killed(*args):
+    if next(calls) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(*args)
+
+run.record = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("seeds", ["0,1,2", "0,1,3"])
+def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
+    place: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
+    name = f"killed{seeds[-1]}"
+    args = [f"tracking.experiment={name}", "tracking.log_model=false", f"output_dir={name}"]
+    command = [sys.executable, "-c", KILLED, "-m", *DATA, "model=tfidf", *args, "seed=0,1,2"]
+    assert subprocess.run(command, cwd=place, check=False).returncode == -signal.SIGKILL
+    stopped = json.loads((place / name / "1" / "unfinished.json").read_text())["run_id"]
+
+    assert sweep(*args, f"seed={seeds}") == 0
+    assert "jobs: 2 done, 1 skipped, 0 failed" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    held = collect(client, name, newest_parent(client, name)[0])
+    assert {run.seed for run in held.runs} == set(seeds.split(","))
+    assert stopped in {run.run_id for run in held.runs}
+    assert (held.superseded, held.unfinished) == (0, 0)
+    experiment = client.get_experiment_by_name(name).experiment_id
+    sweeps = client.search_runs([experiment], "tags.`kinopoisk_ft.kind` = 'sweep'")
+    assert sorted(one.info.status for one in sweeps) == ["FINISHED", "KILLED"]
+
+
 def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

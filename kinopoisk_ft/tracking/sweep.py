@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import names, unended
 from kinopoisk_ft.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,11 @@ class ParentRun(Callback):
             return None
 
     def _open(self, config: DictConfig, kept: str | None) -> str | None:
-        """Return the parent's id; None where jobs are not tracked."""
+        """Return the parent's id; None where jobs are not tracked.
+
+        Parents in the folder whose processes were killed are closed: their unfinished jobs become
+        children of this one as they go on.
+        """
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
@@ -114,6 +119,9 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
+        for killed in [one for one in unended(self.sweep_dir) if kept not in names(one)]:
+            self._tracker.start(name, {}, {}, kept=killed.local_id, folder=self.sweep_dir)
+            self._tracker.finish("KILLED")
         return self._tracker.start(name, {}, tags, kept=kept, folder=self.sweep_dir) or None
 
     def tags(self, values: dict[str, str]) -> None:
