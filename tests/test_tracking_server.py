@@ -58,7 +58,11 @@ def process(command: list[str], **kwargs: object) -> Iterator[subprocess.Popen[b
         yield server
     finally:
         os.killpg(server.pid, signal.SIGINT)
-        server.wait(timeout=30)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # its farewell is not what is tested
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 @contextmanager
