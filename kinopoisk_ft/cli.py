@@ -53,6 +53,8 @@ VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
 # Launchers that are there when their extra is installed.
 EXTRAS = {"joblib": "parallel", "submitit_slurm": "slurm", "submitit_local": "slurm",
           "ray_base": "ray"}  # fmt: skip
+# Of a sweep's parent, by exit code: signals that stop a run give the last two.
+STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
 class RunError(Exception):
@@ -113,7 +115,7 @@ def _close_sweep(code: int) -> int:
     found = outcomes(sweep.sweep_dir)
     print(table(found))
     code = code or int(any(job.status in ("failed", "unfinished") for job in found))
-    sweep.close({0: "FINISHED", 130: "KILLED"}.get(code, "FAILED"))
+    sweep.close(STATUSES.get(code, "FAILED"))
     return code
 
 

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.targets import foreign_targets
 from kinopoisk_ft.unfinished import kept_seed
@@ -46,6 +47,7 @@ class Prepared:
 def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     """Draw a null seed, resolve, check and freeze; raises UserError with all that is wrong."""
     hydra = HydraConfig.get()
+    _check_restarts(cfg)
     cfg = cfg.copy()
     if cfg.get("seed") is None and "seed" in cfg:
         kept = kept_seed(Path(hydra.runtime.output_dir), cfg.get("resume", "auto"))
@@ -69,6 +71,18 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
         key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key
     }
     return Prepared(resolved, choices, list(hydra.overrides.task))
+
+
+def _check_restarts(cfg: DictConfig) -> None:
+    """Raise UserError where a run that torchrun starts again would not find its folder."""
+    folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
+    if ranks.restarts() and "${now:" in folder:
+        raise UserError(
+            f"torchrun may start this run again (--max-restarts {ranks.restarts()}), and its "
+            "folder is named by the time: it would start over in another one",
+            where=f"output_dir={folder}",
+            fix="name the folder in which it is to go on, for example output_dir=outputs/run1",
+        )
 
 
 def check(plain: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from kinopoisk_ft.search.trial import Pruned, watched
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
+from kinopoisk_ft.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,21 @@ class Outcome:
     def write(self, sweep_dir: Path) -> None:
         """Leave the note in the sweep's folder: jobs may be other processes."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+        write_whole(file, json.dumps(asdict(self), ensure_ascii=False))
 
 
 def outcomes(sweep_dir: Path) -> list[Outcome]:
-    """Return the notes of a sweep's jobs in their order."""
-    files = notes_folder(sweep_dir).glob("[0-9]*.json")
-    found = [Outcome(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """Return the notes of a sweep's jobs in their order; a damaged one tells of no end."""
+    found = [_read(file) for file in notes_folder(sweep_dir).glob("[0-9]*.json")]
     return sorted(found, key=lambda outcome: outcome.job)
+
+
+def _read(file: Path) -> Outcome:
+    try:
+        return Outcome(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        told = f"its note {file} cannot be read: {error}"
+        return Outcome(int(file.stem), "unfinished", [], told=told)
 
 
 def table(found: list[Outcome]) -> str:

@@ -10,6 +10,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def restarts() -> int:
+    """Return how often torchrun may start the processes again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) if launched() else 0
+
+
 def rank() -> int:
     """Return the number of this process among those of the run, 0 for one of its own."""
     return int(os.environ["RANK"]) if launched() else 0

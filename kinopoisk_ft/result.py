@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from kinopoisk_ft.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,9 @@ class Result:
         return "\n".join(f"  {key:<{width}}  {_format(value)}" for key, value in shown.items())
 
     def write(self, file: Path) -> None:
-        """Write one JSON object, beside first and then renamed."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
+        """Write one JSON object."""
         fields = {k: v for k, v in asdict(self).items() if k != "objective"}
-        part.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, file)
+        write_whole(file, json.dumps(fields, indent=2) + "\n")
 
 
 def _format(value: object) -> str:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,17 +111,29 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 
 def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
-    """Record a failure as well as the disk and the store let us: the error itself is to be told."""
+    """Record a failure as well as the disk and the store let us: the error itself is to be told.
+
+    What cannot be recorded keeps nothing else from being: the run is always closed.
+    """
     if size() > 1 and not isinstance(error, KeyboardInterrupt):
         # torchrun ends the other processes when one has failed: this one is ending by itself.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        (out_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        tracker.artifact(out_dir / "traceback.txt")
-        tracker.tags({"error": str(error)[:500]})
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-    except Exception as second:
-        log.warning("the failure could not be recorded: %s", second)
+    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    steps: list[Callable[[], None]] = [
+        lambda: _keep_traceback(tracker, out_dir / "traceback.txt"),
+        lambda: tracker.tags({"error": str(error)[:500]}),
+        lambda: tracker.finish(status),
+    ]
+    for step in steps:
+        try:
+            step()
+        except Exception as second:
+            log.warning("the failure could not be recorded in full: %s", second)
+
+
+def _keep_traceback(tracker: Tracker, file: Path) -> None:
+    file.write_text(traceback.format_exc(), encoding="utf-8")
+    tracker.artifact(file)
 
 
 def approach(choices: dict[str, str]) -> str:

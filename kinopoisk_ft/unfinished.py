@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import flatten
+from kinopoisk_ft.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,8 @@ class Unfinished:
 
     def begin(self, run_id: str) -> None:
         """Write the file: from now on the run is to be finished."""
-        part = self.file.with_suffix(".part")
         text = json.dumps({"run_id": run_id, "config": self.config}, ensure_ascii=False, indent=2)
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, self.file)
+        write_whole(self.file, text + "\n")
 
     def end(self) -> None:
         """Delete the file, then the checkpoints; the best weights stay."""

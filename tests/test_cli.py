@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -231,6 +233,29 @@ def test_failed_job_is_recorded_and_the_others_run(
     failed = by_status["FAILED"].info.run_id
     trace = Path(client.download_artifacts(failed, "traceback.txt")).read_text()
     assert "UserError" in trace
+
+
+def test_a_disk_that_takes_no_traceback_leaves_no_run_open(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def full(file: Path, *args: Any, **kwargs: Any) -> int:
+        if file.name == "traceback.txt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, *args, **kwargs)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no words")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("kinopoisk_ft.run.fit_baseline", fail)
+    assert run("model=tfidf", "tracking.experiment=full", "output_dir=full") == 1
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    (failed,) = client.search_runs([client.get_experiment_by_name("full").experiment_id])
+    assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "no words")
+    log = (place / "full" / "run.log").read_text()
+    assert "the failure could not be recorded in full" in log
 
 
 def test_own_groups_from_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

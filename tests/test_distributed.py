@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from composing import compose_config
 from distributed_child import SETTINGS, command_member, environment, member
 from mlflow import MlflowClient
 from networks import model_overrides
@@ -26,6 +27,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
+from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tracking.sweep import ParentRun
@@ -231,6 +234,16 @@ def test_a_sweep_is_refused(
     with pytest.raises(SystemExit):
         ParentRun().on_multirun_start(OmegaConf.create({}))
     assert "start each run with torchrun" in capsys.readouterr().err
+
+
+def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    prepare(compose_config(), conf_dir())
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    prepare(compose_config(["output_dir=run"]), conf_dir())
+    with pytest.raises(UserError, match=r"max-restarts 3(.|\n)*to do: .*output_dir=outputs/run1"):
+        prepare(compose_config(), conf_dir())
 
 
 def command_line(here: Path) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 from composing import compose_config
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from sweeping import DATA, newest_parent, write_reviews
 
 from kinopoisk_ft import cli, identity, jobs
@@ -22,7 +25,8 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.experiment import open_experiment
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
-from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, parent_of
+from kinopoisk_ft.training.signals import Stopped
 
 
 class Unforeseen(BaseException):
@@ -98,23 +102,110 @@ def test_a_failed_job_is_told_and_runs_again(
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(KeyboardInterrupt, "KILLED"), (Unforeseen, "FAILED")]
+    ("raised", "code", "status"),
+    [
+        (KeyboardInterrupt(), 130, "KILLED"),
+        (Stopped(signal.SIGTERM), 143, "KILLED"),
+        (Unforeseen(), None, "FAILED"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_the_parent_is_closed_however_a_sweep_ends(
-    place: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], status: str
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int | None,
+    status: str,
 ) -> None:
     def end(*_: object, **__: object) -> None:
         raise raised
 
     monkeypatch.setattr("kinopoisk_ft.jobs.run_job", end)
     args = ["tracking.experiment=ended", "output_dir=ended"]
-    if raised is KeyboardInterrupt:
-        assert sweep(*args) == 130
+    if code is not None:
+        assert sweep(*args) == code
     else:
-        with pytest.raises(raised):
+        with pytest.raises(Unforeseen):
             sweep(*args)
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     assert newest_parent(client, "ended")[1] == status
+
+
+# Runs the command line; the second job is killed once it has trained.
+KILLED = """
+import itertools, os, signal, sys
+from kinopoisk_ft import cli, run
+
+record, calls = run.record, itertools.count()
+
+def killed(*args):
+    if next(calls) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(*args)
+
+run.record = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("seeds", ["0,1,2", "0,1,3"])
+def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
+    place: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
+    name = f"killed{seeds[-1]}"
+    args = [f"tracking.experiment={name}", "tracking.log_model=false", f"output_dir={name}"]
+    command = [sys.executable, "-c", KILLED, "-m", *DATA, "model=tfidf", *args, "seed=0,1,2"]
+    assert subprocess.run(command, cwd=place, check=False).returncode == -signal.SIGKILL
+    stopped = json.loads((place / name / "1" / "unfinished.json").read_text())["run_id"]
+
+    assert sweep(*args, f"seed={seeds}") == 0
+    assert "jobs: 2 done, 1 skipped, 0 failed" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    held = collect(client, name, newest_parent(client, name)[0])
+    assert {run.seed for run in held.runs} == set(seeds.split(","))
+    assert stopped in {run.run_id for run in held.runs}
+    assert (held.superseded, held.unfinished) == (0, 0)
+    experiment = client.get_experiment_by_name(name).experiment_id
+    sweeps = client.search_runs([experiment], "tags.`kinopoisk_ft.kind` = 'sweep'")
+    assert sorted(one.info.status for one in sweeps) == ["FINISHED", "KILLED"]
+
+
+def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError("no space left")
+
+    jobs.Outcome(0, "unfinished", ["seed=0"]).write(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            jobs.Outcome(0, "done", ["seed=0"]).write(tmp_path)
+    (notes_folder(tmp_path) / "1.json").write_text('{"job": 1, "sta')
+    found = jobs.outcomes(tmp_path)
+    assert [(one.job, one.status) for one in found] == [(0, "unfinished"), (1, "unfinished")]
+    assert "1.json cannot be read" in jobs.table(found)
+
+
+def test_a_damaged_note_of_the_parent_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parent = ParentRun()
+    config = OmegaConf.create({
+        "hydra": {"sweep": {"dir": str(tmp_path)}, "runtime": {"choices": {}},
+                  "overrides": {"task": []}},
+        "tracking": {"_target_": "kinopoisk_ft.tracking.base.NoTracker", "uri": None,
+                     "experiment": ""},
+    })  # fmt: skip
+    note = notes_folder(tmp_path) / "parent.json"
+    note.parent.mkdir()
+    note.write_text('"abc')
+    with pytest.raises(UserError, match="start the sweep again"):
+        parent_of(tmp_path)
+    parent.open(config, goes_on=True)
+    assert "a new parent is opened" in caplog.text
+    assert parent_of(tmp_path) is None
+    parent.close("FINISHED")
 
 
 def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:

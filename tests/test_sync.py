@@ -199,6 +199,26 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.parametrize("had_parent", [True, False])
+def test_a_run_that_goes_on_in_another_sweep_is_its_child(
+    client: MlflowClient, tmp_path: Path, had_parent: bool
+) -> None:
+    name = f"adopted{had_parent}"
+    first, second, job = (offline(experiment=name) for _ in range(3))
+    old = first.start("sweep", {}, {}, folder=tmp_path)
+    first.finish("KILLED")
+    kept = job.start("job", {}, {}, old if had_parent else None, folder=tmp_path / "0")
+    job._events.close()  # as the end of a process does
+    new = second.start("sweep", {}, {}, folder=tmp_path)
+    second.finish("FINISHED")
+    assert job.start("job", {}, {}, new, kept, folder=tmp_path / "0") == kept
+    job.finish("FINISHED")
+    assert sync.main([str(tmp_path)]) == 0
+    ids = {one.data.tags["kinopoisk_ft.events"]: one for one in runs_of(client, name)}
+    parent = ids[kept.removeprefix("offline-")].data.tags["mlflow.parentRunId"]
+    assert parent == ids[new.removeprefix("offline-")].info.run_id
+
+
 def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path: Path) -> None:
     told = offline(experiment="stateless")
     told.start("one", {"a": 1}, {}, folder=tmp_path)

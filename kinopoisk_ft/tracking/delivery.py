@@ -103,6 +103,8 @@ class Delivery:
         if events[0]["verb"] in WITH_FILES and not self.files:
             self._refuse(events[0], "a later run in this folder has replaced its files")
             return
+        if events[0]["verb"] == "tags":
+            events = [e | {"values": self._resolved(writer.client, e["values"])} for e in events]
         try:
             writer.write(events)
         except (OSError, SQLAlchemyError):
@@ -170,15 +172,17 @@ class Delivery:
     def _create(self, client: MlflowClient, experiment: str) -> str:
         first = next(event for event in self.events.after(0) if event["verb"] == "start")
         self.events.rewind()
-        tags = {**first["tags"], LOG_TAG: self.events.id}
-        for key in (PARENT_TAG, SAME_AS):
-            if key in tags:
-                tags[key] = self._resolve(client, key, tags[key])
+        tags = {**self._resolved(client, first["tags"]), LOG_TAG: self.events.id}
         run = client.create_run(
             experiment, start_time=first["time"], tags=tags, run_name=first["name"]
         )
         run_id: str = run.info.run_id
         return run_id
+
+    def _resolved(self, client: MlflowClient, tags: dict[str, str]) -> dict[str, str]:
+        """Return tags that name other runs as the store does."""
+        named = {key: str(tags[key]) for key in (PARENT_TAG, SAME_AS) if key in tags}
+        return tags | {key: self._resolve(client, key, value) for key, value in named.items()}
 
     def _resolve(self, client: MlflowClient, key: str, run_id: str) -> str:
         """Return the id that the store has for another run, which may have begun without it."""

@@ -48,7 +48,7 @@ class OfflineTracker:
         folder: Path,
     ) -> str:
         """Begin a log in the run's folder, or go on with the one of an unfinished run."""
-        events = _kept_log(folder, kept) if kept else None
+        events = _log_of(folder, kept) if kept else None
         if kept and events is None:
             log.warning("a new run is opened: there is nothing of %s in %s", kept, folder)
         self._is_new = events is None
@@ -63,7 +63,7 @@ class OfflineTracker:
                 artifacts=self.artifacts, host=socket.gethostname(),
             )  # fmt: skip
         else:
-            self._reopen(params)
+            self._reopen(params, parent)
         if params:
             self._tell("params", values=params)
         self._events.sync()
@@ -73,8 +73,13 @@ class OfflineTracker:
         """Return where the run is to be sent if whoever sends it names no store."""
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
-    def _reopen(self, params: dict[str, str]) -> None:
-        """Note what the log has: it is not told twice."""
+    def _reopen(self, params: dict[str, str], parent: str | None) -> None:
+        """Note what the log has: it is not told twice. A sweep that is started again is its parent.
+
+        The sweep's report is of the runs that name it, and a run's start may name one that was
+        killed.
+        """
+        tags = tags_of(self._events)
         for event in self._events.all():
             if event["verb"] == "params":
                 for key in event["values"]:
@@ -82,6 +87,8 @@ class OfflineTracker:
             elif event["verb"] == "metrics":
                 self._recorded |= {(key, event["step"]) for key in event["values"]}
         self._tell("reopen")
+        if parent is not None and tags.get(PARENT_TAG) != parent:
+            self._tell("tags", values={PARENT_TAG: parent})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Record values at an optimizer step, but those that were recorded before a stop."""
@@ -133,17 +140,34 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
         wanted: tags that it must have.
     """
     for events in reversed(event_logs(folder)):
-        tags: dict[str, str] = {}
-        status = ""
-        last = 0
+        tags, status, last = tags_of(events), "", 0
         for event in events.all():
             last = event["seq"]
-            tags |= event.get("tags", {}) | (event["values"] if event["verb"] == "tags" else {})
             status = event.get("status", status)
         unsent = read_sent(events).seq < last
         if unsent and status == "FINISHED" and finished(events) and wanted.items() <= tags.items():
             return tags
     return None
+
+
+def tags_of(events: EventLog) -> dict[str, str]:
+    """Return the tags that a run has by the end of its log."""
+    tags: dict[str, str] = {}
+    for event in events.all():
+        given = event.get({"start": "tags", "tags": "values"}.get(event["verb"], ""))
+        tags |= given if isinstance(given, dict) else {}
+    return tags
+
+
+def unended(folder: Path) -> list[EventLog]:
+    """Return the logs of a folder's own runs that tell of no end: they go on, or were killed."""
+    here = [events for events in event_logs(folder) if events.folder == folder]
+    return [events for events in here if not finished(events)]
+
+
+def names(events: EventLog) -> set[str]:
+    """Return what the run of a log is called: by itself, and by a store that has it."""
+    return {events.local_id, read_sent(events).run_id} - {""}
 
 
 def _warn_of_replaced(events: EventLog) -> None:
@@ -157,10 +181,10 @@ def _warn_of_replaced(events: EventLog) -> None:
             log.warning(text, name, sync_command(events.folder))
 
 
-def _kept_log(folder: Path, run_id: str) -> EventLog | None:
+def _log_of(folder: Path, run_id: str) -> EventLog | None:
     """Return the log of a run under either of its names, None if the folder has none."""
     for file in (folder / FOLDER).glob("*.jsonl"):
         events = EventLog(file)
-        if run_id in (events.local_id, read_sent(events).run_id):
+        if run_id in names(events):
             return events
     return None

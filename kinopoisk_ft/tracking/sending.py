@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.delivery import Delivery, Target
 from kinopoisk_ft.tracking.events import OFFLINE, Event, EventLog, event_logs
-from kinopoisk_ft.tracking.offline import PARENT_TAG
+from kinopoisk_ft.tracking.offline import PARENT_TAG, tags_of
 from kinopoisk_ft.tracking.sent import finished, read_sent
 from kinopoisk_ft.tracking.store import REMOTE, shown
 from kinopoisk_ft.tracking.sweep import SAME_AS
@@ -75,15 +75,16 @@ def send_all(
     starts = {file: next(events.all()) for file, events in logs.items()}
     owners = {file.parent: file for file in sorted(logs, key=lambda f: starts[f]["time"])
               if any(event["verb"] == "artifact" for event in logs[file].all())}  # fmt: skip
-    for file in sorted(logs, key=lambda file: _order(starts[file])):
+    for file in sorted(logs, key=lambda file: _order(logs[file])):
         target = _target(starts[file], uri, experiment)
         files = owners.get(file.parent, file) == file
         yield _send(logs[file], starts[file], target, files, died_as)
 
 
-def _order(start: Event) -> tuple[int, int]:
+def _order(events: EventLog) -> tuple[int, int]:
     """Return a key by which a run comes after those that its tags name."""
-    named = (start["tags"].get(key, "") for key in (PARENT_TAG, SAME_AS))
+    tags, start = tags_of(events), next(events.all())
+    named = (str(tags.get(key, "")) for key in (PARENT_TAG, SAME_AS))
     return sum(run_id.startswith(OFFLINE) for run_id in named), start["time"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,12 @@ from omegaconf import DictConfig
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import names, unended
+from kinopoisk_ft.whole_file import write_whole
 
+log = logging.getLogger(__name__)
+
+PARENT = "parent.json"
 SAME_AS = "kinopoisk_ft.same_as"  # of a skipped job: the finished run that is identical
 
 
@@ -25,9 +31,21 @@ def notes_folder(sweep_dir: Path) -> Path:
 
 
 def parent_of(sweep_dir: Path) -> str | None:
-    """Return the id of a sweep's parent run, None where it has none."""
-    parent: str | None = json.loads((notes_folder(sweep_dir) / "parent.json").read_text())
-    return parent
+    """Return the id of a sweep's parent run, None where jobs are not tracked.
+
+    Raises:
+        UserError: the sweep's folder does not tell.
+    """
+    file = notes_folder(sweep_dir) / PARENT
+    try:
+        parent = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the sweep's parent run is not known: {error}",
+            where=str(file),
+            fix="start the sweep again: the same command with its output_dir",
+        ) from error
+    return None if parent is None else str(parent)
 
 
 class ParentRun(Callback):
@@ -74,15 +92,26 @@ class ParentRun(Callback):
         """
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
-        notes.mkdir(parents=True, exist_ok=True)
-        kept = parent_of(self.sweep_dir) if goes_on and (notes / "parent.json").exists() else None
+        kept = self._kept() if goes_on else None
         for old in [] if goes_on else notes.glob("[0-9]*.json"):
             old.unlink()
-        (notes / "parent.json").write_text(json.dumps(self._open(config, kept)))
+        write_whole(notes / PARENT, json.dumps(self._open(config, kept)))
         ParentRun.opened = self
 
+    def _kept(self) -> str | None:
+        """Return the parent that the sweep's folder names; None where it names none."""
+        try:
+            return parent_of(self.sweep_dir)
+        except UserError as error:
+            log.warning("a new parent is opened: %s", error.what)
+            return None
+
     def _open(self, config: DictConfig, kept: str | None) -> str | None:
-        """Return the parent's id; None where jobs are not tracked."""
+        """Return the parent's id; None where jobs are not tracked.
+
+        Parents in the folder whose processes were killed are closed: their unfinished jobs become
+        children of this one as they go on.
+        """
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
@@ -90,6 +119,9 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
+        for killed in [one for one in unended(self.sweep_dir) if kept not in names(one)]:
+            self._tracker.start(name, {}, {}, kept=killed.local_id, folder=self.sweep_dir)
+            self._tracker.finish("KILLED")
         return self._tracker.start(name, {}, tags, kept=kept, folder=self.sweep_dir) or None
 
     def tags(self, values: dict[str, str]) -> None:
