@@ -189,6 +189,46 @@ def test_a_checkpoint_that_no_run_like_this_wrote_is_refused(name: str, checkpoi
     assert snapshots.newest() is not None
 
 
+def test_tensors_that_are_none_are_damage(checkpoints: Path) -> None:
+    last = Snapshots(checkpoints).folders()[-1]
+    (last / "state.safetensors").write_bytes(b"x" * 100)
+    manifest = json.loads((last / "manifest.json").read_text())
+    manifest["files"]["state.safetensors"] = disk.sha256(last / "state.safetensors")
+    (last / "manifest.json").write_text(json.dumps(manifest))
+    found = Snapshots(checkpoints).newest()
+    assert found is not None
+    assert found.plain["step"] == 6
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_stays_and_the_one_before_is_used(
+    name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, last = Snapshots(checkpoints).folders()
+    bests = sorted(checkpoints.glob("best-*"))
+    failing = [last / name]
+    open_file = Path.open
+
+    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    found = Snapshots(checkpoints).newest()
+    assert found is not None
+    assert found.folder == before
+    assert f"{last} is not used, and stays: it cannot be read" in caplog.text
+    BestWeights(checkpoints).discard()
+    assert sorted(checkpoints.glob("best-*")) == bests
+    failing.append(before / name)
+    with pytest.raises(UserError, match="cannot be read, and there is none before") as raised:
+        fit(checkpoints)
+    assert str(last) in str(raised.value)
+    monkeypatch.undo()
+    assert steps(checkpoints) == [6, 8]
+
+
 def test_damaged_best_weights_spoil_the_checkpoints_that_hold_on_to_them(checkpoints: Path) -> None:
     for file in checkpoints.glob("best-*"):
         flip(file)
