@@ -73,12 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if ranks.rank() else [])]
     import hydra
 
+    from kinopoisk_ft.targets import trust_held
+
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
     code = 1  # of an error that nobody foresaw, such as a worker that was killed
-    try:
-        code = _exit_code(launch, args)
-    finally:
-        code = _close_sweep(code)
+    with trust_held():
+        try:
+            code = _exit_code(launch, args)
+        finally:
+            code = _close_sweep(code)
     return code
 
 
@@ -201,20 +204,37 @@ def help_text(extra: list[Path]) -> str:
 
 
 def _config_dirs(args: list[str]) -> list[Path]:
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    flags = ("--config-dir", "-cd", "--config-path", "-cp")
-    found = [value for flag, value in pairs if flag in flags]
-    found += [a.split("=", 1)[1] for a in args if a.startswith(tuple(f"{f}=" for f in flags))]
-    for arg in args:
-        if arg.startswith("hydra.searchpath="):
-            found += re.findall(r"(?:file://)?(/[^,\]'\"]+)", arg)
-    return [Path(folder) for folder in found]
+    """Return the folders of configs that arguments name; Hydra takes --config-path from here."""
+    pairs = [*zip(args, [*args[1:], ""], strict=True)]
+    pairs += [(flag, value) for flag, equals, value in (a.partition("=") for a in args) if equals]
+    found = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    here = Path(__file__).resolve().parent
+    found += [here / value for flag, value in pairs if flag in ("--config-path", "-cp")]
+    if searched := [arg for arg in args if "hydra.searchpath" in arg]:
+        found += _searched(searched)
+    return found
+
+
+def _searched(overrides: list[str]) -> list[Path]:
+    """Return the folders in values of hydra.searchpath, as Hydra reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found: list[str] = []
+    for override in overrides:
+        with suppress(HydraException):  # it is told when Hydra comes to it
+            parsed = OverridesParser.create().parse_override(override)
+            value = parsed.value() if parsed.get_key_element() == "hydra.searchpath" else None
+            found += (
+                (one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
+            )
+    return [Path(one.removeprefix("file://")) for one in found if not one.startswith("pkg://")]
 
 
 def _check_folders(args: list[str]) -> None:
     """Raise UserError for configs of the user's own folders that name what may not be run."""
     if folders := _config_dirs(args):
-        from kinopoisk_ft.targets import check_folders
+        from kinopoisk_ft.config_files import check_folders
 
         check_folders(folders)
 

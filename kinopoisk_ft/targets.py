@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import OmegaConf
-
-from kinopoisk_ft.errors import UserError
 
 TRUST = "KINOPOISK_FT_TARGETS"
 OWN = ("kinopoisk_ft", "torch.optim")
@@ -25,8 +23,9 @@ HYDRA = (
     "hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental", "optuna.samplers",
     "optuna.pruners",
 )  # fmt: skip
-MAKERS = ("oc.create", "oc.decode")  # resolvers that turn text into nodes
 INSTALLED = {"site-packages", "dist-packages"}
+
+_held: tuple[str, ...] | None = None  # what was trusted when the command line began
 
 
 def foreign_targets(node: Any, path: str = "") -> list[str]:
@@ -85,46 +84,28 @@ def _is_known_kind(found: Any) -> bool:
     return issubclass(found, PeftConfig | Optimizer | LRScheduler)
 
 
-def check_folders(folders: Iterable[Path]) -> None:
-    """Raise UserError for a `_target_` in a folder of configs that may not be run.
-
-    Hydra builds what its own part of a config names before a job sees any of it, so the files are
-    looked at before Hydra is.
-    """
-    for folder in folders:
-        for file in sorted(folder.rglob("*.yaml")):
-            for line in _foreign_lines(file, folder.resolve()):
-                raise UserError(line, where=str(file), fix="leave it out, or trust its package")
-
-
-def _foreign_lines(file: Path, folder: Path) -> Iterator[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        node = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except Exception:  # of many kinds; Hydra cannot read it either, and says so if it is chosen
-        return
-    yield from (f"a config may not make nodes out of text: {m}" for m in MAKERS if m in text)
-    for where, target in _targets(node, ""):
-        if told := _brought(target, folder) or refused(target, *HYDRA):
-            yield f"{where}: {told}"
-
-
-def _brought(target: Any, folder: Path) -> str | None:
-    """Return why code that lies among the configs may not be run, None if there is none.
-
-    A folder below the working directory is a package to Python. One that the user put on Python's
-    path is another matter.
-    """
-    top = str(target).partition(".")[0]
-    for entry in (Path(entry).resolve() for entry in sys.path):
-        inside = entry.is_relative_to(folder)
-        if not inside and (entry / top).resolve().is_relative_to(folder):
-            return f"'{target}' is code that came with the configs: put it elsewhere to run it"
-    return None
+def is_trusted(name: Any) -> bool:
+    """Return whether a name is of what the user trusts."""
+    return isinstance(name, str) and _within(name, trusted_packages())
 
 
 def trusted_packages() -> tuple[str, ...]:
     """Return the packages and modules that the user named in the environment, by commas."""
+    return _read_trust() if _held is None else _held
+
+
+@contextmanager
+def trust_held() -> Iterator[None]:
+    """Let the environment count as it is now: what a config changes in it adds to no trust."""
+    global _held
+    before, _held = _held, _read_trust()
+    try:
+        yield
+    finally:
+        _held = before
+
+
+def _read_trust() -> tuple[str, ...]:
     names = (name.strip() for name in os.environ.get(TRUST, "").split(","))
     return tuple(name for name in names if name)
 

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.verbs import fault
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,6 @@ MOST_WAITING = 10_000  # metric events in memory while the disk takes none
 READ = 2**18  # bytes of lines at a time
 
 Event = dict[str, Any]
-# What the first event of a run has at least.
-START = {"name": str, "tags": dict, "experiment": str}
 
 
 class EventLog:
@@ -172,17 +171,14 @@ class EventLog:
 def event_logs(folder: Path) -> list[EventLog]:
     """Return the logs of all runs in a folder and below, the oldest first."""
     files = [*folder.rglob(f"{FOLDER}/*.jsonl")] if folder.is_dir() else []
-    started = []
-    for file in files:
-        first = next(EventLog(file).all(), None)
-        if first is not None and _is_start(first):
-            started.append((first["time"], file))
-    return [EventLog(file) for _, file in sorted(started)]
+    starts = ((start_of(EventLog(file)), file) for file in files)
+    return [EventLog(file) for _, file in sorted((s["time"], file) for s, file in starts if s)]
 
 
-def _is_start(event: Event) -> bool:
-    right = all(isinstance(event.get(key), kind) for key, kind in START.items())
-    return right and all(isinstance(value, str) for value in event["tags"].values())
+def start_of(events: EventLog) -> Event | None:
+    """Return the event that a run's log begins with; None for a log that begins otherwise."""
+    first = next(events.all(), None)
+    return first if first is not None and first["verb"] == "start" else None
 
 
 def _write_line(descriptor: int, event: Event) -> None:
@@ -205,25 +201,37 @@ def _events(file: Path, start: int) -> Iterator[tuple[Event, int]]:
     if not file.is_file():
         return
     last = 0
+    before: int | None = None  # lines that were read at an earlier time
     with file.open("rb") as stream:
-        stream.seek(start)
-        for line in stream:
+        begin = stream.seek(start)
+        for number, line in enumerate(stream, start=1):
             start += len(line)
             if not line.endswith(b"\n"):
                 return
-            event = _parse(line)
+            event, wrong = _parse(line)
             if event is None:
-                log.warning("a damaged line is left out: %s, before byte %d", file, start)
+                before = _lines_before(file, begin) if before is None else before
+                text = "a damaged line is left out: %s, line %d: %s"
+                log.warning(text, file, before + number, wrong)
             elif event["seq"] > last:
                 last = event["seq"]
                 yield event, start
 
 
-def _parse(line: bytes) -> Event | None:
+def _lines_before(file: Path, place: int) -> int:
+    with file.open("rb") as stream:
+        return stream.read(place).count(b"\n")
+
+
+def _parse(line: bytes) -> tuple[Event | None, str | None]:
+    """Return the event of a line, or None and what is wrong."""
     try:
         event = json.loads(line)
-    except ValueError:
-        return None
-    kinds = {"seq": int, "time": int, "verb": str}
-    right = isinstance(event, dict) and all(isinstance(event.get(k), v) for k, v in kinds.items())
-    return event if right and isinstance(event.get("values", {}), dict) else None
+        if b"\\u" in line:  # half a letter, which neither a screen nor a store takes
+            json.dumps(event, ensure_ascii=False).encode()
+    except UnicodeError:
+        return None, "it is no text"
+    except (ValueError, RecursionError):
+        return None, "it is no JSON that can be read"
+    wrong = fault(event)
+    return (None, wrong) if wrong else (event, None)

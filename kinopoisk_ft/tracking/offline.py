@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.tracking.base import flatten
-from kinopoisk_ft.tracking.events import FOLDER, EventLog, event_logs
+from kinopoisk_ft.tracking.events import FOLDER, EventLog, event_logs, start_of
 from kinopoisk_ft.tracking.places import portable
 from kinopoisk_ft.tracking.sent import finished, read_sent
 
@@ -185,6 +185,6 @@ def _log_of(folder: Path, run_id: str) -> EventLog | None:
     """Return the log of a run under either of its names, None if the folder has none."""
     for file in (folder / FOLDER).glob("*.jsonl"):
         events = EventLog(file)
-        if run_id in names(events):
+        if run_id in names(events) and start_of(events):
             return events
     return None

@@ -46,10 +46,11 @@ def read_sent(events: EventLog) -> Sent:
     """Return the state of a log; of one that was never sent, or is damaged, an empty one."""
     try:
         found = Sent(**json.loads(sent_file(events).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return Sent()
     kinds = {field.name: type(getattr(Sent(), field.name)) for field in fields(Sent)}
     right = all(isinstance(getattr(found, name), kind) for name, kind in kinds.items())
+    right = right and all(isinstance(cause, str) for cause in found.refused.values())
     return found if right else Sent()
 
 

@@ -41,17 +41,24 @@ def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors["best_outputs"] = state.best_outputs
     random = random_states(state.precision.device)
     tensors |= {f"rng.{device}": value for device, value in random.items()}
-    plain = {
-        **{key: getattr(state, key) for key in COUNTS},
-        "optimizer": {"state": values, "param_groups": optimizer["param_groups"]},
-        "schedule": state.schedule.state_dict(),
-        "scaler": state.precision.state_dict(),
-    }
+    plain = plain_values(state)
+    plain["optimizer"]["state"] = values
     return tensors, plain
 
 
+def plain_values(state: State) -> dict[str, Any]:
+    """Return what of a state JSON can hold, but for what the optimizer keeps of each weight."""
+    groups = state.optimizer.state_dict()["param_groups"]
+    return {
+        **{key: getattr(state, key) for key in COUNTS},
+        "optimizer": {"state": {}, "param_groups": groups},
+        "schedule": state.schedule.state_dict(),
+        "scaler": state.precision.state_dict(),
+    }
+
+
 def restore(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Put a state of the same model and settings where `capture` found it; tensors are rank 0's."""
+    """Put a state where `capture` found it; tensors are rank 0's, and nothing is a `misfit`."""
     parts: dict[str, dict[str, Tensor]] = {
         "losses": {}, "best_outputs": {}, "optimizer": {}, "rng": {},
     }  # fmt: skip

@@ -14,6 +14,7 @@ from kinopoisk_ft.training.capture import capture, frozen_digest, restore
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.distributed import alike, from_main, is_main, told
+from kinopoisk_ft.training.misfit import misfit
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
 from kinopoisk_ft.training.snapshots import Snapshots
@@ -22,6 +23,7 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0  # between checkpoints by the clock: what a crash may cost
+OTHERWISE = "choose another output_dir, or start over in this one with resume=never"
 SHARE = 50  # and at least so many times what the last one took: 2% of the time
 
 
@@ -68,8 +70,8 @@ class Keeper:
         """Go on from the last whole checkpoint, if there is one.
 
         Raises:
-            UserError: it is of other data, of another base, or of another device or precision; or
-                the processes of this run differ in these.
+            UserError: it is of other data, of another base, of another device or precision, or is
+                none that this run could have written; or the processes of this run differ in these.
         """
         if not alike(self.about):
             raise UserError(
@@ -84,7 +86,14 @@ class Keeper:
             return
         folder = found.folder if found else self.snapshots.folder
         self._check(_about(plain), folder)
-        restore(self.state, found.tensors() if found else {}, plain)
+        tensors = found.tensors() if found else {}
+        if wrong := from_main(lambda: misfit(self.state, tensors, plain)):
+            raise UserError(
+                f"the checkpoint in this folder does not fit this run: {wrong}",
+                where=str(folder),
+                fix=OTHERWISE,
+            )
+        restore(self.state, tensors, plain)
         self.best.load_state_dict(plain["best_weights"])
         # What was done again to get here is not counted again.
         self.clock.seconds.update(plain["seconds"])
@@ -156,7 +165,7 @@ class Keeper:
             raise UserError(
                 "the checkpoint in this folder is of another run:\n    " + "\n    ".join(texts),
                 where=str(folder),
-                fix="choose another output_dir, or start over in this one with resume=never",
+                fix=OTHERWISE,
             )
 
 

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.disk import (
     check_space,
     force,
@@ -89,13 +91,32 @@ class Snapshots:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Snapshot | None:
-        """Return the last whole checkpoint; newer ones that are damaged are told and deleted."""
+        """Return the last whole checkpoint; newer ones that are damaged are told and deleted.
+
+        One that cannot be read may be whole: it is told and stays.
+
+        Raises:
+            UserError: none is whole, and one cannot be read: to start over would cost it.
+        """
+        unread: tuple[Path, OSError] | None = None
         for folder in reversed(self.folders()):
-            problem = self._problem(folder)
-            if problem is None:
-                return Snapshot(folder, json.loads((folder / PLAIN).read_text("utf-8")))
+            try:
+                problem = self._problem(folder)
+                if problem is None:
+                    return Snapshot(folder, _object(folder / PLAIN))
+            except OSError as error:
+                log.warning("%s is not used, and stays: it cannot be read: %s", folder, error)
+                unread = unread or (folder, error)
+                continue
             log.warning("%s is not used: %s", folder, problem)
             shutil.rmtree(folder, ignore_errors=True)
+        if unread is not None:
+            raise UserError(
+                f"the last checkpoint cannot be read, and there is none before: {unread[1]}",
+                where=str(unread[0]),
+                fix="mend the rights or the disk and start the same command again, or start over "
+                "with resume=never",
+            )
         return None
 
     def folders(self) -> list[Path]:
@@ -104,13 +125,17 @@ class Snapshots:
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def beside(self) -> set[str]:
-        """Return the names of the files that any checkpoint holds on to."""
+        """Return the names of the files that any checkpoint holds on to, or may hold on to."""
         found: set[str] = set()
         for folder in self.folders():
-            found |= set(_manifest(folder).get("beside", {}))
+            try:
+                found |= set(_manifest(folder).get("beside", {}))
+            except OSError:  # what it says is not known
+                found |= {file.name for file in self.folder.iterdir()}
         return found
 
     def _problem(self, folder: Path) -> str | None:
+        """Return why a checkpoint is not whole; raises OSError where that cannot be read."""
         manifest = _manifest(folder)
         if manifest.get("format") != FORMAT or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return "its manifest is missing or damaged"
@@ -124,7 +149,17 @@ class Snapshots:
                 return f"{file.name} is missing"
             if sha256(file) != digest:
                 return f"{file.name} is damaged: its SHA-256 digest is another"
-        return None if _object(folder / PLAIN) else f"{PLAIN} is no JSON object"
+        if not _object(folder / PLAIN):
+            return f"{PLAIN} is no JSON object"
+        return None if _holds_tensors(folder / TENSORS) else f"{TENSORS} holds no tensors"
+
+
+def _holds_tensors(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -137,6 +172,6 @@ def _object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; empty where there is none."""
     try:
         found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
