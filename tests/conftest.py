@@ -21,6 +21,12 @@ from hub_server import HubServer  # noqa: E402
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_store_of_another_file() -> None:
+    """MLflow leaves the store that a test named in the environment, for all later files."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of real reviews and models that may lie beside the checkout."""
