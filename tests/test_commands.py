@@ -61,8 +61,22 @@ def test_readme_names_the_two_commands() -> None:
     assert "make test" in readme
 
 
+FAST = """
+import shutil, torch, kinopoisk_ft
+from kinopoisk_ft.ops.backends import choose
+from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
+assert not any(shutil.which(name) for name in ("cc", "gcc", "g++", "c++", "clang"))
+one = torch.rand(1, 40, 16)
+states = torch.rand(1, 40, 4)
+out = selective_scan(one, one, -torch.rand(16, 4), states, states)
+assert out.isfinite().all()
+print(kinopoisk_ft.__file__)
+print(choose("selective_scan", "auto", BACKENDS, out.device, out.dtype))
+"""
+
+
 @pytest.mark.slow
-def test_wheel_has_the_groups(tmp_path: Path) -> None:
+def test_wheel_has_the_groups_and_a_fast_scan_without_a_compiler(tmp_path: Path) -> None:
     """Needs the index for the build backend."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)],
@@ -73,6 +87,18 @@ def test_wheel_has_the_groups(tmp_path: Path) -> None:
     groups = {file.relative_to(ROOT).as_posix() for file in (ROOT / "conf").rglob("*.yaml")}
     assert groups
     assert {f"kinopoisk_ft/{name}" for name in groups} <= inside
+    place = tmp_path / "installed"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(place), str(wheel)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", FAST], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(place), "PATH": str(tmp_path), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    package, backend = done.stdout.split()
+    assert Path(package).is_relative_to(place)
+    assert backend == "numba"
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+@pytest.mark.parametrize(
+    "kind", ["mamba_scratch", pytest.param("bert_scratch", marks=pytest.mark.slow)]
+)
 def test_traced_training_is_the_same(
     kind: str, eager: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["0,1,2", "0,1,3"])
 def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
     place: Path, capsys: pytest.CaptureFixture[str], seeds: str
