@@ -1,6 +1,6 @@
 """The quality of the project's runs beside a Hugging Face Trainer user's, over seeds.
 
-And that of runs whose frozen layers run once, without dropout, beside those through the whole model.
+And of runs whose frozen layers run once, without dropout, beside those through the whole model.
 
     python benchmarks/quality.py --json quality.json --markdown quality.md
 
