@@ -137,7 +137,8 @@ def _above_frozen(
     """Return how to make the objective, and what it reads: ids, or what frozen layers give."""
     if trainer.prefix_cache == "off":
         return partial(Classification, pad_id), parts
-    cache = PrefixCache(trainer.prefix_cache, pad_id, precision, trainer.eval_batch_size)
+    rows = min(trainer.batch_size, trainer.eval_batch_size)  # no more memory than steps take
+    cache = PrefixCache(trainer.prefix_cache, pad_id, precision, rows)
     with clock.section("prefix"):
         prefixed = cache.apply(network, adapted.module, parts)
     prefixed.tell(tracker)
