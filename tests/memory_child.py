@@ -67,7 +67,7 @@ def _watch(limit: int | None, probes: bool) -> dict[str, float]:
         need = measure(state, train)
         told["predicted"] = need.of(ROWS) / 2**20
         if limit is None:
-            taken = peak_growth(lambda: probe._pass(state, train, ROWS))
+            taken = peak_growth(lambda: probe.forward_and_back(state, state.model, train, ROWS))
             told["growth"] = (taken + probe._optimizer_bytes(state)) / 2**20
         return need
 

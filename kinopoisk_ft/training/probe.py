@@ -51,10 +51,10 @@ class Need:
 def rows_that_fit(state: State, train: Examples) -> int:
     """Return the micro-batch, halved until this machine has the memory for it.
 
-    The longest review is passed forward and back as a batch of one, once to warm up, and of two
-    where there is room: memory is linear in rows. Weights, optimizer, generators and counts stay
-    as they are. Nothing is run where a generous bound is below half of what is left, nor on other
-    devices, which raise an exception, nor where the system does not tell a process's peak.
+    The longest review is passed forward and back as a batch of one, after the shortest to warm up,
+    and of two where there is room: memory is linear in rows. Weights, optimizer, generators and
+    counts stay as they are. Nothing is run where a generous bound is below half of what is left,
+    nor on other devices, which raise an exception, nor where the system tells no process's peak.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu" or not can_measure_growth():
@@ -83,7 +83,7 @@ def _measure(state: State, train: Examples) -> Need:
     """Pass one row and two through the network; two only where twice one has room."""
     with unchanged(state):
         once = partial(forward_and_back, state, state.model, train)
-        once(1)  # compiles kernels, starts threads, fills their buffers
+        once(1, int(train.lengths.argmin()))  # compiles kernels, starts threads
         one = peak_growth(lambda: once(1))
         more = float(one)
         if SAFETY * 2 * one < available_memory():
@@ -92,10 +92,12 @@ def _measure(state: State, train: Examples) -> Need:
     return Need(one + _optimizer_bytes(state), more)
 
 
-def forward_and_back(state: State, model: nn.Module, train: Examples, rows: int) -> None:
-    """Run the longest review through a model, so many times at once; leaves no gradients."""
-    longest = np.full(rows, int(train.lengths.argmax()))
-    batch = state.objective.collate(train, longest, np.random.default_rng(0))
+def forward_and_back(
+    state: State, model: nn.Module, train: Examples, rows: int, review: int | None = None
+) -> None:
+    """Run a review (None: the longest), `rows` times at once, and back; leaves no gradients."""
+    chosen = int(train.lengths.argmax()) if review is None else review
+    batch = state.objective.collate(train, np.full(rows, chosen), np.random.default_rng(0))
     with state.precision.autocast():
         loss = state.objective.loss_sum(model, to_device(batch, state.precision.device))[0]
     state.precision.backward(loss)

@@ -1,0 +1,107 @@
+"""Measure what passes between a process's imports and its first training step.
+
+    python benchmarks/warm_start.py --json warm_start.json --markdown warm_start.md
+
+The same command twice with one cache: the first tokenizes the reviews, the second finds the tokens;
+and how long tokens of 32,000 texts take to be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import allocator
+from common.children import child_figures
+from common.report import Section, command_line, publish
+from common.sides import absent, add_inputs
+
+WARM = 3
+TEXTS = 32_000
+
+
+def until_the_first_step(arguments: list[str]) -> dict[str, float]:
+    """Return the seconds from here to the first step of a run; what it imports is there before."""
+    import mlflow  # noqa: F401
+    import peft  # noqa: F401
+    from transformers import BertForSequenceClassification  # noqa: F401
+
+    from kinopoisk_ft import cli, run  # noqa: F401
+    from kinopoisk_ft.training.loop import Trainer
+
+    taken: list[float] = []
+
+    def first(*_: Any) -> None:
+        taken.append(time.perf_counter() - start)
+        raise KeyboardInterrupt
+
+    Trainer._step = first  # type: ignore[method-assign]
+    start = time.perf_counter()
+    cli.main(arguments)
+    return {"seconds": taken[0]}
+
+
+def finding_tokens(model: str, data: str) -> dict[str, float]:
+    """Return the seconds in which tokens of many real texts are made, and then found."""
+    from transformers import AutoTokenizer
+
+    from kinopoisk_ft.data.files import read_table
+    from kinopoisk_ft.data.preprocessing import Preprocessing
+    from kinopoisk_ft.data.tokens import tokenize
+
+    real = read_table(Path(data))["content"].tolist()
+    texts = [f"{real[i % len(real)]} {i // len(real)}" for i in range(TEXTS)]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    seconds = []
+    for _ in range(1 + WARM):
+        start = time.perf_counter()
+        tokenize(texts, tokenizer, Preprocessing(256))
+        seconds.append(time.perf_counter() - start)
+    return {"made": seconds[0], "found": statistics.median(seconds[1:])}
+
+
+def measure(args: argparse.Namespace) -> list[Section]:
+    """Run the children, each with the cache that the one before left."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["model=encoder", f"model.name={args.model}", f"data.path={args.data}",
+                   "adapter=none", "data.max_length=256", "trainer.precision=fp32",
+                   f"tracking.uri=sqlite:///{folder}/mlflow.db"]  # fmt: skip
+        seconds = [
+            child_figures(__file__, "--run", *command, f"output_dir={folder}/{i}",
+                          KINOPOISK_FT_CACHE=f"{folder}/cache")["seconds"]
+            for i in range(1 + (1 if args.quick else WARM))
+        ]  # fmt: skip
+        start = {"cache": "empty", "seconds": seconds[0]}
+        warm = {"cache": "warm", "seconds": statistics.median(seconds[1:])}
+        note = "All 5,566 reviews, e5-small-ru in full, 256 tokens; reading, splitting and leakage "
+        sections = [Section("To the first step", note + "report included.", [start, warm])]
+        if not args.quick:
+            found = child_figures(__file__, "--tokens", str(args.model), str(args.data),
+                                  KINOPOISK_FT_CACHE=f"{folder}/tokens")  # fmt: skip
+            note = f"{TEXTS} texts of real reviews, 256 tokens of each kept."
+            sections.append(Section("Tokens", note, [found]))
+    return sections
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    add_inputs(parser)
+    parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(until_the_first_step(args.run)))
+    elif args.tokens:
+        print(json.dumps(finding_tokens(*args.tokens)))
+    elif not absent(args):
+        publish("From imports to training", measure(args), args, allocator.DEFAULT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
