@@ -103,7 +103,21 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except (HydraException, ValueError) as error:
         print(f"error: {_explain(error, args)}", file=sys.stderr)
         return 2
+    except TypeError as error:
+        if not in_composing(error):
+            raise
+        told = "a group's choice is a name, or a list of names"
+        print(f"error: Hydra cannot compose this; {told}: {' '.join(args)}", file=sys.stderr)
+        return 2
     return 0
+
+
+def in_composing(error: TypeError) -> bool:
+    """Return whether Hydra itself tripped, over a choice such as `adapter=[1]`."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals["__name__"].startswith("hydra._internal.")
 
 
 def _close_sweep(code: int) -> int:

@@ -129,9 +129,12 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         ]
     hints = _hints(target)
     for key in keys:
-        if isinstance(node[key], dict) and "_target_" in node[key]:
+        made = isinstance(node[key], dict) and "_target_" in node[key]
+        if made:
             errors += _check_node(f"{path}.{key}", node[key])
-        elif key in hints and target.__module__.startswith("kinopoisk_ft"):
+        if made and "Callable" in str(hints.get(key)):
+            continue
+        if key in hints and target.__module__.startswith("kinopoisk_ft"):
             errors += _check_value(f"{path}.{key}", node[key], hints[key])
     return errors
 

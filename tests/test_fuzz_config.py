@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
+from kinopoisk_ft.cli import in_composing, main
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import SETTINGS, Prepared, prepare
 from kinopoisk_ft.errors import UserError
@@ -67,6 +68,10 @@ def built(choice: tuple[str, ...], changes: list[str]) -> Prepared | None:
         cfg = compose_config([*choice, *changes])
     except (HydraException, OmegaConfBaseException, ValueError):
         return None  # of the command line's grammar; `cli` explains it
+    except TypeError as error:
+        if in_composing(error):
+            return None
+        raise
     try:
         prepared = prepare(cfg, conf_dir())
         for group in ("model", "adapter", "data", "trainer"):
@@ -116,6 +121,11 @@ def test_every_value_of_every_option(key: str) -> None:
             built(choice, [f"{key}={value}"])
 
 
+def test_a_choice_that_is_no_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapter=[1]", "--cfg", "job"]) == 2
+    assert "a group's choice is a name, or a list of names: adapter=[1]" in capsys.readouterr().err
+
+
 REFUSED = [
     "trainer.lr=nan", "trainer.lr=-1.0", "trainer.lr=inf", "trainer.head_lr=-1.0",
     "trainer.clip_norm=-1.0", "trainer.clip_norm=nan", "trainer.weight_decay=nan",
@@ -125,6 +135,7 @@ REFUSED = [
     "data.max_length=0", "data.truncation=''", "model.hidden_size=0", "model.num_heads=0",
     "model.num_heads=3", "model.num_layers=-1", "model.dropout=nan", "model.dropout=1.0",
     "model.vocab_size=0", "data.reviews=0", "data.reviews=-5", "adapter.lr=nan",
+    "data.folds=${trainer}", "data.truncation=${trainer}",
 ]  # fmt: skip
 
 
