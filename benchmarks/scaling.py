@@ -106,7 +106,7 @@ def main() -> None:
         return
     rows = []
     for shape in list(SHAPES)[: 1 if args.quick else 2]:
-        rows += compare(shape, rounds=1 if args.quick else 3, steps=3 if args.quick else 10)
+        rows += compare(shape, rounds=1 if args.quick else 2, steps=3 if args.quick else 4)
     note = (
         f"BERT in fp32 with AdamW, an effective batch of {BATCH} reviews of {LENGTH} tokens, by "
         "gloo on one machine; the median step of each start, and the median over starts."
