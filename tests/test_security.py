@@ -319,6 +319,14 @@ HOSTILE_FILES = {
 }
 
 
+FLAGS = (
+    ["--config-dir", "{own}"], ["--config-dir={own}"], ["hydra.searchpath=[file://{own}]"],
+    ["hydra.searchpath=[file://own]"], ["hydra.searchpath=[own]"], ["hydra.searchpath=['./own']"],
+    ['hydra.searchpath=[pkg://hydra.conf, "{own}"]'],
+)  # fmt: skip
+EVERY = "experiment/searched.yaml"  # the file that all flags are tried with
+
+
 @pytest.mark.parametrize("file", HOSTILE_FILES)
 def test_a_folder_of_configs_is_looked_at_before_hydra_is(
     tmp_path: Path,
@@ -333,11 +341,9 @@ def test_a_folder_of_configs_is_looked_at_before_hydra_is(
     (tmp_path / "own" / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for flag in (["--config-dir", str(tmp_path / "own")], [f"--config-dir={tmp_path / 'own'}"],
-                 *([f"hydra.searchpath=[{one}]"] for one in (
-                     f"file://{tmp_path / 'own'}", "file://own", "own", "'./own'",
-                     f"pkg://hydra.conf, \"{tmp_path / 'own'}\""))):  # fmt: skip
-        assert main([*flag, "adapter=nice", "--cfg", "job"]) == 1
+    for flag in FLAGS if file == EVERY else FLAGS[:1]:
+        named = [part.format(own=tmp_path / "own") for part in flag]
+        assert main([*named, "adapter=nice", "--cfg", "job"]) == 1
         told = capsys.readouterr()
         assert f"own/{file}" in told.err
         assert told.out == ""
