@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from common import allocator
@@ -55,7 +54,7 @@ def finding_tokens(model: str, data: str) -> dict[str, float]:
     from kinopoisk_ft.data.preprocessing import Preprocessing
     from kinopoisk_ft.data.tokens import tokenize
 
-    real = read_table(Path(data))["content"].tolist()
+    real = read_table(data).frame["content"].tolist()
     texts = [f"{real[i % len(real)]} {i // len(real)}" for i in range(TEXTS)]
     tokenizer = AutoTokenizer.from_pretrained(model)
     seconds = []
