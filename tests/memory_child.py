@@ -69,6 +69,7 @@ def _watch(limit: int | None, probes: bool) -> dict[str, float]:
         if limit is None:
             taken = peak_growth(lambda: probe.forward_and_back(state, state.model, train, ROWS))
             told["growth"] = (taken + probe._optimizer_bytes(state)) / 2**20
+            told["kept"] = probe._kept_for_backward(state, train) * ROWS / 2**20
         return need
 
     class Failures(logging.Handler):
@@ -77,5 +78,5 @@ def _watch(limit: int | None, probes: bool) -> dict[str, float]:
 
     logging.getLogger("kinopoisk_ft").addHandler(Failures())
     probe._measure = watched
-    probe.KEPT = 2**30 if probes else 0  # the bound below which nothing is run
+    probe.AT_ONCE = 2**40 if probes else 0  # nothing passes for plenty, or all does
     return told

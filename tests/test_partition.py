@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from kinopoisk_ft.data.dates import parse_date
-from kinopoisk_ft.data.duplicates import drop_near_duplicates, near_duplicates
+from kinopoisk_ft.data.duplicates import (
+    _folded,
+    _head,
+    _tail,
+    drop_near_duplicates,
+    fold_text,
+    near_duplicates,
+)
 from kinopoisk_ft.data.groups import fold_name, linked
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.data.local import LocalFile
@@ -227,6 +234,17 @@ def test_near_duplicates() -> None:
     assert groups[0] == groups[1] != groups[2]
     assert groups[3] == groups[4] == groups[5] == groups[9]
     assert len({groups[row] for row in (0, 2, 3, 6, 7, 8, 10)}) == 7
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["аё ", "ẞİ", "!?… ", "слово "]), st.integers(1, 150)),
+                min_size=1, max_size=4))  # fmt: skip
+def test_ends_of_texts_are_those_of_the_text_in_letters(pieces: list[tuple[str, int]]) -> None:
+    """Folded as a whole or from its ends, a text has the same first and last letters."""
+    text = "".join(piece * count for piece, count in pieces)
+    letters = fold_text(text)
+    ends = [letters[:120] or None, letters[-120:] or None]
+    assert [_folded(text, _head), _folded(text, _tail)] == ends
 
 
 def test_dropping_near_duplicates() -> None:

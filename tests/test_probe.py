@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -18,6 +19,7 @@ from short_fit import short_fit, weights
 from torch import nn
 
 from kinopoisk_ft.training import device, limits, probe
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.limits import available_memory
 from kinopoisk_ft.training.objective import Classification
 
@@ -128,6 +130,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
             assert len(passed) == 1
             return (10 + 10 * passed[0]) * MIB
 
+        monkeypatch.setattr(probe, "AT_ONCE", 2**40)  # nothing passes for plenty
         monkeypatch.setattr(Classification, "loss_sum", watched)
         monkeypatch.setattr(probe, "peak_growth", growth)
         monkeypatch.setattr(probe, "can_measure_growth", lambda: True)
@@ -190,15 +193,39 @@ def test_the_probe_leaves_everything_as_it_was(
     assert state.tokens == whole.tokens
 
 
-def test_nothing_is_run_where_memory_is_plenty(
-    tight: Callable[[float], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_measured_where_memory_is_plenty(
+    tight: Callable[[float], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     def refuse(_: object) -> int:
-        raise AssertionError("it was probed")
+        raise AssertionError("it was measured")
 
-    tight(1e6)
+    caplog.set_level("INFO")
+    passed = tight(1e6)
+    monkeypatch.setattr(probe, "AT_ONCE", 3)
     monkeypatch.setattr(probe, "peak_growth", refuse)
     assert short_fit(tmp_path, "trainer.max_steps=1")[0].micro_batch_size == 12
+    assert passed[0] == 1, "one row goes forward"
+    assert "takes less than" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+def test_what_a_pass_keeps_is_at_least_what_modules_give(kind: str, tmp_path: Path) -> None:
+    """Each linear layer keeps its input: the sum over layers is a lower bound of its own."""
+    state, _ = short_fit(tmp_path, "trainer.max_steps=1", kind=kind)
+    inputs: dict[int, int] = {}
+    train = Examples([[5] * 30], np.zeros(1, dtype=np.int64))
+
+    def note(_: nn.Module, args: Any) -> None:
+        inputs[args[0].data_ptr()] = args[0].nbytes
+
+    hooks = [m.register_forward_pre_hook(note) for m in state.model.modules()
+             if isinstance(m, nn.Linear)]  # fmt: skip
+    kept = probe._kept_for_backward(state, train)
+    for hook in hooks:
+        hook.remove()
+    assert len(inputs) > 4
+    assert sum(inputs.values()) < kept < 40 * sum(inputs.values())
 
 
 @pytest.mark.slow
@@ -216,6 +243,7 @@ def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) ->
     free, probed, refused = found
     assert (free["rows"], free["failures"]) == (32, 0)
     assert free["growth"] / 1.2 < free["predicted"] < free["growth"] * 1.2
+    assert free["growth"] < 3 * free["kept"] < 6 * free["growth"], "what passes for plenty"
     assert (probed["rows"], probed["failures"]) == (16, 0)
     assert (refused["rows"], refused["failures"]) == (16, 1)
     for other in (probed, refused):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,27 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
     A text of fewer letters is compared as a whole; one without letters is like no other.
     """
-    folded = [fold_text(text) for text in texts]
-    heads = [text[:LETTERS] or None for text in folded]
-    return linked(heads, [text[-LETTERS:] or None for text in folded])
+    heads = [_folded(text, _head) for text in texts]
+    return linked(heads, [_folded(text, _tail) for text in texts])
+
+
+def _head(text: str, characters: int) -> str:
+    return text[:characters]
+
+
+def _tail(text: str, characters: int) -> str:
+    return text[-characters:]
+
+
+def _folded(text: str, end: Callable[[str, int], str]) -> str | None:
+    """Return 120 letters of an end, fewer only of a text without more, None if it has none.
+
+    Folding goes letter by letter, so that most texts need not be folded as a whole.
+    """
+    letters = fold_text(end(text, 3 * LETTERS))
+    if len(letters) < LETTERS:
+        letters = fold_text(text)
+    return end(letters, LETTERS) or None
 
 
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -6,7 +6,6 @@ see `probe`.
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.allocator import release_freed_memory
 from kinopoisk_ft.training.distributed import size
 from kinopoisk_ft.training.rng import DEVICES, random_states, set_random_states
 
@@ -98,7 +98,7 @@ def half(rows: int) -> int:
 
 
 def free_caches(device: torch.device) -> None:
-    """Hand back what nothing refers to, and what the device's allocator keeps for later."""
-    gc.collect()
+    """Hand back what nothing refers to, and what the allocators keep for later."""
+    release_freed_memory()
     if device.type in DEVICES:
         DEVICES[device.type].empty_cache()

@@ -1,4 +1,4 @@
-"""Whether the largest micro-batch will fit into a CPU's memory, found out with one row and two.
+"""Whether the largest micro-batch will fit into a CPU's memory, found out with a row or two.
 
 A process that takes more than there is gets no exception: the system ends it.
 """
@@ -14,7 +14,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from kinopoisk_ft.training.allocator import release_freed_memory
 from kinopoisk_ft.training.batching import Examples
@@ -29,11 +30,9 @@ log = logging.getLogger(__name__)
 
 SAFETY = 1.2  # threads' own buffers, evaluation, and what else the machine will do
 OPTIMIZER = 2  # numbers that AdamW keeps of each weight
-# A bound on what a pass keeps: values of four bytes, as many for each token and each smallest
-# module as the widest dimension of any parameter, eight times over. Embeddings are by far the
-# widest, so that it lies some ten times too high at least, for probabilities of attention and
-# states of a scan as well.
-KEPT = 4 * 8
+# Of what a pass keeps for the way back, all that it takes at once: the way back's own tensors are
+# smaller by far, but gradients can come to as much again.
+AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,24 @@ class Need:
 def rows_that_fit(state: State, train: Examples) -> int:
     """Return the micro-batch, halved until this machine has the memory for it.
 
-    The longest review is passed forward and back as a batch of one, after the shortest to warm up,
-    and of two where there is room: memory is linear in rows. Weights, optimizer, generators and
-    counts stay as they are. Nothing is run where a generous bound is below half of what is left,
-    nor on other devices, which raise an exception, nor where the system tells no process's peak.
+    The longest review goes forward as a batch of one, and what it keeps for the way back is added
+    up. Where that tells of no plenty, it is passed forward and back and its memory measured, after
+    the shortest to warm up, as a batch of one, and of two where there is room: memory is linear in
+    rows. Weights, optimizer, generators and counts stay as they are. Nothing is run on other
+    devices, which raise an exception, nor where the system tells no process's peak.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu" or not can_measure_growth():
         return rows
     left = available_memory()
-    most = _bound(state.model, rows * longest) + _optimizer_bytes(state)
+    with unchanged(state):
+        kept = _kept_for_backward(state, train)
+    most = AT_ONCE * rows * kept + _trained_bytes(state.model) + _optimizer_bytes(state)
     if most < left / 2:
-        log.debug("memory is not probed: %.0f MiB at most, %.0f left", most / 2**20, left / 2**20)
+        log.info(
+            "a step with %d rows of %d tokens at once takes less than %.0f MiB more, "
+            "%.0f MiB are left: it fits", rows, longest, most / 2**20, left / 2**20,
+        )  # fmt: skip
         return rows
     need = _measure(state, train)
     left = available_memory()
@@ -77,6 +82,21 @@ def rows_that_fit(state: State, train: Examples) -> int:
     if need.of(fitting) > left:
         log.warning("memory may not suffice for a single row: the system may end this process")
     return fitting
+
+
+def _kept_for_backward(state: State, train: Examples) -> int:
+    """Return the bytes that the graph of the longest review keeps beside the model's own."""
+    own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(count, lambda tensor: tensor):
+        _forward(state, state.model, train, 1)
+    return sum(size for place, size in kept.items() if place not in own)
 
 
 def _measure(state: State, train: Examples) -> Need:
@@ -96,12 +116,17 @@ def forward_and_back(
     state: State, model: nn.Module, train: Examples, rows: int, review: int | None = None
 ) -> None:
     """Run a review (None: the longest), `rows` times at once, and back; leaves no gradients."""
+    state.precision.backward(_forward(state, model, train, rows, review))
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _forward(
+    state: State, model: nn.Module, train: Examples, rows: int, review: int | None = None
+) -> Tensor:
     chosen = int(train.lengths.argmax()) if review is None else review
     batch = state.objective.collate(train, np.full(rows, chosen), np.random.default_rng(0))
     with state.precision.autocast():
-        loss = state.objective.loss_sum(model, to_device(batch, state.precision.device))[0]
-    state.precision.backward(loss)
-    state.optimizer.zero_grad(set_to_none=True)
+        return state.objective.loss_sum(model, to_device(batch, state.precision.device))[0]
 
 
 @contextmanager
@@ -117,13 +142,6 @@ def unchanged(state: State) -> Iterator[None]:
         with torch.no_grad():
             for name, value in state.model.named_buffers():
                 value.copy_(buffers[name])
-
-
-def _bound(model: nn.Module, tokens: int) -> int:
-    """Return the bytes that a pass over so many tokens and its gradients stay below."""
-    smallest = sum(1 for module in model.modules() if not any(module.children()))
-    widest = max((max(p.shape, default=1) for p in model.parameters()), default=1)
-    return KEPT * tokens * smallest * widest + _trained_bytes(model)
 
 
 def _optimizer_bytes(state: State) -> int:
