@@ -52,7 +52,7 @@ def convolve(a: Any) -> None:
                 s = load(bias, origin + j)
                 s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
                 store(out, base + t * width + j, s * sigmoid(s))
-        clear(out, base, width, wide, real, length)
+        clear(out, row, length, width, real, task % blocks, blocks)
         task = take(a)
     restore(mode)
 
@@ -125,7 +125,7 @@ def convolve_back(a: Any) -> None:
             _leave(
                 ds, weight, origin, width, taps, later, grad_x, base + start * width, wide, steps
             )
-        clear(grad_x, base, width, wide, real, length)
+        clear(grad_x, row, length, width, real, task % blocks, blocks)
         for j in range(0, wide, LANES):
             for k in range(taps + 1):
                 store(sums, (row * (taps + 1) + k) * width + origin + j, load(own, k * BLOCK + j))

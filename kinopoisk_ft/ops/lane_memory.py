@@ -8,7 +8,6 @@ import numpy as np
 from numba import njit
 
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.lanes import LANES, splat, store
 
 _LINE = 16  # floats in a cache line: a register that straddles two costs twice
 
@@ -22,8 +21,12 @@ def scratch(size: int) -> Any:
 
 
 @njit(**OPTIONS)
-def clear(out: Any, at: int, width: int, wide: int, first: int, last: int) -> None:
-    """Write zeros to `wide` channels of the steps first .. last of a row that starts at `at`."""
-    for t in range(first, last):
-        for j in range(0, wide, LANES):
-            store(out, at + t * width + j, splat(np.float32(0)))
+def clear(out: Any, row: int, length: int, width: int, real: int, part: int, parts: int) -> None:
+    """Write zeros to steps real .. length of a row of out (batch, length, width).
+
+    The tasks of a row's channels share them out by steps: whole steps are one stretch of memory.
+    """
+    pads, first = length - real, row * length + real
+    start, end = first + pads * part // parts, first + pads * (part + 1) // parts
+    for at in range(start * width, end * width):
+        out[at] = np.float32(0)

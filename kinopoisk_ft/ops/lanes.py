@@ -145,6 +145,36 @@ def total(typing_context: Any, value: Any) -> Any:
     return types.float32(lanes_type), codegen
 
 
+def _folded(builder: Any, pair: Any, parts: int) -> Any:
+    """Add the upper half of each of the `parts` equal parts of two registers to its lower half."""
+    half = pair[0].type.count // parts // 2
+    numbers = [2 * half * part + i for part in range(len(pair) * parts) for i in range(half)]
+    kind = ir.VectorType(ir.IntType(32), len(numbers))
+    low = builder.shuffle_vector(pair[0], pair[-1], ir.Constant(kind, numbers))
+    high = builder.shuffle_vector(pair[0], pair[-1], ir.Constant(kind, [i + half for i in numbers]))
+    return builder.fadd(low, high)
+
+
+@intrinsic
+def store_totals(
+    typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: Any, d: Any
+) -> Any:
+    """Write the sums of the lanes of four registers side by side; adds in the order of `total`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, second = _folded(builder, args[2:4], 1), _folded(builder, args[4:6], 1)
+        sums = _folded(builder, (first, second), 2)
+        while sums.type.count > 4:
+            sums = _folded(builder, (sums,), 4)
+        pointer = builder.bitcast(
+            _pointer(context, builder, signature.args[0], *args[:2]), sums.type.as_pointer()
+        )
+        builder.store(sums, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(memory, types.intp, *[lanes_type] * 4), codegen
+
+
 @intrinsic
 def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
     """Bound each lane; a NaN stays a NaN."""

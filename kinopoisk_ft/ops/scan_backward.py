@@ -152,11 +152,13 @@ def _chunk(p: Problem, spot: Spot, to: Gradients, w: Work, marks: Any) -> None:
 @njit(**OPTIONS)
 def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work) -> None:
     """Write what was added up over the row; zeros beyond its length."""
-    at, real = row * p.length * p.width + origin, p.lengths[row]
-    clear(to.u, at, p.width, wide, real, p.length)
-    clear(to.delta, at, p.width, wide, real, p.length)
+    real, piece, pieces = p.lengths[row], origin // BLOCK, (p.width + BLOCK - 1) // BLOCK
+    clear(to.u, row, p.length, p.width, real, piece, pieces)
+    clear(to.delta, row, p.length, p.width, real, piece, pieces)
     if p.gated:
-        clear(to.z, at, p.width, wide, real, p.length)
+        clear(to.z, row, p.length, p.width, real, piece, pieces)
+    clear(to.B, piece * p.batch + row, p.length, p.states, real, 0, 1)
+    clear(to.C, piece * p.batch + row, p.length, p.states, real, 0, 1)
     for j in range(0, wide, LANES):
         for n in range(p.states):
             store(to.rate, (row * p.states + n) * p.width + origin + j, load(w.rate, n * BLOCK + j))

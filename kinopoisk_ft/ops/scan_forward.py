@@ -77,6 +77,6 @@ def forward(a: Any) -> None:
         for start in range(0, real, CHUNK):
             spot = Spot(row, origin, wide, start, min(CHUNK, real - start))
             _chunk(p, spot, h, dt, inflow, y, marked, marks, out)
-        clear(out, row * p.length * p.width + origin, p.width, wide, real, p.length)
+        clear(out, row, p.length, p.width, real, task % blocks, blocks)
         task = take(a)
     restore(mode)

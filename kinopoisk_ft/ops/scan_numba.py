@@ -88,7 +88,7 @@ def scan_backward(
     grad_u, grad_delta = u.new_empty(wide), u.new_empty(wide)
     grad_z = u.new_empty(0 if z is None else wide)
     grad_rate = u.new_empty(x.batch, x.states, x.width)
-    grad_B, grad_C = (u.new_zeros(blocks, x.batch, x.length, x.states) for _ in "BC")
+    grad_B, grad_C = (u.new_empty(blocks, x.batch, x.length, x.states) for _ in "BC")
     sums = u.new_empty(x.batch, 2, x.width)
     results = (grad_u, grad_delta, grad_z, grad_rate, grad_B, grad_C, sums)
     grad = rows(grad)

@@ -12,7 +12,7 @@ from numba import njit
 
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import exp2
-from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store, total
+from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store, store_totals
 from kinopoisk_ft.ops.scan_problem import Problem, Spot, local, mark_at
 
 GROUP = 4
@@ -147,5 +147,4 @@ def retreat(
 def sum_lanes(partial: Any, out: Any, at: int, jump: int, steps: int) -> None:
     """Write the lanes' sums of `partial` (steps, GROUP, LANES) to `out[at + t * jump + n]`."""
     for t in range(steps):
-        for n in range(GROUP):
-            out[at + t * jump + n] = total(load(partial, t * _JUMP + n * LANES))
+        store_totals(out, at + t * jump, *load_group(partial, t * _JUMP, LANES))
