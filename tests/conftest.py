@@ -28,6 +28,16 @@ def _no_store_of_another_file() -> None:
 
 
 @pytest.fixture
+def unprobed() -> Iterator[None]:
+    """No pass before the first step, so that passes can be counted as steps."""
+    from kinopoisk_ft.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "rows_that_fit", lambda state, _: state.micro_batch_size)
+        yield
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder of real reviews and models that may lie beside the checkout."""
     if not SHARED.is_dir():

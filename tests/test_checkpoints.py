@@ -386,7 +386,7 @@ def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+def poisoned(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Steps whose loss is made infinite."""
     chosen: set[int] = set()
     loss_sum, calls = Classification.loss_sum, [0]

@@ -94,7 +94,10 @@ def fit(folder: Path, recorder: Recorder | None = None) -> tuple[State, Recorder
 
 
 def test_a_run_warns_records_and_remembers_over_a_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    unprobed: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(Classification, "loss_sum", leaps_at(26))
     whole, recorder = fit(tmp_path / "whole")
