@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +22,24 @@ from hub_server import HubServer  # noqa: E402
 SHARED = Path(__file__).parents[1].parent / "shared"
 
 
+def pytest_collection_finish() -> None:
+    """Keep the collector from what all libraries left: the work under test asks for it often."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_store_of_another_file() -> None:
     """MLflow leaves the store that a test named in the environment, for all later files."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stores_from_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from store_template import copied_stores
+
+    with copied_stores(tmp_path_factory.mktemp("store") / "mlflow.db"):
+        yield
 
 
 @pytest.fixture

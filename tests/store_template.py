@@ -1,0 +1,35 @@
+"""MLflow's tables are made once: its 50 migrations take a second for each new store of a test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow.store.db.utils as db
+import pytest
+from sqlalchemy import Engine
+
+
+@contextmanager
+def copied_stores(template: Path) -> Iterator[None]:
+    """Let new sqlite files of this process begin as copies of a first one, kept in `template`."""
+    make = db._initialize_tables
+
+    def copy(engine: Engine) -> None:
+        name = engine.url.database
+        if engine.dialect.name != "sqlite" or not name or name == ":memory:":
+            make(engine)
+            return
+        engine.dispose()
+        if template.exists():
+            shutil.copyfile(template, name)
+            return
+        make(engine)
+        engine.dispose()
+        shutil.copyfile(name, template)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "_initialize_tables", copy)
+        yield
