@@ -1,8 +1,10 @@
-"""Keep libraries from talking over the run's own log."""
+"""Keep libraries from talking over the run's own log, and out of the garbage collector's way."""
 
 from __future__ import annotations
 
+import gc
 import os
+from functools import cache
 
 
 def quiet_libraries() -> None:
@@ -17,3 +19,12 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@cache
+def spare_libraries() -> None:
+    """Let the collector pass over what imports left, once in a process.
+
+    A million objects that live as long as the process take it 0.4 s each time.
+    """
+    gc.freeze()

@@ -25,7 +25,7 @@ from kinopoisk_ft.environment import commit
 from kinopoisk_ft.fitting import fit_network
 from kinopoisk_ft.identity import identity
 from kinopoisk_ft.models.baseline import Tfidf
-from kinopoisk_ft.quiet import quiet_libraries
+from kinopoisk_ft.quiet import quiet_libraries, spare_libraries
 from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.trial import Pruned, watched
@@ -44,6 +44,7 @@ IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
 def run(prepared: Prepared, out_dir: Path) -> Result:
     """Run the task of a checked config; a failure is recorded as such and raised again."""
     quiet_libraries()
+    spare_libraries()
     cfg = prepared.cfg
     tracker = watched(instantiate(cfg.tracking))
     plain: Any = OmegaConf.to_container(cfg)
