@@ -79,7 +79,7 @@ def run_peer(
                "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
                "--seed", work.seed]  # fmt: skip
     command += ["--max-steps", work.steps] if work.steps else []
-    printed, mib = _run(command, environment)
+    printed, mib = _run(command, environment or {})
     found = json.loads(printed.strip().splitlines()[-1])
     result = {"seconds": found["train_seconds"], "mib": mib}
     if "f1" in found:
