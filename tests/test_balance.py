@@ -25,6 +25,7 @@ from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.serving import served
 
 CPU = torch.device("cpu")
 LABELS = np.array([0] * 3 + [1] * 19)
@@ -117,10 +118,10 @@ def test_an_epoch_serves_what_sampling_says(sampling: str, share: float) -> None
     _, _, network, tokenizer = make("bert_scratch")
     objective = Classification(tokenizer.pad_token_id)
     state = made._setup(network.module, objective, precision, (), 22, clock)
-    steps = list(made._steps(examples(tokenizer), state))
-    served = torch.cat([batch["labels"] for step in steps for batch in step])
-    assert (len(steps), len(served)) == (6, 22)
-    assert (served == 0).float().mean().item() == pytest.approx(share)
+    steps = list(served(examples(tokenizer), state, made))
+    labels = torch.cat([batch["labels"] for step in steps for batch in step])
+    assert (len(steps), len(labels)) == (6, 22)
+    assert (labels == 0).float().mean().item() == pytest.approx(share)
 
 
 @pytest.mark.parametrize("key", ["class_weights", "sampling"])

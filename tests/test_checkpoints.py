@@ -229,6 +229,21 @@ def test_a_checkpoint_that_cannot_be_read_stays_and_the_one_before_is_used(
     assert steps(checkpoints) == [6, 8]
 
 
+def test_best_weights_that_cannot_be_read_are_told(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    best = BestWeights(checkpoints)
+    best.file, best.digest = next(checkpoints.glob("best-*")), "0" * 64
+    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.sha256", fail)
+    with pytest.raises(UserError, match="best weights of this run cannot be read") as raised:
+        best.restore(nn.Linear(1, 1))
+    assert str(best.file) in str(raised.value)
+    assert "the same command again" in str(raised.value)
+
+
 def test_damaged_best_weights_spoil_the_checkpoints_that_hold_on_to_them(checkpoints: Path) -> None:
     for file in checkpoints.glob("best-*"):
         flip(file)

@@ -47,19 +47,26 @@ class BestWeights:
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Copy the saved weights into the model; raises UserError if the file was damaged."""
+        """Copy the saved weights into the model; UserError where they are damaged or unreadable."""
         kept: dict[str, Tensor] = {}
         from_main(lambda: kept.update(self._read()))
         copy_tensors(kept, model)
 
     def _read(self) -> dict[str, Tensor]:
-        if self.file is None or not self.file.is_file() or sha256(self.file) != self.digest:
+        try:
+            if self.file and self.file.is_file() and sha256(self.file) == self.digest:
+                return load_file(self.file)
+        except OSError as error:
             raise UserError(
-                "the best weights of this run are missing or damaged",
-                where=str(self.file or self.folder),
-                fix="train again with resume=never",
-            )
-        return load_file(self.file)
+                f"the best weights of this run cannot be read: {error}",
+                where=str(self.file),
+                fix="mend the rights or the disk and start the same command again",
+            ) from error
+        raise UserError(
+            "the best weights of this run are missing or damaged",
+            where=str(self.file or self.folder),
+            fix="train again with resume=never",
+        )
 
     def discard(self) -> None:
         """Delete the files of earlier bests, but for those that a checkpoint holds on to."""

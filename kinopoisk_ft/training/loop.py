@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import (
-    Examples,
-    epoch_rows,
-    length_grouped,
-    parts,
-    reads_pads,
-)
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.budget import Meter
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.compiling import compiled, rehearse
 from kinopoisk_ft.training.device import choose_device
-from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, share, size, summed
+from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, size
 from kinopoisk_ft.training.dropout import training_dropout
-from kinopoisk_ft.training.evaluate import Evaluation, evaluate, to_device
+from kinopoisk_ft.training.evaluate import Evaluation, evaluate
 from kinopoisk_ft.training.finite import check_finite
+from kinopoisk_ft.training.gradients import gradients
 from kinopoisk_ft.training.journal import Journal, Recorder
 from kinopoisk_ft.training.memory import told_if_memory_ends, within_memory
 from kinopoisk_ft.training.objective import Objective
@@ -39,10 +32,11 @@ from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.probe import rows_that_fit
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.resume import Keeper, kept_precision
+from kinopoisk_ft.training.serving import served
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
-from kinopoisk_ft.training.strategy import check_strategy, placed, reducing
+from kinopoisk_ft.training.strategy import check_strategy, placed
 from kinopoisk_ft.training.unpadded import unpadded_attention
 
 log = logging.getLogger(__name__)
@@ -111,7 +105,7 @@ class Trainer(Settings):
         keeper.resume()
         in_place = training_dropout(model, precision.device, self.attention_dropout)
         unpadded = unpadded_attention(model, precision)
-        steps = prefetched(self._steps(train, state))
+        steps = prefetched(served(train, state, self))
         with (
             in_place, unpadded, clock.section("train"), Progress(state.steps) as progress,
             StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
@@ -178,35 +172,14 @@ class Trainer(Settings):
             with clock.section("compile"):
                 rehearse(state, train)
 
-    def steps_per_epoch(self, reviews: int) -> int:
-        """Return the optimizer steps of one pass over the reviews."""
-        return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
-
-    def _steps(self, train: Examples, state: State) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield the micro-batches of each optimizer step that is left: position alone decides."""
-        lengths, per_epoch, first = train.lengths, self.steps_per_epoch(len(train)), state.step
-        for epoch in itertools.count(first // per_epoch):
-            rows = epoch_rows(train, self.sampling, self.seed, epoch)
-            grouped = length_grouped(lengths[rows], self.batch_size, self.seed, epoch)
-            batches = [rows[batch] for batch in grouped]
-            for step in range(max(first, epoch * per_epoch), (epoch + 1) * per_epoch):
-                if step == state.steps:
-                    return
-                start = (step - epoch * per_epoch) * self.accumulate
-                numbered = enumerate(batches[start : start + self.accumulate], start)
-                yield [
-                    state.objective.collate(
-                        train, rows, np.random.default_rng([self.seed, epoch, i, 1])
-                    )
-                    for i, rows in numbered
-                ]
-
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
         draw_apart(self.seed, state.step)
-        gradients = partial(self._gradients, state, micro_batches)
         total, state.micro_batch_size = within_memory(
-            gradients, state.micro_batch_size, state.precision.device, "training"
+            partial(gradients, state, micro_batches),
+            state.micro_batch_size,
+            state.precision.device,
+            "training",
         )
         state.tokens += sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
         state.precision.unscale(state.optimizer)
@@ -222,23 +195,6 @@ class Trainer(Settings):
             state.steps = state.step
         state.schedule.step()
         state.losses.append(total)
-
-    def _gradients(self, state: State, micro_batches: list[dict[str, Tensor]], rows: int) -> Tensor:
-        """Leave the gradients of the mean loss, `rows` rows at once; returns the loss, ()."""
-        state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
-        count = sum(state.objective.count(batch) for batch in micro_batches)
-        total = torch.zeros((), device=state.precision.device)
-        shares = [share(batch) for batch in micro_batches]
-        trim = not reads_pads(state.model)
-        todo = [(part, counts) for mine, counts in shares for part in parts(mine, rows, trim)]
-        for number, (part, counts) in enumerate(todo, start=1):
-            part = to_device(part, state.precision.device)
-            with reducing(state.called, number == len(todo)):
-                with state.precision.autocast():
-                    loss = state.objective.loss_sum(state.called, part)[0] / (count or 1) * counts
-                state.precision.backward(loss * size())  # gradients are averaged over the ranks
-            total += loss.detach()
-        return summed(total)
 
     def _tell(
         self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path

@@ -82,6 +82,10 @@ class Settings:
             )
         self._check_budget()
 
+    def steps_per_epoch(self, reviews: int) -> int:
+        """Return the optimizer steps of one pass over the reviews."""
+        return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
+
     @property
     def rows_at_once(self) -> int:
         """Rows of a batch that train at once, before memory runs out."""
