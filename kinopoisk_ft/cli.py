@@ -7,41 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinopoisk_ft import ranks
-from kinopoisk_ft.conf_path import conf_dir, group_options
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.mistakes import explain, in_composing
+from kinopoisk_ft.usage import help_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
-
-USAGE = """\
-Fine-tune one text classifier and log what a fair comparison needs.
-
-  python -m kinopoisk_ft model=bert adapter=lora data=kinopoisk
-  python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
-  python -m kinopoisk_ft --multirun model=bert,mamba adapter=none,lora seed=0,1,2
-  python -m kinopoisk_ft sweep=study
-  python -m kinopoisk_ft sweep=lr_search model=bert_scratch adapter=lora data=demo
-
-group=option chooses a file of a group, group.key=value changes a value.
-Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
-the composed config and stop), --hydra-help.
-A sweep skips jobs that are finished and identical; rerun=true trains them again.
-Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
-In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'), on a cluster
-hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
-One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
-"""
 
 # Of torchrun's processes the first alone has a folder and a log.
 NO_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
@@ -50,9 +32,6 @@ NO_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=n
 # Hydra's flags that are followed by a value.
 VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
           "--package", "-p", "--cfg", "-c"}  # fmt: skip
-# Launchers that are there when their extra is installed.
-EXTRAS = {"joblib": "parallel", "submitit_slurm": "slurm", "submitit_local": "slurm",
-          "ray_base": "ray"}  # fmt: skip
 # Of a sweep's parent, by exit code: signals that stop a run give the last two.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
@@ -101,7 +80,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (HydraException, ValueError) as error:
-        print(f"error: {_explain(error, args)}", file=sys.stderr)
+        print(f"error: {explain(error, args)}", file=sys.stderr)
         return 2
     except TypeError as error:
         if not in_composing(error):
@@ -110,14 +89,6 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: Hydra cannot compose this; {told}: {' '.join(args)}", file=sys.stderr)
         return 2
     return 0
-
-
-def in_composing(error: TypeError) -> bool:
-    """Return whether Hydra itself tripped, over a choice such as `adapter=[1]`."""
-    last = error.__traceback__
-    while last and last.tb_next:
-        last = last.tb_next
-    return last is not None and last.tb_frame.f_globals["__name__"].startswith("hydra._internal.")
 
 
 def _close_sweep(code: int) -> int:
@@ -203,20 +174,6 @@ def _write_traceback(out_dir: Path) -> Path:
     return file
 
 
-def help_text(extra: list[Path]) -> str:
-    """Return usage, then each group with its options and a line on each."""
-    groups = group_options(conf_dir())
-    for folder in extra:
-        for group, options in group_options(folder).items():
-            groups.setdefault(group, {}).update(options)
-    order = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
-    lines = [USAGE]
-    for group in sorted(groups, key=lambda g: (order.index(g) if g in order else 99, g)):
-        lines.append(f"{group}")
-        lines += [f"  {name:18} {text}" for name, text in groups[group].items()]
-    return "\n".join(lines)
-
-
 def _config_dirs(args: list[str]) -> list[Path]:
     """Return the folders of configs that arguments name; Hydra takes --config-path from here."""
     pairs = [*zip(args, [*args[1:], ""], strict=True)]
@@ -251,46 +208,3 @@ def _check_folders(args: list[str]) -> None:
         from kinopoisk_ft.config_files import check_folders
 
         check_folders(folders)
-
-
-def _explain(error: Exception, args: list[str]) -> str:
-    """Turn Hydra's message on an override into one that names the nearest valid name."""
-    from hydra.errors import MissingConfigException
-
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        if group == "hydra/launcher" and option in EXTRAS:
-            return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{EXTRAS[option]}]'"
-        return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
-    missing = re.match(r"Could not override '([^']+)'", text)
-    if missing:
-        key = missing.group(1)
-        return f"there is no option '{key}': {nearest(key, _known_keys(args, key))}"
-    return text.strip()
-
-
-def _known_keys(args: list[str], bad: str) -> list[str]:
-    """Return every key and group of the config as composed without the overrides of `bad`."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    choices = [a for a in args if re.match(r"^[\w/]+=[\w/]+$", a) and not a.startswith(bad)]
-    groups = group_options(conf_dir())
-    chosen = [
-        a
-        for a in choices
-        if a.split("=")[0] in groups and a.split("=")[1] in groups[a.split("=")[0]]
-    ]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=chosen)
-    return sorted(_leaves(OmegaConf.to_container(config))) + sorted(groups)
-
-
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    keys = [f"{prefix}.{k}" if prefix else str(k) for k in node if k != "_target_"]
-    return keys + [
-        leaf for k, v in node.items() for leaf in _leaves(v, f"{prefix}.{k}" if prefix else str(k))
-    ]

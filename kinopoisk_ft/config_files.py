@@ -36,7 +36,11 @@ IMPORTS = ("ext://", "cfg://")  # logging takes what follows for something to im
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 # The environment and the places of configs are the user's to set.
 RESERVED = {"env_set", "searchpath"}
+# What a cluster's shell runs: as Slurm's `setup` lines, or as arguments of its commands.
+SHELL = {"setup", "srun_args", "additional_parameters"}
 OF_HYDRA = "${hydra.runtime."
+# Where a log may be written: beside the job's other files.
+LOG_FILE = re.compile(r"\$\{hydra\.runtime\.output_dir\}/(\$\{hydra\.job\.name\}|[\w.-])+")
 # An override of Hydra's part, in a sweeper's parameters, or a file that is moved there.
 OVERRIDE = re.compile(r"^[+~]*hydra\.|@.*hydra")
 PACKAGE = re.compile(r"@package\s+(\S+)")
@@ -115,6 +119,14 @@ def _problem(keys: Keys, value: Any) -> str | None:
         )
     if value and (own := RESERVED & set(keys)):
         return f"a file of configs may not set Hydra's '{min(own)}'"
+    if value and "hydra" in keys and "launcher" in keys and (shell := SHELL & set(keys)):
+        name = min(shell)
+        return (
+            f"a file of configs may not say what a cluster runs: write hydra.launcher.{name}=… "
+            "on the command line"
+        )
+    if key == "filename" and _logs(keys) and not LOG_FILE.fullmatch(str(value)):
+        return f"a log is written to '${{hydra.runtime.output_dir}}/…', not to '{value}'"
     if OVERRIDE.search(key):
         return "a config may not reach into Hydra's own part from elsewhere"
     return _text_problem(keys, value) if isinstance(value, str) else None
@@ -132,13 +144,18 @@ def _text_problem(keys: Keys, text: str) -> str | None:
     return _taken(keys, text)
 
 
+def _logs(keys: Keys) -> bool:
+    return bool({"job_logging", "hydra_logging"} & set(keys))
+
+
 def _taken(keys: Keys, text: str) -> str | None:
     """Return why a text may not be part of logging, which would import what it may turn out to be.
 
     Where a run is, Hydra says; a file that says it is a copy that Hydra kept of a run's config.
     """
-    logs = keys[-1:] == ("hydra",) or {"job_logging", "hydra_logging"} & set(keys)
-    open_ended = logs and "${" in text and not text.startswith(OF_HYDRA)
+    open_ended = (
+        (keys[-1:] == ("hydra",) or _logs(keys)) and "${" in text and not text.startswith(OF_HYDRA)
+    )
     if open_ended or (text and {"hydra", "runtime"} <= set(keys)):
         before = text.partition("${")[0]
         if any(prefix.startswith(before) for prefix in IMPORTS):

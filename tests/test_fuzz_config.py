@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from kinopoisk_ft.cli import in_composing, main
+from kinopoisk_ft.cli import main
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import SETTINGS, Prepared, prepare
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.mistakes import in_composing
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 DEEP = settings(

@@ -20,7 +20,7 @@ from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
 from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
 
-from kinopoisk_ft import cli
+from kinopoisk_ft import cli, mistakes
 from kinopoisk_ft.jobs import Outcome
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.sweep import ParentRun
@@ -107,10 +107,10 @@ def test_a_job_that_ends_without_a_word_fails_the_sweep(
     assert cli._close_sweep(0) == 1
 
 
-@pytest.mark.parametrize("option", cli.EXTRAS)
+@pytest.mark.parametrize("option", mistakes.EXTRAS)
 def test_the_missing_extra_is_named(option: str) -> None:
     error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])
-    assert f"kinopoisk-ft[{cli.EXTRAS[option]}]" in cli._explain(error, [])
+    assert f"kinopoisk-ft[{mistakes.EXTRAS[option]}]" in mistakes.explain(error, [])
 
 
 def start(place: Path, *args: str) -> subprocess.Popen[str]:

@@ -315,6 +315,12 @@ HOSTILE_FILES = {
     "      +hydra.job.chdir: 'true'\n",
     "experiment/out.yaml": "defaults:\n  - ../../elsewhere/evil\n",
     "experiment/searched.yaml": "# @package _global_\nhydra:\n  searchpath: [elsewhere]\n",
+    "hydra/job_logging/far.yaml": "handlers:\n  file:\n    filename: {marker}\n",
+    "hydra/job_logging/up.yaml": "handlers:\n  file:\n"
+    "    filename: ${{hydra.runtime.output_dir}}/../../up.log\n",
+    "hydra/launcher/shell.yaml": "defaults: [slurm]\nsetup: [touch {marker}]\n",
+    "experiment/cluster.yaml": "# @package _global_\nhydra:\n  launcher:\n"
+    "    additional_parameters: {{wrap: touch {marker}}}\n",
     "experiment/run.yaml": "# @package _global_\nhydra:\n  runtime:\n    output_dir: 'ext:'\n",
 }
 

@@ -1,0 +1,88 @@
+"""Where the time of a whole run goes, from the command to the report.
+
+    python benchmarks/stages.py --json stages.json --markdown stages.md
+
+One run of the project on real reviews with an empty cache, then the report on it, each a process of
+its own; the stages are those that a run logs to MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from typing import Any
+
+from common import allocator
+from common.report import Section, command_line, publish
+from common.sides import absent, add_inputs
+
+STAGES = {
+    "tokenize": "tokenizing",
+    "build": "loading the model",
+    "probe": "memory: one review forward",
+    "train": "training",
+    "val": "validation, each epoch",
+    "checkpoint": "checkpoints and best weights",
+    "eval": "test",
+    "save": "writing the model folder",
+}
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = command_line(__doc__)
+    add_inputs(parser)
+    args = parser.parse_args()
+    if not absent(args):
+        publish("Stages of a run", [measure(args)], args, allocator.DEFAULT)
+    return 0
+
+
+def measure(args: argparse.Namespace) -> Section:
+    """Run and report once; a row for each stage."""
+    limit = 200 if args.quick else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"sqlite:///{folder}/mlflow.db"
+        whole = _seconds(
+            folder, "kinopoisk_ft", "model=encoder", f"model.name={args.model}", "adapter=none",
+            f"data.path={args.data}", f"data.limit={limit}", "data.max_length=256",
+            "trainer.epochs=2", f"tracking.uri={store}", f"output_dir={folder}/run",
+        )  # fmt: skip
+        report = _seconds(
+            folder, "kinopoisk_ft.report", "--uri", store, "--output", f"{folder}/report"
+        )
+        with closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
+            found = dict(database.execute("SELECT key, value FROM latest_metrics"))
+    stages = {told: found.get(f"{key}_seconds", 0.0) for key, told in STAGES.items()}
+    rest = whole - sum(stages.values())
+    stages = {"imports, reading, splitting, MLflow": rest, **stages, "the report": report}
+    total = sum(stages.values())
+    rows: list[dict[str, Any]] = [
+        {"stage": told, "seconds": seconds, "share": seconds / total}
+        for told, seconds in stages.items()
+    ]
+    note = (
+        f"e5-small-ru in full, 256 tokens, 2 epochs, data.limit={limit} "
+        f"(64% train, 16% validate, 20% test), precision auto."
+    )
+    return Section("One run", note, rows)
+
+
+def _seconds(folder: str, module: str, *arguments: str) -> float:
+    command = [sys.executable, "-m", module, *arguments]
+    start = time.perf_counter()
+    empty = {**os.environ, "KINOPOISK_FT_CACHE": f"{folder}/cache"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=empty)
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(map(str, command))}\n{done.stderr}")
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
