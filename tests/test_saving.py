@@ -33,7 +33,7 @@ from kinopoisk_ft.serving.predictor import Predictor
 folders, texts = json.load(sys.stdin)
 out = {}
 for name, folder in folders.items():
-    out[name] = Predictor(__import__("pathlib").Path(folder), "cpu").probabilities(texts).tolist()
+    out[name] = Predictor(__import__("pathlib").Path(folder), "cpu").logits(texts).tolist()
 print("RESULT" + json.dumps(out))
 """
 
@@ -49,8 +49,8 @@ def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
         optimizer.zero_grad()
 
 
-def save(kind: str, adapter: str, folder: Path, *more: str) -> np.ndarray:
-    """Train and save a network; returns its probabilities (texts, classes)."""
+def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
+    """Train and save a network; returns its logits (texts, classes)."""
     _, made, network, tokenizer = make(kind, adapter, *more)
     if network.base is None and isinstance(made, Peft):
         save_base(network, folder)
@@ -61,13 +61,12 @@ def save(kind: str, adapter: str, folder: Path, *more: str) -> np.ndarray:
     card = make_card(network, adapted, NAMES, 64)
     save_network(network, adapted, tokenizer, card, folder)
     with torch.no_grad():
-        logits = adapted.module.eval()(**inputs).logits
-    result: np.ndarray = torch.softmax(logits.double(), dim=1).numpy()
-    return result
+        logits: torch.Tensor = adapted.module.eval()(**inputs).logits
+    return logits
 
 
 @pytest.mark.slow
-def test_a_new_process_gives_equal_probabilities(tmp_path: Path) -> None:
+def test_a_new_process_gives_equal_logits(tmp_path: Path) -> None:
     """One process loads all pairs: what they share is nothing but the folders."""
     expected, folders = {}, {}
     for kind in KINDS:
@@ -101,7 +100,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 
 def test_bert_loads_in_transformers_and_pipeline(tmp_path: Path) -> None:
-    expected = save("bert", "none", tmp_path)
+    expected = torch.softmax(save("bert", "none", tmp_path), dim=1).numpy()
     module = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert module.config.id2label == {0: "Bad", 1: "Good"}
     answers = pipeline("text-classification", model=str(tmp_path), device="cpu")(TEXTS)
@@ -121,7 +120,7 @@ def test_lora_loads_in_peft(tmp_path: Path) -> None:
     inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
     for module in modules:
         with torch.no_grad():
-            found = torch.softmax(module.eval()(**inputs).logits, dim=1)
+            found = module.eval()(**inputs).logits
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -142,9 +141,19 @@ def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", MAMBA_TARGETS)
-def test_merged_lora_on_mamba_gives_equal_logits(target: str) -> None:
-    _, made, network, tokenizer = make("mamba", "lora", f"adapter.config.target_modules=[{target}]")
+@pytest.mark.parametrize(
+    ("kind", "adapter", "target"),
+    [
+        *(("mamba", adapter, target) for adapter in ("lora", "dora", "rslora")
+          for target in MAMBA_TARGETS),
+        ("mamba", "ia3", "in_proj"), ("mamba2", "lora", "in_proj"), ("mamba2", "dora", "out_proj"),
+    ],
+)  # fmt: skip
+def test_merged_adapters_on_mamba_give_equal_logits(kind: str, adapter: str, target: str) -> None:
+    more = ["adapter.config.feedforward_modules=[]"] if adapter == "ia3" else []
+    _, made, network, tokenizer = make(
+        kind, adapter, f"adapter.config.target_modules=[{target}]", *more
+    )
     module: Any = made.apply(network).module
     inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
     train_a_little(module, inputs)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -62,18 +63,28 @@ class Predictor:
         Raises:
             UserError: see `check_texts`.
         """
-        check_texts(texts, "the texts to label")
-        how = self._preprocessing
-        cleaned = [how.clean(text) for text in texts]
-        if not cleaned:
-            return np.zeros((0, len(self.card.class_names)))
-        if self.card.kind == "tfidf":
-            return self._baseline.predict_proba([how.cut(text) for text in cleaned])
-        objective = Classification(self._tokenizer.pad_token_id)
-        examples = Examples(read(cleaned, self._tokenizer, how))
-        logits = predict(self._module, examples, objective, self._precision, BATCH)
-        result: np.ndarray = torch.softmax(logits.double(), dim=1).numpy()
+        if self.card.kind == "tfidf" and texts:
+            cut = [self._preprocessing.cut(text) for text in self._clean(texts)]
+            return self._baseline.predict_proba(cut)
+        result: np.ndarray = torch.softmax(self.logits(texts).double(), dim=1).numpy()
         return result
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """Return a network's logits (N, classes), fp32 on the CPU, in the order of the texts.
+
+        Raises:
+            UserError: see `check_texts`.
+        """
+        cleaned = self._clean(texts)
+        if not cleaned:
+            return torch.zeros((0, len(self.card.class_names)))
+        objective = Classification(self._tokenizer.pad_token_id)
+        examples = Examples(read(cleaned, self._tokenizer, self._preprocessing))
+        return predict(self._module, examples, objective, self._precision, BATCH)
+
+    def _clean(self, texts: Sequence[str]) -> list[str]:
+        check_texts(texts, "the texts to label")
+        return [self._preprocessing.clean(text) for text in texts]
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
         """Return the columns label (a class name) and p_<class> for each text."""
