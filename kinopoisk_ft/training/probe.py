@@ -29,6 +29,7 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 SAFETY = 1.2  # threads' own buffers, evaluation, and what else the machine will do
+FEW = (4, 2)  # rows: the more, the less does what the system rounds up count for each
 OPTIMIZER = 2  # numbers that AdamW keeps of each weight
 # Of what a pass keeps for the way back, all that it takes at once: the way back's own tensors are
 # smaller by far, but gradients can come to as much again.
@@ -52,8 +53,8 @@ def rows_that_fit(state: State, train: Examples) -> int:
 
     The longest review goes forward as a batch of one, and what it keeps for the way back is added
     up. Where that tells of no plenty, it is passed forward and back and its memory measured, after
-    the shortest to warm up, as a batch of one, and of two where there is room: memory is linear in
-    rows. Weights, optimizer, generators and counts stay as they are. Nothing is run on other
+    the shortest to warm up, as a batch of one, and of a few where there is room: memory is linear
+    in rows. Weights, optimizer, generators and counts stay as they are. Nothing is run on other
     devices, which raise an exception, nor where the system tells no process's peak.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
@@ -100,14 +101,16 @@ def _kept_for_backward(state: State, train: Examples) -> int:
 
 
 def _measure(state: State, train: Examples) -> Need:
-    """Pass one row and two through the network; two only where twice one has room."""
+    """Pass one row and a few through the network, as many as have room if each takes as much."""
     with unchanged(state):
         once = partial(forward_and_back, state, state.model, train)
         once(1, int(train.lengths.argmin()))  # compiles kernels, starts threads
         one = peak_growth(lambda: once(1))
         more = float(one)
-        if SAFETY * 2 * one < available_memory():
-            more = max(0, peak_growth(lambda: once(2)) - one)
+        for few in FEW:
+            if SAFETY * few * one < available_memory():
+                more = max(0, peak_growth(partial(once, few)) - one) / (few - 1)
+                break
     release_freed_memory()
     return Need(one + _optimizer_bytes(state), more)
 
