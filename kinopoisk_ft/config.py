@@ -49,11 +49,8 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     hydra = HydraConfig.get()
     _check_restarts(cfg)
     cfg = cfg.copy()
-    if cfg.get("seed") is None and "seed" in cfg:
-        kept = kept_seed(Path(hydra.runtime.output_dir), cfg.get("resume", "auto"))
-        cfg.seed = secrets.randbelow(2**31) if kept is None else kept
-        log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
     try:
+        _draw_seed(cfg, Path(hydra.runtime.output_dir))
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(
@@ -71,6 +68,14 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
         key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key
     }
     return Prepared(resolved, choices, list(hydra.overrides.task))
+
+
+def _draw_seed(cfg: DictConfig, folder: Path) -> None:
+    """Put a drawn seed in the place of null, the one of before where the run goes on."""
+    if cfg.get("seed") is None and "seed" in cfg:
+        kept = kept_seed(folder, cfg.get("resume", "auto"))
+        cfg.seed = secrets.randbelow(2**31) if kept is None else kept
+        log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
 
 
 def _check_restarts(cfg: DictConfig) -> None:
@@ -119,6 +124,8 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         for key in keys
         if key not in parameters and not takes_any
     ]
+    for flag in ("_partial_", "_recursive_"):
+        errors += _check_value(f"{path}.{flag}", node.get(flag, False), bool)
     if not node.get("_partial_"):
         errors += [
             f"option '{path}.{name}' is missing"

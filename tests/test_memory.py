@@ -17,6 +17,7 @@ from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training import probe
 from kinopoisk_ft.training.batching import parts, reads_pads
 from kinopoisk_ft.training.evaluate import evaluate, predict
 from kinopoisk_ft.training.memory import out_of_memory, within_memory
@@ -158,7 +159,11 @@ def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_single_row_too_many_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_single_row_too_many_is_told(
+    probed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "can_measure_growth", lambda: probed)
     with pytest.raises(UserError, match="training with a single row at once") as told:
         short_fit(tmp_path, prepare=forward_fails(LACKS[0], 0))
     assert "lower data.max_length" in str(told.value)

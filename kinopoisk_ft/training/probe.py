@@ -22,7 +22,7 @@ from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import can_measure_growth, peak_growth
 from kinopoisk_ft.training.evaluate import to_device
 from kinopoisk_ft.training.limits import available_memory
-from kinopoisk_ft.training.memory import half
+from kinopoisk_ft.training.memory import half, told_if_memory_ends
 from kinopoisk_ft.training.rng import random_states, set_random_states
 from kinopoisk_ft.training.state import State
 
@@ -61,7 +61,7 @@ def rows_that_fit(state: State, train: Examples) -> int:
     if state.precision.device.type != "cpu" or not can_measure_growth():
         return rows
     left = available_memory()
-    with unchanged(state):
+    with unchanged(state), told_if_memory_ends("training with a single row at once"):
         kept = _kept_for_backward(state, train)
     most = AT_ONCE * rows * kept + _trained_bytes(state.model) + _optimizer_bytes(state)
     if most < left / 2:
