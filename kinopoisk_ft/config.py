@@ -50,7 +50,7 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     _check_restarts(cfg)
     cfg = cfg.copy()
     try:
-        _draw_seed(cfg, Path(hydra.runtime.output_dir))
+        _draw_seed(cfg, hydra)
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(
@@ -70,10 +70,10 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     return Prepared(resolved, choices, list(hydra.overrides.task))
 
 
-def _draw_seed(cfg: DictConfig, folder: Path) -> None:
+def _draw_seed(cfg: DictConfig, hydra: Any) -> None:
     """Put a drawn seed in the place of null, the one of before where the run goes on."""
     if cfg.get("seed") is None and "seed" in cfg:
-        kept = kept_seed(folder, cfg.get("resume", "auto"))
+        kept = kept_seed(Path(hydra.runtime.output_dir), cfg.get("resume", "auto"))
         cfg.seed = secrets.randbelow(2**31) if kept is None else kept
         log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
 
