@@ -52,8 +52,7 @@ def main() -> int:
     if absent(args):
         return 0
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in args.works}
-    rates = {kind: rate(kind) for kind in args.precisions}
-    rows = [row for name, work in works.items() for row in compare(name, work, args, rates)]
+    rows = [row for name, work in works.items() for row in compare(name, work, args)]
     remark = (
         "Batches of 16; seconds of training, medians; the peer pads every review to the full "
         "length and is fp32; memory is the process's peak, MiB."
@@ -80,9 +79,7 @@ def rate(kind: str) -> float:
     return matrix_rate(DTYPES[Precision(kind, CPU).kind])
 
 
-def compare(
-    name: str, work: Experiment, args: argparse.Namespace, rates: dict[str, float]
-) -> Iterator[dict[str, Any]]:
+def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run all sides of one work in alternation; yields a row for each precision."""
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
@@ -90,10 +87,13 @@ def compare(
             model = random_bert(work.shape, args.model, Path(folder), work.max_length)
         peers: list[dict[str, float]] = []
         ours: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.precisions}
+        rates = dict.fromkeys(args.precisions, 0.0)
         for _ in range(args.rounds):
             peers.append(run_peer(work, args.peer, model, args.data))
             for kind, runs in ours.items():
+                before = rate(kind)  # the machine's own speed changes from minute to minute
                 runs.append(run_project(work, model, args.data, kind))
+                rates[kind] = max(rates[kind], before, rate(kind))
         flop = flop_per_token(BertConfig.from_pretrained(model), work)
     for kind, runs in ours.items():
         row: dict[str, Any] = {"work": name, "precision": kind}

@@ -89,6 +89,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
 def _take_part(prepared: Prepared) -> None:
     """Train with rank 0, which alone records and keeps what comes of it."""
     quiet_libraries()
+    spare_libraries()
     logging.disable(logging.WARNING)  # rank 0 says the same
     tracker = NoTracker(uri=None, experiment="")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:

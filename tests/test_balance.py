@@ -25,7 +25,7 @@ from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
-from kinopoisk_ft.training.serving import served
+from kinopoisk_ft.training.steps import served
 
 CPU = torch.device("cpu")
 LABELS = np.array([0] * 3 + [1] * 19)

@@ -11,7 +11,7 @@ from kinopoisk_ft.ops.lane_math import softplus
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, store
 from kinopoisk_ft.ops.threads import floats, integers
 
-CHUNK = 32
+CHUNK = 32  # steps of time between saved states; the work of one chunk stays in the fast caches
 
 
 class Problem(NamedTuple):

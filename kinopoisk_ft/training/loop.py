@@ -32,10 +32,10 @@ from kinopoisk_ft.training.prefetch import prefetched
 from kinopoisk_ft.training.probe import rows_that_fit
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.resume import Keeper, kept_precision
-from kinopoisk_ft.training.serving import served
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
+from kinopoisk_ft.training.steps import served
 from kinopoisk_ft.training.strategy import check_strategy, placed
 from kinopoisk_ft.training.unpadded import unpadded_attention
 
