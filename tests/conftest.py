@@ -53,6 +53,12 @@ def unprobed() -> Iterator[None]:
 
 
 @pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """The file that code which came with data would leave."""
+    return tmp_path / "code was run"
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder of real reviews and models that may lie beside the checkout."""
     if not SHARED.is_dir():
