@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import stand_ins
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scan_cases import assert_close, draw
 from scan_cases import run as run_scan
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.ops import ssd_cuda
+from kinopoisk_ft.ops import ssd_cuda, ssd_torch
 from kinopoisk_ft.ops.selective_scan import selective_scan
 from kinopoisk_ft.ops.ssd import ssd
 from kinopoisk_ft.ops.ssd_torch import CHUNK
@@ -56,6 +56,7 @@ def both(inputs: dict[str, Tensor], **options: object) -> tuple[dict[str, Tensor
     states=st.integers(1, 20),
     seed=st.integers(0, 9),
 )
+@example(batch=1, length=85, groups=1, each=2, head_dim=9, states=16, seed=4)  # A's all but cancel
 def test_random_shapes(
     batch: int, length: int, groups: int, each: int, head_dim: int, states: int, seed: int
 ) -> None:
@@ -80,6 +81,15 @@ def test_steps_of_all_sizes_in_one_chunk() -> None:
     inputs = cases(2, 2 * CHUNK, 4, 6, 1, 8)
     inputs["dt"][:, ::2] += 30
     assert_close(*both(inputs))
+
+
+def test_sums_where_a_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    acts = torch.randn(3, 2, 9, 9, dtype=torch.float64).tril()
+    crossing = [acts[..., t:, :t].sum((2, 3)) for t in range(9)]
+    torch.testing.assert_close(ssd_torch._passing(acts), torch.stack(crossing, dim=2))
+    monkeypatch.setattr(ssd_torch, "_wide", lambda _: torch.float32)
+    torch.testing.assert_close(ssd_torch._passing(acts), torch.stack(crossing, dim=2))
+    assert_close(*both(cases(2, 40, 4, 6, 2, 8)))
 
 
 def test_rows_stop_at_their_own_length() -> None:

@@ -25,8 +25,13 @@ class Decay(NamedTuple):
     between: Tensor  # (K, H, T, T): from step j to step i, 0 above the diagonal
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type for sums that may all but cancel, such as the gradient of A."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 def _decay(dt: Tensor, A: Tensor) -> Decay:
-    wide = torch.float32 if dt.device.type == "mps" else torch.float64
+    wide = _wide(dt)
     sums = (dt.to(wide) * A.to(wide)).cumsum(1)
     last = sums[:, -1:]
     high = sums.to(dt.dtype)  # a long sum has too few digits left for the difference of two
@@ -113,16 +118,16 @@ class ChunkedSSD(torch.autograd.Function):
         through = (later * before).unflatten(-1, (heads // groups, -1)).sum((2, 4)).flatten(1)
         grad_log += (through * decay.total)[:, None]
 
-        grad_dt = grad_log * A + (grad_values * x).sum(-1)
-        grad_A = (grad_log * dt).sum((0, 1))
+        grad_dt = (grad_log * A).to(dt.dtype) + (grad_values * x).sum(-1)
+        grad_A = (grad_log * dt).sum((0, 1)).to(A.dtype)
         return grad_values * dt[..., None], grad_dt, grad_A, grad_B, grad_C, None
 
 
 def _inside_back(
     values: Tensor, B: Tensor, C: Tensor, decay: Decay, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of values, B, C and dt A from within the chunks."""
-    groups, steps = B.shape[1], grad.shape[1]
+    """Return the gradients of values, B, C and, wide, of dt A (K, T, H) from within the chunks."""
+    groups = B.shape[1]
     grad, values = (part.transpose(1, 2).contiguous() for part in (grad, values))
     products = (C @ B.transpose(2, 3))[:, :, None]
     between = decay.between.unflatten(1, (groups, -1))
@@ -130,11 +135,21 @@ def _inside_back(
     grad_values = (scores.transpose(2, 3) @ grad).transpose(1, 2)
     grad_scores = grad @ values.transpose(2, 3)  # (K, H, T, T)
     grad_products = (grad_scores.unflatten(1, (groups, -1)) * between).sum(2)
-    # Sums of what passes each step: differences of row and column sums would lose their digits.
-    earlier = torch.ones(steps, steps, dtype=grad.dtype, device=grad.device).triu_(1)
-    passing = (scores.mul_(grad_scores) @ earlier).tril_()
-    grad_log = passing.sum(2).transpose(1, 2).contiguous()
+    grad_log = _passing(scores.mul_(grad_scores)).transpose(1, 2).contiguous()
     return grad_values, grad_products.transpose(2, 3) @ C, grad_products @ B, grad_log
+
+
+def _passing(acts: Tensor) -> Tensor:
+    """Sum, for each step, what earlier steps do to it and later ones: (K, H, T), wide.
+
+    acts: (K, H, T, T), of step j on step i, 0 above the diagonal.
+    """
+    if _wide(acts) == torch.float64:
+        own = acts.sum(3, dtype=torch.float64) - acts.sum(2, dtype=torch.float64)
+        return own.flip(2).cumsum(2).flip(2)
+    # In float32 a difference of such sums would lose its digits.
+    earlier = torch.ones(acts.shape[2:], dtype=acts.dtype, device=acts.device).triu_(1)
+    return (acts @ earlier).tril_().sum(2)
 
 
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
