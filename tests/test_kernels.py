@@ -101,7 +101,9 @@ def test_kernels_older_than_a_source_are_dropped(tmp_path: Path) -> None:
         os.utime(cache / name, (1000 - age, 1000 - age))
     (tmp_path / "source.py").touch()
     os.utime(tmp_path / "source.py", (990, 990))
+    (cache / "gone.nbi").symlink_to("dropped by another process since it was listed")
     kernel_cache._drop_stale(tmp_path, cache)
+    (cache / "gone.nbi").unlink()
     assert [path.name for path in cache.iterdir()] == ["new.nbi"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def _drop_stale(sources: Path, kept: Path) -> None:
     """Remove kernels older than a source: numba looks at a kernel's own file only."""
     newest = max(path.stat().st_mtime for path in sources.glob("*.py"))
     for index in kept.glob("*.nbi"):
-        if index.stat().st_mtime < newest:
-            index.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process that starts dropped it
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 def _prepare() -> bool:
