@@ -24,12 +24,13 @@ from kinopoisk_ft.data.duplicates import (
     fold_text,
     near_duplicates,
 )
-from kinopoisk_ft.data.groups import fold_name, linked
+from kinopoisk_ft.data.groups import linked
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.data.local import LocalFile
 from kinopoisk_ft.data.partition import Shares, split_rows
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.names import fold_name
 
 NAMES = ("Bad", "Good")
 SHARES = Shares(0.2, 0.2, 42)
@@ -145,6 +146,23 @@ def test_whole_films_are_balanced(way: str) -> None:
     again = split_rows(frame, alone(3000), NAMES, way, SHARES)
     other = split_rows(frame, alone(3000), NAMES, way, Shares(0.2, 0.2, 43))
     assert parts[2].tolist() == again[2].tolist() != other[2].tolist()
+
+
+@pytest.mark.parametrize(("way", "kept"), [("film", True), ("author", True), ("random", False)])
+def test_the_parts_say_what_was_kept_together(tmp_path: Path, way: str, kept: bool) -> None:
+    path = tmp_path / "r.jsonl"
+    frame = table(300).drop(columns="place", errors="ignore")
+    frame["content"] = [f"отзыв номер {i} про фильм" for i in range(300)]
+    frame["grade3"] = frame["label"].map({0: "Bad", 1: "Good"})
+    frame = frame.rename(columns={"film": "movie_name"})
+    frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    cfg = compose_config([f"data.path={path}", f"data.split={way}"])
+    split = instantiate(cfg.data).load()
+    assert ("group" in split.test) == kept
+    if kept:
+        names = split.test.groupby("group")[way].nunique()
+        assert (names == 1).all()
+        assert not set(split.test["group"]) & set(split.train["group"])
 
 
 def test_a_film_without_a_name_goes_alone() -> None:

@@ -70,6 +70,36 @@ def test_accuracy_of_one_run_has_the_binomial_error() -> None:
     assert np.array_equal(drawn, again)
 
 
+def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 30, 25)
+    groups = np.repeat(rng.permutation(25), sizes)
+    right = rng.random(len(groups)) < np.repeat(rng.beta(4, 1, 25), sizes)
+    labels = rng.integers(0, 2, len(groups))
+    predicted = np.where(right, labels, 1 - labels)
+    drawn = resample(labels, predicted[None], 2, groups=groups).resampled["accuracy"][:, 0]
+    hits, all_of = np.bincount(groups, right), np.bincount(groups)
+    expected = stats.bootstrap(
+        (hits, all_of), lambda h, n: h.sum() / n.sum(), paired=True, vectorized=False,
+        n_resamples=5000, method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    found = percentiles(right.mean(), drawn)
+    assert drawn.std() == pytest.approx(expected.standard_error, rel=0.05)
+    ends = expected.confidence_interval
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
+    alone = resample(labels, predicted[None], 2).resampled["accuracy"][:, 0]
+    assert drawn.std() > 1.5 * alone.std()  # reviews of a film are right or wrong together
+
+
+def test_groups_of_one_are_reviews() -> None:
+    run = answers(400)
+    alone, each = (
+        resample(run.labels, run.predicted[None], 2, groups=groups).resampled["f1_macro"]
+        for groups in (None, np.arange(400))
+    )
+    assert each.std() == pytest.approx(alone.std(), rel=0.05)
+
+
 def test_p_value_agrees_with_the_interval() -> None:
     rng = np.random.default_rng(0)
     for shift in np.linspace(-3, 3, 25):

@@ -31,6 +31,19 @@ def test_mcnemar_by_the_binomial_and_by_chi_squared() -> None:
     assert several.p == pytest.approx(2 * few.p)
 
 
+def test_mcnemar_of_groups_is_all_ways_to_change_their_sides() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.random((2, 90)) < 0.7
+    groups = rng.integers(0, 11, 90)
+    found = mcnemar_of(a[None], b[None], same_seeds=True, groups=groups)
+    differences = np.bincount(groups, a.astype(float) - b)
+    sums = [np.dot(signs, differences) for signs in itertools.product((-1, 1), repeat=11)]
+    assert found.p == pytest.approx(np.mean(np.abs(sums) >= abs(differences.sum())))
+    single = mcnemar_of(a[None], b[None], same_seeds=True, groups=np.arange(90))
+    only_a, only_b = np.sum(a & ~b), np.sum(b & ~a)
+    assert single.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
 @pytest.mark.slow
 def test_every_pair_is_corrected_by_holm() -> None:
     runs = [answers(seed=i, wrong=w) for i, w in enumerate((0.05, 0.08, 0.12, 0.2))]

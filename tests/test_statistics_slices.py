@@ -85,6 +85,29 @@ def test_slices_of_everything_known() -> None:
     assert f1.low < f1.mean < f1.high
 
 
+def test_films_are_seen_by_their_names_as_the_split_compares_them() -> None:
+    test, _ = part(4)
+    test["film"] = ["Ёлки", "елки (2010)", "", "Чапаев"]
+    train = pd.DataFrame({"film": ["«Елки»", ""]})
+    table = as_table(test, np.full((4, 2), 0.5), ("a", "b"), train)
+    assert table["film_in_train"].tolist() == [True, True, None, False]
+
+
+def test_reviews_of_one_group_are_worth_less_than_single_ones() -> None:
+    test, train = part()
+    probabilities = np.eye(2)[test["label"]]
+    probabilities[:20] = 1 - probabilities[:20]
+    widths = []
+    for group in (np.arange(len(test)), np.arange(len(test)) // 20):
+        table = as_table(test.assign(group=group), probabilities, ("a", "b"), train)
+        run = Predictions.of(table, "here")
+        accuracy = next(s.accuracy for s in slices([run]) if s.by == "truncated")
+        widths.append(accuracy.high - accuracy.low)
+        found = compare([approach("a", run)])
+        assert found.groups == (len(np.unique(group)),)
+    assert widths[1] > 1.5 * widths[0]
+
+
 def test_an_unknown_fact_drops_its_slice_and_is_named() -> None:
     test, train = part()
     probabilities = np.random.default_rng(9).dirichlet(np.ones(2), len(test))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from kinopoisk_ft.data.groups import fold_name
+from kinopoisk_ft.names import fold_name
 
 log = logging.getLogger(__name__)
 

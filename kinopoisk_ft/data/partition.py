@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = 
     "author": ("author", partial(ByName, "author")),
     "time": ("date", ByDate),
 }
+WHOLE = ("film", "author")  # columns whose names a split by them keeps whole
 SPLITS = (*RULES, PREDEFINED)
 _OTHER_NAMES = {"validation": "val", "valid": "val", "dev": "val"}  # as val is called elsewhere
 

@@ -12,9 +12,10 @@ import pandas as pd
 
 from kinopoisk_ft.data.cleaning import clean_text, clean_texts
 from kinopoisk_ft.data.duplicates import drop_near_duplicates, near_duplicates
+from kinopoisk_ft.data.groups import named_groups
 from kinopoisk_ft.data.leakage import Leakage, measure_leakage
 from kinopoisk_ft.data.options import check_options, invalid
-from kinopoisk_ft.data.partition import Shares, split_rows
+from kinopoisk_ft.data.partition import WHOLE, Shares, split_rows
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.splits import digest_rows
 
@@ -29,7 +30,8 @@ class DataSplit:
     """Cleaned texts with labels, in three parts.
 
     Each part has the columns text (str), label (int64, index into `class_names`), row (int64,
-    0-based row of the source) and, where known, film, author, date, title and grade10.
+    0-based row of the source) and, where known, film, author, date, title and grade10; after a
+    split by film or author also group (int), the same for rows that it kept together.
     """
 
     train: pd.DataFrame
@@ -109,7 +111,10 @@ class DataRecipe(ABC):
         near = near_duplicates(frame["text"].tolist())
         shares = Shares(self.test_size, self.val_size, self.split_seed, self.folds, self.fold)
         positions = split_rows(frame, near, class_names, self.split, shares)
-        columns = ["text", "label", "row", *(name for name in METADATA if name in frame)]
+        if self.split in WHOLE:
+            frame = frame.assign(group=named_groups(frame[self.split], near))
+        known = (name for name in (*METADATA, "group") if name in frame)
+        columns = ["text", "label", "row", *known]
         train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)
         counts |= {"train": len(train), "val": len(val), "test": len(test)}
         log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))

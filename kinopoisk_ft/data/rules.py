@@ -19,8 +19,9 @@ from sklearn.model_selection import (
 )
 
 from kinopoisk_ft.data.dates import days
-from kinopoisk_ft.data.groups import fold_name, linked
+from kinopoisk_ft.data.groups import named_groups
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.names import fold_name
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +66,15 @@ class ByName:
 
     def __init__(self, column: str, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         self.labels, self.seed = frame["label"].to_numpy(), seed
-        names = [fold_name(name) for name in frame[column]]
-        nameless = names.count(None)
-        if nameless == len(names):
+        nameless = sum(fold_name(name) is None for name in frame[column])
+        if nameless == len(frame):
             raise UserError(
                 f"no row names its {column}, so data.split={column} cannot be made",
                 fix=f"fill the column '{column}', or choose another data.split",
             )
         if nameless:
-            log.info("%d of %d rows name no %s: each goes alone", nameless, len(names), column)
-        self.groups = linked(names, near.tolist())
+            log.info("%d of %d rows name no %s: each goes alone", nameless, len(frame), column)
+        self.groups = named_groups(frame[column], near)
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
         """Return the best of many draws: each class gives as near to `share` as films allow."""

@@ -73,6 +73,12 @@ EVIDENCE_NOTES = {
         "(бутстрэп), а случайность обучения входит через отклонение между seed (распределение "
         "Стьюдента), если их несколько.",
     },
+    "note_groups": {
+        "en": "The split keeps films (or authors) whole, so whole ones are resampled, and in "
+        "McNemar's test whole ones change sides: {count} of them are in the test set.",
+        "ru": "Разбиение не делит фильмы (или авторов), поэтому они перевыбираются целиком и в "
+        "критерии Макнемара меняются сторонами целиком: в тестовой выборке их {count}.",
+    },
     "note_pairs": {
         "en": "Two approaches are compared on the same reviews; runs with the same seeds are "
         "matched, others drawn apart. McNemar's test asks whether these very runs differ; of "

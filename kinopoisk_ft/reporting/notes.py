@@ -67,6 +67,8 @@ def _comparison_notes(comparison: Comparison, words: Words) -> list[str]:
     notes = []
     if comparison.means:
         notes.append(words("note_intervals"))
+    if comparison.groups:
+        notes.append(words("note_groups", count=words.listed([str(n) for n in comparison.groups])))
     if comparison.pairs:
         notes.append(words("note_pairs"))
     if any(comparison.slices.values()):

@@ -46,6 +46,7 @@ def resample(
     predicted: np.ndarray,
     classes: int,
     *,
+    groups: np.ndarray | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Sample:
@@ -53,13 +54,23 @@ def resample(
 
     Reviews with one label and one answer of every run are alike, and how often each kind comes up
     in N draws is multinomial: the kinds are drawn, not the reviews, with the same distribution.
+
+    Args:
+        groups: (N,) numbers of reviews that stand and fall together, as those of a film: whole
+            groups are drawn, as many as there are (Davison and Hinkley, 1997, section 3.8).
     """
-    runs, n = predicted.shape
-    cells = labels * classes + predicted
-    kinds, counts = np.unique(cells, axis=1, return_counts=True)
-    places = (kinds + classes**2 * np.arange(runs)[:, None]).T  # (kinds, runs)
-    into = np.zeros((len(counts), runs * classes**2))
-    np.put_along_axis(into, places, 1.0, axis=1)
+    runs = len(predicted)
+    cells = labels * classes + predicted + classes**2 * np.arange(runs)[:, None]
+    if groups is None:
+        kinds, counts = np.unique(cells, axis=1, return_counts=True)
+        into = np.zeros((len(counts), runs * classes**2))
+        np.put_along_axis(into, kinds.T, 1.0, axis=1)
+    else:
+        numbers, places = np.unique(groups, return_inverse=True)
+        into = np.zeros((len(numbers), runs * classes**2))
+        np.add.at(into, (places, cells), 1.0)
+        counts = np.ones(len(numbers), dtype=np.int64)
+    n = int(counts.sum())
     rng = np.random.default_rng((0, seed))
     block = max(1, CHUNK // len(counts))
     blocks = []

@@ -58,6 +58,7 @@ class Comparison:
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     reliability: dict[str, tuple[list[Bin], list[Bin]]] = field(default_factory=dict)
     absent_slices: tuple[str, ...] = ()  # facts that no run recorded
+    groups: tuple[int, ...] = ()  # how many each set of grouped test reviews has
     problems: tuple[Problem, ...] = ()
 
     def pair(self, a: str, b: str) -> Pair | None:
@@ -81,6 +82,11 @@ class _Drawn:
 
     def scores(self, metric: str) -> Seeds:
         return Seeds(self.sample.observed[metric], self.sample.resampled[metric])
+
+    @property
+    def groups(self) -> int:
+        groups = self.runs[0].groups
+        return 0 if groups is None else len(np.unique(groups))
 
     @property
     def right(self) -> np.ndarray:
@@ -110,6 +116,7 @@ def compare(approaches: list[Approach]) -> Comparison:
         slices={one.name: slices(one.runs) for one in drawn},
         reliability={one.name: bins for one, runs in usable if (bins := _reliability(one, runs))},
         absent_slices=tuple(by for by in SLICED_BY if drawn and by not in known),
+        groups=tuple(sorted({n for one in drawn if (n := one.groups)})),
         problems=tuple(problems),
     )
 
@@ -149,7 +156,8 @@ def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
     for seed, group in enumerate(groups):
         first = group[0][1][0]
         predicted = np.stack([run.predicted for _, runs in group for run in runs])
-        sample = resample(first.labels, predicted, len(first.class_names), seed=seed)
+        classes = len(first.class_names)
+        sample = resample(first.labels, predicted, classes, groups=first.groups, seed=seed)
         start = 0
         for one, runs in group:
             here = slice(start, start + len(runs))
@@ -176,7 +184,10 @@ def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
         other = b.scores(metric)
         other = Seeds(other.observed[order], other.resampled[:, order])
         differences[metric] = difference(a.scores(metric), other, same_seeds=same)
-    test = mcnemar_of(a.right, b.right[order], same_seeds=same) if paired else None
+    test = None
+    if paired:
+        groups = a.runs[0].groups
+        test = mcnemar_of(a.right, b.right[order], same_seeds=same, groups=groups)
     return Pair(
         a=a.name,
         b=b.name,

@@ -82,12 +82,19 @@ def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
     return Difference(mean, interval.low, interval.high, p=p, p_holm=p)
 
 
-def mcnemar_of(right_a: np.ndarray, right_b: np.ndarray, *, same_seeds: bool) -> McNemar:
+def mcnemar_of(
+    right_a: np.ndarray,
+    right_b: np.ndarray,
+    *,
+    same_seeds: bool,
+    groups: np.ndarray | None = None,
+) -> McNemar:
     """Test runs a (S_a, N) against runs b (S_b, N), true where a review was answered rightly.
 
-    Same seeds meet one another, else every run of a meets every run of b. The p-values of several
-    meetings, dependent as they are, are combined as twice their median (Rüschendorf, L. (1982);
-    DiCiccio, C. J. et al. (2020)).
+    With `groups` (N,) whole groups change sides, in all ways that there are: where each review is
+    a group of its own, this is McNemar's exact test. Same seeds meet one another, else every run
+    of a meets every run of b. The p-values of several meetings, dependent as they are, are combined
+    as twice their median (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)).
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -95,7 +102,11 @@ def mcnemar_of(right_a: np.ndarray, right_b: np.ndarray, *, same_seeds: bool) ->
         meetings = [(a, b) for a in right_a for b in right_b]
     only_a = np.array([np.sum(a & ~b) for a, b in meetings])
     only_b = np.array([np.sum(b & ~a) for a, b in meetings])
-    ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
+    if groups is None:
+        ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
+    else:
+        _, places = np.unique(groups, return_inverse=True)
+        ps = [_flipped(np.bincount(places, a * 1.0 - b)) for a, b in meetings]
     p = ps[0] if len(ps) == 1 else min(1.0, 2 * float(np.median(ps)))
     return McNemar(only_a=float(only_a.mean()), only_b=float(only_b.mean()), p=p, p_holm=p)
 
@@ -103,6 +114,16 @@ def mcnemar_of(right_a: np.ndarray, right_b: np.ndarray, *, same_seeds: bool) ->
 def _mcnemar(only_a: int, only_b: int) -> float:
     table = [[0, only_a], [only_b, 0]]
     return float(mcnemar(table, exact=only_a + only_b < FEW, correction=True).pvalue)
+
+
+def _flipped(differences: np.ndarray) -> float:
+    """Return how often a sum this far from zero comes up when each sign (groups,) is tossed."""
+    sizes = np.abs(differences).astype(int)
+    chances = np.ones(1)  # of each sum from the lowest on, in steps of one
+    for size in sizes[sizes > 0]:
+        chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
+    sums = np.arange(len(chances)) - sizes.sum()
+    return min(1.0, float(chances[np.abs(sums) >= abs(differences.sum())].sum()))
 
 
 def holm(pairs: list[Pair]) -> list[Pair]:

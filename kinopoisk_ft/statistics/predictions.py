@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.names import fold_name
 from kinopoisk_ft.visible import one_line
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
-FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "text")
+FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
 TEXT_CHARACTERS = 500  # kept of a review: enough to see what it is about
 PREFIX = "p_"
 
@@ -25,7 +26,8 @@ class Predictions:
 
     `facts` has the columns of `FACTS` that the run recorded: characters (int), truncated (share of
     them that the model did not read), film (str), film_in_train (bool), grade10 (1 to 10, 0 where
-    none was given), text (its first `TEXT_CHARACTERS`).
+    none was given), group (int, the same of reviews that the split keeps together), text (its first
+    `TEXT_CHARACTERS`).
     """
 
     rows: np.ndarray  # (N,) int64, the review's row in the source
@@ -59,6 +61,11 @@ class Predictions:
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Return the group number of each review (N,); None where the split keeps none together."""
+        return self.facts["group"].to_numpy() if "group" in self.facts else None
+
     def mismatch(self, other: Predictions) -> Mismatch | None:
         """Return what keeps two runs from being compared review by review; None where nothing."""
         if self.class_names != other.class_names:
@@ -77,7 +84,7 @@ def as_table(
     """Return one row a review: row, label, predicted, p_<class>, and the known facts of `FACTS`.
 
     Args:
-        part: the reviews: text, label, row and, where known, film, grade10, truncated.
+        part: the reviews: text, label, row and, where known, film, grade10, group, truncated.
         probabilities: (N, classes), in the order of `part`.
         train: the reviews that the model learnt from: its films are the ones seen.
     """
@@ -87,12 +94,13 @@ def as_table(
         table[f"{PREFIX}{name}"] = probabilities[:, i].astype(np.float64)
     table["characters"] = part["text"].str.len().to_numpy(np.int64)
     table["text"] = part["text"].str.slice(0, TEXT_CHARACTERS).to_numpy()
-    for name in ("truncated", "film", "grade10"):
+    for name in ("truncated", "film", "grade10", "group"):
         if name in part:
             table[name] = part[name].to_numpy()
     if "film" in part and "film" in train:
-        seen = part["film"].isin(train["film"].dropna()).astype(object)
-        table["film_in_train"] = seen.where(part["film"].notna(), None).to_numpy()
+        films, known = part["film"].map(fold_name), train["film"].map(fold_name).dropna()
+        seen = films.isin(known).astype(object)
+        table["film_in_train"] = seen.where(films.notna(), None).to_numpy()
     return table
 
 

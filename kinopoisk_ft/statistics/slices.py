@@ -25,7 +25,9 @@ NO_GRADE = "0"  # of reviews whose author gave none
 class Slice:
     """An approach on n reviews of one kind; the intervals hold the chance of reviews alone.
 
-    Accuracy has Wilson's interval (Wilson, E. B., 1927), F1 the bootstrap's percentiles.
+    Accuracy has Wilson's interval (Wilson, E. B., 1927), where reviews come in groups for the
+    number of single ones that they are worth (Korn, E. L. and Graubard, B. I., 1998); F1 has the
+    bootstrap's percentiles.
     """
 
     by: str
@@ -86,9 +88,12 @@ def _slice(
     by: str, value: str, first: Predictions, predicted: np.ndarray, here: np.ndarray
 ) -> Slice:
     n, classes = int(here.sum()), len(first.class_names)
-    sample = resample(first.labels[here], predicted, classes, resamples=RESAMPLES)
+    groups = None if first.groups is None else first.groups[here]
+    labels = first.labels[here]
+    sample = resample(labels, predicted, classes, groups=groups, resamples=RESAMPLES)
     accuracy = float(sample.observed["accuracy"].mean())
-    low, high = proportion_confint(accuracy * n, n, alpha=1 - LEVEL, method="wilson")
+    worth = n if groups is None else _worth(accuracy, sample.resampled["accuracy"], groups)
+    low, high = proportion_confint(accuracy * worth, worth, alpha=1 - LEVEL, method="wilson")
     f1 = float(sample.observed[HEADLINE].mean())
     return Slice(
         by=by,
@@ -97,3 +102,11 @@ def _slice(
         accuracy=Interval(accuracy, float(low), float(high)),
         f1_weighted=percentiles(f1, sample.resampled[HEADLINE].mean(axis=1)),
     )
+
+
+def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
+    """Return how many single reviews would leave accuracy the variance that these groups do."""
+    variance = float(resampled.mean(axis=1).var())
+    if not variance:  # all right or all wrong: no more is known than that each group is
+        return len(np.unique(groups))
+    return min(float(len(groups)), accuracy * (1 - accuracy) / variance)
