@@ -21,8 +21,10 @@ from kinopoisk_ft.hub import hub_errors
 from kinopoisk_ft.models.heads import (
     describe_encoder,
     head_module,
+    output_layer,
     pooled_network,
     set_classes,
+    start_anew,
 )
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
@@ -41,27 +43,32 @@ class Encoder:
         name: str,
         revision: str | None,
         tokenizer: str,
+        tokenizer_revision: str | None = None,
         pooling: Pooling,
         dropout: float | None,
         lr: float,
         head_lr: float | None,
         targets: dict[str, list[str]],
     ) -> None:
-        self.name, self.revision, self.tokenizer = name, revision, tokenizer
+        self.name, self.revision = name, revision
+        self.tokenizer, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.pooling, self.dropout, self.lr = pooling, dropout, lr
         self.head_lr, self.targets = head_lr, targets
         check_folder(name, "model.name")
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Return the checkpoint's tokenizer."""
-        return load_tokenizer(self.tokenizer, self.revision)
+        same = self.tokenizer == self.name
+        return load_tokenizer(self.tokenizer, self.revision if same else self.tokenizer_revision)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Return the classifier in fp32, whatever the checkpoint's dtype."""
-        config = self._config(class_names)
+        config = self._config()
+        trained_for = [*(config.id2label or {}).values()]
+        set_classes(config, class_names)
         network = None
         if self.pooling in ("auto", "pooler"):
-            network = self._hugging_face(config)
+            network = self._hugging_face(config, trained_for)
         if network is None:
             network = self._pooled(config, len(class_names))
         if network.fresh:
@@ -70,23 +77,29 @@ class Encoder:
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the encoder with its masked-token head."""
-        config = self._config(())
+        config = self._config()
         with hub_errors(f"model '{self.name}'", HUB_FIX):
             module = AutoModelForMaskedLM.from_pretrained(self.name, **self._source(config))
         return describe_encoder(module, config, "hf", [], set(), self._base(), self.revision, "")
 
-    def _hugging_face(self, config: PreTrainedConfig) -> Network | None:
-        """Return Hugging Face's classifier; None if `auto` and the checkpoint lacks its pooler."""
+    def _hugging_face(self, config: PreTrainedConfig, trained_for: list[str]) -> Network | None:
+        """Return Hugging Face's classifier; None if `auto` and more than its last layer is new."""
         with hub_errors(f"model '{self.name}'", HUB_FIX):
             module, info = AutoModelForSequenceClassification.from_pretrained(
-                self.name, output_loading_info=True, **self._source(config)
+                self.name,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **self._source(config),
             )
-        fresh = set(info["missing_keys"])
-        pooler = {name for name in fresh if ".pooler." in name}
-        if pooler and self.pooling == "auto":
+        fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        last = output_layer(module)
+        if self.pooling == "auto" and any(not name.startswith(f"{last}.") for name in fresh):
             log.info("%s has no trained pooler: mean pooling and our own head instead", self.name)
             return None
-        heads = sorted({head_module(name) for name in fresh})
+        if not fresh and trained_for != [*config.id2label.values()]:
+            log.info("%s tells %s apart: its last layer starts anew", self.name, trained_for)
+            fresh = start_anew(module, last)
+        heads = sorted({head_module(name) for name in fresh | {f"{last}.weight"}})
         return describe_encoder(
             module, config, "hf", heads, fresh, self._base(), self.revision, "pooler"
         )
@@ -101,12 +114,11 @@ class Encoder:
             encoder, config, num_labels, pooling, info["missing_keys"], self._base(), self.revision
         )
 
-    def _config(self, class_names: Sequence[str]) -> PreTrainedConfig:
+    def _config(self) -> PreTrainedConfig:
         with hub_errors(f"model '{self.name}'", HUB_FIX):
             config = AutoConfig.from_pretrained(
                 self.name, revision=self.revision, trust_remote_code=False
             )
-        set_classes(config, class_names)
         if self.dropout is not None:
             for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
                 if not hasattr(config, key):

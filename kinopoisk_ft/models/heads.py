@@ -68,6 +68,21 @@ def pooled_network(
     return describe_encoder(module, config, "pooled", heads, fresh, base, revision, pooling)
 
 
+def output_layer(module: nn.Module) -> str:
+    """Return the name of the last linear layer of one of Hugging Face's classifiers."""
+    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
+def start_anew(module: nn.Module, layer: str) -> set[str]:
+    """Give a layer random weights as Hugging Face does; return its parameters' names."""
+    linear: Any = module.get_submodule(layer)
+    config: Any = module.config
+    nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return {f"{layer}.{name}" for name, _ in linear.named_parameters()}
+
+
 def head_module(parameter: str) -> str:
     """Return the module to train whole for a fresh parameter: `classifier`, `bert.pooler`…"""
     parts = parameter.split(".")

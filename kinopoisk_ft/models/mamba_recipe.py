@@ -35,20 +35,23 @@ class Mamba:
         name: str,
         revision: str | None,
         tokenizer: str,
+        tokenizer_revision: str | None = None,
         pooling: Pooling,
         scan_backend: Backend,
         lr: float,
         head_lr: float | None,
         targets: dict[str, list[str]],
     ) -> None:
-        self.name, self.revision, self.tokenizer = name, revision, tokenizer
+        self.name, self.revision = name, revision
+        self.tokenizer, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.pooling, self.scan_backend = pooling, scan_backend
         self.lr, self.head_lr, self.targets = lr, head_lr, targets
         check_folder(name, "model.name")
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Return the checkpoint's tokenizer."""
-        return load_tokenizer(self.tokenizer, self.revision)
+        same = self.tokenizer == self.name
+        return load_tokenizer(self.tokenizer, self.revision if same else self.tokenizer_revision)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Return the classifier in fp32, whatever the checkpoint's dtype."""

@@ -1,0 +1,117 @@
+"""Encoders whose checkpoint has a classifier, trained for the same classes or for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from composing import compose_config
+from hydra.utils import instantiate
+from networks import NAMES
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
+
+from kinopoisk_ft.models import encoder, mamba_recipe
+from kinopoisk_ft.models.network import Network
+
+
+def classifier(folder: Path, names: tuple[str, ...]) -> torch.Tensor:
+    """Write a BERT with a trained classifier of these classes; return its last layer's weight."""
+    labels = dict(enumerate(names))
+    model = BertForSequenceClassification.from_pretrained(
+        tiny.bert(), num_labels=len(names), id2label=labels
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny.bert()).save_pretrained(folder)
+    weight: torch.Tensor = model.classifier.weight.detach()
+    return weight
+
+
+def built(folder: Path, adapter: str = "none", pooling: str = "auto") -> Network:
+    """Return the network of two classes after the adapter."""
+    chosen = ["model=encoder", f"model.name={folder}", f"model.pooling={pooling}"]
+    cfg = compose_config([*chosen, f"adapter={adapter}"])
+    network: Network = instantiate(cfg.model).build(NAMES, None)
+    instantiate(cfg.adapter).apply(network)
+    return network
+
+
+def test_a_classifier_of_the_same_classes_is_kept_and_trains(tmp_path: Path) -> None:
+    weight = classifier(tmp_path, NAMES)
+    network = built(tmp_path, "head")
+    assert network.fresh == set()
+    trained = {name for name, p in network.module.named_parameters() if p.requires_grad}
+    assert trained == {"classifier.weight", "classifier.bias"}
+    torch.testing.assert_close(network.module.get_parameter("classifier.weight"), weight)
+
+
+@pytest.mark.parametrize(
+    "names", [("Good", "Bad"), ("LABEL_0", "LABEL_1"), ("negative", "neutral", "positive")]
+)
+@pytest.mark.parametrize("adapter", ["head", "bitfit", "lora"])
+def test_a_classifier_of_other_classes_starts_anew(
+    names: tuple[str, ...], adapter: str, tmp_path: Path
+) -> None:
+    weight = classifier(tmp_path, names)
+    network = built(tmp_path, adapter)
+    assert network.fresh == {"classifier.weight", "classifier.bias"}
+    fresh = [
+        p for name, p in network.module.named_parameters()
+        if "classifier" in name and p.requires_grad
+    ]  # fmt: skip
+    assert sorted(tuple(p.shape) for p in fresh) == [(2,), (2, 16)]
+    assert not any(torch.equal(p, weight) for p in fresh)
+    assert network.module.config.id2label == dict(enumerate(NAMES))
+
+
+ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "intermediate_size": 32, "max_position_embeddings": 40}  # fmt: skip
+
+
+def test_a_classifier_that_is_new_below_its_last_layer_gives_way_to_the_mean(
+    tmp_path: Path,
+) -> None:
+    config = RobertaConfig(**ROBERTA)
+    RobertaModel(config).save_pretrained(tmp_path / "bare")
+    assert (built(tmp_path / "bare").kind, built(tmp_path / "bare").pooling) == ("pooled", "mean")
+    asked = built(tmp_path / "bare", pooling="pooler")
+    assert asked.kind == "hf"
+    assert asked.head == ["classifier"]
+    assert "classifier.dense.weight" in asked.fresh
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "trained")
+    found = built(tmp_path / "trained")
+    assert (found.kind, found.fresh) == (
+        "hf",
+        {"classifier.out_proj.weight", "classifier.out_proj.bias"},
+    )
+
+
+def test_other_layouts(tmp_path: Path) -> None:
+    config = DistilBertConfig(vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
+    network = built(tmp_path, "head")
+    assert network.fresh == {"classifier.weight", "classifier.bias"}
+    assert network.head == ["classifier"]
+
+
+@pytest.mark.parametrize("model", ["encoder", "mamba", "mamba2"])
+def test_a_revision_is_of_its_own_repository(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    for module in (encoder, mamba_recipe):
+        monkeypatch.setattr(module, "load_tokenizer", lambda *given: asked.append(given))
+    for more in (["model.tokenizer=b/b"], ["model.tokenizer=b/b", "model.tokenizer_revision=2"],
+                 ["model.tokenizer=a/a"]):  # fmt: skip
+        cfg = compose_config([f"model={model}", "model.name=a/a", "model.revision='1'", *more])
+        instantiate(cfg.model).load_tokenizer([])
+    assert [(name, None if x is None else str(x)) for name, x in asked] == [
+        ("b/b", None), ("b/b", "2"), ("a/a", "1")
+    ]  # fmt: skip
