@@ -3,17 +3,20 @@
     python benchmarks/determinism.py --device cuda
 
 Runs are equal bit for bit where this is 0. Kernels that add atomically, as mamba-ssm's backward
-does, add in another order each time: what is found is then the tolerance of two equal runs.
+does, add in another order each time: what is found is then the tolerance of two equal runs. Without
+its GPU the same parts are added in random orders here, and a training is disturbed by as much.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from common import allocator
+from common.atomics import added_in_some_order, parts_of_blocks
 from common.networks import SMALL, draw_batch
 from common.report import Section, command_line, publish
 from common.scans import BATCH, NAMES, WIDTH, draw
@@ -56,6 +59,56 @@ def differences(backward: Backward, times: int) -> list[float]:
     return found
 
 
+def of_orders(length: int) -> tuple[Sequence[str], Backward]:
+    """Return what mamba-ssm adds atomically by name, and its sums in another order each time."""
+    parts = parts_of_blocks(draw(length), torch.randn(BATCH, length, WIDTH))
+    return [*parts], lambda: [added_in_some_order(every) for every in parts.values()]
+
+
+def of_training(length: int, steps: int, disturbance: float) -> list[dict[str, Any]]:
+    """Train twice on the same batches, once with disturbed gradients; return how far they part.
+
+    Every gradient, not only those of the scan, is off by up to `disturbance` of its largest value.
+    """
+    torch.manual_seed(0)
+    first = MambaClassifier(SMALL, 2)
+    second = copy.deepcopy(first)
+    for weight in second.parameters():
+        weight.register_hook(
+            lambda g: g + disturbance * g.abs().max() * (2 * torch.rand_like(g) - 1)
+        )
+    batches = [draw_batch(SMALL, length) for _ in range(steps)]
+    losses = torch.tensor([trained(model, batches) for model in (first, second)])
+    apart = (losses[0] - losses[1]).abs()
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    with torch.no_grad():
+        weights = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+    return [
+        {"after steps": n, "losses differ by": float(apart[:n].max()),
+         "weights differ by": weights if n == steps else None}
+        for n in (1, steps // 10, steps)
+    ]  # fmt: skip
+
+
+def trained(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """Train on each batch once; return its loss before the step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    losses = []
+    for ids, labels in batches:
+        loss = nn.functional.cross_entropy(model(ids).logits, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def ranked(names: Sequence[str], found: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the rows of a table: the largest first."""
+    pairs = sorted(zip(found, names, strict=True), reverse=True)[:7]
+    return [{"gradient": name, "difference": difference} for difference, name in pairs]
+
+
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--device", default="cpu")
@@ -69,10 +122,17 @@ def main() -> None:
     sections = []
     for title, make in (("Selective scan", of_scan), ("Mamba classifier", of_model)):
         names, backward = make(length, device)
-        found = sorted(zip(differences(backward, times), names, strict=True), reverse=True)
-        rows: list[dict[str, Any]] = [{"gradient": n, "difference": d} for d, n in found[:7]]
-        note = f"The largest of {len(found)} gradients; {device}, length {length}, {times} passes."
+        rows = ranked(names, differences(backward, times))
+        note = f"The largest of {len(names)} gradients; {device}, length {length}, {times} passes."
         sections.append(Section(title, note, rows))
+    names, backward = of_orders(length)
+    rows = ranked(names, differences(backward, times))
+    note = f"What mamba-ssm's kernel adds atomically, in {times} random orders, on the CPU."
+    sections.append(Section("Another order of additions", note, rows))
+    largest, steps = rows[0]["difference"], 20 if args.quick else 100
+    note = f"AdamW, every gradient off at random by up to {largest:.1e} of its largest value."
+    rows = of_training(length, steps, largest)
+    sections.append(Section("Two trainings that differ so", note, rows))
     publish("Differences between equal backward passes", sections, args, allocator.DEFAULT)
 
 

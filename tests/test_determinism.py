@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from kinopoisk_ft.ops.selective_scan import selective_scan
+
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
@@ -29,3 +31,32 @@ def test_a_gradient_that_differs_is_seen(script: ModuleType) -> None:
 def test_our_kernels_differ_by_nothing_on_a_cpu(script: ModuleType) -> None:
     names, backward = script.of_scan(16, CPU)
     assert script.differences(backward, 3) == [0.0] * len(names)
+
+
+def test_parts_of_blocks_make_up_the_gradients(script: ModuleType) -> None:
+    from common import atomics, scans
+
+    torch.manual_seed(0)
+    batch, length, width, states = 2, 6, 3, 4
+    shapes = {"u": (batch, length, width), "delta": (batch, length, width), "A": (width, states),
+              "B": (batch, length, states), "C": (batch, length, states), "D": (width,),
+              "z": (batch, length, width)}  # fmt: skip
+    inputs = {name: torch.randn(shape) for name, shape in shapes.items()}
+    inputs["A"] = -inputs["A"].exp()
+    grad = torch.randn(batch, length, width)
+    parts = atomics.parts_of_blocks([*inputs.values()], grad)
+
+    leaves = {name: x.double().requires_grad_() for name, x in inputs.items()}
+    out = selective_scan(**leaves, delta_softplus=True, backend="reference")
+    whole = torch.autograd.grad(out, [*leaves.values()], grad.double())
+    for name, gradient in zip(scans.NAMES, whole, strict=True):
+        if name in parts:
+            summed = atomics.added_in_some_order(parts[name])
+            torch.testing.assert_close(summed.double(), gradient, rtol=1e-5, atol=1e-5)
+    assert parts.keys() == {"A", "B", "C", "D"}
+
+
+def test_trainings_part_by_the_disturbance_alone(script: ModuleType) -> None:
+    for disturbance, apart in ((0.0, False), (1e-2, True)):
+        last = script.of_training(8, 10, disturbance)[-1]
+        assert (last["losses differ by"] > 0, last["weights differ by"] > 0) == (apart, apart)
