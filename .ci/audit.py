@@ -25,8 +25,9 @@ PERMISSIVE = {
     "python software foundation license", "cnri-python", "zlib", "cc0-1.0", "bsl-1.0",
     "llvm-exception",
 }  # fmt: skip
-# Copyleft of single files: whoever changes one of theirs shows it. They are used as they come.
-FILES = {"mpl-2.0", "mozilla public license 2.0 (mpl 2.0)"}
+# Copyleft of single files or of a library: whoever changes theirs shows it. They are used as they
+# come; the library is the extra 'postgresql'.
+FILES = {"mpl-2.0", "mozilla public license 2.0 (mpl 2.0)", "lgpl-3.0-only"}
 # What these packages say of themselves is no licence's name; their LICENSE files say it.
 READ = {"huey": "MIT", "skops": "MIT"}
 
