@@ -40,11 +40,14 @@ def mamba_ssm_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         _place(monkeypatch, name, selective_scan_fn=scan)
 
 
-def mamba_ssm_duality(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
-    """Put a stand-in for mamba-ssm's Triton scan of Mamba-2 in place."""
+def mamba_ssm_duality(
+    monkeypatch: pytest.MonkeyPatch, scale: float = 1.0, longer_than: int = 0
+) -> None:
+    """Put a stand-in for mamba-ssm's Triton scan of Mamba-2 in place, wrong from a length on."""
 
     def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> Tensor:
-        return scale * ssd_reference(x, dt, A, B, C)
+        y = ssd_reference(x, dt, A, B, C)
+        return scale * y if x.shape[1] > longer_than else y
 
     for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
         _place(monkeypatch, name)

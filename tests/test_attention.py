@@ -97,6 +97,17 @@ def test_masked_keys_get_nothing_at_all() -> None:
     assert grad_k[1, :, :13].abs().min() > 0
 
 
+@pytest.mark.parametrize("where", [0, slice(None)])
+def test_what_is_not_a_number_is_not_hidden(where: int | slice) -> None:
+    q, k, v = (torch.randn(1, 1, 20, 8) for _ in range(3))
+    q[:, :, 5, where] = math.nan
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = attention(*leaves, None, 0.1)
+    assert out.isnan().any(-1).flatten().nonzero().flatten().tolist() == [5]
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert all(grad.isnan().any() for grad in grads)
+
+
 def test_bfloat16_is_as_close_as_its_rounding() -> None:
     inputs = [torch.randn(2, 3, 40, 16).bfloat16() for _ in range(3)]
     compare(inputs, None, 0.1, 2e-2)

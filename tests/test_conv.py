@@ -99,6 +99,10 @@ def test_operator_is_known_to_pytorch() -> None:
 def test_bad_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"bias must be of shape \(6,\), not \(5,\)"):
+        causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(5))
+    with pytest.raises(ValueError, match=r"lengths must be of shape \(2,\), not \(1,\)"):
+        causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), lengths=torch.tensor([9]))
     with pytest.raises(UserError, match="did you mean 'numba'"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), backend="nunba")
     with pytest.raises(UserError, match=r"pip install .*causal-conv1d"):

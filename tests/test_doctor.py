@@ -24,7 +24,7 @@ from torch import Tensor
 from kinopoisk_ft import doctor
 from kinopoisk_ft.checks import kernels
 from kinopoisk_ft.checks.finding import Finding
-from kinopoisk_ft.ops import kernel_cache, selective_scan
+from kinopoisk_ft.ops import causal_conv, kernel_cache, selective_scan
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +172,14 @@ def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyP
     assert code == 1
     assert printed.splitlines()[-1] == "needed and not working: selective_scan: torch"
     assert json.loads(run("--json")[1])["ok"] is False
+
+
+def test_kernel_that_auto_takes_untested_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "causal_conv1d")
+    monkeypatch.setattr(causal_conv, "conv", lambda x, *rest: 2 * x)
+    code, printed = run()
+    assert code == 1
+    assert printed.splitlines()[-1] == "needed and not working: causal_conv1d: numba"
 
 
 def test_section_that_cannot_be_imported_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

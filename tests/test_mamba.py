@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import MambaConfig, MambaForCausalLM, MambaModel
+from transformers import Mamba2Config, MambaConfig, MambaForCausalLM, MambaModel
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import mamba
@@ -136,8 +136,10 @@ def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFi
     [("auto", "auto"), ("cuda", "auto"), ("torch", "torch"), ("reference", "torch")],
 )
 def test_convolution_follows_the_scan(scan: str, conv: str) -> None:
-    mixer = MambaClassifier(tiny(), 2, scan_backend=scan).backbone.layers[0].mixer
-    assert (mixer.scan_backend, mixer.conv_backend) == (scan, conv)
+    second = Mamba2Config(hidden_size=8, num_heads=2, head_dim=8, n_groups=1, num_hidden_layers=1)
+    for config in (tiny(), second):
+        mixer = MambaClassifier(config, 2, scan_backend=scan).backbone.layers[0].mixer
+        assert (mixer.scan_backend, mixer.conv_backend) == (scan, conv)
 
 
 def test_row_without_tokens_gives_finite_logits_and_gradients() -> None:

@@ -171,3 +171,5 @@ def test_gpu_kernel_is_trusted_only_after_its_self_test(monkeypatch: pytest.Monk
     assert ssd_cuda.PACKAGE.diagnose(cpu) is None
     stand_ins.mamba_ssm_duality(monkeypatch, scale=1.1)
     assert "differs from the reference in values" in str(ssd_cuda.PACKAGE.diagnose(cpu))
+    stand_ins.mamba_ssm_duality(monkeypatch, scale=1.1, longer_than=256)
+    assert str(ssd_cuda.PACKAGE.diagnose(cpu)).endswith("at length 300")

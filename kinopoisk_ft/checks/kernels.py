@@ -67,7 +67,8 @@ def numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"
-    return examined("numba", subject, run, CPU, fix=fix)
+    # where it is installed `auto` takes it on a CPU, untested
+    return examined("numba", subject, run, CPU, choose_device("auto").type == "cpu", fix)
 
 
 def packaged(package: GpuPackage, device: torch.device) -> Finding:

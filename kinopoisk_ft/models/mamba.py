@@ -20,7 +20,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.pooling import check_pooling, pool
 from kinopoisk_ft.ops.backends import check, full_precision
-from kinopoisk_ft.ops.causal_conv import causal_conv1d
+from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
 from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
 from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
 
@@ -37,8 +37,7 @@ class MambaMixer(nn.Module):
         inner, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
-        # With mamba-ssm asked for, causal-conv1d may still be missing; `auto` says what it takes.
-        self.conv_backend = {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
+        self.conv_backend = beside(scan_backend)
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias

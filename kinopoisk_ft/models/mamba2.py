@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Mamba2Config
 
-from kinopoisk_ft.ops.causal_conv import causal_conv1d
+from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
 from kinopoisk_ft.ops.ssd import ssd
 
 
@@ -39,7 +39,7 @@ class Mamba2Mixer(nn.Module):
         heads, groups, states = config.num_heads, config.n_groups, config.state_size
         inner = heads * config.head_dim
         self.scan_backend = scan_backend
-        self.conv_backend = "torch" if scan_backend == "reference" else "auto"
+        self.conv_backend = beside(scan_backend)
         self.limit: tuple[float, float] = tuple(config.time_step_limit)
         self.head_dim, self.groups = config.head_dim, groups
         self.parts = (inner, groups * states, groups * states)

@@ -88,4 +88,5 @@ PACKAGE = GpuPackage(
     subject=Subject(reference=_reference, draw=draw, tolerance=2e-2),  # fp16
     install=_BUILD,
     rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
+    sizes=((2, 40, 32), (2, 300, 64)),  # the widths of heads that encoders have
 )

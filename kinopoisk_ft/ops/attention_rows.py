@@ -69,9 +69,13 @@ def _weigh(a: Any, scores: Any, room: Any) -> None:
             own, bias_at = row_key(key, row), _bias_row(a, row)
             top = _highest(scores, at, bias, bias_at, width, rate, room)
             if top == _LOWEST:  # nothing to attend to: the output and the gradients are zero
+                added = splat(_f(0))
                 for j in range(0, width, LANES):
+                    added = added + read(scores, at + j) + load(bias, bias_at + j)
                     write(scores, at + j, splat(_f(0)))
                 highest[row], sums[row] = -_LOWEST, _f(1)
+                if np.isnan(total(added)):  # or nothing that is a number, which must show
+                    highest[row], sums[row] = _f(np.nan), _f(np.nan)
                 continue
             added = splat(_f(0))
             for j in range(0, width, LANES):

@@ -43,6 +43,9 @@ def causal_conv1d(
     if x.dim() != 3 or weight.dim() != 2 or x.shape[2] != weight.shape[0] or not x.shape[1]:
         raise ValueError(f"x must be (batch, length, d_inner), weight (d_inner, width): "
                          f"{tuple(x.shape)}, {tuple(weight.shape)}")  # fmt: skip
+    for name, tensor, size in (("bias", bias, x.shape[2]), ("lengths", lengths, x.shape[0])):
+        if tensor is not None and tuple(tensor.shape) != (size,):
+            raise ValueError(f"{name} must be of shape {(size,)}, not {tuple(tensor.shape)}")
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
     unfit = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
@@ -55,6 +58,14 @@ def causal_conv1d(
         else:
             out = _masked(_PLAIN[chosen], x_full, weight, bias, lengths)
         return out.to(x.dtype)
+
+
+def beside(scan_backend: str) -> str:
+    """Return the backend that goes with one of a scan, whose mixer has a convolution, too.
+
+    With mamba-ssm asked for, causal-conv1d may still be missing; `auto` says what it takes.
+    """
+    return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 
 
 def _masked(

@@ -29,4 +29,5 @@ PACKAGE = GpuPackage(
     install="pip install --no-build-isolation 'causal-conv1d>=1.5'",
     rebuild="CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --force-reinstall --no-deps "
     "--no-cache-dir --no-build-isolation --no-binary causal-conv1d 'causal-conv1d>=1.5'",
+    sizes=((2, 40, 16), (1, 2100, 8)),  # in one block of threads, and from one to the next
 )

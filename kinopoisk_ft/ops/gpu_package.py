@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import Size, Subject
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class GpuPackage:
         extension: the compiled module, which a package can be installed without.
         run: the kernel, called as the subject's definition.
         install, rebuild: the line that installs it, and the one that mends an installed one.
+        sizes: batch, length and width of the self-tests; kernels differ by length and by width.
     """
 
     name: str
@@ -34,6 +35,7 @@ class GpuPackage:
     subject: Subject
     install: str
     rebuild: str
+    sizes: tuple[Size, ...]
 
     def installed(self) -> bool:
         """Return whether the package is there, its kernel or not."""
@@ -48,7 +50,7 @@ class GpuPackage:
         if not self.installed():
             return f"{self.name} is not installed"
         try:
-            wrong = self.subject.disagreement(self.run, device)
+            wrong = self.subject.disagreement(self.run, device, self.sizes)
         except Exception as error:
             log.debug("%s fails its self-test on %s", self.name, device, exc_info=True)
             if importlib.util.find_spec(self.extension) is None:

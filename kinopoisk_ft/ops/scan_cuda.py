@@ -41,4 +41,5 @@ PACKAGE = GpuPackage(
     "pip install --no-cache-dir --no-build-isolation 'mamba-ssm>=2.2'",
     rebuild="MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --force-reinstall "
     "--no-deps --no-cache-dir --no-build-isolation --no-binary mamba-ssm 'mamba-ssm>=2.2'",
+    sizes=((2, 40, 16), (1, 300, 8), (1, 2100, 4)),  # one pass, and 2048 steps of time at once
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 TOLERANCE = 1e-3  # float32 kernels with fast exponentials keep to it
+
+
+Size: TypeAlias = tuple[int, int, int]
+FEW: tuple[Size, ...] = ((2, 40, 16),)  # batch, length, width
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,9 @@ class Subject:
         named = {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
         return {"values": out.detach(), **named}
 
-    def disagreement(self, function: Callable[..., Tensor], device: torch.device) -> str | None:
+    def disagreement(
+        self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = FEW
+    ) -> str | None:
         """Return where `function` differs from the definition in float64, None if nowhere.
 
         What `function` raises is the caller's; whether it records gradients or casts is not.
@@ -58,16 +64,21 @@ class Subject:
             torch.inference_mode(False), torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):  # fmt: skip
-            return self._disagreement(function, device)
+            found = (self._disagreement(function, device, size) for size in sizes)
+            return next(filter(None, found), None)
 
-    def _disagreement(self, function: Callable[..., Tensor], device: torch.device) -> str | None:
-        inputs, grad = self.problem(2, 40, 16, device)
+    def _disagreement(
+        self, function: Callable[..., Tensor], device: torch.device, size: Size
+    ) -> str | None:
+        inputs, grad = self.problem(*size, device)
         # float64 exists on no MPS device, and on CUDA float32 convolutions may run as TF32
         exact = {name: x.cpu().double() for name, x in inputs.items()}
         want = self.differentiate(self.reference, exact, grad.cpu().double())
         got = self.differentiate(function, inputs, grad)
         wrong = [name for name, x in want.items() if not self._close(got[name].cpu().double(), x)]
-        return f"it differs from the reference in {', '.join(wrong)}" if wrong else None
+        if not wrong:
+            return None
+        return f"it differs from the reference in {', '.join(wrong)} at length {size[1]}"
 
     def _close(self, got: Tensor, want: Tensor) -> bool:
         limit = self.tolerance * float(want.abs().max())
