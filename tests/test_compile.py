@@ -12,6 +12,7 @@ import torch
 from short_fit import short_fit, weights
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training import compiling
 from kinopoisk_ft.training.compiling import compiled
 from kinopoisk_ft.training.strategy import check_strategy
 
@@ -50,6 +51,22 @@ def test_traced_training_is_the_same(
     for name in NUMBERS:
         np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-6)
     torch.testing.assert_close(weights(traced), weights(plain), atol=1e-5, rtol=0)
+
+
+def test_a_lack_of_memory_in_compiling_makes_smaller_parts(
+    eager: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def lacks(state: object, model: object, train: object, rows: int) -> None:
+        tried.append(rows)
+        if rows > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(compiling, "forward_and_back", lacks)
+    state, _ = short_fit(tmp_path, "trainer.compile=default")
+    assert tried == [12, 6]
+    assert state.micro_batch_size == 6
 
 
 @pytest.mark.slow

@@ -5,11 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from composing import compose_config
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import make
@@ -17,7 +20,7 @@ from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import probe
+from kinopoisk_ft.training import loop, probe
 from kinopoisk_ft.training.batching import parts, reads_pads
 from kinopoisk_ft.training.evaluate import evaluate, predict
 from kinopoisk_ft.training.memory import out_of_memory, within_memory
@@ -215,6 +218,16 @@ def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
     state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)  # nothing fails any more
     assert recorder.of("micro_batch_size") == [6] * 2
     assert torch.equal(weights(state), weights(whole))
+
+
+def test_several_processes_make_as_many_parts_whatever_one_went_down_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = instantiate(compose_config(["trainer.batch_size=12"]).trainer)
+    monkeypatch.setattr(loop, "size", lambda: 2)
+    state = SimpleNamespace(step=4, steps=9, micro_batch_size=3)
+    trainer._prepare(state, None, None)
+    assert state.micro_batch_size == 12
 
 
 def test_evaluation_and_prediction_are_halved() -> None:

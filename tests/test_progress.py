@@ -26,7 +26,7 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, is_terminal:
     stream = Terminal(is_terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("COLUMNS", "120")
-    with Progress(20) as progress:
+    with Progress(0, 20) as progress:
         progress.to(10, loss="0.5000")
         progress.to(20, val_f1_weighted="0.9000")
     shown = stream.getvalue()

@@ -385,6 +385,12 @@ def test_mistakes_end_with_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     log.file.write_text(told_elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     assert "is of another machine and was to go to http://127.0.0.1:9" in capsys.readouterr().err
+    database = "postgresql+psycopg://user:secret@db/runs"
+    log.file.write_text(told_elsewhere.replace('"uri": null', f'"uri": "{database}"'))
+    assert sync.main([str(tmp_path)]) == 1
+    told_of = capsys.readouterr().err
+    assert "is of another machine and was to go to postgresql+psycopg://" in told_of
+    assert "secret" not in told_of
     with pytest.raises(SystemExit, match="2"):
         sync.main([])
     assert "required: folder" in capsys.readouterr().err

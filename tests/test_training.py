@@ -213,6 +213,8 @@ def test_evaluations_when_due_and_early_stopping(tmp_path: Path) -> None:
     state, recorder = fit(tmp_path, *still)
     assert [s for s, v in recorder.values if "val_loss" in v] == [4, 8, 12]
     assert (state.best_step, state.step) == (4, 12)
+    _, recorder = fit(tmp_path / "seldom", *still, "trainer.log_every=5")
+    assert [s for s, v in recorder.values if "train_loss" in v] == [5, 10, 12]
 
 
 def test_max_steps_ends_the_run(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from kinopoisk_ft.tracking.delivery import Delivery, Target
 from kinopoisk_ft.tracking.events import OFFLINE, Event, EventLog, event_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG, tags_of
 from kinopoisk_ft.tracking.sent import finished, read_sent
-from kinopoisk_ft.tracking.store import REMOTE, shown
+from kinopoisk_ft.tracking.store import DATABASES, REMOTE, shown
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
+SERVED = {*REMOTE, *DATABASES} - {"sqlite"}  # stores that are elsewhere, or may be
 PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts at a store that gives no answer
 
 Fate = Literal["sent", "was sent", "goes on"]
@@ -91,7 +92,7 @@ def _order(events: EventLog) -> tuple[int, int]:
 def _target(start: Event, uri: str | None, experiment: str | None) -> Target:
     """Return where a run goes: as asked for, else its own store if that is in reach."""
     own, of_here = start.get("uri"), start.get("host") == socket.gethostname()
-    if uri is None and own and own.partition(":")[0] in REMOTE:
+    if uri is None and own and _scheme(own) in SERVED:
         # MLflow would show a server that a downloaded folder names the user's password.
         if not of_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
@@ -103,6 +104,11 @@ def _target(start: Event, uri: str | None, experiment: str | None) -> Target:
         uri = own
     artifacts = start.get("artifacts") if uri == own and of_here else None
     return Target(uri, experiment or start["experiment"], artifacts)
+
+
+def _scheme(uri: str) -> str:
+    """Return `postgresql` of `postgresql+psycopg://user@host/database`."""
+    return uri.partition(":")[0].partition("+")[0]
 
 
 def _is_here(uri: str) -> bool:

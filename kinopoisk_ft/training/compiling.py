@@ -43,7 +43,7 @@ def compiled(model: nn.Module, mode: Compile, device: torch.device) -> nn.Module
     return cast(nn.Module, torch.compile(model, dynamic=True, **options))
 
 
-def rehearse(state: State, train: Examples) -> None:
+def rehearse(state: State, train: Examples, rows: int) -> None:
     """Compile before the first step, by the largest batch; weights and generators stay."""
     with unchanged(state):
-        forward_and_back(state, state.called, train, state.micro_batch_size)
+        forward_and_back(state, state.called, train, rows)

@@ -87,7 +87,7 @@ def hidden_states(
         lengths: states to keep of each review.
     """
     batches = by_length(examples.lengths, batch_size)
-    with Progress(len(batches)) as progress:
+    with Progress(0, len(batches)) as progress:
         for step, rows in enumerate(batches, start=1):
             batch = pad([examples.input_ids[i] for i in rows], pad_id)
             with precision.autocast():

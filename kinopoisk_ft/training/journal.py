@@ -66,7 +66,9 @@ class Journal:
         value = found.scores[self.best_metric]
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
         state.since_best += 1
-        if state.best is None or math.isnan(state.best) or sign * value > sign * state.best:
+        best = state.best
+        first = best is None or (math.isnan(best) and not math.isnan(value))
+        if first or (best is not None and sign * value > sign * best):
             state.best, state.best_step, state.since_best = value, state.step, 0
             state.best_outputs = found.outputs
             self.best.save(state.model, state.step)

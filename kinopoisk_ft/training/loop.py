@@ -107,7 +107,8 @@ class Trainer(Settings):
         unpadded = unpadded_attention(model, precision)
         steps = prefetched(served(train, state, self))
         with (
-            in_place, unpadded, clock.section("train"), Progress(state.steps) as progress,
+            in_place, unpadded, clock.section("train"),
+            Progress(state.step, state.steps) as progress,
             StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
@@ -120,6 +121,10 @@ class Trainer(Settings):
                     self._tell(state, micro_batches, journal, folder)
                 self._evaluate_if_due(state, train, val, journal, clock, signals)
                 keeper.save_if_due()
+            signals.check()
+            if state.losses:  # where patience ended it
+                state.settle()
+                journal.losses(state)
         if state.best_step != state.step:
             best.restore(model)
         log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
@@ -165,12 +170,19 @@ class Trainer(Settings):
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
         """Find out, where only the system's end would tell, what memory allows; then compile."""
-        if state.step != state.steps and size() == 1:
+        if size() > 1:  # all make as many parts, whatever one process went down to before
+            state.micro_batch_size = self.rows_at_once
+        elif state.step != state.steps:
             with clock.section("probe"):
                 state.micro_batch_size = rows_that_fit(state, train)
         if state.step != state.steps and self.compile != "off":
             with clock.section("compile"):
-                rehearse(state, train)
+                _, state.micro_batch_size = within_memory(
+                    partial(rehearse, state, train),
+                    state.micro_batch_size,
+                    state.precision.device,
+                    "compiling",
+                )
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""

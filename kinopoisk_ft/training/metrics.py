@@ -14,7 +14,6 @@ from torchmetrics.functional.classification import (
 )
 
 LOWER_IS_BETTER = frozenset({"loss"})
-METRICS = ("accuracy", "f1_weighted", "f1_macro", "loss")
 
 
 def classification_scores(

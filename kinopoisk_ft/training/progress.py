@@ -14,9 +14,9 @@ from kinopoisk_ft.training.distributed import is_main
 class Progress:
     """Steps done, speed, time left where the steps are known, and the last values given."""
 
-    def __init__(self, steps: int | None) -> None:
+    def __init__(self, done: int, steps: int | None) -> None:
         self._bar = tqdm(
-            total=steps, unit="step", dynamic_ncols=True,
+            initial=done, total=steps, unit="step", dynamic_ncols=True,
             disable=not (is_main() and sys.stderr.isatty()),
         )  # fmt: skip
         self._values: dict[str, str] = {}

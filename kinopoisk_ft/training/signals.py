@@ -26,6 +26,10 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped by {name}")
         self.number, self.exit_code, self.torn = number, EXIT_CODES[name], torn
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int, bool]]:
+        """Pickle by what it is made of: a worker process hands it to the one that started it."""
+        return Stopped, (self.number, self.torn)
+
 
 class StopSignals:
     """While entered, the signals raise Stopped; inside `held`, at its end or the second time.

@@ -77,7 +77,7 @@ def placed(model: nn.Module, strategy: Strategy, device: torch.device) -> nn.Mod
         shard(model, device)
         return model
     model.to(device)
-    if kind == "none":
+    if kind == "none" or size() == 1:
         return model
     around = DistributedDataParallel(model, gradient_as_bucket_view=True)
     around.broadcast_buffers = False  # they are constants here, sent once: positions and masks
