@@ -14,6 +14,8 @@ from kinopoisk_ft.visible import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
+PREFIX = "predicted_"  # of the columns that are added
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
@@ -56,8 +58,15 @@ def _run(args: argparse.Namespace) -> None:
 
     texts = table[args.text_column if args.input else "text"].tolist()
     check_texts(texts, str(args.input or "the command line"))
+    taken = [name for name in table.columns if str(name).startswith(PREFIX)]
+    if taken:
+        raise UserError(
+            f"the table has a column '{taken[0]}' already",
+            where=str(args.input),
+            fix=f"rename or remove its columns that begin with {PREFIX}",
+        )
     found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
-    labelled = pd.concat([table.reset_index(drop=True), found.add_prefix("predicted_")], axis=1)
+    labelled = pd.concat([table.reset_index(drop=True), found.add_prefix(PREFIX)], axis=1)
     if args.output:
         _write(labelled, args.output)
         print(f"{len(labelled)} rows written to {args.output}")
@@ -73,12 +82,25 @@ def _check_output(output: Path) -> None:
             where=str(output),
             fix="give --output a name that ends in .jsonl, .csv or .parquet",
         )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _beside(output).touch()
+        _beside(output).unlink()
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written there: {error.strerror}",
+            where=str(output),
+            fix="give --output a file in a folder that you may write to",
+        ) from error
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(output.name + ".part")
 
 
 def _write(table: pd.DataFrame, output: Path) -> None:
     """Write beside, then rename: an earlier file stays whole if this fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
+    part = _beside(output)
     if output.suffix == ".jsonl":
         table.to_json(part, orient="records", lines=True, force_ascii=False)
     elif output.suffix == ".csv":

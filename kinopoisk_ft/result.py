@@ -13,8 +13,8 @@ from kinopoisk_ft.whole_file import write_whole
 class Result:
     """The result of one run; times in seconds, memory in MiB.
 
-    `objective` is the validation score that a sweeper optimises (a loss it minimises); scores are on the test set, None
-    for pretraining.
+    `objective` is the validation score that a sweeper maximises, or the loss that it minimises;
+    scores are on the test set, None for pretraining.
     """
 
     accuracy: float | None

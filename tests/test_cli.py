@@ -353,11 +353,14 @@ def test_typo_in_an_experiment_file(place: Path, capsys: pytest.CaptureFixture[s
 
 def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     pd.DataFrame({"text": ["хорошо", " "]}).to_csv("gap.csv", index=False)
+    pd.DataFrame({"text": ["хорошо"], "predicted_label": ["Bad"]}).to_csv("again.csv", index=False)
     cases = [
         (["nowhere", "text"], "neither a folder nor a run"),
         (["first"], "either texts or --input"),
         (["first", "--input", "gap.csv"], "row 2"),
         (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),
+        (["first", "text", "--output", "gap.csv/out.csv"], "nothing can be written there"),
+        (["first", "--input", "again.csv"], "has a column 'predicted_label' already"),
     ]
     for args, told in cases:
         assert predict.main(args) == 1

@@ -42,11 +42,12 @@ def published(table: Table, words: Words) -> list[list[str]]:
 
 def same_recipe(row: Row) -> bool:
     """Return whether the runs took an experiment of the study and changed nothing of its recipe."""
+    recipe = (*GROUPS, *(f"{group[:-1]}{mark}" for group in GROUPS for mark in "=/"))
     changed = [
         part
         for run in row.runs
         for part in run.overrides.split()
-        if part.lstrip("+~'\"").startswith((*GROUPS, *(f"{g[:-1]}=" for g in GROUPS)))
+        if part.lstrip("+~'\"").startswith(recipe)
     ]
     return row.first.experiment in study() and not changed
 
