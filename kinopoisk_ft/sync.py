@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     refused = 0
     try:
         for shipment in send_all(args.folders, args.uri, args.experiment, args.died_as):
-            if shipment.fate != "was sent" or shipment.refused:
+            if shipment.error:
+                where = f"{shipment.name} ({shipment.folder})"
+                print(f"error: {where}: {shipment.error}", file=sys.stderr, flush=True)
+            elif shipment.fate != "was sent" or shipment.refused:
                 print(shipment.line(), flush=True)
             fates[shipment.fate] += 1
             refused += len(shipment.refused)
@@ -47,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on, nothing is sent twice", file=sys.stderr)
         return 130
-    print("runs: " + ", ".join(f"{fates[fate]} {fate}" for fate in ("sent", "was sent", "goes on")))
-    return 1 if refused else 0
+    shown = ("sent", "was sent", "goes on", *(["not sent"] if fates["not sent"] else []))
+    print("runs: " + ", ".join(f"{fates[fate]} {fate}" for fate in shown))
+    return 1 if refused or fates["not sent"] else 0
 
 
 if __name__ == "__main__":

@@ -296,6 +296,23 @@ def test_what_could_not_be_sent_is_tried_again(
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 1
 
 
+def test_a_run_whose_store_is_out_of_reach_holds_up_no_other(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        told = offline(experiment="several")
+        told.start(name, {}, {}, folder=tmp_path / name)
+        told.finish("FINISHED")
+    (log,) = event_logs(tmp_path / "first")
+    elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
+    log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
+    assert sync.main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "runs: 1 sent, 0 was sent, 0 goes on, 1 not sent" in shown.out
+    assert "error: first" in shown.err
+    assert [run.info.run_name for run in runs_of(client, "several")] == ["second"]
+
+
 def test_what_others_wrote_cannot_lead_out_of_the_folder(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from kinopoisk_ft.tracking.sweep import SAME_AS
 SERVED = {*REMOTE, *DATABASES} - {"sqlite"}  # stores that are elsewhere, or may be
 PAUSES = (1.0, 2.0, 4.0)  # seconds between attempts at a store that gives no answer
 
-Fate = Literal["sent", "was sent", "goes on"]
+Fate = Literal["sent", "was sent", "goes on", "not sent"]
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Shipment:
     died: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     refused: dict[str, str] = field(default_factory=dict)
+    error: UserError | None = None
 
     def line(self) -> str:
         """Return what a user is told of it."""
@@ -62,9 +63,11 @@ def send_all(
         uri, experiment: where to; None: where each run was to go.
         died_as: the status of a run that has told no end, though no process writes it any more.
 
+    A run whose own store cannot be had is "not sent", and the others go on.
+
     Raises:
-        UserError: there is no run, a store cannot be opened or gives no answer, or a run of another
-            machine names a server that was not asked for.
+        UserError: there is no run, or the store that was asked for cannot be opened or gives no
+            answer.
     """
     logs = {events.file.resolve(): events for folder in folders for events in event_logs(folder)}
     if not logs:
@@ -77,9 +80,15 @@ def send_all(
     owners = {file.parent: file for file in sorted(logs, key=lambda f: starts[f]["time"])
               if any(event["verb"] == "artifact" for event in logs[file].all())}  # fmt: skip
     for file in sorted(logs, key=lambda file: _order(logs[file])):
-        target = _target(starts[file], uri, experiment)
         files = owners.get(file.parent, file) == file
-        yield _send(logs[file], starts[file], target, files, died_as)
+        try:
+            target = _target(starts[file], uri, experiment)
+            shipment = _send(logs[file], starts[file], target, files, died_as)
+        except UserError as error:
+            if uri is not None:
+                raise
+            shipment = Shipment(starts[file]["name"], file.parent, "not sent", error=error)
+        yield shipment
 
 
 def _order(events: EventLog) -> tuple[int, int]:
