@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -349,14 +348,6 @@ def test_seconds_and_precision_go_on(checkpoints: Path) -> None:
     file = Snapshots(checkpoints).folders()[-1] / "state.json"
     assert json.loads(file.read_text())["seconds"]["train"] > 0
     assert kept_precision(checkpoints) == "fp32"
-
-
-def test_what_stopped_a_worker_reaches_the_process_that_started_it() -> None:
-    stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, torn=True)))
-    assert (type(stopped), stopped.number, stopped.exit_code, stopped.torn) == (
-        Stopped, signal.SIGTERM, 143, True
-    )  # fmt: skip
-    assert str(stopped) == "stopped by SIGTERM"
 
 
 def test_a_signal_in_evaluation_leaves_it_to_the_next_process(

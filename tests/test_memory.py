@@ -20,7 +20,7 @@ from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import loop, probe
+from kinopoisk_ft.training import loop, probe, strategy
 from kinopoisk_ft.training.batching import parts, reads_pads
 from kinopoisk_ft.training.evaluate import evaluate, predict
 from kinopoisk_ft.training.memory import out_of_memory, within_memory
@@ -218,6 +218,13 @@ def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
     state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)  # nothing fails any more
     assert recorder.of("micro_batch_size") == [6] * 2
     assert torch.equal(weights(state), weights(whole))
+
+
+def test_one_process_of_torchrun_can_go_down_to_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP would not take the backward pass of a failed attempt for done."""
+    monkeypatch.setattr(strategy, "chosen", lambda asked: "ddp")
+    model = nn.Linear(2, 2)
+    assert strategy.placed(model, "auto", torch.device("cpu")) is model
 
 
 def test_several_processes_make_as_many_parts_whatever_one_went_down_to(

@@ -94,7 +94,8 @@ class Encoder:
         fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         last = output_layer(module)
         if self.pooling == "auto" and any(not name.startswith(f"{last}.") for name in fresh):
-            log.info("%s has no trained pooler: mean pooling and our own head instead", self.name)
+            log.info("%s has no trained classifier below its last layer: mean pooling and our own "
+                     "head instead", self.name)  # fmt: skip
             return None
         if not fresh and trained_for != [*config.id2label.values()]:
             log.info("%s tells %s apart: its last layer starts anew", self.name, trained_for)

@@ -66,9 +66,8 @@ class Journal:
         value = found.scores[self.best_metric]
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
         state.since_best += 1
-        best = state.best
-        first = best is None or (math.isnan(best) and not math.isnan(value))
-        if first or (best is not None and sign * value > sign * best):
+        before = -math.inf if state.best is None or math.isnan(state.best) else sign * state.best
+        if state.best is None or sign * value > before:
             state.best, state.best_step, state.since_best = value, state.step, 0
             state.best_outputs = found.outputs
             self.best.save(state.model, state.step)
