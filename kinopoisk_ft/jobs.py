@@ -91,7 +91,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
 
     Returns the validation score, None of a trial that was pruned.
     """
-    from kinopoisk_ft.run import run_tags, write_result
+    from kinopoisk_ft.run import result_file, run_tags
 
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.sweep.dir)
@@ -110,7 +110,8 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
     else:
         _point_to(result.run_id, prepared, tags, out_dir)
         log.info("skipped: run %s is finished and identical", result.run_id)
-        write_result(prepared, result)
+        if (wanted := result_file(prepared)) is not None:
+            result.write(wanted)
         note["status"] = "skipped"
     note |= {"run_id": result.run_id, "objective": result.objective}
     Outcome(**note, f1_weighted=result.f1_weighted).write(sweep_dir)

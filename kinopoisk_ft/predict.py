@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.visible import one_line
+from kinopoisk_ft.whole_file import beside, check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,25 +83,12 @@ def _check_output(output: Path) -> None:
             where=str(output),
             fix="give --output a name that ends in .jsonl, .csv or .parquet",
         )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _beside(output).touch()
-        _beside(output).unlink()
-    except OSError as error:
-        raise UserError(
-            f"nothing can be written there: {error.strerror}",
-            where=str(output),
-            fix="give --output a file in a folder that you may write to",
-        ) from error
-
-
-def _beside(output: Path) -> Path:
-    return output.with_name(output.name + ".part")
+    check_writable(output, "--output")
 
 
 def _write(table: pd.DataFrame, output: Path) -> None:
     """Write beside, then rename: an earlier file stays whole if this fails."""
-    part = _beside(output)
+    part = beside(output)
     if output.suffix == ".jsonl":
         table.to_json(part, orient="records", lines=True, force_ascii=False)
     elif output.suffix == ".csv":

@@ -34,6 +34,7 @@ from kinopoisk_ft.tracking.sweep import parent_of
 from kinopoisk_ft.training.distributed import from_main, is_main, main_first, processes, size
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.unfinished import Unfinished
+from kinopoisk_ft.whole_file import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     tracker = watched(instantiate(cfg.tracking))
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
-    with StopSignals():
+    wanted = result_file(prepared)
+    if wanted is not None:
+        check_writable(wanted, "result_json")
+    with StopSignals(), unfinished.held():
         tags = run_tags(prepared)
         name, kept = f"{tags['approach']}, seed {tags['seed']}", unfinished.reopen()
         run_id = tracker.start(name, plain, tags, _parent(), kept, folder=out_dir)
@@ -58,6 +62,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             OmegaConf.save(cfg, out_dir / "config.yaml")
             tracker.artifact(out_dir / "config.yaml")
             result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
+            if wanted is not None:
+                result.write(wanted)
         except Pruned:
             tracker.finish("FINISHED")
             unfinished.end()
@@ -69,7 +75,6 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         tracker.finish("FINISHED")
         unfinished.end()
     print(f"{approach(prepared.choices)}\n{result.table()}")
-    write_result(prepared, result)
     return result
 
 
@@ -159,14 +164,14 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def write_result(prepared: Prepared, result: Result) -> None:
-    """Write the file that was asked for: a job of a sweep puts its number before the ending."""
+def result_file(prepared: Prepared) -> Path | None:
+    """Return the file that was asked for: a job of a sweep puts its number before the ending."""
     if not prepared.cfg.result_json:
-        return
+        return None
     file, hydra = Path(prepared.cfg.result_json), HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         file = file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
-    result.write(file)
+    return file
 
 
 def _parent() -> str | None:

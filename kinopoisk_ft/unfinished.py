@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import flatten
@@ -15,6 +19,8 @@ from kinopoisk_ft.whole_file import write_whole
 log = logging.getLogger(__name__)
 
 FILE = "unfinished.json"
+LOCK = "run.lock"
+LOCK_PATIENCE = 10.0  # seconds for a process that was told to stop and is at its end
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 # Where results go, and what may be changed when a run goes on.
@@ -34,6 +40,29 @@ class Unfinished:
     def __init__(self, out_dir: Path, config: dict[str, Any]) -> None:
         self.file, self.folder = out_dir / FILE, out_dir / CHECKPOINTS
         self.config = config
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in the folder: each would delete the other's work.
+
+        Raises:
+            UserError: another process trains there.
+        """
+        lock = FileLock(self.file.with_name(LOCK))
+        try:
+            lock.acquire(timeout=LOCK_PATIENCE)
+        except Timeout as error:
+            raise UserError(
+                "another process trains in this folder",
+                where=str(self.file.parent),
+                fix="wait for its end, or choose another output_dir",
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            log.warning("that no other process trains here could not be made sure: %s", error)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def reopen(self) -> str | None:
         """Return the id of the run to go on with; None, and checkpoints deleted, to start one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,3 +72,25 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
     """An empty hub on 127.0.0.1; fill `hub.repo(name)`, then `hub.run(code)` sees it."""
     with HubServer(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from checkpointed import Recorder, fit, steps
+
+    folder = tmp_path_factory.mktemp("broken_off")
+
+    def stop(step: int) -> None:
+        if step == 9:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(folder, recorder=Recorder(stop))
+    assert steps(folder) == [6, 8]
+    return folder
+
+
+@pytest.fixture
+def checkpoints(broken_off: Path, tmp_path: Path) -> Path:
+    """A folder with the last two checkpoints, after steps 6 and 8, of a run of ten steps."""
+    return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))

@@ -5,15 +5,22 @@ On a GPU verdicts wait there for the next of these, so that several come at once
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from checkpointed import Recorder, fit, weights
+from safetensors.torch import load_file
 from short_fit import short_fit
+from torch import nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.capture import capture, restore
 from kinopoisk_ft.training.finite import check_finite
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.state import State
 
 BATCH = [{"input_ids": torch.ones(1, 2, dtype=torch.int64)}]
@@ -59,3 +66,62 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
     restore(state, *kept)
     with pytest.raises(UserError, match="in 3 steps in a row"):
         check_finite(state, BATCH, 3, tmp_path)
+
+
+@pytest.fixture
+def poisoned(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Steps whose loss is made infinite."""
+    chosen: set[int] = set()
+    loss_sum, calls = Classification.loss_sum, [0]
+
+    def poison(self: Classification, model: nn.Module, batch: Any) -> Any:
+        loss, logits = loss_sum(self, model, batch)
+        if not model.training:
+            return loss, logits
+        calls[0] += 1
+        return (loss * float("inf") if calls[0] in chosen else loss), logits
+
+    monkeypatch.setattr(Classification, "loss_sum", poison)
+    return chosen
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_with_bad_numbers_is_skipped(
+    optimizer: str, poisoned: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused and plain optimizers leave weights and their own state as they were."""
+    seen: list[tuple[torch.Tensor, str]] = []
+    step = Precision.step
+
+    def watched(self: Precision, optimizer: Any, parameters: Any, *rest: Any) -> Any:
+        parameters = list(parameters)
+        verdict = step(self, optimizer, parameters, *rest)
+        flat = torch.cat([p.detach().flatten() for p in parameters])
+        state = optimizer.state_dict()["state"]
+        inner = [v.clone() for s in state.values() for v in s.values() if torch.is_tensor(v)]
+        seen.append((flat, str([t.double().sum().item() for t in inner])))
+        return verdict
+
+    monkeypatch.setattr(Precision, "step", watched)
+    poisoned |= {4, 5}
+    recorder = Recorder()
+    state = fit(tmp_path, f"trainer/optimizer={optimizer}", recorder=recorder)
+    assert state.step == 10
+    assert (state.skipped, state.bad_in_row) == (2, 0)
+    for after in (3, 4):
+        assert torch.equal(seen[after][0], seen[2][0])
+        assert seen[after][1] == seen[2][1]
+    assert not torch.equal(seen[5][0], seen[2][0])
+    assert recorder.values[(10, "skipped_steps")] == 2
+    assert (4, "train_loss") not in recorder.values
+    assert torch.isfinite(weights(state)).all()
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(poisoned: set[int], tmp_path: Path) -> None:
+    poisoned |= {2, 4, 5, 6}
+    with pytest.raises(UserError, match="not finite in 3 steps in a row, up to step 6") as raised:
+        fit(tmp_path, "trainer.max_bad_steps=3")
+    assert "bad_batch.safetensors" in str(raised.value)
+    batch = load_file(tmp_path / "bad_batch.safetensors")
+    assert batch["0.input_ids"].shape == batch["0.attention_mask"].shape
+    assert json.loads((tmp_path / "bad_batch.json").read_text())["step"] == 6

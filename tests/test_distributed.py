@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training import distributed, strategy
 from kinopoisk_ft.training.distributed import processes, share
+from kinopoisk_ft.training.memory import told_if_memory_ends
 from kinopoisk_ft.training.strategy import check_strategy
 
 CHILDREN = multiprocessing.get_context("forkserver")
@@ -264,6 +266,28 @@ def only_run(here: Path) -> Any:
     client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("kinopoisk_ft").experiment_id])
     return run
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [(UserError("a mistake"), True), (KeyboardInterrupt(), True),
+     (MemoryError(), False), (RuntimeError("a fault"), False)],
+)  # fmt: skip
+def test_who_fails_alone_does_not_wait_for_the_others(
+    error: BaseException, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be in a step that it has a part in, and never come to their end."""
+    store = MagicMock()
+    for key, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, 1, 2)]))
+    monkeypatch.setattr(distributed, "_of_this_start", lambda *_: store)
+    monkeypatch.setattr(distributed, "dist", MagicMock())
+    monkeypatch.setattr("kinopoisk_ft.training.memory.size", lambda: 2)
+    told = UserError if isinstance(error, MemoryError) else type(error)
+    with pytest.raises(told), processes("ddp", "cpu"), told_if_memory_ends("training"):
+        raise error
+    assert store.wait.called == waits
 
 
 @pytest.mark.slow

@@ -56,10 +56,11 @@ class Courier:
         self._woken.set()
 
     def _run(self) -> None:
-        failures = 0
+        failures, closing = 0, False
         while not self._stopped.is_set():
             self._woken.clear()
-            closing = self._closing.is_set()
+            if self._closing.is_set() and not closing:
+                failures, closing = 0, True  # an outage until now says nothing of the last tries
             try:
                 busy = self._step()
             except Exception as error:

@@ -106,7 +106,9 @@ class MlflowTracker(OfflineTracker):
             log.warning(text, left, sync_command(self._events.folder))
         self._events.tell_losses(self._delivery.sent.seq)
         if refused := self._delivery.sent.refused:
-            log.warning("the MLflow store does not have: %s", "; ".join(refused.values())[:1000])
+            text = "the MLflow store does not have: %s; to try again: %s"
+            told = "; ".join(refused.values())[:1000]
+            log.warning(text, told, sync_command(self._events.folder))
         self._events.close()
 
     def _model_bytes(self) -> int:

@@ -40,6 +40,10 @@ class MainRankError(UserError):
         super().__init__("rank 0 could not go on; its own message says why")
 
 
+class AloneError(UserError):
+    """One process of several cannot go on, and the others are waiting for its part of a step."""
+
+
 def rank() -> int:
     """Return the number of this process in the run, 0 for one of its own."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -81,10 +85,9 @@ def processes(strategy: str, device: str) -> Iterator[None]:
     together = True
     try:
         yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BaseException:
-        together = False
+    except BaseException as error:
+        joint = isinstance(error, UserError | KeyboardInterrupt)
+        together = joint and not isinstance(error, AloneError)
         raise
     finally:
         if number == 0:

@@ -125,6 +125,7 @@ class Trainer(Settings):
             if state.losses:  # where patience ended it
                 state.settle()
                 journal.losses(state)
+            keeper.save_last()
         if state.best_step != state.step:
             best.restore(model)
         log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
@@ -174,7 +175,12 @@ class Trainer(Settings):
             state.micro_batch_size = self.rows_at_once
         elif state.step != state.steps:
             with clock.section("probe"):
-                state.micro_batch_size = rows_that_fit(state, train)
+                rows, state.micro_batch_size = state.micro_batch_size, rows_that_fit(state, train)
+            if state.step and state.micro_batch_size < rows:
+                log.warning(
+                    "less memory is left than before the stop: %d rows at once instead of %d; from "
+                    "here on sums are rounded differently", state.micro_batch_size, rows,
+                )  # fmt: skip
         if state.step != state.steps and self.compile != "off":
             with clock.section("compile"):
                 _, state.micro_batch_size = within_memory(

@@ -15,7 +15,7 @@ import torch
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.allocator import release_freed_memory
-from kinopoisk_ft.training.distributed import size
+from kinopoisk_ft.training.distributed import AloneError, size
 from kinopoisk_ft.training.rng import DEVICES, random_states, set_random_states
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def told_if_memory_ends(where: str) -> Iterator[None]:
-    """Turn a lack of memory into a UserError that says where and what to lower."""
+    """Turn a lack of memory into a UserError that says where and what to lower.
+
+    Of several processes it is an AloneError: one may lack what the others have.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(
+        kind = AloneError if size() > 1 else UserError
+        raise kind(
             f"memory ran out in {where}: {str(error).splitlines()[0] if str(error) else 'no more'}",
             fix="lower data.max_length, take a smaller model or one whose layers are mostly frozen "
             "(adapter=lora, adapter=freeze), or use trainer.precision=bf16; on a GPU see what else "

@@ -9,15 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.capture import capture, frozen_digest, restore
-from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.checkpoint import BestWeights, trained_tensors
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.distributed import alike, from_main, is_main, told
 from kinopoisk_ft.training.misfit import misfit
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
-from kinopoisk_ft.training.snapshots import Snapshots
+from kinopoisk_ft.training.snapshots import Snapshot, Snapshots
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 SECONDS = 60.0  # between checkpoints by the clock: what a crash may cost
 OTHERWISE = "choose another output_dir, or start over in this one with resume=never"
 SHARE = 50  # and at least so many times what the last one took: 2% of the time
+SPEED = 2e8  # bytes a second that a slow disk takes, before one was written
 
 
 class Flushes(Protocol):
@@ -64,7 +67,7 @@ class Keeper:
         self.about = {**(about or {}), "device": device, "precision": precision}
         self._frozen = ""
         self._saved = (0, 0)
-        self._due = time.monotonic() + SECONDS
+        self._since, self._took = time.monotonic(), self._first_guess()
 
     def resume(self) -> None:
         """Go on from the last whole checkpoint, if there is one.
@@ -79,14 +82,15 @@ class Keeper:
                 where="data, or the tokenizer's cache, on another machine",
                 fix="give all machines the same files and versions",
             )
-        found = self.snapshots.newest() if self.reads and is_main() else None
-        plain = from_main(lambda: found.plain if found else None)
+        read: list[Snapshot] = []  # by rank 0
+        plain = from_main(lambda: self._newest(read))
         if plain is None:
             self.best.discard()
             return
-        folder = found.folder if found else self.snapshots.folder
+        folder = read[0].folder if read else self.snapshots.folder
         self._check(_about(plain), folder)
-        tensors = found.tensors() if found else {}
+        tensors: dict[str, Tensor] = {}
+        from_main(lambda: tensors.update(read[0].tensors()))
         if wrong := from_main(lambda: misfit(self.state, tensors, plain)):
             raise UserError(
                 f"the checkpoint in this folder does not fit this run: {wrong}",
@@ -103,14 +107,34 @@ class Keeper:
         done, length = self.state.step, self.state.length
         log.info("going on after step %d of %s: %s", done, length, folder.name)
 
+    def _newest(self, read: list[Snapshot]) -> dict[str, Any] | None:
+        found = self.snapshots.newest() if self.reads else None
+        read += [found] if found else []
+        return found.plain if found else None
+
     def save_if_due(self) -> None:
         """Write a checkpoint when its step or its time has come."""
         if self.every is None:
-            due = bool(told(time.monotonic() >= self._due))
+            due = self._is_after(max(SECONDS, SHARE * self._took))
         else:
             due = self.every > 0 and self.state.step % self.every == 0
         if due:
             self.save()
+
+    def save_last(self) -> None:
+        """Keep the end of training: the test, or the disk that the model goes to, may fail.
+
+        By the clock, only where training took so long that this is a small share of it.
+        """
+        if self.every is not None or self._is_after(SHARE * self._took):
+            self.save()
+
+    def _is_after(self, seconds: float) -> bool:
+        return bool(told(time.monotonic() - self._since >= seconds))
+
+    def _first_guess(self) -> float:
+        """Return the seconds that a checkpoint may take: AdamW keeps two numbers of each weight."""
+        return 3 * sum(v.nbytes for v in trained_tensors(self.state.model).values()) / SPEED
 
     def save(self) -> None:
         """Write a checkpoint, unless the last one was of this very moment."""
@@ -131,9 +155,9 @@ class Keeper:
                 self.snapshots.write(tensors, plain, {best.name: self.best.digest} if best else {})
             self.best.discard()
         self._saved = moment
-        took = time.monotonic() - started
-        self._due = time.monotonic() + max(SECONDS, SHARE * took)
-        log.debug("checkpoint after step %d in %.2f s", self.state.step, took)
+        self._since = time.monotonic()
+        self._took = self._since - started
+        log.debug("checkpoint after step %d in %.2f s", self.state.step, self._took)
 
     def __enter__(self) -> Keeper:
         return self
@@ -146,7 +170,8 @@ class Keeper:
     ) -> None:
         if isinstance(error, Stopped) and not error.torn:
             self.save()
-            hint = "start the same command again to go on" if self.writes else "nothing is kept"
+            kept = self._saved > (0, 0) or self.writes
+            hint = "start the same command again to go on" if kept else "nothing is kept"
             log.warning("%s after step %d of %s: %s",
                         error, self.state.step, self.state.length, hint)  # fmt: skip
 

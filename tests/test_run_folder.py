@@ -1,0 +1,83 @@
+"""Who may train in a folder, and whether a run goes on there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from kinopoisk_ft import unfinished
+from kinopoisk_ft.cli import main
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.unfinished import Unfinished, kept_seed
+
+CONFIG = {"seed": 1, "resume": "auto"}
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unfinished, "LOCK_PATIENCE", 0.0)
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    first, second = Unfinished(tmp_path, CONFIG), Unfinished(tmp_path, CONFIG)
+    with first.held():
+        with pytest.raises(UserError, match="another process trains in this folder") as raised:
+            second.held().__enter__()
+        assert str(tmp_path) in str(raised.value)
+    with second.held():
+        pass
+
+
+def test_where_files_cannot_be_locked_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with Unfinished(tmp_path, CONFIG).held():
+        assert "does not appear to support flock" in caplog.text
+
+
+def test_the_command_waits_for_no_work_that_it_would_spoil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor for a result that it could not write: both are told before anything is done."""
+    monkeypatch.chdir(tmp_path)
+    args = ["experiment=demo_tfidf", "tracking=none", "output_dir=run"]
+    with Unfinished(tmp_path / "run", CONFIG).held():
+        assert command(args) == 1
+    assert "another process trains in this folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command([*args, "result_json=file/result.json"]) == 1
+    told = capsys.readouterr().err
+    assert "nothing can be written there" in told
+    assert "give result_json a file" in told
+    assert not (tmp_path / "run" / "unfinished.json").exists()
+
+
+def command(args: list[str]) -> int:
+    try:
+        return main(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_config_decides_whether_a_run_goes_on(tmp_path: Path) -> None:
+    config = {"seed": 7, "resume": "auto", "trainer": {"lr": 0.1}, "output_dir": "a"}
+    assert Unfinished(tmp_path, config).reopen() is None
+    Unfinished(tmp_path, config).begin("id")
+    assert kept_seed(tmp_path, "auto") == 7
+    assert kept_seed(tmp_path, "never") is None
+    assert Unfinished(tmp_path, {**config, "output_dir": "b"}).reopen() == "id"
+    other = {**config, "trainer": {"lr": 0.2}}
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-000001"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trainer.lr: 0.1 there, 0.2 now"):
+        Unfinished(tmp_path, other).reopen()
+    assert checkpoint.exists()
+    assert Unfinished(tmp_path, {**other, "resume": "never"}).reopen() is None
+    assert not checkpoint.exists()
+    assert kept_seed(tmp_path, "auto") is None
