@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.attention_cuda import RealTokens
+from kinopoisk_ft.training import unpadded
+from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.unpadded import unpadded_attention
 
@@ -81,6 +83,32 @@ def test_rows_without_pads_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     want, _ = answer(module, inputs)
     with unpadded_attention(module, on("cuda", "bf16")):
         torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)
+
+
+def test_without_attention_dropout_real_tokens_alone_are_read_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand_ins.flash_attn(monkeypatch)
+    monkeypatch.setattr(gpu_package, "trouble", lambda package, device: None)
+    dropped: list[float] = []
+    attend = unpadded.attention_unpadded
+
+    def watched(
+        q: Tensor, k: Tensor, v: Tensor, real: RealTokens, dropout: float, *rest: Any
+    ) -> Any:
+        dropped.append(dropout)
+        return attend(q, k, v, real, dropout, *rest)
+
+    monkeypatch.setattr(unpadded, "attention_unpadded", watched)
+    module, inputs = encoder("none").train(), padded()
+    cuda, bf16 = torch.device("cuda"), on("cuda", "bf16")
+    for way, shares in (("keep", {0.1}), ("off", {0.0})):
+        with training_dropout(module, cuda, way), unpadded_attention(module, bf16):  # type: ignore[arg-type]
+            answer(module, inputs)
+        assert set(dropped) == shares
+        dropped.clear()
+        parts = [m for m in module.modules() if hasattr(m, "config")]
+        assert {cast(Any, part).config._attn_implementation for part in parts} == {"sdpa"}
 
 
 @pytest.mark.parametrize(("device", "kind", "wrong"), [

@@ -119,13 +119,16 @@ def training_dropout(
             part.set_attn_implementation("sdpa")
 
 
-def by_sdpa(model: nn.Module) -> list[Any]:
-    """Return the Hugging Face models in a model that attend by SDPA and can be told another way."""
+def by_sdpa(model: nn.Module, *ways: str) -> list[Any]:
+    """Return the Hugging Face models in a model that attend by SDPA and can be told another way.
+
+    `ways`: names of attention functions that are taken for SDPA as well.
+    """
     return [
         part
         for part in model.modules()
         if isinstance(part, PreTrainedModel)
-        and part.config._attn_implementation == "sdpa"
+        and part.config._attn_implementation in ("sdpa", *ways)
         and part._can_set_attn_implementation()
     ]
 

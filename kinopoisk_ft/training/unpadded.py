@@ -19,12 +19,15 @@ from transformers.masking_utils import (
 
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.attention_cuda import PACKAGE, RealTokens, attention_unpadded
-from kinopoisk_ft.training.dropout import by_sdpa
+from kinopoisk_ft.training.dropout import KEEPS_ALL, by_sdpa
 from kinopoisk_ft.training.precision import DTYPES, Precision
 
 log = logging.getLogger(__name__)
 
-UNPADDED = "kinopoisk_ft_unpadded"  # among the attention functions of `transformers`
+# Among the attention functions of `transformers`.
+UNPADDED = "kinopoisk_ft_unpadded"
+UNPADDED_KEEPS_ALL = "kinopoisk_ft_unpadded_keeps_all"
+INSTEAD = {"sdpa": UNPADDED, KEEPS_ALL: UNPADDED_KEEPS_ALL}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
@@ -59,24 +62,41 @@ def attention_forward(
     return attention_unpadded(q, k, v, attention_mask, dropout, scaling).to(given), None
 
 
+def attention_that_keeps_all(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | RealTokens | None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend among real tokens, and drop no probabilities."""
+    return attention_forward(module, query, key, value, attention_mask, 0.0, **kwargs)
+
+
 @contextmanager
 def unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
     """Let Hugging Face encoders that run by SDPA attend among real tokens, SDPA again in the end.
 
+    Those that `training_dropout` has told to drop nothing drop nothing here either.
     Nothing is done elsewhere than on CUDA in half precision, nor without a working flash-attn.
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
-    parts = by_sdpa(model) if wanted else []
+    parts = by_sdpa(model, KEEPS_ALL) if wanted else []
     if parts and (wrong := gpu_package.trouble(PACKAGE, precision.device)):
         log.info("attention runs by PyTorch's kernels over padded batches: %s", wrong)
         parts = []
-    AttentionInterface.register(UNPADDED, attention_forward)
-    AttentionMaskInterface.register(UNPADDED, mask_forward)
+    before = [part.config._attn_implementation for part in parts]
+    ways = ((UNPADDED, attention_forward), (UNPADDED_KEEPS_ALL, attention_that_keeps_all))
+    for key, function in ways:
+        AttentionInterface.register(key, function)
+        AttentionMaskInterface.register(key, mask_forward)
     try:
-        for part in parts:
-            part.set_attn_implementation(UNPADDED)
+        for part, way in zip(parts, before, strict=True):
+            part.set_attn_implementation(INSTEAD[way])
             log.info("attention runs by flash-attn over real tokens alone")
         yield
     finally:
-        for part in parts:
-            part.set_attn_implementation("sdpa")
+        for part, way in zip(parts, before, strict=True):
+            part.set_attn_implementation(way)
