@@ -149,10 +149,13 @@ def test_where_nothing_is_written_what_is_there_goes_on(
     assert "start the same command again to go on" in caplog.text
 
 
-def test_seconds_and_precision_go_on(checkpoints: Path) -> None:
+def test_seconds_and_precision_go_on(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = Snapshots(checkpoints).folders()[-1] / "state.json"
     assert json.loads(file.read_text())["seconds"]["train"] > 0
     assert kept_precision(checkpoints) == "fp32"
+    with caplog.at_level("INFO"):
+        fit(checkpoints, "trainer.precision=auto")
+    assert "precision fp32 (chosen before the stop)" in caplog.text
 
 
 def test_a_signal_in_evaluation_leaves_it_to_the_next_process(

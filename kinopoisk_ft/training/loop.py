@@ -53,6 +53,7 @@ class Trainer(Settings):
         A run that goes on from a checkpoint in the folder keeps the precision chosen at first.
         """
         device, kind = choose_device(self.device), self.precision
+        kept = None
         if folder is not None and kind == "auto":
             kept = from_main(lambda: kept_precision(folder))
             kind = kept or kind
@@ -63,7 +64,8 @@ class Trainer(Settings):
             self.strategy, self.batch_size, self.micro_batch_size, self.prefix_cache,
             self.compile, precision.kind,
         )  # fmt: skip
-        log.info("device %s, precision %s (%s)", device, precision.kind, precision.reason)
+        reason = "chosen before the stop" if kept else precision.reason
+        log.info("device %s, precision %s (%s)", device, precision.kind, reason)
         stays = self.keep_memory and keep_freed_memory()
         log.info("freed memory %s", "stays in the process" if stays else "goes back to the system")
         torch.manual_seed(self.seed)
