@@ -95,6 +95,31 @@ def test_space_is_checked_before_writing(
     assert steps(checkpoints) == [6, 8]
 
 
+@pytest.mark.parametrize("every", ["2", "0"])
+def test_what_has_no_room_is_told_before_training(
+    every: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "MARGIN", 2**60)
+    recorder = Recorder()
+    with pytest.raises(UserError, match="are to stay free: there are"):
+        fit(tmp_path, f"trainer.checkpoint_every={every}", recorder=recorder)
+    assert not recorder.values
+
+
+def test_a_training_that_is_done_needs_no_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit(tmp_path / "whole", "trainer.checkpoint_every=100")
+
+    def full(*_: object) -> None:
+        raise UserError("the checkpoint could not be written: no space")
+
+    monkeypatch.setattr(Snapshots, "write", full)
+    state = fit(tmp_path / "full", "trainer.checkpoint_every=100")
+    assert torch.equal(weights(state), weights(whole))
+    assert "kept nowhere but in memory: the checkpoint could not be written" in caplog.text
+
+
 def test_a_folder_that_cannot_be_made_is_told() -> None:
     with pytest.raises(UserError, match="could not be written"):
         fit(Path("/proc/no/checkpoints"))

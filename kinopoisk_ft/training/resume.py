@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.capture import capture, frozen_digest, restore
 from kinopoisk_ft.training.checkpoint import BestWeights, trained_tensors
 from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.disk import check_space, writing
 from kinopoisk_ft.training.distributed import alike, from_main, is_main, told
 from kinopoisk_ft.training.misfit import misfit
 from kinopoisk_ft.training.precision import Kind
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 SECONDS = 60.0  # between checkpoints by the clock: what a crash may cost
 OTHERWISE = "choose another output_dir, or start over in this one with resume=never"
 SHARE = 50  # and at least so many times what the last one took: 2% of the time
+ADAMW = 3  # numbers of each weight in a checkpoint
 SPEED = 2e8  # bytes a second that a slow disk takes, before one was written
 
 
@@ -67,14 +69,16 @@ class Keeper:
         self.about = {**(about or {}), "device": device, "precision": precision}
         self._frozen = ""
         self._saved = (0, 0)
-        self._since, self._took = time.monotonic(), self._first_guess()
+        self._since = time.monotonic()
+        self._took = ADAMW * _trained_bytes(state.model) / SPEED
 
     def resume(self) -> None:
         """Go on from the last whole checkpoint, if there is one.
 
         Raises:
             UserError: it is of other data, of another base, of another device or precision, or is
-                none that this run could have written; or the processes of this run differ in these.
+                none that this run could have written; or the processes of this run differ in these;
+                or there is no room for what training will write.
         """
         if not alike(self.about):
             raise UserError(
@@ -82,6 +86,7 @@ class Keeper:
                 where="data, or the tokenizer's cache, on another machine",
                 fix="give all machines the same files and versions",
             )
+        from_main(self._check_room)
         read: list[Snapshot] = []  # by rank 0
         plain = from_main(lambda: self._newest(read))
         if plain is None:
@@ -107,6 +112,12 @@ class Keeper:
         done, length = self.state.step, self.state.length
         log.info("going on after step %d of %s: %s", done, length, folder.name)
 
+    def _check_room(self) -> None:
+        """Look for the room of the best weights and of a checkpoint before the work, not after."""
+        weights = _trained_bytes(self.state.model)
+        with writing(self.snapshots.folder):
+            check_space(self.snapshots.folder, (1 + ADAMW * self.writes) * weights)
+
     def _newest(self, read: list[Snapshot]) -> dict[str, Any] | None:
         found = self.snapshots.newest() if self.reads else None
         read += [found] if found else []
@@ -124,17 +135,18 @@ class Keeper:
     def save_last(self) -> None:
         """Keep the end of training: the test, or the disk that the model goes to, may fail.
 
-        By the clock, only where training took so long that this is a small share of it.
+        By the clock, only where training took so long that this is a small share of it. There may
+        be no room for it beside the model.
         """
-        if self.every is not None or self._is_after(SHARE * self._took):
+        if self.every is None and not self._is_after(SHARE * self._took):
+            return
+        try:
             self.save()
+        except UserError as error:
+            log.warning("the end of training is kept nowhere but in memory: %s", error)
 
     def _is_after(self, seconds: float) -> bool:
         return bool(told(time.monotonic() - self._since >= seconds))
-
-    def _first_guess(self) -> float:
-        """Return the seconds that a checkpoint may take: AdamW keeps two numbers of each weight."""
-        return 3 * sum(v.nbytes for v in trained_tensors(self.state.model).values()) / SPEED
 
     def save(self) -> None:
         """Write a checkpoint, unless the last one was of this very moment."""
@@ -192,6 +204,10 @@ class Keeper:
                 where=str(folder),
                 fix=OTHERWISE,
             )
+
+
+def _trained_bytes(model: nn.Module) -> int:
+    return sum(value.nbytes for value in trained_tensors(model).values())
 
 
 def kept_precision(folder: Path) -> Kind | None:
