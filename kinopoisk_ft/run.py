@@ -31,6 +31,7 @@ from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.trial import Pruned, watched
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.sweep import parent_of
+from kinopoisk_ft.training.disk import told_if_disk_ends
 from kinopoisk_ft.training.distributed import from_main, is_main, main_first, processes, size
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.unfinished import Unfinished
@@ -61,9 +62,10 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             unfinished.begin(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
             tracker.artifact(out_dir / "config.yaml")
-            result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
-            if wanted is not None:
-                result.write(wanted)
+            with told_if_disk_ends(out_dir):
+                result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
+                if wanted is not None:
+                    result.write(wanted)
         except Pruned:
             tracker.finish("FINISHED")
             unfinished.end()

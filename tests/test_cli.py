@@ -69,11 +69,12 @@ def run(*args: str, data: Sequence[str] = DATA) -> int:
 def finished(place: Path) -> dict[str, object]:
     """The result of one whole run with the store, through a new process."""
     env = {**os.environ, "KINOPOISK_FT_CACHE": str(place / "cache")}
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "kinopoisk_ft", *DATA, *SMALL, *BERT, "adapter=lora",
          "output_dir=first", "result_json=first.json", "seed=3"],
-        cwd=place, env=env, check=True, capture_output=True,
+        cwd=place, env=env, check=True, capture_output=True, text=True,
     )  # fmt: skip
+    assert "Warning: " not in done.stderr
     result: dict[str, object] = json.loads((place / "first.json").read_text())
     return result
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from kinopoisk_ft import unfinished
 from kinopoisk_ft.cli import main
@@ -56,6 +59,27 @@ def test_the_command_waits_for_no_work_that_it_would_spoil(
     assert "nothing can be written there" in told
     assert "give result_json a file" in told
     assert not (tmp_path / "run" / "unfinished.json").exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/model/model.safetensors"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+])  # fmt: skip
+def test_a_disk_that_fills_up_anywhere_is_told(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kinopoisk_ft.run.record_data", fail)
+    assert command(["experiment=demo_tfidf", "tracking=none", "output_dir=run"]) == 1
+    told = capsys.readouterr().err
+    assert "nothing more could be written: No space left on device" in told
+    assert ("run/model/model.safetensors" in told) == isinstance(error, OSError)
+    assert "start the same command again" in told
+    assert (tmp_path / "run" / "unfinished.json").exists()
 
 
 def command(args: list[str]) -> int:

@@ -23,10 +23,12 @@ class ReviewClassifier(PythonModel):
         """Read the model folder."""
         self._predictor = Predictor(Path(context.artifacts["model_folder"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: PythonModelContext | None, model_input: pd.DataFrame, params: Any = None
+    ) -> pd.DataFrame:
         """Return the columns label and p_<class>, a row for each text.
 
-        Without annotations: MLflow would check each call against them, and takes lists alone.
+        Said to take a frame, of which MLflow checks nothing: it comes as the signature has it.
         """
         return self._predictor.predict(texts_of(model_input))
 

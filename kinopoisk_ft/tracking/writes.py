@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
@@ -20,6 +20,7 @@ from kinopoisk_ft.tracking.places import located
 LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
 MOST_PARAMS = MOST_TAGS = 100  # MLflow's limits of one request
 MOST_METRICS = 1000
+EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]  # of what a model takes
 LARGEST_TEXT = 2**20  # bytes of a JSON file in which the run's id is looked for
 
 
@@ -148,24 +149,22 @@ class RunWriter:
         self, folder: Path, code: Path, names: list[str], model: LoggedModel, to: Path
     ) -> None:
         outputs = [ColSpec("string", "label"), *(ColSpec("double", f"p_{n}") for n in names)]
-        with warnings.catch_warnings():
-            # It advises type hints, which would refuse a frame, and an example input.
-            warnings.simplefilter("ignore", UserWarning)
-            mlflow.pyfunc.save_model(
-                str(to),
-                mlflow_model=Model(
-                    artifact_path=model.artifact_location,
-                    run_id=self.run_id,
-                    model_id=model.model_id,
-                    model_uuid=model.model_id,
-                ),
-                python_model=str(code),
-                artifacts={"model_folder": str(folder)},
-                signature=ModelSignature(
-                    inputs=Schema([ColSpec("string", "text")]), outputs=Schema(outputs)
-                ),
-                pip_requirements=["kinopoisk-ft"],
-            )
+        mlflow.pyfunc.save_model(
+            str(to),
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                run_id=self.run_id,
+                model_id=model.model_id,
+                model_uuid=model.model_id,
+            ),
+            python_model=str(code),
+            artifacts={"model_folder": str(folder)},
+            signature=ModelSignature(
+                inputs=Schema([ColSpec("string", "text")]), outputs=Schema(outputs)
+            ),
+            input_example=pd.DataFrame({"text": EXAMPLE}),
+            pip_requirements=["kinopoisk-ft"],
+        )
 
     def _reopen(self, event: Event) -> None:
         """Go on with a run that had come to an end."""

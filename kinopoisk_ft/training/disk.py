@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
 
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MARGIN = 2**26  # bytes left to the log, the store and the result
 
 
@@ -33,6 +36,29 @@ def writing(folder: Path) -> Iterator[None]:
             fix="free some space or mend the rights, and start the same command again: it goes on "
             "from the checkpoint before; or choose another output_dir",
         ) from error
+
+
+@contextmanager
+def told_if_disk_ends(folder: Path) -> Iterator[None]:
+    """Turn a disk that takes no more, whatever was written, into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else _system_code(error)
+        if code not in NO_MORE:
+            raise
+        raise UserError(
+            f"nothing more could be written: {os.strerror(code)}",
+            where=str(getattr(error, "filename", None) or folder),
+            fix="free some space and start the same command again: it goes on from its last "
+            "checkpoint; or choose another output_dir",
+        ) from error
+
+
+def _system_code(error: SafetensorError) -> int:
+    """Return the system's number for an error of safetensors, 0 where there is none."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else 0
 
 
 def check_space(folder: Path, needed: int) -> None:
