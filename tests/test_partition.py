@@ -15,6 +15,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
+from kinopoisk_ft import names
+from kinopoisk_ft.data import leakage
 from kinopoisk_ft.data.dates import parse_date
 from kinopoisk_ft.data.duplicates import (
     _folded,
@@ -27,8 +29,9 @@ from kinopoisk_ft.data.duplicates import (
 from kinopoisk_ft.data.groups import linked
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.data.local import LocalFile
-from kinopoisk_ft.data.partition import Shares, split_rows
+from kinopoisk_ft.data.partition import Shares, split_rows, tied
 from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.splits import Parts
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.names import fold_name
 
@@ -51,6 +54,10 @@ def table(number: int, seed: int = 0) -> pd.DataFrame:
             "place": [f"row {row}" for row in range(number)],
         }
     )
+
+
+def parted(frame: pd.DataFrame, near: np.ndarray, way: str, shares: Shares = SHARES) -> Parts:
+    return split_rows(frame, tied(frame, near, way), NAMES, way, shares)
 
 
 def alone(number: int) -> np.ndarray:
@@ -78,7 +85,7 @@ def test_no_film_and_no_duplicate_on_both_sides(
     groups = np.array(near[:number])
     shares = Shares(0.2, 0.2, seed, folds, None if folds is None else seed % folds)
     try:
-        parts = split_rows(frame, groups, NAMES, way, shares)
+        parts = parted(frame, groups, way, shares)
     except UserError:  # so few films that some part would have no row of a class
         reject()
     assert sorted(np.concatenate(parts)) == list(range(number))
@@ -93,10 +100,7 @@ def test_no_film_and_no_duplicate_on_both_sides(
 @pytest.mark.parametrize("way", WAYS)
 def test_folds_partition_the_rows(way: str) -> None:
     frame = table(600)
-    tests = [
-        split_rows(frame, alone(600), NAMES, way, Shares(0.2, 0.2, 42, 4, fold))[2]
-        for fold in range(4)
-    ]
+    tests = [parted(frame, alone(600), way, Shares(0.2, 0.2, 42, 4, fold))[2] for fold in range(4)]
     assert sorted(np.concatenate(tests)) == list(range(600))
     assert all(len(test) > 60 for test in tests)
 
@@ -110,7 +114,7 @@ def test_folds_are_scikit_learns() -> None:
     for way, expected in (("random", plain), ("film", by_film)):
         for fold, (_, held) in enumerate(expected):
             shares = Shares(0.2, 0.2, 42, 5, fold)
-            assert split_rows(frame, alone(600), NAMES, way, shares)[2].tolist() == held.tolist()
+            assert parted(frame, alone(600), way, shares)[2].tolist() == held.tolist()
 
 
 def test_random_is_the_studys_with_duplicates_or_without() -> None:
@@ -119,7 +123,7 @@ def test_random_is_the_studys_with_duplicates_or_without() -> None:
     rest, test = train_test_split(range(500), test_size=0.2, random_state=42, stratify=labels)
     kept = [labels[row] for row in rest]
     train, val = train_test_split(rest, test_size=0.2, random_state=42, stratify=kept)
-    found = split_rows(frame, np.zeros(500, dtype=int), NAMES, "random", SHARES)
+    found = parted(frame, np.zeros(500, dtype=int), "random")
     assert [part.tolist() for part in found] == [train, val, test]
 
 
@@ -138,13 +142,13 @@ def test_the_studys_sizes_through_the_config(tmp_path: Path, choice: str) -> Non
 def test_whole_films_are_balanced(way: str) -> None:
     """Shares of rows and of classes are near those asked for, and the seed chooses the films."""
     frame = table(3000)
-    parts = split_rows(frame, alone(3000), NAMES, way, SHARES)
+    parts = parted(frame, alone(3000), way)
     mean = frame["label"].mean()
     for part, share in zip(parts, (0.64, 0.16, 0.2), strict=True):
         assert len(part) / 3000 == pytest.approx(share, abs=0.02)
         assert frame["label"].iloc[part].mean() == pytest.approx(mean, abs=0.02)
-    again = split_rows(frame, alone(3000), NAMES, way, SHARES)
-    other = split_rows(frame, alone(3000), NAMES, way, Shares(0.2, 0.2, 43))
+    again = parted(frame, alone(3000), way)
+    other = parted(frame, alone(3000), way, Shares(0.2, 0.2, 43))
     assert parts[2].tolist() == again[2].tolist() != other[2].tolist()
 
 
@@ -167,16 +171,30 @@ def test_the_parts_say_what_was_kept_together(tmp_path: Path, way: str, kept: bo
 
 def test_a_film_without_a_name_goes_alone() -> None:
     frame = table(600).assign(film=["Чапаев", None, " "] * 200)
-    parts = split_rows(frame, alone(600), NAMES, "film", SHARES)
+    parts = parted(frame, alone(600), "film")
     sizes = [len(part) for part in parts]
     named = [part for part in parts if (frame["film"].iloc[part] == "Чапаев").any()]
     assert min(sizes) > 50
     assert len(named) == 1
 
 
+def test_names_are_folded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folded: list[str] = []
+
+    def count(form: str, name: str) -> str:
+        folded.append(name)
+        return name
+
+    monkeypatch.setattr(names.unicodedata, "normalize", count)
+    monkeypatch.setattr(leakage, "fold_name", lambda name: name)
+    split = local(tmp_path, split="film").load()
+    assert sorted(folded) == sorted(f"Фильм {row % 12}" for row in range(60))
+    assert split.test.groupby("film")["group"].nunique().eq(1).all()
+
+
 def test_time_trains_on_the_oldest_and_tests_on_the_newest() -> None:
     frame = table(600)
-    train, val, test = split_rows(frame, alone(600), NAMES, "time", SHARES)
+    train, val, test = parted(frame, alone(600), "time")
     assert (len(train), len(val), len(test)) == (384, 96, 120)
     date = frame["date"]
     assert date.iloc[train].max() <= date.iloc[val].min()
@@ -188,7 +206,7 @@ def test_an_old_twin_of_a_new_review_is_not_trained_on() -> None:
     order = np.argsort(frame["date"].to_numpy(), kind="stable")
     near = alone(600)
     near[order[0]] = near[order[-1]]
-    test = split_rows(frame, near, NAMES, "time", SHARES)[2]
+    test = parted(frame, near, "time")[2]
     assert {order[0], order[-1]} <= set(test)
 
 
