@@ -49,6 +49,7 @@ def trained(
         start_time=0,
         settings={"data.max_length": "256", **changes.get("settings", {})},
         metrics=metrics,
+        searched=str(changes.get("searched", "")),
     )
 
 
@@ -144,6 +145,7 @@ def test_unequal_budgets_are_said_in_words() -> None:
         "data.truncation": "tail", "data.strip_scores": "True", "data.max_characters": "900",
         "trainer.epochs": "5", "trainer.max_steps": "70", "trainer.batch_size": "8",
         "trainer.class_weights": "balanced", "trainer.sampling": "balanced",
+        "trainer.eval_every": "20", "trainer.patience": "3",
     }  # fmt: skip
     for key, value in changes.items():
         other = trained("gru", settings={**common, key: value})
@@ -155,6 +157,29 @@ def test_unequal_budgets_are_said_in_words() -> None:
             assert ("tfidf" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
     assert "footing" not in " ".join(table_notes(even, EN))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_against_full_training_what_is_unequal_is_named(language: str) -> None:
+    words = Words(language)
+    common = {"trainer.epochs": "2", "trainer.batch_size": "16", "trainer.patience": "None"}
+    full, even = trained(settings=common), trained("bert", "freeze", settings=common)
+    changes = {"trainer.epochs": "5", "trainer.batch_size": "8", "trainer.patience": "3",
+               "data.max_length": "64", "trainer.eval_every": "20"}  # fmt: skip
+    longer = trained("bert", "lora", settings=changes, searched="experiment=best")
+    said = conclusions(one_table(full, even, longer), words)
+    ours, others = (
+        [line for line in said if line.startswith(f"{name} ") and "(bert):" in line]
+        for name in ("bert + lora", "bert + freeze")
+    )
+    budgets = words("budgets", differences="").partition("(")[0]
+    assert budgets in ours[0]
+    assert budgets not in others[0]
+    for key, parts in {"trainer.epochs": "5 / 2", "trainer.batch_size": "8 / 16",
+                       "trainer.patience": "3 / -", "data.max_length": "64 / 256",
+                       "trainer.eval_every": "20 / -",
+                       "search": "experiment=best / -"}.items():  # fmt: skip
+        assert f"{words(key)} {parts}" in ours[0]
 
 
 def test_no_phrase_calls_an_approach_better() -> None:

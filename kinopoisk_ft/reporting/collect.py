@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting.runs import BASELINE, Collected, FailedRun, TrainedRun
+from kinopoisk_ft.search.best import BEST
 from kinopoisk_ft.tracking.sweep import SAME_AS
 from kinopoisk_ft.visible import one_line
 
@@ -168,6 +169,7 @@ def _trained(run: Run) -> TrainedRun:
         overrides=tags.get("overrides", ""),
         precision=tags.get("precision", ""),
         parent=tags.get("mlflow.parentRunId", ""),
+        searched=_searched(tags),
         start_time=run.info.start_time,
         settings={
             k: params[k]
@@ -176,6 +178,12 @@ def _trained(run: Run) -> TrainedRun:
         },
         metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
     )
+
+
+def _searched(tags: dict[str, str]) -> str:
+    if "trial" in tags:
+        return "trial"
+    return f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
 
 
 def _failed(run: Run, kind: str, detail: str) -> FailedRun:

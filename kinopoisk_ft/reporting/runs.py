@@ -28,6 +28,7 @@ class TrainedRun:
     overrides: str = ""  # of the command line
     precision: str = ""
     parent: str = ""  # run id of its sweep
+    searched: str = ""  # "trial" of a search, "experiment=best" for what one chose
 
     @property
     def max_length(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.reporting.details import Details
-from kinopoisk_ft.reporting.footing import BUDGET, TEXTS, part
+from kinopoisk_ft.reporting.footing import BUDGET, SEARCH, TEXTS, part
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words
@@ -29,7 +29,8 @@ class Recipe:
 
 def budgets(table: Table, words: Words) -> list[list[str]]:
     """Return a row an approach with what it read and was allowed, as far as any row recorded it."""
-    columns = {words(key): [_part(row, key) for row in table.rows] for key in (*BUDGET, *TEXTS)}
+    keys = (*BUDGET, SEARCH, *TEXTS)
+    columns = {words(key): [_part(row, key) for row in table.rows] for key in keys}
     columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
