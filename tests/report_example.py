@@ -82,6 +82,9 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
     if model == "tfidf":
         where += " 'data.path=/data/two words.csv'"
     tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed} {where}"}
+    if model != "tfidf":  # of it no more than the overrides is known
+        given = f"--config-dir my hydra.mode=RUN experiment={experiment} sweep=study seed={seed}"
+        tags["command"] = f"python -m kinopoisk_ft {given}"
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}
     for key, value in tags.items():
         made.client.set_tag(run_id, key, value)

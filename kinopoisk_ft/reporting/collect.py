@@ -167,6 +167,7 @@ def _trained(run: Run) -> TrainedRun:
         commit=tags.get("commit", ""),
         experiment=tags.get("experiment", ""),
         overrides=tags.get("overrides", ""),
+        command=tags.get("command", ""),
         precision=tags.get("precision", ""),
         parent=tags.get("mlflow.parentRunId", ""),
         searched=_searched(tags),

@@ -114,6 +114,12 @@ PAGE = {
     "versions": {"en": "versions", "ru": "версии"},
     "run_ids": {"en": "runs", "ru": "запуски"},
     "not_recorded": {"en": "not recorded", "ru": "не записано"},
+    "command_partial": {
+        "en": "Made of the overrides alone: a folder of configs (--config-dir), what a sweep's "
+        "file says and values from the environment were not recorded; add what there was of them.",
+        "ru": "Составлено из одних переопределений: папка конфигураций (--config-dir), содержимое "
+        "файла серии и значения из окружения не записаны; добавьте то из них, что было.",
+    },
     "no_command": {
         "en": "The command line was not recorded.",
         "ru": "Командная строка не записана.",
