@@ -92,6 +92,11 @@ PAGE = {
         "en": "reviews with a near-duplicate",
         "ru": "отзывы с почти одинаковым текстом",
     },
+    "pretraining": {
+        "en": "reviews that the base was pretrained on: {names}",
+        "ru": "отзывы, на которых предобучена база: {names}",
+    },
+    "unknown": {"en": "unknown", "ru": "неизвестно"},
     "leakage_film_guess": {
         "en": "accuracy of guessing each film's usual label (majority class: {majority})",
         "ru": "accuracy угадывания по обычной метке фильма (самый частый класс: {majority})",

@@ -163,6 +163,12 @@ NOTES = {
         "en": "sampling (trainer.sampling)",
         "ru": "выбор примеров (trainer.sampling)",
     },
+    "note_pretraining_unknown": {
+        "en": "Unknown whether pretraining had read test reviews: {names}. Their bases have no "
+        "record of it.",
+        "ru": "Неизвестно, были ли тестовые отзывы в предобучении: {names}. В их базах об этом "
+        "ничего не записано.",
+    },
     "note_owed": {
         "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "
         "even where an earlier run had made it.",
