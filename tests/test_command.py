@@ -21,8 +21,8 @@ from mlflow.entities import Run
 
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.command import as_override
-from kinopoisk_ft.reporting.collect import _trained
 from kinopoisk_ft.reporting.page.repeat import _command
+from kinopoisk_ft.reporting.reading import trained
 from kinopoisk_ft.run import IDENTITY
 
 FILES = {
@@ -53,13 +53,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with reviews and folders of configs."""
     texts, labels = tiny.reviews(80)
     frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
-    frame.to_json(tmp_path / "it's reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    frame.to_json(tmp_path / "it's  reviews.jsonl", orient="records", lines=True, force_ascii=False)
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("REVIEWS", "it's reviews.jsonl")
+    monkeypatch.setenv("REVIEWS", "it's  reviews.jsonl")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", sys.argv)
     return tmp_path
@@ -98,7 +98,7 @@ def test_the_command_runs_the_same_job(
 ) -> None:
     assert run("--config-dir", "my configs", *args, "output_dir=out", "rerun=true") == 0
     (first,) = runs(place)
-    command = _command(_trained(first))
+    command = _command(trained(first))
     monkeypatch.delenv("REVIEWS")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -118,7 +118,7 @@ def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch
     assert run("--config-dir", "my configs", "experiment=mine", "output_dir=out") == 0
     (found,) = runs(place)
     start = "torchrun --nproc-per-node 2 -m kinopoisk_ft --config-dir 'my configs' experiment=mine"
-    assert _command(_trained(found)).startswith(start)
+    assert _command(trained(found)).startswith(start)
 
 
 @given(
@@ -140,7 +140,7 @@ def test_what_else_a_store_says_runs_nothing(place: Path) -> None:
     (found,) = runs(place)
     tags = found.data.tags
     tags["command"] = "rm -rf / ; python -m kinopoisk_ft"
-    assert _command(_trained(found)) == "python -m kinopoisk_ft experiment=mine"
+    assert _command(trained(found)) == "python -m kinopoisk_ft experiment=mine"
     tags["command"] = "python -m kinopoisk_ft seed=1; rm -rf /"
-    assert shlex.split(_command(_trained(found)))[3:] == ["seed=1;", "rm", "-rf", "/"]
-    assert ";" not in _command(_trained(found)).replace("'seed=1;'", "")
+    assert shlex.split(_command(trained(found)))[3:] == ["seed=1;", "rm", "-rf", "/"]
+    assert ";" not in _command(trained(found)).replace("'seed=1;'", "")
