@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss
 
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.adapters.plain import Full
+from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, share_cut
 from kinopoisk_ft.errors import UserError
@@ -70,6 +71,7 @@ def fit_baseline(
         precision="fp64",
         seen=Seen(sum(map(sum, whole.values())), sum(map(sum, read.values()))),
         truncated={name: share_cut(whole[name], read[name]) for name in ("val", "test")},
+        read_before=Overlap(0, len(test)),
         history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
     )
 

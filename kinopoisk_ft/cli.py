@@ -18,6 +18,7 @@ from kinopoisk_ft import ranks
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.mistakes import explain, in_composing
+from kinopoisk_ft.pipes import ends_quietly
 from kinopoisk_ft.usage import help_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class RunError(Exception):
     """A job failed and its message has been shown."""
 
 
+@ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failure, 2 for bad usage."""
     args = sys.argv[1:] if argv is None else argv

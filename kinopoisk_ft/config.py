@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft import ranks
+from kinopoisk_ft.command import from_environment
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.targets import foreign_targets
 from kinopoisk_ft.unfinished import kept_seed
@@ -42,6 +43,7 @@ class Prepared:
     cfg: DictConfig
     choices: dict[str, str]
     overrides: list[str]
+    from_environment: dict[str, Any]  # values that the config takes from there, by key
 
 
 def prepare(cfg: DictConfig, conf: Path) -> Prepared:
@@ -67,7 +69,8 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
     choices = {
         key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key
     }
-    return Prepared(resolved, choices, list(hydra.overrides.task))
+    given = from_environment(cfg, typing.cast(dict[str, Any], plain))
+    return Prepared(resolved, choices, list(hydra.overrides.task), given)
 
 
 def _draw_seed(cfg: DictConfig, hydra: Any) -> None:

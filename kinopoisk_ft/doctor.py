@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from kinopoisk_ft.checks.finding import Finding, told
+from kinopoisk_ft.pipes import ends_quietly
 
 # Each is imported only when its turn comes: a package that cannot be imported spoils one section.
 SECTIONS = {
@@ -28,6 +29,7 @@ SECTIONS = {
 REINSTALL = "make setup, or: pip install --editable ."
 
 
+@ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Print what was found; returns 0, or 1 if something needed is broken or missing."""
     parser = argparse.ArgumentParser(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.tokens import Seen
 
 
@@ -26,4 +27,5 @@ class Fitted:
     precision: str
     seen: Seen
     truncated: dict[str, np.ndarray]  # of val and test, the share of each review that was cut off
+    read_before: Overlap | None  # test reviews that its base was pretrained on, None if unknown
     history: list[dict[str, float]] = field(default_factory=list)

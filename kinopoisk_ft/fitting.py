@@ -16,6 +16,8 @@ from kinopoisk_ft.adapters.base import Adapted, Adapter
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.adapters.plain import Full
 from kinopoisk_ft.data.hidden import ids_digest
+from kinopoisk_ft.data.leakage import Overlap
+from kinopoisk_ft.data.pretrained import TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, Tokens, check_length, log_example, tokenize
 from kinopoisk_ft.fitted import Fitted
@@ -55,6 +57,7 @@ def fit_network(
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
+    read_before = _read_before(network, data)
     with clock.section("tokenize"), main_first():
         parts, tokens = _examples(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
@@ -90,8 +93,20 @@ def fit_network(
         precision=precision.kind,
         seen=sum((part.seen for part in tokens.values()), Seen()),
         truncated={name: tokens[name].truncated for name in ("val", "test")},
+        read_before=read_before,
         history=state.history,
     )
+
+
+def _read_before(network: Network, data: DataSplit) -> Overlap | None:
+    """Return which test reviews the base was pretrained on, and warn where there are any."""
+    found = TextsRead.of(network.base).overlap(data.test["text"].tolist())
+    if found is None:
+        log.info("whether the base was pretrained on test reviews is unknown: it has no record")
+    elif found.shared:
+        told = "the base was pretrained on %d of the %d test reviews: its scores may be flattered"
+        log.warning(told, found.shared, found.total)
+    return found
 
 
 def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:

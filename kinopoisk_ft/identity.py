@@ -15,12 +15,11 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.environment import processor, versions
 
 PACKAGE = Path(__file__).resolve().parent
-# Keys that change no result: where it goes, and how it is kept from loss.
-ELSEWHERE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
 NAMED = ("model", "adapter", "data")  # reports call a run by its choices, not by their values
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.pipes import ends_quietly
 from kinopoisk_ft.visible import one_line
 from kinopoisk_ft.whole_file import beside, check_writable
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PREFIX = "predicted_"  # of the columns that are added
 
 
+@ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.data.pretrained import TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.environment import describe_environment
@@ -64,6 +66,8 @@ def pretrain(
     gather(network.module)
     if is_main():
         save_language_model(network, tokenizer, folder)
+        texts = itertools.chain(data.train["text"], data.val["text"])
+        TextsRead.of(network.base).and_of(texts).write(folder)
         write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(

@@ -88,6 +88,7 @@ def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[
             data.test["label"].to_numpy(),
         ),
         **fitted.seen.metrics(),
+        **({} if fitted.read_before is None else fitted.read_before.metrics("pretraining")),
     }
 
 

@@ -9,10 +9,12 @@ import textwrap
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.pipes import ends_quietly
 
 OPTIONS = ("uri", "experiment", "parent", "output", "language")
 
 
+@ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Print the comparison and write it to a folder; returns 0, or 1 for a user's mistake."""
     try:

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kinopoisk_ft.baseline import fit_baseline
+from kinopoisk_ft.command import command
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.environment import commit
@@ -163,6 +164,7 @@ def run_tags(prepared: Prepared) -> dict[str, str]:
         "commit": commit(),
         IDENTITY: identity(prepared),
         "overrides": shlex.join(prepared.overrides),
+        "command": command(prepared),
     }
 
 

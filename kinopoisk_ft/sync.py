@@ -10,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.pipes import ends_quietly
 
 
+@ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Send what lies in folders; returns 0, 1 if something could not be sent, or 130."""
     parser = argparse.ArgumentParser(

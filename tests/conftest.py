@@ -60,6 +60,12 @@ def marker(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked whether code may be run says yes: nobody must be asked."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder of real reviews and models that may lie beside the checkout."""
     if not SHARED.is_dir():

@@ -17,7 +17,7 @@ STUDY = [
     ("bert", "none", 3.0, 3000.0, 177_854_978, 177_854_978, 5200, 5100, 0.93, "study_bert_full"),
     ("bert", "freeze", 3.05, 1400.0, 14_767_874, 177_854_978, 2100, 9800, 0.93,
      "study_bert_frozen"),
-    ("bert", "lora", 3.1, 2000.0, 296_450, 178_151_428, 3300, 7200, 0.93, "study_bert_lora"),
+    ("bert", "lora", 3.1, 2000.0, 296_450, 178_149_890, 3300, 7200, 0.93, "study_bert_lora"),
     ("mamba", "none", 2.2, 2600.0, 129_136_898, 129_136_898, 6100, 2400, 0.71, "study_mamba"),
     ("tfidf", "none", 2.3, 20.0, 40_001, 40_001, 300, 90000, 1.0, "study_tfidf"),
 ]  # fmt: skip
@@ -82,6 +82,9 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
     if model == "tfidf":
         where += " 'data.path=/data/two words.csv'"
     tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed} {where}"}
+    if model != "tfidf":  # of it no more than the overrides is known
+        given = f"--config-dir my hydra.mode=RUN experiment={experiment} sweep=study seed={seed}"
+        tags["command"] = f"python -m kinopoisk_ft {given}"
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}
     for key, value in tags.items():
         made.client.set_tag(run_id, key, value)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from networks import ADAPTERS, KINDS, make
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -97,7 +97,19 @@ def test_study_counts_to_the_unit() -> None:
     from hydra.utils import instantiate
 
     lora = instantiate(compose_config(["experiment=study_bert_lora"]).adapter)
-    assert count_parameters(lora.apply(study_bert()).module) == (296_450, 178_151_428)
+    assert count_parameters(lora.apply(study_bert()).module) == (296_450, 177_854_978 + 294_912)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+def test_the_head_under_peft_counts_once(adapter: str) -> None:
+    """All there is: what transformers counts in the plain model, and the adapter's own weights."""
+    _, made, network, _ = make("bert", adapter)
+    plain = network.module.num_parameters()
+    module = made.apply(network).module
+    own = get_peft_model_state_dict(module)
+    added = sum(value.numel() for name, value in own.items() if "classifier" not in name)
+    assert added > 0
+    assert count_parameters(module)[1] == plain + added
 
 
 def test_fresh_pooler_is_never_left_frozen() -> None:

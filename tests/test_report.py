@@ -17,6 +17,8 @@ from report_store import (
     report,
 )
 
+from kinopoisk_ft.reporting.collect import collect
+
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -134,6 +136,16 @@ def test_other_test_rows_make_another_table(store: Store, tmp_path: Path) -> Non
     assert r"footing, tokens of context (data.max\_length): " in text
     pictures = {f"comparison-{i}.{kind}" for i in (1, 2) for kind in ("png", "svg")}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_a_search_chose_is_known(store: Store) -> None:
+    home = store.experiment("searched")
+    for row, tag in zip(FINISHED[:3], (("trial", "3"), ("experiment", "best"), ()), strict=True):
+        run_id = store.run(home, row)
+        if tag:
+            store.client.set_tag(run_id, *tag)
+    runs = collect(store.client, "searched").runs
+    assert [run.searched for run in runs] == ["trial", "experiment=best", ""]
 
 
 def test_a_sweep_compares_its_own_runs_by_their_settings(store: Store, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
-from report_store import answers
+from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.labels import Box, place
@@ -19,49 +19,11 @@ from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.pareto import pareto_front
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.reporting.recommendations import recommendations
-from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.scatter import draw
-from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.reporting.words import LANGUAGES, PHRASES, Words
-from kinopoisk_ft.statistics.predictions import Predictions
 
 EN = Words("en")
-
-
-def trained(
-    model: str = "bert", adapter: str = "none", seed: int = 0, **changes: object
-) -> TrainedRun:
-    metrics = {"test_accuracy": 0.9, "test_f1_weighted": 0.9, "test_f1_macro": 0.8}
-    metrics |= {"train_seconds": 100.0, "eval_seconds": 5.0, "trainable_parameters": 1000.0}
-    metrics |= {"total_parameters": 2000.0, "majority_f1_weighted": 0.7}
-    metrics |= {key: value for key, value in changes.items() if key in metrics}
-    return TrainedRun(
-        run_id=f"{model}{adapter}{seed}{changes}",
-        approach=model if adapter == "none" else f"{model} + {adapter}",
-        model=model,
-        adapter=adapter,
-        seed=str(seed),
-        data="kinopoisk",
-        split_digest=str(changes.get("split", "a")),
-        source_digest=str(changes.get("source", "s")),
-        device=str(changes.get("device", "cpu")),
-        commit="",
-        start_time=0,
-        settings={"data.max_length": "256", **changes.get("settings", {})},
-        metrics=metrics,
-    )
-
-
-def one_table(*runs: TrainedRun, answered: dict[str, list[float]] | None = None) -> Table:
-    """Return the runs' table; `answered` is the skill of each approach's runs, for predictions."""
-    skills = {name: iter(values) for name, values in (answered or {}).items()}
-    predictions = {
-        run.run_id: Predictions.of(answers(int(run.seed), next(skills[run.approach])), run.run_id)
-        for run in runs
-        if run.approach in skills
-    }
-    (table,) = tables(list(runs), predictions)
-    return table
 
 
 @pytest.mark.slow
@@ -144,6 +106,7 @@ def test_unequal_budgets_are_said_in_words() -> None:
         "data.truncation": "tail", "data.strip_scores": "True", "data.max_characters": "900",
         "trainer.epochs": "5", "trainer.max_steps": "70", "trainer.batch_size": "8",
         "trainer.class_weights": "balanced", "trainer.sampling": "balanced",
+        "trainer.eval_every": "20", "trainer.patience": "3",
     }  # fmt: skip
     for key, value in changes.items():
         other = trained("gru", settings={**common, key: value})
@@ -155,6 +118,29 @@ def test_unequal_budgets_are_said_in_words() -> None:
             assert ("tfidf" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
     assert "footing" not in " ".join(table_notes(even, EN))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_against_full_training_what_is_unequal_is_named(language: str) -> None:
+    words = Words(language)
+    common = {"trainer.epochs": "2", "trainer.batch_size": "16", "trainer.patience": "None"}
+    full, even = trained(settings=common), trained("bert", "freeze", settings=common)
+    changes = {"trainer.epochs": "5", "trainer.batch_size": "8", "trainer.patience": "3",
+               "data.max_length": "64", "trainer.eval_every": "20"}  # fmt: skip
+    longer = trained("bert", "lora", settings=changes, searched="experiment=best")
+    said = conclusions(one_table(full, even, longer), words)
+    ours, others = (
+        [line for line in said if line.startswith(f"{name} ") and "(bert):" in line]
+        for name in ("bert + lora", "bert + freeze")
+    )
+    budgets = words("budgets", differences="").partition("(")[0]
+    assert budgets in ours[0]
+    assert budgets not in others[0]
+    for key, parts in {"trainer.epochs": "5 / 2", "trainer.batch_size": "8 / 16",
+                       "trainer.patience": "3 / -", "data.max_length": "64 / 256",
+                       "trainer.eval_every": "20 / -",
+                       "search": "experiment=best / -"}.items():  # fmt: skip
+        assert f"{words(key)} {parts}" in ours[0]
 
 
 def test_no_phrase_calls_an_approach_better() -> None:

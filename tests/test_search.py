@@ -26,10 +26,10 @@ from optuna.distributions import (
 from sweeping import DATA, environment, newest_parent, write_reviews
 
 from kinopoisk_ft import cli
+from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.identity import ELSEWHERE
 from kinopoisk_ft.jobs import Outcome, outcomes
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.result import Result
@@ -386,7 +386,7 @@ def check_store(place: Path, found: dict[int, Outcome]) -> None:
         assert tags["mlflow.parentRunId"] == parent
         assert tags["trial"] == str(outcome.job)
         assert tags["trial.adapter.lr"] == rate(outcome)
-        assert "sweep=" not in tags["overrides"]
+        assert {"sweep=lr_search", "hydra.mode=RUN"} <= set(shlex.split(tags["command"]))
         evaluations = client.get_metric_history(outcome.run_id, "val_f1_weighted")
         assert len(evaluations) == (3 if outcome.status == "done" else 2)
         assert ("pruned" in tags) == (outcome.status == "pruned")

@@ -20,6 +20,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.offline import OfflineTracker
 
+URI = "sqlite:////nowhere/mlflow.db"
+
 
 def tracker(uri: str, experiment: str = "x") -> MlflowTracker:
     return MlflowTracker(uri=uri, artifacts=None, experiment=experiment, log_model=False)
@@ -27,6 +29,17 @@ def tracker(uri: str, experiment: str = "x") -> MlflowTracker:
 
 def offline(uri: str | None = None, experiment: str = "x") -> OfflineTracker:
     return OfflineTracker(uri=uri, artifacts=None, experiment=experiment, log_model=False)
+
+
+def tell(run: OfflineTracker, folder: Path, steps: int = 30) -> str:
+    """Tell of a whole run but its end; returns its id."""
+    run_id = run.start("one", {"a": 1, "long": "z" * 600}, {"k": "v"}, folder=folder)
+    (folder / "config.yaml").write_text("a: 1")
+    run.artifact(folder / "config.yaml")
+    for step in range(steps):
+        run.metrics({"loss": 1 / (step + 1), "lr": 0.1}, step)
+    run.tags({"result": "good"})
+    return run_id
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
@@ -14,8 +15,19 @@ SHOWN = 8
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Return (trainable, total) numbers of parameters; a tied one counts once."""
-    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    """Return (trainable, total) numbers of parameters; a tied one counts once.
+
+    What PEFT trains whole, such as the head, counts once too: the copy that it keeps of how that
+    began is of no use to the model.
+    """
+    beginnings = tuple(
+        f"{name}.original_module."
+        for name, part in module.named_modules()
+        if isinstance(part, ModulesToSaveWrapper)
+    )
+    named = module.named_parameters(remove_duplicate=False)
+    counted = {parameter for name, parameter in named if not name.startswith(beginnings)}
+    sizes = [(p.numel(), p.requires_grad) for p in counted]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 

@@ -27,8 +27,13 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
     A text of fewer letters is compared as a whole; one without letters is like no other.
     """
-    heads = [_folded(text, _head) for text in texts]
-    return linked(heads, [_folded(text, _tail) for text in texts])
+    found = [ends(text) for text in texts]
+    return linked([head for head, _ in found], [tail for _, tail in found])
+
+
+def ends(text: str) -> tuple[str | None, str | None]:
+    """Return the first and the last 120 letters of a text, None of one without letters."""
+    return _folded(text, _head), _folded(text, _tail)
 
 
 def _head(text: str, characters: int) -> str:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-
-from kinopoisk_ft.names import fold_name
-
-
-def named_groups(names: Iterable[object], near: np.ndarray) -> np.ndarray:
-    """Return group numbers (N,) of rows of one film or author, with their near-duplicates."""
-    return linked([fold_name(name) for name in names], near.tolist())
 
 
 def linked(*keys: Sequence[Hashable | None]) -> np.ndarray:

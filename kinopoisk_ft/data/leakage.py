@@ -29,6 +29,10 @@ class Overlap:
         """Return shared / total, 0 where there is none."""
         return self.shared / self.total if self.total else 0.0
 
+    def metrics(self, name: str) -> dict[str, float]:
+        """Return number and share by the name that a store has for them."""
+        return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
+
 
 @dataclass(frozen=True)
 class Leakage:
@@ -58,8 +62,7 @@ class Leakage:
         """Return numbers and shares by name, all starting with `leakage_`."""
         found: dict[str, float] = {"leakage_majority_accuracy": self.majority}
         for name, overlap in self.overlaps.items():
-            found[f"leakage_{name}"] = overlap.shared
-            found[f"leakage_{name}_share"] = overlap.share
+            found |= overlap.metrics(name)
         if self.film_guess is not None:
             found["leakage_film_guess_accuracy"] = self.film_guess
         return found

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.data.cleaning import shown
-from kinopoisk_ft.data.rules import ByChance, ByDate, ByName, Rule
+from kinopoisk_ft.data.groups import linked
+from kinopoisk_ft.data.rules import ByChance, ByDate, ByGroup, Rule
 from kinopoisk_ft.data.splits import Parts, check_classes, random_split, too_few
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.names import fold_name
+
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 PREDEFINED = "predefined"
 # The column that a split reads, and the rule made of it.
 RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
     "random": ("label", ByChance),
-    "film": ("film", partial(ByName, "film")),
-    "author": ("author", partial(ByName, "author")),
+    "film": ("film", ByGroup),
+    "author": ("author", ByGroup),
     "time": ("date", ByDate),
 }
 WHOLE = ("film", "author")  # columns whose names a split by them keeps whole
@@ -44,8 +48,28 @@ class Shares:
     fold: int | None = None
 
 
+def tied(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
+    """Return group numbers (N,) of the rows that a split keeps on one side.
+
+    These are near-duplicates, and by film or author all rows of one name; a row without a name is
+    a film of its own. Raises UserError where there are no names.
+    """
+    if kind not in WHOLE:
+        return near
+    _check_column(frame, kind, kind)
+    names = [fold_name(name) for name in frame[kind]]
+    if not any(names):
+        raise UserError(
+            f"no row names its {kind}, so data.split={kind} cannot be made",
+            fix=f"fill the column '{kind}', or choose another data.split",
+        )
+    if nameless := names.count(None):
+        log.info("%d of %d rows name no %s: each goes alone", nameless, len(frame), kind)
+    return linked(names, near.tolist())
+
+
 def split_rows(
-    frame: pd.DataFrame, near: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
+    frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
     """Return positions of train, validation and test, each sorted but for the random split.
 
@@ -55,7 +79,7 @@ def split_rows(
 
     Args:
         frame: columns label, place, and the one that the split reads ("part" where predefined).
-        near: group numbers (N,) of near-duplicates.
+        groups: those of `tied`.
         kind: one of SPLITS.
     """
     labels = frame["label"].to_numpy()
@@ -66,7 +90,7 @@ def split_rows(
     if kind == PREDEFINED:
         parts = _as_named(frame)
     else:
-        parts = _by_rule(frame, near, class_names, kind, shares)
+        parts = _by_rule(frame, groups, class_names, kind, shares)
     for name, part in zip(PARTS, parts, strict=True):
         counts = np.bincount(labels[part], minlength=len(class_names))
         if counts.min() == 0:
@@ -81,11 +105,11 @@ def split_rows(
 
 
 def _by_rule(
-    frame: pd.DataFrame, near: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
+    frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
     column, make = RULES[kind]
     _check_column(frame, column, kind)
-    rule = make(frame, near, shares.seed)
+    rule = make(frame, groups, shares.seed)
     everything = np.arange(len(frame))
     try:
         if shares.folds is None:

@@ -12,10 +12,9 @@ import pandas as pd
 
 from kinopoisk_ft.data.cleaning import clean_text, clean_texts
 from kinopoisk_ft.data.duplicates import drop_near_duplicates, near_duplicates
-from kinopoisk_ft.data.groups import named_groups
 from kinopoisk_ft.data.leakage import Leakage, measure_leakage
 from kinopoisk_ft.data.options import check_options, invalid
-from kinopoisk_ft.data.partition import WHOLE, Shares, split_rows
+from kinopoisk_ft.data.partition import WHOLE, Shares, split_rows, tied
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.splits import digest_rows
 
@@ -110,9 +109,10 @@ class DataRecipe(ABC):
         frame, counts = self._select(frame, class_names)
         near = near_duplicates(frame["text"].tolist())
         shares = Shares(self.test_size, self.val_size, self.split_seed, self.folds, self.fold)
-        positions = split_rows(frame, near, class_names, self.split, shares)
+        groups = tied(frame, near, self.split)
+        positions = split_rows(frame, groups, class_names, self.split, shares)
         if self.split in WHOLE:
-            frame = frame.assign(group=named_groups(frame[self.split], near))
+            frame = frame.assign(group=groups)
         known = (name for name in (*METADATA, "group") if name in frame)
         columns = ["text", "label", "row", *known]
         train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)

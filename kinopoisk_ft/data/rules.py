@@ -6,7 +6,6 @@ together.
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +18,6 @@ from sklearn.model_selection import (
 )
 
 from kinopoisk_ft.data.dates import days
-from kinopoisk_ft.data.groups import named_groups
-from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.names import fold_name
-
-log = logging.getLogger(__name__)
 
 DRAWS = 300  # random choices of films of which the best balanced is taken
 
@@ -61,20 +55,11 @@ class ByChance:
         return [np.flatnonzero(np.isin(self.near, part)) for part in parts]
 
 
-class ByName:
-    """Whole films, or whole authors; a row without a name is a film of its own."""
+class ByGroup:
+    """Whole groups, balanced: films, or authors."""
 
-    def __init__(self, column: str, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
-        self.labels, self.seed = frame["label"].to_numpy(), seed
-        nameless = sum(fold_name(name) is None for name in frame[column])
-        if nameless == len(frame):
-            raise UserError(
-                f"no row names its {column}, so data.split={column} cannot be made",
-                fix=f"fill the column '{column}', or choose another data.split",
-            )
-        if nameless:
-            log.info("%d of %d rows name no %s: each goes alone", nameless, len(frame), column)
-        self.groups = named_groups(frame[column], near)
+    def __init__(self, frame: pd.DataFrame, groups: np.ndarray, seed: int) -> None:
+        self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
         """Return the best of many draws: each class gives as near to `share` as films allow."""

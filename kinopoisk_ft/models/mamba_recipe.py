@@ -17,7 +17,7 @@ from kinopoisk_ft.hub import hub_errors
 from kinopoisk_ft.models.foreign import fits_together, shards
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, checkpoint_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ class Mamba:
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Return the checkpoint's tokenizer."""
-        same = self.tokenizer == self.name
-        return load_tokenizer(self.tokenizer, self.revision if same else self.tokenizer_revision)
+        return checkpoint_tokenizer(self)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Return the classifier in fp32, whatever the checkpoint's dtype."""

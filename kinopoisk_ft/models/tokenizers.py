@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import (
     Tokenizer,
@@ -47,6 +48,21 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     tokenizer.padding_side = "right"
     _check_reads(tokenizer, name)
     return tokenizer
+
+
+class Checkpoint(Protocol):
+    """Where a model and its tokenizer come from."""
+
+    name: str
+    revision: str | None
+    tokenizer: str
+    tokenizer_revision: str | None
+
+
+def checkpoint_tokenizer(source: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; from the model's own repository, at the model's revision."""
+    own = source.tokenizer == source.name
+    return load_tokenizer(source.tokenizer, source.revision if own else source.tokenizer_revision)
 
 
 def _check_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -14,19 +12,14 @@ from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.reporting.runs import BASELINE, Collected, FailedRun, TrainedRun
+from kinopoisk_ft.reporting import reading
+from kinopoisk_ft.reporting.runs import Collected, TrainedRun
 from kinopoisk_ft.tracking.sweep import SAME_AS
 from kinopoisk_ft.visible import one_line
 
-GROUPS = ("model.", "adapter.", "data.", "trainer.")
-# These do not change what is learned; the rest of a group's keys tells one recipe from another.
-NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
-# Of the baseline: it is fitted in one go, on words.
-NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
 # What is read of the same test rows: a run that reads otherwise does not replace an older one.
 READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
 CAUSE_CHARACTERS = 160
-NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
 
 
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
@@ -41,13 +34,13 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     trained, failed = [], []
     for run in raw:
         if run.info.status in ("FAILED", "KILLED"):
-            failed.append(_failed(run, *_cause(client, run)))
+            failed.append(reading.failed(run, *_cause(client, run)))
         elif run.info.status == "FINISHED":
-            missing = _missing(run)
+            missing = reading.missing(run)
             if missing:
-                failed.append(_failed(run, "incomplete", missing))
+                failed.append(reading.failed(run, "incomplete", missing))
             else:
-                trained.append(_trained(run))
+                trained.append(reading.trained(run))
     unfinished = sum(run.info.status in ("RUNNING", "SCHEDULED") for run in raw)
     if not trained:
         raise UserError(
@@ -129,61 +122,6 @@ def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[
         token = page.token
         if not token:
             return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
-
-
-def _missing(run: Run) -> str:
-    metrics = run.data.metrics
-    missing = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
-    missing += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
-    return ", ".join(missing)
-
-
-def _approach(tags: dict[str, str]) -> str:
-    parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
-    return tags.get("approach") or " + ".join(p for p in parts if p != "none")
-
-
-def _plain(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags or params fit for a table: whoever may write to a store sets them."""
-    return {key: one_line(value) for key, value in values.items()}
-
-
-def _trained(run: Run) -> TrainedRun:
-    tags, params = _plain(run.data.tags), _plain(run.data.params)
-    ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
-    if tags.get("source_digest"):
-        ignored = (*ignored, "data.path")
-    return TrainedRun(
-        run_id=run.info.run_id,
-        approach=_approach(tags),
-        model=tags.get("model", ""),
-        adapter=tags.get("adapter", "none"),
-        seed=tags.get("seed") or params.get("seed", ""),
-        data=tags.get("data", ""),
-        split_digest=tags["split_digest"],
-        source_digest=tags.get("source_digest", ""),
-        device=tags.get("device", ""),
-        commit=tags.get("commit", ""),
-        experiment=tags.get("experiment", ""),
-        overrides=tags.get("overrides", ""),
-        precision=tags.get("precision", ""),
-        parent=tags.get("mlflow.parentRunId", ""),
-        start_time=run.info.start_time,
-        settings={
-            k: params[k]
-            for k in sorted(params)
-            if k.startswith(GROUPS) and not k.startswith(ignored)
-        },
-        metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
-    )
-
-
-def _failed(run: Run, kind: str, detail: str) -> FailedRun:
-    tags, params = _plain(run.data.tags), _plain(run.data.params)
-    seed = tags.get("seed") or params.get("seed", "")
-    return FailedRun(
-        run_id=run.info.run_id, approach=_approach(tags), seed=seed, kind=kind, detail=detail
-    )
 
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:

@@ -37,7 +37,8 @@ def conclusions(table: Table, words: Words) -> list[str]:
             full = _full_training(table, row)
             if row.first.adapter == adapter and full:
                 facts = _facts(table, row, full, ("trainable_parameters", TIME), words)
-                found.append(words("against_full", name=row.name, other=full.name, facts=facts))
+                text = words("against_full", name=row.name, other=full.name, facts=facts)
+                found.append(text + _budgets(row, full, words))
     return found + _mamba(table, words) + sentence(table, words)
 
 
@@ -78,9 +79,9 @@ def _faster(key: str, table: Table, row: Row, words: Words) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    """Return the row that trains all of the same model, with the same max_length if possible."""
+    """Return the row that trains all of the same model, on the most equal footing there is."""
     full = [r for r in table.rows if r.first.model == row.first.model and r.first.adapter == FULL]
-    return min(full, key=lambda r: r.first.max_length != row.first.max_length, default=None)
+    return min(full, key=lambda r: len(unequal([row, r])), default=None)
 
 
 def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], words: Words) -> str:
@@ -106,10 +107,13 @@ def _mamba(table: Table, words: Words) -> list[str]:
     other = others[0]
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), words)
     text = words("mamba", name=mamba.name, other=other.name, facts=facts)
+    return [text + _budgets(mamba, other, words)]
+
+
+def _budgets(row: Row, other: Row, words: Words) -> str:
+    """Return a further sentence on what is unequal, "" where nothing is."""
     differences = [
         f"{words(key)} {' / '.join(value or NOTHING for _, value in parts)}"
-        for key, parts in unequal([mamba, other]).items()
+        for key, parts in unequal([row, other]).items()
     ]
-    if differences:
-        text += " " + words("budgets", differences=", ".join(differences))
-    return [text]
+    return " " + words("budgets", differences=", ".join(differences)) if differences else ""

@@ -11,14 +11,18 @@ TEXTS = ("data.strip_scores", "data.max_characters")
 # The study's differed in the first two.
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
-    "trainer.batch_size", "trainer.class_weights", "trainer.sampling",
+    "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
+    "trainer.sampling",
 )  # fmt: skip
-FOOTING = (*TEXTS, *BUDGET)
+SEARCH = "search"  # no setting: which other configs were tried before this one was chosen
+FOOTING = (*TEXTS, *BUDGET, SEARCH)
 LIMITS = ("trainer.epochs", "trainer.max_steps")  # overruled by trainer.budget
 
 
 def part(row: Row, key: str) -> str:
     """Return what a row has of a key of `FOOTING`, "" where it has nothing of the kind."""
+    if key == SEARCH:
+        return row.searched
     if key in LIMITS and row.setting("trainer.budget"):
         return ""
     found = row.setting(key)

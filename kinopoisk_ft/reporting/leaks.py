@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kinopoisk_ft.reporting.details import Details
+from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 
@@ -28,12 +29,51 @@ def leakage(table: Table, words: Words) -> list[list[str]]:
         majority = words.score(found["leakage_majority_accuracy"])
         guess = words.score(found["leakage_film_guess_accuracy"])
         rows.append([words("leakage_film_guess", majority=majority), guess, ""])
+    rows += _pretraining(table, words)
     heading = [words("leakage_what"), words("leakage_shared"), words("leakage_share")]
     return [heading, *rows] if rows else []
 
 
 def sentence(table: Table, words: Words) -> list[str]:
-    """Return what films alone tell of the test set, in a sentence; none where unrecorded."""
+    """Return what films alone tell, and which bases had read of the test set, as far as known."""
+    return _films(table, words) + [
+        words("pretraining_said", name=row.name, share=words.percent(found[1]),
+              count=words.number(found[0], 0))
+        for row in table.rows
+        if (found := read_before(row)) and found[0]
+    ]  # fmt: skip
+
+
+def unknown(table: Table) -> list[str]:
+    """Return the names of the networks of which nobody knows whether their base had read tests."""
+    return [row.name for row in table.rows if row.is_network and read_before(row) is None]
+
+
+def read_before(row: Row) -> tuple[float, float] | None:
+    """Return the most test reviews, and their share, that a run's base was pretrained on.
+
+    None where a run does not say, and none is known to have read any.
+    """
+    keys = ("leakage_pretraining", "leakage_pretraining_share")
+    found = [tuple(run.metrics.get(key) for key in keys) for run in row.runs]
+    known = [(count, share) for count, share in found if count is not None and share is not None]
+    most = max(known, default=(0.0, 0.0))
+    return most if most[0] or len(known) == len(found) else None
+
+
+def _pretraining(table: Table, words: Words) -> list[list[str]]:
+    """Return a row for each base that had read test reviews, and one for those unknown."""
+    rows = [
+        [words("pretraining", names=row.name), words.number(found[0], 0), words.percent(found[1])]
+        for row in table.rows
+        if (found := read_before(row)) and found[0]
+    ]
+    if names := unknown(table):
+        rows.append([words("pretraining", names=words.listed(names)), words("unknown"), ""])
+    return rows
+
+
+def _films(table: Table, words: Words) -> list[str]:
     found = _metrics(table)
     keys = ("films_share", "film_guess_accuracy", "majority_accuracy")
     if any(f"leakage_{key}" not in found for key in keys):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from kinopoisk_ft.reporting.columns import EXPECTED, MAJORITY_COLUMNS, OWED
 from kinopoisk_ft.reporting.compare import TIME
 from kinopoisk_ft.reporting.footing import unequal
+from kinopoisk_ft.reporting.leaks import unknown
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table
@@ -52,6 +53,8 @@ def table_notes(table: Table, words: Words) -> list[str]:
     ]
     if owing:
         notes.append(words("note_owed", names=", ".join(owing)))
+    if names := unknown(table):
+        notes.append(words("note_pretraining_unknown", names=words.listed(names)))
     notes += _settings(table.rows) + _times(table.rows, words)
     for row in table.rows:
         missing = [words.header(c) for c in EXPECTED if c not in row.values]

@@ -92,6 +92,11 @@ PAGE = {
         "en": "reviews with a near-duplicate",
         "ru": "отзывы с почти одинаковым текстом",
     },
+    "pretraining": {
+        "en": "reviews that the base was pretrained on: {names}",
+        "ru": "отзывы, на которых предобучена база: {names}",
+    },
+    "unknown": {"en": "unknown", "ru": "неизвестно"},
     "leakage_film_guess": {
         "en": "accuracy of guessing each film's usual label (majority class: {majority})",
         "ru": "accuracy угадывания по обычной метке фильма (самый частый класс: {majority})",
@@ -114,6 +119,12 @@ PAGE = {
     "versions": {"en": "versions", "ru": "версии"},
     "run_ids": {"en": "runs", "ru": "запуски"},
     "not_recorded": {"en": "not recorded", "ru": "не записано"},
+    "command_partial": {
+        "en": "Made of the overrides alone: a folder of configs (--config-dir), what a sweep's "
+        "file says and values from the environment were not recorded; add what there was of them.",
+        "ru": "Составлено из одних переопределений: папка конфигураций (--config-dir), содержимое "
+        "файла серии и значения из окружения не записаны; добавьте то из них, что было.",
+    },
     "no_command": {
         "en": "The command line was not recorded.",
         "ru": "Командная строка не записана.",

@@ -143,6 +143,18 @@ NOTES = {
         "en": "reviews in an optimizer step (trainer.batch_size)",
         "ru": "отзывов в шаге оптимизатора (trainer.batch_size)",
     },
+    "trainer.eval_every": {
+        "en": "evaluations, of which the best counts (trainer.eval_every)",
+        "ru": "проверки, из которых берётся лучшая (trainer.eval_every)",
+    },
+    "trainer.patience": {
+        "en": "evaluations without a gain before it stops (trainer.patience)",
+        "ru": "проверок без улучшения до остановки (trainer.patience)",
+    },
+    "search": {
+        "en": "learning rate and more chosen by a search (sweep=lr_search)",
+        "ru": "скорость обучения и прочее выбраны поиском (sweep=lr_search)",
+    },
     "trainer.class_weights": {
         "en": "weights of classes (trainer.class_weights)",
         "ru": "веса классов (trainer.class_weights)",
@@ -150,6 +162,12 @@ NOTES = {
     "trainer.sampling": {
         "en": "sampling (trainer.sampling)",
         "ru": "выбор примеров (trainer.sampling)",
+    },
+    "note_pretraining_unknown": {
+        "en": "Unknown whether pretraining had read test reviews: {names}. Their bases have no "
+        "record of it.",
+        "ru": "Неизвестно, были ли тестовые отзывы в предобучении: {names}. В их базах об этом "
+        "ничего не записано.",
     },
     "note_owed": {
         "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "

@@ -50,6 +50,11 @@ class Row:
         """Return whether the row is anything but the TF-IDF baseline."""
         return self.first.model != BASELINE
 
+    @property
+    def searched(self) -> str:
+        """Return what says that a search chose the recipe, "" where nothing does."""
+        return next((run.searched for run in self.runs if run.searched), "")
+
     def setting(self, key: str) -> str:
         """Return one setting of the row's recipe, "" where it has none."""
         found = self.first.settings.get(key, "")

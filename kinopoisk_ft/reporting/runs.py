@@ -26,8 +26,10 @@ class TrainedRun:
     metrics: dict[str, float]
     experiment: str = ""  # the chosen file of conf/experiment
     overrides: str = ""  # of the command line
+    command: str = ""  # that repeats it
     precision: str = ""
     parent: str = ""  # run id of its sweep
+    searched: str = ""  # "trial" of a search, "experiment=best" for what one chose
 
     @property
     def max_length(self) -> str:

@@ -127,6 +127,12 @@ SENTENCES = {
         "ru": "Что выдаёт разбиение: {share} фильмов тестовой выборки есть и в обучении; ответ "
         "обычной меткой фильма даёт accuracy {guess}, самый частый класс — {majority}.",
     },
+    "pretraining_said": {
+        "en": "The base of {name} was pretrained on {count} of the test reviews ({share}): its "
+        "scores may be flattered.",
+        "ru": "База {name} предобучена в том числе на тестовых отзывах: {count} ({share}); "
+        "оценки могут быть завышены.",
+    },
     "limit_quality": {
         "en": "Quality first: {name}, weighted F1 {f1}, accuracy {accuracy}.",
         "ru": "Главное — качество: {name}, взвешенная F1 {f1}, accuracy {accuracy}.",

@@ -10,6 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.tracking.base import flatten
 
 BEST = Path("experiment", "best.yaml")  # in the folder of the search
@@ -57,7 +58,5 @@ def command(trial: DictConfig, folder: Path) -> str:
 
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
-    from kinopoisk_ft.identity import ELSEWHERE
-
     plain: Any = OmegaConf.to_container(cfg)
     return flatten({k: v for k, v in plain.items() if k not in {"hydra", *ELSEWHERE}})

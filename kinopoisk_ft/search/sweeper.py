@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
@@ -183,7 +184,7 @@ def _prepared(composed: DictConfig) -> Prepared:
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """Return what all trials have in common: their config, and the digest of the rest."""
-    from kinopoisk_ft.identity import ELSEWHERE, identity
+    from kinopoisk_ft.identity import identity
 
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in ELSEWHERE})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -69,9 +68,7 @@ class TrialTracker:
     ) -> str:
         """Open the run, tagged with the trial's number and parameters."""
         mine = {f"trial.{key}": str(value) for key, value in self.trial.params.items()}
-        given = [o for o in shlex.split(tags["overrides"]) if not o.startswith("sweep=")]
-        # So that the trial can be repeated by itself.
-        mine |= {"trial": str(self.number), "overrides": shlex.join(given)}
+        mine["trial"] = str(self.number)
         name = f"trial {self.number}: {name}"
         self.run_id = self.tracker.start(name, config, tags | mine, parent, kept, folder=folder)
         return self.run_id

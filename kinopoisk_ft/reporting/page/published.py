@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from kinopoisk_ft.reporting.cells import spread_text
-from kinopoisk_ft.reporting.collect import GROUPS
+from kinopoisk_ft.reporting.reading import GROUPS
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from kinopoisk_ft.command import ELSEWHERE, top
 from kinopoisk_ft.reporting.details import Details
-from kinopoisk_ft.reporting.footing import BUDGET, TEXTS, part
+from kinopoisk_ft.reporting.footing import BUDGET, SEARCH, TEXTS, part
 from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import NOTHING, Words
 
-ELSEWHERE = ("sweep", "tracking", "output_dir", "result_json", "rerun", "resume")
+COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
+SWEEP = "sweep"  # chooses many runs
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one row was made: commands, and facts by name."""
+    """How one row was made: commands, and facts by name.
+
+    They are `partial` where a run recorded no more than its overrides.
+    """
 
     name: str
     commands: list[str]
+    partial: bool
     facts: list[tuple[str, str]]
 
 
 def budgets(table: Table, words: Words) -> list[list[str]]:
     """Return a row an approach with what it read and was allowed, as far as any row recorded it."""
-    columns = {words(key): [_part(row, key) for row in table.rows] for key in (*BUDGET, *TEXTS)}
+    keys = (*BUDGET, SEARCH, *TEXTS)
+    columns = {words(key): [_part(row, key) for row in table.rows] for key in keys}
     columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
@@ -48,7 +56,8 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
     return [
         Recipe(
             row.name,
-            [_command(run.overrides) for run in row.runs if run.overrides],
+            [_command(run) for run in row.runs if run.command or run.overrides],
+            any(run.overrides and not COMMAND.match(run.command) for run in row.runs),
             _facts(
                 row, [details.get(run.run_id, Details()).environment for run in row.runs], words
             ),
@@ -57,21 +66,19 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
     ]
 
 
-def _command(overrides: str) -> str:
-    """Return the command of one run: what chose a whole sweep and where things went are left out.
+def _command(run: TrainedRun) -> str:
+    """Return the command of one run, every word quoted anew: whoever may write to a store sets it.
 
-    Of a file's path the name stays: its folder is of one machine. A tag that is no command, written
-    by somebody else, is shown as it is.
+    Of mere overrides, what chose a whole sweep and where things went are left out. What cannot be
+    split into words is shown as it is.
     """
+    start = COMMAND.match(run.command)
     try:
-        words = shlex.split(overrides)
+        if start:
+            return shlex.join([*shlex.split(start[0]), *shlex.split(run.command[start.end() :])])
+        kept = [o for o in shlex.split(run.overrides) if top(o) not in {SWEEP, *ELSEWHERE}]
     except ValueError:
-        return overrides
-    kept = []
-    for given in words:
-        key, _, value = given.partition("=")
-        if not key.startswith(ELSEWHERE):
-            kept.append(f"{key}={Path(value).name}" if key == "data.path" else given)
+        return run.overrides
     return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
 

@@ -1,0 +1,159 @@
+"""No store stops or slows a run, and what it refuses or repeats arrives once, in order."""
+
+from __future__ import annotations
+
+import random
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from tracked import URI, Repeating, offline, tell, tracker, use, wait_for
+
+from kinopoisk_ft.tracking import mlflow as mlflow_module
+from kinopoisk_ft.tracking.delivery import Delivery, Target
+from kinopoisk_ft.tracking.events import event_logs
+
+
+class Killed(BaseException):
+    """What no courier catches."""
+
+
+def told(steps: int = 30) -> list[tuple[str, int, float]]:
+    return [(k, s, v) for s in range(steps) for k, v in (("loss", 1 / (s + 1)), ("lr", 0.1))]
+
+
+def test_a_store_that_hangs_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store answers only when the whole run has been told."""
+    answer = threading.Event()
+
+    def hang(*_: str) -> None:
+        answer.wait(60)
+
+    store = Repeating(hang)
+    use(monkeypatch, store)
+    monkeypatch.setattr(mlflow_module, "START_LOCAL", 0.05)
+    monkeypatch.setattr(mlflow_module, "END", {"FINISHED": 60.0, "KILLED": 0.05})
+    run = tracker(URI)
+    run_id = tell(run, tmp_path)
+    assert run_id.startswith("offline-")
+    assert "without the MLflow store: no answer in" in caplog.text
+    run.flush()
+    assert not store.runs
+    run.finish("KILLED")
+    assert "events are not in the MLflow store yet" in caplog.text
+    answer.set()
+    run._courier._thread.join()  # type: ignore[union-attr]
+
+    again = tracker(URI)
+    kept = again.start("one", {"a": 1}, {}, kept=run_id, folder=tmp_path)
+    assert kept in store.runs
+    again.finish("FINISHED")
+    assert store.values() == told()
+    (ended,) = (run.ended for run in store.runs.values())
+    assert ended == ["KILLED", "RUNNING", "FINISHED"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_failures_of_every_kind_repeat_nothing(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request fails before or after it was carried out; the store keeps what is repeated."""
+    drawn, calm = random.Random(seed), threading.Event()
+
+    def trouble(when: str, name: str) -> None:
+        lost = name in ("create_run", "log_batch", "set_terminated") and when == "after"
+        if not calm.is_set() and drawn.random() < (0.5 if lost else 0.2):
+            raise MlflowException(f"{when} {name}")
+
+    store = Repeating(trouble)
+    use(monkeypatch, store)
+    monkeypatch.setattr("kinopoisk_ft.tracking.delivery.MOST_METRICS", 7)
+    run = tracker(URI)
+    tell(run, tmp_path)
+    wait_for(lambda: len(store.requests) > 40)
+    calm.set()
+    run.finish("FINISHED")
+    assert store.values() == told()
+    (kept,) = store.runs.values()
+    assert kept.params == {"a": "1", "long": "in long_params.json"}
+    assert kept.tags["result"] == "good"
+    assert set(kept.artifacts) == {"config.yaml", "long_params.json"}
+    assert kept.ended[-1] == "FINISHED"
+    assert run._delivery.left() == 0
+
+
+def deliver(folder: Path) -> None:
+    """Deliver a folder's log as a new process would."""
+    (log,) = event_logs(folder)
+    log.open()
+    try:
+        delivery = Delivery(log, Target(URI, "x"))
+        while delivery.step():
+            pass
+    finally:
+        log.close()
+
+
+def test_killed_at_every_request_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each request in turn the process dies; the next one repeats nothing."""
+    monkeypatch.setattr("kinopoisk_ft.tracking.delivery.MOST_METRICS", 4)
+    requests = last = 0
+
+    def kill(*_: str) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == last:
+            raise Killed
+
+    while last <= requests:
+        requests, last = 0, last + 1
+        store = Repeating(kill)
+        use(monkeypatch, store)
+        folder = tmp_path / str(last)
+        run = offline()
+        tell(run, folder, steps=5)
+        run.finish("FINISHED")
+        with suppress(Killed):
+            deliver(folder)
+        store.trouble = lambda *_: None
+        deliver(folder)
+        assert store.values() == told(5), last
+        (kept,) = store.runs.values()
+        assert (kept.tags["result"], kept.ended[-1]) == ("good", "FINISHED")
+    assert last > 20
+
+
+def test_what_the_store_refuses_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Repeating()
+    log_batch = store.log_batch
+
+    def picky(run_id: str, metrics: Any = (), **rest: Any) -> None:
+        if any(metric.key == "bad name" for metric in metrics):
+            raise MlflowException("Invalid metric name", error_code=INVALID_PARAMETER_VALUE)
+        log_batch(run_id, metrics, **rest)
+
+    monkeypatch.setattr(store, "log_batch", picky)
+    use(monkeypatch, store)
+    run = tracker(URI)
+    run.start("one", {}, {}, folder=tmp_path)
+    for step in range(3):
+        run.metrics({"loss": 0.5}, step)
+    run.metrics({"bad name": 1.0}, 3)
+    run.metrics({"loss": 0.5}, 4)
+    run.artifact(tmp_path / "never_made.txt")
+    run.finish("FINISHED")
+    assert store.values() == [("loss", step, 0.5) for step in (0, 1, 2, 4)]
+    assert "does not have: metrics bad name: Invalid metric name; artifact" in caplog.text
+    assert "never_made.txt is gone" in caplog.text
+    (kept,) = store.runs.values()
+    assert kept.ended == ["FINISHED"]

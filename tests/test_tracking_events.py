@@ -1,0 +1,142 @@
+"""What a run tells is kept in its folder, in order, whatever the disk does."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from tracked import URI, Repeating, tracker, use
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking import events as events_module
+from kinopoisk_ft.tracking.events import EventLog
+from kinopoisk_ft.tracking.places import located, portable
+
+
+def test_events_are_numbered_and_a_torn_line_is_cut(tmp_path: Path) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    for number in range(3):
+        log.append("metrics", values={"x": float("nan")}, step=number)
+    log.close()
+    with log.file.open("a") as stream:
+        stream.write('{"seq": 4, "ti')
+    again = EventLog(log.file)
+    again.open()
+    again.append("finish", status="FINISHED")
+    assert [(e["seq"], e["verb"]) for e in again.all()] == [
+        (1, "metrics"), (2, "metrics"), (3, "metrics"), (4, "finish")
+    ]  # fmt: skip
+    again.close()
+
+
+def test_a_damaged_line_is_told_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    for number in range(3):
+        log.append("metrics", values={"x": 1.0}, step=number)
+    log.close()
+    lines = log.file.read_text().splitlines()
+    log.file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
+    assert [event["seq"] for event in log.all()] == [1, 3]
+    assert "a damaged line is left out" in caplog.text
+
+
+def test_one_process_writes(tmp_path: Path) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    with pytest.raises(UserError, match="another process"):
+        EventLog(log.file).open()
+    log.close()
+    EventLog(log.file).open()
+
+
+def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    log.append("metrics", values={"x": 0.0}, step=0)
+    write, full = os.write, True
+
+    def half(descriptor: int, data: bytes) -> int:
+        if full:
+            write(descriptor, data[:5])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", half)
+    monkeypatch.setattr(events_module, "MOST_WAITING", 4)
+    for step in range(1, 9):
+        log.append("metrics", values={"x": 0.0}, step=step)
+    log.append("tags", values={"a": "b"})
+    assert (log.waiting(0), log.waiting(3), log.dropped) == (5, 3, 4)
+    assert [event["seq"] for event in log.all()] == [1]
+    assert log.after(0)[0]["seq"] == 1
+    assert [event["seq"] for event in log.after(1)] == [2, 3, 4, 5, 10]
+    full = False
+    log.append("finish", status="FINISHED")
+    log.close()
+    assert [event["seq"] for event in log.all()] == [1, 2, 3, 4, 5, 10, 11]
+    assert caplog.text.count("cannot be kept on disk") == 1
+
+
+def test_losses_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: str) -> None:
+        raise OSError("gone")
+
+    use(monkeypatch, Repeating(fail))
+    run = tracker(URI)
+    run.start("one", {}, {}, folder=tmp_path)
+    monkeypatch.setattr(os, "write", fail)
+    run.metrics({"x": 1.0}, 1)
+    run.finish("FINISHED")
+    assert "lost: 2 events" in caplog.text
+    assert "1 of this run's events are not in the MLflow store yet" in caplog.text
+    assert f"python -m kinopoisk_ft.sync {tmp_path}" in caplog.text
+
+
+def test_with_a_full_disk_a_store_still_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Repeating()
+    use(monkeypatch, store)
+    run = tracker(URI)
+    run.start("one", {}, {}, folder=tmp_path)
+    monkeypatch.setattr(os, "write", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    for step in range(50):
+        run.metrics({"x": float(step)}, step)
+    run.finish("FINISHED")
+    assert store.values() == [("x", step, float(step)) for step in range(50)]
+    assert "lost" not in caplog.text
+
+
+def test_files_of_other_places_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").mkdir()
+    for link in ("link", "model/weights"):
+        (tmp_path / "run" / link).symlink_to(tmp_path / "secret")
+    assert located(portable(tmp_path / "run" / "a", tmp_path / "run"), tmp_path) == tmp_path / "a"
+    with pytest.raises(ValueError, match="not in the run's folder"):
+        portable(tmp_path / "secret", tmp_path / "run")
+    for text in (
+        "run:../secret",
+        "run:/etc/passwd",
+        "run:link",
+        "run:model",
+        "package:../x",
+        "/etc/passwd",
+    ):
+        with pytest.raises(ValueError, match="leads out"):
+            located(text, tmp_path / "run")
