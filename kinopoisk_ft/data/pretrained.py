@@ -61,7 +61,9 @@ class TextsRead:
 
         None where that is unknown: none of what is recorded, and there was more.
         """
-        met = int(np.isin(_digests(texts), self.digests).any(axis=1).sum())
+        met = 0
+        if len(self.digests):
+            met = int(np.isin(_digests(texts), self.digests).any(axis=1).sum())
         return Overlap(met, len(texts)) if met or self.complete else None
 
 
