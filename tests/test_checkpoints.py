@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -370,14 +370,6 @@ def test_a_signal_in_evaluation_leaves_it_to_the_next_process(
     assert [s for s, key in recorder.values if key == "val_loss"] == [3, 6, 9, 10]
     whole = fit(tmp_path_factory.mktemp("whole"))
     assert torch.equal(weights(state), weights(whole))
-
-
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """SIGINT is heeded, also where a shell started the tests in the background, ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeded")

@@ -205,6 +205,7 @@ def test_a_job_that_ray_loses_goes_on_in_another_process(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @needs("ray")
+@pytest.mark.usefixtures("heeded")
 def test_an_interrupt_stops_the_jobs_of_ray(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
