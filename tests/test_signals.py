@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from short_fit import short_fit
 
-from kinopoisk_ft.training import loop
-from kinopoisk_ft.training.signals import Stopped
+from kinopoisk_ft.training import loop, signals
+from kinopoisk_ft.training.signals import Stopped, StopSignals
 
 
 def test_a_signal_after_the_last_step_of_several_processes_stops_them(
@@ -37,3 +37,34 @@ def test_what_stopped_a_worker_reaches_the_process_that_started_it() -> None:
         Stopped, signal.SIGTERM, 143, True
     )  # fmt: skip
     assert str(stopped) == "stopped by SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("started", "seconds", "torn"),
+    [(True, 60.0, False), (True, 0.0, True), (False, 60.0, True)],
+    ids=["passed on", "later", "not started by another"],
+)
+def test_a_signal_that_is_passed_on_as_well_counts_once(
+    monkeypatch: pytest.MonkeyPatch, started: bool, seconds: float, torn: bool
+) -> None:
+    if started:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setattr(signals, "ECHO", seconds)
+    monkeypatch.setattr(StopSignals, "_counted", {})
+    with pytest.raises(Stopped) as stopped:
+        stop_in_a_step()
+    assert stopped.value.torn == torn
+    assert StopSignals._counted.keys() == {signal.SIGTERM}
+
+
+def stop_in_a_step() -> None:
+    """Get a signal twice in a step and, if that has ended, once more while the run is closed."""
+    with StopSignals(), StopSignals() as inner:
+        try:
+            with inner.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped as stop:
+            if not stop.torn:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise
