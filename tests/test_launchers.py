@@ -161,6 +161,15 @@ def checkpoint(place: Path) -> bool:
     return any((place / "out/0/checkpoints").glob("checkpoint-*/manifest.json"))
 
 
+def statuses(place: Path) -> list[str]:
+    """Return how the runs of the newest sweep have ended, its parent's first."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return [status, *(run.info.status for run in runs)]
+
+
 def assert_one_whole_run(place: Path) -> None:
     """The run was stopped and finished: each step is recorded once, in one run."""
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
@@ -206,20 +215,17 @@ def test_a_job_that_ray_loses_goes_on_in_another_process(tmp_path: Path) -> None
 @pytest.mark.slow
 @needs("ray")
 @pytest.mark.usefixtures("heeded")
-def test_an_interrupt_stops_the_jobs_of_ray(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_jobs_of_ray(tmp_path: Path, number: int, code: int) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
     wait_for(lambda: checkpoint(tmp_path), sweep)
-    sweep.send_signal(signal.SIGINT)
+    sweep.send_signal(number)
     out, err = sweep.communicate()
-    assert sweep.returncode == 130, err
+    assert sweep.returncode == code, err
+    assert f"stopped by {signal.Signals(number).name}" in err
     assert "0 done, 0 skipped, 0 failed, 1 unfinished" in out
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    parent, status = newest_parent(client, "kinopoisk_ft")
-    assert status == "KILLED"
-    experiment = client.get_run(parent).info.experiment_id
-    (run,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert run.info.status == "KILLED"
+    assert statuses(tmp_path) == ["KILLED", "KILLED"]
 
 
 @pytest.mark.slow
