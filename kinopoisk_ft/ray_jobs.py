@@ -29,13 +29,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from kinopoisk_ft.cli import RunError
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.signals import StopSignals
+from kinopoisk_ft.training.signals import GRACE, StopSignals
 
 log = logging.getLogger(__name__)
 
 # Variables of this process that jobs on other machines need as well.
 FORWARDED = ("KINOPOISK_FT_", "MLFLOW_", "HF_", "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM")
-GRACE = 60  # seconds for jobs that are told to stop: a step, a checkpoint, the tracker's end
 POLL = 0.5  # seconds between two looks for a signal
 STORE = 100 * 2**20  # bytes of shared memory, by default 30% of the machine's; jobs return little
 

@@ -15,6 +15,8 @@ from kinopoisk_ft import ranks
 # What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1, submitit with
 # SIGUSR2, before a job is ended or requeued, and they mean SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
+NUMBERS = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has two
+GRACE = 60  # seconds for jobs that are told to stop: a step, a checkpoint, the tracker's end
 # Seconds in which a signal to all processes also comes by the one that started this one.
 ECHO = 2.0
 
@@ -59,9 +61,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in EXIT_CODES:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            for number in NUMBERS:
+                if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._arrive)
         return self
 
