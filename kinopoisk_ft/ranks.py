@@ -1,7 +1,8 @@
-"""What torchrun tells a process through its environment; nothing heavy is imported."""
+"""What a process is told by the one that started it, torchrun's above all; nothing heavy."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 
@@ -23,3 +24,8 @@ def rank() -> int:
 def size() -> int:
     """Return the number of processes of the run."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def is_started() -> bool:
+    """Return whether a process that passes signals on started this one: torchrun, or a pool's."""
+    return launched() or multiprocessing.parent_process() is not None

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from kinopoisk_ft.cli import RunError
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.signals import GRACE, StopSignals
 
 log = logging.getLogger(__name__)
 
 # Variables of this process that jobs on other machines need as well.
 FORWARDED = ("KINOPOISK_FT_", "MLFLOW_", "HF_", "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM")
-GRACE = 60  # seconds for jobs that are told to stop: a step, a checkpoint, the tracker's end
+POLL = 0.5  # seconds between two looks for a signal
 STORE = 100 * 2**20  # bytes of shared memory, by default 30% of the machine's; jobs return little
 
 
@@ -65,6 +67,7 @@ class RayJobs:
     def __init__(self, address: str | None) -> None:
         self._pending: list[Any] = []
         self._connect(address)
+        self._signals = StopSignals()
 
     def _connect(self, address: str | None) -> None:
         how: dict[str, Any] = {"logging_level": "WARNING"}
@@ -82,14 +85,17 @@ class RayJobs:
         log.info("Ray: %g cores, %g GPUs", has.get("CPU", 0), has.get("GPU", 0))
 
     def __enter__(self) -> RayJobs:
+        self._signals.__enter__()  # after Ray's start, which takes SIGTERM for itself
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for ref in self._pending:
-            ray.cancel(ref)  # as Ctrl-C in the job's process: it saves and closes its run
-        if self._pending:
-            ray.wait(self._pending, num_returns=len(self._pending), timeout=GRACE)
+    def __exit__(self, *error: Any) -> None:
+        with suppress(KeyboardInterrupt):  # of a second signal: the jobs need not end well
+            for ref in self._pending:
+                ray.cancel(ref)  # as Ctrl-C in the job's process: it saves and closes its run
+            if self._pending:
+                ray.wait(self._pending, num_returns=len(self._pending), timeout=GRACE)
         ray.shutdown()
+        self._signals.__exit__(*error)
 
     def submit(
         self,
@@ -119,9 +125,17 @@ class RayJobs:
             self._pending.append(task.remote(kept, list(overrides), number))
 
     def results(self) -> list[JobReturn]:
-        """Return how the jobs ended, when all have; a lost job does not stop the others."""
+        """Return how the jobs ended, when all have; a lost job does not stop the others.
+
+        Raises:
+            Stopped: a signal came.
+        """
         found = []
         while self._pending:
+            with self._signals.held():  # what is raised within Ray comes out as KeyboardInterrupt
+                ready, _ = ray.wait(self._pending[:1], timeout=POLL)
+            if not ready:
+                continue
             try:
                 found.append(ray.get(self._pending[0]))
             except RayError as error:

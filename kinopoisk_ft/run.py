@@ -86,7 +86,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
 
     What rank 0 was given counts for all: a drawn seed, and a folder named by the time.
     """
-    with processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
+    with StopSignals(), processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
         prepared = from_main(lambda: prepared)
         if is_main():
             return run(prepared, out_dir).objective

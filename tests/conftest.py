@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,14 @@ def unprobed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "rows_that_fit", lambda state, _: state.micro_batch_size)
         yield
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT is heeded, by child processes too, where a shell ignored it for the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

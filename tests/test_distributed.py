@@ -17,6 +17,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import tiny
 import torch
@@ -375,7 +376,9 @@ def test_torchrun_restarts_a_killed_rank(more: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_saves_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_signal_to_torchrun_saves_once(to_all: bool, tmp_path: Path) -> None:
+    """It is passed on; a batch system may send it to the processes as well."""
     args = [*command_line(tmp_path), "trainer.epochs=10000", "trainer.checkpoint_every=null"]
     process = torchrun(tmp_path, "--nproc-per-node=2", "-m", "kinopoisk_ft", *args)
     log = tmp_path / "run" / "run.log"
@@ -383,7 +386,10 @@ def test_a_signal_to_torchrun_saves_once(tmp_path: Path) -> None:
         if log.exists() and "INFO step" in log.read_text():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    agent = psutil.Process(process.pid)
+    for one in [*agent.children(), agent] if to_all else [agent]:
+        one.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     assert process.wait(60) != 0
     assert only_run(tmp_path).info.status == "KILLED"
     assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) == 1

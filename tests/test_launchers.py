@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +22,15 @@ from hydra.errors import MissingConfigException
 from mlflow import MlflowClient
 from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
 
-from kinopoisk_ft import cli, mistakes
+from kinopoisk_ft import cli, mistakes, pool_jobs
+from kinopoisk_ft.cli import RunError
 from kinopoisk_ft.jobs import Outcome
+from kinopoisk_ft.pool_jobs import Pooled
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.device_pool import own_device
-from kinopoisk_ft.training.signals import Stopped
+from kinopoisk_ft.training.signals import Stopped, StopSignals
+from kinopoisk_ft.training.snapshots import Snapshots
 
 NEEDS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
@@ -107,6 +112,20 @@ def test_a_job_that_ends_without_a_word_fails_the_sweep(
     assert cli._close_sweep(0) == 1
 
 
+def test_a_worker_that_was_stopped_begins_no_other_job() -> None:
+    def stopped(_: object) -> None:
+        begun.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    begun: list[int] = []
+    with StopSignals():  # puts back the handlers
+        for _ in range(2):
+            with pytest.raises(RunError):  # which Hydra returns, and joblib kills nobody for it
+                Pooled(stopped)(None)
+    assert begun == [1]
+    pool_jobs._told.clear()
+
+
 @pytest.mark.parametrize("option", mistakes.EXTRAS)
 def test_the_missing_extra_is_named(option: str) -> None:
     error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])
@@ -117,7 +136,7 @@ def start(place: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kinopoisk_ft", "-m", *DATA, *SMALL, *args, "output_dir=out"]
     return subprocess.Popen(
         command, cwd=place, env=environment(place), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
@@ -159,6 +178,15 @@ def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> Non
 def checkpoint(place: Path) -> bool:
     """Tell whether the first job has written one."""
     return any((place / "out/0/checkpoints").glob("checkpoint-*/manifest.json"))
+
+
+def statuses(place: Path) -> list[str]:
+    """Return how the runs of the newest sweep have ended, its parent's first."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent, status = newest_parent(client, "kinopoisk_ft")
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return [status, *(run.info.status for run in runs)]
 
 
 def assert_one_whole_run(place: Path) -> None:
@@ -205,20 +233,49 @@ def test_a_job_that_ray_loses_goes_on_in_another_process(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @needs("ray")
-def test_an_interrupt_stops_the_jobs_of_ray(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("heeded")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_jobs_of_ray(tmp_path: Path, number: int, code: int) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
     wait_for(lambda: checkpoint(tmp_path), sweep)
-    sweep.send_signal(signal.SIGINT)
+    sweep.send_signal(number)
     out, err = sweep.communicate()
-    assert sweep.returncode == 130, err
+    assert sweep.returncode == code, err
+    assert f"stopped by {signal.Signals(number).name}" in err
     assert "0 done, 0 skipped, 0 failed, 1 unfinished" in out
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    parent, status = newest_parent(client, "kinopoisk_ft")
-    assert status == "KILLED"
-    experiment = client.get_run(parent).info.experiment_id
-    (run,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert run.info.status == "KILLED"
+    assert statuses(tmp_path) == ["KILLED", "KILLED"]
+
+
+@pytest.mark.slow
+@needs("joblib")
+@pytest.mark.usefixtures("heeded")
+@pytest.mark.parametrize(
+    ("number", "to_group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_stops_the_jobs_of_joblib(
+    tmp_path: Path, number: int, to_group: bool, code: int
+) -> None:
+    """Two jobs run and a third waits: two are saved, the third is not begun."""
+    write_reviews(tmp_path)
+    args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3"]
+    sweep = start(tmp_path, *args, *LONG, "trainer.checkpoint_every=100")
+    logs = [tmp_path / f"out/{job}/run.log" for job in (0, 1)]
+    wait_for(lambda: all(log.exists() and "INFO step 7" in log.read_text() for log in logs), sweep)
+    workers = psutil.Process(sweep.pid).children(recursive=True)
+    (os.killpg if to_group else os.kill)(sweep.pid, number)
+    out, err = sweep.communicate(timeout=120)  # workers that go on hold the pipes
+    assert sweep.returncode == code, err
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert "jobs: 0 done, 0 skipped, 0 failed, 2 unfinished" in out
+    assert statuses(tmp_path) == ["KILLED"] * 3
+    for log in logs:
+        (step,) = re.findall(r"stopped by SIG\w+ after step (\d+) of", log.read_text())
+        newest = Snapshots(log.parent / "checkpoints").newest()
+        assert newest is not None
+        assert newest.plain["step"] == int(step)
 
 
 @pytest.mark.slow

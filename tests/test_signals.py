@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from short_fit import short_fit
 
-from kinopoisk_ft.training import loop
+from kinopoisk_ft.training import loop, signals
 from kinopoisk_ft.training.signals import Stopped, StopSignals
 
 
@@ -40,14 +39,6 @@ def test_what_stopped_a_worker_reaches_the_process_that_started_it() -> None:
     assert str(stopped) == "stopped by SIGTERM"
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """SIGINT is heeded, also where a shell started the tests in the background, ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heeded")
 def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -66,3 +57,34 @@ def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
         step(signal.SIGTERM, signal.SIGINT)
     assert (len(done), second.value.torn, second.value.exit_code) == (1, True, 130)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("started", "seconds", "torn"),
+    [(True, 60.0, False), (True, 0.0, True), (False, 60.0, True)],
+    ids=["passed on", "later", "not started by another"],
+)
+def test_a_signal_that_is_passed_on_as_well_counts_once(
+    monkeypatch: pytest.MonkeyPatch, started: bool, seconds: float, torn: bool
+) -> None:
+    if started:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setattr(signals, "ECHO", seconds)
+    monkeypatch.setattr(StopSignals, "_counted", {})
+    with pytest.raises(Stopped) as stopped:
+        stop_in_a_step()
+    assert stopped.value.torn == torn
+    assert StopSignals._counted.keys() == {signal.SIGTERM}
+
+
+def stop_in_a_step() -> None:
+    """Get a signal twice in a step and, if that has ended, once more while the run is closed."""
+    with StopSignals(), StopSignals() as inner:
+        try:
+            with inner.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped as stop:
+            if not stop.torn:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise

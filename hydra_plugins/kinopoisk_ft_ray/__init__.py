@@ -62,9 +62,10 @@ class RayLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run the jobs and return how they ended, in their order."""
         from kinopoisk_ft.ray_jobs import RayJobs, Shared
+        from kinopoisk_ft.training.signals import StopSignals
 
         shared = Shared(self.hydra_context, self.task_function, self.config)
-        with RayJobs(self.address) as jobs:
+        with StopSignals(), RayJobs(self.address) as jobs:
             jobs.submit(
                 shared, job_overrides, initial_job_idx,
                 num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=self.max_retries,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
+
+from kinopoisk_ft import ranks
 
 # What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1, submitit with
 # SIGUSR2, before a job is ended or requeued, and they mean SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
+NUMBERS = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has two
+GRACE = 60  # seconds for jobs that are told to stop: a step, a checkpoint, the tracker's end
+# Seconds in which a signal to all processes also comes by the one that started this one.
+ECHO = 2.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,10 +44,16 @@ class StopSignals:
     Only the main thread can be told of signals: in another this does nothing. A signal that the
     process ignores stays ignored. Can be nested: the inner one counts.
 
+    A process that another one of this program started gets a signal to all of them twice, from its
+    sender and passed on: there the same one within ECHO seconds counts once.
+
     Args:
         agree: of the processes of one run, returns the largest of what each gives: a signal to one
             then stops all at the same place, the end of `held` or a `check`.
     """
+
+    # When each signal last counted: an echo may come when the inner ones have been left.
+    _counted: ClassVar[dict[int, float]] = {}
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
         self._held, self._arrived, self._agree = False, 0, agree
@@ -48,9 +61,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in EXIT_CODES:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            for number in NUMBERS:
+                if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._arrive)
         return self
 
@@ -81,6 +93,10 @@ class StopSignals:
             raise Stopped(self._arrived)
 
     def _arrive(self, number: int, frame: object) -> None:
+        now, before = time.monotonic(), self._counted.get(number)
+        if ranks.is_started() and before is not None and now - before < ECHO:
+            return
+        self._counted[number] = now
         waits = self._held or self._agree is not None
         if waits and not self._arrived:
             self._arrived = number
