@@ -58,6 +58,12 @@ class Journal:
         self.recorder.metrics(values, state.step)
         self.progress.to(state.step, loss=f"{loss:.4f}")
 
+    def rest(self, state: State) -> None:
+        """Record the losses that are not told yet, where patience ended the training."""
+        if state.losses:
+            state.settle()
+            self.losses(state)
+
     def judge(self, state: State, found: Evaluation) -> None:
         """Record an evaluation; keep the weights and the outputs if it is the best so far."""
         named = {f"val_{key}": value for key, value in found.scores.items()}

@@ -124,9 +124,7 @@ class Trainer(Settings):
                 self._evaluate_if_due(state, train, val, journal, clock, signals)
                 keeper.save_if_due()
             signals.check()
-            if state.losses:  # where patience ended it
-                state.settle()
-                journal.losses(state)
+            journal.rest(state)
             keeper.save_last()
         if state.best_step != state.step:
             best.restore(model)
