@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing import active_children
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, TypeVar
 
 import psutil
@@ -95,5 +96,8 @@ class Pooled:
 
 def _mask(block: bool) -> None:
     """Block the signals in this thread and in what it starts, or heed them; not on Windows."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK if block else signal.SIG_UNBLOCK, NUMBERS)
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    if block:
+        ensure_running()  # a helper of multiprocessing: starting later, it would unblock them
+    signal.pthread_sigmask(signal.SIG_BLOCK if block else signal.SIG_UNBLOCK, NUMBERS)

@@ -97,6 +97,15 @@ class RayJobs:
         ray.shutdown()
         self._signals.__exit__(*error)
 
+    def room(self, num_cpus: float, num_gpus: float | None) -> int:
+        """Return how many jobs the cluster runs side by side, at least one."""
+        wanted = {"CPU": num_cpus, "GPU": _gpus_of_a_job(num_gpus)}
+        fit = [
+            min((int(has.get(k, 0) // v) for k, v in wanted.items() if v), default=1)
+            for has in _machines()
+        ]
+        return max(1, sum(fit))
+
     def submit(
         self,
         shared: Shared,
@@ -112,8 +121,7 @@ class RayJobs:
         Raises:
             UserError: no machine of the cluster has room for one.
         """
-        if num_gpus is None:
-            num_gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
+        num_gpus = _gpus_of_a_job(num_gpus)
         _check_room(num_cpus, num_gpus)
         # A process a job: the next would find this one's memory, threads and CUDA context.
         task = ray.remote(
@@ -148,9 +156,18 @@ class RayJobs:
         return found
 
 
+def _machines() -> list[dict[str, float]]:
+    """Return what each machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _gpus_of_a_job(asked: float | None) -> float:
+    return float(ray.cluster_resources().get("GPU", 0) >= 1) if asked is None else asked
+
+
 def _check_room(num_cpus: float, num_gpus: float) -> None:
     """Raise UserError where a job would wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _machines()
     wanted = {"CPU": num_cpus, "GPU": num_gpus}
     if not any(all(has.get(k, 0) >= v for k, v in wanted.items()) for has in nodes):
         room = "; ".join(f"{h.get('CPU', 0):g} cores, {h.get('GPU', 0):g} GPUs" for h in nodes)

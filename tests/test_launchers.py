@@ -126,6 +126,22 @@ def test_a_worker_that_was_stopped_begins_no_other_job() -> None:
     pool_jobs._told.clear()
 
 
+BORN = """
+import signal
+from joblib import Parallel, delayed
+from kinopoisk_ft.pool_jobs import stoppable
+
+blocked = delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
+print(*(len(found) for found in stoppable(lambda: Parallel(2)([blocked] * 2))))
+print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+"""
+
+
+def test_no_signal_ends_a_worker_that_is_starting() -> None:
+    command = [sys.executable, "-c", BORN]
+    assert subprocess.check_output(command, text=True, timeout=60) == "4 4\n0\n"
+
+
 @pytest.mark.parametrize("option", mistakes.EXTRAS)
 def test_the_missing_extra_is_named(option: str) -> None:
     error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])

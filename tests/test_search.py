@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import optuna
 import pytest
 from composing import plain
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +36,7 @@ from kinopoisk_ft.jobs import Outcome, outcomes
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.best import command
+from kinopoisk_ft.search.side_by_side import jobs_at_once
 from kinopoisk_ft.search.space import read_words, space, usual
 from kinopoisk_ft.search.spread import spread
 from kinopoisk_ft.search.study import open_study
@@ -397,17 +400,27 @@ def check_store(place: Path, found: dict[int, Outcome]) -> None:
     assert (collected.failed, collected.unfinished) == ([], 0)
 
 
+SIDE_BY_SIDE = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", []),
+    "ray": ("ray", ["hydra.launcher.num_cpus=0.5"]),
+}
+
+
 @pytest.mark.slow
-def test_parallel_trials_share_one_study(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra 'parallel'")
+@pytest.mark.parametrize("launcher", SIDE_BY_SIDE)
+def test_parallel_trials_share_one_study(tmp_path: Path, launcher: str) -> None:
+    module, options = SIDE_BY_SIDE[launcher]
+    if find_spec(module) is None:
+        pytest.skip(f"needs {module}")
     write_reviews(tmp_path)
     args = [
         sys.executable, "-m", "kinopoisk_ft", "sweep=lr_search", *DATA, *SMALL, "model.lr=1e-2",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "output_dir=out",
+        f"hydra/launcher={launcher}", *options, "output_dir=out",
         "tracking.log_model=false", "adapter.lr=choice(1e-9,1e-2)",
         "hydra.sweeper.pruner.n_startup_trials=1",
     ]  # fmt: skip
-    for n_trials in (3, 6):
+    for n_trials in (2, 6):
         done = subprocess.run(
             [*args, f"hydra.sweeper.n_trials={n_trials}"],
             cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
@@ -419,5 +432,42 @@ def test_parallel_trials_share_one_study(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     parent, status = newest_parent(client, "lr_search")
     assert status == "FINISHED"
-    for one in found:
-        assert client.get_run(one.run_id).data.tags["mlflow.parentRunId"] == parent
+    runs = [client.get_run(one.run_id) for one in found]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent}
+    assert runs[1].info.start_time < runs[0].info.end_time
+
+
+class Counting(BasicLauncher):
+    def jobs_at_once(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "expected"),
+    [
+        (Counting, {"array_parallelism": 5}, 3),
+        (BasicLauncher, {"array_parallelism": 5, "submitit_folder": "."}, 5),  # Slurm
+        (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": 4}, 2),
+        (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": None}, 8),
+        (BasicLauncher, {}, 1),
+    ],
+)
+def test_as_many_trials_at_once_as_the_launcher_runs_jobs(
+    monkeypatch: pytest.MonkeyPatch, launcher: type[BasicLauncher], options: Any, expected: int
+) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    assert jobs_at_once(launcher(), DictConfig(options)) == expected
+
+
+def test_the_room_of_a_ray_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    from kinopoisk_ft.ray_jobs import RayJobs
+
+    machines = [({"CPU": 8.0, "GPU": 2.0}, True), ({"CPU": 3.0}, True), ({"CPU": 64.0}, False)]
+    nodes = [{"Resources": has, "Alive": alive} for has, alive in machines]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 11.0, "GPU": 2.0})
+    monkeypatch.setattr(RayJobs, "_connect", lambda *_: None)
+    jobs = RayJobs(None)
+    asked = [(1, None), (1, 0.5), (2, 0), (8, 1), (16, None)]
+    assert [jobs.room(*one) for one in asked] == [2, 4, 5, 1, 1]

@@ -50,7 +50,7 @@ class PoolLauncher(Launcher):
         from joblib import effective_n_jobs
 
         self._joblib = JoblibLauncher(**options)
-        self.jobs_at_once = int(effective_n_jobs(options["n_jobs"]))
+        self.processes = int(effective_n_jobs(options["n_jobs"]))
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -58,8 +58,12 @@ class PoolLauncher(Launcher):
         """Take what all jobs share."""
         from kinopoisk_ft.pool_jobs import Pooled
 
-        task = Pooled(task_function) if self.jobs_at_once > 1 else task_function
+        task = Pooled(task_function) if self.processes > 1 else task_function
         self._joblib.setup(hydra_context=hydra_context, task_function=task, config=config)
+
+    def jobs_at_once(self) -> int:
+        """Return how many jobs run side by side."""
+        return self.processes
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -67,6 +71,6 @@ class PoolLauncher(Launcher):
         """Run the jobs and return how they ended, in their order."""
         from kinopoisk_ft.pool_jobs import stoppable
 
-        if self.jobs_at_once == 1:  # in this process, where a job hears of signals itself
+        if self.processes == 1:  # in this process, where a job hears of signals itself
             return self._joblib.launch(job_overrides, initial_job_idx)
         return stoppable(lambda: self._joblib.launch(job_overrides, initial_job_idx))

@@ -57,6 +57,14 @@ class RayLauncher(Launcher):
         self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
 
+    def jobs_at_once(self) -> int:
+        """Return how many jobs the cluster has room for as it is now."""
+        from kinopoisk_ft.ray_jobs import RayJobs
+        from kinopoisk_ft.training.signals import StopSignals
+
+        with StopSignals(), RayJobs(self.address) as jobs:
+            return jobs.room(self.num_cpus, self.num_gpus)
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:

@@ -20,6 +20,7 @@ from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best import BEST, command, write_best
+from kinopoisk_ft.search.side_by_side import jobs_at_once
 from kinopoisk_ft.search.space import described, ends, overrides, read_words, space, told, usual
 from kinopoisk_ft.search.spread import spread
 from kinopoisk_ft.search.study import (
@@ -79,8 +80,9 @@ class Search(Sweeper):
         self._begin(arguments)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         returns = []
+        at_once = jobs_at_once(self.launcher, self.config.hydra.launcher)
         try:
-            for batch in self.proposals.batches(self.n_trials, self._at_once()):
+            for batch in self.proposals.batches(self.n_trials, at_once):
                 jobs = [self._job(trial) for trial in batch]
                 results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
                 for trial, result in zip(batch, results, strict=True):
@@ -134,12 +136,6 @@ class Search(Sweeper):
         self.parent = ParentRun()
         self.parent.open(self.config, goes_on)
         return study
-
-    def _at_once(self) -> int:
-        """Return how many jobs the launcher runs at a time."""
-        from joblib import effective_n_jobs
-
-        return int(effective_n_jobs(self.config.hydra.launcher.get("n_jobs", 1)))
 
     def _job(self, trial: FrozenTrial) -> list[str]:
         return [*self.fixed, *overrides(trial.params)]
