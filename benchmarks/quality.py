@@ -23,12 +23,12 @@ from typing import Any
 from common.report import Section, command_line, publish
 from common.sides import FROZEN, Experiment, absent, add_inputs, run_peer, run_project
 
-TOKENS = 128
+TOKENS = 64
 PEER, PROJECT, CACHED = "peer", "project", "project-cached"
 WORKS = {
-    "full": Experiment("full", limit=2000, epochs=2, max_length=TOKENS, lr=1e-4),
-    "lora": Experiment("lora", limit=2000, epochs=2, max_length=TOKENS, lr=2e-3),
-    "freeze": Experiment("frozen", limit=2000, epochs=2, max_length=TOKENS, lr=5e-4),
+    "full": Experiment("full", limit=2000, epochs=3, max_length=TOKENS, lr=1e-4),
+    "lora": Experiment("lora", limit=2000, epochs=3, max_length=TOKENS, lr=2e-3),
+    "freeze": Experiment("frozen", limit=2000, epochs=3, max_length=TOKENS, lr=5e-4),
 }
 SEEDS = (0, 1, 2)
 SCORES = {"f1": "weighted F1", "accuracy": "accuracy"}
@@ -50,7 +50,7 @@ def main() -> int:
     rows = [row for name in args.approaches for row in compare(name, seeds, args)]
     note = (
         f"The first 2,000 reviews that are not neutral (1,280 / 320 / 400), {TOKENS} tokens, "
-        f"batches of 16, 2 epochs, fp32; seeds {', '.join(map(str, seeds))}. Scores on test of the "
+        f"batches of 16, 3 epochs, fp32; seeds {', '.join(map(str, seeds))}. Scores on test of the "
         "epoch that is best on validation; ±: the deviation of one seed."
     )
     remark = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SAFETY = 1.2  # threads' own buffers, evaluation, and what else the machine will do
 FEW = (4, 2)  # rows: the more, the less does what the system rounds up count for each
+TRIES = 3
 OPTIMIZER = 2  # numbers that AdamW keeps of each weight
 # Of what a pass keeps for the way back, all that it takes at once: the way back's own tensors are
 # smaller by far, but gradients can come to as much again.
@@ -105,14 +106,19 @@ def _measure(state: State, train: Examples) -> Need:
     with unchanged(state):
         once = partial(forward_and_back, state, state.model, train)
         once(1, int(train.lengths.argmin()))  # compiles kernels, starts threads
-        one = peak_growth(lambda: once(1))
+        one = _growth(partial(once, 1))
         more = float(one)
         for few in FEW:
             if SAFETY * few * one < available_memory():
-                more = max(0, peak_growth(partial(once, few)) - one) / (few - 1)
+                more = max(0, _growth(partial(once, few)) - one) / (few - 1)
                 break
     release_freed_memory()
     return Need(one + _optimizer_bytes(state), more)
+
+
+def _growth(work: Callable[[], None]) -> int:
+    """Return the least growth of some: what the system rounds up differs, and counts as rows do."""
+    return min(peak_growth(work) for _ in range(TRIES))
 
 
 def forward_and_back(
