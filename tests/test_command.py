@@ -87,12 +87,20 @@ def settings(one: Run) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["sweep=mine", "seed=5"], "--config-dir 'my configs' experiment=mine sweep=mine"),
-        (["experiment=mine", "seed=null", "data.split=random"], "--config-dir 'my configs'"),
-        (["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "searchpath=[more]"),
+        pytest.param(
+            ["sweep=mine", "seed=5"], "--config-dir 'my configs' experiment=mine sweep=mine",
+            id="a sweep",
+        ),
+        pytest.param(
+            ["experiment=mine", "seed=null", "data.split=random"], "--config-dir 'my configs'",
+            id="a drawn seed", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "searchpath=[more]",
+            id="two folders", marks=pytest.mark.slow,
+        ),
     ],
-    ids=["a sweep", "a drawn seed", "two folders"],
-)
+)  # fmt: skip
 def test_the_command_runs_the_same_job(
     place: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
 ) -> None:
