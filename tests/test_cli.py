@@ -75,6 +75,7 @@ def finished(place: Path) -> dict[str, object]:
         cwd=place, env=env, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "Warning: " not in done.stderr
+    assert "mlflow.pyfunc" not in done.stderr
     result: dict[str, object] = json.loads((place / "first.json").read_text())
     return result
 
