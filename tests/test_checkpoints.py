@@ -144,6 +144,16 @@ def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps(tmp_path) == [9, 10]
 
 
+def test_the_first_is_due_by_the_clock_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it may take: until then a crash costs all."""
+    monkeypatch.setattr("kinopoisk_ft.training.resume.SECONDS", 0.0)
+    monkeypatch.setattr("kinopoisk_ft.training.resume.SPEED", 1e-9)
+    fit(tmp_path, "trainer.checkpoint_every=null")
+    assert steps(tmp_path)
+
+
 @pytest.mark.parametrize("ending", ["trainer.eval_every=4", "trainer.patience=1"])
 def test_what_fails_after_training_does_not_cost_it(ending: str, tmp_path: Path) -> None:
     trained = fit(tmp_path, "trainer.checkpoint_every=100", ending)

@@ -70,7 +70,7 @@ class Keeper:
         self._frozen = ""
         self._saved = (0, 0)
         self._since = time.monotonic()
-        self._took = ADAMW * _trained_bytes(state.model) / SPEED
+        self._took: float | None = None  # seconds of the last checkpoint
 
     def resume(self) -> None:
         """Go on from the last whole checkpoint, if there is one.
@@ -126,7 +126,7 @@ class Keeper:
     def save_if_due(self) -> None:
         """Write a checkpoint when its step or its time has come."""
         if self.every is None:
-            due = self._is_after(max(SECONDS, SHARE * self._took))
+            due = self._is_after(max(SECONDS, SHARE * (self._took or 0.0)))
         else:
             due = self.every > 0 and self.state.step % self.every == 0
         if due:
@@ -138,7 +138,10 @@ class Keeper:
         By the clock, only where training took so long that this is a small share of it. There may
         be no room for it beside the model.
         """
-        if self.every is None and not self._is_after(SHARE * self._took):
+        took = self._took
+        if took is None:
+            took = ADAMW * _trained_bytes(self.state.model) / SPEED
+        if self.every is None and not self._is_after(SHARE * took):
             return
         try:
             self.save()
