@@ -43,5 +43,5 @@ def attention(
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])
     inputs = (q, k, v) if q.dtype in FORWARD else (q.float(), k.float(), v.float())
-    out, _ = attend(*inputs, mask, draw_key(), p, scale)
+    out: Tensor = attend(*inputs, mask, draw_key(), p, scale)[0]
     return out.to(q.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kinopoisk_ft.ops import attention_rows
 from kinopoisk_ft.ops.dropout_numba import rate
 from kinopoisk_ft.ops.lanes import LANES
+from kinopoisk_ft.ops.operators import below_autograd, differentiate, operator
 from kinopoisk_ft.ops.threads import compiled, share
 
 FORWARD = {
@@ -86,7 +87,15 @@ def _bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
     return nn.functional.pad(bias, (0, width - keys), value=-math.inf).contiguous()
 
 
-@torch.library.custom_op("kinopoisk_ft::attention", mutates_args=(), device_types="cpu")
+def _attend_fake(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    norms = q.new_empty(batch * heads, queries, dtype=torch.float32)
+    return q.new_empty(batch, heads, queries, v.shape[3]), norms
+
+
+@operator(_attend_fake, "attention")
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -104,7 +113,13 @@ def attend(
     return out.unflatten(0, q.shape[:2]), highest + sums.log2_()
 
 
-@torch.library.custom_op("kinopoisk_ft::attention_backward", mutates_args=(), device_types="cpu")
+def _attend_backward_fake(
+    grad: Tensor, out: Tensor, norms: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@operator(_attend_backward_fake, "attention_backward")
 def attend_backward(
     grad: Tensor, out: Tensor, norms: Tensor,
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float,
@@ -129,31 +144,20 @@ def attend_backward(
     return grad_q, grad_k, grad_v
 
 
-@attend.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
-) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
-    norms = q.new_empty(batch * heads, queries, dtype=torch.float32)
-    return q.new_empty(batch, heads, queries, v.shape[3]), norms
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *tensors, ctx.p, ctx.scale = inputs
+        out, norms = below_autograd(attend, *inputs)
+        ctx.save_for_backward(out, norms, *tensors)
+        ctx.mark_non_differentiable(norms)
+        ctx.set_materialize_grads(False)
+        return out, norms
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        grads = attend_backward(grad, *ctx.saved_tensors, ctx.p, ctx.scale)
+        return (*grads, None, None, None, None)
 
 
-@attend_backward.register_fake
-def _(
-    grad: Tensor, out: Tensor, norms: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.p, ctx.scale = inputs
-    ctx.save_for_backward(*output, *tensors)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grads = attend_backward(grad, *ctx.saved_tensors, ctx.p, ctx.scale)
-    return (*grads, None, None, None, None)
-
-
-attend.register_autograd(_differentiate, setup_context=_keep)
+differentiate(attend, _Attend)

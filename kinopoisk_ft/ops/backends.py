@@ -65,8 +65,9 @@ def choose(
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Switch autocast off: the operators choose their own precision."""
-    if device.type == "meta":  # where autocast does not exist
+    """Switch autocast off, if it is on: the operators choose their own precision."""
+    meta = device.type == "meta"  # where autocast does not exist
+    if meta or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -54,7 +54,7 @@ def causal_conv1d(
         x_full, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         if chosen == "numba":
-            out = conv(x_full, weight, bias, as_int64(lengths))
+            out: Tensor = conv(x_full, weight, bias, as_int64(lengths))
         else:
             out = _masked(_PLAIN[chosen], x_full, weight, bias, lengths)
         return out.to(x.dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kinopoisk_ft.ops import conv_rows
 from kinopoisk_ft.ops.lanes import LANES
-from kinopoisk_ft.ops.memory import longest_first, pad, rows, strided
+from kinopoisk_ft.ops.memory import cut, longest_first, pad, rows, strided, zeros
+from kinopoisk_ft.ops.operators import below_autograd, differentiate, operator
 from kinopoisk_ft.ops.threads import compiled, share
 
 
@@ -20,7 +21,7 @@ class _Inputs:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
     ) -> None:
         taps = pad(weight.t(), LANES).contiguous()
-        offset = pad(x.new_zeros(x.shape[2]) if bias is None else bias, LANES).contiguous()
+        offset = zeros(x.shape[2]) if bias is None else pad(bias, LANES).contiguous()
         self.taps, self.width = taps.shape
         self.alive = (*longest_first(lengths, x), taps, offset, rows(x))
         self.shape = (x.shape[0], x.shape[1], self.width)
@@ -29,52 +30,51 @@ class _Inputs:
         self.fields = [*self.shape, self.taps, *addresses, *strided(self.alive[4])]
 
 
-@torch.library.custom_op("kinopoisk_ft::causal_conv1d", mutates_args=(), device_types="cpu")
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@operator(_conv_fake, "causal_conv1d")
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
     """Return silu(causal convolution), (batch, length, d_inner)."""
     inputs = _Inputs(x, weight, bias, lengths)
     out = x.new_empty(inputs.shape)
     share(compiled(conv_rows.convolve), inputs.tasks, [*inputs.fields, out.data_ptr()])
-    return out[..., : x.shape[2]].contiguous()
+    return cut(out, x.shape[2])
 
 
-@torch.library.custom_op(
-    "kinopoisk_ft::causal_conv1d_backward", mutates_args=(), device_types="cpu"
-)
+def _conv_backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(x.shape[2])
+
+
+@operator(_conv_backward_fake, "causal_conv1d_backward")
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias."""
     inputs = _Inputs(x, weight, bias, lengths)
     grad_x = x.new_empty(inputs.shape)
-    sums = x.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
+    parts = x.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
     grad = rows(grad)
-    fields = [*inputs.fields, *strided(grad), grad_x.data_ptr(), sums.data_ptr()]
+    fields = [*inputs.fields, *strided(grad), grad_x.data_ptr(), parts.data_ptr()]
     share(compiled(conv_rows.convolve_back), inputs.tasks, fields)
-    sums = sums.sum(0)[:, : x.shape[2]]
-    return grad_x[..., : x.shape[2]].contiguous(), sums[:-1].t().contiguous(), sums[-1].clone()
+    sums = parts.sum(0)[:, : x.shape[2]]
+    return cut(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
 
 
-@conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        ctx.save_for_backward(*inputs)
+        return below_autograd(conv, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, lengths = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = conv_backward(grad, x, weight, bias, lengths)
+        return grad_x, grad_weight, None if bias is None else grad_bias, None
 
 
-@conv_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(x.shape[2])
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, lengths = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = conv_backward(grad, x, weight, bias, lengths)
-    return grad_x, grad_weight, None if bias is None else grad_bias, None
-
-
-conv.register_autograd(_differentiate, setup_context=_keep)
+differentiate(conv, _Conv)

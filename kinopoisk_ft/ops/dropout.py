@@ -35,9 +35,9 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
     chosen = choose("dropout", backend, BACKENDS, x.device, x.dtype)
     if p == 0 or chosen == "torch" or not x.is_floating_point():
         return nn.functional.dropout(x, p)
-    if x.dtype not in KERNELS:  # float16
-        return drop(x.float(), draw_key(), p).to(x.dtype)
-    return drop(x, draw_key(), p)
+    known = x if x.dtype in KERNELS else x.float()  # from float16
+    found: Tensor = drop(known, draw_key(), p)
+    return found.to(x.dtype)
 
 
 def draw_key() -> Tensor:

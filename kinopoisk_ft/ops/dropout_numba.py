@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.ops import dropout_rows
+from kinopoisk_ft.ops.operators import below_autograd, differentiate, operator
 from kinopoisk_ft.ops.threads import compiled, share
 
 KERNELS = {
@@ -29,7 +30,11 @@ def rate(p: float) -> tuple[int, float]:
     return min(round((1 - p) * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
-@torch.library.custom_op("kinopoisk_ft::dropout", mutates_args=(), device_types="cpu")
+def _drop_fake(x: Tensor, key: Tensor, p: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@operator(_drop_fake, "dropout")
 def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
     """Return x, contiguous, with each element zero at rate p, else divided by 1 - p.
 
@@ -44,19 +49,17 @@ def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
     return out
 
 
-@drop.register_fake
-def _(x: Tensor, key: Tensor, p: float) -> Tensor:
-    return x.new_empty(x.shape)
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, key: Tensor, p: float) -> Any:
+        ctx.save_for_backward(key)
+        ctx.p = p
+        return below_autograd(drop, x, key, p)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (key,) = ctx.saved_tensors
+        return drop(grad, key, ctx.p), None, None
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, key, ctx.p = inputs
-    ctx.save_for_backward(key)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (key,) = ctx.saved_tensors
-    return drop(grad, key, ctx.p), None, None
-
-
-drop.register_autograd(_differentiate, setup_context=_keep)
+differentiate(drop, _Drop)

@@ -1,8 +1,8 @@
 """The backward kernel of the selective scan, run by every thread at once.
 
 Tasks and chunks are those of the forward kernel, time running backwards. The sums over a row's
-channels (for B, C) are left per block, those over rows (for A, D, bias) per row: no two tasks write
-the same place, and the result does not depend on the number of threads.
+channels (for B, C) are left per block, those over rows (for A, D, bias) per row, and added up when
+all tasks are done: no two write the same place, and the number of threads makes no difference.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import LN_2, sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store
+from kinopoisk_ft.ops.scan_gather import BLOCK, Sums, gather
 from kinopoisk_ft.ops.scan_problem import CHUNK, Problem, Spot, enter, local, read_problem, row_at
 from kinopoisk_ft.ops.scan_states import GROUP, recall, retreat, sum_lanes
-from kinopoisk_ft.ops.threads import floats, take
+from kinopoisk_ft.ops.threads import await_tasks, end_task, floats, take
 
-BLOCK = 128
 _f = np.float32
 
 
 class Gradients(NamedTuple):
     """The output's gradient with its strides, and where the inputs' go.
 
-    u, delta, z: (batch, length, width). rate: (batch, states, width). B, C: (blocks, batch, length,
+    u, delta, z: (batch, length, width). A: (batch, states, width). B, C: (blocks, batch, length,
     states). sums: (batch, 2, width), for D and bias.
     """
 
@@ -38,7 +38,7 @@ class Gradients(NamedTuple):
     u: Any
     delta: Any
     z: Any
-    rate: Any
+    A: Any
     B: Any
     C: Any
     sums: Any
@@ -58,7 +58,7 @@ class Work(NamedTuple):
     sb: Any
     sc: Any
     back: Any
-    rate: Any
+    A: Any
     sums: Any
 
 
@@ -139,7 +139,7 @@ def _chunk(p: Problem, spot: Spot, to: Gradients, w: Work, marks: Any) -> None:
             recall(p, spot, n, j, marks, w.dt, w.inflow, w.y, w.hs, w.decays)
             retreat(
                 p, spot, n, j, w.dt, w.inflow, w.hs, w.decays,
-                w.g, w.gx, w.gt, w.back, w.rate, n * BLOCK + j, BLOCK, w.sb, w.sc,
+                w.g, w.gx, w.gt, w.back, w.A, n * BLOCK + j, BLOCK, w.sb, w.sc,
             )  # fmt: skip
         at = ((piece * p.batch + spot.row) * p.length + spot.start) * p.states + n
         sum_lanes(w.sb, to.B, at, p.states, spot.steps)
@@ -161,13 +161,16 @@ def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work
     clear(to.C, piece * p.batch + row, p.length, p.states, real, 0, 1)
     for j in range(0, wide, LANES):
         for n in range(p.states):
-            store(to.rate, (row * p.states + n) * p.width + origin + j, load(w.rate, n * BLOCK + j))
+            store(to.A, (row * p.states + n) * p.width + origin + j, load(w.A, n * BLOCK + j))
         for i in range(2):
             store(to.sums, (row * 2 + i) * p.width + origin + j, load(w.sums, i * BLOCK + j))
 
 
 def backward(a: Any) -> None:
-    """Fill every gradient of a `Problem` from the saved states and the output's gradient."""
+    """Fill every gradient of a `Problem` from the saved states and the output's gradient.
+
+    a[34] counts the tasks that are done.
+    """
     mode = flush_tiny()
     p, marks, w = read_problem(a), floats(a[23]), _room(a[4])
     to = Gradients(
@@ -175,16 +178,24 @@ def backward(a: Any) -> None:
         floats(a[30]), floats(a[31]), floats(a[32]), floats(a[33]),
     )  # fmt: skip
     blocks = (p.width + BLOCK - 1) // BLOCK
+    tasks = p.batch * blocks
     task = take(a)
-    while task < p.batch * blocks:
+    while task < tasks:
         row, origin = p.order[task // blocks], task % blocks * BLOCK
         wide, real = min(BLOCK, p.width - origin), p.lengths[row]
         w.back[:] = 0
-        w.rate[:] = 0
+        w.A[:] = 0
         w.sums[:] = 0
         for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
             spot = Spot(row, origin, wide, start, min(CHUNK, real - start))
             _chunk(p, spot, to, w, marks)
         _finish(p, row, origin, wide, to, w)
+        end_task(a, 34)
+        task = take(a)
+    await_tasks(a, 34, tasks)
+    sums = Sums(
+        a[35], a[36], floats(a[37]), floats(a[38]), floats(a[39]), floats(a[40]), floats(a[41])
+    )
+    while gather(p, to.A, to.B, to.C, to.sums, task - tasks, sums):
         task = take(a)
     restore(mode)

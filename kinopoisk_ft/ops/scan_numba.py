@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from kinopoisk_ft.ops import scan_backward as back
 from kinopoisk_ft.ops import scan_forward as fore
-from kinopoisk_ft.ops.lane_math import LOG2_E
 from kinopoisk_ft.ops.lanes import LANES
-from kinopoisk_ft.ops.memory import longest_first, pad, rows, strided
+from kinopoisk_ft.ops.memory import cut, longest_first, pad, rows, strided, zeros
+from kinopoisk_ft.ops.operators import below_autograd, differentiate, operator
+from kinopoisk_ft.ops.scan_gather import BLOCK
 from kinopoisk_ft.ops.scan_problem import CHUNK
 from kinopoisk_ft.ops.scan_states import GROUP
 from kinopoisk_ft.ops.threads import compiled, share
@@ -23,7 +25,7 @@ def selective_scan_numba(
 ) -> Tensor:
     """As `selective_scan_reference` on (u, delta, A, B, C, D, z, delta_bias), with lengths."""
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    out, _ = scan(*tensors, lengths, delta_softplus, save)
+    out: Tensor = scan(*tensors, lengths, delta_softplus, save)[0]
     return out
 
 
@@ -36,17 +38,15 @@ class _Inputs:
     ) -> None:  # fmt: skip
         self.batch, self.length, self.d_inner = u.shape
         # (d_state, d_inner), both padded: a state with A = B = C = 0 stays zero
-        rate = pad(pad(A * float(LOG2_E), GROUP).t(), LANES).contiguous()
-        self.states, self.width = rate.shape
-        absent = u.new_zeros(self.d_inner)
-        vectors = [pad(absent if x is None else x, LANES).contiguous() for x in (D, delta_bias)]
+        across = pad(pad(A, GROUP).t(), LANES).contiguous()
+        self.states, self.width = across.shape
         self.wide = [rows(x) for x in (u, delta, u if z is None else z)]
         self.plain = [
-            *longest_first(lengths, u),
-            rate,
+            *longest_first(lengths, u), across,
             *(pad(x, GROUP).contiguous() for x in (B, C)),
-        ]
-        self.plain += vectors
+            *(zeros(self.d_inner) if x is None else pad(x, LANES).contiguous()
+              for x in (D, delta_bias)),
+        ]  # fmt: skip
         addresses = [x.data_ptr() for x in self.plain]
         self.fields = [self.batch, self.length, self.width, self.states]
         self.fields += [int(delta_softplus), int(z is not None), *addresses[:2]]
@@ -58,7 +58,11 @@ def _marks_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
     return batch, -(-length // CHUNK), -(-A.shape[1] // GROUP) * GROUP, -(-width // LANES) * LANES
 
 
-@torch.library.custom_op("kinopoisk_ft::selective_scan", mutates_args=(), device_types="cpu")
+def _scan_fake(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(_marks_shape(u, A) if rest[-1] else 0)
+
+
+@operator(_scan_fake, "selective_scan")
 def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool, save: bool,
@@ -70,45 +74,10 @@ def scan(
     tasks = x.batch * -(-x.width // fore.BLOCK)
     fields = [*x.fields, marks.data_ptr(), out.data_ptr(), int(save)]
     share(compiled(fore.forward), tasks, fields)
-    return out[..., : x.d_inner].contiguous(), marks
+    return cut(out, x.d_inner), marks
 
 
-@torch.library.custom_op(
-    "kinopoisk_ft::selective_scan_backward", mutates_args=(), device_types="cpu"
-)
-def scan_backward(
-    grad: Tensor, marks: Tensor,
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias (of absent ones: anything)."""
-    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
-    blocks = -(-x.width // back.BLOCK)
-    wide = (x.batch, x.length, x.width)
-    grad_u, grad_delta = u.new_empty(wide), u.new_empty(wide)
-    grad_z = u.new_empty(0 if z is None else wide)
-    grad_rate = u.new_empty(x.batch, x.states, x.width)
-    grad_B, grad_C = (u.new_empty(blocks, x.batch, x.length, x.states) for _ in "BC")
-    sums = u.new_empty(x.batch, 2, x.width)
-    results = (grad_u, grad_delta, grad_z, grad_rate, grad_B, grad_C, sums)
-    grad = rows(grad)
-    fields = [*x.fields, marks.data_ptr(), *strided(grad), *(r.data_ptr() for r in results)]
-    share(compiled(back.backward), x.batch * blocks, fields)
-    real, states = slice(x.d_inner), slice(A.shape[1])
-    grad_u, grad_delta, grad_z = (g[..., real].contiguous() for g in (grad_u, grad_delta, grad_z))
-    grad_A = grad_rate.sum(0)[states, real].t().contiguous()
-    grad_B, grad_C = (g.sum(0)[..., states].contiguous() for g in (grad_B, grad_C))
-    grad_D, grad_bias = sums.sum(0)[:, real].unbind()
-    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D.clone(), grad_z, grad_bias.clone()
-
-
-@scan.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty(_marks_shape(u, A) if rest[-1] else 0)
-
-
-@scan_backward.register_fake
-def _(
+def _scan_backward_fake(
     grad: Tensor, marks: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -117,18 +86,52 @@ def _(
     return tuple(u.new_empty(shape) for shape in shapes)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, _ = inputs
-    ctx.save_for_backward(output[1], *tensors)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # the saved states' gradient would be megabytes of zeros
+@operator(_scan_backward_fake, "selective_scan_backward")
+def scan_backward(
+    grad: Tensor, marks: Tensor,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias (of absent ones: anything)."""
+    x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
+    blocks = -(-x.width // BLOCK)
+    wide = (x.batch, x.length, x.width)
+    grad_u, grad_delta = u.new_empty(wide), u.new_empty(wide)
+    grad_z = u.new_empty(0 if z is None else wide)
+    grad_A, grad_D, grad_bias = u.new_empty(A.shape), u.new_empty(x.width), u.new_empty(x.width)
+    grad_B, grad_C = (u.new_empty(x.batch, x.length, x.states) for _ in "BC")
+    sizes = [x.batch * x.states * x.width, *[blocks * grad_B.numel()] * 2, 2 * x.batch * x.width]
+    parts = u.new_empty(sum(sizes))
+    places = [parts.data_ptr() + 4 * start for start in accumulate([0, *sizes[:-1]])]
+    grad = rows(grad)
+    fields = [*x.fields, marks.data_ptr(), *strided(grad)]
+    fields += [*(g.data_ptr() for g in (grad_u, grad_delta, grad_z)), *places, 0, *A.shape]
+    fields += [g.data_ptr() for g in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
+    share(compiled(back.backward), x.batch * blocks, fields)
+    grad_u, grad_delta, grad_D, grad_bias = (
+        cut(g, x.d_inner) for g in (grad_u, grad_delta, grad_D, grad_bias)
+    )
+    grad_z = grad_z if z is None else cut(grad_z, x.d_inner)
+    grad_B, grad_C = cut(grad_B, A.shape[1]), cut(grad_C, A.shape[1])
+    return grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    marks, *tensors = ctx.saved_tensors
-    grads = scan_backward(grad, marks, *tensors, ctx.delta_softplus)
-    present = (g if x is not None else None for x, g in zip(tensors[:8], grads, strict=True))
-    return (*present, None, None, None)
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *tensors, ctx.delta_softplus, _ = inputs
+        out, marks = below_autograd(scan, *inputs)
+        ctx.save_for_backward(marks, *tensors)
+        ctx.mark_non_differentiable(marks)
+        ctx.set_materialize_grads(False)  # those of the marks would be megabytes of zeros
+        return out, marks
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        marks, *tensors = ctx.saved_tensors
+        grads = scan_backward(grad, marks, *tensors, ctx.delta_softplus)
+        present = (g if x is not None else None for x, g in zip(tensors[:8], grads, strict=True))
+        return (*present, None, None, None)
 
 
-scan.register_autograd(_differentiate, setup_context=_keep)
+differentiate(scan, _Scan)

@@ -17,7 +17,7 @@ CHUNK = 32  # steps of time between saved states; the work of one chunk stays in
 class Problem(NamedTuple):
     """Sizes, and pointers to float32; `*_row`, `*_step`: strides in elements over batch and time.
 
-    rate: A log2(e), (states, width). B, C: (batch, length, states). D, bias: (width,).
+    A: (states, width). B, C: (batch, length, states). D, bias: (width,).
     """
 
     batch: int
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     z: Any
     z_row: int
     z_step: int
-    rate: Any
+    A: Any
     B: Any
     C: Any
     D: Any

@@ -11,7 +11,7 @@ from typing import Any
 from numba import njit
 
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.lane_math import exp2
+from kinopoisk_ft.ops.lane_math import LOG2_E, exp2
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store, store_totals
 from kinopoisk_ft.ops.scan_problem import Problem, Spot, local, mark_at
 
@@ -40,6 +40,14 @@ def store_group(array: Any, at: int, jump: int, group: Any) -> None:
 
 
 @njit(forceinline=True)
+def _rates(p: Problem, spot: Spot, n: int, j: int) -> Any:
+    """Read A of a group, for powers of two."""
+    a, b, c, d = load_group(p.A, n * p.width + spot.origin + j, p.width)
+    scale = splat(LOG2_E)
+    return a * scale, b * scale, c * scale, d * scale
+
+
+@njit(forceinline=True)
 def _advance(h: Any, a: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
     h = a * h + inflow * splat(b)
     return h, h * splat(c) + y
@@ -50,7 +58,7 @@ def advance(
     p: Problem, spot: Spot, n: int, j: int, h: Any, at: int, dt: Any, inflow: Any, y: Any
 ) -> None:
     """Advance the states h[at:] over a chunk; add C h to y."""
-    r0, r1, r2, r3 = load_group(p.rate, n * p.width + spot.origin + j, p.width)
+    r0, r1, r2, r3 = _rates(p, spot, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
     B, C, k = p.B, p.C, (spot.row * p.length + spot.start) * p.states + n
     for t in range(spot.steps):
@@ -74,7 +82,7 @@ def recall(
     mark = mark_at(p, spot, n, j)
     for i in range(GROUP):
         prefetch(marks, mark + (i - p.states) * p.width)
-    r0, r1, r2, r3 = load_group(p.rate, n * p.width + spot.origin + j, p.width)
+    r0, r1, r2, r3 = _rates(p, spot, n, j)
     h0, h1, h2, h3 = load_group(marks, mark, p.width)
     store_group(hs, 0, LANES, (h0, h1, h2, h3))
     B, C, k = p.B, p.C, (spot.row * p.length + spot.start) * p.states + n
@@ -110,17 +118,17 @@ def _retreat(
 @njit(**OPTIONS)
 def retreat(
     p: Problem, spot: Spot, n: int, j: int, dt: Any, inflow: Any, hs: Any, decays: Any,
-    g: Any, gx: Any, gt: Any, back: Any, own_rate: Any, at: int, jump: int, sb: Any, sc: Any,
+    g: Any, gx: Any, gt: Any, back: Any, own_A: Any, at: int, jump: int, sb: Any, sc: Any,
 ) -> None:  # fmt: skip
     """Take g, the gradient of y, back through a chunk.
 
     Adds to gx and gt, the gradients of inflow and (over log2(e)) dt; to sb and sc, those of B and
-    C by lane (steps, GROUP, LANES); to own_rate[at:], that of `rate`. back[at:] is the gradient of
+    C by lane (steps, GROUP, LANES); to own_A[at:], that of A. back[at:] is the gradient of
     the states, handed from chunk to chunk.
     """
-    r0, r1, r2, r3 = load_group(p.rate, n * p.width + spot.origin + j, p.width)
+    r0, r1, r2, r3 = _rates(p, spot, n, j)
     p0, p1, p2, p3 = load_group(back, at, jump)
-    q0, q1, q2, q3 = load_group(own_rate, at, jump)
+    q0, q1, q2, q3 = load_group(own_A, at, jump)
     h0, h1, h2, h3 = load_group(hs, spot.steps * _JUMP, LANES)
     B, C, k = p.B, p.C, (spot.row * p.length + spot.start + spot.steps) * p.states + n
     for t in range(spot.steps - 1, -1, -1):
@@ -140,7 +148,7 @@ def retreat(
         store(gx, i, u)
         store(gt, i, v)
     store_group(back, at, jump, (p0, p1, p2, p3))
-    store_group(own_rate, at, jump, (q0, q1, q2, q3))
+    store_group(own_A, at, jump, (q0, q1, q2, q3))
 
 
 @njit(**OPTIONS)

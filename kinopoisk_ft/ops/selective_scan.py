@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -56,9 +57,7 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, lengths)
     given = [x for x in (u, delta, A, B, C, D, z, delta_bias) if x is not None]
-    dtype = torch.float32
-    for x in given:
-        dtype = torch.promote_types(dtype, x.dtype)
+    dtype = reduce(torch.promote_types, {x.dtype for x in given}, torch.float32)
     chosen = choose("selective_scan", backend, BACKENDS, u.device, dtype)
     with full_precision(u.device):
         tensors: list[Any] = [

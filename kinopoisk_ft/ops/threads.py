@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from kinopoisk_ft.ops.kernel_cache import CACHED
@@ -35,6 +35,33 @@ def take(typing_context: Any, table: Any) -> Any:
         return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(table), codegen
+
+
+@intrinsic
+def end_task(typing_context: Any, table: Any, index: Any) -> Any:
+    """Count one more task as done, and let other threads see what it wrote."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = ir.Constant(ir.IntType(64), 1)
+        builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), one, "release")
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp), codegen
+
+
+@intrinsic
+def _done(typing_context: Any, table: Any, index: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
+
+    return types.int64(table, types.intp), codegen
+
+
+@njit(forceinline=True)
+def await_tasks(table: Any, index: int, tasks: int) -> None:
+    """Wait until `tasks` tasks are counted as done; the last of each thread are about as long."""
+    while _done(table, index) < tasks:
+        pass
 
 
 def _address(target: types.Type) -> Any:
