@@ -28,7 +28,7 @@ from kinopoisk_ft.ops.scan_problem import (
 from kinopoisk_ft.ops.scan_states import GROUP, advance, load_group, store_group
 from kinopoisk_ft.ops.threads import floats, take
 
-BLOCK = 64
+BLOCK = 32  # so that the work of a chunk lies in the first cache
 
 
 @njit(**OPTIONS)
