@@ -84,13 +84,30 @@ def test_strided_input_and_half_precision() -> None:
     assert_close([low], [want], tolerance=1e-2)
 
 
+def test_bfloat16_is_rounded_only_where_it_is_read_and_written() -> None:
+    leaves = [torch.randn(2, 40, 18).bfloat16(), torch.randn(18, 4), torch.randn(18)]
+    grad, results = torch.randn(2, 40, 18).bfloat16(), []
+    for wide in (torch.bfloat16, torch.float32):
+        inputs = [leaves[0].to(wide), *(x.clone() for x in leaves[1:])]
+        inputs = [x.requires_grad_() for x in inputs]
+        out = causal_conv1d(*inputs, lengths=torch.tensor([40, 13]), backend="numba")
+        results.append([out, *torch.autograd.grad(out, inputs, grad.to(wide))])
+    short, exact = results
+    want = [x.to(y.dtype).double() for x, y in zip(exact, short, strict=True)]
+    assert_close(short, want, tolerance=1e-4)  # one more rounding would cost 1e-3
+    assert [x.dtype for x in short] == [torch.bfloat16] * 2 + [torch.float32] * 2
+
+
 def test_operator_is_known_to_pytorch() -> None:
     from kinopoisk_ft.ops.conv_numba import conv
 
     leaves = [torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(6)]
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor",
+              "test_aot_dispatch_static")  # fmt: skip
     args = (*(x.requires_grad_() for x in leaves), torch.tensor([9, 4]))
     torch.library.opcheck(conv, args, test_utils=checks)
+    half = leaves[0].detach().bfloat16().requires_grad_()
+    torch.library.opcheck(conv, (half, *args[1:]), test_utils=checks)
     meta = causal_conv1d(*(x.detach().to("meta") for x in leaves))
     assert meta.shape == (2, 9, 6)
     assert meta.is_meta

@@ -32,6 +32,23 @@ def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype)
     assert_close(got, want, tolerance=1e-2)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_bfloat16_is_rounded_only_where_it_is_read_and_written(gated: bool) -> None:
+    inputs, grad = draw(2, 40, 18, 4), torch.randn(2, 40, 18).bfloat16()
+    if not gated:
+        del inputs["z"]
+    short = {name: x.bfloat16() if name in ("u", "z") else x for name, x in inputs.items()}
+    options: dict[str, object] = {"delta_softplus": True, "lengths": torch.tensor([40, 13])}
+    got = run(selective_scan, short, grad, backend="numba", **options)
+    widened = {name: x.float() for name, x in short.items()}
+    want = run(selective_scan, widened, grad.float(), backend="numba", **options)
+    for name in want:
+        dtype = torch.bfloat16 if name in ("out", "u", "z") else torch.float32
+        assert got[name].dtype == dtype
+        want[name] = want[name].to(dtype).double()
+    assert_close(got, want, tolerance=1e-4)  # one more rounding would cost 1e-3
+
+
 def test_operator_is_known_to_pytorch() -> None:
     from kinopoisk_ft.ops.scan_numba import scan
 
@@ -39,8 +56,12 @@ def test_operator_is_known_to_pytorch() -> None:
         inputs = draw(2, 9, 18, 3)
         tensors = [None if absent and name in ("D", "z") else x for name, x in inputs.items()]
         leaves = [None if x is None else x.requires_grad_() for x in tensors]
-        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor",
+                  "test_aot_dispatch_static")  # fmt: skip
         lengths = torch.tensor([9, 4]) if absent else None
+        torch.library.opcheck(scan, (*leaves, lengths, True, True), test_utils=checks)
+        leaves[0] = inputs["u"].detach().bfloat16().requires_grad_()
+        leaves[6] = None if absent else inputs["z"].detach().bfloat16().requires_grad_()
         torch.library.opcheck(scan, (*leaves, lengths, True, True), test_utils=checks)
 
 

@@ -13,7 +13,7 @@ from kinopoisk_ft.ops.conv_torch import causal_conv1d_torch
 from kinopoisk_ft.ops.lengths import as_int64, real_positions
 
 if NUMBA_ERROR is None:
-    from kinopoisk_ft.ops.conv_numba import conv
+    from kinopoisk_ft.ops.conv_numba import FORWARD, conv
 
 BACKENDS = ("auto", "cuda", "numba", "torch")
 _PLAIN = {"cuda": causal_conv1d_cuda, "torch": causal_conv1d_torch}
@@ -51,12 +51,12 @@ def causal_conv1d(
     unfit = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
     chosen = choose("causal_conv1d", backend, BACKENDS, x.device, dtype, unfit)
     with full_precision(x.device):
-        x_full, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         if chosen == "numba":
-            out: Tensor = conv(x_full, weight, bias, as_int64(lengths))
+            known = x if x.dtype in FORWARD else x.to(dtype)
+            out: Tensor = conv(known, weight, bias, as_int64(lengths))
         else:
-            out = _masked(_PLAIN[chosen], x_full, weight, bias, lengths)
+            out = _masked(_PLAIN[chosen], x.to(dtype), weight, bias, lengths)
         return out.to(x.dtype)
 
 

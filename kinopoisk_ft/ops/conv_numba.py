@@ -1,4 +1,7 @@
-"""Causal depthwise convolution and SiLU on a CPU as PyTorch operators over numba kernels."""
+"""Causal depthwise convolution and SiLU on a CPU as PyTorch operators over numba kernels.
+
+They compute in float32; x and the output may be bfloat16, weight and bias are float32.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,15 @@ from kinopoisk_ft.ops.lanes import LANES
 from kinopoisk_ft.ops.memory import cut, longest_first, pad, rows, strided, zeros
 from kinopoisk_ft.ops.operators import below_autograd, differentiate, operator
 from kinopoisk_ft.ops.threads import compiled, share
+
+FORWARD = {
+    torch.float32: conv_rows.convolve_float32,
+    torch.bfloat16: conv_rows.convolve_bfloat16,
+}
+BACKWARD = {
+    torch.float32: conv_rows.convolve_back_float32,
+    torch.bfloat16: conv_rows.convolve_back_bfloat16,
+}
 
 
 class _Inputs:
@@ -39,14 +51,14 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None)
     """Return silu(causal convolution), (batch, length, d_inner)."""
     inputs = _Inputs(x, weight, bias, lengths)
     out = x.new_empty(inputs.shape)
-    share(compiled(conv_rows.convolve), inputs.tasks, [*inputs.fields, out.data_ptr()])
+    share(compiled(FORWARD[x.dtype]), inputs.tasks, [*inputs.fields, out.data_ptr()])
     return cut(out, x.shape[2])
 
 
 def _conv_backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(weight.shape), x.new_empty(x.shape[2])
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[2])
 
 
 @operator(_conv_backward_fake, "causal_conv1d_backward")
@@ -56,10 +68,10 @@ def conv_backward(
     """Return the gradients of x, weight and bias."""
     inputs = _Inputs(x, weight, bias, lengths)
     grad_x = x.new_empty(inputs.shape)
-    parts = x.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
+    parts = weight.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
     grad = rows(grad)
     fields = [*inputs.fields, *strided(grad), grad_x.data_ptr(), parts.data_ptr()]
-    share(compiled(conv_rows.convolve_back), inputs.tasks, fields)
+    share(compiled(BACKWARD[x.dtype]), inputs.tasks, fields)
     sums = parts.sum(0)[:, : x.shape[2]]
     return cut(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
 

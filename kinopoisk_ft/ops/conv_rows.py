@@ -1,7 +1,7 @@
 """Causal depthwise convolution and SiLU on a CPU: the kernels that threads run.
 
 A task is one row of the batch and a block of channels. `weight` is laid out (taps, width); the last
-tap meets the current step.
+tap meets the current step. x, the output and their gradients are float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
+from kinopoisk_ft.ops.lane_numbers import read, write
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store
-from kinopoisk_ft.ops.threads import floats, integers, take
+from kinopoisk_ft.ops.threads import bfloats, floats, integers, take
 
 CHUNK = 32
 BLOCK = 128
@@ -29,15 +30,16 @@ def _convolve(
 ) -> Any:
     """Add to s the taps that reach no further back than the row's start; x[at] is step t."""
     for back in range(min(taps, t + 1)):
-        s = load(weight, w_at + (taps - 1 - back) * width) * load(x, at - back * step) + s
+        s = load(weight, w_at + (taps - 1 - back) * width) * read(x, at - back * step) + s
     return s
 
 
-def convolve(a: Any) -> None:
+@njit(**OPTIONS)
+def _forward(a: Any, x: Any, out: Any) -> None:
     """Fill out (batch, length, width)."""
     batch, length, width, taps = a[1], a[2], a[3], a[4]
     order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
-    x, row_step, step, out = floats(a[9]), a[10], a[11], floats(a[12])
+    row_step, step = a[10], a[11]
     blocks = (width + BLOCK - 1) // BLOCK
     mode = flush_tiny()
     task = take(a)
@@ -51,7 +53,7 @@ def convolve(a: Any) -> None:
                 prefetch(out, base + (t + CHUNK) * width + j)
                 s = load(bias, origin + j)
                 s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
-                store(out, base + t * width + j, s * sigmoid(s))
+                write(out, base + t * width + j, s * sigmoid(s))
         clear(out, row, length, width, real, task % blocks, blocks)
         task = take(a)
     restore(mode)
@@ -71,11 +73,11 @@ def _enter(
             prefetch(grad, grad_at + (t - CHUNK) * grad_step + j)
             s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
             p = sigmoid(s)
-            value = load(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
+            value = read(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
             store(ds, t * BLOCK + j, value)
             for back in range(min(taps, start + t + 1)):
                 k = (taps - 1 - back) * BLOCK + j
-                store(own, k, value * load(x, here - back * step) + load(own, k))
+                store(own, k, value * read(x, here - back * step) + load(own, k))
             store(own, taps * BLOCK + j, value + load(own, taps * BLOCK + j))
 
 
@@ -92,16 +94,15 @@ def _leave(
                 w = load(weight, origin + j + (taps - 1 - ahead) * width)
                 s = w * load(ds, (t + ahead) * BLOCK + j) + s
             prefetch(grad_x, out_at + (t - CHUNK) * width + j)
-            store(grad_x, out_at + t * width + j, s)
+            write(grad_x, out_at + t * width + j, s)
 
 
-def convolve_back(a: Any) -> None:
+@njit(**OPTIONS)
+def _backward(a: Any, x: Any, grad: Any, grad_x: Any) -> None:
     """Fill grad_x (batch, length, width) and, by row, weight and bias: (batch, taps + 1, width)."""
     batch, length, width, taps = a[1], a[2], a[3], a[4]
     order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
-    x, row_step, step = floats(a[9]), a[10], a[11]
-    grad, grad_row, grad_step = floats(a[12]), a[13], a[14]
-    grad_x, sums = floats(a[15]), floats(a[16])
+    row_step, step, grad_row, grad_step, sums = a[10], a[11], a[13], a[14], floats(a[16])
     blocks = (width + BLOCK - 1) // BLOCK
     ds, own = scratch((CHUNK + taps - 1) * BLOCK), scratch((taps + 1) * BLOCK)
     mode = flush_tiny()
@@ -131,3 +132,23 @@ def convolve_back(a: Any) -> None:
                 store(sums, (row * (taps + 1) + k) * width + origin + j, load(own, k * BLOCK + j))
         task = take(a)
     restore(mode)
+
+
+def convolve_float32(a: Any) -> None:
+    """Forward, on float32."""
+    _forward(a, floats(a[9]), floats(a[12]))
+
+
+def convolve_bfloat16(a: Any) -> None:
+    """Forward, on bfloat16."""
+    _forward(a, bfloats(a[9]), bfloats(a[12]))
+
+
+def convolve_back_float32(a: Any) -> None:
+    """Backward, on float32."""
+    _backward(a, floats(a[9]), floats(a[12]), floats(a[15]))
+
+
+def convolve_back_bfloat16(a: Any) -> None:
+    """Backward, on bfloat16."""
+    _backward(a, bfloats(a[9]), bfloats(a[12]), bfloats(a[15]))

@@ -29,4 +29,4 @@ def clear(out: Any, row: int, length: int, width: int, real: int, part: int, par
     pads, first = length - real, row * length + real
     start, end = first + pads * part // parts, first + pads * (part + 1) // parts
     for at in range(start * width, end * width):
-        out[at] = np.float32(0)
+        out[at] = 0

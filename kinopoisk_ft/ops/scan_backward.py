@@ -16,17 +16,18 @@ from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import LN_2, sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
+from kinopoisk_ft.ops.lane_numbers import read, write
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, splat, store
 from kinopoisk_ft.ops.scan_gather import BLOCK, Sums, gather
 from kinopoisk_ft.ops.scan_problem import CHUNK, Problem, Spot, enter, local, read_problem, row_at
 from kinopoisk_ft.ops.scan_states import GROUP, recall, retreat, sum_lanes
-from kinopoisk_ft.ops.threads import await_tasks, end_task, floats, take
+from kinopoisk_ft.ops.threads import await_tasks, bfloats, end_task, floats, take
 
 _f = np.float32
 
 
 class Gradients(NamedTuple):
-    """The output's gradient with its strides, and where the inputs' go.
+    """The output's gradient with its strides, and where the inputs' go; out, u, z as in `Problem`.
 
     u, delta, z: (batch, length, width). A: (batch, states, width). B, C: (blocks, batch, length,
     states). sums: (batch, 2, width), for D and bias.
@@ -79,10 +80,10 @@ def _enter_gradient(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
     for t in range(spot.steps):
         for j in range(0, spot.wide, LANES):
             prefetch(to.out, at + (t - CHUNK) * to.out_step + j)
-            value = load(to.out, at + t * to.out_step + j)
+            value = read(to.out, at + t * to.out_step + j)
             if p.gated:
                 prefetch(p.z, z_at + (t - CHUNK) * p.z_step + j)
-                gate = load(p.z, z_at + t * p.z_step + j)
+                gate = read(p.z, z_at + t * p.z_step + j)
                 value = value * gate * sigmoid(gate)
             store(w.g, local(t, j), value)
             store(w.gx, local(t, j), splat(_f(0)))
@@ -96,12 +97,12 @@ def _leave_gate(p: Problem, spot: Spot, to: Gradients, y: Any) -> None:
     out_at = row_at(spot, p.length * p.width, p.width)
     for t in range(spot.steps):
         for j in range(0, spot.wide, LANES):
-            gate = load(p.z, z_at + t * p.z_step + j)
+            gate = read(p.z, z_at + t * p.z_step + j)
             s = sigmoid(gate)
             slope = s + s * gate * (splat(_f(1)) - s)
-            value = load(to.out, at + t * to.out_step + j) * load(y, local(t, j)) * slope
+            value = read(to.out, at + t * to.out_step + j) * load(y, local(t, j)) * slope
             prefetch(to.z, out_at + (t - CHUNK) * p.width + j)
-            store(to.z, out_at + t * p.width + j, value)
+            write(to.z, out_at + t * p.width + j, value)
 
 
 @njit(**OPTIONS)
@@ -114,13 +115,13 @@ def _leave(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
         sum_skip, sum_offset = load(w.sums, j), load(w.sums, BLOCK + j)
         for t in range(spot.steps):
             i, k = local(t, j), out_at + t * p.width + j
-            x, g, gx = load(p.u, u_at + t * p.u_step + j), load(w.g, i), load(w.gx, i)
+            x, g, gx = read(p.u, u_at + t * p.u_step + j), load(w.g, i), load(w.gx, i)
             slope = load(w.gt, i) * splat(LN_2) + gx * x
             if p.soft:
                 slope = slope * sigmoid(load(p.delta, delta_at + t * p.delta_step + j) + offset)
             prefetch(to.u, k - CHUNK * p.width)
             prefetch(to.delta, k - CHUNK * p.width)
-            store(to.u, k, gx * load(w.dt, i) + g * skip)
+            write(to.u, k, gx * load(w.dt, i) + g * skip)
             store(to.delta, k, slope)
             sum_skip, sum_offset = g * x + sum_skip, sum_offset + slope
         store(w.sums, j, sum_skip)
@@ -166,15 +167,16 @@ def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work
             store(to.sums, (row * 2 + i) * p.width + origin + j, load(w.sums, i * BLOCK + j))
 
 
-def backward(a: Any) -> None:
+@njit(**OPTIONS)
+def _backward(a: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
     """Fill every gradient of a `Problem` from the saved states and the output's gradient.
 
     a[34] counts the tasks that are done.
     """
     mode = flush_tiny()
-    p, marks, w = read_problem(a), floats(a[23]), _room(a[4])
+    p, marks, w = read_problem(a, u, z), floats(a[23]), _room(a[4])
     to = Gradients(
-        floats(a[24]), a[25], a[26], floats(a[27]), floats(a[28]), floats(a[29]),
+        out, a[25], a[26], grad_u, floats(a[28]), grad_z,
         floats(a[30]), floats(a[31]), floats(a[32]), floats(a[33]),
     )  # fmt: skip
     blocks = (p.width + BLOCK - 1) // BLOCK
@@ -199,3 +201,13 @@ def backward(a: Any) -> None:
     while gather(p, to.A, to.B, to.C, to.sums, task - tasks, sums):
         task = take(a)
     restore(mode)
+
+
+def backward_float32(a: Any) -> None:
+    """On float32 u, z and out."""
+    _backward(a, floats(a[9]), floats(a[15]), floats(a[24]), floats(a[27]), floats(a[29]))
+
+
+def backward_bfloat16(a: Any) -> None:
+    """On bfloat16 u, z and out."""
+    _backward(a, bfloats(a[9]), bfloats(a[15]), bfloats(a[24]), bfloats(a[27]), bfloats(a[29]))

@@ -14,7 +14,8 @@ from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import sigmoid
 from kinopoisk_ft.ops.lane_memory import clear, scratch
-from kinopoisk_ft.ops.lanes import LANES, load, prefetch, store
+from kinopoisk_ft.ops.lane_numbers import read, write
+from kinopoisk_ft.ops.lanes import LANES, load, prefetch
 from kinopoisk_ft.ops.scan_problem import (
     CHUNK,
     Problem,
@@ -26,7 +27,7 @@ from kinopoisk_ft.ops.scan_problem import (
     row_at,
 )
 from kinopoisk_ft.ops.scan_states import GROUP, advance, load_group, store_group
-from kinopoisk_ft.ops.threads import floats, take
+from kinopoisk_ft.ops.threads import bfloats, floats, take
 
 BLOCK = 32  # so that the work of a chunk lies in the first cache
 
@@ -41,10 +42,10 @@ def _leave(p: Problem, spot: Spot, y: Any, out: Any) -> None:
             s = load(y, local(t, j))
             if p.gated:
                 prefetch(p.z, z_at + (t + CHUNK) * p.z_step + j)
-                gate = load(p.z, z_at + t * p.z_step + j)
+                gate = read(p.z, z_at + t * p.z_step + j)
                 s = s * gate * sigmoid(gate)
             prefetch(out, out_at + (t + CHUNK) * p.width + j)
-            store(out, out_at + t * p.width + j, s)
+            write(out, out_at + t * p.width + j, s)
 
 
 @njit(**OPTIONS)
@@ -61,11 +62,12 @@ def _chunk(
     _leave(p, spot, y, out)
 
 
-def forward(a: Any) -> None:
+@njit(**OPTIONS)
+def _forward(a: Any, u: Any, z: Any, out: Any) -> None:
     """Fill out (batch, length, width) and, where wanted, marks (batch, chunks, states, width)."""
     mode = flush_tiny()
-    p = read_problem(a)
-    marks, out, marked = floats(a[23]), floats(a[24]), a[25] != 0
+    p = read_problem(a, u, z)
+    marks, marked = floats(a[23]), a[25] != 0
     blocks = (p.width + BLOCK - 1) // BLOCK
     dt, inflow, y = scratch(CHUNK * BLOCK), scratch(CHUNK * BLOCK), scratch(CHUNK * BLOCK)
     h = scratch(p.states * BLOCK)
@@ -80,3 +82,13 @@ def forward(a: Any) -> None:
         clear(out, row, p.length, p.width, real, task % blocks, blocks)
         task = take(a)
     restore(mode)
+
+
+def forward_float32(a: Any) -> None:
+    """On float32 u, z and out."""
+    _forward(a, floats(a[9]), floats(a[15]), floats(a[24]))
+
+
+def forward_bfloat16(a: Any) -> None:
+    """On bfloat16 u, z and out."""
+    _forward(a, bfloats(a[9]), bfloats(a[15]), bfloats(a[24]))

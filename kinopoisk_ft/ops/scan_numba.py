@@ -1,4 +1,7 @@
-"""The selective scan on a CPU as PyTorch operators over numba kernels, in float32."""
+"""The selective scan on a CPU as PyTorch operators over numba kernels.
+
+They compute in float32; u, z and the output may be bfloat16, all else is float32.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,20 @@ from kinopoisk_ft.ops.scan_problem import CHUNK
 from kinopoisk_ft.ops.scan_states import GROUP
 from kinopoisk_ft.ops.threads import compiled, share
 
+FORWARD = {torch.float32: fore.forward_float32, torch.bfloat16: fore.forward_bfloat16}
+BACKWARD = {torch.float32: back.backward_float32, torch.bfloat16: back.backward_bfloat16}
+
 
 def selective_scan_numba(
-    tensors: Sequence[Tensor | None], delta_softplus: bool, lengths: Tensor | None
+    given: Sequence[Tensor | None], delta_softplus: bool, lengths: Tensor | None
 ) -> Tensor:
     """As `selective_scan_reference` on (u, delta, A, B, C, D, z, delta_bias), with lengths."""
+    wide = {x.dtype for x in (given[0], given[6]) if x is not None}
+    dtype = torch.bfloat16 if wide == {torch.bfloat16} else torch.float32
+    tensors = [
+        None if x is None else x.to(dtype if n in (0, 6) else torch.float32)
+        for n, x in enumerate(given)
+    ]
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out: Tensor = scan(*tensors, lengths, delta_softplus, save)[0]
     return out
@@ -59,7 +71,7 @@ def _marks_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
 
 
 def _scan_fake(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty(_marks_shape(u, A) if rest[-1] else 0)
+    return u.new_empty(u.shape), A.new_empty(_marks_shape(u, A) if rest[-1] else 0)
 
 
 @operator(_scan_fake, "selective_scan")
@@ -70,10 +82,10 @@ def scan(
     """Return the output and, with `save`, the states at the chunk starts for the backward."""
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     out = u.new_empty(x.batch, x.length, x.width)
-    marks = u.new_empty(_marks_shape(u, A) if save else 0)
+    marks = A.new_empty(_marks_shape(u, A) if save else 0)
     tasks = x.batch * -(-x.width // fore.BLOCK)
     fields = [*x.fields, marks.data_ptr(), out.data_ptr(), int(save)]
-    share(compiled(fore.forward), tasks, fields)
+    share(compiled(FORWARD[u.dtype]), tasks, fields)
     return cut(out, x.d_inner), marks
 
 
@@ -82,8 +94,8 @@ def _scan_backward_fake(
     D: Tensor | None, z: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     width, gate = (u.shape[2],), (0,) if z is None else u.shape
-    shapes = (u.shape, u.shape, A.shape, B.shape, C.shape, width, gate, width)
-    return tuple(u.new_empty(shape) for shape in shapes)
+    found = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
+    return (*found, A.new_empty(width), u.new_empty(gate), A.new_empty(width))
 
 
 @operator(_scan_backward_fake, "selective_scan_backward")
@@ -96,18 +108,18 @@ def scan_backward(
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     blocks = -(-x.width // BLOCK)
     wide = (x.batch, x.length, x.width)
-    grad_u, grad_delta = u.new_empty(wide), u.new_empty(wide)
+    grad_u, grad_delta = u.new_empty(wide), delta.new_empty(wide)
     grad_z = u.new_empty(0 if z is None else wide)
-    grad_A, grad_D, grad_bias = u.new_empty(A.shape), u.new_empty(x.width), u.new_empty(x.width)
-    grad_B, grad_C = (u.new_empty(x.batch, x.length, x.states) for _ in "BC")
+    grad_A, grad_D, grad_bias = (A.new_empty(shape) for shape in (A.shape, x.width, x.width))
+    grad_B, grad_C = (A.new_empty(x.batch, x.length, x.states) for _ in "BC")
     sizes = [x.batch * x.states * x.width, *[blocks * grad_B.numel()] * 2, 2 * x.batch * x.width]
-    parts = u.new_empty(sum(sizes))
+    parts = A.new_empty(sum(sizes))
     places = [parts.data_ptr() + 4 * start for start in accumulate([0, *sizes[:-1]])]
     grad = rows(grad)
     fields = [*x.fields, marks.data_ptr(), *strided(grad)]
     fields += [*(g.data_ptr() for g in (grad_u, grad_delta, grad_z)), *places, 0, *A.shape]
     fields += [g.data_ptr() for g in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
-    share(compiled(back.backward), x.batch * blocks, fields)
+    share(compiled(BACKWARD[u.dtype]), x.batch * blocks, fields)
     grad_u, grad_delta, grad_D, grad_bias = (
         cut(g, x.d_inner) for g in (grad_u, grad_delta, grad_D, grad_bias)
     )

@@ -8,6 +8,7 @@ from numba import njit
 
 from kinopoisk_ft.ops.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.lane_math import softplus
+from kinopoisk_ft.ops.lane_numbers import read
 from kinopoisk_ft.ops.lanes import LANES, load, prefetch, store
 from kinopoisk_ft.ops.threads import floats, integers
 
@@ -15,8 +16,9 @@ CHUNK = 32  # steps of time between saved states; the work of one chunk stays in
 
 
 class Problem(NamedTuple):
-    """Sizes, and pointers to float32; `*_row`, `*_step`: strides in elements over batch and time.
+    """Sizes, and pointers; `*_row`, `*_step`: strides in elements over batch and time.
 
+    u and z point to float32 or bfloat16, all else to float32.
     A: (states, width). B, C: (batch, length, states). D, bias: (width,).
     """
 
@@ -55,11 +57,11 @@ class Spot(NamedTuple):
 
 
 @njit(forceinline=True)
-def read_problem(a: Any) -> Problem:
+def read_problem(a: Any, u: Any, z: Any) -> Problem:
     """Unpack the first fields of a kernel's table; the kernel's own begin at index 23."""
     return Problem(
         a[1], a[2], a[3], a[4], a[5] != 0, a[6] != 0, integers(a[7]), integers(a[8]),
-        floats(a[9]), a[10], a[11], floats(a[12]), a[13], a[14], floats(a[15]), a[16], a[17],
+        u, a[10], a[11], floats(a[12]), a[13], a[14], z, a[16], a[17],
         floats(a[18]), floats(a[19]), floats(a[20]), floats(a[21]), floats(a[22]),
     )  # fmt: skip
 
@@ -95,7 +97,7 @@ def enter(p: Problem, spot: Spot, ahead: int, dt: Any, inflow: Any, y: Any) -> N
         for j in range(0, spot.wide, LANES):
             prefetch(p.u, u_at + (t + ahead) * p.u_step + j)
             prefetch(p.delta, delta_at + (t + ahead) * p.delta_step + j)
-            x = load(p.u, u_at + t * p.u_step + j)
+            x = read(p.u, u_at + t * p.u_step + j)
             d = load(p.delta, delta_at + t * p.delta_step + j) + load(p.bias, spot.origin + j)
             if p.soft:
                 d = softplus(d)

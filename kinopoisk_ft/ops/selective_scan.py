@@ -60,12 +60,11 @@ def selective_scan(
     dtype = reduce(torch.promote_types, {x.dtype for x in given}, torch.float32)
     chosen = choose("selective_scan", backend, BACKENDS, u.device, dtype)
     with full_precision(u.device):
-        tensors: list[Any] = [
-            None if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias)
-        ]
+        tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias]
         if chosen == "numba":
             out = selective_scan_numba(tensors, delta_softplus, as_int64(lengths))
         else:
+            tensors = [None if x is None else x.to(dtype) for x in tensors]
             out = _PLAIN[chosen](*_masked(tensors, lengths), delta_softplus)
         return out.to(u.dtype)
 
