@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,36 +85,43 @@ def settings(one: Run) -> dict[str, Any]:
     return {k: v for k, v in one.data.params.items() if not k.startswith(where)}
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        pytest.param(
-            ["sweep=mine", "seed=5"], "--config-dir 'my configs' experiment=mine sweep=mine",
-            id="a sweep",
-        ),
-        pytest.param(
-            ["experiment=mine", "seed=null", "data.split=random"], "--config-dir 'my configs'",
-            id="a drawn seed", marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "searchpath=[more]",
-            id="two folders", marks=pytest.mark.slow,
-        ),
-    ],
-)  # fmt: skip
-def test_the_command_runs_the_same_job(
-    place: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
-) -> None:
-    assert run("--config-dir", "my configs", *args, "output_dir=out", "rerun=true") == 0
-    (first,) = runs(place)
-    command = _command(trained(first))
-    monkeypatch.delenv("REVIEWS")
+def here(command: str, place: Path) -> None:
+    assert run(*shlex.split(command.removeprefix("python -m kinopoisk_ft "))) == 0
+
+
+def in_a_shell(command: str, place: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, shell=True, cwd=place, env={**os.environ, "PATH": path},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+A_SWEEP = ["sweep=mine", "seed=5"], "--config-dir 'my configs' experiment=mine sweep=mine"
+A_DRAWN_SEED = ["experiment=mine", "seed=null", "data.split=random"], "--config-dir 'my configs'"
+TWO_FOLDERS = ["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "searchpath=[more]"
+
+
+@pytest.mark.parametrize(
+    ("job", "repeat"),
+    [
+        pytest.param(A_SWEEP, here, id="a sweep"),
+        pytest.param(A_SWEEP, in_a_shell, id="a sweep, shell", marks=pytest.mark.slow),
+        pytest.param(A_DRAWN_SEED, in_a_shell, id="a drawn seed", marks=pytest.mark.slow),
+        pytest.param(TWO_FOLDERS, in_a_shell, id="two folders", marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_runs_the_same_job(
+    place: Path, monkeypatch: pytest.MonkeyPatch,
+    job: tuple[list[str], str], repeat: Callable[[str, Path], None],
+) -> None:  # fmt: skip
+    args, said = job
+    assert run("--config-dir", "my configs", *args, "output_dir=out", "rerun=true") == 0
+    (first,) = runs(place)
+    command = _command(trained(first))
+    monkeypatch.delenv("REVIEWS")
+    repeat(command, place)
     _, again = runs(place)
     assert settings(again) == settings(first)
     assert again.data.tags[IDENTITY] == first.data.tags[IDENTITY]
