@@ -31,10 +31,10 @@ DEFAULT = ["model=bert_scratch", "adapter=none", "data.max_length=256"]
 # The first pattern that is found in an operator's name says what it is.
 KINDS = {
     "matrix products": r"mm$|mm_|linear|mkldnn_|bmm",
-    "attention": r"attention|softmax",
-    "scan": r"selective_scan|SSD",
-    "convolution": r"conv",
-    "dropout": r"dropout|bernoulli",
+    "attention": r"[Aa]tten[dt]|softmax",
+    "scan": r"selective_scan|SSD|_Scan",
+    "convolution": r"[cC]onv",
+    "dropout": r"[dD]rop|bernoulli",
     "normalisation": r"norm",
     "activation": r"gelu|silu|tanh|relu|sigmoid",
     "optimizer": r"[Aa]dam|Optimizer|foreach|clip",
