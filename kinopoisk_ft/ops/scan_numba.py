@@ -30,12 +30,9 @@ def selective_scan_numba(
     given: Sequence[Tensor | None], delta_softplus: bool, lengths: Tensor | None
 ) -> Tensor:
     """As `selective_scan_reference` on (u, delta, A, B, C, D, z, delta_bias), with lengths."""
-    wide = {x.dtype for x in (given[0], given[6]) if x is not None}
-    dtype = torch.bfloat16 if wide == {torch.bfloat16} else torch.float32
-    tensors = [
-        None if x is None else x.to(dtype if n in (0, 6) else torch.float32)
-        for n, x in enumerate(given)
-    ]
+    tensors = [x if x is None or x.dtype is torch.float32 else x.float() for x in given]
+    if {x.dtype for x in (given[0], given[6]) if x is not None} == {torch.bfloat16}:
+        tensors[0], tensors[6] = given[0], given[6]
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out: Tensor = scan(*tensors, lengths, delta_softplus, save)[0]
     return out

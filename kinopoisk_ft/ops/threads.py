@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba import cfunc, njit, types
@@ -105,13 +105,15 @@ def share(kernel: Any, tasks: int, fields: Sequence[int]) -> None:
 
     fields: sizes, strides and addresses that the kernel finds in its table from index 1 on.
     """
-    table = np.array([0, *fields], np.int64)
-    threads = min(torch.get_num_threads(), tasks)
+    table = array("q", [0, *fields])
+    address, _ = table.buffer_info()
+    threads, parallel = min(torch.get_num_threads(), tasks), _openmp()
+    if threads > 1 and parallel:
+        parallel(kernel.address, address, threads, 0)
+        return
     call = _KERNEL(kernel.address)  # ctypes lets go of the interpreter's lock
     if threads < 2:
-        call(table.ctypes.data)
-    elif parallel := _openmp():
-        parallel(kernel.address, table.ctypes.data, threads, 0)
+        call(address)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(call, [table.ctypes.data] * threads))
+            list(pool.map(call, [address] * threads))
