@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
+from kinopoisk_ft.models.norms import RMSNorm
 from kinopoisk_ft.models.pooling import check_pooling, pool
 from kinopoisk_ft.ops.backends import check, full_precision
 from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
@@ -96,7 +97,7 @@ class MambaBlock(nn.Module):
 
     def __init__(self, config: AnyConfig, scan_backend: str) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         mixer = Mamba2Mixer if isinstance(config, Mamba2Config) else MambaMixer
         self.mixer = mixer(config, scan_backend)
 
@@ -123,7 +124,7 @@ class MambaBackbone(nn.Module):
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         blocks = (MambaBlock(config, scan_backend) for _ in range(config.num_hidden_layers))
         self.layers = nn.ModuleList(blocks)
-        self.norm_f = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.norm_f = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         nn.init.normal_(self.embeddings.weight, std=config.initializer_range)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -12,23 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Mamba2Config
 
+from kinopoisk_ft.models.norms import GatedRMSNorm
 from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
 from kinopoisk_ft.ops.ssd import ssd
-
-
-class GatedRMSNorm(nn.Module):
-    """y silu(z), normalised within each of `groups` equal parts."""
-
-    def __init__(self, size: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.groups, self.eps = groups, eps
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Map y and the gate z, (B, L, E) each, to (B, L, E) in float32."""
-        gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
-        normed = nn.functional.rms_norm(gated, gated.shape[-1:], eps=self.eps)
-        return self.weight * normed.flatten(-2)
 
 
 class Mamba2Mixer(nn.Module):

@@ -33,6 +33,12 @@ def zeros(width: int) -> Tensor:
     return torch.zeros(-(-width // LANES) * LANES)
 
 
+@lru_cache(maxsize=64)
+def ones(width: int) -> Tensor:
+    """Return ones, to be read only, in whole registers."""
+    return pad(torch.ones(width), LANES)
+
+
 def strided(x: Tensor) -> tuple[int, int, int]:
     """Return the address of x (batch, length, width) and its strides over batch and length."""
     return x.data_ptr(), x.stride(0), x.stride(1)
