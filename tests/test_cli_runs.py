@@ -1,68 +1,25 @@
-"""The command line as a user types it: help, runs, sweeps, predictions, and mistakes."""
+"""Runs from the command line: their results, what the store has of them, and predictions."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
 import tiny
+from command_line import BERT, DATA, SMALL, run
+from command_line import _here as _here
+from command_line import place as place
 from mlflow import MlflowClient
 from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft import predict
-from kinopoisk_ft.cli import main
 from kinopoisk_ft.statistics.calibration import calibration_metrics
-
-SMALL = [
-    "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=2", "trainer.lr=0.01",
-    "trainer.batch_size=8", "data.max_length=32",
-]  # fmt: skip
-BERT = [
-    "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.max_positions=64",
-    "model.vocab_size=120",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with reviews.jsonl and one store for all runs of this file."""
-    folder = tmp_path_factory.mktemp("cli")
-    texts, labels = tiny.reviews(80)
-    pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)],
-                  "mark": ["plus" if x else "minus" for x in labels]}).to_json(
-        folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)  # fmt: skip
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
-
-
-def run(*args: str, data: Sequence[str] = DATA) -> int:
-    """Run the command line in this process; returns the exit code."""
-    before = sys.argv
-    try:
-        return main([*data, *SMALL, *args])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +35,6 @@ def finished(place: Path) -> dict[str, object]:
     assert "mlflow.pyfunc" not in done.stderr
     result: dict[str, object] = json.loads((place / "first.json").read_text())
     return result
-
-
-def test_help_names_groups_and_options() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "kinopoisk_ft", "--help"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in ("model", "mamba_scratch", "adapter", "rslora", "study_bert_full", "sweep"):
-        assert name in done.stdout
-    assert not any(heavy in done.stderr for heavy in ("torch", "mlflow", "hydra"))
 
 
 def test_result_has_the_promised_keys(finished: dict[str, object], place: Path) -> None:
@@ -219,138 +166,6 @@ def test_sweep_is_one_parent_with_children(place: Path) -> None:
     assert {json.loads((place / f"swept.{i}.json").read_text())["run_id"] for i in (0, 1)} == {
         r.info.run_id for r in children
     }
-
-
-def test_failed_job_is_recorded_and_the_others_run(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = run("-m", "model=tfidf", "adapter=lora,none", "tracking.experiment=half",
-               "output_dir=half")  # fmt: skip
-    assert code == 1
-    assert "no layers to adapt" in capsys.readouterr().err
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("half").experiment_id])
-    by_status = {r.info.status: r for r in runs if r.data.tags["kinopoisk_ft.kind"] == "train"}
-    assert set(by_status) == {"FAILED", "FINISHED"}
-    failed = by_status["FAILED"].info.run_id
-    trace = Path(client.download_artifacts(failed, "traceback.txt")).read_text()
-    assert "UserError" in trace
-
-
-def test_a_disk_that_takes_no_traceback_leaves_no_run_open(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Path.write_text
-
-    def full(file: Path, *args: Any, **kwargs: Any) -> int:
-        if file.name == "traceback.txt":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(file, *args, **kwargs)
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("no words")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr("kinopoisk_ft.run.fit_baseline", fail)
-    assert run("model=tfidf", "tracking.experiment=full", "output_dir=full") == 1
-    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    (failed,) = client.search_runs([client.get_experiment_by_name("full").experiment_id])
-    assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "no words")
-    log = (place / "full" / "run.log").read_text()
-    assert "the failure could not be recorded in full" in log
-
-
-def test_own_groups_from_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = place / "own" / "adapter"
-    folder.mkdir(parents=True)
-    (folder / "vera.yaml").write_text(
-        "# VeRA: shared random matrices, trained scales.\n"
-        "_target_: kinopoisk_ft.adapters.peft.Peft\nlr: 1.0e-2\nconfig:\n"
-        "  _target_: peft.VeraConfig\n  _convert_: all\n  r: 4\n"
-        "  target_modules: ${model.targets.lora}\n"
-    )
-    assert main(["--config-dir", "own", "--help"]) == 0
-    assert "VeRA: shared random matrices" in capsys.readouterr().out
-    args = [*BERT, "adapter=vera", "tracking=none", "output_dir=vera", "--config-dir", "own"]
-    assert run(*args) == 0
-    assert (place / "vera" / "model" / "adapter_model.safetensors").is_file()
-
-
-def test_own_code_needs_no_change_in_the_package(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (place / "mine.py").write_text(
-        "from kinopoisk_ft.adapters.plain import Head\n"
-        "class Mine(Head):\n    pass\n"
-        "def constant(step, warmup, total):\n    return 1.0\n"
-    )
-    files = {
-        "adapter/mine.yaml": "# The head alone, again.\n_target_: mine.Mine\nlr: 1.0e-2\n",
-        "trainer/schedule/mine.yaml": "# Flat.\n_target_: mine.constant\n_partial_: true\n",
-    }
-    for name, text in files.items():
-        (place / "ours" / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / "ours" / name).write_text(text)
-    monkeypatch.syspath_prepend(place)
-    args = [*BERT, "adapter=mine", "trainer/schedule=mine", "tracking=none", "output_dir=mine"]
-    assert run(*args, "--config-dir", "ours") == 0
-
-
-@pytest.mark.slow
-def test_pretrained_base_is_a_model(place: Path) -> None:
-    pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
-    assert run(*BERT, *pretrain, "output_dir=pre") == 0
-    assert run("model=encoder", "model.name=base", "model.pooling=mean", "adapter=freeze",
-               "adapter.layers=1", "tracking=none", "output_dir=tuned") == 0  # fmt: skip
-    assert (place / "tuned" / "model" / "head.safetensors").is_file()
-
-
-MISTAKES = [
-    (["trainer.max_epoch=3"], "did you mean 'trainer.epochs'?"),
-    (["model=brt"], "did you mean 'bert'?"),
-    (["modle=bert"], "did you mean 'model'?"),
-    (["model=encoder", "model.name=./nowhere"], "there is no folder './nowhere'"),
-    ([*BERT, "data.max_length=65"], "not within the model's 64 positions"),
-    ([*BERT, "adapter=freeze"], "cannot freeze 10 layers: the model has 2"),
-    ([*BERT, "adapter=lora", "adapter.config.target_modules=[qeury]"], "matches no module"),
-    (["model=tfidf", "adapter=head"], "no layers to adapt"),
-    (["model=tfidf", "data.path=nowhere.csv"], "nowhere.csv"),
-    (["model=tfidf", "data.text_column=txt"], "did you mean 'text'?"),
-    (["model=tfidf", "data.limit=4"], "data.limit"),
-    (["model=tfidf", "data.split=flim"], "did you mean 'film'?"),
-    (["model=tfidf", "data.splt=film"], "did you mean 'data.split'?"),
-    (["model=tfidf", "data.split=film"], "needs a column 'film'"),
-    (["model=tfidf", "data.folds=5"], "from 0 to 4"),
-    (["model=tfidf", "trainer.class_weights=balanced"], "model.class_weight"),
-    ([*BERT, "data.truncation=haed"], "did you mean 'head'?"),
-    ([*BERT, "data.max_length=2"], "no room beside 2 special tokens"),
-    ([*BERT, "trainer.device=cuda"], "not available on this machine"),
-    (["model=bert"], "model.name=<folder>"),
-    (["model=tfidf", "data=kinopoisk", "data.path=null"], "data=demo"),
-    (["model=tfidf", "tracking.uri=sqlite:////proc/no/mlflow.db"], "cannot be opened"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("args", "told"), MISTAKES, ids=lambda v: v if isinstance(v, str) else "")
-def test_mistakes_end_with_one_message(
-    args: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tracking = [] if any("tracking" in arg for arg in args) else ["tracking=none"]
-    data = [] if "data=kinopoisk" in args else DATA
-    assert run(*args, *tracking, "output_dir=mistake", data=data) in (1, 2)
-    shown = capsys.readouterr()
-    assert told in shown.err
-    assert "Traceback" not in shown.err + shown.out
-
-
-def test_typo_in_an_experiment_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = place / "typo" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# @package _global_\n# Mine.\ntrainer:\n  epoch: 1\n")
-    assert run("model=tfidf", "experiment=mine", "tracking=none", "--config-dir", "typo") == 1
-    error = capsys.readouterr().err
-    assert "unknown option 'trainer.epoch': did you mean 'epochs'?" in error
-    assert "experiment 'mine'" in error
 
 
 def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: Path) -> None:

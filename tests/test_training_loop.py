@@ -1,8 +1,7 @@
-"""The loop against plain PyTorch, the batches, the clock, precision and metrics."""
+"""The loop against plain PyTorch: steps, evaluations when due, and where it ends."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,17 @@ import tiny
 import torch
 from composing import compose_config
 from hydra.utils import instantiate
-from hypothesis import given
-from hypothesis import strategies as st
 from networks import make
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import schedule
-from kinopoisk_ft.training.batching import Examples, by_length, length_grouped, pad
-from kinopoisk_ft.training.clock import Clock
-from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.dropout import Dropout
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
-from kinopoisk_ft.training.metrics import classification_scores, confusion, majority_scores
-from kinopoisk_ft.training.objective import (
-    Classification,
-    LanguageModel,
-    MaskedLanguageModel,
-)
+from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.optim import param_groups
-from kinopoisk_ft.training.precision import OVERFLOW, Precision, choose
+from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.state import State
 
 CPU = torch.device("cpu")
@@ -86,41 +73,6 @@ def fit(
         folder=folder,
     )
     return state, recorder
-
-
-@given(
-    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=300),
-    batch_size=st.integers(1, 40),
-    seed=st.integers(0, 9),
-)
-def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, seed: int) -> None:
-    array = np.array(lengths)
-    trained, evaluated = length_grouped(array, batch_size, seed, 0), by_length(array, batch_size)
-    for batches in (trained, evaluated):
-        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-        assert max(lengths) in array[batches[0]]
-    assert all(0 < len(batch) <= batch_size for batch in trained)
-    assert len(trained) == -(-len(lengths) // batch_size)
-    padded = [len(batch) * array[batch].max() for batch in evaluated]
-    assert all(0 < tokens <= batch_size * max(lengths) for tokens in padded)
-    assert all(len(batch) <= 8 * batch_size for batch in evaluated)
-
-
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    lengths = np.arange(1, 200)
-
-    def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(length_grouped(lengths, 8, seed, epoch)).tolist()
-
-    assert order(1, 0) == order(1, 0)
-    assert order(1, 0) != order(1, 1) != order(2, 1)
-
-
-def test_grouping_saves_padding() -> None:
-    lengths = np.random.default_rng(0).integers(10, 500, 2000)
-    padded = sum(len(b) * lengths[b].max() for b in length_grouped(lengths, 16, 0, 0))
-    plain = sum(len(b) * b.max() for b in np.split(lengths, 125))
-    assert padded < 1.05 * lengths.sum() < plain
 
 
 def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
@@ -250,45 +202,6 @@ def test_low_precision_trains_and_keeps_fp32_weights(tmp_path: Path) -> None:
         assert state.best > 0.8
 
 
-def test_fp16_skips_a_step_that_overflows() -> None:
-    precision = Precision("fp16", CPU)
-    weight = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    precision.backward((weight * torch.tensor([1.0, float("inf")])).sum())
-    precision.unscale(optimizer)
-    assert precision.step(optimizer, [weight], 1.0, torch.tensor(1.0)) == OVERFLOW
-    assert torch.equal(weight, torch.ones(2))
-
-
-@pytest.mark.parametrize(("faster", "kind"), [(4.0, "bf16"), (0.125, "fp32"), (1.2, "fp32")])
-def test_auto_precision_follows_the_measurement(
-    monkeypatch: pytest.MonkeyPatch, faster: float, kind: str
-) -> None:
-    seconds = {torch.float32: 1.0, torch.bfloat16: 1 / faster}
-    monkeypatch.setattr(
-        "kinopoisk_ft.training.precision._product_seconds", lambda dtype, device: seconds[dtype]
-    )
-    chosen, reason = choose("auto", CPU)
-    assert chosen == kind
-    assert "of fp32's time" in reason
-
-
-def test_precision_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_kernel(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("no kernel for Half")
-
-    monkeypatch.setattr(torch, "autocast", no_kernel)
-    with pytest.raises(UserError, match="fp16 cannot run on cpu: no kernel for Half"):
-        choose("fp16", CPU)
-
-
-def test_missing_device_is_refused() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(UserError, match="available: cpu"):
-        choose_device("cuda")
-
-
 @pytest.mark.parametrize(
     "override",
     ["trainer.epochs=0", "trainer.lr=-1.0", "trainer.warmup_share=1.5", "trainer.eval_every=0"],
@@ -296,36 +209,6 @@ def test_missing_device_is_refused() -> None:
 def test_values_out_of_range_are_refused(override: str) -> None:
     with pytest.raises(Exception, match=override.split("=")[0].replace(".", r"\.")):
         trainer(override)
-
-
-def test_schedules_equal_transformers() -> None:
-    for ours, theirs in (
-        (schedule.linear, get_linear_schedule_with_warmup),
-        (schedule.cosine, get_cosine_schedule_with_warmup),
-    ):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-        reference = theirs(optimizer, 5, 40)
-        for step in range(40):
-            assert ours(step, warmup=5, total=40) == pytest.approx(reference.get_last_lr()[0])
-            optimizer.step()
-            reference.step()
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
-def test_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
-    guess, labels = (np.array(column) for column in zip(*pairs, strict=True))
-    scores = classification_scores(torch.tensor(guess), torch.tensor(labels), 3)
-    assert scores["accuracy"] == pytest.approx(accuracy_score(labels, guess), abs=1e-6)
-    for average in ("weighted", "macro"):
-        expected = f1_score(labels, guess, average=average, zero_division=0)
-        assert scores[f"f1_{average}"] == pytest.approx(expected, abs=1e-6)
-    matrix = confusion(torch.tensor(guess), torch.tensor(labels), 3)
-    assert np.array_equal(matrix, confusion_matrix(labels, guess, labels=[0, 1, 2]))
-
-
-def test_majority_is_the_train_splits() -> None:
-    scores = majority_scores(np.array([1, 1, 0]), np.array([0, 0, 0, 1]))
-    assert scores["accuracy"] == 0.25
 
 
 def test_evaluation_keeps_the_order_and_averages_over_reviews() -> None:
@@ -340,35 +223,3 @@ def test_evaluation_keeps_the_order_and_averages_over_reviews() -> None:
     torch.testing.assert_close(found.outputs, expected, atol=1e-5, rtol=1e-5)
     loss = nn.functional.cross_entropy(expected, torch.tensor(data.labels))
     assert found.scores["loss"] == pytest.approx(loss.item(), abs=1e-5)
-
-
-def test_next_token_labels() -> None:
-    data = Examples([[5, 6, 7], [8]])
-    batch = LanguageModel(0).collate(data, np.array([0, 1]), np.random.default_rng(0))
-    assert batch["labels"].tolist() == [[6, 7, -100], [-100, -100, -100]]
-    assert LanguageModel(0).count(batch) == 2
-
-
-def test_masked_tokens_by_share_and_never_special() -> None:
-    data = Examples([[1, *([9] * 200), 2]] * 50)
-    objective = MaskedLanguageModel(0, 4, 100, [0, 1, 2, 3, 4], 0.15)
-    batch = objective.collate(data, np.arange(50), np.random.default_rng(0))
-    chosen = batch["labels"] != -100
-    assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert set(batch["labels"][chosen].tolist()) == {9}
-    ids = batch["input_ids"][chosen]
-    assert (ids == 4).float().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert (ids == 9).float().mean().item() == pytest.approx(0.1, abs=0.03)
-    assert torch.equal(batch["input_ids"][:, 0], torch.ones(50, dtype=torch.int64))
-
-
-def test_clock_charges_the_inner_section_alone() -> None:
-    clock = Clock()
-    with clock.section("train"):
-        time.sleep(0.02)
-        with clock.section("val"):
-            time.sleep(0.05)
-    whole = clock.seconds["train"] + clock.seconds["val"]
-    assert clock.seconds["val"] > clock.seconds["train"] > 0
-    time.sleep(0.01)
-    assert whole == clock.seconds["train"] + clock.seconds["val"]

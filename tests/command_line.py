@@ -1,0 +1,53 @@
+"""The command line in this process, with a few reviews and one store for all runs of a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+
+from kinopoisk_ft.cli import main
+
+DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
+SMALL = [
+    "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=2", "trainer.lr=0.01",
+    "trainer.batch_size=8", "data.max_length=32",
+]  # fmt: skip
+BERT = [
+    "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.max_positions=64",
+    "model.vocab_size=120",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews.jsonl and one store for all runs of this file."""
+    folder = tmp_path_factory.mktemp("cli")
+    texts, labels = tiny.reviews(80)
+    pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)],
+                  "mark": ["plus" if x else "minus" for x in labels]}).to_json(
+        folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def run(*args: str, data: Sequence[str] = DATA) -> int:
+    """Run the command line in this process; returns the exit code."""
+    before = sys.argv
+    try:
+        return main([*data, *SMALL, *args])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before

@@ -1,0 +1,149 @@
+"""Whole runs in several processes: torchrun, its restarts, and signals to one or to all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import tiny
+from distributed_child import SETTINGS, command_member
+from mlflow import MlflowClient
+from networks import model_overrides
+from training_processes import FSDP, NO_DROPOUT, started
+from training_processes import _server as _server
+
+from kinopoisk_ft.serving.predictor import Predictor
+
+
+def command_line(here: Path) -> list[str]:
+    """Write reviews; returns the arguments of a run that reads them."""
+    texts, labels = tiny.reviews(60)
+    frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
+    frame.to_json(here / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    return [
+        "data=file", f"data.path={here / 'reviews.jsonl'}", "data.text_column=text",
+        "data.label_column=mark", "data.max_length=32", "tracking.log_model=false", *SETTINGS,
+        *model_overrides("bert_scratch"), *NO_DROPOUT, f"output_dir={here / 'run'}",
+        f"tracking.uri=sqlite:///{here / 'mlflow.db'}",
+    ]  # fmt: skip
+
+
+def only_run(here: Path) -> Any:
+    """Return the one run in the store."""
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("kinopoisk_ft").experiment_id])
+    return run
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+    args = [*command_line(tmp_path), "seed=null"]
+    assert started(command_member, 2, args, tmp_path, 1) == [143, 143]
+    told = [(tmp_path / f"rank{number}" / "stderr.txt").read_text() for number in range(2)]
+    assert "stopped by SIGTERM" in told[0]
+    assert "stopped" not in told[1]  # said once
+    stopped = only_run(tmp_path)
+    assert stopped.info.status == "KILLED"
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert started(command_member, 2, args, tmp_path) == [0, 0]
+    finished = only_run(tmp_path)
+    assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
+    assert finished.data.params["seed"] == stopped.data.params["seed"]
+    assert "going on after step" in (tmp_path / "run" / "run.log").read_text()
+    left = {path.name for path in (tmp_path / "rank1").iterdir()}
+    assert left <= {"stderr.txt", "cache"}  # rank 0 alone writes
+
+
+def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
+    """Start torchrun on this machine, quietly; the caller waits for it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *args]
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KINOPOISK_FT_CACHE": str(here / "cache")}
+    with (here / "torchrun.txt").open("wb") as told:
+        return subprocess.Popen(
+            command, cwd=here, env={**os.environ, **own}, stdout=told, stderr=told
+        )
+
+
+def losses(here: Path) -> dict[tuple[str, int], float]:
+    """Return the losses of each step of the one run, which is finished and has none twice."""
+    run = only_run(here)
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
+    found = [
+        metric
+        for key in ("train_loss", "val_loss", "test_loss")
+        for metric in client.get_metric_history(run.info.run_id, key)
+    ]
+    values = {(metric.key, metric.step): metric.value for metric in found}
+    assert len(values) == len(found)
+    return values
+
+
+CHILD = str(Path(__file__).with_name("distributed_child.py"))
+
+
+@pytest.mark.slow
+def test_torchrun_with_one_process_trains_as_none_does(tmp_path: Path) -> None:
+    places = [tmp_path / "alone", tmp_path / "torchrun"]
+    for place in places:
+        place.mkdir()
+    assert started(command_member, 0, command_line(places[0]), places[0]) == [0]
+    process = torchrun(
+        places[1], "--nproc-per-node=1", "-m", "kinopoisk_ft", *command_line(places[1])
+    )
+    assert process.wait(200) == 0, (places[1] / "torchrun.txt").read_text()[-3000:]
+    found = losses(places[0])
+    assert len(found) > 10
+    assert losses(places[1]) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], [FSDP]], ids=["ddp", "fsdp"])
+def test_torchrun_restarts_a_killed_rank(more: list[str], tmp_path: Path) -> None:
+    places = [tmp_path / "alone", tmp_path / "killed"]
+    for place in places:
+        place.mkdir()
+    assert started(command_member, 0, command_line(places[0]), places[0]) == [0]
+    process = torchrun(
+        places[1], "--nproc-per-node=2", "--max-restarts=1", CHILD, *command_line(places[1]), *more
+    )
+    assert process.wait(200) == 0, (places[1] / "torchrun.txt").read_text()[-3000:]
+    assert "going on after step 2" in (places[1] / "run" / "run.log").read_text()
+    assert losses(places[1]) == pytest.approx(losses(places[0]), abs=1e-5)
+    tables = [pd.read_parquet(place / "run" / "predictions.parquet") for place in places]
+    columns = [name for name in tables[0] if name.startswith("p_")]
+    np.testing.assert_allclose(tables[0][columns], tables[1][columns], atol=1e-5)
+    texts = tiny.reviews(8, seed=3)[0]
+    models = [Predictor(place / "run" / "model").probabilities(texts) for place in places]
+    np.testing.assert_allclose(models[0], models[1], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_signal_to_torchrun_saves_once(to_all: bool, tmp_path: Path) -> None:
+    """It is passed on; a batch system may send it to the processes as well."""
+    args = [*command_line(tmp_path), "trainer.epochs=10000", "trainer.checkpoint_every=null"]
+    process = torchrun(tmp_path, "--nproc-per-node=2", "-m", "kinopoisk_ft", *args)
+    log = tmp_path / "run" / "run.log"
+    for _ in range(600):
+        if log.exists() and "INFO step" in log.read_text():
+            break
+        time.sleep(0.1)
+    agent = psutil.Process(process.pid)
+    for one in [*agent.children(), agent] if to_all else [agent]:
+        one.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    assert process.wait(60) != 0
+    assert only_run(tmp_path).info.status == "KILLED"
+    assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) == 1
+    assert log.read_text().count("start the same command again to go on") == 1
