@@ -21,6 +21,7 @@ from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.prefix import FrozenPrefix, blocks_of
 from kinopoisk_ft.models.seams import find_prefix
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.allocator import release_freed_memory
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import to_device
 from kinopoisk_ft.training.hidden import HiddenClassification, HiddenExamples, Resume, hidden_states
@@ -90,6 +91,8 @@ class PrefixCache:
                 check_space(files["train"].file.parent, sum(files[n].bytes for n in missing))
             for name in missing:
                 states[name] = self._build(prefix, parts[name], files[name])
+            if missing:
+                release_freed_memory()  # no later step is as large as these
             seconds = {SECONDS[name]: file.build_seconds() for name, file in files.items()}
         log.info("prefix cache: %s", _origin(missing, sum(seconds.values())))
         examples = {
