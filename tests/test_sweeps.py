@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 import torch
 from composing import compose_config
 from mlflow import MlflowClient
-from omegaconf import OmegaConf
 from sweeping import DATA, newest_parent, write_reviews
 
 from kinopoisk_ft import cli, identity, jobs
@@ -23,9 +20,8 @@ from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.config import Prepared, prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.collect import collect
-from kinopoisk_ft.tracking.experiment import open_experiment
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
-from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, parent_of
+from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.signals import Stopped
 
 
@@ -171,44 +167,6 @@ def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
     assert sorted(one.info.status for one in sweeps) == ["FINISHED", "KILLED"]
 
 
-def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError("no space left")
-
-    jobs.Outcome(0, "unfinished", ["seed=0"]).write(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space"):
-            jobs.Outcome(0, "done", ["seed=0"]).write(tmp_path)
-    (notes_folder(tmp_path) / "1.json").write_text('{"job": 1, "sta')
-    found = jobs.outcomes(tmp_path)
-    assert [(one.job, one.status) for one in found] == [(0, "unfinished"), (1, "unfinished")]
-    assert "1.json cannot be read" in jobs.table(found)
-
-
-def test_a_damaged_note_of_the_parent_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    parent = ParentRun()
-    config = OmegaConf.create({
-        "hydra": {"sweep": {"dir": str(tmp_path)}, "runtime": {"choices": {}},
-                  "overrides": {"task": []}},
-        "tracking": {"_target_": "kinopoisk_ft.tracking.base.NoTracker", "uri": None,
-                     "experiment": ""},
-    })  # fmt: skip
-    note = notes_folder(tmp_path) / "parent.json"
-    note.parent.mkdir()
-    note.write_text('"abc')
-    with pytest.raises(UserError, match="start the sweep again"):
-        parent_of(tmp_path)
-    parent.open(config, goes_on=True)
-    assert "a new parent is opened" in caplog.text
-    assert parent_of(tmp_path) is None
-    parent.close("FINISHED")
-
-
 def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:
     callback = ParentRun()
     uri = f"sqlite:///{place / 'mlflow.db'}"
@@ -276,29 +234,3 @@ def test_a_parent_of_another_store_is_told(place: Path) -> None:
     with pytest.raises(UserError, match="parent run nowhere is not in the job's store"):
         tracker.start("name", {}, {}, "nowhere", folder=place / "lost")
     assert not list((place / "lost").rglob("*.jsonl"))
-
-
-def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Path) -> None:
-    for version, told in ((None, "no MLflow store"), ("abc", "another MLflow version")):
-        file = tmp_path / f"{version}.db"
-        with sqlite3.connect(file) as database:
-            database.execute("CREATE TABLE alembic_version (version_num TEXT)")
-            if version:
-                database.execute("CREATE TABLE experiments (x)")
-                database.execute("CREATE TABLE runs (x)")
-                database.execute("INSERT INTO alembic_version VALUES (?)", (version,))
-        before = file.read_bytes()
-        with pytest.raises(UserError, match=told):
-            open_experiment(f"sqlite:///{file}", "e", None)
-        assert file.read_bytes() == before
-
-
-@pytest.mark.slow
-def test_two_processes_make_one_store(tmp_path: Path) -> None:
-    code = "import sys; from kinopoisk_ft.tracking.experiment import open_experiment as o; "
-    code += "print(o(sys.argv[1], 'e', None)[1])"
-    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] != ""

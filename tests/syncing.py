@@ -1,0 +1,46 @@
+"""What the tests of `python -m kinopoisk_ft.sync` share: reviews, and a store to import into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import tiny
+from mlflow import MlflowClient
+from tracked import hurry
+
+from kinopoisk_ft.tracking import sending
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews and one store: its tables take seconds to make."""
+    folder = tmp_path_factory.mktemp("sync")
+    texts, labels = tiny.reviews(80)
+    table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
+    table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
+    hurry(monkeypatch)
+    monkeypatch.setattr(sending, "PAUSES", (0.0,))
+    # MLflow and the command line set these in a process: set first, they are put back.
+    for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def client(place: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+
+
+def runs_of(client: MlflowClient, experiment: str) -> list[Any]:
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))

@@ -1,0 +1,52 @@
+"""The study of a search: evaluations are counted and told once, and a hopeless trial is pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from omegaconf import DictConfig
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.search.study import open_study
+from kinopoisk_ft.search.trial import Pruned, TrialTracker
+from kinopoisk_ft.tracking.base import NoTracker
+
+
+def test_evaluations_are_counted_and_told_once(tmp_path: Path) -> None:
+    """A median over steps would compare nothing where batch sizes differ."""
+    pruner = DictConfig({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1})
+    study = open_study(tmp_path, pruner, "minimize")
+    study.set_user_attr("metric", "loss")
+    none: Any = NoTracker(uri=None, experiment="")
+    study.ask()
+    first = TrialTracker(none, study, 0)
+    for step in (10, 20, 20, 30):
+        first.metrics({"val_loss": step / 10, "val_accuracy": 0.0}, step)
+    first.metrics({"train_loss": 9.0}, 40)
+    assert study.trials[0].intermediate_values == {0: 1.0, 1: 2.0, 2: 3.0}
+    study.tell(0, 1.0)
+    study.ask()
+    second = TrialTracker(none, open_study(tmp_path, pruner), 1)
+    second.start("", {}, {"overrides": ""}, folder=Path())
+    second.metrics({"val_loss": 0.9}, 7)
+    second.metrics({"val_loss": 4.0}, 14)  # its best is still the better one
+    study.tell(1, 0.9)
+    study.ask()
+    third = TrialTracker(none, study, 2)
+    third.start("", {}, {"overrides": ""}, folder=Path())
+    with pytest.raises(Pruned, match="evaluation 1"):
+        third.metrics({"val_loss": 2.0}, 3)
+
+
+def test_no_pruner_prunes_nothing(tmp_path: Path) -> None:
+    study = open_study(tmp_path, None, "maximize")
+    assert isinstance(study.pruner, optuna.pruners.NopPruner)
+
+
+def test_a_journal_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "search.journal").write_text("no\nno\n")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_study(tmp_path, None)

@@ -1,0 +1,112 @@
+"""`python -m kinopoisk_ft.sync`, again: each run is sent once, and what failed is tried again."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from syncing import _here as _here
+from syncing import client as client
+from syncing import place as place
+from syncing import runs_of
+from tracked import offline, tracker
+
+from kinopoisk_ft import sync
+from kinopoisk_ft.tracking.events import event_logs
+from kinopoisk_ft.tracking.sent import sent_file
+
+
+def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path: Path) -> None:
+    told = offline(experiment="stateless")
+    told.start("one", {"a": 1}, {}, folder=tmp_path)
+    for step in range(3):
+        told.metrics({"loss": float(step)}, step)
+    told.finish("FINISHED")
+    for text in (None, "{", "[]", '{"run_id": 7}'):
+        (log,) = event_logs(tmp_path)
+        if text is None:
+            sent_file(log).unlink(missing_ok=True)
+        else:
+            sent_file(log).write_text(text)
+        assert sync.main([str(tmp_path)]) == 0
+    (found,) = runs_of(client, "stateless")
+    history = client.get_metric_history(found.info.run_id, "loss")
+    assert [m.step for m in history] == [0, 1, 2]
+
+
+def test_state_that_names_a_run_of_others_is_not_believed(
+    client: MlflowClient, place: Path, tmp_path: Path
+) -> None:
+    other = tracker(f"sqlite:///{place / 'mlflow.db'}", experiment="others")
+    victim = other.start("victim", {}, {}, folder=tmp_path / "victim")
+    other.finish("FINISHED")
+    told = offline(experiment="others")
+    told.start("one", {}, {}, folder=tmp_path / "one")
+    told.metrics({"loss": 1.0}, 1)
+    told.finish("FINISHED")
+    (log,) = event_logs(tmp_path / "one")
+    state = {"uri": f"sqlite:///{place / 'mlflow.db'}", "run_id": victim, "seq": 1, "refused": {}}
+    sent_file(log).write_text(json.dumps(state))
+    assert sync.main([str(tmp_path / "one")]) == 0
+    assert "loss" not in client.get_run(victim).data.metrics
+    assert len(runs_of(client, "others")) == 2
+
+
+def test_an_earlier_run_of_the_same_folder_does_not_get_the_files_of_the_later(
+    client: MlflowClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for text in ("first", "second"):
+        told = offline(experiment="twice")
+        told.start(text, {}, {}, folder=tmp_path)
+        (tmp_path / "result.txt").write_text(text)
+        told.artifact(tmp_path / "result.txt")
+        told.finish("FINISHED")
+    assert caplog.text.count("replaces files of a run that is not sent yet: first") == 1
+    assert sync.main([str(tmp_path)]) == 1
+    assert "a later run in this folder has replaced its files" in capsys.readouterr().out
+    files = {one.info.run_name: [f.path for f in client.list_artifacts(one.info.run_id)]
+             for one in runs_of(client, "twice")}  # fmt: skip
+    assert files == {"first": [], "second": ["result.txt"]}
+
+
+def test_what_could_not_be_sent_is_tried_again(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = offline(experiment="again")
+    told.start("one", {}, {}, folder=tmp_path)
+    told.artifact(tmp_path / "late.txt")
+    told.metrics({"loss": 1.0}, 1)
+    told.finish("FINISHED")
+    assert sync.main([str(tmp_path)]) == 1
+    assert "late.txt is gone" in capsys.readouterr().out
+    (tmp_path / "late.txt").write_text("found again")
+    assert sync.main([str(tmp_path)]) == 0
+    assert "artifacts 1\n" in capsys.readouterr().out
+    assert sync.main([str(tmp_path)]) == 0
+    assert "runs: 0 sent, 1 was sent" in capsys.readouterr().out
+    (found,) = runs_of(client, "again")
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["late.txt"]
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == 1
+
+
+def test_a_run_whose_store_is_out_of_reach_holds_up_no_other(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        told = offline(experiment="several")
+        told.start(name, {}, {}, folder=tmp_path / name)
+        told.finish("FINISHED")
+    (log,) = event_logs(tmp_path / "first")
+    elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
+    log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
+    assert sync.main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "runs: 1 sent, 0 was sent, 0 goes on, 1 not sent" in shown.out
+    assert "error: first" in shown.err
+    assert [run.info.run_name for run in runs_of(client, "several")] == ["second"]
