@@ -25,7 +25,7 @@ BERT = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with reviews.jsonl and one store for all runs of this file."""
+    """A folder with reviews.jsonl and one store for all runs of the tests that share it."""
     folder = tmp_path_factory.mktemp("cli")
     texts, labels = tiny.reviews(80)
     pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)],
