@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable '.[dev]'
+	$(BIN)/python -m kinopoisk_ft.ops.precompile
 	@touch $@
 
 setup-all: $(STAMP).all ## the extras for parallel jobs too: joblib, Slurm, Ray, PostgreSQL

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import torch
 from numba import njit
 from scan_cases import assert_close, draw, expected, run
 
-from kinopoisk_ft.ops import kernel_cache, lane_exponent, lane_math
+from kinopoisk_ft.ops import kernel_cache, lane_exponent, lane_math, precompile
 from kinopoisk_ft.ops.float_mode import flush_tiny, restore
 from kinopoisk_ft.ops.lanes import LANES, load, splat, store, total
 from kinopoisk_ft.ops.selective_scan import selective_scan
@@ -160,3 +162,23 @@ def test_decay_to_nothing_costs_no_digits() -> None:
     grad[:, -1] = 1
     got = run(selective_scan, inputs, grad, backend="numba")
     assert_close(got, expected(inputs, grad), floor=1e-30)
+
+
+def test_setup_compiles_every_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    names = [path.stem for path in Path(precompile.__file__).parent.glob("*.py")]
+    modules = [importlib.import_module(f"kinopoisk_ft.ops.{name}") for name in names]
+    own = [f for m in modules for f in vars(m).values()
+           if inspect.isfunction(f) and f.__module__ == m.__name__]  # fmt: skip
+    found = {f for f in own if list(inspect.signature(f).parameters) == ["a"]}  # only a table
+    assert set(precompile.kernels()) == found
+    with caplog.at_level("INFO"):
+        precompile.main()
+    assert f"{len(found)} CPU kernels are compiled" in caplog.text
+
+
+def test_without_numba_there_is_nothing_to_compile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precompile, "NUMBA_ERROR", "No module named 'numba'")
+    precompile.main()
+    assert "no kernels to compile: No module named 'numba'; pip install" in caplog.text

@@ -1,0 +1,48 @@
+"""Compile all CPU kernels into the cache on disk, so that no run has to wait for them.
+
+python -m kinopoisk_ft.ops.precompile
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
+
+log = logging.getLogger(__name__)
+
+
+def kernels() -> Iterator[Callable[..., None]]:
+    """Yield every kernel that an operator may run."""
+    from kinopoisk_ft.ops import (
+        attention_numba,
+        conv_numba,
+        dropout_numba,
+        rms_norm_rows,
+        scan_numba,
+    )
+
+    for module in (scan_numba, conv_numba, attention_numba):
+        yield from module.FORWARD.values()
+        yield from module.BACKWARD.values()
+    yield from dropout_numba.KERNELS.values()
+    yield from (rms_norm_rows.normalise, rms_norm_rows.normalise_back)
+
+
+def main() -> None:
+    """Compile what is not in the cache; without numba there is nothing to do."""
+    if NUMBA_ERROR:
+        log.warning("no kernels to compile: %s; %s", NUMBA_ERROR, NUMBA_FIX)
+        return
+    from kinopoisk_ft.ops.threads import compiled
+
+    start = time.monotonic()
+    count = len([compiled(kernel) for kernel in kernels()])
+    log.info("%d CPU kernels are compiled; it took %.0f s", count, time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()
