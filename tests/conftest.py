@@ -32,8 +32,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_store_of_another_file() -> None:
-    """MLflow leaves the store that a test named in the environment, for all later files."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    """MLflow leaves the store that a test named in the environment, for all later files.
+
+    And the command line how often, and how long, to try to reach it.
+    """
+    for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
+        os.environ.pop(f"MLFLOW_{name}", None)
 
 
 @pytest.fixture(autouse=True, scope="session")
