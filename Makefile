@@ -6,8 +6,9 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m kinopoisk_ft
-# A process a core, each with one thread: threads that wait for each other by spinning are slow.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# A process a core, each with one thread: threads that wait for each other by spinning are slow. Files in
+# the order of their names: the default puts those with few tests, which take longest, last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 # The store of `make tracking-server`, apart from this folder's own, whose artifacts have local paths.
