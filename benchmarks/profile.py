@@ -35,7 +35,7 @@ KINDS = {
     "scan": r"selective_scan|SSD|_Scan",
     "convolution": r"[cC]onv",
     "dropout": r"[dD]rop|bernoulli",
-    "normalisation": r"norm",
+    "normalisation": r"norm|_Normalise",
     "activation": r"gelu|silu|tanh|relu|sigmoid",
     "optimizer": r"[Aa]dam|Optimizer|foreach|clip",
     "embedding": r"embedding|index",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-import tiny
 from mlflow import MlflowClient
+from sweeping import write_reviews
 from tracked import hurry
 
 from kinopoisk_ft.tracking import sending
@@ -18,9 +17,7 @@ from kinopoisk_ft.tracking import sending
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with reviews and one store: its tables take seconds to make."""
     folder = tmp_path_factory.mktemp("sync")
-    texts, labels = tiny.reviews(80)
-    table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
-    table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    write_reviews(folder)
     return folder
 
 

@@ -13,12 +13,11 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-import tiny
 from mlflow import MlflowClient
 from networks import model_overrides
 from resume_child import SETTINGS, command, moments, slow_command, train
+from sweeping import write_reviews
 
 CHILDREN = multiprocessing.get_context("forkserver")
 
@@ -110,9 +109,7 @@ def test_matrix_of_kills(row: int, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
-    texts, labels = tiny.reviews(60)
-    frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
-    frame.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+    write_reviews(folder, 60)
     return folder
 
 

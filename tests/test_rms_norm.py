@@ -90,3 +90,17 @@ def test_bad_calls_are_refused() -> None:
         rms_norm(torch.randn(2, 6), torch.randn(5))
     with pytest.raises(UserError, match="did you mean 'numba'"):
         rms_norm(torch.randn(2, 6), backend="nunba")
+
+
+def test_defaults_of_dtype_and_device_do_not_matter() -> None:
+    """What the kernels keep for all calls is made by the first one, whatever holds there."""
+    x = torch.randn(2, 46, dtype=torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = rms_norm(x, eps=1e-5, backend="numba")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = nn.functional.rms_norm(x, (46,), eps=1e-5)
+    for out in (got, rms_norm(x, eps=1e-5, backend="numba")):
+        torch.testing.assert_close(out, want)

@@ -30,13 +30,13 @@ def cut(x: Tensor, width: int) -> Tensor:
 @lru_cache(maxsize=64)
 def zeros(width: int) -> Tensor:
     """Return zeros, to be read only, in whole registers."""
-    return torch.zeros(-(-width // LANES) * LANES)
+    return pad(torch.zeros(width, dtype=torch.float32, device="cpu"), LANES)
 
 
 @lru_cache(maxsize=64)
 def ones(width: int) -> Tensor:
     """Return ones, to be read only, in whole registers."""
-    return pad(torch.ones(width), LANES)
+    return pad(torch.ones(width, dtype=torch.float32, device="cpu"), LANES)
 
 
 def strided(x: Tensor) -> tuple[int, int, int]:
@@ -46,7 +46,7 @@ def strided(x: Tensor) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=64)
 def _whole_rows(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    return torch.arange(batch), torch.full((batch,), length)
+    return torch.arange(batch, device="cpu"), torch.full((batch,), length, device="cpu")
 
 
 def longest_first(lengths: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:

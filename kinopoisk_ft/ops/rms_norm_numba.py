@@ -22,7 +22,7 @@ class _Inputs:
         self.x = pad(x.reshape(-1, real), LANES).contiguous()
         self.rows, self.width = self.x.shape
         self.weight = ones(real) if weight is None else pad(weight, LANES).contiguous()
-        self.numbers = torch.tensor([1 / real, eps])
+        self.numbers = torch.tensor([1 / real, eps], dtype=torch.float32, device="cpu")
         self.tasks = -(-self.rows // rms_norm_rows.ROWS)
         alive = (self.numbers, self.x, self.weight)
         self.fields = [self.rows, self.width, *(y.data_ptr() for y in alive)]
