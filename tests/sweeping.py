@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import tiny
 from mlflow import MlflowClient
 
@@ -22,6 +23,23 @@ def write_reviews(folder: Path, count: int = 80) -> None:
     texts, labels = tiny.reviews(count)
     table = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
     table.to_json(folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews and one store: its tables take seconds to make."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_reviews(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
+    # MLflow sets it in a process that logs a model: set first, it is put back after a test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from omegaconf import DictConfig, OmegaConf
 from searching import SMALL, search
-from searching import _here as _here
-from searching import place as place
+from sweeping import _here as _here
 from sweeping import newest_parent
+from sweeping import place as place
 
 from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.conf_path import conf_dir

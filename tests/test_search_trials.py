@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from searching import _here as _here
-from searching import place as place
 from searching import search
+from sweeping import _here as _here
+from sweeping import place as place
 
 from kinopoisk_ft.config import Prepared
 from kinopoisk_ft.errors import UserError

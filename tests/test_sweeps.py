@@ -14,6 +14,8 @@ import torch
 from composing import compose_config
 from mlflow import MlflowClient
 from sweeping import DATA, newest_parent, write_reviews
+from sweeping import _here as _here
+from sweeping import place as place
 
 from kinopoisk_ft import cli, identity, jobs
 from kinopoisk_ft.conf_path import conf_dir
@@ -27,23 +29,6 @@ from kinopoisk_ft.training.signals import Stopped
 
 class Unforeseen(BaseException):
     """What no job catches."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with reviews and one store: its tables take seconds to make."""
-    folder = tmp_path_factory.mktemp("sweeps")
-    write_reviews(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
-    # MLflow sets it in a process that logs a model: set first, it is put back after a test.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def sweep(*args: str, model: str = "tfidf") -> int:
