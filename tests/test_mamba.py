@@ -11,6 +11,7 @@ from transformers import Mamba2Config, MambaConfig, MambaForCausalLM, MambaModel
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import mamba
 from kinopoisk_ft.models.mamba import MambaBackbone, MambaClassifier, MambaLM
+from kinopoisk_ft.models.norms import RMSNorm
 
 PUBLISHED = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}
 
@@ -191,6 +192,22 @@ def test_autocast_keeps_residuals_and_scan_in_float32(backend: str) -> None:
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.1)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_norms_round_where_projections_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block's norm writes under autocast is what its projection made of float32."""
+    torch.manual_seed(0)
+    model, found = MambaClassifier(tiny(), 2), []
+    forward = RMSNorm.forward
+    for dtype in (lambda given: given, lambda given: None):
+        monkeypatch.setattr(RMSNorm, "forward", lambda norm, x, given=None, dtype=dtype: forward(
+            norm, x, dtype(given)))  # fmt: skip
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(tokens(2, 9)).logits
+        logits.sum().backward()
+        found.append([logits.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ def test_operator_is_known_to_pytorch() -> None:
               "test_aot_dispatch_static")  # fmt: skip
     for weight in (None, torch.randn(18, requires_grad=True)):
         x = torch.randn(2, 9, 18, requires_grad=True)
-        torch.library.opcheck(normalise, (x, weight, 1e-5), test_utils=checks)
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.library.opcheck(normalise, (x, weight, 1e-5, dtype), test_utils=checks)
     compiled = torch.compile(rms_norm, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, weight), rms_norm(x, weight))
     assert rms_norm(x.detach().to("meta")).shape == x.shape
@@ -83,6 +84,18 @@ def test_layer_is_pytorchs_where_float32_is_not() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         x = torch.randn(3, 32)
         assert ours.float()(x).dtype == theirs.float()(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_output_in_another_dtype_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
+    x, weight = torch.randn(70, 19).requires_grad_(), torch.randn(19).requires_grad_()
+    grad = torch.randn(70, 19).to(dtype)
+    got = rms_norm(x, weight, 1e-5, backend, dtype)
+    want = rms_norm(x, weight, 1e-5, backend).to(dtype)
+    assert torch.equal(got, want)
+    grads = (torch.autograd.grad(out, (x, weight), grad) for out in (got, want))
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 def test_bad_calls_are_refused() -> None:

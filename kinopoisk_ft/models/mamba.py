@@ -20,7 +20,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.norms import RMSNorm
 from kinopoisk_ft.models.pooling import check_pooling, pool
-from kinopoisk_ft.ops.backends import check, full_precision
+from kinopoisk_ft.ops.backends import autocast_dtype, check, full_precision
 from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
 from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
 from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
@@ -102,7 +102,9 @@ class MambaBlock(nn.Module):
         self.mixer = mixer(config, scan_backend)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        return hidden + self.mixer(self.norm(hidden), lengths).to(hidden.dtype)
+        # Written at once in what the projection reads, which a cast of its own would have to make.
+        normalised = self.norm(hidden, autocast_dtype(hidden))
+        return hidden + self.mixer(normalised, lengths).to(hidden.dtype)
 
 
 class MambaBackbone(nn.Module):

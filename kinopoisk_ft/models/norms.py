@@ -11,9 +11,9 @@ from kinopoisk_ft.ops.rms_norm import rms_norm
 class RMSNorm(nn.RMSNorm):
     """PyTorch's layer over the last dimension, by this project's operator."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., width) to the same shape."""
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Map x (..., width) to the same shape, in `dtype` if it is given."""
+        return rms_norm(x, self.weight, self.eps, dtype=dtype)
 
 
 class GatedRMSNorm(nn.Module):

@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.ops import conv_cuda, gpu_package, scan_cuda, ssd_cuda
@@ -70,6 +71,14 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
     if meta or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a matrix product reads x here: autocast's, or its own."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def _fastest(

@@ -35,11 +35,12 @@ class _Inputs:
         taps = pad(weight.t(), LANES).contiguous()
         offset = zeros(x.shape[2]) if bias is None else pad(bias, LANES).contiguous()
         self.taps, self.width = taps.shape
-        self.alive = (*longest_first(lengths, x), taps, offset, rows(x))
+        ordered, source = longest_first(lengths, x), rows(x)
+        self.alive = (ordered, source, taps, offset)
         self.shape = (x.shape[0], x.shape[1], self.width)
         self.tasks = x.shape[0] * -(-self.width // conv_rows.BLOCK)
-        addresses = [tensor.data_ptr() for tensor in self.alive[:4]]
-        self.fields = [*self.shape, self.taps, *addresses, *strided(self.alive[4])]
+        self.fields = [*self.shape, self.taps, *(y.buffer_info()[0] for y in ordered)]
+        self.fields += [taps.data_ptr(), offset.data_ptr(), *strided(source)]
 
 
 def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:

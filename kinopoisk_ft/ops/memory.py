@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
 
 import torch
@@ -44,15 +45,11 @@ def strided(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
-@lru_cache(maxsize=64)
-def _whole_rows(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    return torch.arange(batch, device="cpu"), torch.full((batch,), length, device="cpu")
-
-
-def longest_first(lengths: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+def longest_first(lengths: Tensor | None, x: Tensor) -> tuple[array[int], array[int]]:
     """Return the rows of x by falling length, and their lengths within 0 .. x.shape[1]."""
     batch, length = x.shape[:2]
-    if lengths is None:
-        return _whole_rows(batch, length)
-    lengths = lengths.clamp(0, length)
-    return torch.argsort(lengths, descending=True, stable=True), lengths
+    # As numbers: PyTorch's operators on so few take longer than a short row's scan.
+    found = [length] * batch if lengths is None else lengths.tolist()
+    found = [min(max(0, one), length) for one in found]
+    order = sorted(range(batch), key=found.__getitem__, reverse=True)
+    return array("q", order), array("q", found)

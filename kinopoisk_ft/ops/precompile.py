@@ -20,15 +20,14 @@ def kernels() -> Iterator[Callable[..., None]]:
         attention_numba,
         conv_numba,
         dropout_numba,
-        rms_norm_rows,
+        rms_norm_numba,
         scan_numba,
     )
 
-    for module in (scan_numba, conv_numba, attention_numba):
+    for module in (scan_numba, conv_numba, attention_numba, rms_norm_numba):
         yield from module.FORWARD.values()
         yield from module.BACKWARD.values()
     yield from dropout_numba.KERNELS.values()
-    yield from (rms_norm_rows.normalise, rms_norm_rows.normalise_back)
 
 
 def main() -> None:

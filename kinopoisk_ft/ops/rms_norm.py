@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose
 
 if NUMBA_ERROR is None:
-    from kinopoisk_ft.ops.rms_norm_numba import normalise
+    from kinopoisk_ft.ops.rms_norm_numba import FORWARD, normalise
 
 BACKENDS = ("auto", "numba", "torch")
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None = None, eps: float | None = None, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
@@ -25,6 +29,7 @@ def rms_norm(
         x: (..., width); the mean is over the last dimension. weight: (width,), one if None.
         eps: the step from one to the next number of the dtype if None, as in PyTorch.
         backend: auto, numba (CPU, float32) or torch (`nn.functional.rms_norm`).
+        dtype: of the output, which is rounded once; that of x and weight if None.
 
     Returns:
         A tensor of the shape of x.
@@ -37,6 +42,8 @@ def rms_norm(
     dtypes = {y.dtype for y in (x, weight) if y is not None}
     chosen = choose("rms_norm", backend, BACKENDS, x.device, x.dtype)
     if chosen == "torch" or dtypes != {torch.float32}:
-        return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-    out: Tensor = normalise(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)[0]
-    return out
+        plain = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+        return plain.to(dtype or plain.dtype)
+    known = dtype if dtype in FORWARD else torch.float32
+    out: Tensor = normalise(x, weight, torch.finfo(x.dtype).eps if eps is None else eps, known)[0]
+    return out.to(dtype or known)

@@ -50,16 +50,18 @@ class _Inputs:
         across = pad(pad(A, GROUP).t(), LANES).contiguous()
         self.states, self.width = across.shape
         self.wide = [rows(x) for x in (u, delta, u if z is None else z)]
+        self.ordered = longest_first(lengths, u)
         self.plain = [
-            *longest_first(lengths, u), across,
+            across,
             *(pad(x, GROUP).contiguous() for x in (B, C)),
             *(zeros(self.d_inner) if x is None else pad(x, LANES).contiguous()
               for x in (D, delta_bias)),
         ]  # fmt: skip
         addresses = [x.data_ptr() for x in self.plain]
         self.fields = [self.batch, self.length, self.width, self.states]
-        self.fields += [int(delta_softplus), int(z is not None), *addresses[:2]]
-        self.fields += [*(value for x in self.wide for value in strided(x)), *addresses[2:]]
+        self.fields += [int(delta_softplus), int(z is not None)]
+        self.fields += [y.buffer_info()[0] for y in self.ordered]
+        self.fields += [*(value for x in self.wide for value in strided(x)), *addresses]
 
 
 def _marks_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
