@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from common import allocator
+from common.installed import NOTE, compare
 from common.networks import (
     BATCH,
     CPU,
@@ -26,7 +27,7 @@ from common.networks import (
 )
 from common.report import Section, command_line, missing, publish
 from common.scans import MAMBAPY, OURS, TRANSFORMERS
-from common.timing import alternate, ratios
+from common.timing import Job, alternate
 from torch import nn
 from transformers import MambaConfig
 
@@ -39,27 +40,40 @@ LARGE_LAYERS, LARGE_PARAMETERS = 24, 129_136_898
 SQUARE = 4096  # rows of the matrices of the yardstick; smaller ones come out slower
 
 
-def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
-    """Time a step of every model at the lengths and by the ways of the plan."""
+@cache
+def small_models() -> dict[str, nn.Module]:
+    """Return a small model of every kind that is installed."""
     models = networks(SMALL)
     count = {parameters(model) for model in models.values()}
     if len(count) > 1:
         raise RuntimeError(f"the models differ in size: {count}")
-    auto, rows = Precision("auto", CPU), []
+    return models
+
+
+@cache
+def small_step(name: str, length: int) -> Job:
+    """Return a training step that has been made once; `ours, bf16`: in that precision."""
+    name, _, kind = name.partition(", ")
+    precision = Precision(kind or "fp32", CPU)
+    step = training_step(small_models()[name], draw_batch(SMALL, length), precision)
+    step()
+    return step
+
+
+def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
+    """Time a step of every model at the lengths and by the ways of the plan."""
+    models, auto, rows = small_models(), Precision("auto", CPU), []
     for length, names in plan.items():
-        batch = draw_batch(SMALL, length)
-        steps = {name: training_step(models[name], batch) for name in names if name in models}
+        ways = [name for name in names if name in models]
         if auto.kind != "fp32":
-            steps[f"{OURS}, {auto.kind}"] = training_step(models[OURS], batch, auto)
-        steps[OURS]()
-        seconds = alternate(steps, rounds, turn=1.0)
-        for name, found in seconds.items():
-            took = {"length": length, "model": name, "seconds": statistics.median(found)}
-            rows.append({**took, **ratios(found, seconds[OURS])})
+            ways.append(f"{OURS}, {auto.kind}")
+        found = compare(small_step, ways, length, rounds, turn=1.0)
+        rows += [{"length": length, **row} for row in found]
+    count = parameters(models[OURS])
     note = (
         f"Width {SMALL.hidden_size}, {SMALL.num_hidden_layers} layers, vocabulary "
-        f"{SMALL.vocab_size}, {LABELS} labels: {count.pop():,} parameters each, the same weights, "
-        f"logits compared. Batch {BATCH}, float32; rounds: {rounds}. The backward pass "
+        f"{SMALL.vocab_size}, {LABELS} labels: {count:,} parameters each, the same weights, "
+        f"logits compared. Batch {BATCH}, float32; rounds: {rounds}. {NOTE} The backward pass "
         f"of {TRANSFORMERS} takes quadratic time, hence the short length only. The project's "
         f"`trainer.precision=auto` takes {auto.kind} here ({auto.reason})."
     )
@@ -104,9 +118,8 @@ def product_flop(model: MambaClassifier, tokens: int) -> int:
 
 def main() -> None:
     parser = command_line(__doc__)
-    allocator.add_option(parser)
     args = parser.parse_args()
-    remark = allocator.settle(args)
+    remark = allocator.keep()
     every = [OURS, MAMBAPY, TRANSFORMERS]
     if args.quick:
         sections = [small_steps({32: every, 128: every[:2]}, 1), large_step(2, 128, 1)]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from common import allocator
+from common.installed import NOTE, compare
 from common.report import Section, command_line, missing, publish
 from common.scans import (
     BATCH,
@@ -24,7 +25,6 @@ from common.scans import (
     STATES,
     TRANSFORMERS,
     WIDTH,
-    Scan,
     differentiate,
     draw,
     scans,
@@ -41,30 +41,26 @@ CONV_SHAPE, TAPS = (8, 512, 1536), 4  # one layer of mamba-130m
 ROWS = (512, 480, 440, 400, 350, 290, 220, 152)
 
 
-def job(scan: Scan, length: int) -> Job:
-    """Return a forward and backward pass over fresh inputs of a length."""
-    return partial(differentiate, scan, draw(length), torch.randn(BATCH, length, WIDTH))
+@cache
+def job(name: str, length: int) -> Job:
+    """Return a forward and backward pass over inputs of a length, which has been made once."""
+    torch.manual_seed(length)
+    passes = partial(differentiate, scans()[name], draw(length), torch.randn(BATCH, length, WIDTH))
+    passes()
+    return passes
 
 
 def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Section:
     """Time every way at every length; slow loops at their own lengths only."""
     rows = []
     for length in lengths:
-        inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
-        ways: dict[str, Job] = {
-            name: partial(differentiate, scan, inputs, grad)
-            for name, scan in scans().items()
-            if name != TRANSFORMERS or length in hf_lengths
-        }
-        seconds = alternate(ways, rounds)
-        for name, found in seconds.items():
-            took = {"length": length, "way": name, "ms": 1e3 * statistics.median(found)}
-            rows.append({**took, **ratios(found, seconds[OURS])})
+        names = [name for name in scans() if name != TRANSFORMERS or length in hf_lengths]
+        found = compare(job, names, length, rounds, turn=0.2)
+        rows += [{"length": length, **row} for row in found]
     note = (
-        f"{SIZES} `ratio`: how many times longer than ours, median, least and most of the "
-        f"rounds ({rounds}). `{LOOP}`: our reference backend, a loop over time. The loop of "
-        f"{TRANSFORMERS} has a backward pass of quadratic time, since each step's slice of (batch, "
-        "width, length, states) gives a gradient of that whole size, hence only short lengths; "
+        f"{SIZES} Rounds: {rounds}. {NOTE} `{LOOP}`: our reference backend, a loop over time. The "
+        f"loop of {TRANSFORMERS} has a backward pass of quadratic time, since each step's slice of "
+        "(batch, width, length, states) gives a gradient of that whole size, hence only short lengths; "
         f"`{LOOP}` and mambapy (a scan in log2(length) sweeps) are what to compare with."
         + missing([MAMBAPY], scans())
     )
@@ -73,8 +69,7 @@ def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Sec
 
 def growth(lengths: Sequence[int], rounds: int) -> Section:
     """Time ours from short to long."""
-    ours = scans()[OURS]
-    seconds = alternate({str(length): job(ours, length) for length in lengths}, rounds)
+    seconds = alternate({str(length): job(OURS, length) for length in lengths}, rounds)
     per_token = {
         length: 1e6 * statistics.median(seconds[str(length)]) / (BATCH * length)
         for length in lengths
@@ -159,8 +154,8 @@ def errors(length: int) -> Section:
 
 def warm_up() -> None:
     """Compile the kernels and wake the threads."""
-    for scan in scans().values():
-        job(scan, 8)()
+    for name in scans():
+        job(name, 8)
     causal_conv1d(torch.randn(1, 8, 16), torch.randn(16, TAPS), backend="numba")
 
 
@@ -170,9 +165,8 @@ def main() -> None:
         "--hf-lengths", type=int, nargs="*", metavar="L",
         help=f"lengths for the quadratic loop of {TRANSFORMERS} (default: the shortest)",
     )  # fmt: skip
-    allocator.add_option(parser)
     args = parser.parse_args()
-    remark = allocator.settle(args)
+    remark = allocator.keep()
     torch.manual_seed(0)
     warm_up()
     lengths = [64, 256] if args.quick else [128, 256, 512, 1024]

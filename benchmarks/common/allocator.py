@@ -20,10 +20,15 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 def settle(args: argparse.Namespace) -> str:
     """Set the allocator for this process; returns a sentence on it."""
-    if not args.default_allocator and keep_freed_memory():
-        return (
-            "Freed memory stays in the process, as in the project's training, for all ways alike: "
-            "else large tensors are mapped afresh at each call, which costs "
-            "memory-hungry ways the most and ours up to half of its time at long lengths."
-        )
-    return DEFAULT
+    return DEFAULT if args.default_allocator else keep()
+
+
+def keep() -> str:
+    """Keep freed memory in this process, where that can be; returns a sentence on it."""
+    if not keep_freed_memory():
+        return DEFAULT
+    return (
+        "Freed memory stays in the process, as in the project's training, for all ways alike where "
+        "nothing else is said: by default large tensors are mapped afresh at each call, which "
+        "costs memory-hungry ways the most and ours up to half of its time at long lengths."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 Job = Callable[[], object]
 
@@ -12,18 +13,22 @@ Job = Callable[[], object]
 def alternate(ways: Mapping[str, Job], rounds: int, turn: float = 0.2) -> dict[str, list[float]]:
     """Return the seconds of a call of each way, one figure a round.
 
-    In a round each way has one turn, in a later round in the opposite order. A turn lasts `turn`
-    seconds, but at least a call, and gives the median of its calls. Nothing is called beforehand:
-    what has to be compiled or loaded should be.
+    Nothing is called beforehand: what has to be compiled or loaded should be.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    return take_turns({name: partial(take_turn, job, turn) for name, job in ways.items()}, rounds)
+
+
+def take_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return what the turns give, one figure a round, each other round in the opposite order."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
-        for name in list(ways)[:: -1 if number % 2 else 1]:
-            seconds[name].append(_take_turn(ways[name], turn))
+        for name in list(turns)[:: -1 if number % 2 else 1]:
+            seconds[name].append(turns[name]())
     return seconds
 
 
-def _take_turn(job: Job, turn: float) -> float:
+def take_turn(job: Job, turn: float) -> float:
+    """Call a job for `turn` seconds, but at least once; returns the median of its calls."""
     calls: list[float] = []
     while not calls or sum(calls) < turn:
         start = time.perf_counter()
