@@ -60,8 +60,8 @@ def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Sec
     note = (
         f"{SIZES} Rounds: {rounds}. {NOTE} `{LOOP}`: our reference backend, a loop over time. The "
         f"loop of {TRANSFORMERS} has a backward pass of quadratic time, since each step's slice of "
-        "(batch, width, length, states) gives a gradient of that whole size, hence only short lengths; "
-        f"`{LOOP}` and mambapy (a scan in log2(length) sweeps) are what to compare with."
+        "(batch, width, length, states) gives a gradient of that whole size, hence only short "
+        f"lengths; `{LOOP}` and mambapy (a scan in log2(length) sweeps) are what to compare with."
         + missing([MAMBAPY], scans())
     )
     return Section("Selective scan", note, rows)
