@@ -85,13 +85,13 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
     ) -> Tensor:  # fmt: skip
         assert q.dtype in (torch.float16, torch.bfloat16)
         assert starts.dtype == torch.int32
-        lengths = starts.diff().tolist()
-        assert max(lengths) == longest == k_longest
+        lengths, k_lengths = starts.diff().tolist(), k_starts.diff().tolist()
+        assert (max(lengths), max(k_lengths)) == (longest, k_longest)
         rows = [
             nn.functional.scaled_dot_product_attention(
                 *(x[None].transpose(1, 2) for x in row), dropout_p=dropout_p, scale=softmax_scale
             ).transpose(1, 2)[0]
-            for row in zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+            for row in zip(q.split(lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
         ]
         return torch.cat(rows) * scale
 

@@ -37,21 +37,27 @@ def attention_unpadded(
     """Return dropout(softmax(scale q k^T)) v among each row's real tokens, and zeros at pads.
 
     Args:
-        q, k, v: (batch, heads, length, width), fp16 or bf16.
+        q: (batch, heads, length or 1, width), of all tokens or of the first, fp16 or bf16.
+        k, v: (batch, heads, length, width).
         p: probability of dropout. scale: width**-0.5 if None.
 
     Returns:
-        (batch, length, heads, width).
+        (batch, length or 1, heads, width).
     """
     from flash_attn import flash_attn_varlen_func
 
-    batch, heads, length, width = q.shape
-    packed = (x.transpose(1, 2).reshape(batch * length, heads, width)[real.index]
-              for x in (q, k, v))  # fmt: skip
+    batch, heads, length, width = k.shape
+    q, k, v = (x.transpose(1, 2).reshape(-1, heads, width) for x in (q, k, v))
+    options = {"dropout_p": p, "softmax_scale": scale}
+    if len(q) < len(k):
+        each = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+        k, v = k[real.index], v[real.index]
+        first = flash_attn_varlen_func(q, k, v, each, real.starts, 1, real.longest, **options)
+        return first.view(batch, 1, heads, width)
+    packed = (x[real.index] for x in (q, k, v))
     out = flash_attn_varlen_func(
-        *packed, real.starts, real.starts, real.longest, real.longest,
-        dropout_p=p, softmax_scale=scale,
-    )  # fmt: skip
+        *packed, real.starts, real.starts, real.longest, real.longest, **options
+    )
     padded = out.new_zeros(batch * length, heads, width).index_copy(0, real.index, out)
     return padded.view(batch, length, heads, width)
 
