@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from networks import make
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -24,6 +25,7 @@ from transformers import (
 
 from kinopoisk_ft.models.first_token import FirstTokenAttention, read_first_token
 from kinopoisk_ft.models.heads import PooledClassifier
+from kinopoisk_ft.models.prefix import blocks_of
 from kinopoisk_ft.training.dropout import training_dropout
 
 SIZES: dict[str, Any] = {
@@ -132,6 +134,20 @@ def test_what_needs_more_stays_whole(reads: str) -> None:
     assert not read_first_token(module, last_block(module))
     assert last_block(module).attention is before
     assert torch.equal(module(**given).logits, want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "short"),
+    [
+        ("bert", [], True), ("pooled", [], False), ("pooled", ["model.pooling=cls"], True),
+        ("bert_scratch", [], False), ("bert_scratch", ["model.pooling=cls"], True),
+    ],
+)  # fmt: skip
+def test_recipes_ask_for_it_where_the_first_token_is_pooled(
+    kind: str, more: list[str], short: bool
+) -> None:
+    block: Any = blocks_of(make(kind, "none", *more)[2])[-1]
+    assert isinstance(block.attention, FirstTokenAttention) == short
 
 
 def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> None:

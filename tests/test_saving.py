@@ -68,7 +68,7 @@ def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kinds", "adapters"),
     [
-        (("bert", "pooled", "mamba"), ("none", "freeze", "lora")),
+        (("bert", "mamba"), ("none", "lora")),
         pytest.param(KINDS, ADAPTERS, marks=pytest.mark.slow),
     ],
     ids=["a few", "all"],

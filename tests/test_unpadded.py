@@ -13,7 +13,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
-from kinopoisk_ft.ops.attention_cuda import RealTokens
+from kinopoisk_ft.ops.attention_cuda import RealTokens, attention_unpadded
 from kinopoisk_ft.training import unpadded
 from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.precision import Precision
@@ -74,6 +74,15 @@ def test_logits_and_gradients_are_those_of_sdpa(
         )
     torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)  # SDPA again
     assert tokens == [20]
+
+
+def test_the_first_token_alone_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins.flash_attn(monkeypatch)
+    q, k, v = (torch.randn(3, 2, 9, 16).bfloat16() for _ in "qkv")
+    mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+    whole = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None])
+    got = attention_unpadded(q[:, :, :1], k, v, RealTokens.of(mask))
+    torch.testing.assert_close(got.transpose(1, 2), whole[:, :, :1], rtol=2e-2, atol=2e-2)
 
 
 def test_rows_without_pads_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

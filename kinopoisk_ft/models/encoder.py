@@ -18,6 +18,7 @@ from transformers import (
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.first_token import shorten
 from kinopoisk_ft.models.heads import (
     describe_encoder,
     head_module,
@@ -72,7 +73,7 @@ class Encoder:
             network = self._pooled(config, len(class_names))
         if network.fresh:
             log.info("fresh weights, all of them trained: %s", ", ".join(sorted(network.fresh)))
-        return network
+        return shorten(network)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the encoder with its masked-token head."""

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.prefix import blocks_of
+
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of the largest logit: both ways do the same sums, wrong vectors are far off
@@ -54,6 +57,13 @@ class FirstTokenAttention(nn.Module):
             dropout=dropout, scaling=core.scaling, **kwargs,
         )[0]  # fmt: skip
         return self.output(out.flatten(2), first), None
+
+
+def shorten(network: Network) -> Network:
+    """Shorten the last block of a classifier that pools the first token; returns the network."""
+    if network.pooling in ("pooler", "cls"):
+        read_first_token(network.module, blocks_of(network)[-1])
+    return network
 
 
 def read_first_token(module: nn.Module, block: nn.Module) -> bool:

@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.first_token import read_first_token
 from kinopoisk_ft.models.network import Kind, Network
 from kinopoisk_ft.models.pooling import pool
 
@@ -114,8 +113,6 @@ def describe_encoder(
             where="model.name",
             fix="choose an encoder of the BERT family",
         )
-    if pooling in ("pooler", "cls"):
-        read_first_token(module, [*module.get_submodule(stacks[0]).children()][-1])
     embeddings = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
     return Network(
         module=module,

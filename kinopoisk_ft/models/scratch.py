@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, MambaConfig
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.first_token import shorten
 from kinopoisk_ft.models.heads import pooled_network, set_classes
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba_recipe import Backend, describe
@@ -66,7 +67,8 @@ class ScratchBert:
         config = self._config(tokenizer)
         set_classes(config, class_names)
         encoder = BertModel(config, add_pooling_layer=False)
-        return pooled_network(encoder, config, len(class_names), self.pooling, [], None, None)
+        classes = len(class_names)
+        return shorten(pooled_network(encoder, config, classes, self.pooling, [], None, None))
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the encoder with a masked-token head."""
