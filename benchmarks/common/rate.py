@@ -28,10 +28,13 @@ def flop_per_token(config: BertConfig, work: Experiment) -> int:
 
     Forward, the gradient of the inputs, and that of the weights cost the same; LoRA needs no
     gradient of the frozen weights, and from cached states only the upper layers run. In the last
-    layer all tokens give keys and values; the rest is for the first token, and not counted.
+    layer all tokens give keys and values; the rest is for the first token, and not counted; the
+    head alone counts as nothing.
     """
     width = config.hidden_size
     weights = 4 * width**2 + 2 * width * config.intermediate_size
     layers = config.num_hidden_layers - (work.layers if work.approach == "frozen" else 0)
+    if not layers:
+        return 0
     passes = 2 if work.approach == "lora" else 3
     return 2 * passes * ((layers - 1) * weights + 2 * width**2)
