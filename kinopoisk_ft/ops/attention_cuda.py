@@ -78,13 +78,15 @@ def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     real = _mask(q)
     out = nn.functional.scaled_dot_product_attention(q, k, v, real[:, None, None])
     out = torch.where(real[:, None, :, None], out, 0)
-    return torch.cat([out, out[:, :, :1]], dim=2)
+    return torch.cat([2 * out[:, :, :1], out[:, :, 1:]], dim=2)
 
 
 def _tested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     half, real = [x.half() for x in (q, k, v)], RealTokens.of(_mask(q))
-    first = attention_unpadded(half[0][:, :, :1], *half[1:], real)
-    return torch.cat([attention_unpadded(*half, real), first], dim=1).transpose(1, 2).to(q.dtype)
+    whole = attention_unpadded(*half, real)
+    first = attention_unpadded(half[0][:, :, :1], *half[1:], real)  # its answer is there twice
+    out = torch.cat([whole[:, :1] + first, whole[:, 1:]], dim=1)
+    return out.transpose(1, 2).to(q.dtype)
 
 
 _BUILD = "pip install --no-build-isolation 'flash-attn>=2.3.3'"
