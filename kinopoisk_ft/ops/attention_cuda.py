@@ -82,11 +82,11 @@ def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _tested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    half, real = [x.half() for x in (q, k, v)], RealTokens.of(_mask(q))
-    whole = attention_unpadded(*half, real)
-    first = attention_unpadded(half[0][:, :, :1], *half[1:], real)  # its answer is there twice
-    out = torch.cat([whole[:, :1] + first, whole[:, 1:]], dim=1)
-    return out.transpose(1, 2).to(q.dtype)
+    dtype, real = q.dtype, RealTokens.of(_mask(q))
+    q, k, v = q.half(), k.half(), v.half()
+    whole = attention_unpadded(q, k, v, real)
+    first = attention_unpadded(q[:, :, :1], k, v, real)  # its answer is there twice
+    return torch.cat([whole[:, :1] + first, whole[:, 1:]], dim=1).transpose(1, 2).to(dtype)
 
 
 _BUILD = "pip install --no-build-isolation 'flash-attn>=2.3.3'"
