@@ -2,8 +2,9 @@
 
     python benchmarks/scan.py --json scan.json --markdown scan.md
 
-All ways run in turn in one process on the same inputs; what counts is their ratio, taken in each
-round and then the median of it. `mambapy` takes part where it is installed.
+All ways run in turn on the same inputs, others also in a process that is as installed; what counts
+is their ratio, taken in each round and then the median of it. `mambapy` takes part where it is
+installed.
 """
 
 from __future__ import annotations

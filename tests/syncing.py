@@ -7,18 +7,10 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from sweeping import write_reviews
+from sweeping import place as place
 from tracked import hurry
 
 from kinopoisk_ft.tracking import sending
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with reviews and one store: its tables take seconds to make."""
-    folder = tmp_path_factory.mktemp("sync")
-    write_reviews(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -184,11 +184,15 @@ def test_autocast_keeps_residuals_and_scan_in_float32(backend: str) -> None:
     model.backbone.layers[1].mixer.in_proj.register_forward_hook(
         lambda *a: seen.update(projection=a[2].dtype)
     )
+    model.backbone.layers[1].norm.register_forward_hook(lambda *a: seen.update(norm=a[2].dtype))
+    model.backbone.norm_f.register_forward_hook(lambda *a: seen.update(norm_f=a[2].dtype))
     exact = model(tokens(2, 9)).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(tokens(2, 9)).logits
     logits.sum().backward()
-    assert seen == {"block": torch.float32, "projection": torch.bfloat16}
+    assert seen == {"norm": torch.bfloat16, "projection": torch.bfloat16} | dict.fromkeys(
+        ("block", "norm_f"), torch.float32
+    )
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.1)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())

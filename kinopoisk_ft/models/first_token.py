@@ -16,10 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.prefix import blocks_of
+from kinopoisk_ft.models.seams import TOLERANCE
 
 log = logging.getLogger(__name__)
-
-TOLERANCE = 1e-4  # of the largest logit: both ways do the same sums, wrong vectors are far off
 
 
 class FirstTokenAttention(nn.Module):
