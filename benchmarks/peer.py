@@ -71,7 +71,8 @@ NOTE = (
     "`share of matrix rate`: the work of the linear layers on real tokens in a training step, as a "
     "part of what the machine does in that time on products of 4096 x 4096 matrices in that "
     "precision. Both train a fresh pooler and classifier at the rate of all else; the peer's LoRA "
-    "leaves the pooler as it is."
+    "leaves the pooler as it is. These runs are too short to learn anything, so that they have no "
+    "scores here: `quality.py` compares those."
 )
 
 
@@ -110,14 +111,8 @@ def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[d
         share = flop * tokens / rates[kind]
         row |= {"share of matrix rate": round(share, 2) if share else "-"}
         row |= {"peer MiB": round(peers[-1]["mib"]), "project MiB": round(runs[-1]["mib"])}
-        scores = [r.get("f1") for r in (peers[-1], runs[-1])]
-        row |= {"peer F1": _score(scores[0]), "project F1": _score(scores[1])}
         print(json.dumps(row), file=sys.stderr)
         yield row
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":
