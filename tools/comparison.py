@@ -1,0 +1,102 @@
+"""Train the comparison of docs/comparison, and keep what a report needs of each run.
+
+    ENCODER=<folder> python tools/comparison.py --data kinopoisk.jsonl.gz --workers 2
+
+Each job that docs/comparison/runs lacks is trained in a process of its own thread. Of a finished
+one its events, scores and test predictions stay, without texts; `python -m kinopoisk_ft.sync
+docs/comparison/runs` makes an MLflow store of them for the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+CONF = Path("docs/comparison/conf")
+KEPT = Path("docs/comparison/runs")
+SETTINGS = {
+    "film": ["data.split=film"],
+    "random": ["data.split=random"],
+    "stripped": ["data.split=film", "data.strip_scores=true"],
+}
+APPROACHES = ("tfidf", "tfidf_tail", "head", "frozen", "mamba", "bert_scratch", "lora", "full")
+FILES = ("config.yaml", "data.json", "environment.json", "result.json")
+PREDICTIONS = "predictions.parquet"
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="kinopoisk.jsonl.gz; its path is recorded")
+    parser.add_argument("--output", type=Path, default=Path("outputs/comparison"),
+                        help="whole runs; one that was stopped resumes there")  # fmt: skip
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--approaches", nargs="+", choices=APPROACHES, default=list(APPROACHES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="jobs at the same time")
+    args = parser.parse_args()
+    jobs = itertools.product(args.seeds, args.settings, args.approaches)
+    names = [Path(setting, f"{approach}-{seed}") for seed, setting, approach in jobs]
+    missing = [name for name in names if not (KEPT / name).exists()]
+    print(f"{len(names) - len(missing)} of {len(names)} jobs are kept in {KEPT}")
+    with ThreadPoolExecutor(args.workers) as pool:
+        failed = sum(pool.map(lambda name: train(name, args.data, args.output), missing))
+    sys.exit(f"{failed} jobs failed" if failed else 0)
+
+
+def train(name: Path, data: str, output: Path) -> bool:
+    """Train one job and keep it; returns whether it failed."""
+    run, setting = output / name, name.parts[0]
+    approach, _, seed = name.name.rpartition("-")
+    command = [
+        sys.executable, "-m", "kinopoisk_ft", "--config-dir", str(CONF),
+        f"experiment=reviews_{approach}", f"seed={seed}", *SETTINGS[setting], f"data.path={data}",
+        "tracking=offline", f"tracking.experiment=reviews-{setting}", f"output_dir={run}",
+    ]  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "console.log").open("w", encoding="utf-8") as console:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            command, stdout=console, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    print(f"{name}: exit code {ended.returncode}", flush=True)
+    if ended.returncode == 0:
+        keep(run, KEPT / name)
+    return ended.returncode != 0
+
+
+def keep(run: Path, kept: Path) -> None:
+    """Copy a finished run without its texts; paths become relative to the working folder."""
+    part = kept.with_name(f"{kept.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "tracking").mkdir(parents=True)
+    for name in FILES:
+        (part / name).write_text(_relative((run / name).read_text("utf-8")), "utf-8")
+    table = pd.read_parquet(run / PREDICTIONS).drop(columns="text")
+    table.to_parquet(part / PREDICTIONS, index=False, compression="zstd")
+    paths = {f"run:{name}" for name in (*FILES, PREDICTIONS)}
+    (log,) = (run / "tracking").glob("*.jsonl")
+    with (part / "tracking" / log.name).open("w", encoding="utf-8") as file:
+        for event in map(json.loads, log.read_text("utf-8").splitlines()):
+            if event["verb"] == "artifact" and event["path"] not in paths:
+                continue
+            event |= {"host": ""} if event["verb"] == "start" else {}
+            file.write(_relative(json.dumps(event, ensure_ascii=False)) + "\n")
+    part.rename(kept)
+
+
+def _relative(text: str) -> str:
+    return text.replace(f"{Path.cwd()}/", "")
+
+
+if __name__ == "__main__":
+    main()
