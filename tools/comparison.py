@@ -14,12 +14,14 @@ import itertools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+from sklearn.metrics import f1_score
 
 CONF = Path("docs/comparison/conf")
 KEPT = Path("docs/comparison/runs")
@@ -28,7 +30,17 @@ SETTINGS = {
     "random": ["data.split=random"],
     "stripped": ["data.split=film", "data.strip_scores=true"],
 }
-APPROACHES = ("tfidf", "tfidf_tail", "head", "frozen", "mamba", "bert_scratch", "lora", "full")
+TITLES = {"film": "new films", "stripped": "new films, no written grades", "random": "random split"}
+NAMES = {
+    "full": "e5-small-ru, all weights (`adapter=none`)",
+    "lora": "e5-small-ru, LoRA (`adapter=lora`)",
+    "frozen": "e5-small-ru, upper 2 of 12 layers (`adapter=freeze`)",
+    "head": "e5-small-ru, linear probe (`adapter=head`)",
+    "bert_scratch": "BERT from random weights, 512 tokens (`model=bert_scratch`)",
+    "mamba": "Mamba from random weights, 512 tokens (`model=mamba_scratch`)",
+    "tfidf": "TF-IDF on whole reviews (`model=tfidf`)",
+    "tfidf_tail": "TF-IDF on the last 900 characters",
+}
 FILES = ("config.yaml", "data.json", "environment.json", "result.json")
 PREDICTIONS = "predictions.parquet"
 
@@ -36,14 +48,17 @@ PREDICTIONS = "predictions.parquet"
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="kinopoisk.jsonl.gz; its path is recorded")
+    parser.add_argument("--data", help="kinopoisk.jsonl.gz; without it the table is printed")
     parser.add_argument("--output", type=Path, default=Path("outputs/comparison"),
                         help="whole runs; one that was stopped resumes there")  # fmt: skip
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--approaches", nargs="+", choices=APPROACHES, default=list(APPROACHES))
+    parser.add_argument("--approaches", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="jobs at the same time")
     args = parser.parse_args()
+    if args.data is None:
+        print(table())
+        return
     jobs = itertools.product(args.seeds, args.settings, args.approaches)
     names = [Path(setting, f"{approach}-{seed}") for seed, setting, approach in jobs]
     missing = [name for name in names if not (KEPT / name).exists()]
@@ -92,6 +107,36 @@ def keep(run: Path, kept: Path) -> None:
             event |= {"host": ""} if event["verb"] == "start" else {}
             file.write(_relative(json.dumps(event, ensure_ascii=False)) + "\n")
     part.rename(kept)
+
+
+def table() -> str:
+    """Return the README's table: weighted F1 on test by approach and setting, with its seeds."""
+    lines = [
+        "| approach | " + " | ".join(TITLES.values()) + " |",
+        "|---" * (len(TITLES) + 1) + "|",
+    ]
+    for approach, title in NAMES.items():
+        cells = (_cell(sorted((KEPT / setting).glob(f"{approach}-[0-9]"))) for setting in TITLES)
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    majority = (_majority(next((KEPT / setting).iterdir())) for setting in TITLES)
+    return "\n".join([*lines, "| always the majority class | " + " | ".join(majority) + " |"])
+
+
+def _cell(runs: list[Path]) -> str:
+    """Return "mean ± deviation (seeds)" of the runs that beat the majority class in F1."""
+    results = [json.loads((run / "result.json").read_text("utf-8")) for run in runs]
+    scores = [result["f1_weighted"] for result in results]
+    if not scores:
+        return "-"
+    if min(scores) <= float(_majority(runs[0])):
+        return "not learned"
+    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.3f}{spread} ({len(scores)})"
+
+
+def _majority(run: Path) -> str:
+    labels = pd.read_parquet(run / PREDICTIONS, columns=["label"])["label"]
+    return f"{f1_score(labels, [labels.mode()[0]] * len(labels), average='weighted'):.3f}"
 
 
 def _relative(text: str) -> str:
