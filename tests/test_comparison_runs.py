@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def test_the_runs_of_a_setting_answer_the_same_rows_at_one_commit() -> None:
         assert len({found["split_digest"] for found in described}) == 1
         environments = [json.loads((run / "environment.json").read_text("utf-8")) for run in runs]
         assert len({found["commit"] for found in environments}) == 1
+
+
+def test_the_readme_shows_the_table_of_these_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = RUNS.parents[2]
+    monkeypatch.chdir(root)
+    table = runpy.run_path(str(root / "tools/comparison.py"))["table"]()
+    assert table in (root / "README.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -269,3 +269,16 @@ def test_learning_curve_takes_gaps_and_nothing(tmp_path: Path) -> None:
         name: (tmp_path / name / "curve.svg").stat().st_size for name in ("a", "losses", "none")
     }
     assert sizes["none"] < sizes["losses"] < sizes["a"]
+
+
+def test_networks_from_random_weights_are_compared_with_each_other() -> None:
+    scratch = {"settings": {"model.vocab_size": "8000"}}
+    runs = [trained("encoder", test_f1_weighted=0.94), trained("mamba_scratch", **scratch)]
+    alone = one_table(*runs)
+    assert "network with the highest F1 (encoder)" in conclusions(alone, EN)[-1]
+    table = one_table(*runs, trained("bert_scratch", test_f1_weighted=0.91, **scratch))
+    last = conclusions(table, EN)[-1]
+    assert "random initial weights that has the highest F1 (bert_scratch)" in last
+    note = next(note for note in table_notes(table, EN) if "random weights" in note)
+    assert "bert_scratch and mamba_scratch" in note
+    assert "encoder" not in note

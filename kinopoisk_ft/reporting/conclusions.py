@@ -104,9 +104,11 @@ def _mamba(table: Table, words: Words) -> list[str]:
     others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
-    other = others[0]
+    # Of networks with the same start, if there are any: pretraining outweighs an architecture.
+    other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), words)
-    text = words("mamba", name=mamba.name, other=other.name, facts=facts)
+    key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
+    text = words(key, name=mamba.name, other=other.name, facts=facts)
     return [text + _budgets(mamba, other, words)]
 
 

@@ -48,6 +48,9 @@ def table_notes(table: Table, words: Words) -> list[str]:
         parts = [(row.name, getattr(run, what)) for row in networks for run in row.runs]
         if len({value for _, value in parts}) > 1:
             notes.append(_differs(parts, words(what), words))
+    unlearned = [row.name for row in networks if row.starts_randomly]
+    if 0 < len(unlearned) < len(networks):
+        notes.append(words("note_random_start", names=words.listed(unlearned)))
     owing = [
         r.name for r in table.rows if any(set(OWED.values()) & set(run.metrics) for run in r.runs)
     ]

@@ -169,6 +169,13 @@ NOTES = {
         "ru": "Неизвестно, были ли тестовые отзывы в предобучении: {names}. В их базах об этом "
         "ничего не записано.",
     },
+    "note_random_start": {
+        "en": "Trained from random weights, without pretraining: {names}. Compare them with each "
+        "other; against pretrained networks they show the value of pretraining, not of an "
+        "architecture.",
+        "ru": "Обучены со случайных весов, без предобучения: {names}. Сравнивайте их между собой: "
+        "сравнение с предобученными сетями показывает пользу предобучения, а не архитектуры.",
+    },
     "note_owed": {
         "en": "Frozen layers were run once, without dropout: {names}. The times hold that pass, "
         "even where an earlier run had made it.",

@@ -51,6 +51,11 @@ class Row:
         return self.first.model != BASELINE
 
     @property
+    def starts_randomly(self) -> bool:
+        """Return whether the network starts from random weights: its recipe gives a vocabulary."""
+        return "model.vocab_size" in self.first.settings
+
+    @property
     def searched(self) -> str:
         """Return what says that a search chose the recipe, "" where nothing does."""
         return next((run.searched for run in self.runs if run.searched), "")

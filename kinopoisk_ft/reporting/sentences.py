@@ -80,6 +80,12 @@ SENTENCES = {
         "ru": "Mamba ({name}) по сравнению с другой нейросетью, у которой F1 наибольшая ({other}): "
         "{facts}.",
     },
+    "mamba_from_scratch": {
+        "en": "Mamba ({name}) against the other network with random initial weights that has the "
+        "highest F1 ({other}): {facts}.",
+        "ru": "Mamba ({name}) по сравнению с другой нейросетью со случайными начальными весами, у "
+        "которой F1 наибольшая ({other}): {facts}.",
+    },
     "fact_trainable_parameters": {
         "en": "{a} trainable parameters instead of {b} ({change} of them)",
         "ru": "обучаемых параметров {a} вместо {b} ({change} от них)",
