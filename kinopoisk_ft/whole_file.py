@@ -1,4 +1,4 @@
-"""Small files that a crash leaves whole: with the old content or the new one."""
+"""Files and folders that a crash leaves whole: with the old content or the new one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def write_whole(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, file)
+
+
+def force(path: Path) -> None:
+    """Force a file, or a folder's list of names, to disk; not for folders on Windows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(file: Path, asked_by: str) -> None:

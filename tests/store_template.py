@@ -11,22 +11,23 @@ import mlflow.store.db.utils as db
 import pytest
 from sqlalchemy import Engine
 
+create_tables = db._initialize_tables  # as MLflow has it
+
 
 @contextmanager
 def copied_stores(template: Path) -> Iterator[None]:
     """Let new sqlite files of this process begin as copies of a first one, kept in `template`."""
-    make = db._initialize_tables
 
     def copy(engine: Engine) -> None:
         name = engine.url.database
         if engine.dialect.name != "sqlite" or not name or name == ":memory:":
-            make(engine)
+            create_tables(engine)
             return
         engine.dispose()
         if template.exists():
             shutil.copyfile(template, name)
             return
-        make(engine)
+        create_tables(engine)
         engine.dispose()
         shutil.copyfile(name, template)
 

@@ -156,7 +156,7 @@ def test_other_files_are_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[
     empty, text = tmp_path / "empty.db", tmp_path / "text.db"
     empty.touch()
     text.write_text("no database")
-    assert "no MLflow store" in complaint(capsys, f"uri=sqlite:///{empty}")
+    assert "incomplete and empty" in complaint(capsys, f"uri=sqlite:///{empty}")
     assert empty.stat().st_size == 0
     assert "cannot be read" in complaint(capsys, f"uri=sqlite:///{text}")
     assert f"sqlite:///{text}" in complaint(capsys, f"uri={text}")

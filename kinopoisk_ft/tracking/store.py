@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import mlflow
+import mlflow.store.db.utils as mlflow_db
 import sqlalchemy
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
@@ -21,10 +22,17 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
 # What an sqlite file says when another process holds it, or the disk takes no more.
 PASSING = ("locked", "busy", "full")
+# Tables in which MLflow's own migrations leave rows.
+FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
+FIX_UNFINISHED = "start a training run: it creates the store again"
 
 
 class UnreachableError(UserError):
     """The store gives no answer now and may give one later: what was asked for is not wrong."""
+
+
+class UnfinishedError(UserError):
+    """The creation of the store was interrupted before anything was recorded in it."""
 
 
 def may_pass(error: BaseException, uri: str) -> bool:
@@ -83,8 +91,19 @@ def _parse(uri: str) -> URL:
     return url
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for any other store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(make_url(uri).database or "")
+
+
 def check_database(uri: str) -> None:
-    """Raise UserError unless a database is a store with the schema of the MLflow at hand."""
+    """Raise UserError unless a database is a store with the schema of the MLflow at hand.
+
+    Raises:
+        UnfinishedError: the process that created the store was killed; there is nothing in it.
+    """
     url = _parse(uri)
     where = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
@@ -93,16 +112,31 @@ def check_database(uri: str) -> None:
         engine = sqlalchemy.create_engine(url)
         try:
             found = _schema_version(engine)
+            unfinished = found != _migrations().get_current_head() and _is_unfinished(engine, found)
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
         kind = UnreachableError if may_pass(error, uri) else UserError
         reason = str(error).splitlines()[0]
         raise kind(f"the store cannot be read: {reason}", where=where) from error
+    if unfinished:
+        raise UnfinishedError(
+            "the store is incomplete and empty: its creation was interrupted",
+            where=where,
+            fix=FIX_UNFINISHED,
+        )
     if found is None:
         raise UserError("this database is no MLflow store", where=where, fix=FIX_MISSING)
-    # The folder of migrations is what MLflow itself compares with; there is no public function.
-    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    _check_version(found, where)
+
+
+def _migrations() -> ScriptDirectory:
+    """Return the migrations that MLflow itself compares with; there is no public function."""
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+
+
+def _check_version(found: str, where: str) -> None:
+    migrations = _migrations()
     expected = migrations.get_current_head()
     if found != expected:
         older = found in {script.revision for script in migrations.walk_revisions()}
@@ -117,6 +151,7 @@ def check_database(uri: str) -> None:
 
 
 def _schema_version(engine: sqlalchemy.Engine) -> str | None:
+    """Return the revision of a store's schema; None where there is no store, or only a part."""
     if not {"alembic_version", "experiments", "runs"} <= set(
         sqlalchemy.inspect(engine).get_table_names()
     ):
@@ -124,6 +159,31 @@ def _schema_version(engine: sqlalchemy.Engine) -> str | None:
     with engine.connect() as connection:
         row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
     return str(row[0]) if row else None
+
+
+def _is_unfinished(engine: sqlalchemy.Engine, version: str | None) -> bool:
+    """Return whether an SQLite file is what a killed creation leaves: nobody's rows are in it.
+
+    That is an empty file, or some of MLflow's tables, without a row, at one of its revisions.
+    Each new store has an experiment, so that a complete one of an older MLflow is not taken for it.
+    """
+    if engine.dialect.name != "sqlite":
+        return False
+    tables = set(sqlalchemy.inspect(engine).get_table_names())
+    if not tables:
+        return True
+    known = {*mlflow_db.Base.metadata.tables, "alembic_version"}
+    # Alembic copies a table under such a name to alter it.
+    ours = all(name.removeprefix("_alembic_tmp_") in known for name in tables)
+    revisions = {None, *(script.revision for script in _migrations().walk_revisions())}
+    if not ours or "experiments" not in tables or version not in revisions:
+        return False
+    with engine.connect() as connection:
+        rows = (
+            connection.execute(sqlalchemy.text(f'SELECT 1 FROM "{name}" LIMIT 1')).first()
+            for name in tables - FILLED_BY_MIGRATIONS
+        )
+        return not any(rows)
 
 
 def _check_folder(uri: str) -> None:

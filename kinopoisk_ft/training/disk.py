@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.whole_file import force
 
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 MARGIN = 2**26  # bytes left to the log, the store and the result
@@ -79,17 +80,6 @@ def write_plain(value: Any, file: Path) -> None:
     """Write a value as JSON (numbers keep every bit) and force it to disk."""
     file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
     force(file)
-
-
-def force(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk; not for folders on Windows."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(file: Path) -> str:

@@ -23,12 +23,12 @@ from torch import Tensor
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.disk import (
     check_space,
-    force,
     sha256,
     write_plain,
     write_tensors,
     writing,
 )
+from kinopoisk_ft.whole_file import force
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,52 @@
+"""A forked process that dies, as by SIGKILL, before the n-th of certain calls."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+KILLED = 9
+# What changes names in a folder: a process that dies before or after one leaves another state.
+NAMES = ("replace", "link", "unlink", "rename")
+
+
+def dies(work: Callable[[], object], moment: int, statements: bool = False) -> bool:
+    """Do the work in a forked process that dies at a moment; False: it ended before.
+
+    Args:
+        moment: how many changes of names come before; with `statements`, SQL statements count too.
+    """
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, KILLED), status
+        return status == KILLED
+    left = moment
+
+    def die(*_: Any) -> None:
+        nonlocal left
+        if not left:
+            os._exit(KILLED)
+        left -= 1
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **options: Any) -> Any:
+            die()
+            return call(*args, **options)
+
+        return counting
+
+    try:
+        for name in NAMES:
+            setattr(os, name, counted(getattr(os, name)))
+        if statements:
+            event.listen(Engine, "before_cursor_execute", die)
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)

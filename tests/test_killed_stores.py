@@ -1,0 +1,146 @@
+"""Stores whose creation is killed: the next command works, and nothing of value is deleted."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import mlflow.store.db.utils as mlflow_db
+import pytest
+from killed import dies
+from mlflow import MlflowClient
+from store_template import create_tables
+
+from kinopoisk_ft.checks.store import store as check_store
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.report import main as report
+from kinopoisk_ft.tracking.experiment import open_experiment
+from kinopoisk_ft.tracking.store import UnfinishedError, check_database
+
+
+def address(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def works(folder: Path) -> None:
+    """A run can be logged, and nothing temporary is left."""
+    client, experiment = open_experiment(address(folder), "e", None)
+    run = client.create_run(experiment)
+    assert client.get_run(run.info.run_id).info.experiment_id == experiment
+    assert {file.name for file in folder.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def half_created(folder: Path, statements: int) -> Path:
+    """Leave what a creation in place leaves that is killed before a statement, a minute ago."""
+    uri, file = address(folder), folder / "mlflow.db"
+    assert dies(lambda: create_tables(mlflow_db.create_sqlalchemy_engine(uri)), statements, True)
+    if file.exists():
+        os.utime(file, (time.time() - 60,) * 2)
+    return file
+
+
+def rows_of(file: Path) -> tuple[list[str], bytes]:
+    with sqlite3.connect(file) as database:
+        return list(database.iterdump()), file.read_bytes()
+
+
+@pytest.mark.parametrize("moment", [0, 2, 3, 10, 25])
+def test_a_creation_that_is_killed_leaves_no_store_or_a_whole_one(
+    tmp_path: Path, moment: int
+) -> None:
+    uri = address(tmp_path)
+    assert dies(functools.partial(open_experiment, uri, "e", None), moment, statements=True)
+    if (tmp_path / "mlflow.db").exists():
+        check_database(uri)
+    works(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [1, 5, 20, 80, 200, 500, 900, 1300, 1600, 1660, 1670, 1690])
+def test_a_creation_by_migrations_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    monkeypatch.setattr(mlflow_db, "_initialize_tables", create_tables)
+    dies(functools.partial(open_experiment, address(tmp_path), "e", None), moment, statements=True)
+    works(tmp_path)
+
+
+@pytest.mark.parametrize("statements", [8, 30, pytest.param(700, marks=pytest.mark.slow)])
+def test_what_an_earlier_version_left_half_created_is_created_again(
+    tmp_path: Path, statements: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_created(tmp_path, statements)
+    with pytest.raises(UnfinishedError, match="incomplete and empty"):
+        check_database(address(tmp_path))
+    assert report(["--uri", address(tmp_path)]) == 1
+    assert "start a training run: it creates the store again" in capsys.readouterr().err
+    works(tmp_path)
+
+
+def test_an_empty_file_becomes_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    os.utime(file, (time.time() - 60,) * 2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address(tmp_path))
+    (finding,) = check_store()
+    assert "creates the store again" in str(finding.fix)
+    works(tmp_path)
+
+
+def test_a_file_that_changes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program may be creating the store; here it has done so after a first look."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    client, _ = open_experiment(address(whole), "another program's", None)
+    file = half_created(tmp_path, 8)
+    os.utime(file)
+    monkeypatch.setattr(
+        "kinopoisk_ft.tracking.experiment.time.sleep",
+        lambda _: os.replace(whole / "mlflow.db", file),
+    )
+    client, _ = open_experiment(address(tmp_path), "e", None)
+    assert client.get_experiment_by_name("another program's")
+
+
+def test_a_store_that_another_program_creates_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = mlflow_db._initialize_tables
+
+    def slow(engine: mlflow_db.sqlalchemy.Engine) -> None:
+        monkeypatch.setattr(mlflow_db, "_initialize_tables", create)
+        MlflowClient(address(tmp_path)).create_experiment("another program's")
+        create(engine)
+
+    monkeypatch.setattr(mlflow_db, "_initialize_tables", slow)
+    client, _ = open_experiment(address(tmp_path), "e", None)
+    assert client.get_experiment_by_name("another program's")
+    works(tmp_path)
+
+
+def test_an_incomplete_store_with_a_row_is_not_touched(tmp_path: Path) -> None:
+    file = half_created(tmp_path, 60)
+    with sqlite3.connect(file) as database:
+        database.execute("INSERT INTO experiments (experiment_id, name) VALUES (1, 'mine')")
+    database.close()
+    before = rows_of(file)
+    with pytest.raises(UserError) as caught:
+        open_experiment(address(tmp_path), "e", None)
+    assert not isinstance(caught.value, UnfinishedError)
+    assert rows_of(file) == before
+
+
+def test_a_complete_store_of_an_older_schema_without_runs_is_not_touched(tmp_path: Path) -> None:
+    open_experiment(address(tmp_path), "e", None)
+    file = tmp_path / "mlflow.db"
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'acf3f17fdcc7'")
+    database.close()
+    os.utime(file, (time.time() - 60,) * 2)
+    before = rows_of(file)
+    with pytest.raises(UserError, match="another MLflow version"):
+        open_experiment(address(tmp_path), "e", None)
+    assert rows_of(file) == before
