@@ -61,7 +61,7 @@ def test_a_run_that_the_store_has_lost_is_made_again(
     second.metrics({"loss": 9.0}, 3)
     second.finish("FINISHED")
     assert again != run_id
-    assert f"the store has lost {run_id}" in caplog.text
+    assert f"run {run_id} is deleted" in caplog.text
     assert logged(client, again, "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 9.0)]
 
 

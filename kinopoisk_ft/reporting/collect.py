@@ -8,12 +8,13 @@ import textwrap
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting import reading
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
+from kinopoisk_ft.tracking.experiment import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 from kinopoisk_ft.visible import one_line
 
@@ -60,14 +61,26 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
 
 
 def _experiment(client: MlflowClient, name: str) -> Experiment:
-    experiments = {e.name: e for e in client.search_experiments()}
-    if name not in experiments:
+    found = client.get_experiment_by_name(name)
+    if found is None:
         raise UserError(
             f"there is no experiment '{name}' in the store",
             where="--experiment",
-            fix=nearest(name, experiments),
+            fix=nearest(name, [e.name for e in client.search_experiments()]),
         )
-    return experiments[name]
+    return _active(client, found)
+
+
+def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
+    """Return the experiment; UserError where it is deleted, and its runs with it."""
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        uri, name = client.tracking_uri, experiment.name
+        raise UserError(
+            f"the experiment '{name}' is deleted, and its runs with it",
+            where="--experiment",
+            fix=f"restore it: {restore_command(uri, 'experiments', experiment.experiment_id)}",
+        )
+    return experiment
 
 
 def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
@@ -90,7 +103,7 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
             where="--parent",
             fix=f"give its sweep: {sweep}" if sweep else "leave it out: it was of no sweep",
         )
-    return client.get_experiment(run.info.experiment_id)
+    return _active(client, client.get_experiment(run.info.experiment_id))
 
 
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.events import OFFLINE, Event, EventLog
-from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
+from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment, restore_command
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.sent import Sent, read_sent, sent_file
 from kinopoisk_ft.tracking.store import UnreachableError, shown
@@ -110,7 +110,8 @@ class Delivery:
         except (OSError, SQLAlchemyError):
             raise
         except MlflowException as error:
-            lost = _active(writer.client, writer.run_id) is None
+            run = _find(writer.client, writer.run_id)
+            lost = run is None or _is_deleted(run)
             if lost or error.error_code not in REFUSALS:
                 raise
             self._one_by_one(writer, events, error)
@@ -148,9 +149,14 @@ class Delivery:
             self.uri, self.target.experiment, self.target.artifacts
         )
         known = self.sent.run_id if self.sent.uri == self.uri else ""
-        if known and self._is_ours(client, known):
+        run = _find(client, known) if known else None
+        deleted = run is not None and _is_deleted(run)
+        if run is not None and not deleted and run.data.tags.get(LOG_TAG) == self.events.id:
             return self._writer_of(client, known, self.events.seq)
-        if known:
+        if deleted:
+            text = "run %s is deleted: all its events are sent to a new run; to restore it: %s"
+            log.warning(text, known, restore_command(self.uri, "runs", known))
+        elif known:
             log.warning("a new run is opened: the store has lost %s", known)
         self.sent = Sent(uri=self.uri)
         self._batch = []
@@ -164,10 +170,6 @@ class Delivery:
     def _writer_of(self, client: MlflowClient, run_id: str, doubtful: int) -> RunWriter:
         events = self.events
         return RunWriter(client, run_id, events.folder, events.local_id, doubtful)
-
-    def _is_ours(self, client: MlflowClient, run_id: str) -> bool:
-        tags = _active(client, run_id)
-        return tags is not None and tags.get(LOG_TAG) == self.events.id
 
     def _create(self, client: MlflowClient, experiment: str) -> str:
         first = next(event for event in self.events.after(0) if event["verb"] == "start")
@@ -189,11 +191,19 @@ class Delivery:
         where = f"tracking.uri={shown(self.uri)}"
         kind = "sweep's parent" if key == PARENT_TAG else "identical"
         if not run_id.startswith(OFFLINE):
-            if _active(client, run_id) is None:
+            run = _find(client, run_id)
+            if run is None:
                 raise UserError(
                     f"the {kind} run {run_id} is not in the job's store",
                     where=where,
                     fix="keep one tracking.uri for all jobs of a sweep",
+                )
+            if _is_deleted(run):
+                raise UserError(
+                    f"the {kind} run {run_id} is deleted",
+                    where=where,
+                    fix=f"restore it: {restore_command(self.uri, 'runs', run_id)}; "
+                    "or start the sweep in another output_dir",
                 )
             return run_id
         everywhere = [e.experiment_id for e in client.search_experiments()]
@@ -213,12 +223,15 @@ def find_run(client: MlflowClient, log_id: str, experiments: list[str]) -> str |
     return found[0].info.run_id if found else None
 
 
-def _active(client: MlflowClient, run_id: str) -> dict[str, Any] | None:
-    """Return the tags of a run, None if the store has no such run or only a deleted one."""
+def _find(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run, deleted or not; None if the store has no such run."""
     try:
-        run = client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    return dict(run.data.tags) if run.info.lifecycle_stage == "active" else None
+
+
+def _is_deleted(run: Run) -> bool:
+    return run.info.lifecycle_stage != LifecycleStage.ACTIVE

@@ -102,8 +102,9 @@ class MlflowTracker(OfflineTracker):
         if (given := self._delivery.sent.run_id) not in ("", self._told):
             log.info("in the MLflow store this run is %s", given)
         if not delivered and (left := self._delivery.left()):
-            text = "%d of this run's events are not in the MLflow store yet; to send them: %s"
-            log.warning(text, left, sync_command(self._events.folder))
+            text = "%d of this run's events are not in the MLflow store yet: %s; to send them: %s"
+            cause = _cause(self._courier.trouble)
+            log.warning(text, left, cause, sync_command(self._events.folder))
         self._events.tell_losses(self._delivery.sent.seq)
         if refused := self._delivery.sent.refused:
             text = "the MLflow store does not have: %s; to try again: %s"
@@ -114,3 +115,12 @@ class MlflowTracker(OfflineTracker):
     def _model_bytes(self) -> int:
         files = (self._events.folder / "model").rglob("*") if self.log_model else ()
         return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _cause(trouble: Exception | None) -> str:
+    """Return on one line why a store takes nothing, and what the user can do about it."""
+    if trouble is None:
+        return "it has not answered in time"
+    if isinstance(trouble, UserError):
+        return f"{trouble.what} (to do: {trouble.fix})"
+    return next(iter(str(trouble).splitlines()), type(trouble).__name__)[:300]
