@@ -18,12 +18,13 @@ from kinopoisk_ft.data.tokens import Seen, share_cut
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.fitted import Fitted
 from kinopoisk_ft.models.baseline import Tfidf
-from kinopoisk_ft.models.saving import Card
+from kinopoisk_ft.models.saving import CARD, Card
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.distributed import size
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
+from kinopoisk_ft.whole_file import whole_folder
 
 
 def fit_baseline(
@@ -51,10 +52,11 @@ def fit_baseline(
     with clock.section("eval"):
         probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), classes)
     with clock.section("save"):
-        recipe.save(out_dir / "model")
         # It reads words, not tokens, so that no number of tokens says how many.
         card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
-        card.write(out_dir / "model")
+        with whole_folder(out_dir / "model", CARD) as part:
+            recipe.save(part)
+            card.write(part)
     whole = {name: _characters(getattr(data, name)["text"]) for name in ("train", "val", "test")}
     read = {"train": _characters(train), "val": _characters(val), "test": _characters(test)}
     return Fitted(

@@ -22,7 +22,7 @@ from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, Tokens, check_length, log_example, tokenize
 from kinopoisk_ft.fitted import Fitted
 from kinopoisk_ft.models.network import Network, Recipe
-from kinopoisk_ft.models.saving import make_card, save_base, save_network
+from kinopoisk_ft.models.saving import CARD, make_card, save_base, save_network
 from kinopoisk_ft.prefix import PrefixCache
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
@@ -34,6 +34,7 @@ from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.sharding import gather
 from kinopoisk_ft.unfinished import CHECKPOINTS
+from kinopoisk_ft.whole_file import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def _save(
     gather(adapted.module)
     if is_main():
         card = make_card(network, adapted, data.class_names, **asdict(data.preprocessing))
-        save_network(network, adapted, tokenizer, card, folder)
+        with whole_folder(folder, CARD) as part:
+            save_network(network, adapted, tokenizer, card, part)
 
 
 def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], dict[str, Tokens]]:

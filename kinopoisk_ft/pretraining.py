@@ -25,6 +25,7 @@ from kinopoisk_ft.training.distributed import is_main, main_first
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 from kinopoisk_ft.training.sharding import gather
 from kinopoisk_ft.unfinished import CHECKPOINTS
+from kinopoisk_ft.whole_file import whole_folder
 
 
 def pretrain(
@@ -65,9 +66,11 @@ def pretrain(
     folder = Path(save_to).absolute()
     gather(network.module)
     if is_main():
-        save_language_model(network, tokenizer, folder)
         texts = itertools.chain(data.train["text"], data.val["text"])
-        TextsRead.of(network.base).and_of(texts).write(folder)
+        read = TextsRead.of(network.base).and_of(texts)
+        with whole_folder(folder, "config.json") as part:
+            save_language_model(network, tokenizer, part)
+            read.write(part)
         write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(

@@ -22,6 +22,7 @@ from kinopoisk_ft.training.metrics import (
     majority_scores,
     per_class,
 )
+from kinopoisk_ft.whole_file import write_whole
 
 PYFUNC = Path(__file__).parent / "serving" / "pyfunc.py"
 
@@ -125,4 +126,4 @@ def _files(
 
 def write_json(file: Path, value: Any) -> None:
     """Write a value as indented JSON."""
-    file.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

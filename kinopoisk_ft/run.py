@@ -31,6 +31,7 @@ from kinopoisk_ft.record import record, record_data
 from kinopoisk_ft.result import Result
 from kinopoisk_ft.search.trial import Pruned, watched
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
+from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import parent_of
 from kinopoisk_ft.training.disk import told_if_disk_ends
 from kinopoisk_ft.training.distributed import from_main, is_main, main_first, processes, size
@@ -58,6 +59,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     with StopSignals(), unfinished.held():
         tags = run_tags(prepared)
         name, kept = f"{tags['approach']}, seed {tags['seed']}", unfinished.reopen()
+        close_killed(instantiate(cfg.tracking), out_dir, kept)
         run_id = tracker.start(name, plain, tags, _parent(), kept, folder=out_dir)
         try:
             unfinished.begin(run_id)

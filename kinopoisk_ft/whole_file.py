@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError
@@ -18,6 +21,33 @@ def write_whole(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, file)
+
+
+@contextmanager
+def whole_folder(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder; its files then move into `folder`, the one named `last` at the end.
+
+    Whoever reads the folder looks for `last` first. A crash leaves the old files, all new ones, or
+    no `last`: never a mixture that can be read. Other files in the folder stay.
+    """
+    part = beside(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        made = [file for file in part.rglob("*") if file.is_file()]
+        for file in made:
+            force(file)
+        folder.mkdir(exist_ok=True)
+        (folder / last).unlink(missing_ok=True)
+        force(folder)
+        for file in sorted(made, key=lambda file: file == part / last):
+            target = folder / file.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        force(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def force(path: Path) -> None:

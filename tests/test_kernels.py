@@ -7,6 +7,7 @@ import inspect
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,18 +96,23 @@ def test_total_of_a_register() -> None:
     assert sum_first(np.arange(LANES, dtype=np.float32)) == LANES * (LANES - 1) / 2
 
 
-def test_kernels_older_than_a_source_are_dropped(tmp_path: Path) -> None:
+def test_kernels_older_than_a_source_and_left_overs_are_dropped(tmp_path: Path) -> None:
+    """The code goes with its index: numba may name old code in a new index, and be killed then."""
     cache = tmp_path / "__pycache__"
     cache.mkdir()
-    for name, age in (("old.nbi", 50), ("new.nbi", 0)):
-        (cache / name).touch()
-        os.utime(cache / name, (1000 - age, 1000 - age))
+    now = time.time()
+    ages = {"old.nbi": 9000, "old.1.nbc": 9000, "new.nbi": 10, "new.1.nbc": 10, "empty.1.nbc": 10,
+            "killed.nbi.tmp.1f": 5000, "written.nbi.tmp.2f": 10}  # fmt: skip
+    for name, age in ages.items():
+        (cache / name).write_text("" if name in ("empty.1.nbc", "written.nbi.tmp.2f") else "x")
+        os.utime(cache / name, (now - age, now - age))
     (tmp_path / "source.py").touch()
-    os.utime(tmp_path / "source.py", (990, 990))
+    os.utime(tmp_path / "source.py", (now - 8000, now - 8000))
     (cache / "gone.nbi").symlink_to("dropped by another process since it was listed")
     kernel_cache._drop_stale(tmp_path, cache)
     (cache / "gone.nbi").unlink()
-    assert [path.name for path in cache.iterdir()] == ["new.nbi"]
+    kept = {path.name for path in cache.iterdir()}
+    assert kept == {"new.nbi", "new.1.nbc", "written.nbi.tmp.2f"}
 
 
 def test_kernels_kept_elsewhere_are_dropped_too(tmp_path: Path) -> None:

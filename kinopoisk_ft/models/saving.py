@@ -29,6 +29,7 @@ from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
 from kinopoisk_ft.models.network import Kind, Network
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
+from kinopoisk_ft.whole_file import whole_folder
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 1
@@ -110,7 +111,10 @@ def read_card(folder: Path) -> Card:
 
 def save_base(network: Network, folder: Path) -> None:
     """Write a network that no checkpoint gave, before an adapter goes on it."""
-    _save_plain(network.module, network.kind, folder / "base")
+    # An adapter that is there already belongs to another base.
+    (folder / CARD).unlink(missing_ok=True)
+    with whole_folder(folder / "base", "config.json") as part:
+        _save_plain(network.module, network.kind, part)
 
 
 def save_network(

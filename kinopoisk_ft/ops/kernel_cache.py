@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from pathlib import Path
 
 from numba import njit
 
 log = logging.getLogger(__name__)
+
+# Seconds after which nobody writes to a temporary file of numba any more.
+LEFT_OVER = 3600.0
 
 
 def _probe() -> None:
@@ -21,12 +25,23 @@ def _place() -> Path:
 
 
 def _drop_stale(sources: Path, kept: Path) -> None:
-    """Remove kernels older than a source: numba looks at a kernel's own file only."""
+    """Remove kernels older than a source, and what a crash has left.
+
+    numba looks at a kernel's own file only. It writes an index before the code that the index
+    names: if it is killed in between, code of that name from before a change would be run.
+    """
     newest = max(path.stat().st_mtime for path in sources.glob("*.py"))
-    for index in kept.glob("*.nbi"):
-        with contextlib.suppress(FileNotFoundError):  # another process that starts dropped it
-            if index.stat().st_mtime < newest:
-                index.unlink()
+    for file in kept.glob("*.nb*"):
+        # Another process that starts may remove the same files.
+        with contextlib.suppress(FileNotFoundError):
+            found = file.stat()
+            # A temporary file may be being written. Of any other, a power loss may leave an empty
+            # file: numba forces none to disk.
+            is_part = ".tmp." in file.name
+            age = time.time() - found.st_mtime
+            useless = age > LEFT_OVER if is_part else not found.st_size
+            if found.st_mtime < newest or useless:
+                file.unlink()
 
 
 def _prepare() -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from kinopoisk_ft.errors import UserError
@@ -20,6 +22,9 @@ from kinopoisk_ft.reporting.scatter import comparison_picture
 from kinopoisk_ft.reporting.words import Words
 
 STEM = "comparison"
+PREFIX = ".report-"
+# Seconds after which nobody writes to a temporary folder any more: a report takes a minute.
+LEFT_OVER = 3600.0
 PICTURES = {
     "comparison": comparison_picture,
     "differences": forest_picture,
@@ -35,7 +40,8 @@ def write(document: Document, material: Material, words: Words, folder: Path) ->
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as name:
+        _delete_left_over(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PREFIX) as name:
             made = Path(name)
             texts = {
                 ".md": as_markdown(document, words),
@@ -62,3 +68,10 @@ def write(document: Document, material: Material, words: Words, folder: Path) ->
             f"the report cannot be written: {reason}", where=str(folder), fix=fix
         ) from error
     return [folder / part.name for part in parts]
+
+
+def _delete_left_over(folder: Path) -> None:
+    """Delete the temporary folders of reports that were killed."""
+    for old in folder.glob(f"{PREFIX}*"):
+        if time.time() - old.stat().st_mtime > LEFT_OVER:
+            shutil.rmtree(old, ignore_errors=True)

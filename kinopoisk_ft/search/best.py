@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.command import ELSEWHERE
 from kinopoisk_ft.tracking.base import flatten
+from kinopoisk_ft.whole_file import write_whole
 
 BEST = Path("experiment", "best.yaml")  # in the folder of the search
 # Choices that a file in the group `experiment` cannot make, or that say where results go.
@@ -41,9 +42,8 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str)
     chosen = [{f"override /{group}": option} for group, option in choices.items()]
     defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
     file = folder / BEST
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = f"# @package _global_\n# {told}\n{defaults}{OmegaConf.to_yaml(content)}"
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text)
 
 
 def command(trial: DictConfig, folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,6 +66,8 @@ def open_study(
 
     file = str(folder / JOURNAL)
     try:
+        if direction is not None:
+            _remove_torn_line(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
         # Proposals bring a sampler of their own; a trial's process needs none.
         how: dict[str, Any] = {"storage": storage, "study_name": "search"}
@@ -77,6 +80,12 @@ def open_study(
         raise UserError(
             f"the journal of the search cannot be read: {error}", where=file, fix=START_OVER
         ) from error
+
+
+def _remove_torn_line(journal: Path) -> None:
+    """Remove a last line that a crash has cut: Optuna would append the next one to it."""
+    if journal.is_file():
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def check_same(study: Study, about: dict[str, Any]) -> None:

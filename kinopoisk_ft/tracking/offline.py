@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from kinopoisk_ft.tracking.base import flatten
+from kinopoisk_ft.tracking.base import Tracker, flatten
 from kinopoisk_ft.tracking.events import FOLDER, EventLog, event_logs, start_of
 from kinopoisk_ft.tracking.places import portable
 from kinopoisk_ft.tracking.sent import finished, read_sent
@@ -163,6 +163,19 @@ def unended(folder: Path) -> list[EventLog]:
     """Return the logs of a folder's own runs that tell of no end: they go on, or were killed."""
     here = [events for events in event_logs(folder) if events.folder == folder]
     return [events for events in here if not finished(events)]
+
+
+def close_killed(tracker: Tracker, folder: Path, kept: str | None) -> None:
+    """Close, as KILLED, the runs of a folder whose processes died, except the one that goes on.
+
+    Args:
+        tracker: has started no run, and starts none afterwards that records metrics.
+        kept: the id of the run that goes on, None where a new one begins.
+    """
+    for killed in unended(folder):
+        if kept not in names(killed):
+            tracker.start(killed.id, {}, {}, kept=killed.local_id, folder=folder)
+            tracker.finish("KILLED")
 
 
 def names(events: EventLog) -> set[str]:

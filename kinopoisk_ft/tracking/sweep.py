@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.tracking.offline import names, unended
+from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,7 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
-        for killed in [one for one in unended(self.sweep_dir) if kept not in names(one)]:
-            self._tracker.start(name, {}, {}, kept=killed.local_id, folder=self.sweep_dir)
-            self._tracker.finish("KILLED")
+        close_killed(self._tracker, self.sweep_dir, kept)
         return self._tracker.start(name, {}, tags, kept=kept, folder=self.sweep_dir) or None
 
     def tags(self, values: dict[str, str]) -> None:

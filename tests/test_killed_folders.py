@@ -1,0 +1,117 @@
+"""What is built in several steps and killed at any of them: read whole, or not at all."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from pathlib import Path
+
+import pytest
+from killed import dies
+from mlflow import MlflowClient
+from tracked import offline, tracker
+
+from kinopoisk_ft import sync
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.saving import CARD, read_card
+from kinopoisk_ft.reporting import output
+from kinopoisk_ft.search.study import JOURNAL, open_study
+from kinopoisk_ft.tracking.offline import close_killed
+from kinopoisk_ft.whole_file import whole_folder, write_whole
+
+NAMES = ("a.bin", "inner/b.bin", CARD)
+
+
+def fill(folder: Path, content: str) -> None:
+    with whole_folder(folder, CARD) as part:
+        for name in NAMES:
+            (part / name).parent.mkdir(exist_ok=True)
+            (part / name).write_text(content)
+
+
+@pytest.mark.parametrize("before", ["old", None])
+def test_a_folder_is_whole_or_lacks_what_readers_look_for(
+    tmp_path: Path, before: str | None
+) -> None:
+    seen = set()
+    for moment in range(20):
+        folder = tmp_path / str(moment) / "model"
+        if before:
+            fill(folder, before)
+        killed = dies(functools.partial(fill, folder, "new"), moment)
+        kept = {(folder / name).read_text() for name in NAMES if (folder / name).is_file()}
+        if (folder / CARD).is_file():
+            assert len(kept) == 1
+        else:
+            with pytest.raises(UserError, match="not a model folder"):
+                read_card(folder)
+        seen.add(tuple(sorted(kept)))
+        fill(folder, "newer")
+        assert {(folder / name).read_text() for name in NAMES} == {"newer"}
+        assert [file.name for file in folder.parent.iterdir()] == ["model"]
+        if not killed:
+            break
+    assert not killed
+    assert ("new",) in seen
+
+
+def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    fill(tmp_path, "new")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_small_file_has_the_old_content_or_the_new(tmp_path: Path) -> None:
+    file = tmp_path / "note.json"
+    for moment, expected in ((0, "old"), (1, "new")):
+        write_whole(file, "old")
+        dies(functools.partial(write_whole, file, "new"), moment)
+        assert file.read_text() == expected
+
+
+def test_a_search_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    study = open_study(tmp_path, None, "maximize")
+    study.set_user_attr("about", 1)
+    journal = tmp_path / JOURNAL
+    with journal.open("ab") as stream:
+        stream.write(journal.read_bytes().splitlines()[-1][:20])
+    study = open_study(tmp_path, None, "maximize")
+    study.set_user_attr("metric", 2)
+    assert open_study(tmp_path, None).user_attrs == {"about": 1, "metric": 2}
+
+
+def test_temporary_folders_of_killed_reports_are_deleted(tmp_path: Path) -> None:
+    for name, age in (("killed", 7200), ("written", 10)):
+        folder = tmp_path / f"{output.PREFIX}{name}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    output._delete_left_over(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"{output.PREFIX}written"]
+
+
+def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: Path) -> None:
+    """It is in the store, and the run's folder does not say yet that it is to be finished."""
+    uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "run"
+    killed = tracker(uri)
+    run_id = killed.start("one", {}, {}, folder=folder)
+    killed._courier._stopped.set()  # type: ignore[union-attr]
+    killed._courier.close(10)  # type: ignore[union-attr]
+    killed._events.close()
+    close_killed(tracker(uri), folder, run_id)
+    client = MlflowClient(uri)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    close_killed(tracker(uri), folder, None)
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert sync.main([str(folder)]) == 0
+    assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
+
+
+def test_killed_runs_that_no_store_has_are_closed_too(tmp_path: Path) -> None:
+    killed = offline()
+    killed.start("one", {}, {}, folder=tmp_path)
+    killed._events.close()
+    (log,) = tmp_path.rglob("*.jsonl")
+    close_killed(offline(), tmp_path, None)
+    assert '"status": "KILLED"' in log.read_text()
