@@ -28,6 +28,7 @@ def trained(
         split_digest=str(changes.get("split", "a")),
         source_digest=str(changes.get("source", "s")),
         device=str(changes.get("device", "cpu")),
+        precision=str(changes.get("precision", "")),
         commit="",
         start_time=0,
         settings={"data.max_length": "256", **changes.get("settings", {})},

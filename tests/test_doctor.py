@@ -89,7 +89,7 @@ def test_text_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed.splitlines()
     assert lines[0] == "precision"
     assert "trainer.precision=auto" in lines[1]
-    assert "of fp32's time" in lines[1]
+    assert "trainer.precision=fp32, bf16 or fp16 overrides it" in lines[1]
     assert lines[-1] == "all needed works"
     missing = next(i for i, line in enumerate(lines) if "causal-conv1d  " in line)
     assert lines[missing].split()[0] == "missing"

@@ -168,6 +168,23 @@ def test_notes_name_unequal_devices_and_unequal_data() -> None:
     assert "data behind the same row numbers are not the same" in notes
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_unequal_precision_is_named(language: str) -> None:
+    words = Words(language)
+    full, same = trained(precision="bf16"), trained("bert", "freeze", precision="bf16")
+    lora = [trained("bert", "lora", seed=s, precision=p) for s, p in enumerate(("bf16", "fp32"))]
+    table = one_table(full, same, *lora, trained("tfidf", precision="fp64"))
+    (said,) = [note for note in table_notes(table, words) if words("precision") in note]
+    assert "bf16, fp32 (bert + lora)" in said
+    assert "fp64" not in said
+    ours = [line for line in conclusions(table, words) if line.startswith("bert + lora ")]
+    assert f"{words('precision')} bf16, fp32 / bf16" in ours[0]
+    # The seeds of one approach may differ, too.
+    assert any("bf16, fp32 (bert + lora)" in note for note in table_notes(one_table(*lora), words))
+    even = table_notes(one_table(full, same), words)
+    assert not any(words("precision") in note for note in even)
+
+
 def test_times_that_one_recipe_does_not_explain_are_doubted() -> None:
     for seconds, doubted in (((100.0, 140.0), False), ((100.0, 900.0), True)):
         runs = [trained(seed=i, train_seconds=s) for i, s in enumerate(seconds)]

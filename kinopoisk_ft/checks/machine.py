@@ -69,15 +69,17 @@ def _gpus() -> Iterator[Finding]:
 
 @cache
 def automatic() -> tuple[torch.device, str, str]:
-    """Return the device and precision that `auto` takes, and why; measured once."""
+    """Return the device and precision that `auto` takes, and why."""
     device = choose_device("auto")
     return device, *choose("auto", device)
 
 
 def precision() -> Iterator[Finding]:
-    """Name what `trainer.precision=auto` takes, and why."""
+    """Name what `trainer.precision=auto` takes, why, and how to take another."""
     _, kind, reason = automatic()
-    yield Finding("trainer.precision=auto", "ok", f"takes {kind}: {reason}", needed=True)
+    detail = f"takes {kind}: {reason}; the hardware decides, each time alike: nothing is stored"
+    detail += ", and trainer.precision=fp32, bf16 or fp16 overrides it"
+    yield Finding("trainer.precision=auto", "ok", detail, needed=True)
 
 
 def memory() -> Iterator[Finding]:

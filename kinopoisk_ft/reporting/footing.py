@@ -15,12 +15,19 @@ BUDGET = (
     "trainer.sampling",
 )  # fmt: skip
 SEARCH = "search"  # no setting: which other configs were tried before this one was chosen
-FOOTING = (*TEXTS, *BUDGET, SEARCH)
+# Of each run, whatever its settings: `auto` takes what the machine has.
+OF_RUNS = ("device", "precision")
+FOOTING = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
 LIMITS = ("trainer.epochs", "trainer.max_steps")  # overruled by trainer.budget
 
 
 def part(row: Row, key: str) -> str:
-    """Return what a row has of a key of `FOOTING`, "" where it has nothing of the kind."""
+    """Return what a row has of a key of `FOOTING`, "" where it has nothing of the kind.
+
+    Where its runs differ, as on several machines, that is all they have: "bf16, fp32".
+    """
+    if key in OF_RUNS:
+        return ", ".join(sorted({getattr(run, key) for run in row.runs}))
     if key == SEARCH:
         return row.searched
     if key in LIMITS and row.setting("trainer.budget"):
@@ -32,13 +39,14 @@ def part(row: Row, key: str) -> str:
 
 
 def unequal(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
-    """Return the keys in which rows differ, with (name, part) of each row that has the key.
+    """Return the keys in which rows or their runs differ, with (name, part) of each row.
 
     The baseline is fitted in one go: it has texts, and no budget.
     """
     found = {}
     for key in FOOTING:
         parts = [(row.name, part(row, key)) for row in rows if row.is_network or key in TEXTS]
-        if len({value for _, value in parts}) > 1:
+        mixed = key in OF_RUNS and any("," in value for _, value in parts)
+        if mixed or len({value for _, value in parts}) > 1:
             found[key] = parts
     return found

@@ -44,10 +44,6 @@ def table_notes(table: Table, words: Words) -> list[str]:
     for key, parts in unequal(table.rows).items():
         notes.append(_differs(parts, words(key), words))
     networks = [row for row in table.rows if row.is_network]
-    for what in ("device", "precision"):
-        parts = [(row.name, getattr(run, what)) for row in networks for run in row.runs]
-        if len({value for _, value in parts}) > 1:
-            notes.append(_differs(parts, words(what), words))
     unlearned = [row.name for row in networks if row.starts_randomly]
     if 0 < len(unlearned) < len(networks):
         notes.append(words("note_random_start", names=words.listed(unlearned)))
