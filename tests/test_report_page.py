@@ -16,10 +16,10 @@ from report_store import Store, report
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.reporting.columns import MARKS
-from kinopoisk_ft.reporting.page.hard import CHARACTERS
 from kinopoisk_ft.reporting.page.published import study
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.bootstrap import Interval
+from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 NAMES = {"bert", "bert + freeze", "bert + lora", "mamba", "tfidf"}
@@ -100,7 +100,7 @@ def test_reviews_are_escaped_and_cut(made: tuple) -> None:
     assert EVIL not in made[3]
     shown = [part for part in page.words if EVIL in part]
     assert 0 < len(shown) <= 10
-    assert max(map(len, shown)) == CHARACTERS
+    assert max(map(len, shown)) == TEXT_CHARACTERS
 
 
 def test_pictures_have_alternative_text(made: tuple) -> None:

@@ -14,7 +14,8 @@ from kinopoisk_ft.visible import one_line
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
-TEXT_CHARACTERS = 500  # kept of a review: enough to see what it is about
+# Kept and published of a review: enough to see what it is about, and a quotation by any measure.
+TEXT_CHARACTERS = 200
 PREFIX = "p_"
 
 Mismatch = Literal["rows", "labels", "classes"]

@@ -9,11 +9,10 @@ import numpy as np
 
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
-from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions
 from kinopoisk_ft.visible import visible
 
 MOST_SHOWN = 10
-CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class HardReview:
-    """A review with its row in the source, its text cut to `CHARACTERS`, "" if not recorded."""
+    """A review with its row in the source, an excerpt of its text, "" if not recorded."""
 
     row: int
     label: str
@@ -83,7 +82,17 @@ def _review(
         )
         for k, name in enumerate(names)
     ]
+    return HardReview(
+        int(first.rows[i]), first.class_names[first.labels[i]], _excerpt(first, i), answers
+    )
+
+
+def _excerpt(first: Predictions, i: int) -> str:
+    """Return at most `TEXT_CHARACTERS` of a review; "" where the run recorded no text.
+
+    A text of that length was cut when it was recorded. Earlier versions recorded more.
+    """
     text = visible(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
-    if len(text) > CHARACTERS:
-        text = text[: CHARACTERS - 1].rstrip() + "…"
-    return HardReview(int(first.rows[i]), first.class_names[first.labels[i]], text, answers)
+    if len(text) >= TEXT_CHARACTERS:
+        text = text[: TEXT_CHARACTERS - 1].rstrip() + "…"
+    return text
