@@ -58,6 +58,8 @@ def fit_network(
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _adapt(adapter, network, model_dir)
+    if adapted.targets:
+        tracker.tags({"adapter_targets": adapted.targets})
     read_before = _read_before(network, data)
     with clock.section("tokenize"), main_first():
         parts, tokens = _examples(data, tokenizer)

@@ -53,6 +53,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     assert (tags["model"], tags["adapter"], tags["seed"]) == ("bert_scratch", "lora", "3")
     assert tags["approach"] == "bert_scratch + lora"
     assert params["adapter.config.r"] == "8"
+    assert tags["adapter_targets"].startswith("query x")
     assert params["trainer.epochs"] == "2"
     for key in ("tokenize_seconds", "tokens_per_second", "peak_memory_mb", "val_seconds"):
         assert metrics[key] > 0

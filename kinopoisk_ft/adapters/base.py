@@ -12,11 +12,17 @@ from kinopoisk_ft.models.network import Network
 
 @dataclass(frozen=True)
 class Adapted:
-    """A module ready to train, and the names of its parameters with random values."""
+    """A module ready to train.
+
+    Args:
+        fresh: names of parameters with random values.
+        targets: kinds and numbers of the modules that PEFT adapts, for example "query x12".
+    """
 
     module: nn.Module
     fresh: set[str]
     is_peft: bool = False
+    targets: str = ""
 
 
 class Adapter(Protocol):

@@ -49,7 +49,7 @@ class Encoder:
         dropout: float | None,
         lr: float,
         head_lr: float | None,
-        targets: dict[str, list[str]],
+        targets: dict[str, list[str] | str],
     ) -> None:
         self.name, self.revision = name, revision
         self.tokenizer, self.tokenizer_revision = tokenizer, tokenizer_revision

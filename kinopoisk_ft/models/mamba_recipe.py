@@ -40,7 +40,7 @@ class Mamba:
         scan_backend: Backend,
         lr: float,
         head_lr: float | None,
-        targets: dict[str, list[str]],
+        targets: dict[str, list[str] | str],
     ) -> None:
         self.name, self.revision = name, revision
         self.tokenizer, self.tokenizer_revision = tokenizer, tokenizer_revision

@@ -39,7 +39,7 @@ class ScratchBert:
         pooling: Literal["mean", "cls", "last"],
         lr: float,
         head_lr: float | None,
-        targets: dict[str, list[str]],
+        targets: dict[str, list[str] | str],
     ) -> None:
         check_sizes(
             vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers,
@@ -113,7 +113,7 @@ class ScratchMamba:
         scan_backend: Backend,
         lr: float,
         head_lr: float | None,
-        targets: dict[str, list[str]],
+        targets: dict[str, list[str] | str],
     ) -> None:
         check_sizes(vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, d_state=d_state)
         self.vocab_size, self.d_model, self.num_layers = vocab_size, d_model, num_layers
@@ -165,7 +165,7 @@ class ScratchMamba2(ScratchMamba):
         scan_backend: Backend,
         lr: float,
         head_lr: float | None,
-        targets: dict[str, list[str]],
+        targets: dict[str, list[str] | str],
     ) -> None:
         super().__init__(
             vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, d_state=d_state,
