@@ -19,6 +19,7 @@ from kinopoisk_ft.models.encoder import Encoder
 from kinopoisk_ft.models.foreign import is_inside
 from kinopoisk_ft.models.mamba_recipe import read_config, read_weights
 from kinopoisk_ft.models.saving import CARD, load_network, read_card
+from kinopoisk_ft.models.saving import ENCODER as ENCODER_FOLDER
 from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
 
@@ -48,6 +49,8 @@ def test_code_of_a_base_is_not_run(tmp_path: Path, marker: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert", "pooled", "mamba"])
 def test_code_of_a_trained_model_is_not_run(tmp_path: Path, marker: Path, kind: str) -> None:
     folder = with_code(saved(kind, "none", tmp_path / "model"), marker)
+    if kind == "pooled":
+        with_code(folder / ENCODER_FOLDER, marker)
     with pytest.raises(UserError):
         Predictor(folder, "cpu")
     change(folder / "config.json", auto_map=None)  # the tokenizer's alone is left
@@ -78,8 +81,10 @@ def test_a_trained_model_is_no_pickle(
     tmp_path: Path, marker: Path, kind: str, adapter: str, weights: str
 ) -> None:
     """Neither an attack nor the very weights: nothing is unpickled."""
-    honest = with_honest_pickle(saved(kind, adapter, tmp_path / "honest"), weights)
-    attack = with_pickle(saved(kind, adapter, tmp_path / "attack"), weights, marker)
+    honest, attack = (saved(kind, adapter, tmp_path / name) for name in ("honest", "attack"))
+    inner = ENCODER_FOLDER if kind == "pooled" else "."
+    with_honest_pickle(honest / inner, weights)
+    with_pickle(attack / inner, weights, marker)
     for folder in (honest, attack):
         with pytest.raises(UserError, match="safetensors"):
             load_network(folder)

@@ -136,10 +136,11 @@ def test_lora_loads_in_peft(tmp_path: Path) -> None:
 def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
     save("pooled", "none", tmp_path / "pooled")
     save("mamba", "none", tmp_path / "mamba")
-    for folder, key in ((tmp_path / "pooled", "encoder"), (tmp_path / "mamba", "backbone")):
-        ours: Any = getattr(load_network(folder)[0], key)
-        cls = AutoModel if key == "encoder" else MambaModel
-        theirs, info = cls.from_pretrained(folder, output_loading_info=True)
+    for kind, key, cls, inner in (
+        ("pooled", "encoder", AutoModel, "encoder"), ("mamba", "backbone", MambaModel, "."),
+    ):  # fmt: skip
+        ours: Any = getattr(load_network(tmp_path / kind)[0], key)
+        theirs, info = cls.from_pretrained(tmp_path / kind / inner, output_loading_info=True)
         assert not {name for name in info["missing_keys"] if "pooler" not in name}
         ids = torch.arange(5, 15)[None]
         mask = torch.ones_like(ids)

@@ -1,8 +1,14 @@
-"""Model folders: weights in safetensors, the rest in JSON, readable by the tools of the field.
+"""Save and load model folders: weights in safetensors, the rest in JSON.
 
-BERT with Hugging Face's head is what `AutoModelForSequenceClassification` reads; an encoder with
-our head is what `AutoModel` reads, with the head beside it; Mamba is in the layout of its
-checkpoints; a PEFT adapter is what `PeftModel` reads. `kinopoisk_ft.json` says which.
+`kinopoisk_ft.json` says what a folder holds. `transformers` and PEFT read these folders with the
+same logits, or refuse them; they never answer with a random head:
+
+- a classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` read it, and
+  PEFT its adapter;
+- an encoder with our pooling and head: the folder's own config.json is one that `transformers`
+  refuses; `AutoModel` reads the encoder from the folder `encoder`; the head is head.safetensors;
+- Mamba with our head: in the layout of its checkpoints, `MambaModel` reads the backbone;
+- an adapter on our head: it names modules that exist in our network alone, so that PEFT refuses it.
 """
 
 from __future__ import annotations
@@ -32,7 +38,14 @@ from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.whole_file import whole_folder
 
 CARD = "kinopoisk_ft.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # in format 1 the encoder lies in the folder itself
+ENCODER, HEAD = "encoder", "head.safetensors"
+# Error messages of transformers quote an unknown model type, so that this one explains itself.
+FOREIGN_TYPE = (
+    "kinopoisk_ft (transformers cannot read this classifier's pooling and head: use "
+    "`python -m kinopoisk_ft.predict`, or read the encoder alone from the folder 'encoder')"
+)
 
 
 @dataclass(frozen=True)
@@ -100,9 +113,9 @@ def read_card(folder: Path) -> Card:
         card = TypeAdapter(Card).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
-    if card.format != FORMAT:
+    if card.format not in READABLE:
         raise UserError(
-            f"the model folder has format {card.format}, this version reads {FORMAT}",
+            f"the model folder has format {card.format}, this version reads 1 to {FORMAT}",
             where=str(file),
             fix="use the version of kinopoisk_ft that wrote it",
         )
@@ -143,8 +156,10 @@ def _save_plain(module: Any, kind: str, folder: Path) -> None:
     if kind == "hf":
         module.save_pretrained(folder)
     elif kind == "pooled":
-        module.encoder.save_pretrained(folder)
-        save_file(module.classifier.state_dict(), folder / "head.safetensors")
+        module.encoder.save_pretrained(folder / ENCODER)
+        save_file(module.classifier.state_dict(), folder / HEAD)
+        notice = json.dumps({"model_type": FOREIGN_TYPE}, indent=2)
+        (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
     else:
         module.mamba_config.save_pretrained(folder)
         # A tied head shows up twice in a state dict; parameters are named once.
@@ -164,11 +179,12 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     if card.is_peft:
         check_adapter(folder)
         check_folder(source, CARD)
-    with fits_together(folder), hub_errors(f"model '{source}'", HUB_FIX):
-        module = _load_plain(source, card, trained=not card.is_peft)
-        if card.is_peft:
-            module = PeftModel.from_pretrained(module, str(folder))
-    return module.eval(), load_tokenizer(str(folder)), card
+    with fits_together(folder):
+        with hub_errors(f"model '{source}'", HUB_FIX):
+            module = _load_plain(source, card, trained=not card.is_peft)
+            if card.is_peft:
+                module = PeftModel.from_pretrained(module, str(folder))
+        return module.eval(), load_tokenizer(str(folder)), card
 
 
 def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
@@ -181,6 +197,10 @@ def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
         if trained:
             mamba.load_state_dict(weights)
         return mamba
+    head = Path(source) / HEAD
+    if card.kind == "pooled" and head.is_file() and (head.parent / ENCODER).is_dir():
+        source = str(head.parent / ENCODER)
+        check_contents(Path(source))
     config = AutoConfig.from_pretrained(source, revision=card.revision, trust_remote_code=False)
     set_classes(config, card.class_names)
     options: dict[str, Any] = {
@@ -199,5 +219,5 @@ def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
     encoder.pooler = None
     pooled = PooledClassifier(encoder, len(card.class_names), card.pooling)
     if trained:
-        pooled.classifier.load_state_dict(load_file(Path(source) / "head.safetensors"))
+        pooled.classifier.load_state_dict(load_file(head))
     return pooled

@@ -1,0 +1,93 @@
+"""Other tools refuse the folders that they would misread; earlier folders still load here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from networks import KINDS
+from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
+from test_saving import TEXTS, save
+from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.saving import ENCODER, load_network
+from kinopoisk_ft.serving.predictor import Predictor
+
+OLD = Path(__file__).parent / "saved" / "pooled_format_1"  # written by the version before format 2
+OLD_LOGITS = [
+    [-1.2780627012252808, 0.031433265656232834],
+    [-1.3253087997436523, 0.025075677782297134],
+    [-1.268404483795166, 0.024340294301509857],
+]
+OURS = [kind for kind in KINDS if kind != "bert"]
+
+
+def attempts(folder: Path) -> dict[str, object]:
+    """Return how other tools would open a folder as a classifier, by name."""
+    return {
+        "transformers": lambda: AutoModelForSequenceClassification.from_pretrained(folder),
+        "pipeline": lambda: pipeline("text-classification", model=str(folder))(TEXTS),
+        "peft": lambda: AutoPeftModelForSequenceClassification.from_pretrained(folder),
+        "peft without a task": lambda: AutoPeftModel.from_pretrained(folder),
+    }
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "ia3"])
+@pytest.mark.parametrize("kind", ["pooled", *(pytest.param(k, marks=pytest.mark.slow)
+                                               for k in OURS if k != "pooled")])  # fmt: skip
+def test_a_head_of_ours_is_refused_elsewhere(tmp_path: Path, kind: str, adapter: str) -> None:
+    save(kind, adapter, tmp_path)
+    for name, attempt in attempts(tmp_path).items():
+        with pytest.raises((OSError, ValueError, KeyError)):
+            print(name, attempt())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_an_adapter_under_our_head_is_refused_on_other_models(tmp_path: Path, adapter: str) -> None:
+    """Without an error, PEFT would leave the adapter and the head of a plain model untrained."""
+    base = tiny.bert(with_pooler=False)
+    save("pooled", adapter, tmp_path / "pooled")
+    for cls in (AutoModelForSequenceClassification, AutoModel):
+        with pytest.raises(ValueError, match="odules"):
+            PeftModel.from_pretrained(cls.from_pretrained(base), str(tmp_path / "pooled"))
+        with pytest.raises(ValueError, match="odules"):
+            cls.from_pretrained(tmp_path / "pooled")
+    save("mamba", adapter, tmp_path / "mamba", "adapter.config.target_modules=[in_proj]",
+         *(["adapter.config.feedforward_modules=[]"] if adapter == "ia3" else []))  # fmt: skip
+    with pytest.raises(ValueError, match="odules"):
+        PeftModel.from_pretrained(MambaModel.from_pretrained(tiny.mamba()), str(tmp_path / "mamba"))
+
+
+def test_the_refusal_says_what_to_do(tmp_path: Path) -> None:
+    save("pooled", "none", tmp_path)
+    for cls in (AutoModel, AutoModelForSequenceClassification):
+        with pytest.raises(ValueError, match=r"python -m kinopoisk_ft\.predict.*'encoder'"):
+            cls.from_pretrained(tmp_path)
+
+
+def test_a_folder_of_format_1_gives_the_logits_of_then() -> None:
+    found = Predictor(OLD, "cpu").logits(TEXTS)
+    np.testing.assert_allclose(found, OLD_LOGITS, atol=1e-5)
+
+
+def test_a_base_of_format_1_gives_equal_logits(tmp_path: Path) -> None:
+    expected = save("bert_scratch", "lora", tmp_path)
+    for file in (tmp_path / "base" / ENCODER).iterdir():
+        file.replace(tmp_path / "base" / file.name)
+    (tmp_path / "base" / ENCODER).rmdir()
+    torch.testing.assert_close(Predictor(tmp_path, "cpu").logits(TEXTS), expected)
+
+
+def test_links_out_of_the_encoder_folder_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save("pooled", "none", folder)
+    config = folder / ENCODER / "config.json"
+    shutil.move(config, tmp_path / "elsewhere.json")
+    config.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(UserError, match="leads out of the model folder"):
+        load_network(folder)
