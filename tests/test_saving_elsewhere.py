@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from networks import KINDS
+from networks import KINDS, NAMES, make
 from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
 from test_saving import TEXTS, save
-from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    MambaModel,
+    pipeline,
+)
 
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.tokens import read
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import ENCODER, load_network
+from kinopoisk_ft.models.saving import ENCODER, load_network, make_card, read_card, save_network
+from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
 
 OLD = Path(__file__).parent / "saved" / "pooled_format_1"  # written by the version before format 2
@@ -91,3 +100,40 @@ def test_links_out_of_the_encoder_folder_are_refused(tmp_path: Path) -> None:
     config.symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(UserError, match="leads out of the model folder"):
         load_network(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"), [("bert", "none"), ("pooled", "lora"), ("mamba", "none")]
+)
+@pytest.mark.parametrize("truncation", ["head", "tail"])
+def test_other_tools_cut_long_texts_as_training_did(
+    tmp_path: Path, kind: str, adapter: str, truncation: str
+) -> None:
+    _, made, network, tokenizer = make(kind, adapter)
+    adapted = made.apply(network)
+    card = make_card(network, adapted, NAMES, 9, truncation=truncation)
+    save_network(network, adapted, tokenizer, card, tmp_path)
+    assert card.note == ""
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 9
+    text = f"{tiny.GOOD} {tiny.BAD}"
+    (expected,) = read([text], tokenizer, Preprocessing(9, truncation))
+    assert theirs(text, truncation=True)["input_ids"] == expected
+    assert load_tokenizer(str(tmp_path))(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read([text], load_tokenizer(str(tmp_path)), Preprocessing(9, "tail")) == read(
+        [text], tokenizer, Preprocessing(9, "tail")
+    )
+
+
+def test_the_card_says_where_other_tools_differ(tmp_path: Path) -> None:
+    _, made, network, tokenizer = make("bert")
+    adapted = made.apply(network)
+    card = make_card(
+        network, adapted, NAMES, 9, truncation="head_tail", max_characters=50, strip_scores=True
+    )
+    save_network(network, adapted, tokenizer, card, tmp_path)
+    note = read_card(tmp_path).note
+    assert "keep the first 9 tokens of a longer text, not its head and tail" in note
+    assert "do not cut texts to 50 characters" in note
+    assert "do not remove written grades" in note
+    assert AutoTokenizer.from_pretrained(tmp_path).truncation_side == "right"

@@ -13,6 +13,7 @@ same logits, or refuse them; they never answer with a random head:
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -53,7 +54,8 @@ class Card:
     """What a model folder says of itself.
 
     max_length, truncation, max_characters and strip_scores are what training did to each text, so
-    that prediction does the same; a folder without the last three was trained on the heads.
+    that prediction does the same; a folder without the last three was trained on the heads. `note`
+    says where other tools, which know only the saved tokenizer's settings, treat texts differently.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
@@ -68,6 +70,7 @@ class Card:
     is_peft: bool = False
     base: str | None = None
     revision: str | None = None
+    note: str = ""
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -93,7 +96,25 @@ def make_card(
         is_peft=adapted.is_peft,
         base=network.base,
         revision=network.revision,
+        note=_differences(max_length, **preprocessing),
     )
+
+
+def _differences(
+    max_length: int,
+    truncation: str = "head",
+    max_characters: int | None = None,
+    strip_scores: bool = False,
+) -> str:
+    """Return how other tools treat texts differently from training; empty if they do not."""
+    found = []
+    if truncation == "head_tail":
+        found.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
+    if max_characters is not None:
+        found.append(f"do not cut texts to {max_characters} characters before tokenizing")
+    if strip_scores:
+        found.append("do not remove written grades")
+    return f"Tools other than kinopoisk_ft {'; they '.join(found)}." if found else ""
 
 
 def read_card(folder: Path) -> Card:
@@ -141,6 +162,13 @@ def save_network(
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
         _save_plain(module, network.kind, folder)
+    # Other tools truncate with truncation=True to this length, at this side; there is no setting
+    # for truncation=head_tail, which the card's note says.
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.model_max_length = card.max_length
+    tokenizer.truncation_side = "left" if card.truncation == "tail" else "right"
+    # save_pretrained writes the attributes that init_kwargs names.
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "truncation_side": tokenizer.truncation_side}
     tokenizer.save_pretrained(folder)
     card.write(folder)
 
