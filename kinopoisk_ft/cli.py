@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft import ranks
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.mistakes import explain, in_composing
+from kinopoisk_ft.mistakes import check_commas, explain, in_composing
 from kinopoisk_ft.pipes import ends_quietly
 from kinopoisk_ft.usage import help_text
 
@@ -70,6 +71,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     from hydra.errors import HydraException
 
     try:
+        check_commas(args)
         _check_folders(args)
         launch()
     except RunError:
@@ -178,7 +180,7 @@ def _write_traceback(out_dir: Path) -> Path:
 
 def _config_dirs(args: list[str]) -> list[Path]:
     """Return the folders of configs that arguments name; Hydra takes --config-path from here."""
-    pairs = [*zip(args, [*args[1:], ""], strict=True)]
+    pairs = [*pairwise([*args, ""])]
     pairs += [(flag, value) for flag, equals, value in (a.partition("=") for a in args) if equals]
     found = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
     here = Path(__file__).resolve().parent

@@ -65,12 +65,12 @@ def as_override(key: str, value: Any) -> str:
         read = None
     if isinstance(value, str) and read != value:
         # Hydra halves backslashes before a quote, and no others.
-        return f"{key}='" + re.sub(r"(\\*)('|$)", _escaped, value) + "'"
+        return f'{key}="' + re.sub(r'(\\*)("|$)', _escaped, value) + '"'
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return 2 * found[1] + found[2].replace("'", "\\'")
+    return 2 * found[1] + found[2].replace('"', '\\"')
 
 
 def _key(override: str) -> str:

@@ -1,37 +1,112 @@
-"""What a mistake in an override was, in words that name what was meant."""
+"""Explain a mistake in an override: the nearest valid name, or the quotes that are missing."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.conf_path import conf_dir, group_options
-from kinopoisk_ft.errors import nearest
+from kinopoisk_ft.errors import UserError, nearest
 
 # Launchers that are there when their extra is installed.
 EXTRAS = {"joblib": "parallel", "submitit_slurm": "slurm", "submitit_local": "slurm",
           "ray_base": "ray"}  # fmt: skip
+# All jobs of a sweep write below one folder, so these take one value.
+ONE_VALUE = ("output_dir", "result_json")
 
 
 def explain(error: Exception, args: list[str]) -> str:
-    """Turn Hydra's message on an override into one that names the nearest valid name."""
-    from hydra.errors import MissingConfigException
+    """Turn Hydra's message on an override into one that says what to write instead."""
+    from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return str(_unread(error.override, args))
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
+        return str(_several_values(ambiguous[1]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if not group:
+            return f"there is no config '{option}': leave out --config-name, or correct it"
         if group == "hydra/launcher" and option in EXTRAS:
             return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{EXTRAS[option]}]'"
         return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
-    missing = re.match(r"Could not override '([^']+)'", text)
+    missing = re.match(r"Could not override '([^']*)'", text)
     if missing:
         key = missing.group(1)
+        if not key:
+            return "an override needs a name before its '='; see --help"
         return f"there is no option '{key}': {nearest(key, _known_keys(args, key))}"
     return text.strip()
 
 
+def check_commas(args: list[str]) -> None:
+    """Raise UserError for a value with a comma that is one path, not the values of a sweep."""
+    for arg in args:
+        key, _, value = arg.partition("=")
+        if "," not in value or value[:1] in tuple("[{'\""):
+            continue
+        if key in ONE_VALUE or os.path.exists(value):
+            raise _several_values(arg)
+
+
+def _several_values(override: str) -> UserError:
+    key, _, value = override.partition("=")
+    fixes = [f"as one value: {_quoted(key, value)}"]
+    if key not in ONE_VALUE:
+        fixes.append(f"as a list: {shlex.quote(f'{key}=[{value}]')}")
+        fixes.append(f"as a sweep over {len(value.split(','))} values: add --multirun")
+    return UserError(
+        f"the comma in {override} separates the values of a sweep", fix="; ".join(fixes)
+    )
+
+
+def _unread(override: str, args: list[str]) -> UserError:
+    """Return what to write instead of an override that Hydra's grammar does not have."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    if not equals:
+        return _stray(override, args)
+    try:
+        OverridesParser.create().parse_override(f"{key}=1")
+    except HydraException:
+        fix = "write group=option or group.key=value; --help lists the groups and options"
+        return UserError(f"'{key}' in {override} cannot be the name of an option", fix=fix)
+    fix = f"quote the value for Hydra and the whole for the shell: {_quoted(key, value)}"
+    if value.startswith(("[", "{")):
+        fix += "; or close the brackets: a list is [a,b], a mapping {a: 1}"
+    return UserError(f"Hydra cannot read this value without quotes: {override}", fix=fix)
+
+
+def _stray(arg: str, args: list[str]) -> UserError:
+    """Return what to do about an argument without `=`, such as the end of a path with spaces."""
+    at = args.index(arg) if arg in args else 0
+    end = next((i for i in range(at, len(args)) if "=" in args[i] or args[i][:1] == "-"), len(args))
+    fix = "write group=option or group.key=value; see --help"
+    if at:
+        whole = " ".join(args[at - 1 : end])
+        key, equals, value = whole.partition("=")
+        quoted = _quoted(key, value) if equals and key[:1] != "-" else shlex.quote(whole)
+        fix += f". If it belongs to the argument before it: {quoted}"
+    return UserError(f"'{arg}' is not an override: it has no '='", fix=fix)
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return an override with this text as its value, as it is typed in a POSIX shell."""
+    from kinopoisk_ft.command import as_override
+
+    # A shell expands ~ at the start of a word only, and no shell expands it inside quotes.
+    expanded = str(Path(value).expanduser()) if value.startswith("~/") else value
+    return shlex.quote(as_override(key, expanded))
+
+
 def _known_keys(args: list[str], bad: str) -> list[str]:
-    """Return every key and group of the config as composed without the overrides of `bad`."""
+    """Return each key and group of the config as composed without the overrides of `bad`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -44,7 +119,7 @@ def _known_keys(args: list[str], bad: str) -> list[str]:
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", overrides=chosen)
-    return sorted(_leaves(OmegaConf.to_container(config))) + sorted(groups)
+    return sorted({*_leaves(OmegaConf.to_container(config)), *groups})
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:
