@@ -19,7 +19,7 @@ from kinopoisk_ft import ranks
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.mistakes import check_commas, explain, in_composing
-from kinopoisk_ft.pipes import ends_quietly
+from kinopoisk_ft.pipes import ends_quietly, prepare_output
 from kinopoisk_ft.usage import help_text
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     from kinopoisk_ft.config import prepare
 
+    prepare_output()  # in a worker process of a sweep
     out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
