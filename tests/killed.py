@@ -1,4 +1,4 @@
-"""A forked process that dies, as by SIGKILL, before the n-th of certain calls."""
+"""A process that dies, as by SIGKILL, before the n-th of certain calls."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ KILLED = 9
 NAMES = ("replace", "link", "unlink", "rename")
 
 
-def dies(work: Callable[[], object], moment: int, statements: bool = False) -> bool:
-    """Do the work in a forked process that dies at a moment; False: it ended before.
+def arm(moment: int, statements: bool = False) -> None:
+    """Let this process die at a moment.
 
     Args:
         moment: how many changes of names come before; with `statements`, SQL statements count too.
     """
-    child = os.fork()
-    if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert status in (0, KILLED), status
-        return status == KILLED
     left = moment
 
     def die(*_: Any) -> None:
@@ -40,11 +35,21 @@ def dies(work: Callable[[], object], moment: int, statements: bool = False) -> b
 
         return counting
 
+    for name in NAMES:
+        setattr(os, name, counted(getattr(os, name)))
+    if statements:
+        event.listen(Engine, "before_cursor_execute", die)
+
+
+def dies(work: Callable[[], object], moment: int, statements: bool = False) -> bool:
+    """Do the work in a forked process that dies at a moment; False: it ended before."""
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, KILLED), status
+        return status == KILLED
     try:
-        for name in NAMES:
-            setattr(os, name, counted(getattr(os, name)))
-        if statements:
-            event.listen(Engine, "before_cursor_execute", die)
+        arm(moment, statements)
         work()
         os._exit(0)
     except BaseException:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -144,3 +146,27 @@ def test_a_complete_store_of_an_older_schema_without_runs_is_not_touched(tmp_pat
     with pytest.raises(UserError, match="another MLflow version"):
         open_experiment(address(tmp_path), "e", None)
     assert rows_of(file) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [300, 1690, 1760, 1900])
+def test_a_command_that_is_killed_can_be_given_again(tmp_path: Path, moment: int) -> None:
+    """It dies while the store is created, as the run begins, and at its end."""
+    args = ["model=tfidf", "data=demo", "data.reviews=120", "output_dir=out", "seed=0"]
+    code = f"import sys, killed; killed.arm({moment}, statements=True); "
+    code += "from kinopoisk_ft.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-c", code, *args]
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert first.returncode in (0, 9), first.stderr
+    command[1:3] = ["-m", "kinopoisk_ft"]
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert report(["--uri", address(tmp_path), "--output", str(tmp_path / "report")]) == 0
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        statuses = [status for (status,) in database.execute("SELECT status FROM runs")]
+    database.close()
+    assert "RUNNING" not in statuses
+    assert "FINISHED" in statuses
+    assert not [*tmp_path.rglob("*.part")]
