@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
@@ -15,12 +16,17 @@ from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
 
 from kinopoisk_ft.tracking.events import Event
-from kinopoisk_ft.tracking.places import located
+from kinopoisk_ft.tracking.places import PACKAGE, located
 
 LONGEST_PARAM = 500  # letters; longer values are kept whole in long_params.json
 MOST_PARAMS = MOST_TAGS = 100  # MLflow's limits of one request
 MOST_METRICS = 1000
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]  # of what a model takes
+# Distributions that the package imports when it answers.
+SERVING = (
+    "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "pydantic",
+    "safetensors", "scikit-learn", "tokenizers", "torch", "torchmetrics", "transformers",
+)  # fmt: skip
 LARGEST_TEXT = 2**20  # bytes of a JSON file in which the run's id is looked for
 
 
@@ -163,7 +169,9 @@ class RunWriter:
                 inputs=Schema([ColSpec("string", "text")]), outputs=Schema(outputs)
             ),
             input_example=pd.DataFrame({"text": EXAMPLE}),
-            pip_requirements=["kinopoisk-ft"],
+            # The package is on no index, so that the model brings its code.
+            code_paths=[str(PACKAGE)],
+            pip_requirements=serving_requirements(),
         )
 
     def _reopen(self, event: Event) -> None:
@@ -174,6 +182,14 @@ class RunWriter:
 
     def _finish(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
+
+
+def serving_requirements() -> list[str]:
+    """Return the installed versions of what a model needs to answer, as an index has them.
+
+    A local part such as the +cpu of "2.13.0+cpu" is left out: PyPI has no such versions.
+    """
+    return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING]
 
 
 class LostFileError(Exception):
