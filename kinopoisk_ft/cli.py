@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft import ranks
+from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.conf_path import conf_dir
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.mistakes import check_commas, explain, in_composing
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if {"--help", "-h"} & set(args):
         print(help_text(_config_dirs(args)))
         return 0
+    prepare_caches()
     # Hydra then raises instead of printing its own report, and the message is ours to write.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -126,9 +128,11 @@ def _job(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    # A worker process of a sweep begins here.
+    prepare_output()
+    prepare_caches()
     from kinopoisk_ft.config import prepare
 
-    prepare_output()  # in a worker process of a sweep
     out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     try:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.pipes import ends_quietly
 from kinopoisk_ft.visible import one_line
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    prepare_caches()
     import pandas as pd
 
     if bool(args.texts) == bool(args.input):

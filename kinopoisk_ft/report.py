@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.pipes import ends_quietly
 
@@ -63,6 +64,7 @@ def _dashed(args: list[str]) -> list[str]:
 
 
 def _report(options: argparse.Namespace) -> None:
+    prepare_caches()
     # A bar for each small file read would bury the table.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow's 7 retries keep silent for minutes when no server answers.

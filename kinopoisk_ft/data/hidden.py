@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kinopoisk_ft.data.tokens import cache_dir
+from kinopoisk_ft.caches import cache_dir
 from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)

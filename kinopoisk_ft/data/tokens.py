@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -15,6 +14,7 @@ import datasets
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kinopoisk_ft.caches import cache_dir
 from kinopoisk_ft.data.pieces import PIECE, groups, pieces, reads_apart, without_middle
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.truncation import ends
@@ -58,11 +58,6 @@ class Tokens:
     input_ids: list[list[int]]
     seen: Seen
     truncated: np.ndarray  # (N,), the share of each text's characters that was cut off
-
-
-def cache_dir() -> Path:
-    """Return the folder of caches: `KINOPOISK_FT_CACHE`, else `~/.cache/kinopoisk_ft`."""
-    return Path(os.environ.get("KINOPOISK_FT_CACHE", Path.home() / ".cache" / "kinopoisk_ft"))
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens:

@@ -49,7 +49,10 @@ def _prepare() -> bool:
     try:
         _drop_stale(Path(__file__).parent, _place())
     except (RuntimeError, OSError) as error:
-        log.info("compiled kernels are not kept on disk: %s", error)
+        log.warning(
+            "compiled kernels are not kept on disk, and each process compiles them again; name a "
+            "folder that can be written in NUMBA_CACHE_DIR: %s", error,
+        )  # fmt: skip
         return False
     return True
 
