@@ -95,7 +95,7 @@ def test_a_run_needs_no_home(place: str, tmp_path: Path) -> None:
          "data.reviews=120", "data.max_length=32", "trainer.max_steps=3", "trainer.precision=fp32",
          "trainer.device=cpu", "adapter=freeze", "adapter.layers=1", "trainer.prefix_cache=fp32",
          "output_dir=run"],
-        cwd=tmp_path, capture_output=True, text=True, 
+        cwd=tmp_path, capture_output=True, text=True,
         env={**kept, "HOME": str(tmp_path / place), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
