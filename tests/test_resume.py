@@ -214,7 +214,9 @@ def test_killed_after_training_a_run_comes_to_its_end(
     scores = [json.loads((here / name / "result.json").read_text()) for name in (place, "unbroken")]
     assert scores[0]["f1_weighted"] == scores[1]["f1_weighted"]
     assert not (here / place / "unfinished.json").exists()
-    weights = [(here / name / "model" / "model.safetensors") for name in (place, "unbroken")]
+    weights = [
+        (here / name / "model" / "encoder" / "model.safetensors") for name in (place, "unbroken")
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 

@@ -53,7 +53,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
     same = [*BERT, "adapter=none", "tracking.experiment=moved"]
     assert run(*same, "tracking=none", "output_dir=untracked") == 0
     assert run(*same, "output_dir=first", REFUSED) == 0
-    weights = [(place / f / "model" / "model.safetensors").read_bytes()
+    weights = [(place / f / "model" / "encoder" / "model.safetensors").read_bytes()
                for f in ("untracked", "first")]  # fmt: skip
     assert weights[0] == weights[1]
     assert not (place / "first" / "unfinished.json").exists()
