@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 import secrets
 import typing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from kinopoisk_ft import ranks
 from kinopoisk_ft.command import from_environment
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.targets import foreign_targets
+from kinopoisk_ft.tracking.base import flatten
 from kinopoisk_ft.unfinished import kept_seed
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ SETTINGS = {
     "result_json": str | None,
     "rerun": bool,
 }
+# Names of options that seed generators, and the largest seed that all of them take: NumPy's old
+# generator and scikit-learn read 32 bits.
+SEED = re.compile(r"(.*_)?seed|random_state")
+MAX_SEED = 2**32 - 1
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
@@ -108,7 +114,19 @@ def check(plain: dict[str, Any]) -> list[str]:
             errors += _check_node(group, plain[group])
         elif group in plain:
             errors.append(f"'{group}' must be a group's choice, not the value {plain[group]!r}")
-    return errors
+    return errors + _check_seeds(plain)
+
+
+def _check_seeds(plain: dict[str, Any]) -> list[str]:
+    """Return a line for each seed out of range; one that repeats the run's is named once."""
+    return [
+        f"{key}={value}: a seed is an integer from 0 to {MAX_SEED}"
+        for key, value in flatten(plain).items()
+        if SEED.fullmatch(key.rpartition(".")[2])
+        and isinstance(value, int)
+        and not 0 <= value <= MAX_SEED
+        and (key == "seed" or value != plain.get("seed"))
+    ]
 
 
 def _check_node(path: str, node: dict[str, Any]) -> list[str]:

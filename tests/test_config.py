@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from composing import compose_config, plain
+from omegaconf import OmegaConf
 
 from kinopoisk_ft.conf_path import conf_dir, group_options
 from kinopoisk_ft.config import check, prepare
@@ -155,6 +157,32 @@ def test_all_mistakes_are_told_at_once() -> None:
     cfg["model"]["hiden_size"] = 1
     cfg["seeds"] = 1
     assert len(check(cfg)) == 3
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, -(10**30), 1.5, "one", True])
+@pytest.mark.parametrize("key", ["seed", "data.split_seed", "data.seed", "trainer.seed"])
+def test_a_seed_that_no_generator_takes_is_told(key: str, value: object) -> None:
+    """NumPy and scikit-learn take 32 bits; torch would take more."""
+    cfg = plain(compose_config(["model=bert_scratch", "data=demo"]))
+    OmegaConf.update(holder := OmegaConf.create(cfg), key, value)
+    errors = check(plain(holder))
+    assert errors
+    assert all(key in error and "integer" in error for error in errors)
+
+
+def test_the_first_and_the_last_seed_are_fine() -> None:
+    for seed in (0, 2**32 - 1):
+        np.random.RandomState(seed)
+        overrides = ["model=bert_scratch", "data=demo", f"seed={seed}", f"data.split_seed={seed}"]
+        assert check(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
+
+
+def test_seeds_are_told_with_the_other_mistakes() -> None:
+    cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
+    with pytest.raises(UserError) as caught:
+        prepare(cfg, conf_dir())
+    found = str(caught.value)
+    assert [found.count(key) for key in ("seed=-1", "split_seed=-2", "data.classes")] == [1, 1, 1]
 
 
 def test_missing_value_is_told_with_its_key() -> None:
