@@ -30,7 +30,7 @@ ALWAYS_COUNTED = ("done", "skipped", "failed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `told` is its cause if it failed or was pruned.
+    """How a job ended; `told` is the cause if it failed or was pruned, or its result's warning.
 
     It is "unfinished" from its start on, and stays so if it is stopped or its process is killed.
     """
@@ -113,7 +113,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
         if (wanted := result_file(prepared)) is not None:
             result.write(wanted)
         note["status"] = "skipped"
-    note |= {"run_id": result.run_id, "objective": result.objective}
+    note |= {"run_id": result.run_id, "objective": result.objective, "told": result.warning}
     Outcome(**note, f1_weighted=result.f1_weighted).write(sweep_dir)
     return result.objective
 

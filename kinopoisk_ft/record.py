@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
@@ -22,7 +25,10 @@ from kinopoisk_ft.training.metrics import (
     majority_scores,
     per_class,
 )
+from kinopoisk_ft.visible import one_line
 from kinopoisk_ft.whole_file import write_whole
+
+log = logging.getLogger(__name__)
 
 PYFUNC = Path(__file__).parent / "serving" / "pyfunc.py"
 
@@ -49,6 +55,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     labels = torch.tensor(data.test["label"].to_numpy())
     predicted = torch.as_tensor(fitted.probabilities.argmax(axis=1))
     scores = classification_scores(predicted, labels)
+    warning, parts = _compare_with_majority(fitted, data)
     result = Result(
         **scores,
         train_seconds=fitted.seconds["train"],
@@ -58,16 +65,45 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
         run_id=run_id,
         model_dir=str(out_dir / "model"),
         objective=fitted.objective,
+        warning=warning,
     )
     step = int(fitted.history[-1]["step"]) if fitted.history else 0
     tracker.metrics(_metrics(fitted, data, scores), step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
+    if warning:
+        tracker.tags({"not_above_majority": parts})
     files = _files(fitted, data, predicted, labels, out_dir)
     result.write(out_dir / "result.json")
     for file in [*files, out_dir / "result.json"]:
         tracker.artifact(file)
     tracker.model(out_dir / "model", PYFUNC, data.class_names)
     return result
+
+
+def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
+    """Return a warning, "" if the model beats the majority class, and the parts where it does not.
+
+    Both scores count: on unequal classes a model that has learned can have the lower accuracy.
+    """
+    train = data.train["label"].to_numpy()
+    lines, parts = [], []
+    for name, part, probabilities in (
+        ("test", data.test, fitted.probabilities),
+        ("validation", data.val, fitted.validation),
+    ):
+        labels = part["label"].to_numpy()
+        predicted = torch.as_tensor(probabilities.argmax(axis=1))
+        scores = classification_scores(predicted, torch.tensor(labels))
+        floor = majority_scores(train, labels)
+        if all(scores[key] <= floor[key] for key in ("f1_weighted", "accuracy")):
+            usual = one_line(data.class_names[int(np.bincount(train).argmax())])
+            parts.append(name)
+            lines.append(
+                f"Not above the majority class: f1_weighted {scores['f1_weighted']:.3f} on {name}, "
+                f"{floor['f1_weighted']:.3f} for always answering '{usual}'. "
+                "This model has not learned; do not compare its score."
+            )
+    return next(iter(lines), ""), ", ".join(parts)
 
 
 def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[str, float]:
@@ -81,7 +117,7 @@ def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[
         "trainable_parameters": fitted.trainable,
         "total_parameters": fitted.total,
         "tokens_per_second": fitted.tokens / train_seconds if train_seconds else 0.0,
-        "peak_memory_mb": fitted.peak_memory_mb,
+        **_peak(fitted),
         **calibration_metrics(
             fitted.validation,
             data.val["label"].to_numpy(),
@@ -91,6 +127,14 @@ def _metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[
         **fitted.seen.metrics(),
         **({} if fitted.read_before is None else fitted.read_before.metrics("pretraining")),
     }
+
+
+def _peak(fitted: Fitted) -> dict[str, float]:
+    """Return the peak of memory; nothing, and a warning, where the system does not record it."""
+    if math.isfinite(fitted.peak_memory_mb):
+        return {"peak_memory_mb": fitted.peak_memory_mb}
+    log.warning("the peak of memory is unknown: this system does not record it")
+    return {}
 
 
 def _files(

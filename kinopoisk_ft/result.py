@@ -27,17 +27,21 @@ class Result:
     run_id: str
     model_dir: str
     objective: float
+    warning: str = ""  # why the scores are not to be compared
 
     def table(self) -> str:
-        """Return the result as aligned lines."""
-        shown = {k: v for k, v in asdict(self).items() if v not in (None, "") and k != "objective"}
+        """Return the result as aligned lines, and the warning if there is one."""
+        shown = {k: v for k, v in self._fields().items() if v not in (None, "")}
         width = max(len(key) for key in shown)
-        return "\n".join(f"  {key:<{width}}  {_format(value)}" for key, value in shown.items())
+        lines = [f"  {key:<{width}}  {_format(value)}" for key, value in shown.items()]
+        return "\n".join([*lines, self.warning] if self.warning else lines)
 
     def write(self, file: Path) -> None:
         """Write one JSON object."""
-        fields = {k: v for k, v in asdict(self).items() if k != "objective"}
-        write_whole(file, json.dumps(fields, indent=2) + "\n")
+        write_whole(file, json.dumps(self._fields(), indent=2) + "\n")
+
+    def _fields(self) -> dict[str, object]:
+        return {k: v for k, v in asdict(self).items() if k not in ("objective", "warning")}
 
 
 def _format(value: object) -> str:

@@ -47,6 +47,8 @@ def table_notes(table: Table, words: Words) -> list[str]:
     unlearned = [row.name for row in networks if row.starts_randomly]
     if 0 < len(unlearned) < len(networks):
         notes.append(words("note_random_start", names=words.listed(unlearned)))
+    if names := [row.name for row in table.rows if any(r.not_above_majority for r in row.runs)]:
+        notes.append(words("note_not_above_majority", names=words.listed(names)))
     owing = [
         r.name for r in table.rows if any(set(OWED.values()) & set(run.metrics) for run in r.runs)
     ]

@@ -169,6 +169,12 @@ NOTES = {
         "ru": "Неизвестно, были ли тестовые отзывы в предобучении: {names}. В их базах об этом "
         "ничего не записано.",
     },
+    "note_not_above_majority": {
+        "en": "Not above the majority class on test or validation: {names}. These models have not "
+        "learned; do not compare their scores.",
+        "ru": "Не выше самого частого класса на тестовой или проверочной выборке: {names}. Эти "
+        "модели не обучились; сравнивать их оценки нельзя.",
+    },
     "note_random_start": {
         "en": "Trained from random weights, without pretraining: {names}. Compare them with each "
         "other; against pretrained networks they show the value of pretraining, not of an "

@@ -59,6 +59,7 @@ def trained(run: Run) -> TrainedRun:
         command=visible(run.data.tags.get("command", "")),  # its quoted spaces as they are
         precision=tags.get("precision", ""),
         parent=tags.get("mlflow.parentRunId", ""),
+        not_above_majority=tags.get("not_above_majority", ""),
         searched=_searched(tags),
         start_time=run.info.start_time,
         settings={

@@ -29,6 +29,7 @@ class TrainedRun:
     command: str = ""  # that repeats it
     precision: str = ""
     parent: str = ""  # run id of its sweep
+    not_above_majority: str = ""  # the parts, test and validation, where it does not beat it
     searched: str = ""  # "trial" of a search, "experiment=best" for what one chose
 
     @property
