@@ -1,13 +1,52 @@
-"""When two names of films or authors count as one."""
+"""When two names of classes, films or authors count as one."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from decimal import Decimal
+from typing import Any
 
 # "(2009)", "[сериал, 2009–2011]": a bare number may be the film's own, as of "1408".
 _YEAR = re.compile(r"[(\[][^()\[\]]*\b(?:18|19|20)\d\d\b[^()\[\]]*[)\]]\s*$")
 _MARKS = re.compile(r"[\"'`«»“”„‘’]+")
+
+# As Python, pandas and JSON write numbers. "007" and "1e3" are names.
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
+
+
+def clean_name(value: Any) -> str | None:
+    """Return a class, film or author as text: stripped, in Unicode form NFC; None where blank.
+
+    Numbers are written in one way, whatever the format of the table: 1, 1.0 and "1.0" as "1". A
+    missing value, NaN and infinity are None.
+    """
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    name = nfc(str(value)).strip()
+    return plain_number(name) if is_number(name) else name or None
+
+
+def nfc(text: str) -> str:
+    """Return a text in Unicode form NFC: й as one character, not as и and a breve."""
+    # Most texts are in this form; to test that is faster than to convert.
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number as programs write them."""
+    return _NUMBER.fullmatch(text) is not None
+
+
+def plain_number(text: str) -> str:
+    """Return a number in decimal notation, without zeros at the end of a fraction."""
+    written = f"{Decimal(text):f}"
+    if "." in written:
+        written = written.rstrip("0").rstrip(".")
+    return "0" if written == "-0" else written.removeprefix("+")
 
 
 def fold_name(name: object) -> str | None:

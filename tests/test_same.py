@@ -73,13 +73,44 @@ LONG = " ".join(f"слово{n}" for n in range(60))
 
 def test_near_duplicates() -> None:
     texts = [
-        "Ещё раз: хорошо!", "еще   РАЗ хорошо", "еще раз плохо", LONG, f"{LONG} 9 из 10",
+        "Ещё раз: хорошо!", "еще   РАЗ: хорошо!\n", "еще раз: плохо!", LONG, f"{LONG} 9 из 10",
         f"А вот. {LONG}", LONG[:100], "!!!", "???", f"{LONG[:300]} иначе", f"другое {LONG[-130:]}",
     ]  # fmt: skip
     groups = near_duplicates(texts).tolist()
     assert groups[0] == groups[1] != groups[2]
     assert groups[3] == groups[4] == groups[5] == groups[9]
     assert len({groups[row] for row in (0, 2, 3, 6, 7, 8, 10)}) == 7
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Фильм :)", "Фильм :(", False), ("10/10", "1010", False), ("👍", "👎", False),
+        ("кино 👍", "кино 👎", False), ("1.0", "10", False), ("+", "-", False),
+        ("да!", "да?", False),
+        ("हिन्दी", "हन्द", False), ("ภาษาที่", "ภาษาทิ", False), ("🤷🏻", "🤷🏿", False),
+        ("а б", "аб", False),
+        ("Мой", "Мои\u0306", True), ("👍  👍", "👍 👍\n", True), ("Ёж", "еж", True),
+        (LONG + " :)", LONG + " :(", True),
+    ],
+)  # fmt: skip
+def test_short_texts_are_compared_with_their_signs(one: str, other: str, same: bool) -> None:
+    first, second = near_duplicates([one, other])
+    assert bool(first == second) is same
+
+
+def letters_only(text: str) -> tuple[str, str]:
+    letters = "".join(sign for sign in text.casefold() if sign.isalnum()).replace("ё", "е")
+    return letters[:120], letters[-120:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(st.sampled_from("аёЁ :)👍й\u0306"), max_size=6), min_size=2, max_size=6))
+def test_long_texts_are_compared_by_letters_alone(pieces: list[str]) -> None:
+    texts = [f"{piece} {LONG}" for piece in pieces] + [f"{LONG} {piece}" for piece in pieces]
+    keys = [letters_only(text) for text in texts]
+    expected = linked([head for head, _ in keys], [tail for _, tail in keys])
+    assert near_duplicates(texts).tolist() == expected.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,3 +131,23 @@ def test_dropping_near_duplicates() -> None:
     kept, counts = drop_near_duplicates(frame)
     assert kept.index.tolist() == [0, 4]
     assert counts == {"dropped_conflicting_duplicates": 2, "dropped_near_duplicates": 2}
+
+
+def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [f"отзыв {row}" for row in range(200)]
+    texts[7:9] = ["ОТЗЫВ 6", LONG]
+    frame = pd.DataFrame({"text": texts, "label": "Good"})
+    frame["place"] = [f"a.csv:{row}" for row in range(200)]
+    drop_near_duplicates(frame)
+    assert not caplog.text  # one of 200
+    frame.loc[20:22, "text"] = LONG
+    frame.loc[21, "label"] = "Bad"
+    drop_near_duplicates(frame)
+    *_, long_one, long_other, short_one, short_other = caplog.text.splitlines()
+    assert "5 of 200 reviews are dropped as near-duplicates" in caplog.text
+    assert (
+        long_one
+        == "  a.csv:8, Good: слово0 слово1 слово2 слово3 сл … лово56 слово57 слово58 слово59"
+    )
+    assert long_other.startswith("  a.csv:21, Bad: слово0")
+    assert [short_one, short_other] == ["  a.csv:6, Good: отзыв 6", "  a.csv:7, Good: ОТЗЫВ 6"]
