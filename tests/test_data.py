@@ -130,7 +130,7 @@ def test_three_classes_and_limit(tmp_path: Path) -> None:
 
 def test_limit_counts_rows_after_cleaning(tmp_path: Path) -> None:
     rows = reviews()
-    rows[0]["content"], rows[1]["content"], rows[2]["content"] = "\n \t", None, 17
+    rows[0]["content"], rows[1]["content"], rows[2]["content"] = "\n \t", None, ""
     split = kinopoisk(tmp_path, rows, limit=40).load()
     assert split.counts["dropped_empty"] == 3
     assert split.counts["dropped_neutral"] == 20
@@ -206,7 +206,8 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
         ([0, 1] * 20, {"class_names": ["0", "2"]}, "label '1' is not among data.class_names"),
         ([0, 1] * 19 + [0, None], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 19 + [0, ""], {}, "1 of 40 rows have no label in 'label'"),
-        ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows have no label in 'label'"),
+        ([0, 1] * 19 + [0, " "], {}, "1 of 40 rows have no label in 'label'"),
+        ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows hold lists in the label column 'label'"),
         ([0, 1] * 20, {"label_column": "labels"}, "no column 'labels': did you mean 'label'"),
         ([0, 1] * 20, {"text_column": "content"}, "no column 'content'"),
         ([0] * 40, {}, "of 40 rows, all are '0'"),

@@ -1,12 +1,10 @@
-"""Rows out of the text of a table: JSON lines, comma or tab separated values, parquet."""
+"""Parse the text of a table: JSON lines, comma or tab separated values, Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kinopoisk_ft.data.quoting import check_spanning
 from kinopoisk_ft.errors import UserError
 
 MOST_CELLS = 10**7  # of a parquet file with fewer bytes: it may repeat one value without end
 
-Row = tuple[int, dict[str, Any]]  # 1-based line on which the row starts, and its values
+# The values of each column, and the 1-based line on which each row starts.
+Columns = tuple[dict[str, list[Any]], list[int]]
 
 
-def json_lines(text: str, path: Path) -> Iterator[Row]:
-    """Yield one row for each line; blank lines are passed over."""
+def json_lines(text: str, path: Path) -> Columns:
+    """Parse one object from each line; skip blank lines. A missing key becomes None."""
+    rows, lines = [], []
     for line, source in enumerate(text.split("\n"), start=1):  # splitlines also cuts at U+2028
         if not source.strip():
             continue
@@ -37,7 +38,10 @@ def json_lines(text: str, path: Path) -> Iterator[Row]:
         if not isinstance(values, dict):
             kind = type(values).__name__
             raise _not_an_object(path, line, f"a JSON {kind} where an object is due")
-        yield line, values
+        rows.append(values)
+        lines.append(line)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}, lines
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,32 +57,52 @@ def _not_an_object(path: Path, line: int, what: str) -> UserError:
     return UserError(what, where=f"{path}:{line}", fix=fix)
 
 
-def _separated(text: str, path: Path, delimiter: str) -> Iterator[Row]:
+def separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
+    """Parse separated values; `quoting` is one of QUOTING."""
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 131,072 characters
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    spanning: dict[int, int] = {}
     while True:
         line = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
-            fix = 'close the quotes; a quote inside a quoted field is written ""'
-            raise UserError(f"malformed row: {error}", where=f"{path}:{line}", fix=fix) from error
+            raise UserError(
+                f"malformed row: {error}",
+                where=f"{path}:{line}",
+                fix='close the quotes; a quote inside a quoted field is written "". If the file '
+                "does not quote its fields: data.quoting=none (predict: --quoting none)",
+            ) from error
         if not fields:
             continue
         if not header:
             header = fields
             _refuse_twins(header, f"{path}:{line}")
-        elif len(fields) != len(header):
+            continue
+        if len(fields) != len(header):
             raise UserError(
                 f"{len(fields)} fields where the header has {len(header)}",
                 where=f"{path}:{line}",
                 fix="quote a text that holds the delimiter or a newline",
             )
-        else:
-            yield line, dict(zip(header, fields, strict=True))
+        if reader.line_num > line:
+            spanning[len(rows)] = reader.line_num
+        rows.append(fields)
+        lines.append(line)
+    if quoting == "auto" and spanning:
+        check_spanning(rows, lines, spanning, delimiter, path)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return dict(zip(header, columns, strict=False)), lines
 
 
 def _refuse_twins(header: list[str], where: str) -> None:
@@ -87,31 +111,53 @@ def _refuse_twins(header: list[str], where: str) -> None:
             raise UserError(f"the header has column '{name}' twice", where=where, fix="rename one")
 
 
-comma_separated = partial(_separated, delimiter=",")
-tab_separated = partial(_separated, delimiter="\t")
+def parquet(data: bytes, path: Path) -> tuple[pa.Table, pd.DataFrame]:
+    """Read all rows of a Parquet file, as Arrow holds them and as Python objects.
 
-
-def parquet(data: bytes, path: Path) -> pd.DataFrame:
-    """Return all rows; numbers for which the file holds names become these names."""
+    Integers stay integers next to nulls, and class numbers become the names that the file has for
+    them. Lists and structs become NumPy arrays and dicts: as Python objects, a column of embeddings
+    would take several times the memory.
+    """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
         if cells > max(MOST_CELLS, len(data)):
             raise ValueError(f"{cells:,} cells in {len(data):,} bytes")
-        table = file.read()
-        # a column whose text is not UTF-8 is told here
-        frame = table.to_pandas(ignore_metadata=True).astype(object)
-        labels = _class_labels(table.schema)
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        _refuse_twins(file.schema_arrow.names, str(path))
+        table = _with_class_names(file.read())
+        columns = {name: _objects(table[name]) for name in table.column_names}
+    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"the parquet file is damaged or no parquet file: {error}",
             where=str(path),
             fix="copy or download it again",
         ) from error
-    for name, class_names in labels.items():
-        # -1 stands for "no label" and, having no name, becomes a missing value.
-        frame[name] = frame[name].map(dict(enumerate(class_names)))
-    return frame
+    return table, pd.DataFrame(columns)
+
+
+def _objects(column: pa.ChunkedArray) -> pd.Series:
+    if pa.types.is_nested(column.type):
+        return column.to_pandas()
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        # Text that is not UTF-8 is reported with its row when the column is used.
+        values = column.cast(pa.large_binary()).to_pylist()
+    return pd.Series(values, dtype=object)
+
+
+def _with_class_names(table: pa.Table) -> pa.Table:
+    """Replace the numbers of ClassLabel columns by their names, and drop the note of them."""
+    for name, class_names in _class_labels(table.schema).items():
+        position = table.column_names.index(name)
+        if pa.types.is_integer(table.schema.types[position]):
+            # -1 stands for "no label" and, having no name, becomes a missing value.
+            known = dict(enumerate(class_names))
+            values = pa.array([known.get(number) for number in table[name].to_pylist()])
+            table = table.set_column(position, name, values)
+    notes = dict(table.schema.metadata or {})
+    notes.pop(b"huggingface", None)
+    return table.replace_schema_metadata(notes or None)
 
 
 def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:

@@ -55,7 +55,7 @@ class HubDataset(LabelledTables):
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         chosen = [p for p in paths if _matches(p, patterns) and not _matches(p, _NOT_TABLES)]
         self._refuse_doubtful(chosen, patterns)
-        return [read_table(folder / path) for path in chosen]
+        return [read_table(folder / path, self.quoting) for path in chosen]
 
     def _refuse_doubtful(self, chosen: list[Path], patterns: list[str]) -> None:
         """Raise UserError on no table, and on several formats, which may be copies of one."""

@@ -24,13 +24,15 @@ class Kinopoisk(DataRecipe):
     Args:
         path: a local copy, in any format that `read_table` knows; None fetches it from the hub.
         name: the data set on the hub.
+        quoting: of a copy in .csv or .tsv, one of QUOTING.
     """
 
     path: str | None = None
     name: str = "blinoff/kinopoisk"
+    quoting: str = "auto"
 
     def read(self) -> pd.DataFrame:
-        table = read_table(self.path or self._download())
+        table = read_table(self.path or self._download(), self.quoting)
         table = replace(table, frame=table.frame.rename(columns={"movie_name": "film"}))
         fix = "give a copy with the published columns, or data=file with your own"
         frame = labelled_texts(table, "content", "grade3", fix, self.split_column)

@@ -1,11 +1,14 @@
-"""Labelled texts out of tables, whatever their columns are called."""
+"""Read labelled texts from tables, whatever their columns are called."""
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,22 @@ from kinopoisk_ft.data.cleaning import shown
 from kinopoisk_ft.data.files import Table
 from kinopoisk_ft.data.recipe import METADATA, DataRecipe
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.names import clean_name, is_number
+from kinopoisk_ft.visible import one_line
+
+log = logging.getLogger(__name__)
+
+NAMES = ("film", "author")  # of METADATA, compared as names are
+_EXCERPT = 60  # characters
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (str, "texts"),
+    (bool, "true or false"),
+    (Number, "numbers"),
+    ((list, np.ndarray), "lists"),
+    (dict, "objects"),
+    ((date, time, timedelta), "dates or times"),
+    (bytes, "bytes"),
+)
 
 
 def labelled_texts(
@@ -22,12 +41,13 @@ def labelled_texts(
 ) -> pd.DataFrame:
     """Return the columns text, label, row, place, part if asked, and what METADATA the table has.
 
-    Raises UserError on a missing column (with `fix`) and on rows without a label, with their lines.
+    Raises UserError on a missing column (with `fix`), and with their lines on rows without a label,
+    and on rows whose text or label is no text.
     """
     frame = pd.DataFrame(
         {
-            "text": table.column(text_column, fix),
-            "label": table.column(label_column, fix).map(_class_name).astype(object),
+            "text": text_values(table, text_column, fix),
+            "label": _class_names(table, label_column, fix),
             "row": range(len(table.frame)),
             "place": table.places(),
         }
@@ -40,31 +60,71 @@ def labelled_texts(
             fix="label or remove these rows",
         )
     for name in METADATA:
-        if name in table.frame:
-            frame[name] = table.frame[name].map(_text_or_none)
+        if table.find(name) is not None:
+            clean = clean_name if name in NAMES else _text_or_none
+            frame[name] = table.column(name, fix).map(clean)
     if split_column is not None:
-        frame["part"] = table.column(split_column, "set data.split_column")
+        frame["part"] = table.column(split_column, "set data.split_column").map(clean_name)
     if "grade10" in frame:
         frame["grade10"] = pd.to_numeric(frame["grade10"], errors="coerce")
     return frame
 
 
+def text_values(table: Table, name: str, fix: str) -> pd.Series:
+    """Return the texts of a column, where rows may lack one.
+
+    Raises UserError on a missing column (with `fix`) and on rows that hold something else, and
+    warns where all texts are numbers.
+    """
+    values = table.column(name, fix)
+    other = [not isinstance(value, str) and not _is_missing(value) for value in values]
+    if any(other):
+        raise _not_a("text", name, values, other, table, fix)
+    texts = [text for text in values if isinstance(text, str) and text.strip()]
+    if texts and all(is_number(text.strip()) for text in texts):
+        log.warning("all texts in the column '%s' are numbers, such as %s: %s", name, texts[0], fix)
+    return values
+
+
+def _class_names(table: Table, name: str, fix: str) -> pd.Series:
+    values = table.column(name, fix)
+    nested = [isinstance(value, (list, dict, np.ndarray)) for value in values]
+    if any(nested):
+        raise _not_a("label", name, values, nested, table, fix)
+    return values.map(clean_name).astype(object)
+
+
+def _not_a(
+    role: str, name: str, values: pd.Series, wrong: list[bool], table: Table, fix: str
+) -> UserError:
+    """Return the error for rows with values that are no text or label."""
+    found = values[wrong]
+    excerpt = one_line(str(found.iloc[0]))[:_EXCERPT]
+    return UserError(
+        f"{len(found):,} of {len(values):,} rows hold {kinds_of(found)} in the {role} column "
+        f"'{name}', such as {excerpt}",
+        where=shown(np.array(table.places())[wrong]),
+        fix=f"{fix} to a column with one {role} in each row, or write these values as texts",
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _text_or_none(value: Any) -> str | None:
-    return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+    return None if _is_missing(value) else str(value)
 
 
-def _class_name(value: Any) -> str | None:
-    """Return a label as the name of a class: 1 and 1.0 are the same; None where there is none."""
-    if isinstance(value, str):
-        return value or None
-    if not pd.api.types.is_scalar(value) or pd.isna(value):
-        return None
-    if isinstance(value, (float, np.floating)):
-        if not math.isfinite(value):
-            return None
-        if value.is_integer():
-            return str(int(value))
-    return str(value)
+def kinds_of(values: Iterable[Any]) -> str:
+    """Return in words what values are: "numbers and texts"."""
+    kinds = dict.fromkeys(_kind(value) for value in values if not _is_missing(value))
+    return " and ".join(kinds) or "nothing"
+
+
+def _kind(value: Any) -> str:
+    kinds = (name for types, name in _KINDS if isinstance(value, types))
+    return next(kinds, f"values of type {type(value).__name__}")
 
 
 @dataclass(kw_only=True)
@@ -76,11 +136,13 @@ class LabelledTables(DataRecipe):
         label_column: holds the labels: names or numbers.
         class_names: the labels in the order of their numbers; None sorts those found.
         classes: their number, as a check; None takes what is found.
+        quoting: of .csv and .tsv files, one of QUOTING.
     """
 
     text_column: str
     label_column: str
     class_names: list[str] | None = None
+    quoting: str = "auto"
 
     @abstractmethod
     def tables(self) -> Iterable[Table]:
@@ -97,7 +159,9 @@ class LabelledTables(DataRecipe):
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
         found = sorted(frame["label"].unique(), key=_numbers_first)
-        names = [str(name) for name in self.class_names or found]
+        names = [clean_name(name) or "" for name in self.class_names or found]
+        if self.class_names is None:
+            _warn_of_case(frame["label"])
         for label in set(found) - set(names):
             raise UserError(
                 f"label '{label}' is not among data.class_names: {nearest(label, names)}",
@@ -111,6 +175,15 @@ class LabelledTables(DataRecipe):
                 fix="data.classes=null takes the classes as found",
             )
         return tuple(names)
+
+
+def _warn_of_case(labels: pd.Series) -> None:
+    """Warn of classes whose names differ only in case: they may be one."""
+    counts = labels.value_counts()
+    for _, same in counts.groupby(counts.index.str.casefold()):
+        if len(same) > 1:
+            sizes = ", ".join(f"'{name}' ({size:,} rows)" for name, size in same.items())
+            log.warning("classes differ only in case: %s; if they are one, rename them", sizes)
 
 
 def _numbers_first(name: str) -> tuple[float, str]:

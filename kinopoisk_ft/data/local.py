@@ -20,4 +20,4 @@ class LocalFile(LabelledTables):
         if self.path is None:
             fix = f"give data.path=<file>, one of {', '.join(SUFFIXES)}"
             raise UserError("data=file needs a file", where="data.path", fix=fix)
-        yield read_table(self.path)
+        yield read_table(self.path, self.quoting)

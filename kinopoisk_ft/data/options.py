@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kinopoisk_ft.data.partition import PREDEFINED, SPLITS
+from kinopoisk_ft.data.quoting import QUOTING
 from kinopoisk_ft.data.truncation import TRUNCATIONS
 from kinopoisk_ft.errors import UserError, nearest
 
@@ -14,14 +15,15 @@ _NAMES: dict[str, Iterable[str]] = {
     "near_duplicates": ("drop", "keep"),
     "split": SPLITS,
     "truncation": TRUNCATIONS,
+    "quoting": QUOTING,
 }
 
 
 def check_options(recipe: Any) -> None:
     """Raise UserError for an option that is out of range or goes with no other."""
     for name, valid in _NAMES.items():
-        value = getattr(recipe, name)
-        if value not in valid:
+        # Only recipes that read tables have `quoting`.
+        if (value := getattr(recipe, name, None)) is not None and value not in valid:
             raise invalid(name, value, nearest(str(value), valid))
     for name in ("limit", "max_length", "max_characters"):
         value = getattr(recipe, name)

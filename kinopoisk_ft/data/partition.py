@@ -136,7 +136,7 @@ def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
 def _as_named(frame: pd.DataFrame) -> Parts:
     """Return the parts that the column "part" names."""
     _check_column(frame, "part", PREDEFINED)
-    folded = frame["part"].map(lambda name: str(name).strip().casefold())
+    folded = frame["part"].map(lambda name: str(name or "").casefold())
     parts = folded.replace(_OTHER_NAMES)
     unknown = ~parts.isin(PARTS)
     if unknown.any():
