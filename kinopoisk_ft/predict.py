@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +11,10 @@ from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.pipes import ends_quietly
 from kinopoisk_ft.visible import one_line
-from kinopoisk_ft.whole_file import beside, check_writable
+from kinopoisk_ft.whole_file import check_writable
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from kinopoisk_ft.data.files import Table
 
 PREFIX = "predicted_"  # of the columns that are added
 
@@ -31,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("texts", nargs="*", metavar="text", help="reviews to label")
     parser.add_argument("--input", type=Path, help="table of reviews: .jsonl, .csv, .parquet …")
     parser.add_argument("--text-column", default="text", help="of --input (default: text)")
+    quoting = "of a .csv or .tsv --input: as data.quoting in training (default: auto)"
+    parser.add_argument("--quoting", default="auto", choices=["auto", "csv", "none"], help=quoting)
     parser.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet")
     parser.add_argument("--uri", help="MLflow store (default: the one of this folder)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -45,39 +46,46 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     prepare_caches()
-    import pandas as pd
-
     if bool(args.texts) == bool(args.input):
         raise UserError("give either texts or --input, one of the two")
     if args.output:
         _check_output(args.output)
-    table = pd.DataFrame({"text": args.texts})
-    if args.input:
-        from kinopoisk_ft.data.files import read_table
+    from kinopoisk_ft.data.output import prepare_output
 
-        source = read_table(args.input)
-        source.column(args.text_column, "give --text-column")
-        table = source.frame
-    from kinopoisk_ft.serving.locate import model_folder
-    from kinopoisk_ft.serving.predictor import Predictor, check_texts
-
-    texts = table[args.text_column if args.input else "text"].tolist()
-    check_texts(texts, str(args.input or "the command line"))
-    taken = [name for name in table.columns if str(name).startswith(PREFIX)]
+    table, texts = _read(args)
+    taken = [name for name in table.frame.columns if str(name).startswith(PREFIX)]
     if taken:
         raise UserError(
             f"the table has a column '{taken[0]}' already",
             where=str(args.input),
             fix=f"rename or remove its columns that begin with {PREFIX}",
         )
+    write = prepare_output(table, args.output) if args.output else None
+    from kinopoisk_ft.serving.locate import model_folder
+    from kinopoisk_ft.serving.predictor import Predictor, check_texts
+
+    check_texts(texts, str(table.path))
     found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
-    labelled = pd.concat([table.reset_index(drop=True), found.add_prefix(PREFIX)], axis=1)
-    if args.output:
-        _write(labelled, args.output)
-        print(f"{len(labelled)} rows written to {args.output}")
+    if write:
+        write(found.add_prefix(PREFIX))
+        print(f"{len(found)} rows written to {args.output}")
     else:
         shown = found.assign(text=[one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _read(args: argparse.Namespace) -> tuple[Table, list[str]]:
+    """Return the table to label, from --input or the command line, and its texts."""
+    import pandas as pd
+
+    from kinopoisk_ft.data.files import Table, read_table
+    from kinopoisk_ft.data.labelled import text_values
+
+    if not args.input:
+        table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
+        return table, args.texts
+    table = read_table(args.input, args.quoting)
+    return table, text_values(table, args.text_column, "give --text-column").tolist()
 
 
 def _check_output(output: Path) -> None:
@@ -88,18 +96,6 @@ def _check_output(output: Path) -> None:
             fix="give --output a name that ends in .jsonl, .csv or .parquet",
         )
     check_writable(output, "--output")
-
-
-def _write(table: pd.DataFrame, output: Path) -> None:
-    """Write beside, then rename: an earlier file stays whole if this fails."""
-    part = beside(output)
-    if output.suffix == ".jsonl":
-        table.to_json(part, orient="records", lines=True, force_ascii=False)
-    elif output.suffix == ".csv":
-        table.to_csv(part, index=False)
-    else:
-        table.to_parquet(part, index=False)
-    os.replace(part, output)
 
 
 if __name__ == "__main__":
