@@ -43,7 +43,7 @@ def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     left = psutil.virtual_memory()._replace(available=100 * 2**30)
     monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: left)
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: infinite)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: infinite)
 
 
 def test_cgroups_of_version_2(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_no_cgroups_and_a_limit_of_the_process(
 ) -> None:
     assert available_memory(tmp_path, tmp_path / "none") == 100 * 2**30
     used = psutil.Process().memory_info().vms
-    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (used + 512 * MIB, -1))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 512 * MIB, -1))
     assert available_memory(tmp_path, tmp_path / "none") == pytest.approx(512 * MIB, abs=64 * MIB)
 
 

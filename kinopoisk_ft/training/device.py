@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import resource
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 from kinopoisk_ft.errors import UserError
@@ -52,14 +53,26 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak since the reset, MiB: the device's on CUDA, else the process's."""
+    """Return the peak since the reset, MiB: the device's on CUDA, else the process's.
+
+    NaN where the system does not record one.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     highest = _highest()
     if highest is not None:
         return max(_earlier, highest / 2**10)
+    return _peak_of_process() / 2**20
+
+
+def _peak_of_process() -> float:
+    """Return the most bytes of memory that the process ever had; NaN where that is unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil has the peak of the working set
+        return float(getattr(psutil.Process().memory_info(), "peak_wset", math.nan))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return float(peak) * (1 if sys.platform == "darwin" else 2**10)
 
 
 def can_measure_growth() -> bool:

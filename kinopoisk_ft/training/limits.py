@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,10 +34,18 @@ def available_memory(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> 
         membership: the file that names the process's cgroups, in the form of /proc/self/cgroup.
     """
     left = [psutil.virtual_memory().available, *_left_by_cgroups(cgroups, membership)]
+    return max(0, min([*left, *_left_by_process()]))
+
+
+def _left_by_process() -> Iterator[int]:
+    """Yield the bytes of address space that the process's own limit leaves; none on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
-        left.append(space - psutil.Process().memory_info().vms)
-    return max(0, min(left))
+        yield space - psutil.Process().memory_info().vms
 
 
 def _left_by_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
