@@ -88,6 +88,13 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except (HydraException, ValueError) as error:
         print(f"error: {explain(error, args)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        from kinopoisk_ft.job_folders import folder_refused
+
+        print(f"error: {folder_refused(error)}", file=sys.stderr)
+        return 1
     except TypeError as error:
         if not in_composing(error):
             raise

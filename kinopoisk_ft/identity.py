@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import platform
 from collections.abc import Iterator
 from functools import cache
@@ -88,7 +89,7 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _files(config: dict[str, Any]) -> set[tuple[str, Path]]:
     """Return what the config of model, adapter and data names that is there to be read."""
     texts = {text for group in NAMED for _, text in _leaves(config[group]) if text}
-    return {(text, Path(text)) for text in texts if len(text) < 1000 and Path(text).exists()}
+    return {(text, Path(text)) for text in texts if os.path.exists(text)}
 
 
 def _targets(config: dict[str, Any]) -> set[str]:

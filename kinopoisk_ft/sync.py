@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(shipment.line(), flush=True)
             fates[shipment.fate] += 1
             refused += len(shipment.refused)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

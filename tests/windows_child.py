@@ -29,7 +29,7 @@ NAMES = {
         "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid", "getpgrp",
         "getpriority", "getsid", "getuid", "killpg", "mkfifo", "nice", "pathconf", "posix_fadvise",
         "posix_fallocate", "pread", "pwrite", "register_at_fork", "sched_getaffinity",
-        "sched_setaffinity", "setpgid", "setsid", "statvfs", "sync", "sysconf", "uname",
+        "sched_setaffinity", "setpgid", "setsid", "sync", "sysconf", "uname",
     ),
     signal: (
         "SIGALRM", "SIGCHLD", "SIGCONT", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP",

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.job_folders import check_sweep_folders, folder_refused
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.whole_file import write_whole
@@ -77,9 +78,11 @@ class ParentRun(Callback):
                     "torchrun starts the processes of one run, and this is a sweep of several",
                     fix="start each run with torchrun of its own, or the sweep without it",
                 )
+            check_sweep_folders(config)
             if not self.by_sweeper:
                 self.open(config)
-        except UserError as error:
+        except (UserError, OSError) as raised:
+            error = folder_refused(raised) if isinstance(raised, OSError) else raised
             # Hydra would make a warning of it, and each job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
