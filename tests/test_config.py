@@ -82,7 +82,7 @@ def test_study_recipes_to_the_last_number(name: str) -> None:
     assert trainer["head_lr"] is None
     if name == "study_mamba":
         assert cfg["model"]["name"] == "state-spaces/mamba-130m-hf"
-        assert cfg["model"]["tokenizer"] == "EleutherAI/gpt-neox-20b"
+        assert cfg["model"]["tokenizer"] == cfg["model"]["name"]
     else:
         assert cfg["model"]["name"] == "DeepPavlov/rubert-base-cased"
     if name == "study_bert_frozen":

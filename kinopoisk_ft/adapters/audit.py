@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from peft.utils.other import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.graph import inputs_of, outputs_of, parameters_behind, run_once
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.prefix import blocks_of
 
 log = logging.getLogger(__name__)
 
@@ -74,3 +78,52 @@ def check_gradients(module: nn.Module) -> None:
             where="the first backward pass",
             fix="check the adapter's targets and initial values",
         )
+
+
+def trainable_below(network: Network, layers: int) -> set[Tensor]:
+    """Return the trainable parameters that the inputs of the block at the cut depend on.
+
+    Args:
+        layers: number of blocks below the cut.
+    """
+    behind: set[Tensor] = set()
+    for tensor in _at_cut(network, layers):
+        behind |= {tensor} if tensor.is_leaf and tensor.requires_grad else parameters_behind(tensor)
+    return behind
+
+
+def check_frozen(network: Network, layers: int) -> None:
+    """Raise UserError if weights below the cut train, other than those with random values."""
+    behind = trainable_below(network, layers)
+    named = network.module.named_parameters()
+    found = [name for name, p in named if p in behind and name not in network.fresh]
+    if found:
+        raise UserError(
+            f"{len(found)} weights below the {layers} frozen layers would train: {found[0]}, …",
+            where="adapter.layers",
+            fix="choose another adapter for this model",
+        )
+
+
+def _at_cut(network: Network, layers: int) -> list[Tensor]:
+    """Return the inputs of the block at the cut, or the output of the last if all are below."""
+    blocks = blocks_of(network)
+    whole = layers == len(blocks)
+    try:
+        with (
+            torch.enable_grad(),
+            outputs_of(blocks[-1:]) as outputs,
+            inputs_of(blocks[-1] if whole else blocks[layers]) as inputs,
+        ):
+            run_once(network.module)
+    except UserError as error:  # an operator that was asked for by name and needs a GPU
+        log.warning("weights below the cut are known by their modules alone: %s", error.what)
+        return []
+    found = [*outputs.values()] if whole else inputs
+    if not found:
+        raise UserError(
+            f"the layers '{network.layers}' take no part in the forward pass for texts",
+            where="adapter.layers",
+            fix="choose another adapter for this model",
+        )
+    return found

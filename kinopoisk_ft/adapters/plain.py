@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+from kinopoisk_ft.adapters.audit import check_frozen, trainable_below
 from kinopoisk_ft.adapters.base import Adapted, train_fresh
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.prefix import blocks_of
 
 
 class Full:
-    """Every weight trains."""
+    """Every weight trains, except those that the architecture keeps fixed."""
 
     def __init__(self, *, lr: float) -> None:
         self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
-        """Return the module as it is."""
-        network.module.requires_grad_(True)
+        """Return the module unchanged."""
         return Adapted(network.module, network.fresh)
 
 
 class Freeze:
-    """Embeddings and the first `layers` blocks stay as they are; what lies above trains."""
+    """Freeze the embeddings and the first `layers` blocks; the weights above train."""
 
     def __init__(self, *, layers: int, lr: float) -> None:
         self.layers, self.lr = layers, lr
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze; raises UserError for more layers than there are."""
-        blocks = list(network.module.get_submodule(network.layers).children())
+        """Freeze all weights that the states at the cut depend on, whatever their names.
+
+        Raises:
+            UserError: there are fewer layers, or something below the cut would train.
+        """
+        blocks = blocks_of(network)
         if not 0 <= self.layers <= len(blocks):
             raise UserError(
                 f"cannot freeze {self.layers} layers: the model has {len(blocks)}",
                 where="adapter.layers",
                 fix=f"give a number from 0 to {len(blocks)}",
             )
-        network.module.requires_grad_(True)
         for name in network.embeddings:
             network.module.get_submodule(name).requires_grad_(False)
         for block in blocks[: self.layers]:
             block.requires_grad_(False)
-        return train_fresh(network)
+        # The rest below the cut: positions, token types, projections, biases of relative attention.
+        for parameter in trainable_below(network, self.layers):
+            parameter.requires_grad_(False)
+        adapted = train_fresh(network)
+        check_frozen(network, self.layers)
+        return adapted
 
 
 class Head:
@@ -61,7 +70,8 @@ class BitFit:
         self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all but biases and fresh weights."""
+        """Freeze everything except biases and fresh weights."""
         for name, parameter in network.module.named_parameters():
-            parameter.requires_grad_(name.split(".")[-1] == "bias")
+            if name.split(".")[-1] != "bias":
+                parameter.requires_grad_(False)
         return train_fresh(network)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kinopoisk_ft.models.graph import run_once
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.prefix import blocks_of
 from kinopoisk_ft.models.seams import TOLERANCE
@@ -60,7 +61,7 @@ class FirstTokenAttention(nn.Module):
 
 def shorten(network: Network) -> Network:
     """Shorten the last block of a classifier that pools the first token; returns the network."""
-    if network.pooling in ("pooler", "cls"):
+    if network.layers and network.pooling in ("pooler", "cls"):
         read_first_token(network.module, blocks_of(network)[-1])
     return network
 
@@ -94,15 +95,6 @@ def read_first_token(module: nn.Module, block: nn.Module) -> bool:
 
 
 def _logits(module: nn.Module) -> Tensor:
-    """Return the logits of two short rows, one of them padded, in evaluation mode."""
-    device = next(module.parameters()).device
-    ids = torch.tensor([[0, 1, 2, 3], [3, 1, 0, 2]], device=device)
-    mask = torch.ones_like(ids)
-    mask[1, 3] = 0
-    training = module.training
-    try:
-        with torch.no_grad():
-            logits: Tensor = module.eval()(input_ids=ids, attention_mask=mask).logits
-    finally:
-        module.train(training)
+    with torch.no_grad():
+        logits: Tensor = run_once(module).logits
     return logits

@@ -67,6 +67,17 @@ def is_inside(name: str) -> bool:
     return bool(name) and not (leaves or posix.root or windows.root or windows.drive)
 
 
+def refuse_adapter(file: str | Path, name: str) -> None:
+    """Raise UserError that says which base model the adapter with this config file is for."""
+    base = read_object(Path(file)).get("base_model_name_or_path")
+    raise UserError(
+        f"'{name}' is a PEFT adapter of the base model '{base}', not a whole model",
+        where="model.name",
+        fix=f"use model.name={base}; to train the adapted model, merge the adapter into its base "
+        "(PeftModel.merge_and_unload), save both with the tokenizer, and give that folder",
+    )
+
+
 def check_adapter(folder: Path) -> None:
     """Raise UserError unless a PEFT adapter is in safetensors and imports nothing."""
     config = read_object(folder / ADAPTER)

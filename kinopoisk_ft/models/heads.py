@@ -1,27 +1,39 @@
-"""An encoder with our pooling and head, and what a network says of its parts."""
+"""An encoder with our pooling and head, and the description of a network's parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.graph import parameters_behind, run_once
 from kinopoisk_ft.models.network import Kind, Network
+from kinopoisk_ft.models.padding import hugging_face_model, position_offset
 from kinopoisk_ft.models.pooling import pool
 
 
 class PooledClassifier(nn.Module):
-    """An encoder, pooling over its tokens, dropout and one linear layer."""
+    """An encoder, pooling over its tokens, dropout and one linear layer.
 
-    def __init__(self, encoder: nn.Module, num_labels: int, pooling: str) -> None:
+    Args:
+        dropout: before the linear layer; None for the config's.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, num_labels: int, pooling: str, dropout: float | None = None
+    ) -> None:
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
         config: Any = encoder.config
-        self.dropout = nn.Dropout(head_dropout(config))
+        self.dropout = nn.Dropout(head_dropout(config) if dropout is None else dropout)
+        # Longformer and LED were trained to classify with global attention at the first token.
+        forward = inspect.signature(encoder.forward).parameters
+        self.attends_globally = "global_attention_mask" in forward
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
@@ -30,7 +42,13 @@ class PooledClassifier(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, **_: Any
     ) -> SequenceClassifierOutput:
         """Map ids and mask (batch, length) to logits (batch, classes)."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        more: dict[str, Tensor] = {}
+        if self.attends_globally:
+            more["global_attention_mask"] = torch.zeros_like(input_ids)
+            more["global_attention_mask"][:, 0] = 1
+        hidden = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **more
+        ).last_hidden_state[:, : input_ids.shape[1]]  # Funnel's is longer: see `lengthen`.
         vectors = pool(hidden, attention_mask, self.pooling)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
 
@@ -54,18 +72,32 @@ def pooled_network(
     config: PreTrainedConfig,
     num_labels: int,
     pooling: str,
-    missing: Sequence[str],
+    missing: Iterable[str],
     base: str | None,
     revision: str | None,
+    dropout: float | None = None,
 ) -> Network:
     """Return an encoder with our head; a pooler that nothing reads is taken out."""
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
-    module = PooledClassifier(encoder, num_labels, pooling)
+    module = PooledClassifier(encoder, num_labels, pooling, dropout)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {"classifier.weight", "classifier.bias"}
     heads = sorted({head_module(name) for name in fresh})
     return describe_encoder(module, config, "pooled", heads, fresh, base, revision, pooling)
+
+
+def freeze_unused_pooler(module: nn.Module) -> set[str]:
+    """Freeze a pooler that the logits do not depend on, as BigBird's; return its weights' names."""
+    named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
+    if not named:
+        return set()
+    with torch.enable_grad():
+        behind = parameters_behind(run_once(module).logits)
+    unused = {name for name, parameter in named.items() if parameter not in behind}
+    for name in unused:
+        named[name].requires_grad_(False)
+    return unused
 
 
 def output_layer(module: nn.Module) -> str:
@@ -102,36 +134,48 @@ def describe_encoder(
     revision: str | None,
     pooling: str,
 ) -> Network:
-    stacks = [
-        name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
-    ]
-    if not stacks:
-        raise UserError(
-            f"a {config.model_type} model has no list of {config.num_hidden_layers} layers",
-            where="model.name",
-            fix="choose an encoder of the BERT family",
-        )
-    embeddings = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
+    """Return the description of a classifier or language model around one of Hugging Face's."""
+    for part in module.modules():
+        if "Sinusoidal" in type(part).__name__:
+            # Fixed by a formula. Loading a checkpoint makes them trainable.
+            part.requires_grad_(False)
     return Network(
         module=module,
         kind=kind,
-        layers=stacks[0],
-        embeddings=embeddings,
+        layers=_layers(module, getattr(config.get_text_config(), "num_hidden_layers", 0)),
+        embeddings=_embeddings(module),
         head=head,
         fresh=fresh,
         base=base,
-        max_positions=_positions(config),
+        max_positions=_positions(module, config),
         pooling=pooling,
         revision=revision,
     )
 
 
-def _positions(config: Any) -> int | None:
-    """Return how many tokens the positions reach; RoBERTa's start behind the pad id."""
+def _layers(module: nn.Module, count: int) -> str:
+    """Return the name of the list of `count` blocks; "" if there is none, or lists within a list.
+
+    ALBERT runs one block many times; Funnel's blocks lie in several lists, one for each length.
+    """
+    lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
+    if any(isinstance(child, nn.ModuleList) for part in lists.values() for child in part):
+        return ""
+    return next((name for name, part in lists.items() if len(part) == count), "")
+
+
+def _embeddings(module: nn.Module) -> list[str]:
+    """Return the name of the module that embeds tokens, with their positions where it can."""
+    names = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
+    if names:
+        return names
+    tokens = hugging_face_model(module).get_input_embeddings()
+    return [name for name, part in module.named_modules(remove_duplicate=False) if part is tokens]
+
+
+def _positions(module: nn.Module, config: Any) -> int | None:
+    """Return how many tokens the positions reach; None if there is no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    behind_pad = config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-    if positions is not None and behind_pad:
-        return positions - config.pad_token_id - 1
-    return positions
+    if positions is None:
+        return None
+    return positions - position_offset(module) - 1

@@ -10,14 +10,19 @@ from typing import Any, Literal
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.checkpoints import load_config
 from kinopoisk_ft.models.foreign import fits_together, shards
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, checkpoint_tokenizer
+from kinopoisk_ft.models.tokenizers import (
+    HUB_FIX,
+    check_folder,
+    check_ids,
+    checkpoint_tokenizer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class Mamba:
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Return the classifier in fp32, whatever the checkpoint's dtype."""
-        config = read_config(self.name, self.revision)
+        config = self._config(tokenizer)
         module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
         self._load(module)
         base = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
@@ -62,10 +67,18 @@ class Mamba:
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the backbone with its tied next-token head."""
-        config = read_config(self.name, self.revision)
+        config = self._config(tokenizer, every_id=True)
         module = MambaLM(config, scan_backend=self.scan_backend)
         self._load(module)
         return describe(module, self.name, "", self.revision)
+
+    def _config(self, tokenizer: Any, every_id: bool = False) -> AnyConfig:
+        """Read the checkpoint's config, compare it with the tokenizer, and write its pad id."""
+        config = read_config(self.name, self.revision)
+        if tokenizer is not None:
+            check_ids(tokenizer, config.vocab_size, self.name, every_id)
+            config.pad_token_id = tokenizer.pad_token_id
+        return config
 
     def _load(self, module: nn.Module) -> None:
         load_backbone(module, read_weights(self.name, self.revision), self.name)
@@ -90,13 +103,18 @@ def describe(module: nn.Module, base: str | None, pooling: str, revision: str | 
 
 
 def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Copy `backbone.*` weights into a module, in fp32; raises UserError if one is missing."""
+    """Copy `backbone.*` weights into a module, in fp32.
+
+    Raises:
+        UserError: one is missing, or has another shape than the config says.
+    """
     backbone: Any = module.backbone
     state = {k.removeprefix("backbone."): v for k, v in weights.items()}
     state = {
         k.replace("embedding.weight", "embeddings.weight"): v.float() for k, v in state.items()
     }
-    missing, _ = backbone.load_state_dict(state, strict=False)
+    with fits_together(Path(where)):
+        missing, _ = backbone.load_state_dict(state, strict=False)
     if missing:
         raise UserError(
             f"the checkpoint lacks {len(missing)} weights of a Mamba backbone, say {missing[0]}",
@@ -107,8 +125,7 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
 
 def read_config(name: str, revision: str | None) -> AnyConfig:
     """Read config.json of a folder or hub repository."""
-    with hub_errors(f"model '{name}'", HUB_FIX):
-        config: Any = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config: Any = load_config(name, revision)
     if not isinstance(config, AnyConfig):
         raise UserError(
             f"'{name}' is a '{config.model_type}' model, not a Mamba",

@@ -17,8 +17,9 @@ class Network:
 
     Args:
         kind: "hf" (Hugging Face's own classifier), "pooled" (encoder and our head) or "mamba".
-        layers: dotted name of the ModuleList of blocks, first block first.
-        embeddings: dotted names of the modules below the first block.
+        layers: dotted name of the ModuleList of blocks, first block first; "" if the architecture
+            has no such list, as ALBERT, whose blocks share weights.
+        embeddings: dotted names of the modules that give the first block its hidden states.
         head: last parts of the names of modules that always train.
         fresh: names of parameters with random values that no checkpoint gave.
         base: hub name or absolute folder of the checkpoint; None after a random start.

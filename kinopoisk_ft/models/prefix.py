@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.graph import outputs_of, parameters_behind, replaced
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.pooling import pool
@@ -124,7 +125,19 @@ class _Given(nn.Module):
 
 
 def blocks_of(network: Network) -> list[nn.Module]:
-    """Return the blocks, first block first."""
+    """Return the blocks, first block first.
+
+    Raises:
+        UserError: the architecture has no list of blocks.
+    """
+    if not network.layers:
+        model = type(network.module).__name__
+        raise UserError(
+            f"the layers of this {model} cannot be frozen one by one: they share weights or do not "
+            "lie in one list",
+            where="model.name",
+            fix="use another adapter (none, head, bitfit, lora) and trainer.prefix_cache=off",
+        )
     return list(network.module.get_submodule(network.layers).children())
 
 

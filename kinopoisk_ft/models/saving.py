@@ -25,17 +25,19 @@ from peft import PeftModel
 from pydantic import ConfigDict, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.models.checkpoints import load_config, load_encoder
 from kinopoisk_ft.models.foreign import check_adapter, check_contents, fits_together
 from kinopoisk_ft.models.heads import PooledClassifier, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
 from kinopoisk_ft.models.network import Kind, Network
-from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
+from kinopoisk_ft.models.padding import lengthen, match_tokenizer
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, check_ids, load_tokenizer
 from kinopoisk_ft.whole_file import whole_folder
 
 CARD = "kinopoisk_ft.json"
@@ -210,9 +212,16 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     with fits_together(folder):
         with hub_errors(f"model '{source}'", HUB_FIX):
             module = _load_plain(source, card, trained=not card.is_peft)
+            tokenizer = load_tokenizer(str(folder))
+            if card.kind == "mamba":
+                rows = len(module.get_parameter("backbone.embeddings.weight"))
+                check_ids(tokenizer, rows, source)
+            else:
+                match_tokenizer(module, tokenizer, source, trained=True)
+                lengthen(module, tokenizer.pad_token_id)
             if card.is_peft:
                 module = PeftModel.from_pretrained(module, str(folder))
-        return module.eval(), load_tokenizer(str(folder)), card
+        return module.eval(), tokenizer, card
 
 
 def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
@@ -229,21 +238,17 @@ def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
     if card.kind == "pooled" and head.is_file() and (head.parent / ENCODER).is_dir():
         source = str(head.parent / ENCODER)
         check_contents(Path(source))
-    config = AutoConfig.from_pretrained(source, revision=card.revision, trust_remote_code=False)
+    config = load_config(source, card.revision)
     set_classes(config, card.class_names)
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": torch.float32,
-        "attn_implementation": "sdpa",
-        "revision": card.revision,
-        "trust_remote_code": False,
-    }
+    options: dict[str, Any] = {"revision": card.revision}
     if trained:
         options["use_safetensors"] = True  # as it was written
     if card.kind == "hf":
-        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(source, **options)
+        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            source, config=config, dtype=torch.float32, trust_remote_code=False, **options
+        )
         return module
-    encoder = AutoModel.from_pretrained(source, **options)
+    encoder, _ = load_encoder(source, config, **options)
     encoder.pooler = None
     pooled = PooledClassifier(encoder, len(card.class_names), card.pooling)
     if trained:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, MambaConfig
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.checkpoints import check_dropout
 from kinopoisk_ft.models.first_token import shorten
 from kinopoisk_ft.models.heads import pooled_network, set_classes
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
@@ -51,9 +52,7 @@ class ScratchBert:
                 where="model.num_heads",
                 fix="choose a divisor",
             )
-        if not 0 <= dropout < 1:
-            what = f"model.dropout={dropout}: it must be a share below 1"
-            raise UserError(what, where="model.dropout")
+        check_dropout(dropout)
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.num_heads, self.max_positions, self.dropout = num_heads, max_positions, dropout
         self.pooling, self.lr, self.head_lr, self.targets = pooling, lr, head_lr, targets

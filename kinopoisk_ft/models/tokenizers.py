@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.foreign import check_contents
+from kinopoisk_ft.models.foreign import ADAPTER, check_contents, refuse_adapter
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ def _check_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def check_folder(name: str, key: str) -> None:
-    """Raise UserError for a name that can only be a folder and is none, or for a doubtful one."""
+    """Raise UserError for the path of a missing folder, an unsafe folder, or an adapter's folder.
+
+    An adapter is refused as `model.name` only.
+    """
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
@@ -88,6 +91,34 @@ def check_folder(name: str, key: str) -> None:
         )
     if Path(name).is_dir():
         check_contents(Path(name))
+    if key == "model.name" and (Path(name) / ADAPTER).is_file():
+        refuse_adapter(Path(name) / ADAPTER, name)
+
+
+def check_ids(
+    tokenizer: PreTrainedTokenizerBase, rows: int, name: str, every_id: bool = False
+) -> None:
+    """Raise UserError if a text can give a token id for which the model has no embedding.
+
+    Special tokens count if the tokenizer adds them to a text: others, such as Gemma's image token,
+    are split like any text.
+
+    Args:
+        rows: of the model's embedding matrix, one for each id from 0.
+        every_id: count all special tokens, for pretraining, which draws random ids.
+    """
+    added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added
+    ids = {i: token for token, i in tokenizer.get_vocab().items() if every_id or i not in special}
+    largest = max(ids)
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer can give the token id {largest} ('{ids[largest]}'), and the "
+            f"embedding of '{name}' has {rows} rows, for the ids 0 to {rows - 1}",
+            where="model.tokenizer",
+            fix="use the checkpoint's own tokenizer; for tokens that were added, call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again",
+        )
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
