@@ -67,3 +67,16 @@ def test_networks_from_the_hub_its_cache_and_offline(hub: HubServer) -> None:
     for what, fix in built(hub, home="empty").values():
         assert "study/" in str(what)
         assert "model.name=<folder>" in str(fix)
+
+
+@pytest.mark.slow
+def test_an_adapter_on_the_hub_names_its_base(hub: HubServer) -> None:
+    config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "study/base"})
+    for overrides in OVERRIDES:
+        folder = hub.repo(overrides[1].removeprefix("model.name="))
+        (folder / "adapter_config.json").write_text(config, "utf-8")
+        for file in Path(tiny.mamba()).glob("tokenizer*"):
+            shutil.copy(file, folder)
+    for what, fix in built(hub).values():
+        assert "is a PEFT adapter of the base model 'study/base'" in str(what)
+        assert "model.name=study/base" in str(fix)
