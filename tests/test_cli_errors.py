@@ -14,6 +14,7 @@ from command_line import place as place
 from mlflow import MlflowClient
 
 
+@pytest.mark.slow
 def test_failed_job_is_recorded_and_the_others_run(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

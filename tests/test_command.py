@@ -106,7 +106,7 @@ TWO_FOLDERS = ["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "
 @pytest.mark.parametrize(
     ("job", "repeat"),
     [
-        pytest.param(A_SWEEP, here, id="a sweep"),
+        pytest.param(A_SWEEP, here, id="a sweep", marks=pytest.mark.slow),
         pytest.param(A_SWEEP, in_a_shell, id="a sweep, shell", marks=pytest.mark.slow),
         pytest.param(A_DRAWN_SEED, in_a_shell, id="a drawn seed", marks=pytest.mark.slow),
         pytest.param(TWO_FOLDERS, in_a_shell, id="two folders", marks=pytest.mark.slow),

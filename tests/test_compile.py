@@ -35,9 +35,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-@pytest.mark.parametrize(
-    "kind", ["mamba_scratch", pytest.param("bert_scratch", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mamba_scratch", "bert_scratch"])
 def test_traced_training_is_the_same(
     kind: str, eager: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -53,6 +52,7 @@ def test_traced_training_is_the_same(
     torch.testing.assert_close(weights(traced), weights(plain), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_in_compiling_makes_smaller_parts(
     eager: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

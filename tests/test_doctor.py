@@ -96,6 +96,7 @@ def test_text_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "to do: on a machine with an NVIDIA GPU: pip install" in lines[missing + 1]
 
 
+@pytest.mark.slow
 def test_without_numba() -> None:
     code = """
 import sys

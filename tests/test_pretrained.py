@@ -74,6 +74,7 @@ def split(seed: int) -> DataSplit:
     return found
 
 
+@pytest.mark.slow
 def test_a_base_of_another_split_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
     assert main([*SMALL, *BERT, *pretrain, "output_dir=pre"]) == 0

@@ -22,6 +22,7 @@ from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.search.best import command
 
 
+@pytest.mark.slow
 def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

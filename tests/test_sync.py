@@ -47,6 +47,7 @@ def told_events(folder: Path) -> list[dict[str, Any]]:
     return list(log.all())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
