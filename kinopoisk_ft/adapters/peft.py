@@ -74,7 +74,7 @@ def choose_targets(network: Network, config: Any) -> None:
     targets = getattr(config, "target_modules", None)
     # PEFT's configs turn a list into a set, and refuse layers_to_transform next to a string.
     is_auto = targets in (AUTO, {AUTO})
-    body = network.module.get_submodule(network.layers.split(".")[0])
+    body = network.module.get_submodule(network.body)
     model_type = getattr(getattr(body, "config", None), "model_type", None)
     if is_auto:
         # IA3 keeps its map elsewhere than PEFT's other methods.
@@ -105,13 +105,12 @@ def choose_targets(network: Network, config: Any) -> None:
 
 def linear_layers(network: Network) -> list[str]:
     """Return the names of the linear layers of the body that an adapter can change."""
-    body = network.layers.split(".")[0]
     heads = tuple(f"{head}." for head in network.head)
     return [
         name
         for name, part in network.module.named_modules()
         if isinstance(part, (nn.Linear, Conv1D))
-        and name.startswith(f"{body}.")
+        and name.startswith(f"{network.body}.")
         and not f"{name}.".startswith(heads)
         and name.split(".")[-1] not in network.no_adapter
     ]

@@ -40,6 +40,11 @@ class Network:
     revision: str | None = None
     no_adapter: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def body(self) -> str:
+        """Return the name of the module that holds everything below the head."""
+        return (self.layers or self.embeddings[0]).split(".")[0]
+
 
 class Recipe(Protocol):
     """What a file of the group `model` builds."""
