@@ -75,7 +75,8 @@ def train(name: Path, data: str, output: Path) -> bool:
     command = [
         sys.executable, "-m", "kinopoisk_ft", "--config-dir", str(CONF),
         f"experiment=reviews_{approach}", f"seed={seed}", *SETTINGS[setting], f"data.path={data}",
-        "tracking=offline", f"tracking.experiment=reviews-{setting}", f"output_dir={run}",
+        "tracking=offline", "tracking.log_model=false", f"tracking.experiment=reviews-{setting}",
+        f"output_dir={run}",
     ]  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     with (run / "console.log").open("w", encoding="utf-8") as console:
