@@ -19,6 +19,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.metrics import f1_score
@@ -91,12 +92,17 @@ def train(name: Path, data: str, output: Path) -> bool:
 
 
 def keep(run: Path, kept: Path) -> None:
-    """Copy a finished run without its texts; paths become relative to the working folder."""
+    """Copy a finished run without its texts; paths become relative to the working folder.
+
+    Times are left out: jobs that run at the same time slow each other.
+    """
     part = kept.with_name(f"{kept.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "tracking").mkdir(parents=True)
     for name in FILES:
         (part / name).write_text(_relative((run / name).read_text("utf-8")), "utf-8")
+    result = _without_times(json.loads((part / "result.json").read_text("utf-8")))
+    (part / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     table = pd.read_parquet(run / PREDICTIONS).drop(columns="text")
     table.to_parquet(part / PREDICTIONS, index=False, compression="zstd")
     paths = {f"run:{name}" for name in (*FILES, PREDICTIONS)}
@@ -106,8 +112,16 @@ def keep(run: Path, kept: Path) -> None:
             if event["verb"] == "artifact" and event["path"] not in paths:
                 continue
             event |= {"host": ""} if event["verb"] == "start" else {}
+            if event["verb"] == "metrics":
+                event["values"] = _without_times(event["values"])
+            if event["verb"] == "tags":  # "kinopoisk_ft.result" has times, too
+                event["values"].pop("kinopoisk_ft.result", None)
             file.write(_relative(json.dumps(event, ensure_ascii=False)) + "\n")
     part.rename(kept)
+
+
+def _without_times(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if not k.endswith(("_seconds", "_per_second"))}
 
 
 def table() -> str:
