@@ -35,7 +35,7 @@ def with_quotes(first: int, last: int) -> list[list[str]]:
 @pytest.mark.parametrize(("first", "last"), [(5, 6), (5, 20), (0, 30)])
 def test_swallowed_rows_are_refused(tmp_path: Path, first: int, last: int) -> None:
     path = unquoted(tmp_path / "a.tsv", with_quotes(first, last))
-    with pytest.raises(UserError, match="1 quoted fields hold whole rows") as caught:
+    with pytest.raises(UserError, match="quoted fields that hold whole rows: 1") as caught:
         read_table(path)
     assert caught.value.where == f"{path}:{first + 2}-{last + 2}"
     assert "data.quoting=none (predict: --quoting none)" in (caught.value.fix or "")

@@ -48,7 +48,9 @@ def check_spanning(
         elif len(split) == len(plain):
             doubtful.append(place)
     if swallowing:
-        what = f"{len(swallowing):,} quoted fields hold whole rows: the file seems not to quote "
+        what = (
+            f"quoted fields that hold whole rows: {len(swallowing):,}; the file seems not to quote "
+        )
         raise UserError(what + "its fields", where=shown(swallowing), fix=_FIX)
     # In a file that quotes its texts, few of them have the fields of a row in each line.
     if 2 * len(doubtful) > len(spanning):
