@@ -299,3 +299,12 @@ def test_networks_from_random_weights_are_compared_with_each_other() -> None:
     note = next(note for note in table_notes(table, EN) if "random weights" in note)
     assert "bert_scratch and mamba_scratch" in note
     assert "encoder" not in note
+
+
+def test_rivals_are_named_without_times() -> None:
+    runs = [trained(model, test_f1_weighted=f1) for model, f1 in (("bert", 0.91), ("gru", 0.9))]
+    runs = [replace(run, metrics=run.metrics.copy()) for run in runs]
+    for run in runs:
+        run.metrics.pop("train_seconds")
+    table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
+    assert "Not told apart from it: gru. Repeat" in recommendations(table, EN)[-1]

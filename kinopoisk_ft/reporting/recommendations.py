@@ -75,11 +75,13 @@ def _quality(table: Table, words: Words) -> str:
     rivals = [row for row in table.rows[1:] if apart[row.name] is False]
     if all(apart.values()):
         text.append(words("no_rivals"))
-    fastest = least([best, *rivals], TIME)
-    if rivals and fastest:
+    if rivals:
+        fastest, named = least([best, *rivals], TIME), ""
+        if fastest:
+            time = words.seconds(fastest.values[TIME].mean)
+            named = words("rivals_fastest", name=fastest.name, time=time)
         names = words.listed([row.name for row in rivals])
-        time = words.seconds(fastest.values[TIME].mean)
-        text.append(words("rivals", names=names, fastest=fastest.name, time=time))
+        text.append(words("rivals", names=names, fastest=named))
     single = [row.name for row in table.rows if len(row.runs) == 1]
     if len(single) == len(table.rows):
         text.append(words("more_seeds"))

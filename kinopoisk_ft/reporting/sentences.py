@@ -144,8 +144,12 @@ SENTENCES = {
         "ru": "Главное — качество: {name}, взвешенная F1 {f1}, accuracy {accuracy}.",
     },
     "rivals": {
-        "en": "Not told apart from it: {names}; of all these {fastest} trains fastest, {time} s.",
-        "ru": "От него не отличить: {names}; из них всех быстрее обучается {fastest}: {time} с.",
+        "en": "Not told apart from it: {names}{fastest}.",
+        "ru": "От него не отличить: {names}{fastest}.",
+    },
+    "rivals_fastest": {
+        "en": "; of all these {name} trains fastest, {time} s",
+        "ru": "; из них всех быстрее обучается {name}: {time} с",
     },
     "no_rivals": {
         "en": "Every other approach measured lower, beyond chance (Holm-corrected).",
