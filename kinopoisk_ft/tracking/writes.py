@@ -24,8 +24,9 @@ MOST_METRICS = 1000
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]  # of what a model takes
 # Distributions that the package imports when it answers.
 SERVING = (
-    "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "pydantic",
-    "safetensors", "scikit-learn", "tokenizers", "torch", "torchmetrics", "transformers",
+    "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "psutil",
+    "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch", "torchmetrics",
+    "transformers",
 )  # fmt: skip
 LARGEST_TEXT = 2**20  # bytes of a JSON file in which the run's id is looked for
 
