@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 from email.message import Message
 from importlib.metadata import distributions
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 TARGETS = {
     "setup", "demo", "test", "test-all", "lint", "types", "bench", "ui", "report", "notebooks",
     "clean",

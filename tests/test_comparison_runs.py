@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from places import ROOT
 from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft import sync
 from kinopoisk_ft.reporting.collect import collect
 
-RUNS = Path(__file__).parents[1] / "docs/comparison/runs"
+RUNS = ROOT / "docs/comparison/runs"
 KEPT = sorted(path.parent for path in RUNS.glob("*/*/result.json"))
 
 

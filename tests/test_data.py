@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from places import ROOT
 from sklearn.model_selection import train_test_split
 
 from kinopoisk_ft.data.cleaning import clean_text
@@ -263,7 +264,7 @@ def test_clean_text_takes_one_newline() -> None:
     assert [clean_text(text) for text in ("\n\nа\n", "а", "\n")] == ["\nа\n", "а", ""]
 
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = ROOT / "conf"
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from places import ROOT
 
 from kinopoisk_ft.ops.selective_scan import selective_scan
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 

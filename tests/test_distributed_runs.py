@@ -18,6 +18,7 @@ import tiny
 from distributed_child import SETTINGS, command_member
 from mlflow import MlflowClient
 from networks import model_overrides
+from places import HELPERS
 from training_processes import FSDP, NO_DROPOUT, started
 from training_processes import _server as _server
 
@@ -66,7 +67,7 @@ def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
 def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
     """Start torchrun on this machine, quietly; the caller waits for it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *args]
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    paths = os.pathsep.join([str(HELPERS), *sys.path])
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KINOPOISK_FT_CACHE": str(here / "cache")}
     with (here / "torchrun.txt").open("wb") as told:
         return subprocess.Popen(
@@ -89,7 +90,7 @@ def losses(here: Path) -> dict[tuple[str, int], float]:
     return values
 
 
-CHILD = str(Path(__file__).with_name("distributed_child.py"))
+CHILD = str(HELPERS / "distributed_child.py")
 
 
 @pytest.mark.slow

@@ -8,13 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.config_files import check_folders
 from kinopoisk_ft.targets import trust_held, trusted_packages
-
-ROOT = Path(__file__).parents[1]
-
 
 HOSTILE_FILES = {
     "adapter/nice.yaml": "_target_: os.mkdir\npath: {marker}\n",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny
 from hostile import change, copied, saved, with_code, with_honest_pickle, with_pickle, works
+from places import ROOT
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.encoder import Encoder
@@ -25,7 +26,6 @@ from kinopoisk_ft.serving.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("nobody_answers")
 
-ROOT = Path(__file__).parents[1]
 
 ENCODER: dict[str, Any] = {
     "revision": None, "pooling": "auto", "dropout": None, "lr": 1e-3, "head_lr": None, "targets": {}

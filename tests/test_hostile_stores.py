@@ -20,6 +20,7 @@ import torch
 from hostile import Touch, change, saved
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from places import ROOT
 
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.errors import UserError
@@ -31,8 +32,6 @@ from kinopoisk_ft.training.snapshots import Snapshots
 from kinopoisk_ft.unfinished import kept_seed
 
 pytestmark = pytest.mark.usefixtures("nobody_answers")
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from composing import compose_config
 from hub_server import HubServer
 from hydra.utils import instantiate
 from networks import NAMES
+from places import HELPERS
 
 # Runs in a process of its own, for huggingface_hub reads its environment once.
 BUILD = """
@@ -40,9 +41,7 @@ OVERRIDES = [
 
 def built(hub: HubServer, *, offline: bool = False, home: str = "home") -> dict[str, list[object]]:
     """Build each network in a new process that knows this hub alone."""
-    process = hub.run(
-        BUILD, str(Path(__file__).parent), json.dumps(OVERRIDES), offline=offline, home=home
-    )
+    process = hub.run(BUILD, str(HELPERS), json.dumps(OVERRIDES), offline=offline, home=home)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     found: dict[str, list[object]] = json.loads(out.split("RESULT")[1])

@@ -14,6 +14,7 @@ import mlflow.store.db.utils as mlflow_db
 import pytest
 from killed import dies
 from mlflow import MlflowClient
+from places import HELPERS
 from store_template import create_tables
 
 from kinopoisk_ft.checks.store import store as check_store
@@ -155,7 +156,7 @@ def test_a_command_that_is_killed_can_be_given_again(tmp_path: Path, moment: int
     args = ["model=tfidf", "data=demo", "data.reviews=120", "output_dir=out", "seed=0"]
     code = f"import sys, killed; killed.arm({moment}, statements=True); "
     code += "from kinopoisk_ft.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(HELPERS)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-c", code, *args]
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)

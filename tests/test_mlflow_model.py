@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from places import ROOT
 from test_saving import save
 from tracked import hurry, wait_for
 
@@ -21,8 +22,6 @@ from kinopoisk_ft.record import PYFUNC
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.writes import SERVING, serving_requirements
-
-ROOT = Path(__file__).parents[1]
 
 # Loads the model where the package cannot be imported, as on a machine that serves it.
 SERVE = """

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from places import HELPERS, ROOT
 from windows_child import MODULES, NAMES
 
 from kinopoisk_ft.record import _peak
 from kinopoisk_ft.training import device, limits
 
-ROOT = Path(__file__).parents[1]
 FILES = [*(ROOT / "kinopoisk_ft").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]
 LACKING = {f"os.{name}" for name in NAMES[os]} | {f"signal.{name}" for name in NAMES[signal]}
 
@@ -85,7 +85,7 @@ def test_memory_that_is_left_needs_no_limit_of_the_process() -> None:
 
 def child(folder: Path, *args: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("windows_child.py")), *args],
+        [sys.executable, str(HELPERS / "windows_child.py"), *args],
         cwd=folder, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "USER": "me", "USERNAME": "me",
              "PYTHONPATH": str(ROOT)},

@@ -11,6 +11,7 @@ import tiny
 import torch
 from networks import KINDS, NAMES, make
 from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
+from places import SAVED
 from test_saving import TEXTS, save
 from transformers import (
     AutoModel,
@@ -27,7 +28,7 @@ from kinopoisk_ft.models.saving import ENCODER, load_network, make_card, read_ca
 from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
 
-OLD = Path(__file__).parent / "saved" / "pooled_format_1"  # written by the version before format 2
+OLD = SAVED / "pooled_format_1"  # written by the version before format 2
 OLD_LOGITS = [
     [-1.2780627012252808, 0.031433265656232834],
     [-1.3253087997436523, 0.025075677782297134],

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from places import ROOT
 from sweeping import DATA, environment, newest_parent, write_reviews
 
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 
-ROOT = Path(__file__).parents[1]
 JOBS, STEPS, METRICS = 20, 120, ("train_loss", "lr", "grad_norm")
 PATIENCE = 120  # seconds for a server to answer for the first time
 
