@@ -23,7 +23,7 @@ from common.scans import BATCH, NAMES, WIDTH, draw
 from torch import Tensor, nn
 
 from kinopoisk_ft.models.mamba import MambaClassifier
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 Backward = Callable[[], Sequence[Tensor]]
 

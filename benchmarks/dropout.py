@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.ops.attention import attention
-from kinopoisk_ft.ops.dropout import dropout
+from kinopoisk_ft.ops.attention.op import attention
+from kinopoisk_ft.ops.dropout.op import dropout
 from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.dropout import training_dropout
 

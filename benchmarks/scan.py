@@ -33,8 +33,8 @@ from common.scans import (
 from common.timing import Job, alternate, ratios
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.causal_conv import causal_conv1d
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.conv.op import causal_conv1d
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 SIZES = f"Batch {BATCH}, width {WIDTH}, {STATES} states, float32, forward and backward."
 CONV_SHAPE, TAPS = (8, 512, 1536), 4  # one layer of mamba-130m

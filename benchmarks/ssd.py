@@ -21,7 +21,7 @@ from transformers import Mamba2Config, Mamba2Model
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
 from kinopoisk_ft.models.mamba import MambaClassifier
-from kinopoisk_ft.ops.ssd import ssd
+from kinopoisk_ft.ops.ssd.op import ssd
 
 BATCH, HEADS, HEAD_DIM, STATES, LABELS = 8, 16, 64, 128, 2
 OURS, LOOP = "ours", "loop over time"

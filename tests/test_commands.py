@@ -64,7 +64,7 @@ def test_readme_names_the_two_commands() -> None:
 FAST = """
 import shutil, torch, kinopoisk_ft
 from kinopoisk_ft.ops.backends import choose
-from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
+from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
 assert not any(shutil.which(name) for name in ("cc", "gcc", "g++", "c++", "clang"))
 one = torch.rand(1, 40, 16)
 states = torch.rand(1, 40, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from places import ROOT
 
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,9 @@ from torch import Tensor
 from kinopoisk_ft import doctor
 from kinopoisk_ft.checks import kernels
 from kinopoisk_ft.checks.finding import Finding
-from kinopoisk_ft.ops import causal_conv, kernel_cache, selective_scan
+from kinopoisk_ft.ops.conv import op as conv_op
+from kinopoisk_ft.ops.scan import op as scan_op
+from kinopoisk_ft.ops.simd import kernel_cache
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +170,7 @@ def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyP
         return 2 * u
 
     only(monkeypatch, "selective_scan")
-    monkeypatch.setitem(selective_scan._PLAIN, "torch", wrong)
+    monkeypatch.setitem(scan_op._PLAIN, "torch", wrong)
     code, printed = run()
     assert code == 1
     assert printed.splitlines()[-1] == "needed and not working: selective_scan: torch"
@@ -177,7 +179,7 @@ def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyP
 
 def test_kernel_that_auto_takes_untested_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "causal_conv1d")
-    monkeypatch.setattr(causal_conv, "conv", lambda x, *rest: 2 * x)
+    monkeypatch.setattr(conv_op, "conv", lambda x, *rest: 2 * x)
     code, printed = run()
     assert code == 1
     assert printed.splitlines()[-1] == "needed and not working: causal_conv1d: numba"

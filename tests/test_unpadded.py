@@ -13,7 +13,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
-from kinopoisk_ft.ops.attention_cuda import RealTokens, attention_unpadded
+from kinopoisk_ft.ops.attention.cuda import RealTokens, attention_unpadded
 from kinopoisk_ft.training import unpadded
 from kinopoisk_ft.training.dropout import training_dropout
 from kinopoisk_ft.training.precision import Precision

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.scans import NAMES
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 SHARED_BY_CHANNELS, SHARED_BY_ROWS = ("B", "C"), ("A", "D")
 

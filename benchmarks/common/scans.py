@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 BATCH, WIDTH, STATES = 8, 512, 16
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kinopoisk_ft.checks.finding import Finding
 from kinopoisk_ft.checks.kernels import numba, packaged
 from kinopoisk_ft.checks.machine import automatic
-from kinopoisk_ft.ops import attention
-from kinopoisk_ft.ops.attention_cuda import PACKAGE, draw
+from kinopoisk_ft.ops.attention import op as attention_op
+from kinopoisk_ft.ops.attention.cuda import PACKAGE, draw
 from kinopoisk_ft.ops.self_test import Subject
 from kinopoisk_ft.training.precision import DTYPES
 
@@ -48,7 +48,7 @@ def kernels() -> Iterator[Finding]:
             yield Finding(name, "ok", detail, needed)
         else:
             yield Finding(name, "missing", f"does not run {where}", needed)
-    yield numba(DROPPING, partial(attention.attention, mask=None, p=HARDLY, backend="numba"))
+    yield numba(DROPPING, partial(attention_op.attention, mask=None, p=HARDLY, backend="numba"))
     yield packaged(PACKAGE, device)
 
 

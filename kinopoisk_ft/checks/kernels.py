@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.checks.finding import Finding, told
-from kinopoisk_ft.ops import (
-    backends,
-    causal_conv,
-    conv_torch,
-    scan_reference,
-    selective_scan,
-    ssd,
-    ssd_reference,
-)
+from kinopoisk_ft.ops import backends
+from kinopoisk_ft.ops.conv import op as conv_op
+from kinopoisk_ft.ops.conv import reference as conv_reference
 from kinopoisk_ft.ops.gpu_package import GpuPackage
+from kinopoisk_ft.ops.scan import op as scan_op
+from kinopoisk_ft.ops.scan import reference as scan_reference
 from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.ssd import op as ssd_op
+from kinopoisk_ft.ops.ssd import reference as ssd_reference
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import wait
 
@@ -32,9 +30,9 @@ CPU = torch.device("cpu")
 def scan() -> Iterator[Finding]:
     """Test the backends of the selective scan."""
     subject, device = scan_reference.SUBJECT, choose_device("auto")
-    yield _auto("selective_scan", selective_scan.BACKENDS, device)
-    yield numba(subject, partial(selective_scan.selective_scan, backend="numba"))
-    chunked = partial(selective_scan.selective_scan, backend="torch")
+    yield _auto("selective_scan", scan_op.BACKENDS, device)
+    yield numba(subject, partial(scan_op.selective_scan, backend="numba"))
+    chunked = partial(scan_op.selective_scan, backend="torch")
     yield examined("torch", subject, chunked, device, needed=True)
     yield packaged(backends.GPU_PACKAGES["selective_scan"], device)
 
@@ -42,17 +40,17 @@ def scan() -> Iterator[Finding]:
 def duality() -> Iterator[Finding]:
     """Test the backends of the scan of Mamba-2."""
     subject, device = ssd_reference.SUBJECT, choose_device("auto")
-    yield _auto("ssd", ssd.BACKENDS, device)
-    yield examined("torch", subject, partial(ssd.ssd, backend="torch"), device, needed=True)
+    yield _auto("ssd", ssd_op.BACKENDS, device)
+    yield examined("torch", subject, partial(ssd_op.ssd, backend="torch"), device, needed=True)
     yield packaged(backends.GPU_PACKAGES["ssd"], device)
 
 
 def convolution() -> Iterator[Finding]:
     """Test the backends of the causal convolution; PyTorch's own is the definition."""
-    subject, device = conv_torch.SUBJECT, choose_device("auto")
-    yield _auto("causal_conv1d", causal_conv.BACKENDS, device)
-    yield numba(subject, partial(causal_conv.causal_conv1d, backend="numba"))
-    plain = partial(causal_conv.causal_conv1d, backend="torch")
+    subject, device = conv_reference.SUBJECT, choose_device("auto")
+    yield _auto("causal_conv1d", conv_op.BACKENDS, device)
+    yield numba(subject, partial(conv_op.causal_conv1d, backend="numba"))
+    plain = partial(conv_op.causal_conv1d, backend="torch")
     yield examined("torch", subject, plain, device, needed=True)
     yield packaged(backends.GPU_PACKAGES["causal_conv1d"], device)
 

@@ -94,12 +94,12 @@ def memory() -> Iterator[Finding]:
 
 
 def _kernel_cache() -> Finding:
-    from kinopoisk_ft.ops import kernel_cache
+    from kinopoisk_ft.ops.simd import kernel_cache
 
     folder = kernel_cache.folder()
     if folder is None:
         detail = "no folder for it can be written: each process compiles the kernels anew"
         fix = "export NUMBA_CACHE_DIR=<a folder that can be written>"
         return Finding("kernel cache", "broken", detail, fix=fix)
-    kept = len(list(folder.glob("*.nbc")))
+    kept = len(list(folder.rglob("*.nbc")))
     return Finding("kernel cache", "ok", f"{folder} can be written; files of kernels: {kept}")

@@ -21,9 +21,9 @@ from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.norms import RMSNorm
 from kinopoisk_ft.models.pooling import check_pooling, pool
 from kinopoisk_ft.ops.backends import autocast_dtype, check, full_precision
-from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
-from kinopoisk_ft.ops.selective_scan import BACKENDS, selective_scan
-from kinopoisk_ft.ops.ssd import BACKENDS as SSD_BACKENDS
+from kinopoisk_ft.ops.conv.op import beside, causal_conv1d
+from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
+from kinopoisk_ft.ops.ssd.op import BACKENDS as SSD_BACKENDS
 
 AnyConfig: TypeAlias = MambaConfig | Mamba2Config
 

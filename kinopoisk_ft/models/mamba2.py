@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Mamba2Config
 
 from kinopoisk_ft.models.norms import GatedRMSNorm
-from kinopoisk_ft.ops.causal_conv import beside, causal_conv1d
-from kinopoisk_ft.ops.ssd import ssd
+from kinopoisk_ft.ops.conv.op import beside, causal_conv1d
+from kinopoisk_ft.ops.ssd.op import ssd
 
 
 class Mamba2Mixer(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.rms_norm import rms_norm
+from kinopoisk_ft.ops.rms_norm.op import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.ops import conv_cuda, gpu_package, scan_cuda, ssd_cuda
+from kinopoisk_ft.ops import gpu_package
+from kinopoisk_ft.ops.conv import cuda as conv_cuda
+from kinopoisk_ft.ops.scan import cuda as scan_cuda
+from kinopoisk_ft.ops.ssd import cuda as ssd_cuda
 
 log = logging.getLogger(__name__)
 

@@ -16,18 +16,16 @@ log = logging.getLogger(__name__)
 
 def kernels() -> Iterator[Callable[..., None]]:
     """Yield every kernel that an operator may run."""
-    from kinopoisk_ft.ops import (
-        attention_numba,
-        conv_numba,
-        dropout_numba,
-        rms_norm_numba,
-        scan_numba,
-    )
+    from kinopoisk_ft.ops.attention import cpu as attention_cpu
+    from kinopoisk_ft.ops.conv import cpu as conv_cpu
+    from kinopoisk_ft.ops.dropout import cpu as dropout_cpu
+    from kinopoisk_ft.ops.rms_norm import cpu as rms_norm_cpu
+    from kinopoisk_ft.ops.scan import cpu as scan_cpu
 
-    for module in (scan_numba, conv_numba, attention_numba, rms_norm_numba):
+    for module in (scan_cpu, conv_cpu, attention_cpu, rms_norm_cpu):
         yield from module.FORWARD.values()
         yield from module.BACKWARD.values()
-    yield from dropout_numba.KERNELS.values()
+    yield from dropout_cpu.KERNELS.values()
 
 
 def main() -> None:
@@ -35,7 +33,7 @@ def main() -> None:
     if NUMBA_ERROR:
         log.warning("no kernels to compile: %s; %s", NUMBA_ERROR, NUMBA_FIX)
         return
-    from kinopoisk_ft.ops.threads import compiled
+    from kinopoisk_ft.ops.simd.threads import compiled
 
     start = time.monotonic()
     count = len([compiled(kernel) for kernel in kernels()])

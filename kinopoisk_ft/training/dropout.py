@@ -14,8 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.ops.attention import attention
-from kinopoisk_ft.ops.dropout import dropout
+from kinopoisk_ft.ops.attention.op import attention
+from kinopoisk_ft.ops.dropout.op import dropout
 
 log = logging.getLogger(__name__)
 

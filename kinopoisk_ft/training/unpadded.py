@@ -18,7 +18,7 @@ from transformers.masking_utils import (
 )
 
 from kinopoisk_ft.ops import gpu_package
-from kinopoisk_ft.ops.attention_cuda import PACKAGE, RealTokens, attention_unpadded
+from kinopoisk_ft.ops.attention.cuda import PACKAGE, RealTokens, attention_unpadded
 from kinopoisk_ft.training.dropout import KEEPS_ALL, by_sdpa
 from kinopoisk_ft.training.precision import DTYPES, Precision
 

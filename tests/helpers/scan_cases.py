@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.ops.selective_scan import selective_scan
+from kinopoisk_ft.ops.scan.op import selective_scan
 
 BACKENDS = ("reference", "torch", "numba")
 

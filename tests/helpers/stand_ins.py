@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
-from kinopoisk_ft.ops.scan_reference import selective_scan_reference
-from kinopoisk_ft.ops.ssd_reference import ssd_reference
+from kinopoisk_ft.ops.scan.reference import selective_scan_reference
+from kinopoisk_ft.ops.ssd.reference import ssd_reference
 
 MAMBA_SSM = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
 
