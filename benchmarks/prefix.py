@@ -31,7 +31,7 @@ from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.models.encoder import Encoder
 from kinopoisk_ft.models.heads import pooled_network
 from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.prefix import PrefixCache
+from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.training.batching import Examples, length_grouped
 from kinopoisk_ft.training.evaluate import to_device
 from kinopoisk_ft.training.objective import Classification

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.data.tokens import tokenize
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.objective import Classification

@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed import is_main, processes
 from kinopoisk_ft.training.objective import Classification

@@ -50,8 +50,8 @@ def finding_tokens(model: str, data: str) -> dict[str, float]:
     """Return the seconds in which tokens of many real texts are made, and then found."""
     from transformers import AutoTokenizer
 
-    from kinopoisk_ft.data.files import read_table
     from kinopoisk_ft.data.preprocessing import Preprocessing
+    from kinopoisk_ft.data.tables import read_table
     from kinopoisk_ft.data.tokens import tokenize
 
     real = read_table(data).frame["content"].tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft import ranks
-from kinopoisk_ft.visible import visible
+from kinopoisk_ft.text import visible
 
 if TYPE_CHECKING:
     import tempfile

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 
 from kinopoisk_ft import ranks
 from kinopoisk_ft.caches import prepare_caches
-from kinopoisk_ft.conf_path import conf_dir
-from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.mistakes import check_commas, explain, in_composing
-from kinopoisk_ft.pipes import ends_quietly, prepare_output
-from kinopoisk_ft.usage import help_text
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.help import check_commas, explain, help_text, in_composing
+from kinopoisk_ft.console import ends_quietly, prepare_output
+from kinopoisk_ft.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,10 +38,6 @@ VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
-class RunError(Exception):
-    """A job failed and its message has been shown."""
-
-
 @ends_quietly
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failure, 2 for bad usage."""
@@ -57,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if ranks.rank() else [])]
     import hydra
 
-    from kinopoisk_ft.targets import trust_held
+    from kinopoisk_ft.config.trust import trust_held
 
     launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
     code = 1  # of an error that nobody foresaw, such as a worker that was killed
@@ -74,7 +69,6 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
 
     try:
         check_commas(args)
-        _check_folders(args)
         launch()
     except RunError:
         return 1
@@ -91,7 +85,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        from kinopoisk_ft.job_folders import folder_refused
+        from kinopoisk_ft.sweeps.job_folders import folder_refused
 
         print(f"error: {folder_refused(error)}", file=sys.stderr)
         return 1
@@ -111,7 +105,7 @@ def _close_sweep(code: int) -> int:
     sweep = ParentRun.opened
     if sweep is None:
         return code
-    from kinopoisk_ft.jobs import outcomes, table
+    from kinopoisk_ft.sweeps.jobs import outcomes, table
 
     found = outcomes(sweep.sweep_dir)
     print(table(found))
@@ -138,14 +132,14 @@ def _job(cfg: DictConfig) -> float | None:
     # A worker process of a sweep begins here.
     prepare_output()
     prepare_caches()
-    from kinopoisk_ft.config import prepare
+    from kinopoisk_ft.config.validate import prepare
 
     out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         prepared = prepare(cfg, conf_dir())
         if sweeps:
-            from kinopoisk_ft.jobs import run_job
+            from kinopoisk_ft.sweeps.jobs import run_job
 
             return run_job(prepared, out_dir)
         from kinopoisk_ft.run import run_together
@@ -167,7 +161,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _note_failure(told: str) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from kinopoisk_ft.jobs import Outcome, job_overrides
+    from kinopoisk_ft.sweeps.jobs import Outcome, job_overrides
 
     hydra = HydraConfig.get()
     failed = Outcome(hydra.job.num, "failed", job_overrides(), told=told.splitlines()[0])
@@ -191,36 +185,6 @@ def _write_traceback(out_dir: Path) -> Path:
 
 
 def _config_dirs(args: list[str]) -> list[Path]:
-    """Return the folders of configs that arguments name; Hydra takes --config-path from here."""
-    pairs = [*pairwise([*args, ""])]
-    pairs += [(flag, value) for flag, equals, value in (a.partition("=") for a in args) if equals]
-    found = [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]
-    here = Path(__file__).resolve().parent
-    found += [here / value for flag, value in pairs if flag in ("--config-path", "-cp")]
-    if searched := [arg for arg in args if "hydra.searchpath" in arg]:
-        found += _searched(searched)
-    return found
-
-
-def _searched(overrides: list[str]) -> list[Path]:
-    """Return the folders in values of hydra.searchpath, as Hydra reads them."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    found: list[str] = []
-    for override in overrides:
-        with suppress(HydraException):  # it is told when Hydra comes to it
-            parsed = OverridesParser.create().parse_override(override)
-            value = parsed.value() if parsed.get_key_element() == "hydra.searchpath" else None
-            found += (
-                (one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
-            )
-    return [Path(one.removeprefix("file://")) for one in found if not one.startswith("pkg://")]
-
-
-def _check_folders(args: list[str]) -> None:
-    """Raise UserError for configs of the user's own folders that name what may not be run."""
-    if folders := _config_dirs(args):
-        from kinopoisk_ft.config_files import check_folders
-
-        check_folders(folders)
+    """Return the folders of the user's own config groups, for `--help`."""
+    pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
+    return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

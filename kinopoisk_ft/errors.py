@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from kinopoisk_ft.visible import visible
+from kinopoisk_ft.text import visible
 
 
 class UserError(Exception):
@@ -31,3 +31,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return "valid names: " + ", ".join(names)
+
+
+class RunError(Exception):
+    """A job failed and its message has been shown."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import signal
 import tempfile
 import traceback
@@ -18,31 +17,20 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.baseline import fit_baseline
-from kinopoisk_ft.command import command
-from kinopoisk_ft.config import Prepared
-from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.environment import commit
-from kinopoisk_ft.fitting import fit_network
-from kinopoisk_ft.identity import identity
-from kinopoisk_ft.models.baseline import Tfidf
-from kinopoisk_ft.quiet import quiet_libraries, spare_libraries
-from kinopoisk_ft.record import record, record_data
-from kinopoisk_ft.result import Result
+from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.console import quiet_libraries, spare_libraries
+from kinopoisk_ft.files import check_writable, told_if_disk_ends
+from kinopoisk_ft.provenance import RESULT, approach, run_tags
+from kinopoisk_ft.run_folder import Unfinished
 from kinopoisk_ft.search.trial import Pruned, watched
+from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import parent_of
-from kinopoisk_ft.training.disk import told_if_disk_ends
-from kinopoisk_ft.training.distributed import from_main, is_main, main_first, processes, size
+from kinopoisk_ft.training.distributed import from_main, is_main, processes, size
 from kinopoisk_ft.training.signals import StopSignals
-from kinopoisk_ft.unfinished import Unfinished
-from kinopoisk_ft.whole_file import check_writable
 
 log = logging.getLogger(__name__)
-
-# Tags by which a later sweep finds what is finished.
-IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
@@ -106,22 +94,6 @@ def _take_part(prepared: Prepared) -> None:
         instantiate(prepared.cfg.task)(prepared.cfg, tracker, "", Path(folder))
 
 
-def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
-    """Train a classifier on the train split, choose by validation, score on the test split once.
-
-    The result is rank 0's; None where another process takes part.
-    """
-    recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
-    with main_first():
-        data: DataSplit = instantiate(cfg.data).load()
-    record_data(data, tracker, out_dir)
-    if isinstance(recipe, Tfidf):
-        fitted = fit_baseline(recipe, adapter, trainer, data, out_dir)
-    else:
-        fitted = fit_network(recipe, adapter, trainer, data, tracker, out_dir)
-    return record(fitted, data, tracker, run_id, out_dir) if is_main() else None
-
-
 def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
     """Record a failure as well as the disk and the store let us: the error itself is to be told.
 
@@ -146,28 +118,6 @@ def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
 def _keep_traceback(tracker: Tracker, file: Path) -> None:
     file.write_text(traceback.format_exc(), encoding="utf-8")
     tracker.artifact(file)
-
-
-def approach(choices: dict[str, str]) -> str:
-    """Return what a table calls this run: "bert", or "bert + lora"."""
-    model, adapter = choices["model"], choices["adapter"]
-    return model if adapter == "none" else f"{model} + {adapter}"
-
-
-def run_tags(prepared: Prepared) -> dict[str, str]:
-    """Return the tags that a run starts with."""
-    choices = prepared.choices
-    chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
-    return {
-        **chosen,
-        "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
-        "approach": approach(choices),
-        "seed": str(prepared.cfg.seed),
-        "commit": commit(),
-        IDENTITY: identity(prepared),
-        "overrides": shlex.join(prepared.overrides),
-        "command": command(prepared),
-    }
 
 
 def result_file(prepared: Prepared) -> Path | None:

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
-from kinopoisk_ft.config import check
+from kinopoisk_ft.config.validate import check
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples, balanced_rows
 from kinopoisk_ft.training.evaluate import evaluate

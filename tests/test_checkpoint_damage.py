@@ -14,8 +14,8 @@ import torch
 from checkpointed import fit, steps, weights
 from torch import nn
 
+from kinopoisk_ft import files
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import disk
 from kinopoisk_ft.training.checkpoint import BestWeights
 from kinopoisk_ft.training.snapshots import Snapshots
 
@@ -103,7 +103,7 @@ def test_tensors_that_are_none_are_damage(checkpoints: Path) -> None:
     last = Snapshots(checkpoints).folders()[-1]
     (last / "state.safetensors").write_bytes(b"x" * 100)
     manifest = json.loads((last / "manifest.json").read_text())
-    manifest["files"]["state.safetensors"] = disk.sha256(last / "state.safetensors")
+    manifest["files"]["state.safetensors"] = files.sha256(last / "state.safetensors")
     (last / "manifest.json").write_text(json.dumps(manifest))
     found = Snapshots(checkpoints).newest()
     assert found is not None

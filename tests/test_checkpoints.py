@@ -15,8 +15,8 @@ import torch
 from checkpointed import Recorder, fit, steps, weights
 from torch import nn
 
+from kinopoisk_ft import files
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import disk
 from kinopoisk_ft.training.capture import frozen_digest
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.resume import kept_precision
@@ -76,7 +76,7 @@ def test_a_disk_that_fails_ends_the_run_and_leaves_the_checkpoint(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(disk, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(UserError, match=os.strerror(code)) as raised:
         fit(checkpoints)
     assert "start the same command again" in str(raised.value)
@@ -89,7 +89,7 @@ def test_a_disk_that_fails_ends_the_run_and_leaves_the_checkpoint(
 def test_space_is_checked_before_writing(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "MARGIN", 2**60)
+    monkeypatch.setattr(files, "MARGIN", 2**60)
     with pytest.raises(UserError, match="are to stay free: there are"):
         fit(checkpoints)
     assert steps(checkpoints) == [6, 8]
@@ -99,7 +99,7 @@ def test_space_is_checked_before_writing(
 def test_what_has_no_room_is_told_before_training(
     every: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "MARGIN", 2**60)
+    monkeypatch.setattr(files, "MARGIN", 2**60)
     recorder = Recorder()
     with pytest.raises(UserError, match="are to stay free: there are"):
         fit(tmp_path, f"trainer.checkpoint_every={every}", recorder=recorder)

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from tracked import hurry, tell, tracker, wait_for
 
-from kinopoisk_ft import sync
+from kinopoisk_ft.commands import sync
+from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.report import main as report
 from kinopoisk_ft.tracking.experiment import open_experiment
 
 

@@ -11,8 +11,8 @@ from composing import compose_config
 from distributed_child import environment
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.conf_path import conf_dir
-from kinopoisk_ft.config import prepare
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training import distributed, strategy

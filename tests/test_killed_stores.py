@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 from places import HELPERS
 from store_template import create_tables
 
-from kinopoisk_ft.checks.store import store as check_store
+from kinopoisk_ft.checks.store_check import store as check_store
+from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.report import main as report
 from kinopoisk_ft.tracking.experiment import open_experiment
 from kinopoisk_ft.tracking.store import UnfinishedError, check_database
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from report_store import Store, filled_store, report
 
+from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.report import main
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.reporting.words import PHRASES, Words
 from kinopoisk_ft.tracking.mlflow import open_experiment
@@ -200,7 +200,7 @@ def test_a_parent_without_results_is_told(
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from kinopoisk_ft.report import main\n"
+        "import sys; from kinopoisk_ft.commands.report import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'mlflow', 'matplotlib', 'pandas', 'torch', 'numpy'} & set(sys.modules)\n"

@@ -15,7 +15,7 @@ from report_store import Store, answers, report
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.latex import escape
 from kinopoisk_ft.reporting.pictures import confusion_matrix_picture
-from kinopoisk_ft.visible import no_formula, one_line, visible
+from kinopoisk_ft.text import no_formula, one_line, visible
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from report_store import Store, answers
 
-from kinopoisk_ft.report import main
+from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, as_table
 
 WHO = ("author", "login", "user", "author_name", "username")

@@ -10,17 +10,17 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from kinopoisk_ft import unfinished
+from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.unfinished import Unfinished, kept_seed
+from kinopoisk_ft.run_folder import Unfinished, kept_seed
 
 CONFIG = {"seed": 1, "resume": "auto"}
 
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unfinished, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.0)
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_anywhere_is_told(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kinopoisk_ft.run.record_data", fail)
+    monkeypatch.setattr("kinopoisk_ft.tasks.finetune.record_data", fail)
     assert command(["experiment=demo_tfidf", "tracking=none", "output_dir=run"]) == 1
     told = capsys.readouterr().err
     assert "nothing more could be written: No space left on device" in told

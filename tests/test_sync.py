@@ -19,7 +19,8 @@ from syncing import place as place
 from syncing import runs_of
 from tracked import offline
 
-from kinopoisk_ft import cli, sync
+from kinopoisk_ft import cli
+from kinopoisk_ft.commands import sync
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.tracking.events import event_logs
 

@@ -13,7 +13,7 @@ from syncing import place as place
 from syncing import runs_of
 from tracked import offline
 
-from kinopoisk_ft import sync
+from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.events import event_logs
 from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sent import sent_file

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from tracked import Server, hurry, tell, tracker, wait_for
 
-from kinopoisk_ft import sync
+from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking import mlflow as mlflow_module
 
 

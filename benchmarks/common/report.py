@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kinopoisk_ft.environment import describe_environment
+from kinopoisk_ft.provenance import describe_environment
 
 SHOWN = ("torch", "numba", "transformers", "mambapy")
 

@@ -1,7 +1,7 @@
 """The launcher `joblib`, whose jobs are told of signals: Hydra takes plugins from here only.
 
-The work is in Hydra's own plugin and in `kinopoisk_ft.pool_jobs`: Hydra imports this module at
-every start, so it is light.
+The work is in Hydra's own plugin and in `kinopoisk_ft.sweeps.joblib_jobs`. Hydra imports this
+module at every start, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PoolLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take what all jobs share."""
-        from kinopoisk_ft.pool_jobs import Pooled
+        from kinopoisk_ft.sweeps.joblib_jobs import Pooled
 
         task = Pooled(task_function) if self.processes > 1 else task_function
         self._joblib.setup(hydra_context=hydra_context, task_function=task, config=config)
@@ -69,7 +69,7 @@ class PoolLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Run the jobs and return how they ended, in their order."""
-        from kinopoisk_ft.pool_jobs import stoppable
+        from kinopoisk_ft.sweeps.joblib_jobs import stoppable
 
         if self.processes == 1:  # in this process, where a job hears of signals itself
             return self._joblib.launch(job_overrides, initial_job_idx)

@@ -1,6 +1,7 @@
 """The launcher `ray`: Hydra takes plugins from the `hydra_plugins` namespace only.
 
-The work is in `kinopoisk_ft.ray_jobs`: Hydra imports this module at every start, so it is light.
+The work is in `kinopoisk_ft.sweeps.ray_jobs`. Hydra imports this module at every start, so it
+imports nothing heavy.
 """
 
 # Annotations are not postponed: Hydra runs this file before the module is known by its name, and a
@@ -59,7 +60,7 @@ class RayLauncher(Launcher):
 
     def jobs_at_once(self) -> int:
         """Return how many jobs the cluster has room for as it is now."""
-        from kinopoisk_ft.ray_jobs import RayJobs
+        from kinopoisk_ft.sweeps.ray_jobs import RayJobs
         from kinopoisk_ft.training.signals import StopSignals
 
         with StopSignals(), RayJobs(self.address) as jobs:
@@ -69,7 +70,7 @@ class RayLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Run the jobs and return how they ended, in their order."""
-        from kinopoisk_ft.ray_jobs import RayJobs, Shared
+        from kinopoisk_ft.sweeps.ray_jobs import RayJobs, Shared
         from kinopoisk_ft.training.signals import StopSignals
 
         shared = Shared(self.hydra_context, self.task_function, self.config)

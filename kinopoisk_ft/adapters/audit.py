@@ -9,9 +9,14 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.graph import inputs_of, outputs_of, parameters_behind, run_once
-from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import blocks_of
+from kinopoisk_ft.models.network import (
+    Network,
+    blocks_of,
+    inputs_of,
+    outputs_of,
+    parameters_behind,
+    run_once,
+)
 
 log = logging.getLogger(__name__)
 

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from torch import nn
-
-from kinopoisk_ft.models.network import Network
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A module ready to train.
-
-    Args:
-        fresh: names of parameters with random values.
-        targets: kinds and numbers of the modules that PEFT adapts, for example "query x12".
-    """
-
-    module: nn.Module
-    fresh: set[str]
-    is_peft: bool = False
-    targets: str = ""
+from kinopoisk_ft.models.network import Adapted, Network
 
 
 class Adapter(Protocol):

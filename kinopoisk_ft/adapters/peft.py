@@ -13,10 +13,9 @@ from peft.utils import constants
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.models.foreign import check_imports
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import Adapted, Network
+from kinopoisk_ft.models.untrusted import check_imports
 
 log = logging.getLogger(__name__)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from kinopoisk_ft.adapters.audit import check_frozen, trainable_below
-from kinopoisk_ft.adapters.base import Adapted, train_fresh
+from kinopoisk_ft.adapters.base import train_fresh
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import blocks_of
+from kinopoisk_ft.models.network import Adapted, Network, blocks_of
 
 
 class Full:

@@ -12,8 +12,8 @@ import psutil
 import torch
 
 from kinopoisk_ft.checks.finding import Finding
-from kinopoisk_ft.environment import processor, versions
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
+from kinopoisk_ft.provenance import processor, versions
 from kinopoisk_ft.training.allocator import keep_freed_memory
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import choose

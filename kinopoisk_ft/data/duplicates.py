@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from kinopoisk_ft.data.groups import linked
-from kinopoisk_ft.names import nfc
-from kinopoisk_ft.visible import one_line
+from kinopoisk_ft.data.splits import linked
+from kinopoisk_ft.text import nfc, one_line
 
 log = logging.getLogger(__name__)
 

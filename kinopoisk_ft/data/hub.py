@@ -9,10 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from kinopoisk_ft.data.files import SUFFIXES, Table, read_table, table_suffix
-from kinopoisk_ft.data.labelled import LabelledTables
+from kinopoisk_ft.data.local import LabelledTables
+from kinopoisk_ft.data.tables import SUFFIXES, Table, read_table, table_suffix
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.hub_access import hub_errors
 
 _NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]  # what `datasets` keeps beside tables
 

@@ -8,11 +8,11 @@ import pandas as pd
 from huggingface_hub import hf_hub_download
 
 from kinopoisk_ft.data.cleaning import shown
-from kinopoisk_ft.data.files import read_table
-from kinopoisk_ft.data.labelled import labelled_texts
+from kinopoisk_ft.data.local import labelled_texts
 from kinopoisk_ft.data.recipe import GRADES, DataRecipe
+from kinopoisk_ft.data.tables import read_table
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.hub_access import hub_errors
 
 _HUB_FILE = "kinopoisk.jsonl"
 

@@ -14,9 +14,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.foreign import refuse_adapter
+from kinopoisk_ft.hub_access import hub_errors
 from kinopoisk_ft.models.tokenizers import HUB_FIX
+from kinopoisk_ft.models.untrusted import refuse_adapter
 
 log = logging.getLogger(__name__)
 

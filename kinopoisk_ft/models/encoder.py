@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.hub_access import hub_errors
 from kinopoisk_ft.models.checkpoints import (
     check_dropout,
     class_names_of,

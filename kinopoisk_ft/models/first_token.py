@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kinopoisk_ft.models.graph import run_once
-from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.models.prefix import blocks_of
-from kinopoisk_ft.models.seams import TOLERANCE
+from kinopoisk_ft.models.network import TOLERANCE, Network, blocks_of, run_once
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kinopoisk_ft.models.graph import parameters_behind, run_once
-from kinopoisk_ft.models.network import Kind, Network
+from kinopoisk_ft.models.network import Kind, Network, parameters_behind, run_once
 from kinopoisk_ft.models.padding import hugging_face_model, position_offset
 from kinopoisk_ft.models.pooling import pool
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.hub_access import hub_errors
 from kinopoisk_ft.models.checkpoints import load_config
-from kinopoisk_ft.models.foreign import fits_together, shards
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.tokenizers import (
@@ -23,6 +22,7 @@ from kinopoisk_ft.models.tokenizers import (
     check_ids,
     checkpoint_tokenizer,
 )
+from kinopoisk_ft.models.untrusted import fits_together, shards
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.checkpoints import configs_of
-from kinopoisk_ft.models.graph import run_once
+from kinopoisk_ft.models.network import run_once
 from kinopoisk_ft.models.tokenizers import check_ids
 
 # Of the largest logit. Rounding gives about 1e-6 in fp32.

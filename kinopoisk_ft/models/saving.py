@@ -27,18 +27,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from kinopoisk_ft.adapters.base import Adapted
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
+from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.hub_access import hub_errors
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
-from kinopoisk_ft.models.foreign import check_adapter, check_contents, fits_together
 from kinopoisk_ft.models.heads import PooledClassifier, set_classes
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
-from kinopoisk_ft.models.network import Kind, Network
+from kinopoisk_ft.models.network import Adapted, Kind, Network
 from kinopoisk_ft.models.padding import lengthen, match_tokenizer
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, check_ids, load_tokenizer
-from kinopoisk_ft.whole_file import whole_folder
+from kinopoisk_ft.models.untrusted import check_adapter, check_contents, fits_together
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 2

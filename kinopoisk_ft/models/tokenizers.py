@@ -19,8 +19,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub import hub_errors
-from kinopoisk_ft.models.foreign import ADAPTER, check_contents, refuse_adapter
+from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.models.untrusted import ADAPTER, check_contents, refuse_adapter
 
 log = logging.getLogger(__name__)
 

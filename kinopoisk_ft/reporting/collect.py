@@ -14,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting import reading
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
+from kinopoisk_ft.text import one_line
 from kinopoisk_ft.tracking.experiment import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
-from kinopoisk_ft.visible import one_line
 
 # What is read of the same test rows: a run that reads otherwise does not replace an older one.
 READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.visible import no_formula
+from kinopoisk_ft.text import no_formula
 
 PAIR_FIELDS = [
     "data", "split_digest", "a", "b", "paired", "same_seeds", "several_seeds", "metric",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from mlflow.entities import Run
 
 from kinopoisk_ft.reporting.runs import BASELINE, FailedRun, TrainedRun
-from kinopoisk_ft.search.best import BEST
-from kinopoisk_ft.visible import one_line, visible
+from kinopoisk_ft.search.best_trial import BEST
+from kinopoisk_ft.text import one_line, visible
 
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These do not change what is learned; the rest of a group's keys tells one recipe from another.

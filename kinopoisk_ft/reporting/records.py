@@ -13,7 +13,7 @@ from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.scores import METRICS
-from kinopoisk_ft.visible import no_formula
+from kinopoisk_ft.text import no_formula
 
 MAJORITY = "majority class"
 COUNTS = ("trainable_parameters", "total_parameters")

@@ -15,14 +15,22 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kinopoisk_ft.command import ELSEWHERE
-from kinopoisk_ft.conf_path import conf_dir
-from kinopoisk_ft.config import Prepared, prepare
+from kinopoisk_ft.config.command import ELSEWHERE
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.best import BEST, command, write_best
-from kinopoisk_ft.search.side_by_side import jobs_at_once
-from kinopoisk_ft.search.space import described, ends, overrides, read_words, space, told, usual
-from kinopoisk_ft.search.spread import spread
+from kinopoisk_ft.search.best_trial import BEST, command, write_best
+from kinopoisk_ft.search.space import (
+    described,
+    ends,
+    overrides,
+    read_words,
+    space,
+    spread,
+    told,
+    usual,
+)
 from kinopoisk_ft.search.study import (
     JOURNAL,
     METRIC,
@@ -180,9 +188,22 @@ def _prepared(composed: DictConfig) -> Prepared:
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """Return what all trials have in common: their config, and the digest of the rest."""
-    from kinopoisk_ft.identity import identity
+    from kinopoisk_ft.provenance import identity
 
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in ELSEWHERE})
     common.pop("trainer.checkpoint_every")
     return {"config": common, "identity": identity(prepared)}
+
+
+def jobs_at_once(launcher: Launcher, options: DictConfig) -> int:
+    """Return how many jobs the launcher runs side by side: it says so itself, or its options do."""
+    if hasattr(launcher, "jobs_at_once"):
+        return int(launcher.jobs_at_once())
+    if "array_parallelism" in options:
+        return int(options.array_parallelism)
+    if "submitit_folder" in options:  # it starts all at once, whatever the machine has
+        from joblib import cpu_count
+
+        return max(1, cpu_count() // (options.cpus_per_task or 1))
+    return 1

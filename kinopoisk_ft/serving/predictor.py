@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kinopoisk_ft.console import quiet_libraries
 from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import read
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.baseline import Tfidf
 from kinopoisk_ft.models.saving import Card, load_network, read_card
-from kinopoisk_ft.quiet import quiet_libraries
+from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import predict

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.names import fold_name
-from kinopoisk_ft.visible import one_line
+from kinopoisk_ft.text import fold_name, one_line
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")

@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import beside, force
 from kinopoisk_ft.tracking.store import (
     FIX_MISSING,
     UnfinishedError,
@@ -28,7 +29,6 @@ from kinopoisk_ft.tracking.store import (
     shown,
     sqlite_file,
 )
-from kinopoisk_ft.whole_file import beside, force
 
 # Events are sent again by whoever sends them: MLflow's own 7 retries would wait minutes, and might
 # log what the server has taken without saying so.

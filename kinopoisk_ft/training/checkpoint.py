@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.disk import check_space, sha256, write_tensors, writing
+from kinopoisk_ft.files import check_space, force, sha256, writing
 from kinopoisk_ft.training.distributed import from_main, is_main, spread
 from kinopoisk_ft.training.sharding import part_of, whole
-from kinopoisk_ft.training.snapshots import Snapshots
-from kinopoisk_ft.whole_file import force
+from kinopoisk_ft.training.snapshots import Snapshots, write_tensors
 
 
 class BestWeights:

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.disk import write_plain, write_tensors, writing
+from kinopoisk_ft.files import write_plain, writing
+from kinopoisk_ft.training.snapshots import write_tensors
 from kinopoisk_ft.training.state import State
 
 BATCH = "bad_batch.safetensors"

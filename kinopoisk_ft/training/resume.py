@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_space, writing
 from kinopoisk_ft.training.capture import capture, frozen_digest, restore
 from kinopoisk_ft.training.checkpoint import BestWeights, trained_tensors
 from kinopoisk_ft.training.clock import Clock
-from kinopoisk_ft.training.disk import check_space, writing
 from kinopoisk_ft.training.distributed import alike, from_main, is_main, told
 from kinopoisk_ft.training.misfit import misfit
 from kinopoisk_ft.training.precision import Kind

@@ -17,18 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.disk import (
-    check_space,
-    sha256,
-    write_plain,
-    write_tensors,
-    writing,
-)
-from kinopoisk_ft.whole_file import force
+from kinopoisk_ft.files import check_space, force, sha256, write_plain, writing
 
 log = logging.getLogger(__name__)
 
@@ -175,3 +168,9 @@ def _object(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors of any device to a safetensors file and force it to disk."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+    force(file)

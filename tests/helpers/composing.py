@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.conf_path import conf_dir
+from kinopoisk_ft.config.groups import conf_dir
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:

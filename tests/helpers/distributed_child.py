@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.pretraining import _language_model
+from kinopoisk_ft.tasks.pretrain import _language_model
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed import is_main, processes, rank, size
 from kinopoisk_ft.training.objective import Classification, balanced_weights

@@ -13,9 +13,8 @@ from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
 from omegaconf import DictConfig
 
-from kinopoisk_ft.adapters.base import Adapted
-from kinopoisk_ft.models.network import Network
-from kinopoisk_ft.prefix import PrefixCache, Prefixed
+from kinopoisk_ft.models.network import Adapted, Network
+from kinopoisk_ft.prefix_cache.cache import PrefixCache, Prefixed
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.precision import Precision
 

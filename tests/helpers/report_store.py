@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score
 
-from kinopoisk_ft.report import main
+from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32

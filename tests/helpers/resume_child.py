@@ -24,15 +24,15 @@ from networks import NAMES, adapter_overrides, model_overrides
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.models.saving import Card
-from kinopoisk_ft.prefix import PrefixCache
-from kinopoisk_ft.pretraining import _language_model
-from kinopoisk_ft.result import Result
+from kinopoisk_ft.prefix_cache.cache import PrefixCache
+from kinopoisk_ft.run_folder import Unfinished
+from kinopoisk_ft.tasks.pretrain import _language_model
+from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
-from kinopoisk_ft.unfinished import Unfinished
 
 # Where a run can be ended: a function, and whether before or after its n-th call.
 PLACES: dict[str, tuple[Any, str]] = {

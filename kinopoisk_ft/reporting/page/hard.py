@@ -10,7 +10,7 @@ import numpy as np
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions
-from kinopoisk_ft.visible import visible
+from kinopoisk_ft.text import visible
 
 MOST_SHOWN = 10
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kinopoisk_ft.command import ELSEWHERE, top
+from kinopoisk_ft.config.command import ELSEWHERE, top
 from kinopoisk_ft.reporting.details import Details
 from kinopoisk_ft.reporting.footing import BUDGET, SEARCH, TEXTS, part
 from kinopoisk_ft.reporting.rows import Row

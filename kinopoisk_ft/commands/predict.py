@@ -1,0 +1,98 @@
+"""`python -m kinopoisk_ft.predict <run id or model folder> "text" …`: label and probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinopoisk_ft.caches import prepare_caches
+from kinopoisk_ft.console import ends_quietly
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_writable
+from kinopoisk_ft.text import one_line
+
+if TYPE_CHECKING:
+    from kinopoisk_ft.data.tables import Table
+
+PREFIX = "predicted_"  # of the columns that are added
+
+
+@ends_quietly
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kinopoisk_ft.predict",
+        description="Label reviews with a trained run, through the preprocessing of its training.",
+    )
+    parser.add_argument("model", help="run id in the MLflow store, or a model folder")
+    parser.add_argument("texts", nargs="*", metavar="text", help="reviews to label")
+    parser.add_argument("--input", type=Path, help="table of reviews: .jsonl, .csv, .parquet …")
+    parser.add_argument("--text-column", default="text", help="of --input (default: text)")
+    quoting = "of a .csv or .tsv --input: as data.quoting in training (default: auto)"
+    parser.add_argument("--quoting", default="auto", choices=["auto", "csv", "none"], help=quoting)
+    parser.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet")
+    parser.add_argument("--uri", help="MLflow store (default: the one of this folder)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    try:
+        _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    prepare_caches()
+    if bool(args.texts) == bool(args.input):
+        raise UserError("give either texts or --input, one of the two")
+    if args.output:
+        _check_output(args.output)
+    from kinopoisk_ft.data.prediction_files import prepare_output
+
+    table, texts = _read(args)
+    taken = [name for name in table.frame.columns if str(name).startswith(PREFIX)]
+    if taken:
+        raise UserError(
+            f"the table has a column '{taken[0]}' already",
+            where=str(args.input),
+            fix=f"rename or remove its columns that begin with {PREFIX}",
+        )
+    write = prepare_output(table, args.output) if args.output else None
+    from kinopoisk_ft.serving.locate import model_folder
+    from kinopoisk_ft.serving.predictor import Predictor, check_texts
+
+    check_texts(texts, str(table.path))
+    found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
+    if write:
+        write(found.add_prefix(PREFIX))
+        print(f"{len(found)} rows written to {args.output}")
+    else:
+        shown = found.assign(text=[one_line(text)[:60] for text in texts])
+        print(shown.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _read(args: argparse.Namespace) -> tuple[Table, list[str]]:
+    """Return the table to label, from --input or the command line, and its texts."""
+    import pandas as pd
+
+    from kinopoisk_ft.data.local import text_values
+    from kinopoisk_ft.data.tables import Table, read_table
+
+    if not args.input:
+        table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
+        return table, args.texts
+    table = read_table(args.input, args.quoting)
+    return table, text_values(table, args.text_column, "give --text-column").tolist()
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UserError(
+            f"cannot write '{output.suffix}' files",
+            where=str(output),
+            fix="give --output a name that ends in .jsonl, .csv or .parquet",
+        )
+    check_writable(output, "--output")

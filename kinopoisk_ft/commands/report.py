@@ -1,0 +1,100 @@
+"""`python -m kinopoisk_ft.report`: compare the finished runs of an MLflow store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+from kinopoisk_ft.caches import prepare_caches
+from kinopoisk_ft.console import ends_quietly
+from kinopoisk_ft.errors import UserError, nearest
+
+OPTIONS = ("uri", "experiment", "parent", "output", "language")
+
+
+@ends_quietly
+def main(argv: list[str] | None = None) -> int:
+    """Print the comparison and write it to a folder; returns 0, or 1 for a user's mistake."""
+    try:
+        options = _parser().parse_args(_dashed(sys.argv[1:] if argv is None else argv))
+        _report(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kinopoisk_ft.report",
+        description="Compare finished runs: one page (HTML), a table (Markdown, CSV, JSON, "
+        "LaTeX), pictures (PNG, SVG), conclusions and recommendations.",
+        epilog="Each option with a value may also be written as in a training command: language=ru",
+    )
+    parser.add_argument("--uri", help="MLflow store (MLFLOW_TRACKING_URI, else ./mlflow.db)")
+    parser.add_argument("--experiment", default="kinopoisk_ft", help="its name (%(default)s)")
+    parser.add_argument(
+        "--parent", metavar="RUN_ID", help="compare the runs of one sweep, whatever its experiment"
+    )
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder (%(default)s)")
+    parser.add_argument("--language", default="en", help="en or ru (%(default)s)")
+    parser.add_argument(
+        "--no-log", action="store_true", help="keep the files out of the sweep's parent run"
+    )
+    return parser
+
+
+def _dashed(args: list[str]) -> list[str]:
+    """Turn `language=ru` into `--language=ru`."""
+    found = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("-") or not equals:
+            found.append(arg)
+        elif name in OPTIONS:
+            found.append(f"--{name}={value}")
+        elif found and found[-1] in {f"--{option}" for option in OPTIONS}:
+            found.append(arg)
+        else:
+            raise UserError(f"there is no option '{name}'", fix=nearest(name, OPTIONS))
+    return found
+
+
+def _report(options: argparse.Namespace) -> None:
+    prepare_caches()
+    # A bar for each small file read would bury the table.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow's 7 retries keep silent for minutes when no server answers.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow.exceptions import MlflowException
+
+    from kinopoisk_ft.reporting.collect import collect
+    from kinopoisk_ft.reporting.details import Material, load_details
+    from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.formats import as_text
+    from kinopoisk_ft.reporting.keep import FOLDER, log_report, parent_of
+    from kinopoisk_ft.reporting.output import write
+    from kinopoisk_ft.reporting.predictions import load
+    from kinopoisk_ft.reporting.words import Words
+    from kinopoisk_ft.tracking.store import default_uri, open_store
+
+    words = Words(options.language)
+    uri = options.uri or default_uri()
+    try:
+        client = open_store(uri)
+        collected = collect(client, options.experiment, options.parent)
+        predictions = load(client, collected.runs)
+        details = load_details(client, collected.runs)
+    except MlflowException as error:
+        reason = textwrap.shorten(error.message, 200, placeholder=" …")
+        raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
+    document = build(collected, predictions, options.parent, words)
+    paths = write(document, Material(predictions, details), words, options.output)
+    print(as_text(document, words))
+    print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
+    if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
+        log_report(client, parent, document, paths, words)
+        print(words("logged", parent=parent, folder=FOLDER, view=words("view")))

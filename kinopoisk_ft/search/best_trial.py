@@ -1,0 +1,62 @@
+"""The best config of a search as an experiment file, and the command that runs it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kinopoisk_ft.config.command import ELSEWHERE
+from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.tracking.base import flatten
+
+BEST = Path("experiment", "best.yaml")  # in the folder of the search
+# Choices that a file in the group `experiment` cannot make, or that say where results go.
+NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
+
+
+def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str) -> None:
+    """Write the file: a trial's choices, and what else differs from their files.
+
+    Args:
+        trial: the trial's composed config, `hydra` included.
+        told: a line on what this is.
+    """
+    choices = {
+        group: option
+        for group, option in trial.hydra.runtime.choices.items()
+        if option is not None and not group.startswith(NOT_CHOSEN)
+    }
+    plain = loader.load_configuration(
+        trial.hydra.job.config_name, [f"{g}={o}" for g, o in choices.items()], RunMode.RUN
+    )
+    before, after = (_values(cfg) for cfg in (plain, trial))
+    content = DictConfig({})
+    for key, value in after.items():
+        if key not in before or before[key] != value:
+            OmegaConf.update(content, key, value, force_add=True)
+    chosen = [{f"override /{group}": option} for group, option in choices.items()]
+    defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
+    file = folder / BEST
+    text = f"# @package _global_\n# {told}\n{defaults}{OmegaConf.to_yaml(content)}"
+    write_whole(file, text)
+
+
+def command(trial: DictConfig, folder: Path) -> str:
+    """Return the command that trains with best.yaml; a --config-dir of the search is kept."""
+    folders = [s.path for s in trial.hydra.runtime.config_sources if s.provider == "command-line"]
+    args = ["--config-dir", *(folders or [str(folder)]), "experiment=best"]
+    if folders:
+        args.append(f"hydra.searchpath=[file://{folder.absolute()}]")
+    # A file can change a value, but not take its key away.
+    args += [o for o in trial.hydra.overrides.task if o.startswith("~")]
+    return shlex.join(["python", "-m", "kinopoisk_ft", *args])
+
+
+def _values(cfg: DictConfig) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(cfg)
+    return flatten({k: v for k, v in plain.items() if k not in {"hydra", *ELSEWHERE}})

@@ -1,0 +1,92 @@
+"""Fit the baseline and score it on the test set once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import log_loss
+
+from kinopoisk_ft.adapters.base import Adapter
+from kinopoisk_ft.adapters.plain import Full
+from kinopoisk_ft.data.leakage import Overlap
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.tokens import Seen, share_cut
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.models.saving import CARD, Card
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.tasks.result import Fitted
+from kinopoisk_ft.training.clock import Clock
+from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.distributed import size
+from kinopoisk_ft.training.loop import Trainer
+from kinopoisk_ft.training.metrics import classification_scores
+
+
+def fit_baseline(
+    recipe: Tfidf, adapter: Adapter, trainer: Trainer, data: DataSplit, out_dir: Path
+) -> Fitted:
+    """Fit TF-IDF and logistic regression on the train split and save it."""
+    trainer.refuse_balance("the TF-IDF baseline has weights of its own: model.class_weight")
+    if not isinstance(adapter, Full):
+        raise UserError(
+            "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
+        )
+    if size() > 1:
+        raise UserError(
+            "the TF-IDF baseline is fitted in one process", fix="start it without torchrun"
+        )
+    device = torch.device("cpu")
+    reset_peak_memory(device)
+    clock = Clock()
+    how, classes = data.preprocessing, len(data.class_names)
+    train, val, test = (how.texts(part["text"]) for part in (data.train, data.val, data.test))
+    with clock.section("train"):
+        recipe.fit(train, data.train["label"].to_numpy(), classes)
+    with clock.section("val"):
+        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), classes)
+    with clock.section("eval"):
+        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), classes)
+    with clock.section("save"):
+        # It reads words, not tokens, so that no number of tokens says how many.
+        card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
+        with whole_folder(out_dir / "model", CARD) as part:
+            recipe.save(part)
+            card.write(part)
+    whole = {name: _characters(getattr(data, name)["text"]) for name in ("train", "val", "test")}
+    read = {"train": _characters(train), "val": _characters(val), "test": _characters(test)}
+    return Fitted(
+        probabilities=probabilities,
+        validation=validation,
+        loss=test_scores["loss"],
+        objective=val_scores[trainer.best_metric],
+        trainable=recipe.parameters,
+        total=recipe.parameters,
+        seconds=dict(clock.seconds),
+        tokens=0,
+        peak_memory_mb=peak_memory_mb(device),
+        device="cpu",
+        precision="fp64",
+        seen=Seen(sum(map(sum, whole.values())), sum(map(sum, read.values()))),
+        truncated={name: share_cut(whole[name], read[name]) for name in ("val", "test")},
+        read_before=Overlap(0, len(test)),
+        history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
+    )
+
+
+def _characters(texts: Iterable[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+def _score(
+    recipe: Tfidf, texts: list[str], labels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    probabilities = recipe.predict_proba(texts)
+    predicted = torch.as_tensor(probabilities.argmax(axis=1))
+    loss = log_loss(labels, probabilities, labels=list(range(num_classes)))
+    scores = classification_scores(predicted, torch.tensor(labels))
+    return probabilities, {**scores, "loss": float(loss)}

@@ -1,0 +1,97 @@
+"""The task `pretrain`: make a base from texts alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.data.leakage import TextsRead
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.models.saving import save_language_model
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.provenance import describe_environment
+from kinopoisk_ft.run_folder import CHECKPOINTS
+from kinopoisk_ft.tasks.finetune import identity
+from kinopoisk_ft.tasks.record import write_json
+from kinopoisk_ft.tasks.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.distributed import is_main, main_first
+from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
+from kinopoisk_ft.training.sharding import gather
+
+
+def pretrain(
+    cfg: Any, tracker: Tracker, run_id: str, out_dir: Path, *, mask_share: float, save_to: str
+) -> Result:
+    """Train a language model on the texts of train and validation; the test split is not read."""
+    recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
+    if isinstance(recipe, Tfidf):
+        raise UserError("TF-IDF has nothing to pretrain", where="model", fix="choose a network")
+    if trainer.prefix_cache != "off":
+        raise UserError(
+            "pretraining trains every layer: none can be run once and kept",
+            where="trainer.prefix_cache",
+            fix="use trainer.prefix_cache=off",
+        )
+    trainer.refuse_balance("pretraining has no classes")
+    with main_first():
+        data: DataSplit = instantiate(cfg.data).load()
+    checkpoints = out_dir / CHECKPOINTS
+    precision, clock = trainer.open(checkpoints)
+    how = data.preprocessing
+    with main_first():
+        tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
+        network = recipe.build_lm(tokenizer)
+        check_length(how.max_length, network.max_positions)
+        train, val = (
+            Examples(tokenize(part["text"].tolist(), tokenizer, how).input_ids)
+            for part in (data.train, data.val)
+        )
+    log_example(train.input_ids[0], tokenizer)
+    log_trainable(network.module)
+    objective = _language_model(tokenizer, mask_share)
+    state = trainer.fit(
+        network.module, objective, train, val, fresh=(), audit=check_gradients,
+        precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
+        about=identity(data, train, val),
+    )  # fmt: skip
+    folder = Path(save_to).absolute()
+    gather(network.module)
+    if is_main():
+        texts = itertools.chain(data.train["text"], data.val["text"])
+        read = TextsRead.of(network.base).and_of(texts)
+        with whole_folder(folder, "config.json") as part:
+            save_language_model(network, tokenizer, part)
+            read.write(part)
+        write_json(out_dir / "environment.json", describe_environment(precision.device))
+    trainable, total = count_parameters(network.module)
+    return Result(
+        accuracy=None,
+        f1_weighted=None,
+        f1_macro=None,
+        train_seconds=clock.seconds["train"],
+        eval_seconds=clock.seconds["val"],
+        trainable_parameters=trainable,
+        total_parameters=total,
+        run_id=run_id,
+        model_dir=str(folder),
+        objective=state.best_score,
+    )
+
+
+def _language_model(tokenizer: Any, mask_share: float) -> LanguageModel:
+    """Return masked-token prediction where the tokenizer has a mask, else next-token."""
+    if tokenizer.mask_token_id is None:
+        return LanguageModel(tokenizer.pad_token_id)
+    special, size = tokenizer.all_special_ids, len(tokenizer)
+    return MaskedLanguageModel(
+        tokenizer.pad_token_id, tokenizer.mask_token_id, size, special, mask_share
+    )

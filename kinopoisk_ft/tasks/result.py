@@ -1,0 +1,75 @@
+"""What a finished run says: one object, printed as a table and written as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kinopoisk_ft.data.leakage import Overlap
+from kinopoisk_ft.data.tokens import Seen
+from kinopoisk_ft.files import write_whole
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one run; times in seconds, memory in MiB.
+
+    `objective` is the validation score that a sweeper maximises, or the loss that it minimises;
+    scores are on the test set, None for pretraining.
+    """
+
+    accuracy: float | None
+    f1_weighted: float | None
+    f1_macro: float | None
+    train_seconds: float
+    eval_seconds: float
+    trainable_parameters: int
+    total_parameters: int
+    run_id: str
+    model_dir: str
+    objective: float
+    warning: str = ""  # why the scores are not to be compared
+
+    def table(self) -> str:
+        """Return the result as aligned lines, and the warning if there is one."""
+        shown = {k: v for k, v in self._fields().items() if v not in (None, "")}
+        width = max(len(key) for key in shown)
+        lines = [f"  {key:<{width}}  {_format(value)}" for key, value in shown.items()]
+        return "\n".join([*lines, self.warning] if self.warning else lines)
+
+    def write(self, file: Path) -> None:
+        """Write one JSON object."""
+        write_whole(file, json.dumps(self._fields(), indent=2) + "\n")
+
+    def _fields(self) -> dict[str, object]:
+        return {k: v for k, v in asdict(self).items() if k not in ("objective", "warning")}
+
+
+def _format(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@dataclass
+class Fitted:
+    """A trained approach as it did on the test set; times in seconds."""
+
+    probabilities: np.ndarray  # (N, classes), in the order of the test rows
+    validation: np.ndarray  # the same of the validation rows, with the weights that tested
+    loss: float
+    objective: float  # best validation score
+    trainable: int
+    total: int
+    seconds: dict[str, float]
+    tokens: int  # real tokens of all training batches
+    peak_memory_mb: float
+    device: str
+    precision: str
+    seen: Seen
+    truncated: dict[str, np.ndarray]  # of val and test, the share of each review that was cut off
+    read_before: Overlap | None  # test reviews that its base was pretrained on, None if unknown
+    history: list[dict[str, float]] = field(default_factory=list)

@@ -1,0 +1,188 @@
+"""Stores, checkpoints and data sets from elsewhere are data: none runs code or leads out.
+
+Each attack, if it succeeded, would leave a marker file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import tiny
+import torch
+from hostile import Touch, change, saved
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from places import ROOT
+
+from kinopoisk_ft.data.hub import HubDataset
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import sha256
+from kinopoisk_ft.run_folder import kept_seed
+from kinopoisk_ft.serving.locate import model_folder
+from kinopoisk_ft.serving.predictor import Predictor
+from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.snapshots import Snapshots
+
+pytestmark = pytest.mark.usefixtures("nobody_answers")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[str, MlflowClient, str]:
+    """A store on disk: its address, a client and the id of a run."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    home = client.create_experiment("runs", (tmp_path / "artifacts").as_uri())
+    return uri, client, client.create_run(home).info.run_id
+
+
+def test_predict_runs_nothing_of_a_hostile_run(
+    tmp_path: Path, marker: Path, store: tuple[str, MlflowClient, str]
+) -> None:
+    """MLflow's own loader would run the code and unpickle the model that a run brings."""
+    uri, _, run_id = store
+    (tmp_path / "code.py").write_text(
+        f"open({str(marker)!r}, 'w')\nimport mlflow\n"
+        "class Model(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input, params=None):\n        return model_input\n"
+        "mlflow.models.set_model(Model())\n"
+    )
+    inner = saved("bert", "none", tmp_path / "made" / "model")
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(tmp_path / "code.py"),
+            artifacts={"model_folder": str(inner)},
+            pip_requirements=[],
+        )
+    assert marker.exists()  # logging runs it: it is the user's own there
+    marker.unlink()
+    folder = model_folder(run_id, uri)
+    (folder.parents[1] / "python_model.pkl").write_bytes(pickle.dumps(Touch(marker)))
+    assert len(Predictor(folder, "cpu").predict([tiny.GOOD])) == 1
+    assert not marker.exists()
+
+
+def test_a_run_without_a_model_of_ours_is_told(store: tuple[str, MlflowClient, str]) -> None:
+    uri, client, run_id = store
+    for text in ("[]", "{}", '{"model_dir": 5}', "{", "[" * 100_000,
+                 '{"model_dir": "../../etc"}', '{"model_dir": "a\\u0000b"}'):  # fmt: skip
+        client.log_text(run_id, text, "result.json")
+        with pytest.raises(UserError):
+            model_folder(run_id, uri)
+    for name in ("' or 1=1 --", "../../etc/passwd", "%2e%2e", "a" * 5000, "a\0b"):
+        with pytest.raises(UserError):
+            model_folder(name, uri)
+
+
+class Listing(BaseHTTPRequestHandler):
+    """A store whose list of artifacts leads out of the folder that they are put in."""
+
+    name = ""
+
+    def do_GET(self) -> None:
+        listed = "?" in self.path
+        files = {"files": [{"path": self.name, "is_dir": False, "file_size": 1}]}
+        body = json.dumps(files).encode() if listed else b"x"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Keep silent."""
+
+
+@pytest.mark.parametrize("name", ["../../code was run", "%2e%2e/code was run", "/tmp/code was run"])
+def test_artifacts_stay_where_they_are_put(tmp_path: Path, marker: Path, name: str) -> None:
+    Listing.name = name
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/x"
+        with pytest.raises(MlflowException, match="Invalid path"):
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "a/b"))
+        server.shutdown()
+    assert not marker.exists()
+    assert not list((tmp_path / "a").rglob("code*"))
+
+
+def checkpoint(folder: Path, plain: dict[str, Any], **manifest: Any) -> Snapshots:
+    """Return a folder with one checkpoint whose manifest says something else."""
+    snapshots = Snapshots(folder)
+    snapshots.write({"weights.a": torch.zeros(1)}, plain, {})
+    change(folder / "checkpoint-000001" / "manifest.json", **manifest)
+    return snapshots
+
+
+def test_a_checkpoint_names_files_of_its_own_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"x")
+    outside = {"../best.safetensors": sha256(tmp_path / "best.safetensors")}
+    assert checkpoint(tmp_path / "a", {"step": 1}).newest() is not None
+    assert checkpoint(tmp_path / "b", {"step": 1}, beside=outside).newest() is None
+    assert "names what is not in its folder: ../best.safetensors" in caplog.text
+    best = BestWeights(tmp_path / "c")
+    best.load_state_dict({"file": "../best.safetensors", "digest": ""})
+    assert best.file == tmp_path / "c" / "best.safetensors"
+
+
+def test_odd_checkpoints_are_not_used(tmp_path: Path) -> None:
+    assert checkpoint(tmp_path / "a", {}).newest() is None  # it says nothing
+    for text in ("[" * 100_000, "[]", '{"format": 1, "files": 5, "beside": {}}', "\0"):
+        snapshots = checkpoint(tmp_path / "b", {"step": 1})
+        (tmp_path / "b" / "checkpoint-000001" / "manifest.json").write_text(text)
+        assert snapshots.newest() is None
+    (tmp_path / "b" / "checkpoint-mine").mkdir()
+    snapshots.write({}, {"step": 1}, {})
+    assert [folder.name for folder in snapshots.folders()] == ["checkpoint-000001"]
+
+
+def test_odd_notes_of_an_unfinished_run_are_told(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, "[]", '{"run_id": "a", "config": {"seed": "b"}}',
+                 '{"run_id": "a", "config": 5}', "\0"):  # fmt: skip
+        (tmp_path / "unfinished.json").write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            kept_seed(tmp_path, "auto")
+
+
+def test_the_store_is_shown_to_this_machine_alone() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    servers = [line for line in makefile.splitlines() if "mlflow ui" in line]
+    assert servers
+    assert all("--host 127.0.0.1" in line for line in servers)
+
+
+def test_a_data_set_brings_no_code(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its script and its README, which could name one, are neither fetched nor run."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    rows = "".join(f"отзыв {i},{'Good' if i % 2 else 'Bad'}\n" for i in range(40))
+    (folder / "reviews.csv").write_text(f"text,label\n{rows}")
+    for name in ("tables.py", "snapshot.py", "README.md"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w')")
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options)
+        return str(folder)
+
+    monkeypatch.setattr("kinopoisk_ft.data.hub.snapshot_download", download)
+    options: dict[str, Any] = {"limit": None, "classes": None, "max_length": 32, "empty": "drop"}
+    data = HubDataset(name="some/tables", text_column="text", label_column="label", **options)
+    assert data.load().counts["rows_read"] == 40
+    assert not marker.exists()
+    patterns = asked["allow_patterns"]
+    assert patterns
+    assert not any(fnmatch(name, p) for p in patterns for name in ("tables.py", "README.md"))

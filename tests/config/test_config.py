@@ -1,0 +1,207 @@
+"""Every config file composes and binds; every typo is told, with the nearest name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from composing import compose_config, plain
+from omegaconf import OmegaConf
+
+from kinopoisk_ft.config.groups import conf_dir, group_options
+from kinopoisk_ft.config.validate import check, prepare
+from kinopoisk_ft.errors import UserError
+
+OPTIONS = [
+    (group, option) for group, options in group_options(conf_dir()).items() for option in options
+]
+STUDY = {
+    "study_bert_full": (5e-5, 3, 16, 256),
+    "study_bert_frozen": (5e-5, 3, 16, 256),
+    "study_bert_lora": (3e-4, 3, 16, 256),
+    "study_mamba": (5e-5, 1, 8, 512),
+}
+
+
+def test_options_are_found() -> None:
+    groups = group_options(conf_dir())
+    assert set(groups["model"]) >= {
+        "bert", "bert_tiny", "mamba", "bert_scratch", "mamba_scratch", "encoder", "tfidf",
+    }  # fmt: skip
+    assert set(groups["adapter"]) == {
+        "none", "freeze", "head", "bitfit", "lora", "dora", "rslora", "ia3",
+    }  # fmt: skip
+    assert set(groups["data"]) == {"kinopoisk", "demo", "file", "hub"}
+    assert len(OPTIONS) == len(
+        [f for f in conf_dir().rglob("[!_]*.yaml") if f.parent != conf_dir()]
+    )
+
+
+# Launchers come with packages that not everybody needs.
+EXTRAS = {
+    ("hydra/launcher", "ray"): ["ray"],
+    ("hydra/launcher", "slurm"): ["submitit"],
+}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_each_option_composes_and_binds(group: str, option: str) -> None:
+    if missing := [extra for extra in EXTRAS.get((group, option), []) if not find_spec(extra)]:
+        pytest.skip(f"{missing[0]} is not installed: make setup-all")
+    overrides = [f"{group}={option}"]
+    if (group, option) == ("model", "encoder"):
+        overrides.append("model.name=somewhere")
+    if (group, option) == ("task", "pretrain"):
+        overrides.append("task.save_to=somewhere")
+    cfg = compose_config(overrides)
+    assert "experiment" not in cfg
+    assert check(plain(cfg)) == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_each_option_has_a_description(group: str, option: str) -> None:
+    text = group_options(conf_dir())[group][option]
+    assert 10 < len(text) <= 110
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=str)
+def test_experiments_are_global(file: Path) -> None:
+    assert file.read_text(encoding="utf-8").startswith("# @package _global_\n")
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_study_recipes_to_the_last_number(name: str) -> None:
+    cfg = plain(compose_config([f"experiment={name}"]))
+    lr, epochs, batch_size, max_length = STUDY[name]
+    trainer = cfg["trainer"]
+    assert (trainer["lr"], trainer["epochs"], trainer["batch_size"]) == (lr, epochs, batch_size)
+    assert cfg["data"]["max_length"] == max_length
+    assert (trainer["warmup_steps"], trainer["weight_decay"], cfg["seed"]) == (100, 0.01, 42)
+    assert trainer["head_lr"] is None
+    if name == "study_mamba":
+        assert cfg["model"]["name"] == "state-spaces/mamba-130m-hf"
+        assert cfg["model"]["tokenizer"] == cfg["model"]["name"]
+    else:
+        assert cfg["model"]["name"] == "DeepPavlov/rubert-base-cased"
+    if name == "study_bert_frozen":
+        assert cfg["adapter"]["layers"] == 10
+    if name == "study_bert_lora":
+        lora = cfg["adapter"]["config"]
+        assert (lora["r"], lora["lora_alpha"], lora["lora_dropout"]) == (8, 32, 0.1)
+        assert (lora["target_modules"], lora["bias"]) == (["query", "value"], "none")
+
+
+@pytest.mark.parametrize("name", [*STUDY, "study_tfidf"])
+def test_study_keeps_its_rows(name: str) -> None:
+    data = plain(compose_config([f"experiment={name}"]))["data"]
+    assert (data["near_duplicates"], data["strip_scores"], data["split"]) == (
+        "keep",
+        False,
+        "random",
+    )
+    assert (data["test_size"], data["val_size"], data["split_seed"]) == (0.2, 0.2, 42)
+    assert data["limit"] is data["folds"] is data["max_characters"] is None
+    assert data["truncation"] == "head"
+
+
+def test_near_duplicates_stay_only_where_the_studys_rows_are_meant() -> None:
+    chosen = {
+        group: plain(compose_config([f"data={group}"]))["data"]["near_duplicates"]
+        for group in ("kinopoisk", "file", "hub", "demo")
+    }
+    assert chosen == {"kinopoisk": "keep", "file": "drop", "hub": "drop", "demo": "drop"}
+
+
+def test_study_sweep_runs_the_four_and_the_baseline() -> None:
+    text = (conf_dir() / "sweep" / "study.yaml").read_text()
+    assert all(name in text for name in [*STUDY, "study_tfidf"])
+
+
+def broken(change: str, value: object) -> list[str]:
+    cfg = plain(compose_config(["model=bert_scratch", "adapter=lora"]))
+    node = cfg
+    *path, last = change.split(".")
+    for key in path:
+        node = node[key]
+    node[last] = value
+    return check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "told"),
+    [
+        ("trainer.max_epochs", 3, "unknown option 'trainer.max_epochs': did you mean 'epochs'?"),
+        ("modle", {}, "unknown key 'modle': did you mean 'model'?"),
+        ("adapter.config.lora_alfa", 3, "did you mean 'lora_alpha'?"),
+        ("trainer.optimizer.beta", 3, "did you mean 'betas'?"),
+        ("trainer.precision", "fp8", "should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("trainer.epochs", "three", "should be a valid integer"),
+        ("model._target_", "kinopoisk_ft.models.nothing", "cannot import"),
+        ("data.path", 5, "data.path"),
+    ],
+)
+def test_mistakes_are_told(change: str, value: object, told: str) -> None:
+    if change == "data.path":
+        assert any(told in error for error in broken(change, value))
+    else:
+        errors = broken(change, value)
+        assert len(errors) == 1
+        assert told in errors[0]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    cfg = plain(compose_config(["model=bert_scratch"]))
+    cfg["trainer"]["max_epochs"] = 1
+    cfg["model"]["hiden_size"] = 1
+    cfg["seeds"] = 1
+    assert len(check(cfg)) == 3
+
+
+@pytest.mark.parametrize("value", [-1, 2**32, -(10**30), 1.5, "one", True])
+@pytest.mark.parametrize("key", ["seed", "data.split_seed", "data.seed", "trainer.seed"])
+def test_a_seed_that_no_generator_takes_is_told(key: str, value: object) -> None:
+    """NumPy and scikit-learn take 32 bits; torch would take more."""
+    cfg = plain(compose_config(["model=bert_scratch", "data=demo"]))
+    OmegaConf.update(holder := OmegaConf.create(cfg), key, value)
+    errors = check(plain(holder))
+    assert errors
+    assert all(key in error and "integer" in error for error in errors)
+
+
+def test_the_first_and_the_last_seed_are_fine() -> None:
+    for seed in (0, 2**32 - 1):
+        np.random.RandomState(seed)
+        overrides = ["model=bert_scratch", "data=demo", f"seed={seed}", f"data.split_seed={seed}"]
+        assert check(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
+
+
+def test_seeds_are_told_with_the_other_mistakes() -> None:
+    cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
+    with pytest.raises(UserError) as caught:
+        prepare(cfg, conf_dir())
+    found = str(caught.value)
+    assert [found.count(key) for key in ("seed=-1", "split_seed=-2", "data.classes")] == [1, 1, 1]
+
+
+def test_missing_value_is_told_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"model\.name"):
+        prepare(compose_config(["model=encoder"]), conf_dir())
+
+
+def test_null_seed_is_drawn_and_written() -> None:
+    cfg = compose_config(["model=bert_scratch", "seed=null"])
+    prepared = prepare(cfg, conf_dir())
+    assert isinstance(prepared.cfg.seed, int)
+    assert prepared.cfg.trainer.seed == prepared.cfg.seed
+
+
+def test_seed_zero_is_a_seed() -> None:
+    assert prepare(compose_config(["model=bert_scratch", "seed=0"]), conf_dir()).cfg.seed == 0
+
+
+def test_frozen_config_cannot_be_changed() -> None:
+    prepared = prepare(compose_config(["model=bert_scratch"]), conf_dir())
+    with pytest.raises(Exception, match="read-only"):
+        prepared.cfg.seed = 1

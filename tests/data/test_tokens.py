@@ -1,0 +1,188 @@
+"""Texts of any length and any content: the ids of the whole text, without reading all of it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hostile import saved
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from kinopoisk_ft.data import tokens as pieces_module
+from kinopoisk_ft.data.preprocessing import Preprocessing, ends
+from kinopoisk_ft.data.tokens import encode, groups, pieces, read, reads_apart, without_middle
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.tokenizers import END, load_tokenizer
+from kinopoisk_ft.serving.predictor import Predictor
+from kinopoisk_ft.serving.pyfunc import texts_of
+
+WORDS = [
+    "кино",
+    "фильм",
+    "Ёлка",
+    "good",
+    "e\u0301",
+    "😀😀",
+    "...",
+    "8/10",
+    "\n",
+    "  ",
+    "\t",
+    "слово,",
+    "שלום",
+]
+MODES = ("head", "tail", "head_tail")
+
+
+def unigram(with_spaces: bool) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer; without its pre-tokenizer, words reach over spaces."""
+    letters = sorted({letter for word in WORDS for letter in word} | {"▁", " "})
+    vocab = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<pad>", 0.0)]
+    vocab += [(letter, -8.0) for letter in letters]
+    vocab += [("▁кино", -3.0), ("▁фильм", -3.0), ("кино фильм", -1.0), ("▁good", -2.5)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
+    if with_spaces:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.fixture(params=["wordpiece", "bpe", "unigram", "unigram over spaces"])
+def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(pieces_module, "PIECE", 64)
+    monkeypatch.setattr("kinopoisk_ft.data.tokens.PIECE", 64)
+    monkeypatch.setattr(pieces_module, "AT_ONCE", 500)
+    if request.param.startswith("unigram"):
+        return unigram(request.param == "unigram")
+    return load_tokenizer(tiny.bert() if request.param == "wordpiece" else tiny.mamba())
+
+
+def expected(text: str, tokenizer: Any, how: Preprocessing) -> list[int]:
+    """What the tokenizer says of the whole text, cut afterwards."""
+    ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+    bare = tokenizer(
+        text, split_special_tokens=True, add_special_tokens=False, verbose=False
+    )["input_ids"]  # fmt: skip
+    left = (len(ids) - len(bare) + 1) // 2
+    right = len(ids) - len(bare) - left
+    room = how.max_length - left - right
+    if len(bare) > room:
+        head, tail = ends(room, how.truncation)
+        bare = bare[:head] + bare[len(bare) - tail :]
+    return [*ids[:left], *bare, *ids[len(ids) - right :]]
+
+
+@pytest.mark.parametrize("truncation", MODES)
+def test_pieces_give_the_ids_of_the_whole(tokenizer: Any, truncation: str) -> None:
+    how = Preprocessing(24, truncation)
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 400))) for _ in range(40)]
+    texts += ["а" * 3000, " " * 3000, "кино фильм " * 200, "кино" + " " * 900 + "фильм"]
+    assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
+
+
+def test_what_is_seen_is_counted_of_the_whole(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS[:6], k=300)) for _ in range(10)]
+    for how in (Preprocessing(24, "head_tail"), Preprocessing(24, "tail", max_characters=700)):
+        found = encode(texts, tokenizer, how)
+        monkeypatch.setattr("kinopoisk_ft.data.tokens.reads_apart", lambda _: False)
+        assert found == encode(texts, tokenizer, how)
+        monkeypatch.undo()
+
+
+def test_a_tokenizer_that_reaches_over_spaces_is_found() -> None:
+    assert reads_apart(load_tokenizer(tiny.bert()))
+    assert reads_apart(load_tokenizer(tiny.mamba()))
+    assert reads_apart(unigram(True))
+    assert not reads_apart(unigram(False))
+
+
+def test_pieces_end_between_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "PIECE", 10)
+    text = "кино и вино  и домино, e\u0301 вот так вот и живём тут мы все"
+    found = pieces(text)
+    assert "".join(found) == text
+    assert len(found) > 2
+    assert all(
+        a[-1].isalpha() and b[0] == " " and b[1].isalpha() for a, b in itertools.pairwise(found)
+    )
+    assert pieces("а" * 1000) == ["а" * 1000]
+
+
+def test_the_middle_of_a_long_text_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(texts: Any) -> list[int]:
+        asked.extend(texts)
+        return [len(text.split()) for text in texts]
+
+    text = "хороший фильм " * 700_000
+    found = without_middle(text, 510, count)
+    assert len(found) < 50_000
+    assert sum(map(len, asked)) < 50_000
+    assert (found[:4000], found[-4000:]) == (text[:4000], text[-4000:])
+    assert list(groups(["a" * 2**21, "b", "c"])) == [["a" * 2**21], ["b", "c"]]
+
+
+@pytest.mark.parametrize("mark", ["[SEP]", "[PAD]", "[MASK]", "[CLS]", END])
+def test_marks_in_a_review_are_text(mark: str) -> None:
+    """Nobody ends, pads or masks a review by writing so in it."""
+    for folder in (tiny.bert(), tiny.mamba()):
+        tokenizer = load_tokenizer(folder)
+        how = Preprocessing(64)
+        plain, marked = read(["фильм", f"фильм {mark} фильм"], tokenizer, how)
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        ours = [token for token in plain if token in special]
+        assert [token for token in marked if token in special] == ours
+        assert len(marked) > len(plain) + 1
+
+
+ODD = {
+    "spaces between": "фильм" + " " * 40_000 + "хорош", "one word": "а" * 40_000,
+    "emoji": "😀👨‍👩‍👧🇷🇺" * 300, "right to left": "סרט מצוין ומרגש מאוד " * 300,
+    "marks": "е" + "\u0301" * 2000, "controls": "\x00\x07\u202e\ufeff" * 500 + "фильм",
+    "long": tiny.GOOD * 600, "one letter": "и", "special": "[SEP][PAD]<|endoftext|>" * 300,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bert", "pooled", "mamba"])
+def test_a_prediction_is_independent_of_its_neighbours(tmp_path: Path, kind: str) -> None:
+    predictor = Predictor(saved(kind, "none", tmp_path), "cpu")
+    texts = [tiny.GOOD, *ODD.values(), tiny.BAD]
+    together = predictor.probabilities(texts)
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(together.sum(axis=1), 1)
+    alone = np.concatenate([predictor.probabilities([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    back = predictor.probabilities(texts[::-1])[::-1]
+    np.testing.assert_allclose(together, back, atol=1e-5)
+
+
+def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+    predictor = Predictor(saved("bert", "none", tmp_path), "cpu")
+    for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
+        with pytest.raises(UserError, match="row 2 first"):
+            predictor.predict(texts_of([tiny.GOOD, wrong]))
+
+
+def test_pieces_give_the_ids_of_a_real_tokenizer(shared: Path) -> None:
+    """SentencePiece's, as multilingual-e5's: its normaliser changes signs and runs of spaces."""
+    tokenizer = load_tokenizer(str(shared / "models" / "e5-small-ru"))
+    assert reads_apart(tokenizer)
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices(WORDS, k=12_000)) for _ in range(2)]
+    for truncation in MODES:
+        how = Preprocessing(128, truncation)
+        assert all(len(text) > 4 * pieces_module.PIECE for text in texts)
+        assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]

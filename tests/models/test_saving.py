@@ -1,0 +1,221 @@
+"""Save, load in a new process, equal logits: each network with each adapter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from networks import ADAPTERS, KINDS, NAMES, make
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
+
+from kinopoisk_ft.adapters.peft import Peft
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.saving import load_network, make_card, read_card, save_base, save_network
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.training.batching import pad
+
+TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
+
+MAMBA_TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+
+LOADER = """
+import json, sys
+import torch
+from kinopoisk_ft.serving.predictor import Predictor
+folders, texts = json.load(sys.stdin)
+out = {}
+for name, folder in folders.items():
+    out[name] = Predictor(__import__("pathlib").Path(folder), "cpu").logits(texts).tolist()
+print("RESULT" + json.dumps(out))
+"""
+
+
+def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
+    """Move every trainable weight, the merged-to-zero factors of LoRA too."""
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(3):
+        module.train()
+        module(**inputs).logits[:, 0].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
+    """Train and save a network; returns its logits (texts, classes)."""
+    _, made, network, tokenizer = make(kind, adapter, *more)
+    if network.base is None and isinstance(made, Peft):
+        save_base(network, folder)
+    adapted = made.apply(network)
+    ids = tokenizer(TEXTS, truncation=True, max_length=64)["input_ids"]
+    inputs = pad(ids, tokenizer.pad_token_id)
+    train_a_little(adapted.module, inputs)
+    card = make_card(network, adapted, NAMES, 64)
+    save_network(network, adapted, tokenizer, card, folder)
+    with torch.no_grad():
+        logits: torch.Tensor = adapted.module.eval()(**inputs).logits
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("kinds", "adapters"),
+    [
+        (("bert", "mamba"), ("none", "lora")),
+        pytest.param(KINDS, ADAPTERS, marks=pytest.mark.slow),
+    ],
+    ids=["a few", "all"],
+)
+def test_a_new_process_gives_equal_logits(
+    tmp_path: Path, kinds: tuple[str, ...], adapters: tuple[str, ...]
+) -> None:
+    """One process loads all pairs: what they share is nothing but the folders."""
+    expected, folders = {}, {}
+    for kind in kinds:
+        for adapter in adapters:
+            name = f"{kind}-{adapter}"
+            folders[name] = str(tmp_path / name)
+            expected[name] = save(kind, adapter, tmp_path / name)
+    for target in MAMBA_TARGETS:
+        name = f"mamba-lora-{target}"
+        folders[name] = str(tmp_path / name)
+        alone = f"adapter.config.target_modules=[{target}]"
+        expected[name] = save("mamba", "lora", tmp_path / name, alone)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER],
+        input=json.dumps([folders, TEXTS]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.split("RESULT")[1])
+    assert len(found) == len(kinds) * len(adapters) + len(MAMBA_TARGETS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    save("bert", "lora", tmp_path / "a")
+    save("mamba", "none", tmp_path / "b")
+    endings = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
+    assert endings <= {".json", ".safetensors", ".md", ".txt"}
+
+
+def test_bert_loads_in_transformers_and_pipeline(tmp_path: Path) -> None:
+    expected = torch.softmax(save("bert", "none", tmp_path), dim=1).numpy()
+    module = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert module.config.id2label == {0: "Bad", 1: "Good"}
+    answers = pipeline("text-classification", model=str(tmp_path), device="cpu")(TEXTS)
+    for answer, row in zip(answers, expected, strict=True):
+        assert answer["label"] == NAMES[row.argmax()]
+        assert answer["score"] == pytest.approx(row.max(), abs=1e-5)
+
+
+def test_lora_loads_in_peft(tmp_path: Path) -> None:
+    expected = save("bert", "lora", tmp_path)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny.bert(), num_labels=2)
+    modules = [
+        PeftModel.from_pretrained(base, str(tmp_path)),
+        AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path), num_labels=2),
+    ]
+    tokenizer = make("bert")[3]
+    inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
+    for module in modules:
+        with torch.no_grad():
+            found = module.eval()(**inputs).logits
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
+    save("pooled", "none", tmp_path / "pooled")
+    save("mamba", "none", tmp_path / "mamba")
+    for kind, key, cls, inner in (
+        ("pooled", "encoder", AutoModel, "encoder"), ("mamba", "backbone", MambaModel, "."),
+    ):  # fmt: skip
+        ours: Any = getattr(load_network(tmp_path / kind)[0], key)
+        theirs, info = cls.from_pretrained(tmp_path / kind / inner, output_loading_info=True)
+        assert not {name for name in info["missing_keys"] if "pooler" not in name}
+        ids = torch.arange(5, 15)[None]
+        mask = torch.ones_like(ids)
+        with torch.no_grad():
+            hidden = ours(input_ids=ids, attention_mask=mask)
+            hidden = getattr(hidden, "last_hidden_state", hidden)
+            expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "target"),
+    [
+        *(("mamba", adapter, target) for adapter in ("lora", "dora", "rslora")
+          for target in MAMBA_TARGETS),
+        ("mamba", "ia3", "in_proj"), ("mamba2", "lora", "in_proj"), ("mamba2", "dora", "out_proj"),
+    ],
+)  # fmt: skip
+def test_merged_adapters_on_mamba_give_equal_logits(kind: str, adapter: str, target: str) -> None:
+    more = ["adapter.config.feedforward_modules=[]"] if adapter == "ia3" else []
+    _, made, network, tokenizer = make(
+        kind, adapter, f"adapter.config.target_modules=[{target}]", *more
+    )
+    module: Any = made.apply(network).module
+    inputs = pad(tokenizer(TEXTS)["input_ids"], tokenizer.pad_token_id)
+    train_a_little(module, inputs)
+    with torch.no_grad():
+        expected = module.eval()(**inputs).logits
+        merged = module.merge_and_unload()(**inputs).logits
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_fp16_checkpoint_is_trained_in_fp32() -> None:
+    half = tiny.bert(with_pooler=False, half=True)
+    network = make("bert", "none", f"model.name={half}", "model.pooling=auto")[2]
+    assert {p.dtype for p in network.module.parameters()} == {torch.float32}
+    assert (network.kind, network.pooling) == ("pooled", "mean")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_pooling_by_name(pooling: str) -> None:
+    network = make("bert", "none", f"model.pooling={pooling}")[2]
+    assert (network.kind, network.pooling) == ("pooled", pooling)
+
+
+def test_auto_takes_a_trained_pooler() -> None:
+    network = make("bert", "none", "model.pooling=auto")[2]
+    assert network.kind == "hf"
+    assert network.fresh == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_never_changes_a_result(kind: str) -> None:
+    _, _, network, tokenizer = make(kind)
+    module = network.module.eval()
+    ids = tokenizer(TEXTS)["input_ids"]
+    together = pad(ids, tokenizer.pad_token_id, multiple=48)
+    with torch.no_grad():
+        batch = module(**together).logits
+        alone = torch.cat([module(**pad([row], tokenizer.pad_token_id)).logits for row in ids])
+    torch.testing.assert_close(batch, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_tfidf_saves_and_loads(tmp_path: Path) -> None:
+    texts, labels = tiny.reviews(60)
+    model = Tfidf(ngrams=2, min_df=2, sublinear_tf=True, C=10.0, class_weight="balanced")
+    model.fit(texts, np.array(labels), 2).save(tmp_path)
+    again = Tfidf.load(tmp_path)
+    np.testing.assert_array_equal(model.predict_proba(TEXTS), again.predict_proba(TEXTS))
+    assert again.parameters == model.parameters == len(model.vectorizer.vocabulary_) + 1
+
+
+def test_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a model folder"):
+        read_card(tmp_path)
+    (tmp_path / "kinopoisk_ft.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_card(tmp_path)

@@ -1,0 +1,237 @@
+"""Training from cached states of frozen layers equals training through the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from hydra.utils import instantiate
+from networks import NAMES, model_overrides
+from prefixed import FP32, UPPER, apply, config, prepared
+from torch import nn
+
+from kinopoisk_ft.adapters.audit import check_gradients
+from kinopoisk_ft.data.leakage import Leakage
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.network import Adapted, Network, blocks_of
+from kinopoisk_ft.models.saving import load_network, make_card, save_network
+from kinopoisk_ft.prefix_cache.cache import PrefixCache
+from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.table import tables
+from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.serving.predictor import Predictor
+from kinopoisk_ft.tasks.finetune import fit_network
+from kinopoisk_ft.tasks.pretrain import pretrain
+from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.training.batching import pad
+from kinopoisk_ft.training.evaluate import evaluate
+from kinopoisk_ft.training.loop import Trainer
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.state import State
+
+CASES = [
+    ("bert", ("freeze",), 2, ""),
+    ("bert", ("head",), 3, "cls"),
+    ("bert", ("lora", UPPER), 2, ""),
+    ("pooled", ("freeze",), 2, ""),
+    ("pooled", ("head",), 3, "mean"),
+    ("pooled", ("lora", UPPER), 2, ""),
+    ("mamba", ("freeze",), 2, ""),
+    ("mamba", ("freeze", "adapter.layers=3"), 3, "last"),
+    ("mamba", ("head",), 3, "last"),
+    ("mamba", ("head", "model.pooling=mean"), 3, "mean"),
+    ("mamba", ("lora", UPPER), 2, ""),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cached states, empty."""
+    monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hidden"
+
+
+def train(
+    folder: Path, adapted: Adapted, objective: Classification, parts: Any, *overrides: str
+) -> State:
+    base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.lr=1e-3",
+            "trainer.epochs=2", "trainer.batch_size=4", "trainer.accumulate=2",
+            "trainer.log_every=1"]  # fmt: skip
+    trainer: Trainer = instantiate(config(*base, *overrides).trainer)
+    precision, clock = trainer.open()
+    torch.manual_seed(1)  # the dropout of the upper layers
+    return trainer.fit(
+        adapted.module, objective, parts["train"], parts["val"], fresh=adapted.fresh,
+        audit=check_gradients, precision=precision, clock=clock, recorder=Nowhere(), folder=folder,
+    )  # fmt: skip
+
+
+class Nowhere:
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        """Drop the values."""
+
+
+def hold_in_evaluation(network: Network, layers: int) -> None:
+    """Keep what lies below a layer in evaluation mode whatever the loop says."""
+    below = [network.module.get_submodule(name) for name in network.embeddings]
+    for part in [*below, *blocks_of(network)[:layers]]:
+        part.eval()
+        part.train = lambda mode=True, part=part: part  # type: ignore[method-assign]
+
+
+def trained(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(("kind", "adapter", "layer", "pooling"), CASES)
+def test_run_equals_the_run_through_the_whole_model(
+    kind: str, adapter: tuple[str, ...], layer: int, pooling: str, tmp_path: Path
+) -> None:
+    """The same losses, weights and test logits as with the frozen layers in evaluation mode."""
+    network, whole, parts, tokenizer = prepared(kind, *adapter)
+    hold_in_evaluation(network, layer)
+    objective = Classification(tokenizer.pad_token_id)
+    expected = train(tmp_path / "whole", whole, objective, parts)
+    _, adapted, prefixed, _ = apply(kind, "fp32", *adapter)
+    seam = prefixed.resume.__self__.seam  # type: ignore[attr-defined]
+    assert (seam.layer, seam.pooling) == (layer, pooling)
+    found = train(tmp_path / "cached", adapted, prefixed.objective(), prefixed.parts)
+    assert found.tokens == expected.tokens
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    torch.testing.assert_close(trained(adapted.module), trained(whole.module), atol=1e-5, rtol=1e-5)
+    through_cache = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), FP32, 5)
+    through_model = evaluate(adapted.module, parts["test"], objective, FP32, 5)
+    torch.testing.assert_close(through_cache.outputs, through_model.outputs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "pooled", "mamba"])
+def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
+    _, adapted, prefixed, tokenizer = apply(kind, "fp16", "freeze")
+    test = prefixed.parts["test"]
+    assert test.hidden is not None
+    assert test.hidden[0].dtype == np.float16
+    ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
+    objective = Classification(tokenizer.pad_token_id)
+    whole = evaluate(adapted.module, test, objective, FP32, 5).outputs
+    torch.testing.assert_close(ours, whole, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(ours, whole)
+
+
+def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
+    """The pass under autocast gives what the whole model gives under autocast."""
+    network, adapted, parts, tokenizer = prepared("bert", "freeze")
+    bf16 = Precision("bf16", torch.device("cpu"))
+    made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
+    prefixed = made.apply(network, adapted.module, parts)
+    objective = Classification(tokenizer.pad_token_id)
+    whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
+    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), bf16, 5).outputs
+    torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
+    state = train(tmp_path, adapted, prefixed.objective(), prefixed.parts, "trainer.precision=bf16")
+    assert state.step == 10
+
+
+def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
+    for kind, adapter in (("bert", ("freeze",)), ("pooled", ("head",)), ("mamba", ("lora", UPPER))):
+        names = list(prepared(kind, *adapter)[1].module.state_dict())
+        network, adapted, prefixed, tokenizer = apply(kind, "fp32", *adapter)
+        train(tmp_path / kind, adapted, prefixed.objective(), prefixed.parts, "trainer.max_steps=3")
+        assert list(adapted.module.state_dict()) == names
+        folder = tmp_path / kind / "model"
+        save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 64), folder)
+        loaded, _, _ = load_network(folder)
+        test = prefixed.parts["test"]
+        ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
+        with torch.no_grad():
+            theirs = loaded(**pad(test.input_ids, tokenizer.pad_token_id)).logits
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "told"),
+    [
+        ("bert", ("none",), "bert.embeddings.word_embeddings.weight' trains"),
+        ("bert", ("bitfit",), "bert.embeddings.LayerNorm.bias' trains"),
+        ("bert", ("lora",), r"layer\.0\.attention\.self\.query\.lora_A\.default\.weight' trains"),
+        ("mamba", ("lora",), r"layers\.0\.mixer\.in_proj\.lora_A\.default\.weight' trains"),
+        ("pooled", ("freeze", "adapter.layers=0"), r"layer\.0\..*' trains"),
+        ("mamba", ("head", "model.pooling=last_position"), "reads the pads"),
+    ],
+)
+def test_cache_that_cannot_be_is_refused_with_the_reason(
+    kind: str, adapter: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        apply(kind, "fp32", *adapter)
+
+
+class Notebook(NoTracker):
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        self.kept |= values
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.kept |= values
+
+
+def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> None:
+    """Test predictions are those of the saved model; the clock has the pass under its own name."""
+    rows = [pd.DataFrame({"text": t, "label": y}) for t, y in (tiny.reviews(n) for n in (24, 8, 9))]
+    nothing = Leakage({}, None, 0.5, 1.0)
+    data = DataSplit(*rows, NAMES, {}, "", "", Preprocessing(64), nothing)
+    settings = ["trainer.prefix_cache=fp32", "trainer.max_steps=2", "trainer.precision=fp32"]
+    kept, fitted = [], []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        cfg = config(*model_overrides("bert"), "adapter=head", *settings)
+        recipe, adapter, trainer = (
+            instantiate(cfg[key]) for key in ("model", "adapter", "trainer")
+        )
+        tracker = Notebook()
+        fitted.append(fit_network(recipe, adapter, trainer, data, tracker, folder))
+        kept.append(tracker.kept)
+    assert [run["prefix_cache"] for run in kept] == ["built", "found"]
+    for name in ("prefix_build_seconds", "prefix_val_build_seconds", "prefix_test_build_seconds"):
+        assert kept[0][name] == kept[1][name] > 0
+    assert all(run.seconds["prefix"] > 0 for run in fitted)
+    predictor = Predictor(tmp_path / "second" / "model", "cpu")
+    ours = predictor.probabilities(data.test["text"].tolist())
+    np.testing.assert_allclose(fitted[1].probabilities, ours, atol=1e-5)
+
+
+def test_report_adds_what_a_run_owes_to_its_times() -> None:
+    metrics = {"test_accuracy": 0.9, "test_f1_weighted": 0.9, "test_f1_macro": 0.9}
+    metrics |= {"train_seconds": 10.0, "eval_seconds": 1.0}
+    owed = {"prefix_build_seconds": 60.0, "prefix_test_build_seconds": 20.0}
+    runs = [
+        TrainedRun(
+            run_id=name, approach=name, model="bert", adapter="freeze", seed="0", data="d",
+            split_digest="s", source_digest="s", device="cpu", commit="", start_time=0,
+            settings={}, metrics=metrics | more,
+        )
+        for name, more in (("cached", owed), ("plain", {}))
+    ]  # fmt: skip
+    (table,) = tables(runs, {})
+    times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}
+    assert times == {"cached": (70.0, 21.0), "plain": (10.0, 1.0)}
+    (note,) = [note for note in table_notes(table, Words("en")) if "run once" in note]
+    assert ": cached." in note
+
+
+def test_pretraining_refuses_a_cache() -> None:
+    cfg = config("model=bert_scratch", "trainer.prefix_cache=fp32")
+    with pytest.raises(UserError, match="pretraining trains every layer"):
+        pretrain(cfg, Notebook(), "", Path(), mask_share=0.15, save_to="base")

@@ -1,0 +1,107 @@
+"""The space of a search: its keys, what the command line adds, and its first points."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.search.space import read_words, space, spread, usual
+
+
+def read(*args: str) -> tuple[dict[str, BaseDistribution], DictConfig]:
+    """Return the space of a search with these arguments, and the config it starts from."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
+        whole = compose("train", ["sweep=lr_search"], return_hydra_config=True)
+        params = whole.hydra.sweeper.params
+        words = read_words(OverridesParser.create(), params, args)
+        base = compose("train", words.fixed, return_hydra_config=True)
+    return space(words, base), base
+
+
+def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found, base = read("model=bert_scratch", "adapter=lora")
+    assert found["adapter.lr"] == FloatDistribution(2e-4, 2e-2, log=True)
+    assert set(found) == {
+        "adapter.lr", "adapter.config.r", "adapter.config.lora_dropout", "model.dropout",
+    }  # fmt: skip
+    assert not caplog.messages
+    assert usual(found, base) == {
+        "adapter.lr": 2e-3, "adapter.config.r": "8", "adapter.config.lora_dropout": "0.1",
+        "model.dropout": "0.1",
+    }  # fmt: skip
+    found, _ = read("model=bert_scratch", "adapter=none", "model.lr=1e-4", "model.dropout=0.3")
+    assert found == {"adapter.lr": FloatDistribution(1e-5, 1e-3, log=True)}
+    for key in ("adapter.config.r", "adapter.config.lora_dropout", "model.dropout"):
+        assert any(line.startswith(f"not searched: {key},") for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("trainer.weight_decay=interval(0,0.5)", FloatDistribution(0, 0.5)),
+        ("trainer.batch_size=range(8,40,8)", IntDistribution(8, 32, step=8)),
+        ("trainer.epochs=tag(log,int(interval(1,8)))",
+         IntDistribution(1, 8, log=True)),
+        ("trainer/schedule=linear,cosine",
+         CategoricalDistribution(["linear", "cosine"])),
+    ],
+)  # fmt: skip
+def test_the_command_line_adds_to_the_space(argument: str, expected: BaseDistribution) -> None:
+    found, _ = read("model=bert_scratch", argument)
+    assert found[argument.split("=")[0]] == expected
+    assert "adapter.lr" in found
+
+
+def test_the_first_points_meet_each_part_of_each_range() -> None:
+    found: dict[str, BaseDistribution] = {
+        "lr": FloatDistribution(1e-4, 1e-1, log=True),
+        "decay": FloatDistribution(0, 1),
+        "tenth": FloatDistribution(0, 0.5, step=0.1),
+        "epochs": IntDistribution(1, 6),
+        "steps": IntDistribution(1, 64, log=True),
+        "rank": CategoricalDistribution(["2", "4", "8"]),
+    }
+    points = spread(found, 6, seed=0)
+    assert sorted(int(math.log10(p["lr"] / 1e-4) * 2) for p in points) == list(range(6))
+    assert sorted(int(p["decay"] * 6) for p in points) == list(range(6))
+    assert sorted(round(p["tenth"] * 10) for p in points) == list(range(6))
+    assert sorted(p["epochs"] for p in points) == list(range(1, 7))
+    assert sorted(p["rank"] for p in points) == ["2", "2", "4", "4", "8", "8"]
+    for key, dist in found.items():
+        assert all(dist._contains(dist.to_internal_repr(p[key])) for p in points)
+    assert spread(found, 6, seed=0) == points != spread(found, 6, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
+        (["seed=1,2"], "seed cannot be searched"),
+        (["data.limit=10,20"], "data.limit cannot be searched"),
+        (["adapter=none,lora"], "adapter cannot be searched"),
+        (["trainer.best_metric=loss,accuracy"], "best_metric cannot be searched"),
+        (["trainer.weight_decay=interval(0.5,0.1)"], "no range"),
+        (["trainer.weight_decay=tag(log,interval(0,1))"], "0.0 has no logarithm"),
+        (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
+        (["trainer.epochs=range(3,4)"], "does not rise"),
+        (["trainer.max_steps=tag(relative,interval(1,2))"], "its value None has no multiples"),
+        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr has a value of its own"),
+        (["adapter.lr=0.1", "model.dropout=0"], "nothing is left"),
+    ],
+)
+def test_what_is_no_search_is_told(arguments: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        read("model=bert_scratch", *arguments)

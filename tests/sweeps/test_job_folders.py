@@ -1,0 +1,76 @@
+"""Names of folders that no file system takes are told before any job runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from command_line import _here as _here
+from command_line import place as place
+from command_line import run
+
+from kinopoisk_ft.provenance import _files
+from kinopoisk_ft.sweeps.job_folders import MAX_NAME
+
+DIRNAME = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+
+
+def test_the_limit_is_that_of_this_file_system(tmp_path: Path) -> None:
+    (tmp_path / ("x" * MAX_NAME)).mkdir()
+    with pytest.raises(OSError, match="too long") as caught:
+        (tmp_path / ("д" * (MAX_NAME // 2 + 1))).mkdir()
+    assert caught.value.errno == errno.ENAMETOOLONG
+
+
+@pytest.mark.parametrize("mode", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("folder", ["x" * 256, f"a/{'x' * 300}/b", "д" * 128])
+def test_a_long_output_dir_is_refused(
+    mode: list[str], folder: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*mode, "model=tfidf", f'output_dir="{folder}"') == 1
+    shown = capsys.readouterr()
+    size = max(len(name.encode()) for name in folder.split("/"))
+    assert f"has {size} bytes; a file system takes at most 255" in shown.err
+    assert "Traceback" not in shown.err
+    assert "job  status" not in shown.out
+
+
+@pytest.mark.parametrize("mode", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+def test_a_folder_that_cannot_be_made_is_told(
+    mode: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "file").touch()
+    assert run(*mode, "model=tfidf", "output_dir=file/run") == 1
+    error = capsys.readouterr().err
+    assert os.strerror(errno.ENOTDIR) in error
+    assert "choose another output_dir" in error
+    assert "Traceback" not in error
+
+
+def test_a_sweep_whose_jobs_would_have_long_names_does_not_begin(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = f"data.text_column=text,{'x' * 200}"
+    assert run("-m", "model=tfidf", "output_dir=long", long, DIRNAME) == 1
+    error = capsys.readouterr().err
+    assert "a file system takes at most 255" in error
+    assert "exclude_keys" in error
+    assert not (place / "long" / "jobs").exists()
+
+
+@pytest.mark.slow
+def test_names_without_the_long_override_are_made(place: Path) -> None:
+    long = "data.path=" + "./" * 150 + "reviews.jsonl"
+    keys = "[data.path,data,data.text_column,data.label_column]"
+    short = f"hydra.job.config.override_dirname.exclude_keys={keys}"
+    assert run("-m", "model=tfidf", "seed=1,2", "output_dir=short", long, DIRNAME, short) == 0
+    made = [file.parent.name for file in (place / "short").rglob("result.json")]
+    assert len(made) == 2
+    assert all("seed=" in name for name in made)
+
+
+def test_a_long_text_in_a_config_is_no_file() -> None:
+    groups = {"model": {"name": "x" * 300}, "adapter": {}, "data": {"text_column": "y" * 5000}}
+    assert _files(groups) == set()

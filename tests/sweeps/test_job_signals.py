@@ -1,0 +1,90 @@
+"""Jobs of a launcher are told of signals, and an end without a word fails the sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweeping import DATA, write_reviews
+
+from kinopoisk_ft import cli
+from kinopoisk_ft.errors import RunError
+from kinopoisk_ft.sweeps import joblib_jobs
+from kinopoisk_ft.sweeps.joblib_jobs import Pooled
+from kinopoisk_ft.sweeps.jobs import Outcome
+from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.signals import Stopped, StopSignals
+
+
+def sweep(place: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> int:
+    """Run a sweep of one job in this process, with a stand-in for its training."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["kinopoisk_ft"])
+    monkeypatch.setattr("kinopoisk_ft.run.run", run)
+    return cli.main(["-m", *DATA, "model=tfidf", "tracking=none", "output_dir=out"])
+
+
+def test_a_signal_is_given_to_the_launcher_once_the_run_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(signal.SIGUSR2)
+
+    write_reviews(tmp_path)
+    told: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
+    try:
+        assert sweep(tmp_path, monkeypatch, stopped) == 143
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert told == [signal.SIGUSR2]
+    shown = capsys.readouterr().out
+    assert "jobs: 0 done, 0 skipped, 0 failed, 1 unfinished" in shown
+    assert "with its output_dir, goes on" in shown
+    # Nobody else waits for it here, and the default would end the process.
+    assert sweep(tmp_path, monkeypatch, stopped) == 143
+
+
+def test_a_job_that_ends_without_a_word_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Outcome(0, "unfinished", []).write(tmp_path)
+    parent = ParentRun()
+    parent.sweep_dir = tmp_path
+    monkeypatch.setattr(ParentRun, "opened", parent)
+    assert cli._close_sweep(0) == 1
+
+
+def test_a_worker_that_was_stopped_begins_no_other_job() -> None:
+    def stopped(_: object) -> None:
+        begun.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    begun: list[int] = []
+    with StopSignals():  # puts back the handlers
+        for _ in range(2):
+            with pytest.raises(RunError):  # which Hydra returns, and joblib kills nobody for it
+                Pooled(stopped)(None)
+    assert begun == [1]
+    joblib_jobs._told.clear()
+
+
+BORN = """
+import signal
+from joblib import Parallel, delayed
+from kinopoisk_ft.sweeps.joblib_jobs import stoppable
+
+blocked = delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
+print(*(len(found) for found in stoppable(lambda: Parallel(2)([blocked] * 2))))
+print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+"""
+
+
+def test_no_signal_ends_a_worker_that_is_starting() -> None:
+    command = [sys.executable, "-c", BORN]
+    assert subprocess.check_output(command, text=True, timeout=60) == "4 4\n0\n"

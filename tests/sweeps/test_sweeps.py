@@ -1,0 +1,223 @@
+"""Sweeps: what is finished is skipped, and what fails is told."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from composing import compose_config
+from mlflow import MlflowClient
+from sweeping import DATA, newest_parent, write_reviews
+from sweeping import _here as _here
+from sweeping import place as place
+
+from kinopoisk_ft import cli, provenance
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.validate import prepare
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.sweeps import jobs
+from kinopoisk_ft.tracking.mlflow import MlflowTracker
+from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.signals import Stopped
+
+
+class Unforeseen(BaseException):
+    """What no job catches."""
+
+
+def sweep(*args: str, model: str = "tfidf") -> int:
+    before = sys.argv
+    try:
+        return cli.main(["-m", *DATA, f"model={model}", *args])
+    finally:
+        sys.argv = before
+
+
+def test_finished_jobs_are_skipped_and_reported(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    common = ["tracking.experiment=again", "tracking.log_model=false", "result_json=r.json"]
+    assert sweep(*common, "seed=0,1", "output_dir=one") == 0
+    assert "jobs: 2 done, 0 skipped, 0 failed" in capsys.readouterr().out
+    trained = [json.loads((place / f"r.{i}.json").read_text())["run_id"] for i in (0, 1)]
+
+    assert sweep(*common, "seed=1,2", "output_dir=two") == 0
+    shown = capsys.readouterr().out
+    assert "jobs: 1 done, 1 skipped, 0 failed" in shown
+    assert any("skipped" in line and trained[1] in line for line in shown.splitlines())
+    assert json.loads((place / "r.0.json").read_text())["run_id"] == trained[1]
+    parent, status = newest_parent(client, "again")
+    assert status == "FINISHED"
+    held = collect(client, "again", parent).runs
+    assert {run.seed for run in held} == {"1", "2"}
+    assert trained[1] in {run.run_id for run in held}
+    assert len(collect(client, "again").runs) == 3
+
+    assert sweep(*common, "seed=0,1", "output_dir=one") == 0
+    assert "nothing was left to do: rerun=true" in capsys.readouterr().out
+    assert {run.run_id for run in collect(client, "again", newest_parent(client, "again")[0]).runs
+            } == set(trained)  # fmt: skip
+    assert sweep(*common, "seed=0", "output_dir=one", "rerun=true") == 0
+    assert "jobs: 1 done, 0 skipped" in capsys.readouterr().out
+
+
+def test_a_failed_job_is_told_and_runs_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["tracking.experiment=holes", "tracking.log_model=false", "adapter=lora,none"]
+    for others in ("1 done, 0 skipped", "0 done, 1 skipped"):
+        assert sweep(*args, "output_dir=holes") == 1
+        shown = capsys.readouterr()
+        assert "no layers to adapt" in shown.err
+        assert f"jobs: {others}, 1 failed" in shown.out
+        assert "no layers to adapt" in shown.out.split("overrides")[-1]
+        client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+        assert newest_parent(client, "holes")[1] == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "status"),
+    [
+        (KeyboardInterrupt(), 130, "KILLED"),
+        (Stopped(signal.SIGTERM), 143, "KILLED"),
+        (Unforeseen(), None, "FAILED"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_the_parent_is_closed_however_a_sweep_ends(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int | None,
+    status: str,
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("kinopoisk_ft.sweeps.jobs.run_job", end)
+    args = ["tracking.experiment=ended", "output_dir=ended"]
+    if code is not None:
+        assert sweep(*args) == code
+    else:
+        with pytest.raises(Unforeseen):
+            sweep(*args)
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    assert newest_parent(client, "ended")[1] == status
+
+
+# Runs the command line; the second job is killed once it has trained.
+KILLED = """
+import itertools, os, signal, sys
+from kinopoisk_ft import cli, run
+
+record, calls = run.record, itertools.count()
+
+def killed(*args):
+    if next(calls) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(*args)
+
+run.record = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["0,1,2", "0,1,3"])
+def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
+    place: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
+    name = f"killed{seeds[-1]}"
+    args = [f"tracking.experiment={name}", "tracking.log_model=false", f"output_dir={name}"]
+    command = [sys.executable, "-c", KILLED, "-m", *DATA, "model=tfidf", *args, "seed=0,1,2"]
+    assert subprocess.run(command, cwd=place, check=False).returncode == -signal.SIGKILL
+    stopped = json.loads((place / name / "1" / "unfinished.json").read_text())["run_id"]
+
+    assert sweep(*args, f"seed={seeds}") == 0
+    assert "jobs: 2 done, 1 skipped, 0 failed" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    held = collect(client, name, newest_parent(client, name)[0])
+    assert {run.seed for run in held.runs} == set(seeds.split(","))
+    assert stopped in {run.run_id for run in held.runs}
+    assert (held.superseded, held.unfinished) == (0, 0)
+    experiment = client.get_experiment_by_name(name).experiment_id
+    sweeps = client.search_runs([experiment], "tags.`kinopoisk_ft.kind` = 'sweep'")
+    assert sorted(one.info.status for one in sweeps) == ["FINISHED", "KILLED"]
+
+
+def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:
+    callback = ParentRun()
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    callback._tracker = MlflowTracker(uri=uri, artifacts=None, experiment="handed", log_model=False)
+    callback._tracker.start("sweep", {}, {}, folder=place / "handed")
+    assert pickle.loads(pickle.dumps(callback))._tracker is None
+    callback.close("FINISHED")
+
+
+def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        sweep("seed=0,1", "output_dir=shut", "tracking.uri=sqlite:////proc/no/mlflow.db")
+    assert capsys.readouterr().err.count("cannot be opened") == 1
+
+
+def prepared(*overrides: str) -> Prepared:
+    return prepare(compose_config([*DATA, "model=tfidf", *overrides]), conf_dir())
+
+
+def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = provenance.identity(prepared())
+    same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none"]
+    assert [provenance.identity(prepared(change)) for change in same] == [first] * len(same)
+    changes = [
+        "seed=1",
+        "trainer.lr=0.5",
+        "data.limit=70",
+        "adapter=head",
+        "trainer.budget=steps:9",
+    ]
+    others = {provenance.identity(prepared(change)) for change in changes}
+    assert len(others | {first}) == len(changes) + 1
+    write_reviews(place, 82)
+    assert provenance.identity(prepared()) != first
+    write_reviews(place)
+    assert provenance.identity(prepared()) == first
+    monkeypatch.setattr(provenance, "processor", lambda: "another")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert provenance.identity(prepared()) != first
+
+
+def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "a.py"
+    file.write_text("x = 1\n")
+    first = provenance.content(tmp_path, "*.py")
+    (tmp_path / "notes.md").write_text("told")
+    assert provenance.content(tmp_path, "*.py") == first
+    file.write_text("x = 22\n")
+    second = provenance.content(tmp_path, "*.py")
+    file.rename(tmp_path / "sub" / "b.py")
+    assert len({first, second, provenance.content(tmp_path, "*.py")}) == 3
+
+
+def test_pretraining_is_never_skipped() -> None:
+    tags = {"kinopoisk_ft.kind": "pretrain", "kinopoisk_ft.identity": "same"}
+    assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db"), tags) is None
+
+
+def test_a_parent_of_another_store_is_told(place: Path) -> None:
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
+    with pytest.raises(UserError, match="parent run nowhere is not in the job's store"):
+        tracker.start("name", {}, {}, "nowhere", folder=place / "lost")
+    assert not list((place / "lost").rglob("*.jsonl"))

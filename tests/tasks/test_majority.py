@@ -1,0 +1,100 @@
+"""A model that does not beat the majority class says so, in its output, its tags and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import _here as _here
+from command_line import place as place
+from command_line import run
+from mlflow import MlflowClient
+from report_rows import one_table, trained
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import f1_score
+
+from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.words import LANGUAGES, Words
+from kinopoisk_ft.tasks.record import _compare_with_majority
+
+TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
+
+
+def compared(test: np.ndarray, validation: np.ndarray) -> tuple[str, str]:
+    """Return the warning of a model that gives these answers on 100 test and validation rows."""
+    one_hot = np.eye(2)
+    fitted: Any = SimpleNamespace(probabilities=one_hot[test], validation=one_hot[validation])
+    part = pd.DataFrame({"label": TEST})
+    train = pd.DataFrame({"label": TRAIN})
+    data: Any = SimpleNamespace(train=train, val=part, test=part, class_names=("Bad", "Good\x1b"))
+    return _compare_with_majority(fitted, data)
+
+
+def test_the_warning_has_the_scores_of_scikit_learn() -> None:
+    usual = DummyClassifier(strategy="most_frequent").fit(TRAIN, TRAIN).predict(TEST)
+    floor = f1_score(TEST, usual, average="weighted")
+    warning, parts = compared(usual, TEST)
+    assert warning == (
+        f"Not above the majority class: f1_weighted {floor:.3f} on test, {floor:.3f} for always "
+        "answering 'Good\ufffd'. This model has not learned; do not compare its score."
+    )
+    assert parts == "test"
+    warning, parts = compared(TEST, 1 - TEST)
+    assert "f1_weighted 0.000 on validation" in warning
+    assert parts == "validation"
+    assert compared(usual, usual)[1] == "test, validation"
+
+
+def test_no_warning_where_one_score_is_above() -> None:
+    """It finds the rare class, with a lower accuracy and a higher weighted F1."""
+    assert compared(TEST, TEST) == ("", "")
+    cautious = TEST.copy()
+    cautious[35:71] = 0
+    assert (cautious == TEST).mean() < TEST.mean()
+    assert f1_score(TEST, cautious, average="weighted") > 0.6
+    assert compared(cautious, TEST) == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["RUN", pytest.param("MULTIRUN", marks=pytest.mark.slow)])
+def test_a_run_that_has_not_learned_says_so(
+    mode: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dice = np.random.default_rng(0)
+    words = ["".join(dice.choice(list("абвгдежз"), 6)) for _ in range(400)]
+    rows = [{"text": " ".join(words[4 * i : 4 * i + 4]), "mark": "rare" if i % 5 == 0 else "usual"}
+            for i in range(100)]  # fmt: skip
+    pd.DataFrame(rows).to_json(place / "noise.jsonl", orient="records", lines=True)
+    name = f"noise{mode}"
+    assert run("model=tfidf", "model.class_weight=null", "data.path=noise.jsonl",
+               f"output_dir={name}", f"hydra.mode={mode}",
+               f"tracking.experiment={name}") == 0  # fmt: skip
+    warned = [line for line in capsys.readouterr().out.splitlines() if "Not above the" in line]
+    # A sweep repeats it in its table of jobs.
+    assert len(warned) == (1 if mode == "RUN" else 2)
+    assert warned[0].startswith("Not above the majority class: f1_weighted 0.")
+    assert warned[0].endswith(
+        "answering 'usual'. This model has not learned; do not compare its score."
+    )
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name)
+    (found,) = client.search_runs([experiment.experiment_id], "tags.`kinopoisk_ft.kind` = 'train'")
+    assert "test" in found.data.tags["not_above_majority"]
+    folder = place / name / ("0" if mode == "MULTIRUN" else "")
+    assert "warning" not in json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_report_names_what_has_not_learned(language: str) -> None:
+    table = one_table(trained(), trained("mamba", not_above_majority="validation"))
+    (note,) = [
+        note
+        for note in table_notes(table, Words(language))
+        if note.startswith(("Not above", "Не выше"))
+    ]
+    assert "mamba" in note
+    assert "bert" not in note

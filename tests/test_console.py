@@ -1,0 +1,140 @@
+"""Outputs that are closed, full, unread, or of an encoding that lacks what is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kinopoisk_ft.console import ERRORS
+
+# A command as the others are, without their imports: text beyond ASCII, then work, then more text.
+COMMAND = """
+import pathlib, sys
+from kinopoisk_ft.console import ends_quietly
+@ends_quietly
+def main():
+    for _ in range(3000):
+        print("0,91 ± 0,02 − Фильм ∀")
+    print("error: Фильм", file=sys.stderr)
+    pathlib.Path("done").write_text("done")
+    print(main.__name__, flush=True)
+    return 0
+sys.exit(main())
+"""
+
+
+def command(
+    folder: Path, shell: str = "{}", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in bash, with `{}` in its place."""
+    (folder / "command.py").write_text(COMMAND, encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-c", "set -o pipefail; " + shell.format(f"'{sys.executable}' command.py")],
+        cwd=folder, capture_output=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert (folder / "done").exists()
+    assert b"Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "shell", ["{} | head -1", "{} >&-", "{} 2>&-", "{} >&- 2>&- <&-", "{} 2>&1 | head -1"]
+)
+def test_an_output_that_nobody_reads_changes_nothing(shell: str, tmp_path: Path) -> None:
+    assert command(tmp_path, shell).returncode == 0
+
+
+def test_a_full_output_is_reported_once(tmp_path: Path) -> None:
+    done = command(tmp_path, "{} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[1:] == [
+        "error: the output is cut off: No space left on device"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", r"0,91 +/- 0,02 - \u0424\u0438\u043b\u044c\u043c \u2200"),
+        ("cp1251", r"0,91 ± 0,02 - Фильм \u2200"),
+        ("utf-8", "0,91 ± 0,02 − Фильм ∀"),
+    ],
+)
+def test_an_encoding_shows_what_it_can(encoding: str, shown: str, tmp_path: Path) -> None:
+    done = command(tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0
+    assert done.stdout.decode(encoding).splitlines()[0] == shown
+
+
+def test_the_c_locale_is_left_for_utf_8(tmp_path: Path) -> None:
+    done = command(tmp_path, LC_ALL="C", PYTHONUTF8="0")
+    assert done.stdout.decode("utf-8").splitlines()[0] == "0,91 ± 0,02 − Фильм ∀"
+
+
+def test_the_handler_of_signs_decodes_nothing() -> None:
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("utf-8", ERRORS)
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", ERRORS)
+    stream.write("\udcd0")  # half of a name that no encoding has
+    stream.flush()
+
+
+@pytest.mark.parametrize("module", ["kinopoisk_ft", "kinopoisk_ft.predict"])
+def test_help_that_nobody_reads_ends_quietly(module: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+SURROUNDINGS = [
+    ("{}", {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    ("{} | head -1", {"PYTHONIOENCODING": "cp1251"}),
+    ("{} >&- 2>&-", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shell", "environment"), SURROUNDINGS, ids=["C", "cp1251", "ascii"])
+def test_every_command_works_with_cyrillic_names(
+    shell: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "опыты"
+    (folder / "мои" / "experiment").mkdir(parents=True)
+    (folder / "мои" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndata: {path: данные/отзывы.jsonl, text_column: текст}\n", "utf-8"
+    )
+    (folder / "данные").mkdir()
+    words = ("плохой", "хороший")
+    rows = [{"текст": f"{words[i % 2]} фильм {i}", "метка": words[i % 2]} for i in range(60)]
+    pd.DataFrame(rows).to_json(
+        folder / "данные" / "отзывы.jsonl", orient="records", lines=True, force_ascii=False
+    )
+
+    def run(module: str, *args: str) -> None:
+        quoted = " ".join(f"'{arg}'" for arg in (sys.executable, "-m", module, *args))
+        done = subprocess.run(
+            ["bash", "-c", "set -o pipefail; " + shell.format(quoted)], cwd=folder,
+            capture_output=True, env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert b"Traceback" not in done.stderr
+
+    run("kinopoisk_ft", "--config-dir", "мои", "model=tfidf", "data=file", "experiment=mine",
+        'data.label_column="метка"', 'output_dir="запуск"')  # fmt: skip
+    assert json.loads((folder / "запуск" / "result.json").read_text("utf-8"))["accuracy"] == 1
+    run("kinopoisk_ft.report", "--language", "ru", "--output", "отчёт")
+    assert "хороший" in (folder / "отчёт" / "comparison.html").read_text("utf-8")
+    run("kinopoisk_ft.predict", "запуск/model", "хороший − фильм", "--output", "метки.csv")
+    assert pd.read_csv(folder / "метки.csv")["predicted_label"].tolist() == ["хороший"]
+    run("kinopoisk_ft.sync", "запуск")

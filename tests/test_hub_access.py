@@ -1,0 +1,278 @@
+"""The hub cold, cached, offline and dead: what is there is used, what is not is said."""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hub_server import GATED, HubServer
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+
+from kinopoisk_ft import hub_access as hub_module
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub_access import hub_errors
+
+FIX = "give a folder"
+BASE = {"limit": None, "max_length": 8, "empty": "drop"}
+COLUMNS = {"text_column": "text", "label_column": "label", "classes": None}
+
+# Runs in a process of its own, for huggingface_hub reads its environment once. Each argument is
+# JSON: a class and its options, a model's name, or a change to offline mode; prints what came of
+# each as JSON.
+CHECK = """
+import json, sys
+from huggingface_hub import constants
+from kinopoisk_ft.data.hub import HubDataset
+from kinopoisk_ft.data.kinopoisk import Kinopoisk
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.hub_access import hub_errors
+
+def model(name):
+    from transformers import AutoModel, AutoTokenizer
+    with hub_errors("model '%s'" % name, "give model.name=<folder>"):
+        tokens = AutoTokenizer.from_pretrained(name)("да нет")["input_ids"]
+    with hub_errors("model '%s'" % name, "give model.name=<folder>"):
+        return tokens, sum(p.numel() for p in AutoModel.from_pretrained(name).parameters())
+
+def data(kind, options):
+    split = {"Kinopoisk": Kinopoisk, "HubDataset": HubDataset}[kind](**options).load()
+    return split.counts["rows_read"], split.class_names, split.split_digest
+
+results = []
+for kind, argument in map(json.loads, sys.argv[1:]):
+    if kind == "offline":
+        constants.HF_HUB_OFFLINE = argument
+        continue
+    try:
+        results.append(model(argument) if kind == "model" else data(kind, argument))
+    except UserError as error:
+        results.append([error.what, error.where, error.fix])
+print(json.dumps(results))
+"""
+
+
+def write_model(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "да", "нет"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def write_data(hub: HubServer) -> None:
+    labels = ["Good", "Bad"] * 20
+    texts = [f"отзыв {n}" for n in range(40)]
+    reviews = pd.DataFrame({"content": texts, "grade3": labels})
+    folder = hub.repo("blinoff/kinopoisk", "datasets")
+    reviews.to_json(folder / "kinopoisk.jsonl", orient="records", lines=True)
+    table = pd.DataFrame({"text": texts, "label": labels})
+    folder = hub.repo("some/tables", "datasets")
+    (folder / "dataset_infos.json").write_text("{}")
+    for subset in ("ru", "en"):
+        (folder / subset).mkdir()
+        for part in ("train", "test"):
+            table.to_parquet(folder / subset / f"{part}-00000-of-00001.parquet")
+    (folder / "old").mkdir()
+    table.to_csv(folder / "old" / "train.csv")
+
+
+def outcomes(process: Any) -> list[Any]:
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    return list(json.loads(stdout))
+
+
+def arguments(*checks: tuple[str, Any]) -> list[str]:
+    return [json.dumps(check) for check in checks]
+
+
+WARM = arguments(
+    ("model", "some/bert"),
+    ("Kinopoisk", {**BASE, "classes": 2}),
+    ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "subset": "ru"}),
+    ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "files": "en/*train*"}),
+)
+COLD = arguments(
+    ("model", "other/bert"),
+    ("Kinopoisk", {**BASE, "classes": 2, "name": "other/kinopoisk"}),
+    ("HubDataset", {**BASE, **COLUMNS, "name": "other/tables"}),
+)
+ODD = arguments(
+    ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables"}),
+    ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "subset": "de"}),
+    ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "revision": "v2"}),
+)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes saw: a hub that answers; then a dead hub, and offline mode."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
+        write_model(hub.repo("some/bert"))
+        write_data(hub)
+        live = outcomes(hub.run(CHECK, *WARM, *COLD, *ODD))
+        hub.stop()
+        later = outcomes(hub.run(CHECK, *WARM, *COLD, *arguments(("offline", True)), *WARM, *COLD))
+        half = len(later) // 2
+        return {"url": hub.url, "live": live, "dead": later[:half], "offline": later[half:]}
+
+
+def test_cold_download(seen: dict[str, Any]) -> None:
+    model, kinopoisk, subset, pattern = seen["live"][:4]
+    assert model[0] == [2, 5, 6, 3]
+    assert model[1] > 0
+    assert kinopoisk[:2] == [40, ["Bad", "Good"]]
+    assert subset[:2] == [80, ["Bad", "Good"]]
+    assert pattern[:2] == [40, ["Bad", "Good"]]
+
+
+@pytest.mark.parametrize("state", ["offline", "dead"])
+def test_the_cache_serves_when_the_hub_does_not(seen: dict[str, Any], state: str) -> None:
+    assert seen[state][:4] == seen["live"][:4]
+
+
+@pytest.mark.parametrize(
+    ("state", "what", "fix"),
+    [
+        ("live", "{} is neither a folder here nor a public name on the hub", "check the name, or "),
+        ("offline", "{} is not in the cache, and offline mode is on", "unset HF_HUB_OFFLINE, or "),
+        (
+            "dead",
+            "{} is not in the cache, and the hub cannot be reached",
+            "check the connection, or ",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said(seen: dict[str, Any], state: str, what: str, fix: str) -> None:
+    model, kinopoisk, tables = seen[state][4:7]
+    assert model[0] == what.format("model 'other/bert'")
+    assert model[2] == fix + "give model.name=<folder>"
+    assert kinopoisk[0] == what.format("the data set other/kinopoisk")
+    assert kinopoisk[2].startswith(fix + "give a local copy, data.path=<file>")
+    assert "data=demo" in kinopoisk[2]
+    assert tables[0] == what.format("the data set other/tables")
+    place = {"live": seen["url"], "offline": "cache ", "dead": f"{seen['url']}: "}[state]
+    assert all(result[1].startswith(place) for result in (model, kinopoisk, tables))
+
+
+def test_a_data_set_whose_tables_are_in_doubt(seen: dict[str, Any]) -> None:
+    formats, missing, revision = seen["live"][7:]
+    assert formats[0].endswith("has tables in several formats: .csv, .parquet")
+    assert formats[2] == "choose one, as data.files='*.csv'"
+    assert "has no table named de/*.jsonl or" in missing[0]
+    assert revision[0] == "the data set some/tables has no such revision"
+
+
+@pytest.fixture
+def go_online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let requests out of this process, to the given server alone."""
+
+    def allow(url: str) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        files = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(hub_module, "_reach", hub_module._Reach())
+
+    return allow
+
+
+@pytest.mark.parametrize(
+    ("repo", "file", "message"),
+    [
+        ("open/tables", "gone.csv", "the file has no such file: 404"),
+        ("gated/tables", "a.csv", "the file is gated"),
+        ("no/tables", "a.csv", "the file is neither a folder here nor a public name"),
+        ("not a name", "a.csv", "the file is neither a folder here nor a public name"),
+    ],
+)
+def test_answers_of_a_living_hub(
+    hub: HubServer,
+    go_online: Callable[[str], None],
+    tmp_path: Path,
+    repo: str,
+    file: str,
+    message: str,
+) -> None:
+    go_online(hub.url)
+    hub.repo("open/tables", "datasets")
+    (hub.repo("gated/tables", "datasets") / GATED).touch()
+    with pytest.raises(UserError, match=message) as caught, hub_errors("the file", FIX):
+        hf_hub_download(repo, file, repo_type="dataset", cache_dir=tmp_path / "cache")
+    assert FIX in (caught.value.fix or "")
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_silent_hub_is_given_up_once(
+    silent_url: str,
+    go_online: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    go_online(silent_url)
+    monkeypatch.setattr(hub_module, "_TIMEOUT", 0.2)
+    for download in (hf_hub_download, snapshot_download):
+        file = {"filename": "a.csv"} if download is hf_hub_download else {}
+        expected = pytest.raises(UserError, match="the hub cannot be reached")
+        with expected as caught, hub_errors("the file", FIX):
+            download("some/repo", cache_dir=tmp_path / "cache", **file)
+        assert caught.value.where == f"{silent_url}: timed out"
+    assert constants.HF_HUB_OFFLINE is False
+    assert caplog.text.count("the hub cannot be reached, only its cache is used") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("config.json", b"{", AutoModel),
+        ("config.json", b"{}", AutoModel),
+        ("model.safetensors", b"cut", AutoModel),
+        ("tokenizer.json", b"{", AutoTokenizer),
+        ("tokenizer_config.json", b"{", AutoTokenizer),
+    ],
+)
+def test_a_broken_folder(tmp_path: Path, name: str, content: bytes, kind: Any) -> None:
+    write_model(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    expected = pytest.raises(UserError, match="the model cannot be loaded: ")
+    with expected as caught, hub_errors("the model", FIX):
+        kind.from_pretrained(str(tmp_path))
+    assert caught.value.fix == FIX
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        ValueError("a bug"),
+        KeyError("x"),
+        UserError("already said"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_unrelated_errors_pass(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, hub_errors("the file", FIX):
+        raise error
+    assert caught.value is error

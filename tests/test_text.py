@@ -1,0 +1,153 @@
+"""When two dates, names or texts count as the same."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinopoisk_ft.data.duplicates import (
+    _folded,
+    _head,
+    _tail,
+    drop_near_duplicates,
+    fold_text,
+    near_duplicates,
+)
+from kinopoisk_ft.data.split_rules import parse_date
+from kinopoisk_ft.data.splits import linked
+from kinopoisk_ft.text import fold_name
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2009-03-07", "2009-03-07"), (" 2009-03-07T14:55:00 ", "2009-03-07"),
+        ("07.03.2009", "2009-03-07"), ("7.3.2009, 14:55", "2009-03-07"),
+        ("7 марта 2009 | 14:55", "2009-03-07"), ("1 мая 2010", "2010-05-01"),
+        ("31 Августа 2011 года", "2011-08-31"), ("12 июня 2012", "2012-06-12"),
+        ("12 июля 2012", "2012-07-12"), ("30 февраля 2012", None), ("31.02.2012", None),
+        ("7 брюмера 2009", None), ("2009", None), ("", None), (None, None), (2009, None),
+    ],
+)  # fmt: skip
+def test_dates(text: object, day: str | None) -> None:
+    found = parse_date(text)
+    assert (found.isoformat() if found else None) == day
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Ёлки", "елки", True), ("«Брат»\xa02", "Брат 2", True), ("1408", "1408 (2007)", True),
+        ("Ирония  судьбы (ТВ, 1975)", "ирония судьбы", True), ("Брат", "Брат 2", False),
+        ("2012", "2012 [2009]", True), ("2012", "2009", False), ("Оно (сериал)", "Оно", False),
+    ],
+)  # fmt: skip
+def test_names_of_films(one: str, other: str, same: bool) -> None:
+    assert (fold_name(one) == fold_name(other)) is same
+    assert fold_name("") is fold_name(None) is fold_name("(2009)") is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.none() | st.integers(0, 9), st.none() | st.integers(0, 9)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_linked_rows_are_the_connected_ones(rows: list[tuple[int | None, int | None]]) -> None:
+    groups = linked([a for a, _ in rows], [b for _, b in rows])
+    expected = list(range(len(rows)))
+    for _ in rows:  # spread the least number until nothing moves
+        for i, first in enumerate(rows):
+            for j, second in enumerate(rows):
+                if any(a == b is not None for a, b in zip(first, second, strict=True)):
+                    expected[i] = expected[j] = min(expected[i], expected[j])
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i)]
+    assert all((groups[i] == groups[j]) == (expected[i] == expected[j]) for i, j in pairs)
+
+
+LONG = " ".join(f"слово{n}" for n in range(60))
+
+
+def test_near_duplicates() -> None:
+    texts = [
+        "Ещё раз: хорошо!", "еще   РАЗ: хорошо!\n", "еще раз: плохо!", LONG, f"{LONG} 9 из 10",
+        f"А вот. {LONG}", LONG[:100], "!!!", "???", f"{LONG[:300]} иначе", f"другое {LONG[-130:]}",
+    ]  # fmt: skip
+    groups = near_duplicates(texts).tolist()
+    assert groups[0] == groups[1] != groups[2]
+    assert groups[3] == groups[4] == groups[5] == groups[9]
+    assert len({groups[row] for row in (0, 2, 3, 6, 7, 8, 10)}) == 7
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Фильм :)", "Фильм :(", False), ("10/10", "1010", False), ("👍", "👎", False),
+        ("кино 👍", "кино 👎", False), ("1.0", "10", False), ("+", "-", False),
+        ("да!", "да?", False),
+        ("हिन्दी", "हन्द", False), ("ภาษาที่", "ภาษาทิ", False), ("🤷🏻", "🤷🏿", False),
+        ("а б", "аб", False),
+        ("Мой", "Мои\u0306", True), ("👍  👍", "👍 👍\n", True), ("Ёж", "еж", True),
+        (LONG + " :)", LONG + " :(", True),
+    ],
+)  # fmt: skip
+def test_short_texts_are_compared_with_their_signs(one: str, other: str, same: bool) -> None:
+    first, second = near_duplicates([one, other])
+    assert bool(first == second) is same
+
+
+def letters_only(text: str) -> tuple[str, str]:
+    letters = "".join(sign for sign in text.casefold() if sign.isalnum()).replace("ё", "е")
+    return letters[:120], letters[-120:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(st.sampled_from("аёЁ :)👍й\u0306"), max_size=6), min_size=2, max_size=6))
+def test_long_texts_are_compared_by_letters_alone(pieces: list[str]) -> None:
+    texts = [f"{piece} {LONG}" for piece in pieces] + [f"{LONG} {piece}" for piece in pieces]
+    keys = [letters_only(text) for text in texts]
+    expected = linked([head for head, _ in keys], [tail for _, tail in keys])
+    assert near_duplicates(texts).tolist() == expected.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["аё ", "ẞİ", "!?… ", "слово "]), st.integers(1, 150)),
+                min_size=1, max_size=4))  # fmt: skip
+def test_ends_of_texts_are_those_of_the_text_in_letters(pieces: list[tuple[str, int]]) -> None:
+    """Folded as a whole or from its ends, a text has the same first and last letters."""
+    text = "".join(piece * count for piece, count in pieces)
+    letters = fold_text(text)
+    ends = [letters[:120] or None, letters[-120:] or None]
+    assert [_folded(text, _head), _folded(text, _tail)] == ends
+
+
+def test_dropping_near_duplicates() -> None:
+    frame = pd.DataFrame(
+        {"text": list("абабва"), "label": ["Good", "Good", "Good", "Bad", "Bad", "Good"]}
+    )
+    kept, counts = drop_near_duplicates(frame)
+    assert kept.index.tolist() == [0, 4]
+    assert counts == {"dropped_conflicting_duplicates": 2, "dropped_near_duplicates": 2}
+
+
+def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [f"отзыв {row}" for row in range(200)]
+    texts[7:9] = ["ОТЗЫВ 6", LONG]
+    frame = pd.DataFrame({"text": texts, "label": "Good"})
+    frame["place"] = [f"a.csv:{row}" for row in range(200)]
+    drop_near_duplicates(frame)
+    assert not caplog.text  # one of 200
+    frame.loc[20:22, "text"] = LONG
+    frame.loc[21, "label"] = "Bad"
+    drop_near_duplicates(frame)
+    *_, long_one, long_other, short_one, short_other = caplog.text.splitlines()
+    assert "5 of 200 reviews are dropped as near-duplicates" in caplog.text
+    assert (
+        long_one
+        == "  a.csv:8, Good: слово0 слово1 слово2 слово3 сл … лово56 слово57 слово58 слово59"
+    )
+    assert long_other.startswith("  a.csv:21, Bad: слово0")
+    assert [short_one, short_other] == ["  a.csv:6, Good: отзыв 6", "  a.csv:7, Good: ОТЗЫВ 6"]
