@@ -85,7 +85,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        from kinopoisk_ft.sweeps.job_folders import folder_refused
+        from kinopoisk_ft.run_folder import folder_refused
 
         print(f"error: {folder_refused(error)}", file=sys.stderr)
         return 1
@@ -126,19 +126,16 @@ def _flags_first(args: list[str]) -> list[str]:
 
 def _job(cfg: DictConfig) -> float | None:
     """Check the config, run it, and give a sweeper the validation score."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     # A worker process of a sweep begins here.
     prepare_output()
     prepare_caches()
-    from kinopoisk_ft.config.validate import prepare
+    from kinopoisk_ft.config.validate import current_job, output_dir, prepare
+    from kinopoisk_ft.run_folder import kept_seed
 
-    out_dir = Path(HydraConfig.get().runtime.output_dir).absolute()
-    sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+    out_dir, job = output_dir(), current_job()
     try:
-        prepared = prepare(cfg, conf_dir())
-        if sweeps:
+        prepared = prepare(cfg, conf_dir(), kept_seed(out_dir, cfg.get("resume", "auto")))
+        if job:
             from kinopoisk_ft.sweeps.jobs import run_job
 
             return run_job(prepared, out_dir)
@@ -152,20 +149,13 @@ def _job(cfg: DictConfig) -> float | None:
             print(f"rank {ranks.rank()}: error: {told}", file=sys.stderr)
             sys.exit(1)
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
-        if sweeps:
-            _note_failure(told)
+        if job:
+            from kinopoisk_ft.sweeps.jobs import Outcome
+
+            failed = Outcome(job.number, "failed", job.overrides, told=told.splitlines()[0])
+            failed.write(job.sweep_dir)
             raise RunError from raised  # Hydra notes it and goes on with the next job
         sys.exit(1)
-
-
-def _note_failure(told: str) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
-    from kinopoisk_ft.sweeps.jobs import Outcome, job_overrides
-
-    hydra = HydraConfig.get()
-    failed = Outcome(hydra.job.num, "failed", job_overrides(), told=told.splitlines()[0])
-    failed.write(Path(hydra.sweep.dir))
 
 
 def _cause(error: Exception) -> BaseException:

@@ -18,34 +18,37 @@ from typing import Any
 import psutil
 import torch
 from hydra.utils import get_object
-from omegaconf import OmegaConf
-
-from kinopoisk_ft.config.command import ELSEWHERE, command
-from kinopoisk_ft.config.prepared import Prepared
 
 PACKAGE = Path(__file__).resolve().parent
+PACKAGES = (
+    "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "torchmetrics",
+    "mlflow", "hydra-core", "numba", "numpy", "scikit-learn",
+)  # fmt: skip
+# Tags by which a later sweep finds what is finished.
+IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
 NAMED = ("model", "adapter", "data")  # reports call a run by its choices, not by their values
 
 
-def identity(prepared: Prepared) -> str:
-    """Return the digest of a run: of two with the same one, the second need not be trained.
+def identity(config: dict[str, Any], choices: dict[str, str]) -> str:
+    """Digest what makes two runs the same: the second of two with one digest need not be trained.
 
     Files and folders that the config names count by their content, a hub repository by its name
     and revision. Code counts by the content of the package's own files and of the modules of other
-    `_target_`s, so that a commit that leaves them alone changes nothing, and an edit does before it
-    is committed. Hardware counts because times are compared.
+    `_target_`s, so that an edit counts before it is committed, and a commit without one does not.
+    Hardware counts because times are compared.
+
+    Args:
+        config: plain values, without the keys that change no result.
+        choices: option by config group.
     """
-    plain: Any = OmegaConf.to_container(prepared.cfg)
-    config = {key: value for key, value in plain.items() if key not in ELSEWHERE}
-    config["trainer"].pop("checkpoint_every", None)
     parts = {
         "config": config,
-        "choices": [prepared.choices[group] for group in NAMED],
+        "choices": [choices[group] for group in NAMED],
         "files": {text: content(path) for text, path in sorted(_files(config))},
         "code": content(PACKAGE, "*.py"),
         "own": {target: _source(target) for target in sorted(_targets(config))},
         "packages": {"python": platform.python_version(), **versions()},
-        "hardware": hardware(plain["trainer"]["device"]),
+        "hardware": hardware(config["trainer"]["device"]),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -108,38 +111,30 @@ def _source(target: str) -> str:
     return content(Path(file)) if file else ""
 
 
-# Tags by which a later sweep finds what is finished.
-IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
-
-
 def approach(choices: dict[str, str]) -> str:
     """Return what a table calls this run: "bert", or "bert + lora"."""
     model, adapter = choices["model"], choices["adapter"]
     return model if adapter == "none" else f"{model} + {adapter}"
 
 
-def run_tags(prepared: Prepared) -> dict[str, str]:
-    """Return the tags that a run starts with."""
-    choices = prepared.choices
+def run_tags(
+    choices: dict[str, str], seed: int, digest: str, overrides: list[str], command: str
+) -> dict[str, str]:
+    """Return the tags that a run starts with; `digest` is its `identity`."""
     chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
     return {
         **chosen,
         "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
         "approach": approach(choices),
-        "seed": str(prepared.cfg.seed),
+        "seed": str(seed),
         "commit": commit(),
-        IDENTITY: identity(prepared),
-        "overrides": shlex.join(prepared.overrides),
-        "command": command(prepared),
+        IDENTITY: digest,
+        "overrides": shlex.join(overrides),
+        "command": command,
     }
 
 
-PACKAGES = (
-    "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "torchmetrics",
-    "mlflow", "hydra-core", "numba", "numpy", "scikit-learn",
-)  # fmt: skip
-
-
+@cache
 def commit() -> str:
     """Return the commit of the checkout that the package runs from, `-dirty` if it was changed."""
     here = Path(__file__).resolve().parent

@@ -12,17 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.console import quiet_libraries, spare_libraries
 from kinopoisk_ft.files import check_writable, told_if_disk_ends
-from kinopoisk_ft.provenance import RESULT, approach, run_tags
+from kinopoisk_ft.provenance import RESULT
 from kinopoisk_ft.run_folder import Unfinished
-from kinopoisk_ft.search.trial import Pruned, watched
+from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.offline import close_killed
@@ -38,17 +36,17 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     quiet_libraries()
     spare_libraries()
     cfg = prepared.cfg
-    tracker = watched(instantiate(cfg.tracking))
+    tracker = watch_trial(instantiate(cfg.tracking), prepared.job)
     plain: Any = OmegaConf.to_container(cfg)
     unfinished = Unfinished(out_dir, plain)
-    wanted = result_file(prepared)
+    wanted = prepared.result_file
     if wanted is not None:
         check_writable(wanted, "result_json")
     with StopSignals(), unfinished.held():
-        tags = run_tags(prepared)
+        tags = prepared.tags
         name, kept = f"{tags['approach']}, seed {tags['seed']}", unfinished.reopen()
         close_killed(instantiate(cfg.tracking), out_dir, kept)
-        run_id = tracker.start(name, plain, tags, _parent(), kept, folder=out_dir)
+        run_id = tracker.start(name, plain, tags, _parent(prepared), kept, folder=out_dir)
         try:
             unfinished.begin(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
@@ -67,7 +65,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         tracker.tags({RESULT: json.dumps(asdict(result))})
         tracker.finish("FINISHED")
         unfinished.end()
-    print(f"{approach(prepared.choices)}\n{result.table()}")
+    print(f"{prepared.tags['approach']}\n{result.table()}")
     return result
 
 
@@ -120,17 +118,6 @@ def _keep_traceback(tracker: Tracker, file: Path) -> None:
     tracker.artifact(file)
 
 
-def result_file(prepared: Prepared) -> Path | None:
-    """Return the file that was asked for: a job of a sweep puts its number before the ending."""
-    if not prepared.cfg.result_json:
-        return None
-    file, hydra = Path(prepared.cfg.result_json), HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        file = file.with_name(f"{file.stem}.{hydra.job.num}{file.suffix}")
-    return file
-
-
-def _parent() -> str | None:
-    """Return the id of the sweep's parent run, None for a run of its own."""
-    hydra = HydraConfig.get()
-    return parent_of(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
+def _parent(prepared: Prepared) -> str | None:
+    """Return the id of the sweep's parent run, None for a run outside a sweep."""
+    return parent_of(prepared.job.sweep_dir) if prepared.job else None

@@ -6,9 +6,8 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -16,26 +15,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft import ranks
 from kinopoisk_ft.config.groups import conf_dir
-from kinopoisk_ft.tracking.base import flatten
-
-if TYPE_CHECKING:
-    from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.prepared import flatten
 
 # Keys that change no result: where it goes, and how it is kept from loss.
-ELSEWHERE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
+NO_INFLUENCE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
 NAME = "train"  # of the config that has all groups
 
 
-def command(prepared: Prepared) -> str:
-    """Return the command, to be given in the folder in which the run was started.
+def command(hydra: Any, values: dict[str, Any]) -> str:
+    """Return the command that repeats a run, for the folder in which the run was started.
 
-    A job of a sweep keeps the sweep's file, for what else that says, and no longer sweeps. A seed
-    that was drawn and values from the environment are given as they were.
+    A job of a sweep keeps the sweep's config file, which may say more, but no longer sweeps.
+
+    Args:
+        hydra: Hydra's own part of the config.
+        values: by key, the seed and all values from the environment, as the run had them.
     """
-    hydra = HydraConfig.get()
-    settled = {**prepared.from_environment, "seed": prepared.cfg.seed}
-    overrides = [o for o in prepared.overrides if not {top(o), _key(o)} & {*ELSEWHERE, *settled}]
-    overrides += [as_override(key, value) for key, value in settled.items()]
+    fixed = {*NO_INFLUENCE, *values}
+    overrides = [o for o in hydra.overrides.task if not {top(o), _key(o)} & fixed]
+    overrides += [as_override(key, value) for key, value in values.items()]
     several = ranks.size() > 1
     start = ["torchrun", "--nproc-per-node", str(ranks.size())] if several else ["python"]
     return shlex.join([*start, "-m", "kinopoisk_ft", *_configs(hydra), *overrides])
@@ -47,7 +45,7 @@ def from_environment(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
     return {
         key: values[key]
         for key, text in texts.items()
-        if "${oc.env:" in str(text) and key in values and top(key) not in ELSEWHERE
+        if "${oc.env:" in str(text) and key in values and top(key) not in NO_INFLUENCE
     }
 
 

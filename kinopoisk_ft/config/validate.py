@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,12 +20,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft import ranks
-from kinopoisk_ft.config.command import from_environment
-from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.command import NO_INFLUENCE, command, from_environment
+from kinopoisk_ft.config.prepared import Job, Prepared, flatten
 from kinopoisk_ft.config.trust import foreign_targets, with_current_targets
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.run_folder import kept_seed
-from kinopoisk_ft.tracking.base import flatten
+from kinopoisk_ft.provenance import identity, run_tags
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +39,28 @@ SETTINGS = {
 # generator and scikit-learn read 32 bits.
 SEED = re.compile(r"(.*_)?seed|random_state")
 MAX_SEED = 2**32 - 1
+SEARCH_SWEEPER = "hydra_plugins.kinopoisk_ft.SearchSweeper"
+# Overrides that say where results go.
+RESULT_PLACES = ("output_dir=", "result_json=", "tracking.", "tracking=")
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
-def prepare(cfg: DictConfig, conf: Path) -> Prepared:
-    """Draw a null seed, resolve, check and freeze; raises UserError with all that is wrong."""
+def prepare(cfg: DictConfig, conf: Path, kept_seed: int | None = None) -> Prepared:
+    """Resolve and check a composed config, and read what Hydra knows of the command.
+
+    Args:
+        conf: folder of the project's config groups, for messages.
+        kept_seed: seed of the unfinished run that is resumed; without one, a null seed is drawn.
+
+    Raises:
+        UserError: all that is wrong with the config.
+    """
     hydra = HydraConfig.get()
     _check_restarts(cfg)
     cfg = cfg.copy()
     try:
-        _draw_seed(cfg, hydra)
-        plain = with_current_targets(
+        _draw_seed(cfg, kept_seed)
+        plain: Any = with_current_targets(
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         )
     except OmegaConfBaseException as error:
@@ -58,23 +69,65 @@ def prepare(cfg: DictConfig, conf: Path) -> Prepared:
             where=f"key {error.full_key}" if error.full_key else None,
             fix=f"give it on the command line: {error.full_key}=…" if error.full_key else None,
         ) from error
-    errors = check(typing.cast(dict[str, Any], plain))
+    errors = check(plain)
     if errors:
         where = f"experiment '{hydra.runtime.choices.get('experiment')}' or the command line"
         raise UserError("\n".join(errors), where=where, fix=f"see --help and {conf}")
     resolved = DictConfig(plain)
     OmegaConf.set_readonly(resolved, True)
-    choices = {
-        key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key
-    }
-    given = from_environment(cfg, typing.cast(dict[str, Any], plain))
-    return Prepared(resolved, choices, list(hydra.overrides.task), given)
+    job = current_job()
+    return Prepared(
+        cfg=resolved,
+        choices=(choices := _choices(hydra)),
+        tags=_tags(hydra, plain, choices, from_environment(cfg, plain)),
+        result_file=_result_file(resolved.result_json, job),
+        job=job,
+    )
 
 
-def _draw_seed(cfg: DictConfig, hydra: Any) -> None:
-    """Put a drawn seed in the place of null, the one of before where the run goes on."""
+def _choices(hydra: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key}
+
+
+def _tags(
+    hydra: Any, plain: dict[str, Any], choices: dict[str, str], from_variables: dict[str, Any]
+) -> dict[str, str]:
+    digest = identity({k: v for k, v in plain.items() if k not in NO_INFLUENCE}, choices)
+    repeat = command(hydra, {**from_variables, "seed": plain["seed"]})
+    return run_tags(choices, plain["seed"], digest, list(hydra.overrides.task), repeat)
+
+
+def output_dir() -> Path:
+    """Return the absolute folder that Hydra made for this run."""
+    return Path(HydraConfig.get().runtime.output_dir).absolute()
+
+
+def current_job() -> Job | None:
+    """Return this job of a sweep; None outside one, and before a sweep's jobs start."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN or OmegaConf.is_missing(hydra.job, "num"):
+        return None
+    searches = hydra.sweeper.get("_target_") == SEARCH_SWEEPER
+    return Job(
+        sweep_dir=Path(hydra.sweep.dir),
+        number=hydra.job.num,
+        overrides=[o for o in hydra.overrides.task if not o.startswith(RESULT_PLACES)],
+        parallel=hydra.launcher.get("n_jobs", 1) != 1,
+        pruner=hydra.sweeper.pruner if searches else None,
+    )
+
+
+def _result_file(result_json: str | None, job: Job | None) -> Path | None:
+    """Return the file that was asked for; a job of a sweep puts its number before the ending."""
+    if not result_json:
+        return None
+    file = Path(result_json)
+    return file if job is None else file.with_name(f"{file.stem}.{job.number}{file.suffix}")
+
+
+def _draw_seed(cfg: DictConfig, kept: int | None) -> None:
+    """Replace a null seed by that of the run that is resumed, or by a drawn one."""
     if cfg.get("seed") is None and "seed" in cfg:
-        kept = kept_seed(Path(hydra.runtime.output_dir), cfg.get("resume", "auto"))
         cfg.seed = secrets.randbelow(2**31) if kept is None else kept
         log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
 

@@ -10,9 +10,9 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.command import ELSEWHERE
+from kinopoisk_ft.config.command import NO_INFLUENCE
+from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.files import write_whole
-from kinopoisk_ft.tracking.base import flatten
 
 BEST = Path("experiment", "best.yaml")  # in the folder of the search
 # Choices that a file in the group `experiment` cannot make, or that say where results go.
@@ -59,4 +59,4 @@ def command(trial: DictConfig, folder: Path) -> str:
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(cfg)
-    return flatten({k: v for k, v in plain.items() if k not in {"hydra", *ELSEWHERE}})
+    return flatten({k: v for k, v in plain.items() if k not in {"hydra", *NO_INFLUENCE}})

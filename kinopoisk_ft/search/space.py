@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
+from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.tracking.base import flatten
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -15,10 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kinopoisk_ft.config.command import ELSEWHERE
+from kinopoisk_ft.config.command import NO_INFLUENCE
 from kinopoisk_ft.config.groups import conf_dir
-from kinopoisk_ft.config.prepared import Prepared
-from kinopoisk_ft.config.validate import prepare
+from kinopoisk_ft.config.prepared import Prepared, flatten
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best_trial import BEST, command, write_best
 from kinopoisk_ft.search.space import (
@@ -40,7 +39,6 @@ from kinopoisk_ft.search.study import (
     open_study,
     require_optuna,
 )
-from kinopoisk_ft.tracking.base import flatten
 from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder
 
 if TYPE_CHECKING:
@@ -179,6 +177,9 @@ def _direction(metric: str) -> Literal["minimize", "maximize"]:
 
 def _prepared(composed: DictConfig) -> Prepared:
     """Check a composed config as a trial would."""
+    # Hydra imports this module at every start, and `validate` imports torch.
+    from kinopoisk_ft.config.validate import prepare
+
     HydraConfig.instance().set_config(composed)
     cfg = composed.copy()
     with open_dict(cfg):
@@ -188,12 +189,10 @@ def _prepared(composed: DictConfig) -> Prepared:
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """Return what all trials have in common: their config, and the digest of the rest."""
-    from kinopoisk_ft.provenance import identity
-
     plain: Any = OmegaConf.to_container(prepared.cfg)
-    common = flatten({key: value for key, value in plain.items() if key not in ELSEWHERE})
+    common = flatten({key: value for key, value in plain.items() if key not in NO_INFLUENCE})
     common.pop("trainer.checkpoint_every")
-    return {"config": common, "identity": identity(prepared)}
+    return {"config": common, "identity": prepared.tags["kinopoisk_ft.identity"]}
 
 
 def jobs_at_once(launcher: Launcher, options: DictConfig) -> int:

@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
+from kinopoisk_ft.config.prepared import Job
 from kinopoisk_ft.search.study import METRIC, open_study, require_optuna
 from kinopoisk_ft.tracking.base import Tracker
 
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TARGET = "hydra_plugins.kinopoisk_ft.SearchSweeper"
 STEPS = "steps"
 
 
@@ -29,14 +26,13 @@ class Pruned(Exception):  # noqa: N818 - it is no error
         self.run_id = run_id
 
 
-def watched(tracker: Tracker) -> Tracker:
-    """Return the tracker; within a search, one that also judges the trial by what it records."""
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or hydra.sweeper.get("_target_") != TARGET:
+def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
+    """Return the tracker; for a trial of a search, one that also judges it by what it records."""
+    if job is None or job.pruner is None:
         return tracker
     require_optuna()
-    study = open_study(Path(hydra.sweep.dir), hydra.sweeper.pruner)
-    return cast(Tracker, TrialTracker(tracker, study, hydra.job.num))
+    study = open_study(job.sweep_dir, job.pruner)
+    return cast(Tracker, TrialTracker(tracker, study, job.number))
 
 
 class TrialTracker:

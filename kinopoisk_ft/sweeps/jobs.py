@@ -10,16 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.prepared import Job, Prepared
 from kinopoisk_ft.files import write_whole
-from kinopoisk_ft.search.trial import Pruned, watched
+from kinopoisk_ft.provenance import IDENTITY, RESULT
+from kinopoisk_ft.run import run
+from kinopoisk_ft.search.trial import Pruned, watch_trial
+from kinopoisk_ft.sweeps.device_pool import own_device
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
+from kinopoisk_ft.training.signals import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -91,47 +94,43 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
 
     Returns the validation score, None of a trial that was pruned.
     """
-    from kinopoisk_ft.provenance import run_tags
-    from kinopoisk_ft.run import result_file
-
-    hydra = HydraConfig.get()
-    sweep_dir = Path(hydra.sweep.dir)
-    note: dict[str, Any] = {"job": hydra.job.num, "overrides": job_overrides()}
-    Outcome(**note, status="unfinished").write(sweep_dir)
-    tags = run_tags(prepared)
-    result = None if prepared.cfg.rerun else _finished(prepared, tags)
+    job = _job_of(prepared)
+    note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
+    Outcome(**note, status="unfinished").write(job.sweep_dir)
+    result = None if prepared.cfg.rerun else _finished(prepared)
     if result is None:
         try:
             result = _train(prepared, out_dir)
         except Pruned as pruned:
             note |= {"status": "pruned", "told": str(pruned), "run_id": pruned.run_id}
-            Outcome(**note).write(sweep_dir)
+            Outcome(**note).write(job.sweep_dir)
             return None
         note["status"] = "done"
     else:
-        _point_to(result.run_id, prepared, tags, out_dir)
+        _point_to(result.run_id, prepared, out_dir)
         log.info("skipped: run %s is finished and identical", result.run_id)
-        if (wanted := result_file(prepared)) is not None:
-            result.write(wanted)
+        if prepared.result_file is not None:
+            result.write(prepared.result_file)
         note["status"] = "skipped"
     note |= {"run_id": result.run_id, "objective": result.objective, "told": result.warning}
-    Outcome(**note, f1_weighted=result.f1_weighted).write(sweep_dir)
+    Outcome(**note, f1_weighted=result.f1_weighted).write(job.sweep_dir)
     return result.objective
 
 
+def _job_of(prepared: Prepared) -> Job:
+    if prepared.job is None:
+        raise ValueError("this run is no job of a sweep")
+    return prepared.job
+
+
 def _train(prepared: Prepared, out_dir: Path) -> Result:
-    """Run a job on a GPU of its own, where there are several that its launcher does not deal out.
+    """Run a job, on a GPU of its own where there are several that its launcher does not deal out.
 
     A signal that stops it is then given to the launcher, which may start the job again: submitit
     has Slurm requeue it.
     """
-    from kinopoisk_ft.run import run
-    from kinopoisk_ft.sweeps.device_pool import own_device
-    from kinopoisk_ft.training.signals import Stopped
-
-    hydra = HydraConfig.get()
-    parallel = hydra.launcher.get("n_jobs", 1) != 1
-    pool = own_device(notes_folder(Path(hydra.sweep.dir))) if parallel else nullcontext()
+    job = _job_of(prepared)
+    pool = own_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
     try:
         with pool:
             return run(prepared, out_dir)
@@ -141,29 +140,20 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
         raise
 
 
-def job_overrides() -> list[str]:
-    """Return what was asked of this job, without what says where results go."""
-    keys = ("output_dir=", "result_json=", "tracking.", "tracking=")
-    return [o for o in HydraConfig.get().overrides.task if not o.startswith(keys)]
-
-
-def _finished(prepared: Prepared, tags: dict[str, str]) -> Result | None:
+def _finished(prepared: Prepared) -> Result | None:
     """Return the result of an identical fine-tuning; pretraining always runs, for its folder."""
-    from kinopoisk_ft.provenance import IDENTITY, RESULT
-
-    if tags["kinopoisk_ft.kind"] != "train":
+    if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
-    wanted = {"kinopoisk_ft.kind": "train", IDENTITY: tags[IDENTITY]}
-    found = tracker.find(wanted) or find_unsent(Path(HydraConfig.get().sweep.dir), wanted)
+    wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
+    found = tracker.find(wanted) or find_unsent(_job_of(prepared).sweep_dir, wanted)
     return Result(**json.loads(found[RESULT])) if found else None
 
 
-def _point_to(run_id: str, prepared: Prepared, tags: dict[str, str], out_dir: Path) -> None:
+def _point_to(run_id: str, prepared: Prepared, out_dir: Path) -> None:
     """Add a child to the new parent that names the finished run; reports follow it."""
-    tracker = watched(instantiate(prepared.cfg.tracking))
-    pointer = {**tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
-    sweep_dir = Path(HydraConfig.get().sweep.dir)
-    name, parent = f"skipped: {tags['approach']}", parent_of(sweep_dir)
+    tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
+    pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
+    name, parent = f"skipped: {prepared.tags['approach']}", parent_of(_job_of(prepared).sweep_dir)
     tracker.start(name, {}, pointer, parent, folder=out_dir)
     tracker.finish("FINISHED")

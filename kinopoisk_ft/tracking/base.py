@@ -96,13 +96,3 @@ class NoTracker:
 
     def finish(self, status: str) -> None:
         """Nothing to close."""
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{"a.b": value}` for nested dicts; lists stay values."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from kinopoisk_ft.tracking.base import Tracker, flatten
+from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.events import FOLDER, EventLog, event_logs, start_of
 from kinopoisk_ft.tracking.places import portable
 from kinopoisk_ft.tracking.sent import finished, read_sent

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_whole
-from kinopoisk_ft.sweeps.job_folders import check_sweep_folders, folder_refused
+from kinopoisk_ft.run_folder import check_sweep_folders, folder_refused
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 

@@ -15,7 +15,7 @@ from sweeping import _here as _here
 from sweeping import newest_parent
 from sweeping import place as place
 
-from kinopoisk_ft.config.command import ELSEWHERE
+from kinopoisk_ft.config.command import NO_INFLUENCE
 from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.reporting.collect import collect
 from kinopoisk_ft.search.best_trial import command
@@ -52,8 +52,8 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
         path = f"hydra.searchpath=[file://{place / 'real'}]"
         again = compose("train", ["experiment=best", path])
-    assert {k: v for k, v in plain(again).items() if k not in ELSEWHERE} == {
-        k: v for k, v in plain(DictConfig(trained)).items() if k not in ELSEWHERE
+    assert {k: v for k, v in plain(again).items() if k not in NO_INFLUENCE} == {
+        k: v for k, v in plain(DictConfig(trained)).items() if k not in NO_INFLUENCE
     }
     assert search("tracking=none", "output_dir=again", typed=typed) == 0
     scores = [OmegaConf.load(place / f / "result.json").f1_macro for f in (f"real/{best}", "again")]

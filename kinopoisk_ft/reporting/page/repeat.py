@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kinopoisk_ft.config.command import ELSEWHERE, top
+from kinopoisk_ft.config.command import NO_INFLUENCE, top
 from kinopoisk_ft.reporting.details import Details
 from kinopoisk_ft.reporting.footing import BUDGET, SEARCH, TEXTS, part
 from kinopoisk_ft.reporting.rows import Row
@@ -76,7 +76,7 @@ def _command(run: TrainedRun) -> str:
     try:
         if start:
             return shlex.join([*shlex.split(start[0]), *shlex.split(run.command[start.end() :])])
-        kept = [o for o in shlex.split(run.overrides) if top(o) not in {SWEEP, *ELSEWHERE}]
+        kept = [o for o in shlex.split(run.overrides) if top(o) not in {SWEEP, *NO_INFLUENCE}]
     except ValueError:
         return run.overrides
     return f"python -m kinopoisk_ft {shlex.join(kept)}"

@@ -12,7 +12,7 @@ from command_line import place as place
 from command_line import run
 
 from kinopoisk_ft.provenance import _files
-from kinopoisk_ft.sweeps.job_folders import MAX_NAME
+from kinopoisk_ft.run_folder import MAX_NAME
 
 DIRNAME = "hydra.sweep.subdir=${hydra.job.override_dirname}"
 
