@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "tasks": {"adapters", "data", "models", "prefix_cache", "provenance", "reporting", "run_folder",
               "statistics", "training", "tracking"},
     "run": {"config", "provenance", "run_folder", "search", "tasks", "training", "tracking"},
-    "sweeps": {"config", "run_folder", "provenance", "run", "search", "tasks", "training", "tracking"},
+    "sweeps": {"config", "provenance", "run", "run_folder", "search", "tasks", "training",
+               "tracking"},
     "commands": {"checks", "data", "reporting", "serving", "tracking"},
     "cli": {"config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip

@@ -1,158 +1,11 @@
+"""The bundled reviews: which are read, in which order, and what is refused."""
+
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
-import pandas as pd
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.model_selection import train_test_split
 
-from kinopoisk_ft.data.demo import Demo, generate
-from kinopoisk_ft.data.demo_films import FILMS
-from kinopoisk_ft.data.demo_grammar import Dice, adjective, surname
+from kinopoisk_ft.data.demo import Demo
 from kinopoisk_ft.errors import UserError
-
-WORD = r"(?u)\b\w+\b"
-
-
-@pytest.fixture(scope="module")
-def reviews() -> pd.DataFrame:
-    return generate(4000, 0)
-
-
-@pytest.fixture(scope="module")
-def binary(reviews: pd.DataFrame) -> pd.DataFrame:
-    return reviews[reviews["label"] != "Neutral"].head(3000)
-
-
-def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.arange(len(labels))
-    train, test = train_test_split(rows, test_size=0.2, random_state=42, stratify=labels)
-    return train, test
-
-
-def weighted(true: np.ndarray, predicted: np.ndarray) -> float:
-    return float(f1_score(true, predicted, average="weighted"))
-
-
-def tfidf_score(frame: pd.DataFrame, ngrams: int) -> float:
-    texts, labels = frame["text"].to_numpy(), frame["label"].to_numpy()
-    train, test = halves(labels)
-    words = TfidfVectorizer(ngram_range=(1, ngrams), sublinear_tf=True, min_df=2)
-    model = LogisticRegression(C=10, max_iter=500).fit(
-        words.fit_transform(texts[train]), labels[train]
-    )
-    return weighted(labels[test], model.predict(words.transform(texts[test])))
-
-
-def test_same_bytes_everywhere() -> None:
-    rows = generate(300, 0).itertuples(index=False)
-    digest = hashlib.sha256("\n".join("|".join(map(str, row)) for row in rows).encode())
-    assert digest.hexdigest() == "a576b6a488a66572b4a429ca710f63ca17da9e8ef3545a852003ab17f1e620fc"
-
-
-def test_seed_and_prefix(reviews: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(generate(200, 0), reviews.head(200))
-    assert not set(generate(200, 1)["text"]) & set(reviews["text"])
-
-
-def test_columns_agree(reviews: pd.DataFrame) -> None:
-    expected = ["text", "label", "film", "author", "date", "title", "grade10", "row"]
-    assert list(reviews.columns) == expected
-    assert list(reviews["row"]) == list(range(4000))
-    assert not reviews["text"].duplicated().any()
-    assert reviews["date"].str.fullmatch(r"\d{4}-\d\d-\d\d").all()
-    implied = pd.cut(reviews["grade10"], [0, 4, 6, 10], labels=["Bad", "Neutral", "Good"])
-    assert (implied.astype(str) == reviews["label"]).all()
-    assert not reviews["text"].str.contains(r"из 10|из десяти|балл|[{}]|None").any()
-
-
-def test_class_shares_and_lengths(reviews: pd.DataFrame) -> None:
-    shares = reviews["label"].value_counts(normalize=True)
-    assert 0.58 < shares["Good"] < 0.7
-    assert shares["Bad"] > 0.18
-    assert shares["Neutral"] > 0.12
-    lengths = reviews["text"].str.split().str.len()
-    assert lengths.min() >= 20
-    assert 75 < lengths.median() < 105
-    assert lengths.quantile(0.9) > 180
-    assert lengths.max() < 500
-
-
-def test_vocabulary_is_small(reviews: pd.DataFrame) -> None:
-    assert len(CountVectorizer(token_pattern=WORD).fit(reviews["text"]).vocabulary_) < 3500
-
-
-def test_every_film_has_both_grades(reviews: pd.DataFrame) -> None:
-    counts = reviews.groupby(["film", "label"]).size().unstack(fill_value=0)
-    assert len(counts) == len(FILMS) == len({film.title for film in FILMS}) >= 60
-    assert (counts[["Bad", "Good"]] > 0).all().all()
-    share = counts["Good"] / counts.sum(axis=1)
-    assert 0.05 < share.std() < 0.2, "films differ, mildly"
-
-
-def test_no_single_word_tells(binary: pd.DataFrame) -> None:
-    good = (binary["label"] == "Good").to_numpy()
-    _, test = halves(good)
-    found = CountVectorizer(binary=True, token_pattern=WORD).fit_transform(binary["text"])
-    present = found.toarray()[test].astype(bool)
-    scores = _weighted_f1(np.concatenate([present.T, ~present.T]), good[test])
-    everyone = np.ones(len(test), dtype=bool)
-    assert _weighted_f1(everyone[None], good[test])[0] == pytest.approx(
-        weighted(good[test], everyone)
-    )
-    assert scores.max() < 0.72
-
-
-def _weighted_f1(rules: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Weighted F1 of many predictions (rules, reviews) at once."""
-    f1 = [
-        2
-        * (rules == side)[:, good == side].sum(axis=1)
-        / ((rules == side).sum(axis=1) + (good == side).sum())
-        for side in (False, True)
-    ]
-    return f1[0] * (1 - good.mean()) + f1[1] * good.mean()
-
-
-def test_words_and_pairs_tell(binary: pd.DataFrame) -> None:
-    single, pairs = tfidf_score(binary, 1), tfidf_score(binary, 2)
-    assert 0.9 < pairs < 0.99
-    assert pairs > single + 0.01, "negation takes two words"
-
-
-def test_three_classes_can_be_learnt(reviews: pd.DataFrame) -> None:
-    assert tfidf_score(reviews, 2) > 0.8
-
-
-@pytest.mark.parametrize(
-    "phrase", [" не ", "нельзя назвать", "ничего", " но ", "скучн", "прекрасн"]
-)
-def test_both_grades_use_the_same_words(binary: pd.DataFrame, phrase: str) -> None:
-    has = binary["text"].str.contains(phrase).groupby(binary["label"]).mean()
-    assert 0.25 < has["Good"] / has["Bad"] < 4
-
-
-def test_grammar_agrees() -> None:
-    assert adjective("скучный", "ins", "f") == "скучной"
-    assert adjective("плоский", "gen", "n") == "плоского"
-    assert adjective("захватывающий", "nom", "n") == "захватывающее"
-    assert adjective("искренний", "acc", "f") == "искреннюю"
-    assert adjective("живой", "ins", "p") == "живыми"
-    assert adjective("плохой", "nom", "p") == "плохие"
-    assert surname("Орлов", "gen", "f") == "Орловой"
-
-
-def test_dice_is_fair() -> None:
-    dice = Dice(3)
-    faces = np.bincount([dice.below(6) for _ in range(6000)], minlength=6)
-    assert faces.min() > 850
-    items = list(range(20))
-    dice.shuffle(items)
-    assert sorted(items) == list(range(20))
 
 
 def recipe(**changes: int) -> Demo:
@@ -160,16 +13,28 @@ def recipe(**changes: int) -> Demo:
     return Demo(limit=None, max_length=128, empty="refuse", **keys)
 
 
-def test_recipe_splits(reviews: pd.DataFrame) -> None:
+def test_recipe_splits() -> None:
     split = recipe().load()
     assert split.class_names == ("Bad", "Good")
     assert split.counts["rows_read"] == 400
-    kept = (reviews["label"].head(400) != "Neutral").sum()
+    kept = (recipe().read()["label"] != "Neutral").sum()
     assert len(split.train) + len(split.val) + len(split.test) == kept
     assert recipe(classes=3).load().class_names == ("Bad", "Neutral", "Good")
     assert recipe(seed=1).load().source_digest != split.source_digest
 
 
-def test_recipe_refuses_no_reviews() -> None:
+def test_first_reviews_of_a_stable_order() -> None:
+    whole, first = recipe(reviews=4000).read(), recipe(reviews=200).read()
+    assert len(whole) == 4000
+    assert first.equals(whole.head(200))
+    other = recipe(reviews=4000, seed=1).read()
+    assert list(other["text"]) != list(whole["text"])
+    assert sorted(other["text"]) == sorted(whole["text"])
+    assert other.equals(recipe(reviews=4000, seed=1).read())
+
+
+def test_no_reviews_and_too_many_are_refused() -> None:
     with pytest.raises(UserError, match="reviews"):
         recipe(reviews=0)
+    with pytest.raises(UserError, match=r"tools\.demo_reviews\.generate"):
+        recipe(reviews=4001).read()

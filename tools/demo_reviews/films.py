@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinopoisk_ft.data.demo_grammar import surname
+from tools.demo_reviews.grammar import surname
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
-from kinopoisk_ft.data import demo_phrases as phrases
-from kinopoisk_ft.data.demo_films import FACTS, VIEWINGS, Film
-from kinopoisk_ft.data.demo_grammar import Dice, Noun, adjective, agreement
-from kinopoisk_ft.data.demo_plots import ARRIVALS, EVENTS, HEROES, RETELLINGS, TRAITS
-from kinopoisk_ft.data.demo_words import ADVERBS, ASPECTS, FILM, SUBSTANCE, VERBS
+from tools.demo_reviews import phrases
+from tools.demo_reviews.films import FACTS, VIEWINGS, Film
+from tools.demo_reviews.grammar import Dice, Noun, adjective, agreement
+from tools.demo_reviews.plots import ARRIVALS, EVENTS, HEROES, RETELLINGS, TRAITS
+from tools.demo_reviews.words import ADVERBS, ASPECTS, FILM, SUBSTANCE, VERBS
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinopoisk_ft.data.demo_grammar import Noun, noun
+from tools.demo_reviews.grammar import Noun, noun
 
 
 @dataclass(frozen=True)
