@@ -20,7 +20,7 @@ GROUND = {"errors", "text", "files", "console", "caches", "hub_access", "ranks"}
 MAY_IMPORT = {
     "ops": set(),
     "statistics": set(),
-    "models": {"ops"},
+    "models": {"config", "ops"},
     "data": set(),
     "adapters": {"models"},
     "training": {"ops"},

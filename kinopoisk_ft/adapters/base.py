@@ -1,20 +1,32 @@
-"""What an adapter returns, and the rule that random weights never stay frozen."""
+"""The interface of adapters, and the rule that random weights never stay frozen."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 from kinopoisk_ft.models.network import Adapted, Network
 
 
-class Adapter(Protocol):
-    """What a file of the group `adapter` builds."""
+class Adapter:
+    """Base class of the objects that the files of the group `adapter` build.
 
-    lr: float
+    Args:
+        lr: learning rate of what the adapter trains.
+    """
+
+    # Whether weights of the base stay as they are; those of a random base have learnt nothing.
+    freezes = True
+    # Whether the adapter is saved apart from its base, which then needs a folder of its own.
+    needs_saved_base = False
+
+    def __init__(self, *, lr: float) -> None:
+        self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
-        """Return the module to train; raises UserError if it cannot work with this network."""
-        ...
+        """Return the module to train.
+
+        Raises:
+            UserError: the adapter cannot work with this network.
+        """
+        raise NotImplementedError
 
 
 def train_fresh(network: Network) -> Adapted:

@@ -13,6 +13,7 @@ from peft.utils import constants
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.untrusted import check_imports
@@ -23,11 +24,14 @@ AUTO, ALL_LINEAR = "auto", constants.INCLUDE_LINEAR_LAYERS_SHORTHAND
 WHERE = "adapter.config.target_modules"
 
 
-class Peft:
+class Peft(Adapter):
     """Any PEFT method: `config` is its own config object."""
 
+    needs_saved_base = True
+
     def __init__(self, *, config: PeftConfig, lr: float) -> None:
-        self.config, self.lr = config, lr
+        super().__init__(lr=lr)
+        self.config = config
 
     def apply(self, network: Network) -> Adapted:
         """Wrap the module; raises UserError for targets that match nothing or cannot be adapted.
@@ -39,8 +43,9 @@ class Peft:
         choose_targets(network, config)
         check_targets(network, getattr(config, "target_modules", None))
         config.modules_to_save = list(network.head)
-        if network.kind == "hf":
-            config.task_type = "SEQ_CLS"
+        task = network.layout.peft_task
+        if task is not None:
+            config.task_type = task
         try:
             module = get_peft_model(network.module, config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -51,7 +56,7 @@ class Peft:
             ) from error
         config.base_model_name_or_path = network.base
         names = getattr(module.base_model, "targeted_module_names", [])
-        if network.kind != "hf":
+        if task is None:
             _write_full_names(config, names)
         fresh = {
             name

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from kinopoisk_ft.adapters.audit import check_frozen, trainable_below
-from kinopoisk_ft.adapters.base import train_fresh
+from kinopoisk_ft.adapters.base import Adapter, train_fresh
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Adapted, Network, blocks_of
 
 
-class Full:
+class Full(Adapter):
     """Every weight trains, except those that the architecture keeps fixed."""
 
-    def __init__(self, *, lr: float) -> None:
-        self.lr = lr
+    freezes = False
 
     def apply(self, network: Network) -> Adapted:
         """Return the module unchanged."""
         return Adapted(network.module, network.fresh)
 
 
-class Freeze:
+class Freeze(Adapter):
     """Freeze the embeddings and the first `layers` blocks; the weights above train."""
 
     def __init__(self, *, layers: int, lr: float) -> None:
-        self.layers, self.lr = layers, lr
+        super().__init__(lr=lr)
+        self.layers = layers
 
     def apply(self, network: Network) -> Adapted:
         """Freeze all weights that the states at the cut depend on, whatever their names.
@@ -50,11 +50,8 @@ class Freeze:
         return adapted
 
 
-class Head:
+class Head(Adapter):
     """Only the head, and whatever else has no trained weights yet, trains."""
-
-    def __init__(self, *, lr: float) -> None:
-        self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
         """Freeze all but fresh weights."""
@@ -62,11 +59,8 @@ class Head:
         return train_fresh(network)
 
 
-class BitFit:
+class BitFit(Adapter):
     """Biases and the head train (Ben Zaken, Ravfogel & Goldberg, 2022, arXiv 2106.10199)."""
-
-    def __init__(self, *, lr: float) -> None:
-        self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
         """Freeze everything except biases and fresh weights."""

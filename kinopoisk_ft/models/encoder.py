@@ -29,6 +29,7 @@ from kinopoisk_ft.models.checkpoints import (
 )
 from kinopoisk_ft.models.first_token import shorten
 from kinopoisk_ft.models.heads import (
+    HuggingFaceLayout,
     describe_encoder,
     freeze_unused_pooler,
     head_module,
@@ -37,7 +38,7 @@ from kinopoisk_ft.models.heads import (
     set_classes,
     start_anew,
 )
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import ModelRecipe, Network
 from kinopoisk_ft.models.padding import (
     check_padding,
     hugging_face_model,
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
 
 
-class Encoder:
+class Encoder(ModelRecipe):
     """The group `model`'s `encoder`, `bert` and `bert_tiny`."""
 
     def __init__(
@@ -113,7 +114,9 @@ class Encoder:
         rows = len(hugging_face_model(module).get_input_embeddings().weight)
         check_ids(tokenizer, rows, self.name, every_id=True)
         match_tokenizer(module, tokenizer, self.name)
-        return describe_encoder(module, config, "hf", [], set(), self._base(), self.revision, "")
+        return describe_encoder(
+            module, config, HuggingFaceLayout(), [], set(), self._base(), self.revision, ""
+        )
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
         """Return whether to try Hugging Face's classifier; of two-part models only the encoder."""
@@ -150,7 +153,7 @@ class Encoder:
             fresh = start_anew(module, last)
         heads = sorted({head_module(name) for name in fresh | {f"{last}.weight"}})
         return describe_encoder(
-            module, config, "hf", heads, fresh, self._base(), self.revision, "pooler"
+            module, config, HuggingFaceLayout(), heads, fresh, self._base(), self.revision, "pooler"
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:

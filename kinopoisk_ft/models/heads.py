@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
-from kinopoisk_ft.models.network import Kind, Network, parameters_behind, run_once
-from kinopoisk_ft.models.padding import hugging_face_model, position_offset
+from kinopoisk_ft.models.checkpoints import load_config, load_encoder
+from kinopoisk_ft.models.network import Layout, Network, parameters_behind, run_once
+from kinopoisk_ft.models.padding import (
+    hugging_face_model,
+    lengthen,
+    match_tokenizer,
+    position_offset,
+)
 from kinopoisk_ft.models.pooling import pool
+from kinopoisk_ft.models.untrusted import check_contents
+
+ENCODER, HEAD = "encoder", "head.safetensors"
+# Error messages of transformers quote an unknown model type, so that this one explains itself.
+FOREIGN_TYPE = (
+    "kinopoisk_ft (transformers cannot read this classifier's pooling and head: use "
+    "`python -m kinopoisk_ft.predict`, or read the encoder alone from the folder 'encoder')"
+)
 
 
 class PooledClassifier(nn.Module):
@@ -52,6 +69,74 @@ class PooledClassifier(nn.Module):
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
 
 
+class EncoderLayout(Layout):
+    """What the folders of encoders have in common: a config of transformers with our classes."""
+
+    def backbone_output(self, hidden: Tensor) -> BaseModelOutput:
+        """Return hidden states as an encoder of transformers does."""
+        return BaseModelOutput(last_hidden_state=hidden)
+
+    def config(self, source: str, card: Any) -> PreTrainedConfig:
+        """Read the config of a folder or hub repository and write the card's classes into it."""
+        config = load_config(source, card.revision)
+        set_classes(config, card.class_names)
+        return config
+
+    def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
+        """Compare embeddings and pad id with the tokenizer, and lengthen short positions."""
+        match_tokenizer(module, tokenizer, source, trained=True)
+        lengthen(module, tokenizer.pad_token_id)
+
+
+class HuggingFaceLayout(EncoderLayout):
+    """A classifier of transformers, in its own layout."""
+
+    name = "hf"
+    peft_task = "SEQ_CLS"
+
+    def save(self, module: Any, folder: Path) -> None:
+        """Write config and weights as transformers does."""
+        module.save_pretrained(folder)
+
+    def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
+        """Load the classifier; a base of an adapter may have its weights in a pickle."""
+        options = {"use_safetensors": True} if trained else {}
+        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            source, config=self.config(source, card), revision=card.revision,
+            dtype=torch.float32, trust_remote_code=False, **options,
+        )  # fmt: skip
+        return module
+
+
+class PooledLayout(EncoderLayout):
+    """An encoder in its own layout in a folder of its own, and our head beside it."""
+
+    name = "pooled"
+    backbone = "encoder"
+
+    def save(self, module: Any, folder: Path) -> None:
+        """Write encoder and head, and a config.json that transformers refuses."""
+        module.encoder.save_pretrained(folder / ENCODER)
+        save_file(module.classifier.state_dict(), folder / HEAD)
+        notice = json.dumps({"model_type": FOREIGN_TYPE}, indent=2)
+        (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
+
+    def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
+        """Load encoder and head; in format 1 the encoder lies in the folder itself."""
+        head = Path(source) / HEAD
+        if head.is_file() and (head.parent / ENCODER).is_dir():
+            source = str(head.parent / ENCODER)
+            check_contents(Path(source))
+        options = {"use_safetensors": True} if trained else {}
+        config = self.config(source, card)
+        encoder, _ = load_encoder(source, config, revision=card.revision, **options)
+        encoder.pooler = None
+        module = PooledClassifier(encoder, len(card.class_names), card.pooling)
+        if trained:
+            module.classifier.load_state_dict(load_file(head))
+        return module
+
+
 def head_dropout(config: PreTrainedConfig) -> float:
     """Return the dropout before the head as Hugging Face's classifiers take it from a config."""
     own = getattr(config, "classifier_dropout", None)
@@ -83,7 +168,7 @@ def pooled_network(
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {"classifier.weight", "classifier.bias"}
     heads = sorted({head_module(name) for name in fresh})
-    return describe_encoder(module, config, "pooled", heads, fresh, base, revision, pooling)
+    return describe_encoder(module, config, PooledLayout(), heads, fresh, base, revision, pooling)
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
@@ -126,7 +211,7 @@ def head_module(parameter: str) -> str:
 def describe_encoder(
     module: nn.Module,
     config: Any,
-    kind: Kind,
+    layout: Layout,
     head: list[str],
     fresh: set[str],
     base: str | None,
@@ -140,7 +225,7 @@ def describe_encoder(
             part.requires_grad_(False)
     return Network(
         module=module,
-        kind=kind,
+        layout=layout,
         layers=_layers(module, getattr(config.get_text_config(), "num_hidden_layers", 0)),
         embeddings=_embeddings(module),
         head=head,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import hub_errors
 from kinopoisk_ft.models.checkpoints import load_config
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import WEIGHTS, Layout, ModelRecipe, Network
 from kinopoisk_ft.models.tokenizers import (
     HUB_FIX,
     check_folder,
@@ -31,7 +31,7 @@ Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
 NO_ADAPTER = {"conv1d": "its weight goes straight into the fused convolution"}
 
 
-class Mamba:
+class Mamba(ModelRecipe):
     """The group `model`'s `mamba` and `mamba2`: the checkpoint's config says which it is."""
 
     def __init__(
@@ -84,12 +84,44 @@ class Mamba:
         load_backbone(module, read_weights(self.name, self.revision), self.name)
 
 
+class MambaLayout(Layout):
+    """Mamba in the layout of its checkpoints, which `MambaModel` reads, with our head."""
+
+    name = "mamba"
+    backbone = "backbone"
+
+    def save(self, module: Any, folder: Path) -> None:
+        """Write config and weights."""
+        module.mamba_config.save_pretrained(folder)
+        # A tied head shows up twice in a state dict; parameters are named once.
+        weights = dict(module.named_parameters()) | dict(module.named_buffers())
+        save_file(
+            {name: value.detach().contiguous() for name, value in weights.items()},
+            folder / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+
+    def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
+        """Load the backbone, and the head if it was trained."""
+        config = read_config(source, card.revision)
+        module = MambaClassifier(config, len(card.class_names), card.pooling)
+        weights = read_weights(source, card.revision)
+        load_backbone(module, weights, source)
+        if trained:
+            module.load_state_dict(weights)
+        return module
+
+    def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
+        """Compare the number of embeddings with the tokenizer's ids."""
+        check_ids(tokenizer, len(module.backbone.embeddings.weight), source)
+
+
 def describe(module: nn.Module, base: str | None, pooling: str, revision: str | None) -> Network:
     """Return what the project needs to know of a Mamba classifier or language model."""
     head = [name for name, _ in module.named_children() if name == "classifier"]
     return Network(
         module=module,
-        kind="mamba",
+        layout=MambaLayout(),
         layers="backbone.layers",
         embeddings=["backbone.embeddings"],
         head=head,
@@ -137,7 +169,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
     """Read all safetensors weights of a folder or hub repository, one file or sharded."""
-    names = ["model.safetensors"]
+    names = [WEIGHTS]
     if Path(name).is_dir():
         index = Path(name) / "model.safetensors.index.json"
         if index.exists():

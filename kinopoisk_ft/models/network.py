@@ -1,17 +1,23 @@
-"""What the rest of the project needs to know of a network, whatever its kind."""
+"""Describe a network to the rest of the project, whatever its architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from hydra.utils import get_object
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from kinopoisk_ft.config.trust import refused
 from kinopoisk_ft.errors import UserError
+
+WEIGHTS = "model.safetensors"
 
 
 @contextmanager
@@ -99,7 +105,60 @@ def run_once(
         module.train(training)
 
 
-Kind = Literal["hf", "pooled", "mamba"]
+class Layout:
+    """How the weights of a network lie in a model folder.
+
+    By default they are one safetensors file, and the network is built again by its recipe, whose
+    options stand in the folder's card. Subclasses write what other tools read.
+    """
+
+    name = "recipe"
+    # Task of PEFT's own wrapper; None if PEFT knows no wrapper for this kind of network.
+    peft_task: str | None = None
+    # Name of the module that gives the states that our head pools; "" if there is none.
+    backbone = ""
+
+    def backbone_output(self, hidden: Tensor) -> Any:
+        """Return hidden states (batch, length, d_model) as the backbone would return them."""
+        return hidden
+
+    def save(self, module: nn.Module, folder: Path) -> None:
+        """Write the module's weights into an existing folder."""
+        save_model(module, str(folder / WEIGHTS))
+
+    def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
+        """Return the module without an adapter, in fp32.
+
+        Args:
+            source: the folder, or the base's hub name if the folder holds an adapter.
+            card: the folder's `Card`.
+            trained: the folder holds the trained head too.
+        """
+        module = build_recipe(card.recipe, source).build(card.class_names, tokenizer).module
+        load_model(module, Path(source) / WEIGHTS)
+        return module
+
+    def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
+        """Raise UserError for a tokenizer with ids that the module has no embedding for."""
+
+
+def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
+    """Build the recipe that a model folder names.
+
+    Raises:
+        UserError: it names no `ModelRecipe`, or one that may not be called.
+    """
+    values = dict(options or {})
+    target = values.pop("_target_", None)
+    reason = refused(target)
+    kind = None if reason else get_object(target)
+    if not (isinstance(kind, type) and issubclass(kind, ModelRecipe)):
+        raise UserError(
+            reason or f"'{target}' is no model recipe",
+            where=source,
+            fix="put the model's own module on Python's path (PYTHONPATH), as in training",
+        )
+    return kind(**values)
 
 
 @dataclass
@@ -107,7 +166,7 @@ class Network:
     """A module with `forward(input_ids, attention_mask).logits` and the names of its parts.
 
     Args:
-        kind: "hf" (Hugging Face's own classifier), "pooled" (encoder and our head) or "mamba".
+        layout: how its weights are saved and loaded.
         layers: dotted name of the ModuleList of blocks, first block first; "" if the architecture
             has no such list, as ALBERT, whose blocks share weights.
         embeddings: dotted names of the modules that give the first block its hidden states.
@@ -120,7 +179,6 @@ class Network:
     """
 
     module: nn.Module
-    kind: Kind
     layers: str
     embeddings: list[str]
     head: list[str]
@@ -129,6 +187,7 @@ class Network:
     max_positions: int | None
     pooling: str
     revision: str | None = None
+    layout: Layout = field(default_factory=Layout)
     no_adapter: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -137,22 +196,57 @@ class Network:
         return (self.layers or self.embeddings[0]).split(".")[0]
 
 
-class Recipe(Protocol):
-    """What a file of the group `model` builds."""
+class Fitting(Protocol):
+    """The two ways to train that a task offers to a recipe."""
+
+    def fit_network(self, recipe: ModelRecipe) -> Any:
+        """Train a network by gradient descent on batches of tokens."""
+        ...
+
+    def fit_estimator(self, recipe: Any) -> Any:
+        """Fit an estimator in the style of scikit-learn on whole texts."""
+        ...
+
+
+class ModelRecipe:
+    """Base class of the objects that the files of the group `model` build.
+
+    A new family of models is a subclass with `load_tokenizer` and `build`.
+
+    Args:
+        lr: learning rate of the weights of the body in full fine-tuning.
+        head_lr: learning rate of the head; None for the same.
+        targets: by adapter, the names of the modules that it adapts.
+    """
 
     lr: float
+    head_lr: float | None
+    targets: Mapping[str, list[str] | str] | None
+
+    def fit(self, fitting: Fitting) -> Any:
+        """Train this model in the way that it needs; return what the task's method returns."""
+        return fitting.fit_network(self)
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Return the tokenizer; `texts`, the train split's, serve models that train theirs."""
-        ...
+        """Return the tokenizer; `texts` of the train split serve recipes that train theirs."""
+        raise NotImplementedError
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Return a classifier in fp32."""
-        ...
+        raise NotImplementedError
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the same backbone with a language-model head, for pretraining."""
-        ...
+        raise NotImplementedError
+
+    def check_pretraining(self) -> None:
+        """Raise UserError if this model has no language-model head."""
+        if type(self).build_lm is ModelRecipe.build_lm:
+            raise UserError(
+                f"{type(self).__name__} has nothing to pretrain",
+                where="model",
+                fix="choose a model with a language-model head, for example model=bert_scratch",
+            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ same logits, or refuse them; they never answer with a random head:
 - an encoder with our pooling and head: the folder's own config.json is one that `transformers`
   refuses; `AutoModel` reads the encoder from the folder `encoder`; the head is head.safetensors;
 - Mamba with our head: in the layout of its checkpoints, `MambaModel` reads the backbone;
+- a network of a user's own recipe: model.safetensors, for this project alone;
 - an adapter on our head: it names modules that exist in our network alone, so that PEFT refuses it.
 """
 
@@ -15,39 +16,32 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from peft import PeftModel
 from pydantic import ConfigDict, TypeAdapter
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder
 from kinopoisk_ft.hub_access import hub_errors
-from kinopoisk_ft.models.checkpoints import load_config, load_encoder
-from kinopoisk_ft.models.heads import PooledClassifier, set_classes
-from kinopoisk_ft.models.mamba import MambaClassifier
-from kinopoisk_ft.models.mamba_recipe import load_backbone, read_config, read_weights
-from kinopoisk_ft.models.network import Adapted, Kind, Network
-from kinopoisk_ft.models.padding import lengthen, match_tokenizer
-from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, check_ids, load_tokenizer
+from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
+from kinopoisk_ft.models.mamba_recipe import MambaLayout
+from kinopoisk_ft.models.network import Adapted, Layout, Network
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import check_adapter, check_contents, fits_together
 
 CARD = "kinopoisk_ft.json"
-FORMAT = 2
-READABLE = (1, FORMAT)  # in format 1 the encoder lies in the folder itself
-ENCODER, HEAD = "encoder", "head.safetensors"
-# Error messages of transformers quote an unknown model type, so that this one explains itself.
-FOREIGN_TYPE = (
-    "kinopoisk_ft (transformers cannot read this classifier's pooling and head: use "
-    "`python -m kinopoisk_ft.predict`, or read the encoder alone from the folder 'encoder')"
-)
+FORMAT = 3
+# In format 1 the encoder lies in the folder itself; format 3 adds `recipe`.
+READABLE = (1, 2, FORMAT)
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout())
+}
 
 
 @dataclass(frozen=True)
@@ -57,11 +51,13 @@ class Card:
     max_length, truncation, max_characters and strip_scores are what training did to each text, so
     that prediction does the same; a folder without the last three was trained on the heads. `note`
     says where other tools, which know only the saved tokenizer's settings, treat texts differently.
+    `kind` names the layout of the weights; `recipe` holds the options that build the network again
+    if the layout has no config of its own.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    kind: Kind | Literal["tfidf"]
+    kind: Literal["recipe", "hf", "pooled", "mamba", "tfidf"]
     class_names: list[str]
     max_length: int
     truncation: str = "head"
@@ -72,6 +68,7 @@ class Card:
     base: str | None = None
     revision: str | None = None
     note: str = ""
+    recipe: dict[str, Any] | None = None
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -85,11 +82,19 @@ def make_card(
     adapted: Adapted,
     class_names: Sequence[str],
     max_length: int,
+    recipe: Mapping[str, Any] | None = None,
     **preprocessing: Any,
 ) -> Card:
-    """Return the card of a trained network; `preprocessing` holds the card's fields of that."""
+    """Return the card of a trained network.
+
+    Args:
+        recipe: the options of the group `model`, for a network that its recipe builds again.
+        preprocessing: the card's fields of that.
+    """
+    layout: Any = network.layout.name
     return Card(
-        kind=network.kind,
+        kind=layout,
+        recipe=dict(recipe) if recipe and layout == Layout.name else None,
         class_names=list(class_names),
         max_length=max_length,
         **preprocessing,
@@ -149,7 +154,7 @@ def save_base(network: Network, folder: Path) -> None:
     # An adapter that is there already belongs to another base.
     (folder / CARD).unlink(missing_ok=True)
     with whole_folder(folder / "base", "config.json") as part:
-        _save_plain(network.module, network.kind, part)
+        network.layout.save(network.module, part)
 
 
 def save_network(
@@ -162,7 +167,7 @@ def save_network(
         # "auto" would ask the hub whether the vocabulary has changed.
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
-        _save_plain(module, network.kind, folder)
+        network.layout.save(module, folder)
     # Other tools truncate with truncation=True to this length, at this side; there is no setting
     # for truncation=head_tail, which the card's note says.
     tokenizer = copy.copy(tokenizer)
@@ -176,33 +181,15 @@ def save_network(
 
 def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
     """Write a pretrained base in the layout of its kind's checkpoints, for `model.name`."""
-    _save_plain(network.module, network.kind, folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _save_plain(module: Any, kind: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "hf":
-        module.save_pretrained(folder)
-    elif kind == "pooled":
-        module.encoder.save_pretrained(folder / ENCODER)
-        save_file(module.classifier.state_dict(), folder / HEAD)
-        notice = json.dumps({"model_type": FOREIGN_TYPE}, indent=2)
-        (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
-    else:
-        module.mamba_config.save_pretrained(folder)
-        # A tied head shows up twice in a state dict; parameters are named once.
-        weights = dict(module.named_parameters()) | dict(module.named_buffers())
-        save_file(
-            {name: value.detach().contiguous() for name, value in weights.items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+    network.layout.save(network.module, folder)
+    tokenizer.save_pretrained(folder)
 
 
 def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     """Return module (evaluation mode, fp32), tokenizer and card of a saved folder."""
     card = read_card(folder)
+    layout = LAYOUTS[card.kind]
     inner = folder / "base"
     source = str(folder) if not card.is_peft else str(inner) if inner.is_dir() else str(card.base)
     if card.is_peft:
@@ -210,46 +197,14 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
         check_folder(source, CARD)
     with fits_together(folder):
         with hub_errors(f"model '{source}'", HUB_FIX):
-            module = _load_plain(source, card, trained=not card.is_peft)
             tokenizer = load_tokenizer(str(folder))
-            if card.kind == "mamba":
-                rows = len(module.get_parameter("backbone.embeddings.weight"))
-                check_ids(tokenizer, rows, source)
-            else:
-                match_tokenizer(module, tokenizer, source, trained=True)
-                lengthen(module, tokenizer.pad_token_id)
+            module = layout.load(source, card, tokenizer, trained=not card.is_peft)
+            layout.match_tokenizer(module, tokenizer, source)
             if card.is_peft:
                 module = PeftModel.from_pretrained(module, str(folder))
         return module.eval(), tokenizer, card
 
 
-def _load_plain(source: str, card: Card, trained: bool) -> nn.Module:
-    """Load without an adapter; `trained` says whether the folder holds the trained head too."""
-    if card.kind == "mamba":
-        config = read_config(source, card.revision)
-        mamba = MambaClassifier(config, len(card.class_names), card.pooling)
-        weights = read_weights(source, card.revision)
-        load_backbone(mamba, weights, source)
-        if trained:
-            mamba.load_state_dict(weights)
-        return mamba
-    head = Path(source) / HEAD
-    if card.kind == "pooled" and head.is_file() and (head.parent / ENCODER).is_dir():
-        source = str(head.parent / ENCODER)
-        check_contents(Path(source))
-    config = load_config(source, card.revision)
-    set_classes(config, card.class_names)
-    options: dict[str, Any] = {"revision": card.revision}
-    if trained:
-        options["use_safetensors"] = True  # as it was written
-    if card.kind == "hf":
-        module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, dtype=torch.float32, trust_remote_code=False, **options
-        )
-        return module
-    encoder, _ = load_encoder(source, config, **options)
-    encoder.pooler = None
-    pooled = PooledClassifier(encoder, len(card.class_names), card.pooling)
-    if trained:
-        pooled.classifier.load_state_dict(load_file(head))
-    return pooled
+def load_estimator(folder: Path, card: Card) -> Tfidf | None:
+    """Return the estimator of a saved folder; None if it holds a network."""
+    return None if card.kind in LAYOUTS else Tfidf.load(folder)

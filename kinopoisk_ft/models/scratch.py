@@ -10,11 +10,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, M
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.checkpoints import check_dropout
 from kinopoisk_ft.models.first_token import shorten
-from kinopoisk_ft.models.heads import pooled_network, set_classes
+from kinopoisk_ft.models.heads import HuggingFaceLayout, pooled_network, set_classes
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba_recipe import Backend, describe
 from kinopoisk_ft.models.mamba_recipe import Pooling as MambaPooling
-from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.models.network import ModelRecipe, Network
 from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 
 
@@ -25,7 +25,7 @@ def check_sizes(**sizes: int) -> None:
             raise UserError(f"model.{name}={size}: it must be 1 or more", where=f"model.{name}")
 
 
-class ScratchBert:
+class ScratchBert(ModelRecipe):
     """The group `model`'s `bert_scratch`."""
 
     def __init__(
@@ -74,7 +74,7 @@ class ScratchBert:
         config = self._config(tokenizer)
         return Network(
             module=BertForMaskedLM(config),
-            kind="hf",
+            layout=HuggingFaceLayout(),
             layers="bert.encoder.layer",
             embeddings=["bert.embeddings"],
             head=[],
@@ -98,7 +98,7 @@ class ScratchBert:
         )
 
 
-class ScratchMamba:
+class ScratchMamba(ModelRecipe):
     """The group `model`'s `mamba_scratch`."""
 
     def __init__(

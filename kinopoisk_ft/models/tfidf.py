@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from kinopoisk_ft.models.network import Fitting, ModelRecipe
 
-class Tfidf:
+
+class Tfidf(ModelRecipe):
     """The group `model`'s `tfidf`: the same verbs as scikit-learn, saved without pickle.
 
     Its parameters are the coefficients and intercepts of the logistic regression.
@@ -36,7 +38,11 @@ class Tfidf:
         self.vectorizer = self._vectorizer(None)
         self.regression = LogisticRegression(C=C, class_weight=class_weight, max_iter=1000)
 
-    def fit(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Tfidf:
+    def fit(self, fitting: Fitting) -> Any:
+        """Train on whole texts."""
+        return fitting.fit_estimator(self)
+
+    def fit_texts(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Tfidf:
         """Fit on the train split; a vocabulary without words falls to scikit-learn's own error."""
         self.num_classes = num_classes
         self.regression.fit(self.vectorizer.fit_transform(texts), labels)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutput
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import (
@@ -111,12 +110,7 @@ class FrozenPrefix:
     def _above(self, hidden: Tensor) -> dict[str, nn.Module]:
         """Return the stand-ins with which the model starts at the seam."""
         if self.seam.backbone:
-            whole = self.network.kind == "mamba"
-            return {
-                self.seam.backbone: _Given(
-                    hidden if whole else BaseModelOutput(last_hidden_state=hidden)
-                )
-            }
+            return {self.seam.backbone: _Given(self.network.layout.backbone_output(hidden))}
         given = dict.fromkeys(self.network.embeddings, _Given(hidden))
         return {**given, self.network.layers: nn.ModuleList(self._blocks[self.seam.layer :])}
 
@@ -148,8 +142,6 @@ log = logging.getLogger(__name__)
 
 WHERE = "trainer.prefix_cache"
 OFF = "trainer.prefix_cache=off"
-# What our own classifiers pool; Hugging Face's take a vector from the last block by themselves.
-BACKBONES = {"pooled": "encoder", "mamba": "backbone"}
 
 
 def find_prefix(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> FrozenPrefix:
@@ -188,7 +180,7 @@ def find_prefix(network: Network, module: nn.Module, batch: dict[str, Tensor]) -
 def _frozen(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> tuple[int, str]:
     """Return how many blocks are frozen with all below them, and the backbone's name if it is."""
     blocks = blocks_of(network)
-    backbone = BACKBONES.get(network.kind, "")
+    backbone = network.layout.backbone
     body = [network.module.get_submodule(backbone)] if backbone else []
     with torch.enable_grad(), outputs_of([*blocks, *body]) as outputs:
         module(**batch)
@@ -211,7 +203,7 @@ def _seams(network: Network, depth: int, backbone: str) -> Iterator[Seam]:
     if backbone:
         yield Seam(depth, backbone, network.pooling)
     if depth == len(blocks_of(network)):
-        yield Seam(depth, pooling="cls" if network.kind == "hf" else network.pooling)
+        yield Seam(depth, pooling=network.pooling if network.layout.backbone else "cls")
     yield Seam(depth)
 
 

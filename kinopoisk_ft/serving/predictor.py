@@ -15,8 +15,7 @@ from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import read
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import Card, load_network, read_card
-from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.models.saving import Card, load_estimator, load_network, read_card
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import predict
@@ -50,12 +49,12 @@ class Predictor:
         self.card: Card = read_card(folder)
         keys = ("max_length", "truncation", "max_characters", "strip_scores")
         self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})
-        if self.card.kind == "tfidf":
-            self._baseline = Tfidf.load(folder)
-            return
-        self._precision = Precision("fp32", choose_device(device))
-        module, self._tokenizer, _ = load_network(folder)
-        self._module = module.to(self._precision.device)
+        # An estimator reads texts, a network tokens.
+        self._estimator = load_estimator(folder, self.card)
+        if self._estimator is None:
+            self._precision = Precision("fp32", choose_device(device))
+            module, self._tokenizer, _ = load_network(folder)
+            self._module = module.to(self._precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return probabilities of the classes, (N, classes), in the order of the texts.
@@ -63,9 +62,9 @@ class Predictor:
         Raises:
             UserError: see `check_texts`.
         """
-        if self.card.kind == "tfidf" and texts:
+        if self._estimator is not None and texts:
             cut = [self._preprocessing.cut(text) for text in self._clean(texts)]
-            return self._baseline.predict_proba(cut)
+            return self._estimator.predict_proba(cut)
         result: np.ndarray = torch.softmax(self.logits(texts).double(), dim=1).numpy()
         return result
 

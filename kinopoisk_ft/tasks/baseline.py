@@ -11,7 +11,6 @@ import torch
 from sklearn.metrics import log_loss
 
 from kinopoisk_ft.adapters.base import Adapter
-from kinopoisk_ft.adapters.plain import Full
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, share_cut
@@ -32,7 +31,7 @@ def fit_baseline(
 ) -> Fitted:
     """Fit TF-IDF and logistic regression on the train split and save it."""
     trainer.refuse_balance("the TF-IDF baseline has weights of its own: model.class_weight")
-    if not isinstance(adapter, Full):
+    if adapter.freezes or adapter.needs_saved_base:
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
@@ -46,7 +45,7 @@ def fit_baseline(
     how, classes = data.preprocessing, len(data.class_names)
     train, val, test = (how.texts(part["text"]) for part in (data.train, data.val, data.test))
     with clock.section("train"):
-        recipe.fit(train, data.train["label"].to_numpy(), classes)
+        recipe.fit_texts(train, data.train["label"].to_numpy(), classes)
     with clock.section("val"):
         validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), classes)
     with clock.section("eval"):

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
 from kinopoisk_ft.adapters.base import Adapter
-from kinopoisk_ft.adapters.peft import Peft
-from kinopoisk_ft.adapters.plain import Full
 from kinopoisk_ft.data.leakage import Overlap, TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Seen, Tokens, check_length, ids_digest, log_example, tokenize
 from kinopoisk_ft.files import whole_folder
-from kinopoisk_ft.models.network import Adapted, Network, Recipe
+from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
 from kinopoisk_ft.models.saving import CARD, make_card, save_base, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
@@ -41,33 +40,64 @@ from kinopoisk_ft.training.sharding import gather
 log = logging.getLogger(__name__)
 
 
-def fit_network(
-    recipe: Recipe,
-    adapter: Adapter,
-    trainer: Trainer,
-    data: DataSplit,
-    tracker: Tracker,
-    out_dir: Path,
-) -> Fitted:
+def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
+    """Train a classifier on the train split, choose by validation, score once on the test split.
+
+    The result is rank 0's; None where another process takes part.
+    """
+    recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
+    with main_first():
+        data: DataSplit = instantiate(cfg.data).load()
+    record_data(data, tracker, out_dir)
+    options: Any = OmegaConf.to_container(cfg.model)
+    fitted: Fitted = recipe.fit(Classifying(adapter, trainer, data, tracker, out_dir, options))
+    return record(fitted, data, tracker, run_id, out_dir) if is_main() else None
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """All that training a classifier needs besides the model's recipe; a `Fitting`.
+
+    Args:
+        options: the group `model` as plain values, from which a saved network is built again.
+    """
+
+    adapter: Adapter
+    trainer: Trainer
+    data: DataSplit
+    tracker: Tracker
+    out_dir: Path
+    options: dict[str, Any]
+
+    def fit_network(self, recipe: ModelRecipe) -> Fitted:
+        """Train by gradient descent on batches of tokens."""
+        return fit_network(recipe, self)
+
+    def fit_estimator(self, recipe: Tfidf) -> Fitted:
+        """Fit on whole texts, test, save the model folder."""
+        return fit_baseline(recipe, self.adapter, self.trainer, self.data, self.out_dir)
+
+
+def fit_network(recipe: ModelRecipe, task: Classifying) -> Fitted:
     """Tokenize, build, adapt, train, restore the best weights, test, save the model folder."""
-    checkpoints = out_dir / CHECKPOINTS
+    trainer, data = task.trainer, task.data
+    checkpoints, model_dir = task.out_dir / CHECKPOINTS, task.out_dir / "model"
     precision, clock = trainer.open(checkpoints)
     reset_peak_memory(precision.device)
-    model_dir = out_dir / "model"
     with clock.section("tokenize"), main_first():
         tokenizer = recipe.load_tokenizer(data.preprocessing.texts(data.train["text"]))
     with clock.section("build"), main_first():
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
-        adapted = _adapt(adapter, network, model_dir)
+        adapted = _adapt(task.adapter, network, model_dir)
     if adapted.targets:
-        tracker.tags({"adapter_targets": adapted.targets})
+        task.tracker.tags({"adapter_targets": adapted.targets})
     read_before = _read_before(network, data)
     with clock.section("tokenize"), main_first():
         parts, tokens = _examples(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
     make_objective, parts = _above_frozen(
-        trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, tracker
+        trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, task.tracker
     )
     weights = None
     if trainer.class_weights == "balanced":
@@ -75,14 +105,15 @@ def fit_network(
     state = trainer.fit(
         adapted.module, make_objective(weights=weights), parts["train"], parts["val"],
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
-        recorder=tracker, folder=checkpoints, about=identity(data, parts["train"], parts["val"]),
+        recorder=task.tracker, folder=checkpoints,
+        about=identity(data, parts["train"], parts["val"]),
     )  # fmt: skip
     with clock.section("eval"):
         # Without weights: losses on test can be compared, whatever was trained for.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
-        _save(network, adapted, tokenizer, data, model_dir)
+        _save(network, adapted, tokenizer, task)
     trainable, total = count_parameters(adapted.module)
     return Fitted(
         probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
@@ -120,14 +151,15 @@ def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
     return {"split": data.split_digest, "tokens": tokens}
 
 
-def _save(
-    network: Network, adapted: Adapted, tokenizer: Any, data: DataSplit, folder: Path
-) -> None:
+def _save(network: Network, adapted: Adapted, tokenizer: Any, task: Classifying) -> None:
     """Write the model folder, whole, whatever part of the model each process keeps."""
     gather(adapted.module)
     if is_main():
-        card = make_card(network, adapted, data.class_names, **asdict(data.preprocessing))
-        with whole_folder(folder, CARD) as part:
+        data = task.data
+        card = make_card(
+            network, adapted, data.class_names, recipe=task.options, **asdict(data.preprocessing)
+        )
+        with whole_folder(task.out_dir / "model", CARD) as part:
             save_network(network, adapted, tokenizer, card, part)
 
 
@@ -168,26 +200,10 @@ def _above_frozen(
 
 def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     """Apply an adapter; a base with a random start is saved first: nothing else has it."""
-    if network.base is None and not isinstance(adapter, Full):
+    if network.base is None and adapter.freezes:
         log.warning("the base has random weights: what the adapter freezes has learnt nothing")
-    if network.base is None and isinstance(adapter, Peft):
+    if network.base is None and adapter.needs_saved_base:
         save_base(network, model_dir)
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
     return adapted
-
-
-def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
-    """Train a classifier on the train split, choose by validation, score on the test split once.
-
-    The result is rank 0's; None where another process takes part.
-    """
-    recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
-    with main_first():
-        data: DataSplit = instantiate(cfg.data).load()
-    record_data(data, tracker, out_dir)
-    if isinstance(recipe, Tfidf):
-        fitted = fit_baseline(recipe, adapter, trainer, data, out_dir)
-    else:
-        fitted = fit_network(recipe, adapter, trainer, data, tracker, out_dir)
-    return record(fitted, data, tracker, run_id, out_dir) if is_main() else None

@@ -15,7 +15,6 @@ from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder
 from kinopoisk_ft.models.saving import save_language_model
-from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.run_folder import CHECKPOINTS
 from kinopoisk_ft.tasks.finetune import identity
@@ -33,8 +32,7 @@ def pretrain(
 ) -> Result:
     """Train a language model on the texts of train and validation; the test split is not read."""
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
-    if isinstance(recipe, Tfidf):
-        raise UserError("TF-IDF has nothing to pretrain", where="model", fix="choose a network")
+    recipe.check_pretraining()
     if trainer.prefix_cache != "off":
         raise UserError(
             "pretraining trains every layer: none can be run once and kept",

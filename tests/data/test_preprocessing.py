@@ -175,7 +175,7 @@ def test_a_network_predicts_as_it_was_trained(kind: str, tmp_path: Path) -> None
 def test_the_baseline_predicts_as_it_was_trained(tmp_path: Path) -> None:
     texts, labels = tiny.reviews(60)
     model = Tfidf(ngrams=2, min_df=2, sublinear_tf=True, C=10.0, class_weight="balanced")
-    model.fit([HOW.cut(text) for text in texts], np.array(labels), 2).save(tmp_path)
+    model.fit_texts([HOW.cut(text) for text in texts], np.array(labels), 2).save(tmp_path)
     Card("tfidf", list(NAMES), **dataclasses.asdict(HOW)).write(tmp_path)
     cut = [HOW.cut(HOW.clean(text)) for text in REVIEWS]
     assert max(map(len, cut)) == 90

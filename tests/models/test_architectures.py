@@ -86,7 +86,7 @@ def test_the_classifier_of_the_library_trains(architecture: str, tmp_path: Path)
     """Longformer's global attention, BigBird's unused pooler, RoFormer's fixed positions."""
     folder = checkpoint(tmp_path, architecture)
     network, adapted, tokenizer = built(folder, "model.pooling=pooler")
-    assert network.kind == "hf"
+    assert network.layout.name == "hf"
     fixed = {n: p.clone() for n, p in network.module.named_parameters() if not p.requires_grad}
     step(adapted, tokenizer)
     assert all(torch.equal(p, network.module.get_parameter(n)) for n, p in fixed.items())

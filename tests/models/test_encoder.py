@@ -82,14 +82,15 @@ def test_a_classifier_that_is_new_below_its_last_layer_gives_way_to_the_mean(
 ) -> None:
     config = RobertaConfig(**ROBERTA)
     RobertaModel(config).save_pretrained(tmp_path / "bare")
-    assert (built(tmp_path / "bare").kind, built(tmp_path / "bare").pooling) == ("pooled", "mean")
+    bare = built(tmp_path / "bare")
+    assert (bare.layout.name, bare.pooling) == ("pooled", "mean")
     asked = built(tmp_path / "bare", pooling="pooler")
-    assert asked.kind == "hf"
+    assert asked.layout.name == "hf"
     assert asked.head == ["classifier"]
     assert "classifier.dense.weight" in asked.fresh
     RobertaForSequenceClassification(config).save_pretrained(tmp_path / "trained")
     found = built(tmp_path / "trained")
-    assert (found.kind, found.fresh) == (
+    assert (found.layout.name, found.fresh) == (
         "hf",
         {"classifier.out_proj.weight", "classifier.out_proj.bias"},
     )

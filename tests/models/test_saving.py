@@ -177,18 +177,18 @@ def test_fp16_checkpoint_is_trained_in_fp32() -> None:
     half = tiny.bert(with_pooler=False, half=True)
     network = make("bert", "none", f"model.name={half}", "model.pooling=auto")[2]
     assert {p.dtype for p in network.module.parameters()} == {torch.float32}
-    assert (network.kind, network.pooling) == ("pooled", "mean")
+    assert (network.layout.name, network.pooling) == ("pooled", "mean")
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
 def test_pooling_by_name(pooling: str) -> None:
     network = make("bert", "none", f"model.pooling={pooling}")[2]
-    assert (network.kind, network.pooling) == ("pooled", pooling)
+    assert (network.layout.name, network.pooling) == ("pooled", pooling)
 
 
 def test_auto_takes_a_trained_pooler() -> None:
     network = make("bert", "none", "model.pooling=auto")[2]
-    assert network.kind == "hf"
+    assert network.layout.name == "hf"
     assert network.fresh == {"classifier.weight", "classifier.bias"}
 
 
@@ -207,7 +207,7 @@ def test_padding_never_changes_a_result(kind: str) -> None:
 def test_tfidf_saves_and_loads(tmp_path: Path) -> None:
     texts, labels = tiny.reviews(60)
     model = Tfidf(ngrams=2, min_df=2, sublinear_tf=True, C=10.0, class_weight="balanced")
-    model.fit(texts, np.array(labels), 2).save(tmp_path)
+    model.fit_texts(texts, np.array(labels), 2).save(tmp_path)
     again = Tfidf.load(tmp_path)
     np.testing.assert_array_equal(model.predict_proba(TEXTS), again.predict_proba(TEXTS))
     assert again.parameters == model.parameters == len(model.vectorizer.vocabulary_) + 1

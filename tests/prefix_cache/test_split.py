@@ -23,7 +23,7 @@ from transformers import (
 
 from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.heads import describe_encoder
+from kinopoisk_ft.models.heads import HuggingFaceLayout, describe_encoder
 from kinopoisk_ft.prefix_cache.split import FrozenPrefix, Seam, find_prefix
 from kinopoisk_ft.training.batching import pad
 
@@ -70,7 +70,9 @@ def cut(name: str, adapter: Any) -> tuple[FrozenPrefix, nn.Module, dict[str, tor
     config = FAMILY[name]
     module = AutoModelForSequenceClassification.from_config(config)
     heads = ["classifier", "pre_classifier", "head"]
-    network = describe_encoder(module, config, "hf", heads, set(), None, None, "pooler")
+    network = describe_encoder(
+        module, config, HuggingFaceLayout(), heads, set(), None, None, "pooler"
+    )
     generator = torch.Generator().manual_seed(0)
     lengths = (40, 25, 9, 3)
     ids = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]

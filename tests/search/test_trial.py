@@ -14,7 +14,7 @@ from sweeping import place as place
 
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.trial import watched
+from kinopoisk_ft.search.trial import watch_trial
 from kinopoisk_ft.sweeps.jobs import outcomes
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker
@@ -28,14 +28,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, f
 
     def run(prepared: Prepared, out_dir: Path) -> Result:
         seen.append((out_dir, prepared.cfg.trainer.lr))
-        tracker = watched(NoTracker(uri=None, experiment=""))
+        tracker = watch_trial(NoTracker(uri=None, experiment=""), prepared.job)
         tracker.start("", {}, {"overrides": ""}, folder=Path())
         found = score(prepared)
         for step in (1, 2, 3):
             tracker.metrics({"val_f1_weighted": found * step / 3}, step)
         return Result(0.5, 0.5, 0.5, 1.0, 1.0, 1, 1, "", str(out_dir), found)
 
-    monkeypatch.setattr("kinopoisk_ft.run.run", run)
+    monkeypatch.setattr("kinopoisk_ft.sweeps.jobs.run", run)
     return seen
 
 

@@ -25,7 +25,7 @@ def sweep(place: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., objec
     """Run a sweep of one job in this process, with a stand-in for its training."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["kinopoisk_ft"])
-    monkeypatch.setattr("kinopoisk_ft.run.run", run)
+    monkeypatch.setattr("kinopoisk_ft.sweeps.jobs.run", run)
     return cli.main(["-m", *DATA, "model=tfidf", "tracking=none", "output_dir=out"])
 
 

@@ -175,10 +175,14 @@ def prepared(*overrides: str) -> Prepared:
     return prepare(compose_config([*DATA, "model=tfidf", *overrides]), conf_dir())
 
 
+def identity(*overrides: str) -> str:
+    return prepared(*overrides).tags[provenance.IDENTITY]
+
+
 def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = provenance.identity(prepared())
+    first = identity()
     same = ["output_dir=x", "result_json=x", "rerun=true", "tracking=none"]
-    assert [provenance.identity(prepared(change)) for change in same] == [first] * len(same)
+    assert [identity(change) for change in same] == [first] * len(same)
     changes = [
         "seed=1",
         "trainer.lr=0.5",
@@ -186,15 +190,15 @@ def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.M
         "adapter=head",
         "trainer.budget=steps:9",
     ]
-    others = {provenance.identity(prepared(change)) for change in changes}
+    others = {identity(change) for change in changes}
     assert len(others | {first}) == len(changes) + 1
     write_reviews(place, 82)
-    assert provenance.identity(prepared()) != first
+    assert identity() != first
     write_reviews(place)
-    assert provenance.identity(prepared()) == first
+    assert identity() == first
     monkeypatch.setattr(provenance, "processor", lambda: "another")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert provenance.identity(prepared()) != first
+    assert identity() != first
 
 
 def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
@@ -211,8 +215,8 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
 
 
 def test_pretraining_is_never_skipped() -> None:
-    tags = {"kinopoisk_ft.kind": "pretrain", "kinopoisk_ft.identity": "same"}
-    assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db"), tags) is None
+    task = ["task=pretrain", "task.save_to=base", "model=bert_scratch"]
+    assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task)) is None
 
 
 def test_a_parent_of_another_store_is_told(place: Path) -> None:
