@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,55 +18,11 @@ from kinopoisk_ft.caches import cache_dir
 from kinopoisk_ft.data.preprocessing import Preprocessing, ends
 from kinopoisk_ft.errors import UserError
 
-PIECE = 2**13  # characters: thousands of tokens, more than most models read
-AT_ONCE = 2**20  # characters in one call: an encoding takes some 300 bytes for each
-_GAP = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
-_PROBE = "Кино и вино, the best of films я не видел"
+log = logging.getLogger(__name__)
 
-Count = Callable[[Sequence[str]], list[int]]
-
-
-def pieces(text: str) -> list[str]:
-    """Cut a text into pieces of about `PIECE` characters; what has no place to cut stays whole."""
-    found, start = [], 0
-    while len(text) - start > 2 * PIECE and (gap := _GAP.search(text, start + PIECE)):
-        found.append(text[start : gap.start()])
-        start = gap.start()
-    return [*found, text[start:]]
-
-
-def reads_apart(tokenizer: Any) -> bool:
-    """Whether a tokenizer gives the pieces of a text the tokens that they have within it."""
-    if tokenizer.backend_tokenizer.pre_tokenizer is None:
-        return False
-    cuts = [gap.start() for gap in _GAP.finditer(_PROBE)]
-    parts = [part for cut in cuts for part in (_PROBE[:cut], _PROBE[cut:])]
-    ids = tokenizer([_PROBE, *parts], add_special_tokens=False)["input_ids"]
-    return all(ids[i] + ids[i + 1] == ids[0] for i in range(1, len(ids), 2))
-
-
-def without_middle(text: str, room: int, count: Count) -> str:
-    """Return a text with the same first and last `room` tokens, and more than `room` if it has.
-
-    Args:
-        count: gives the number of tokens of each text.
-    """
-    parts = pieces(text)
-    first = _needed(parts, room, count)
-    last = _needed(parts[::-1], room, count)
-    if first + last >= len(parts):
-        return text
-    return "".join(parts[:first] + parts[len(parts) - last :])
-
-
-def _needed(parts: Sequence[str], room: int, count: Count) -> int:
-    """Return how many of the first parts have more than `room` tokens; all if it takes them."""
-    tokens = 0
-    for number, part in enumerate(parts, start=1):
-        tokens += count([part])[0]
-        if tokens > room:
-            return number
-    return len(parts)
+VERSION = "3"  # of the cached layout; a change makes new files
+# Characters in one call of the tokenizer, whose encoding takes some 300 bytes for each.
+AT_ONCE = 2**20
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -82,11 +37,6 @@ def groups(texts: Sequence[str]) -> Iterator[list[str]]:
         size += len(text)
     if group:
         yield group
-
-
-log = logging.getLogger(__name__)
-
-VERSION = "3"  # of the layout below; a change makes new files
 
 
 @dataclass(frozen=True)
@@ -168,13 +118,13 @@ def _lists(column: Any) -> list[list[int]]:
 
 
 def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str, list[Any]]:
-    """Return the columns input_ids and those of Seen, a row for each clean text."""
-    cut, rows = _read(texts, tokenizer, how)
-    changed = [text for text, part in zip(texts, cut, strict=True) if part != text]
-    apart = reads_apart(tokenizer)
-    counts = iter([_count_long(text, tokenizer, apart) for text in changed])
+    """Return the columns input_ids and those of Seen, one row for each clean text."""
+    cut = [how.cut(text) for text in texts]
+    shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
+    counts = iter(_count(shortened, tokenizer))
     columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(Seen)}}
     special = sum(_special(tokenizer))
+    rows = _read(cut, tokenizer, how)
     for text, part, (ids, seen, total) in zip(texts, cut, rows, strict=True):
         columns["input_ids"].append(ids)
         columns["characters"].append(len(text))
@@ -185,16 +135,16 @@ def encode(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> dict[str
 
 
 def read(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> list[list[int]]:
-    """Return the token ids of clean texts alone: of a long one, only its ends are looked at."""
-    return [ids for ids, _, _ in _read(texts, tokenizer, how)[1]]
+    """Return the token ids of clean texts alone."""
+    return [ids for ids, _, _ in _read([how.cut(text) for text in texts], tokenizer, how)]
 
 
 def _read(
     texts: Sequence[str], tokenizer: Any, how: Preprocessing
-) -> tuple[list[str], list[tuple[list[int], int, int]]]:
-    """Return what is left of each text, and its ids, the characters they stand for and its tokens.
+) -> list[tuple[list[int], int, int]]:
+    """Return of each text its ids, the characters that they cover, and the tokens of all of it.
 
-    The tokens are those of what is left, without special ones.
+    Special tokens are not counted.
     """
     left, right = _special(tokenizer)
     room = how.max_length - left - right
@@ -204,12 +154,9 @@ def _read(
             where="data.max_length",
             fix=f"give {left + right + 1} or more",
         )
-    cut = [how.cut(text) for text in texts]
-    if any(len(text) > 4 * PIECE for text in cut) and reads_apart(tokenizer):
-        cut = [without_middle(text, room, lambda t: _count(t, tokenizer)) for text in cut]
     head, tail = ends(room, how.truncation)
     rows = []
-    for group in groups(cut):
+    for group in groups(texts):
         found = _encode_whole(group, tokenizer)
         for i, (text, ids) in enumerate(zip(group, found["input_ids"], strict=True)):
             seen, end = len(text), len(ids) - right
@@ -218,17 +165,14 @@ def _read(
                 seen += len(text) - found.token_to_chars(i, end - tail).start if tail else 0
                 ids = ids[: left + head] + ids[end - tail :]
             rows.append((ids, seen, end - left))
-    return cut, rows
+    return rows
 
 
 def _count(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """Return the number of tokens of each text, without special ones."""
     special = sum(_special(tokenizer))
-    return [len(ids) - special for ids in _encode_whole(texts, tokenizer)["input_ids"]]
-
-
-def _count_long(text: str, tokenizer: Any, apart: bool) -> int:
-    parts = pieces(text) if apart else [text]
-    return sum(sum(_count(group, tokenizer)) for group in groups(parts))
+    encoded = (_encode_whole(group, tokenizer)["input_ids"] for group in groups(texts))
+    return [len(ids) - special for ids in chain.from_iterable(encoded)]
 
 
 def share_cut(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:

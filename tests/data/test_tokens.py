@@ -1,8 +1,7 @@
-"""Texts of any length and any content: the ids of the whole text, without reading all of it."""
+"""Texts of any length and any content: the ids of the whole text, cut afterwards."""
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from hostile import saved
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kinopoisk_ft.data import tokens as pieces_module
 from kinopoisk_ft.data.preprocessing import Preprocessing, ends
-from kinopoisk_ft.data.tokens import encode, groups, pieces, read, reads_apart, without_middle
+from kinopoisk_ft.data.tokens import encode, groups, read
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tokenizers import END, load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
@@ -57,9 +55,7 @@ def unigram(with_spaces: bool) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(params=["wordpiece", "bpe", "unigram", "unigram over spaces"])
 def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(pieces_module, "PIECE", 64)
-    monkeypatch.setattr("kinopoisk_ft.data.tokens.PIECE", 64)
-    monkeypatch.setattr(pieces_module, "AT_ONCE", 500)
+    monkeypatch.setattr("kinopoisk_ft.data.tokens.AT_ONCE", 500)
     if request.param.startswith("unigram"):
         return unigram(request.param == "unigram")
     return load_tokenizer(tiny.bert() if request.param == "wordpiece" else tiny.mamba())
@@ -81,7 +77,7 @@ def expected(text: str, tokenizer: Any, how: Preprocessing) -> list[int]:
 
 
 @pytest.mark.parametrize("truncation", MODES)
-def test_pieces_give_the_ids_of_the_whole(tokenizer: Any, truncation: str) -> None:
+def test_ids_are_those_of_the_whole_text(tokenizer: Any, truncation: str) -> None:
     how = Preprocessing(24, truncation)
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 400))) for _ in range(40)]
@@ -89,49 +85,18 @@ def test_pieces_give_the_ids_of_the_whole(tokenizer: Any, truncation: str) -> No
     assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
 
 
-def test_what_is_seen_is_counted_of_the_whole(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_seen_is_counted_of_the_whole(tokenizer: Any) -> None:
     rng = random.Random(1)
-    texts = [" ".join(rng.choices(WORDS[:6], k=300)) for _ in range(10)]
-    for how in (Preprocessing(24, "head_tail"), Preprocessing(24, "tail", max_characters=700)):
+    texts = [" ".join(rng.choices(WORDS[:4], k=300)) for _ in range(10)]
+    for how in (Preprocessing(24, "head"), Preprocessing(24, "tail", max_characters=700)):
         found = encode(texts, tokenizer, how)
-        monkeypatch.setattr("kinopoisk_ft.data.tokens.reads_apart", lambda _: False)
-        assert found == encode(texts, tokenizer, how)
-        monkeypatch.undo()
+        alone = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        assert found["tokens"] == [len(ids) for ids in alone]
+        assert found["characters"] == [len(text) for text in texts]
+        assert all(0 < seen < 700 for seen in found["characters_seen"])
 
 
-def test_a_tokenizer_that_reaches_over_spaces_is_found() -> None:
-    assert reads_apart(load_tokenizer(tiny.bert()))
-    assert reads_apart(load_tokenizer(tiny.mamba()))
-    assert reads_apart(unigram(True))
-    assert not reads_apart(unigram(False))
-
-
-def test_pieces_end_between_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "PIECE", 10)
-    text = "кино и вино  и домино, e\u0301 вот так вот и живём тут мы все"
-    found = pieces(text)
-    assert "".join(found) == text
-    assert len(found) > 2
-    assert all(
-        a[-1].isalpha() and b[0] == " " and b[1].isalpha() for a, b in itertools.pairwise(found)
-    )
-    assert pieces("а" * 1000) == ["а" * 1000]
-
-
-def test_the_middle_of_a_long_text_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def count(texts: Any) -> list[int]:
-        asked.extend(texts)
-        return [len(text.split()) for text in texts]
-
-    text = "хороший фильм " * 700_000
-    found = without_middle(text, 510, count)
-    assert len(found) < 50_000
-    assert sum(map(len, asked)) < 50_000
-    assert (found[:4000], found[-4000:]) == (text[:4000], text[-4000:])
+def test_groups_have_a_bounded_number_of_characters() -> None:
     assert list(groups(["a" * 2**21, "b", "c"])) == [["a" * 2**21], ["b", "c"]]
 
 
@@ -176,13 +141,11 @@ def test_what_is_no_text_is_told(tmp_path: Path) -> None:
             predictor.predict(texts_of([tiny.GOOD, wrong]))
 
 
-def test_pieces_give_the_ids_of_a_real_tokenizer(shared: Path) -> None:
+def test_ids_of_a_real_tokenizer(shared: Path) -> None:
     """SentencePiece's, as multilingual-e5's: its normaliser changes signs and runs of spaces."""
     tokenizer = load_tokenizer(str(shared / "models" / "e5-small-ru"))
-    assert reads_apart(tokenizer)
     rng = random.Random(2)
-    texts = [" ".join(rng.choices(WORDS, k=12_000)) for _ in range(2)]
+    texts = [" ".join(rng.choices(WORDS, k=3_000)) for _ in range(2)]
     for truncation in MODES:
         how = Preprocessing(128, truncation)
-        assert all(len(text) > 4 * pieces_module.PIECE for text in texts)
         assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
