@@ -15,7 +15,7 @@ from tracked import offline, tracker
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder, write_whole
-from kinopoisk_ft.models.saving import CARD, read_card
+from kinopoisk_ft.models.card import CARD, read_card
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.search.study import JOURNAL, open_study
 from kinopoisk_ft.tracking.offline import close_killed

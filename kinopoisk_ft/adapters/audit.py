@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
@@ -26,13 +25,13 @@ SHOWN = 8
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Return (trainable, total) numbers of parameters; a tied one counts once.
 
-    What PEFT trains whole, such as the head, counts once too: the copy that it keeps of how that
-    began is of no use to the model.
+    Modules that PEFT trains whole, such as the head, count once too: PEFT keeps a second, untrained
+    copy of each.
     """
     beginnings = tuple(
         f"{name}.original_module."
         for name, part in module.named_modules()
-        if isinstance(part, ModulesToSaveWrapper)
+        if hasattr(part, "original_module") and hasattr(part, "modules_to_save")
     )
     named = module.named_parameters(remove_duplicate=False)
     counted = {parameter for name, parameter in named if not name.startswith(beginnings)}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
@@ -73,3 +76,35 @@ class Preprocessing:
     def texts(self, texts: Iterable[str]) -> list[str]:
         """Return what a model may read of clean texts, before any tokenizer."""
         return [self.cut(text) for text in texts]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How much of some texts a model reads; special tokens are not counted.
+
+    Args:
+        characters, tokens: of the whole texts; no tokens for a model without a tokenizer.
+        characters_seen, tokens_seen: of these, what truncation leaves.
+    """
+
+    characters: int = 0
+    characters_seen: int = 0
+    tokens: int = 0
+    tokens_seen: int = 0
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the shares seen, and the characters of a token."""
+        found = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
+        if self.tokens:
+            found["tokens_seen_share"] = self.tokens_seen / self.tokens
+            found["characters_per_token"] = self.characters / self.tokens
+        return found
+
+
+def share_cut(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
+    """Return the share (N,) of each of N texts that was not seen; of an empty one, nothing."""
+    whole = np.asarray(characters, dtype=np.float64)
+    return (whole - np.asarray(seen)) / np.maximum(whole, 1)

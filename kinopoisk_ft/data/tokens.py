@@ -12,10 +12,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import ArrayLike
 
 from kinopoisk_ft.caches import cache_dir
-from kinopoisk_ft.data.preprocessing import Preprocessing, ends
+from kinopoisk_ft.data.preprocessing import Preprocessing, Seen, ends, share_cut
 from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,32 +36,6 @@ def groups(texts: Sequence[str]) -> Iterator[list[str]]:
         size += len(text)
     if group:
         yield group
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How much of some texts a model reads; special tokens are not counted.
-
-    Args:
-        characters, tokens: of the whole texts; no tokens for a model without a tokenizer.
-        characters_seen, tokens_seen: of these, what truncation leaves.
-    """
-
-    characters: int = 0
-    characters_seen: int = 0
-    tokens: int = 0
-    tokens_seen: int = 0
-
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def metrics(self) -> dict[str, float]:
-        """Return the shares seen, and the characters of a token."""
-        found = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
-        if self.tokens:
-            found["tokens_seen_share"] = self.tokens_seen / self.tokens
-            found["characters_per_token"] = self.characters / self.tokens
-        return found
 
 
 @dataclass(frozen=True)
@@ -173,12 +146,6 @@ def _count(texts: Sequence[str], tokenizer: Any) -> list[int]:
     special = sum(_special(tokenizer))
     encoded = (_encode_whole(group, tokenizer)["input_ids"] for group in groups(texts))
     return [len(ids) - special for ids in chain.from_iterable(encoded)]
-
-
-def share_cut(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
-    """Return the share (N,) of each of N texts that was not seen; of an empty one, nothing."""
-    whole = np.asarray(characters, dtype=np.float64)
-    return (whole - np.asarray(seen)) / np.maximum(whole, 1)
 
 
 def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:

@@ -15,66 +15,26 @@ same logits, or refuse them; they never answer with a random head:
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from peft import PeftModel
-from pydantic import ConfigDict, TypeAdapter
 from torch import nn
 
-from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder
 from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.models.card import CARD, Card, read_card
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
-from kinopoisk_ft.models.untrusted import check_adapter, check_contents, fits_together
+from kinopoisk_ft.models.untrusted import check_adapter, fits_together
 
-CARD = "kinopoisk_ft.json"
-FORMAT = 3
-# In format 1 the encoder lies in the folder itself; format 3 adds `recipe`.
-READABLE = (1, 2, FORMAT)
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout())
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model folder says of itself.
-
-    max_length, truncation, max_characters and strip_scores are what training did to each text, so
-    that prediction does the same; a folder without the last three was trained on the heads. `note`
-    says where other tools, which know only the saved tokenizer's settings, treat texts differently.
-    `kind` names the layout of the weights; `recipe` holds the options that build the network again
-    if the layout has no config of its own.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
-
-    kind: Literal["recipe", "hf", "pooled", "mamba", "tfidf"]
-    class_names: list[str]
-    max_length: int
-    truncation: str = "head"
-    max_characters: int | None = None
-    strip_scores: bool = False
-    pooling: str = ""
-    is_peft: bool = False
-    base: str | None = None
-    revision: str | None = None
-    note: str = ""
-    recipe: dict[str, Any] | None = None
-    format: int = FORMAT
-
-    def write(self, folder: Path) -> None:
-        """Write the card into a folder."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def make_card(
@@ -121,32 +81,6 @@ def _differences(
     if strip_scores:
         found.append("do not remove written grades")
     return f"Tools other than kinopoisk_ft {'; they '.join(found)}." if found else ""
-
-
-def read_card(folder: Path) -> Card:
-    """Read a folder's card.
-
-    Raises:
-        UserError: there is none, it is not ours, or files of the folder lead out of it.
-    """
-    file = folder / CARD
-    if not file.is_file():
-        raise UserError(
-            f"'{folder}' is not a model folder of this project: it has no {CARD}",
-            fix="give the folder `model` inside a run's output_dir, or a run id",
-        )
-    check_contents(folder)
-    try:
-        card = TypeAdapter(Card).validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
-    if card.format not in READABLE:
-        raise UserError(
-            f"the model folder has format {card.format}, this version reads 1 to {FORMAT}",
-            where=str(file),
-            fix="use the version of kinopoisk_ft that wrote it",
-        )
-    return card
 
 
 def save_base(network: Network, folder: Path) -> None:

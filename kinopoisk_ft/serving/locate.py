@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import CARD
+from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.tracking.store import default_uri, open_store
 
 

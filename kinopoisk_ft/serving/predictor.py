@@ -15,7 +15,8 @@ from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import read
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import Card, load_estimator, load_network, read_card
+from kinopoisk_ft.models.card import Card, read_card
+from kinopoisk_ft.models.saving import load_estimator, load_network
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import predict

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.metrics import log_loss
 
-from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import Overlap
-from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.tokens import Seen, share_cut
+from kinopoisk_ft.data.preprocessing import Seen, share_cut
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder
-from kinopoisk_ft.models.saving import CARD, Card
+from kinopoisk_ft.models.card import CARD, Card
 from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.distributed import size
-from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.metrics import classification_scores
 
 
-def fit_baseline(
-    recipe: Tfidf, adapter: Adapter, trainer: Trainer, data: DataSplit, out_dir: Path
-) -> Fitted:
+def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
     """Fit TF-IDF and logistic regression on the train split and save it."""
+    adapter, trainer, data = inputs.adapter, inputs.trainer, inputs.data
     trainer.refuse_balance("the TF-IDF baseline has weights of its own: model.class_weight")
     if adapter.freezes or adapter.needs_saved_base:
         raise UserError(
@@ -53,7 +49,7 @@ def fit_baseline(
     with clock.section("save"):
         # It reads words, not tokens, so that no number of tokens says how many.
         card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
-        with whole_folder(out_dir / "model", CARD) as part:
+        with whole_folder(inputs.out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)
     whole = {name: _characters(getattr(data, name)["text"]) for name in ("train", "val", "test")}

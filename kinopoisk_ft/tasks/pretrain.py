@@ -17,7 +17,7 @@ from kinopoisk_ft.files import whole_folder
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.run_folder import CHECKPOINTS
-from kinopoisk_ft.tasks.finetune import identity
+from kinopoisk_ft.tasks.fit_network import identity
 from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker

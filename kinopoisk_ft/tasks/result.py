@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kinopoisk_ft.data.leakage import Overlap
-from kinopoisk_ft.data.tokens import Seen
+from kinopoisk_ft.data.preprocessing import Seen
 from kinopoisk_ft.files import write_whole
 
 

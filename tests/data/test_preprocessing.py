@@ -16,10 +16,11 @@ from networks import NAMES, make
 from transformers import AutoTokenizer
 
 from kinopoisk_ft.data import tokens
-from kinopoisk_ft.data.preprocessing import Preprocessing, cut_text, ends
-from kinopoisk_ft.data.tokens import Seen, encode, tokenize
+from kinopoisk_ft.data.preprocessing import Preprocessing, Seen, cut_text, ends
+from kinopoisk_ft.data.tokens import encode, tokenize
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import Card, make_card, read_card, save_network
+from kinopoisk_ft.models.card import Card, read_card
+from kinopoisk_ft.models.saving import make_card, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.batching import pad

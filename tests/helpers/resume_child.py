@@ -23,7 +23,7 @@ from networks import NAMES, adapter_overrides, model_overrides
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.models.saving import Card
+from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.run_folder import Unfinished
 from kinopoisk_ft.tasks.pretrain import _language_model

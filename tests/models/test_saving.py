@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, MambaMod
 
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.saving import load_network, make_card, read_card, save_base, save_network
+from kinopoisk_ft.models.card import read_card
+from kinopoisk_ft.models.saving import load_network, make_card, save_base, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.training.batching import pad
 

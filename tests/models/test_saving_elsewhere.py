@@ -24,8 +24,9 @@ from transformers import (
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import read
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.models.heads import ENCODER
-from kinopoisk_ft.models.saving import load_network, make_card, read_card, save_network
+from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
 

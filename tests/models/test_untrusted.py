@@ -16,10 +16,11 @@ from hostile import change, copied, saved, with_code, with_honest_pickle, with_p
 from places import ROOT
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.card import CARD, read_card
 from kinopoisk_ft.models.encoder import Encoder
 from kinopoisk_ft.models.heads import ENCODER as ENCODER_FOLDER
 from kinopoisk_ft.models.mamba_recipe import read_config, read_weights
-from kinopoisk_ft.models.saving import CARD, load_network, read_card
+from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.models.untrusted import is_inside
 from kinopoisk_ft.serving.predictor import Predictor

@@ -28,7 +28,7 @@ from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.tasks.finetune import fit_network
+from kinopoisk_ft.tasks.fit_network import fit_network
 from kinopoisk_ft.tasks.pretrain import pretrain
 from kinopoisk_ft.tracking.base import NoTracker
 from kinopoisk_ft.training.batching import pad
