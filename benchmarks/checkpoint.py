@@ -23,13 +23,13 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.training.budget import Budget, Meter
-from kinopoisk_ft.training.capture import restore
-from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.checkpoint.best import BestWeights
+from kinopoisk_ft.training.checkpoint.contents import restore
+from kinopoisk_ft.training.checkpoint.manager import SECONDS, SHARE, CheckpointManager
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.optim import warm_schedule
+from kinopoisk_ft.training.optim import make_scheduler
 from kinopoisk_ft.training.precision import Precision
-from kinopoisk_ft.training.resume import SECONDS, SHARE, Keeper
 from kinopoisk_ft.training.schedule import constant
 from kinopoisk_ft.training.state import State
 
@@ -50,8 +50,10 @@ def prepare(model: nn.Module) -> State:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     meter = Meter(Budget("steps", 100), Clock(), 100)
-    schedule = warm_schedule(optimizer, constant, 0, meter.total, meter.place)
-    return State(model, Classification(0), precision, optimizer, schedule, meter, 100, BATCH, BATCH)
+    schedule = make_scheduler(optimizer, constant, 0, meter.total, meter.place)
+    return State(
+        model, model, Classification(0), precision, optimizer, schedule, meter, 100, BATCH, BATCH
+    )
 
 
 def step(state: State) -> None:
@@ -81,7 +83,7 @@ def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         best = BestWeights(folder)
-        keeper = Keeper(folder, state, best, Clock(), Silent(), 1, {})
+        keeper = CheckpointManager(folder, state, best, Clock(), Silent(), 1, {})
         for number in range(rounds + 1):
             steps.append(seconds(lambda: step(state)))
             saves.append(seconds(keeper.save))

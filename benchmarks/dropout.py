@@ -26,8 +26,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.ops.attention.op import attention
 from kinopoisk_ft.ops.dropout.op import dropout
-from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.dropout import training_dropout
+from kinopoisk_ft.training.acceleration.dropout import training_dropout
+from kinopoisk_ft.training.device import keep_freed_memory
 
 BATCH, LENGTH, HEADS, WIDTH, LAYERS, INNER, P = 16, 256, 12, 312, 3, 600, 0.1
 CPU = torch.device("cpu")

@@ -32,8 +32,8 @@ from kinopoisk_ft.models.encoder import Encoder
 from kinopoisk_ft.models.heads import pooled_network
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
-from kinopoisk_ft.training.batching import Examples, length_grouped
-from kinopoisk_ft.training.evaluate import to_device
+from kinopoisk_ft.training.batching import Examples, group_by_length
+from kinopoisk_ft.training.device import to_device
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
@@ -71,7 +71,7 @@ def stepper(
     """Return a function that trains on the next batch."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
     rng = np.random.default_rng(0)
-    batches = length_grouped(train.lengths, BATCH, 0, 0)
+    batches = group_by_length(train.lengths, BATCH, 0, 0)
     turn = iter(range(10**9))
 
     def step() -> None:

@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.distributed import is_main, processes
+from kinopoisk_ft.training.distributed.processes import is_main, processes
 from kinopoisk_ft.training.objective import Classification
 
 BATCH, LENGTH, VOCABULARY = 16, 128, 30_000

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft import ranks
 from kinopoisk_ft.text import visible
+from kinopoisk_ft.training.distributed import torchrun
 
 if TYPE_CHECKING:
     import tempfile
@@ -56,7 +56,7 @@ def prepare_caches() -> None:
         return
     _temporary = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_", ignore_cleanup_errors=True)
     os.environ.update({key: str(Path(_temporary.name, name)) for key, name in moved.items()})
-    if ranks.rank() == 0:
+    if torchrun.rank() == 0:
         why = f" ({reason})" if reason else ""
         print(
             f"warning: the folder of caches cannot be written{why}: what is cached is deleted when "

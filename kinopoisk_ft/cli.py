@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft import ranks
 from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.config.help import check_commas, explain, help_text, in_composing
 from kinopoisk_ft.console import ends_quietly, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
+from kinopoisk_ft.training.distributed import torchrun
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     # Hydra then raises instead of printing its own report, and the message is ours to write.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if ranks.rank() else [])]
+    sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if torchrun.rank() else [])]
     import hydra
 
     from kinopoisk_ft.config.trust import trust_held
@@ -73,7 +73,7 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
     except RunError:
         return 1
     except KeyboardInterrupt as stop:
-        if ranks.rank() == 0:
+        if torchrun.rank() == 0:
             print(str(stop) or "interrupted", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except UserError as error:
@@ -145,8 +145,8 @@ def _job(cfg: DictConfig) -> float | None:
     except Exception as raised:
         error = _cause(raised)
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        if ranks.rank():
-            print(f"rank {ranks.rank()}: error: {told}", file=sys.stderr)
+        if torchrun.rank():
+            print(f"rank {torchrun.rank()}: error: {told}", file=sys.stderr)
             sys.exit(1)
         print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
         if job:

@@ -25,7 +25,12 @@ from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import parent_of
-from kinopoisk_ft.training.distributed import from_main, is_main, processes, size
+from kinopoisk_ft.training.distributed.processes import (
+    broadcast_from_main,
+    is_main,
+    processes,
+    world_size,
+)
 from kinopoisk_ft.training.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -75,7 +80,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
     What rank 0 was given counts for all: a drawn seed, and a folder named by the time.
     """
     with StopSignals(), processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
-        prepared = from_main(lambda: prepared)
+        prepared = broadcast_from_main(lambda: prepared)
         if is_main():
             return run(prepared, out_dir).objective
         _take_part(prepared)
@@ -97,7 +102,7 @@ def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
 
     What cannot be recorded keeps nothing else from being: the run is always closed.
     """
-    if size() > 1 and not isinstance(error, KeyboardInterrupt):
+    if world_size() > 1 and not isinstance(error, KeyboardInterrupt):
         # torchrun ends the other processes when one has failed: this one is ending by itself.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"

@@ -54,7 +54,7 @@ def unprobed() -> Iterator[None]:
     from kinopoisk_ft.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "rows_that_fit", lambda state, _: state.micro_batch_size)
+        patch.setattr(loop, "fit_rows_to_memory", lambda state, _: state.micro_batch_size)
         yield
 
 

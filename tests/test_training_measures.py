@@ -1,8 +1,6 @@
-"""Schedules against `transformers`, metrics against scikit-learn, and the clock."""
+"""Check metrics against scikit-learn."""
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
@@ -10,25 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from torch import nn
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from kinopoisk_ft.training import schedule
-from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.metrics import classification_scores, confusion, majority_scores
-
-
-def test_schedules_equal_transformers() -> None:
-    for ours, theirs in (
-        (schedule.linear, get_linear_schedule_with_warmup),
-        (schedule.cosine, get_cosine_schedule_with_warmup),
-    ):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-        reference = theirs(optimizer, 5, 40)
-        for step in range(40):
-            assert ours(step, warmup=5, total=40) == pytest.approx(reference.get_last_lr()[0])
-            optimizer.step()
-            reference.step()
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
@@ -46,15 +27,3 @@ def test_metrics_equal_scikit_learn(pairs: list[tuple[int, int]]) -> None:
 def test_majority_is_the_train_splits() -> None:
     scores = majority_scores(np.array([1, 1, 0]), np.array([0, 0, 0, 1]))
     assert scores["accuracy"] == 0.25
-
-
-def test_clock_charges_the_inner_section_alone() -> None:
-    clock = Clock()
-    with clock.section("train"):
-        time.sleep(0.02)
-        with clock.section("val"):
-            time.sleep(0.05)
-    whole = clock.seconds["train"] + clock.seconds["val"]
-    assert clock.seconds["val"] > clock.seconds["train"] > 0
-    time.sleep(0.01)
-    assert whole == clock.seconds["train"] + clock.seconds["val"]

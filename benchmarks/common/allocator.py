@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kinopoisk_ft.training.allocator import keep_freed_memory
+from kinopoisk_ft.training.device import keep_freed_memory
 
 DEFAULT = "The allocator has its default settings: large tensors are mapped afresh each time."
 

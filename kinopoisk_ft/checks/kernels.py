@@ -20,7 +20,7 @@ from kinopoisk_ft.ops.self_test import Subject
 from kinopoisk_ft.ops.ssd import op as ssd_op
 from kinopoisk_ft.ops.ssd import reference as ssd_reference
 from kinopoisk_ft.training.device import choose_device
-from kinopoisk_ft.training.precision import wait
+from kinopoisk_ft.training.precision import synchronize
 
 SIZE = (4, 128, 256)  # batch, length, width: a small layer, on which the definition takes ~50 ms
 SECONDS = 0.15  # for the timing of one backend
@@ -114,9 +114,9 @@ def _speedup(subject: Subject, run: Callable[..., Tensor], device: torch.device)
     began = time.perf_counter()
     while len(times[0]) < 3 or time.perf_counter() - began < SECONDS:
         for way, taken in zip(ways, times, strict=True):
-            wait(device)
+            synchronize(device)
             start = time.perf_counter()
             subject.differentiate(way, inputs, grad)
-            wait(device)
+            synchronize(device)
             taken.append(time.perf_counter() - start)
     return min(times[0]) / min(times[1])

@@ -14,9 +14,8 @@ import torch
 from kinopoisk_ft.checks.finding import Finding
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
 from kinopoisk_ft.provenance import processor, versions
-from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.device import choose_device
-from kinopoisk_ft.training.precision import choose
+from kinopoisk_ft.training.device import choose_device, keep_freed_memory
+from kinopoisk_ft.training.precision import choose_precision
 
 # What a run does without, and the line that brings it.
 SPARED = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba": NUMBA_FIX}
@@ -71,7 +70,7 @@ def _gpus() -> Iterator[Finding]:
 def automatic() -> tuple[torch.device, str, str]:
     """Return the device and precision that `auto` takes, and why."""
     device = choose_device("auto")
-    return device, *choose("auto", device)
+    return device, *choose_precision("auto", device)
 
 
 def precision() -> Iterator[Finding]:

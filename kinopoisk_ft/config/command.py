@@ -13,9 +13,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft import ranks
 from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.training.distributed import torchrun
 
 # Keys that change no result: where it goes, and how it is kept from loss.
 NO_INFLUENCE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
@@ -34,8 +34,8 @@ def command(hydra: Any, values: dict[str, Any]) -> str:
     fixed = {*NO_INFLUENCE, *values}
     overrides = [o for o in hydra.overrides.task if not {top(o), _key(o)} & fixed]
     overrides += [as_override(key, value) for key, value in values.items()]
-    several = ranks.size() > 1
-    start = ["torchrun", "--nproc-per-node", str(ranks.size())] if several else ["python"]
+    several = torchrun.world_size() > 1
+    start = ["torchrun", "--nproc-per-node", str(torchrun.world_size())] if several else ["python"]
     return shlex.join([*start, "-m", "kinopoisk_ft", *_configs(hydra), *overrides])
 
 

@@ -19,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from kinopoisk_ft import ranks
 from kinopoisk_ft.config.command import NO_INFLUENCE, command, from_environment
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten
 from kinopoisk_ft.config.trust import foreign_targets, with_current_targets
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.provenance import identity, run_tags
+from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +135,10 @@ def _draw_seed(cfg: DictConfig, kept: int | None) -> None:
 def _check_restarts(cfg: DictConfig) -> None:
     """Raise UserError where a run that torchrun starts again would not find its folder."""
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
-    if ranks.restarts() and "${now:" in folder:
+    if torchrun.max_restarts() and "${now:" in folder:
         raise UserError(
-            f"torchrun may start this run again (--max-restarts {ranks.restarts()}), and its "
-            "folder is named by the time: it would start over in another one",
+            f"torchrun may start this run again (--max-restarts {torchrun.max_restarts()}), and "
+            "its folder is named by the time: it would start over in another one",
             where=f"output_dir={folder}",
             fix="name the folder in which it is to go on, for example output_dir=outputs/run1",
         )

@@ -26,10 +26,9 @@ from kinopoisk_ft.prefix_cache.storage import (
     only_one,
 )
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.allocator import release_freed_memory
 from kinopoisk_ft.training.batching import Examples, pad
-from kinopoisk_ft.training.evaluate import to_device
-from kinopoisk_ft.training.memory import within_memory
+from kinopoisk_ft.training.device import release_freed_memory, to_device
+from kinopoisk_ft.training.memory import halve_on_out_of_memory
 from kinopoisk_ft.training.objective import Batch
 from kinopoisk_ft.training.precision import Precision
 
@@ -139,7 +138,7 @@ class PrefixCache:
             )
             return file.write(blocks, {**about, "precision": self.precision.kind})
 
-        states, self.batch_size = within_memory(
+        states, self.batch_size = halve_on_out_of_memory(
             attempt, self.batch_size, self.precision.device, "the prefix cache"
         )
         return states

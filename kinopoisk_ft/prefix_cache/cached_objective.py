@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.training.batching import Examples, by_length, pad
-from kinopoisk_ft.training.evaluate import to_device
+from kinopoisk_ft.training.batching import Examples, batch_by_length, pad
+from kinopoisk_ft.training.device import to_device
 from kinopoisk_ft.training.objective import Batch, Classification
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.progress import Progress
@@ -86,7 +86,7 @@ def hidden_states(
         frozen: maps input_ids and attention_mask to states; in evaluation mode.
         lengths: states to keep of each review.
     """
-    batches = by_length(examples.lengths, batch_size)
+    batches = batch_by_length(examples.lengths, batch_size)
     with Progress(0, len(batches)) as progress:
         for step, rows in enumerate(batches, start=1):
             batch = pad([examples.input_ids[i] for i in rows], pad_id)

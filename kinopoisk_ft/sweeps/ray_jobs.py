@@ -139,7 +139,7 @@ class RayJobs:
         """
         found = []
         while self._pending:
-            with self._signals.held():  # what is raised within Ray comes out as KeyboardInterrupt
+            with self._signals.defer():  # what is raised within Ray comes out as KeyboardInterrupt
                 ready, _ = ray.wait(self._pending[:1], timeout=POLL)
             if not ready:
                 continue

@@ -19,7 +19,7 @@ from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
-from kinopoisk_ft.training.distributed import size
+from kinopoisk_ft.training.distributed.processes import world_size
 from kinopoisk_ft.training.metrics import classification_scores
 
 
@@ -31,7 +31,7 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
-    if size() > 1:
+    if world_size() > 1:
         raise UserError(
             "the TF-IDF baseline is fitted in one process", fix="start it without torchrun"
         )

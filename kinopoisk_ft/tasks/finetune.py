@@ -17,7 +17,7 @@ from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.record import record, record_data
 from kinopoisk_ft.tasks.result import Fitted, Result
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.distributed import is_main, main_first
+from kinopoisk_ft.training.distributed.processes import is_main, main_first
 
 
 def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:

@@ -29,11 +29,11 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
-from kinopoisk_ft.training.distributed import is_main, main_first
+from kinopoisk_ft.training.distributed.processes import is_main, main_first
+from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification, balanced_weights
 from kinopoisk_ft.training.precision import Precision
-from kinopoisk_ft.training.sharding import gather
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
 
 def _save(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:
     """Write the model folder, whole, whatever part of the model each process keeps."""
-    gather(adapted.module)
+    gather_model(adapted.module)
     if is_main():
         data = inputs.data
         card = make_card(

@@ -22,9 +22,9 @@ from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.distributed import is_main, main_first
+from kinopoisk_ft.training.distributed.processes import is_main, main_first
+from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
-from kinopoisk_ft.training.sharding import gather
 
 
 def pretrain(
@@ -62,7 +62,7 @@ def pretrain(
         about=identity(data, train, val),
     )  # fmt: skip
     folder = Path(save_to).absolute()
-    gather(network.module)
+    gather_model(network.module)
     if is_main():
         texts = itertools.chain(data.train["text"], data.val["text"])
         read = TextsRead.of(network.base).and_of(texts)

@@ -13,12 +13,12 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from kinopoisk_ft import ranks
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_whole
 from kinopoisk_ft.run_folder import check_sweep_folders, folder_refused
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
+from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ParentRun(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the parent, tagged with what was asked for."""
         try:
-            if ranks.size() > 1:
+            if torchrun.world_size() > 1:
                 raise UserError(
                     "torchrun starts the processes of one run, and this is a sweep of several",
                     fix="start each run with torchrun of its own, or the sweep without it",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +33,9 @@ class Examples:
         return np.fromiter((len(ids) for ids in self.input_ids), dtype=np.int64, count=len(self))
 
 
-def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def group_by_length(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
     """Return shuffled batches of row numbers in which reviews have like lengths.
 
     Rows are shuffled, cut into buckets, sorted by length within a bucket and cut into batches; the
@@ -50,14 +56,14 @@ def length_grouped(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) 
     return batches
 
 
-def epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Return the row numbers that an epoch serves, N of them: each once, or classes balanced."""
+def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
+    """Return the N row numbers of an epoch: each row once, or classes balanced."""
     if sampling == "balanced" and examples.labels is not None:
-        return balanced_rows(examples.labels, seed, epoch)
+        return draw_balanced_rows(examples.labels, seed, epoch)
     return np.arange(len(examples))
 
 
-def balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return as many row numbers as there are labels, (N,), of each class as many as of any other.
 
     Within an epoch rows of rare classes repeat, each as often as any other of its class, give or
@@ -74,7 +80,7 @@ def balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return batches of row numbers for evaluation, longest first, every row once.
 
     The first has `batch_size` rows; later ones have as many as keep within its tokens, padding
@@ -91,7 +97,7 @@ def by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return batches
 
 
-def parts(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
+def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
     """Cut a batch into micro-batches of at most as many tokens as `rows` of its longest have.
 
     They are as few as that allows, their tokens (padding included) as even as can be, the longest
@@ -106,7 +112,7 @@ def parts(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[s
         return [batch]
     lengths = mask.sum(1).clamp(min=1) if trim else torch.full((len(mask),), mask.shape[1])
     order = lengths.argsort(descending=True, stable=True)
-    sizes = _even_cuts(lengths[order].tolist(), rows * mask.shape[1])
+    sizes = _cut_evenly(lengths[order].tolist(), rows * mask.shape[1])
     cut = {key: value[order].split(sizes) for key, value in batch.items()}
     found = []
     for i, longest in enumerate(lengths[order][[0, *np.cumsum(sizes[:-1])]].tolist()):
@@ -120,19 +126,19 @@ def reads_pads(model: nn.Module) -> bool:
     return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
 
 
-def _even_cuts(lengths: Sequence[int], most: int) -> list[int]:
+def _cut_evenly(lengths: Sequence[int], most: int) -> list[int]:
     """Return the rows of each part: no more parts than `most` tokens ask for, and evenly full.
 
     lengths: of the rows, falling.
     """
-    fewest, low, high = len(_cuts(lengths, most)), lengths[0], most
+    fewest, low, high = len(_cut(lengths, most)), lengths[0], most
     while low < high:  # the least limit that gives as few parts
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_cuts(lengths, middle)) <= fewest else (middle + 1, high)
-    return _cuts(lengths, low)
+        low, high = (low, middle) if len(_cut(lengths, middle)) <= fewest else (middle + 1, high)
+    return _cut(lengths, low)
 
 
-def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
+def _cut(lengths: Sequence[int], limit: int) -> list[int]:
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(limit // lengths[start], len(lengths) - start))
@@ -150,3 +156,69 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[s
         input_ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
         attention_mask[i, : len(row)] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+T = TypeVar("T")
+DEPTH = 2  # one waiting and one in the making; more would only hold memory
+
+
+class _Failure:
+    """What the maker raised, on its way to who waits."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+_END = object()
+
+
+@contextmanager
+def prefetch(items: Iterable[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
+    """Iterate over `items` with up to `depth` made ahead by a thread, in their order.
+
+    What making an item raises is raised where it would have been handed over. On leaving, the
+    thread has ended, items not taken are dropped, and a generator among `items` is closed.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        source = iter(items)
+        last: object = _END
+        try:
+            for item in source:
+                if not put(item):
+                    break
+        except BaseException as error:
+            last = _Failure(error)
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+        put(last)
+
+    maker = threading.Thread(target=make, name="batches", daemon=True)
+    maker.start()
+    try:
+        yield _take(ready)
+    finally:
+        stop.set()
+        maker.join()
+
+
+def _take(ready: queue.Queue[Any]) -> Iterator[Any]:
+    while True:
+        item = ready.get()
+        if item is _END:
+            return
+        if isinstance(item, _Failure):
+            raise item.error
+        yield item

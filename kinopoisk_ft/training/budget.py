@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.clock import Clock
-from kinopoisk_ft.training.distributed import told
+from kinopoisk_ft.training.distributed.processes import broadcast
 
 Unit = Literal["epochs", "steps", "tokens", "seconds"]
 FORMS = "epochs:3, steps:500, tokens:2000000 or seconds:600"
@@ -73,6 +73,6 @@ class Meter:
         """Note what is used after `step` steps and `tokens` tokens; returns whether that is all."""
         if self.steps is not None:
             return step >= self.steps
-        used = tokens if self.budget.unit == "tokens" else told(self.clock.spent("train"))
+        used = tokens if self.budget.unit == "tokens" else broadcast(self.clock.spent("train"))
         self.share = min(1.0, used / self.budget.amount)
         return self.share >= 1.0

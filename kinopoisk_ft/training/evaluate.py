@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.training.batching import Examples, by_length
-from kinopoisk_ft.training.distributed import rank, share, size, summed
-from kinopoisk_ft.training.memory import within_memory
-from kinopoisk_ft.training.objective import Batch, Objective
+from kinopoisk_ft.training.batching import Examples, batch_by_length, prefetch
+from kinopoisk_ft.training.device import to_device
+from kinopoisk_ft.training.distributed.processes import (
+    all_reduce_sum,
+    rank,
+    shard_batch,
+    world_size,
+)
+from kinopoisk_ft.training.memory import halve_on_out_of_memory
+from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.precision import Precision
-from kinopoisk_ft.training.prefetch import prefetched
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ def evaluate(
     def attempt(rows: int) -> tuple[dict[str, float], Tensor]:
         return _evaluate(model, examples, objective, precision, rows, check)
 
-    (scores, outputs), rows = within_memory(attempt, batch_size, precision.device, "evaluation")
+    (scores, outputs), rows = halve_on_out_of_memory(
+        attempt, batch_size, precision.device, "evaluation"
+    )
     return Evaluation(scores, outputs, rows)
 
 
@@ -61,23 +68,23 @@ def _evaluate(
     """Return scores, and outputs in the order of the examples."""
     # The same masks at each evaluation, so that the losses of two epochs can be compared.
     rng = np.random.default_rng(0)
-    batches = by_length(examples.lengths, batch_size)
+    batches = batch_by_length(examples.lengths, batch_size)
     losses, kept, count = [], [], 0.0
-    with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
+    with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             count += objective.count(batch)
-            own, counts = share(batch)
+            own, counts = shard_batch(batch)
             with precision.autocast():
                 loss, output = objective.loss_sum(model, to_device(own, precision.device))
             losses.append(loss if counts else torch.zeros_like(loss))
             kept.append(output if counts else output[:0])
             check()
-    total = summed(torch.stack(losses).cpu().double().sum()).item()
+    total = all_reduce_sum(torch.stack(losses).cpu().double().sum()).item()
     scores = {"loss": total / (count or 1)}
     outputs = torch.cat(kept).cpu()
     if examples.labels is not None:
-        mine = [rows[rank() :: size()] for rows in batches]
-        outputs = summed(_in_order(outputs, mine, len(examples)))
+        mine = [rows[rank() :: world_size()] for rows in batches]
+        outputs = all_reduce_sum(_in_order(outputs, mine, len(examples)))
         scores |= objective.scores(outputs, examples.labels)
     return scores, outputs
 
@@ -99,7 +106,7 @@ def predict(
     def attempt(rows: int) -> Tensor:
         return _predict(model, examples, objective, precision, rows)
 
-    return within_memory(attempt, batch_size, precision.device, "prediction")[0]
+    return halve_on_out_of_memory(attempt, batch_size, precision.device, "prediction")[0]
 
 
 def _predict(
@@ -110,9 +117,9 @@ def _predict(
     batch_size: int,
 ) -> Tensor:
     rng = np.random.default_rng(0)
-    batches = by_length(examples.lengths, batch_size)
+    batches = batch_by_length(examples.lengths, batch_size)
     kept = []
-    with prefetched(objective.collate(examples, rows, rng) for rows in batches) as collated:
+    with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             with precision.autocast():
                 logits = model(**to_device(batch, precision.device)).logits
@@ -125,10 +132,3 @@ def _in_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch; from pinned memory and without waiting where the device can."""
-    if device.type == "cuda":
-        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
-    return {k: v.to(device) for k, v in batch.items()}

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.training.allocator import keep_freed_memory
-from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.acceleration.compile import compile_model, warm_up_compile
+from kinopoisk_ft.training.acceleration.dropout import training_dropout
+from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+from kinopoisk_ft.training.batching import (
+    Examples,
+    group_by_length,
+    prefetch,
+    reads_pads,
+    select_epoch_rows,
+    split_batch,
+)
 from kinopoisk_ft.training.budget import Meter
-from kinopoisk_ft.training.checkpoint import BestWeights
+from kinopoisk_ft.training.checkpoint.best import BestWeights
+from kinopoisk_ft.training.checkpoint.manager import CheckpointManager, read_precision
 from kinopoisk_ft.training.clock import Clock
-from kinopoisk_ft.training.compiling import compiled, rehearse
-from kinopoisk_ft.training.device import choose_device
-from kinopoisk_ft.training.distributed import draw_apart, from_main, largest, size
-from kinopoisk_ft.training.dropout import training_dropout
+from kinopoisk_ft.training.device import choose_device, keep_freed_memory, to_device
+from kinopoisk_ft.training.distributed.processes import (
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast_from_main,
+    seed_rank,
+    shard_batch,
+    world_size,
+)
+from kinopoisk_ft.training.distributed.strategy import check_strategy, sync_gradients, wrap_model
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate
-from kinopoisk_ft.training.finite import check_finite
-from kinopoisk_ft.training.gradients import gradients
-from kinopoisk_ft.training.journal import Journal, Recorder
-from kinopoisk_ft.training.memory import told_if_memory_ends, within_memory
+from kinopoisk_ft.training.memory import (
+    explain_out_of_memory,
+    fit_rows_to_memory,
+    halve_on_out_of_memory,
+)
+from kinopoisk_ft.training.monitor import Journal, Recorder, check_finite
 from kinopoisk_ft.training.objective import Objective
-from kinopoisk_ft.training.optim import param_groups, warm_schedule
-from kinopoisk_ft.training.precision import Precision, choose, wait
-from kinopoisk_ft.training.prefetch import prefetched
-from kinopoisk_ft.training.probe import rows_that_fit
+from kinopoisk_ft.training.optim import make_scheduler, param_groups
+from kinopoisk_ft.training.precision import Precision, choose_precision, synchronize
 from kinopoisk_ft.training.progress import Progress
-from kinopoisk_ft.training.resume import Keeper, kept_precision
 from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.signals import StopSignals
 from kinopoisk_ft.training.state import State
-from kinopoisk_ft.training.steps import served
-from kinopoisk_ft.training.strategy import check_strategy, placed
-from kinopoisk_ft.training.unpadded import unpadded_attention
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +69,10 @@ class Trainer(Settings):
         device, kind = choose_device(self.device), self.precision
         kept = None
         if folder is not None and kind == "auto":
-            kept = from_main(lambda: kept_precision(folder))
+            kept = broadcast_from_main(lambda: read_precision(folder))
             kind = kept or kind
-        if kind == "auto" and size() > 1:
-            kind = from_main(lambda: choose(kind, device)[0])
+        if kind == "auto" and world_size() > 1:
+            kind = broadcast_from_main(lambda: choose_precision(kind, device)[0])
         precision = Precision(kind, device)
         check_strategy(
             self.strategy, self.batch_size, self.micro_batch_size, self.prefix_cache,
@@ -69,7 +83,7 @@ class Trainer(Settings):
         stays = self.keep_memory and keep_freed_memory()
         log.info("freed memory %s", "stays in the process" if stays else "goes back to the system")
         torch.manual_seed(self.seed)
-        return precision, Clock(lambda: wait(device))
+        return precision, Clock(lambda: synchronize(device))
 
     def fit(
         self,
@@ -103,29 +117,30 @@ class Trainer(Settings):
         """
         state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
-        keeper = Keeper(folder, state, best, clock, recorder, self.checkpoint_every, about)
-        keeper.resume()
-        in_place = training_dropout(model, precision.device, self.attention_dropout)
-        unpadded = unpadded_attention(model, precision)
-        steps = prefetched(served(train, state, self))
+        every = self.checkpoint_every
+        manager = CheckpointManager(folder, state, best, clock, recorder, every, about)
+        manager.resume()
+        agree = all_reduce_max if world_size() > 1 else None
         with (
-            in_place, unpadded, clock.section("train"),
-            Progress(state.step, state.steps) as progress,
-            StopSignals(largest if size() > 1 else None) as signals, steps as batches, keeper,
+            training_dropout(model, precision.device, self.attention_dropout),
+            unpadded_attention(model, precision), clock.section("train"),
+            Progress(state.step, state.steps) as progress, StopSignals(agree) as signals,
+            # The manager exits first, and can still write a checkpoint before a second signal.
+            prefetch(training_batches(train, state, self)) as batches, manager,
         ):  # fmt: skip
             journal = Journal(recorder, progress, best, self.best_metric)
             self._prepare(state, train, clock)
             self._evaluate_if_due(state, train, val, journal, clock, signals)
             while state.step != state.steps and not self._stale(state):
                 micro_batches = next(batches)
-                with signals.held():
+                with signals.defer():
                     self._step(state, micro_batches, audit)
                     self._tell(state, micro_batches, journal, folder)
                 self._evaluate_if_due(state, train, val, journal, clock, signals)
-                keeper.save_if_due()
+                manager.save_if_due()
             signals.check()
             journal.rest(state)
-            keeper.save_last()
+            manager.save_last()
         if state.best_step != state.step:
             best.restore(model)
         log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
@@ -147,35 +162,38 @@ class Trainer(Settings):
         reviews: int,
         clock: Clock,
     ) -> State:
-        around = placed(model, self.strategy, precision.device)
-        around = compiled(around, self.compile, precision.device)
-        around.train()
+        wrapped = wrap_model(model, self.strategy, precision.device)
+        wrapped = compile_model(wrapped, self.compile, precision.device)
+        wrapped.train()
         steps = self.length.steps(self.steps_per_epoch(reviews))
         meter = Meter(self.length, clock, steps)
-        share = math.ceil(self.warmup_share * meter.total)
-        warmup = share if self.warmup_steps is None else self.warmup_steps
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = math.ceil(self.warmup_share * meter.total)
         groups = param_groups(
             model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay
         )
         optimizer = self.optimizer(groups, lr=self.lr)
-        schedule = warm_schedule(optimizer, self.schedule, warmup, meter.total, meter.place)
+        schedule = make_scheduler(optimizer, self.schedule, warmup, meter.total, meter.place)
         if steps is None:
             log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
         else:
             log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
         return State(
-            model, objective, precision, optimizer, schedule, meter, steps,
+            model, wrapped, objective, precision, optimizer, schedule, meter, steps,
             micro_batch_size=self.rows_at_once, eval_batch_size=self.eval_batch_size,
-            around=around,
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
         """Find out, where only the system's end would tell, what memory allows; then compile."""
-        if size() > 1:  # all make as many parts, whatever one process went down to before
+        if world_size() > 1:  # all make as many parts, whatever one process went down to before
             state.micro_batch_size = self.rows_at_once
         elif state.step != state.steps:
             with clock.section("probe"):
-                rows, state.micro_batch_size = state.micro_batch_size, rows_that_fit(state, train)
+                rows, state.micro_batch_size = (
+                    state.micro_batch_size,
+                    fit_rows_to_memory(state, train),
+                )
             if state.step and state.micro_batch_size < rows:
                 log.warning(
                     "less memory is left than before the stop: %d rows at once instead of %d; from "
@@ -183,8 +201,8 @@ class Trainer(Settings):
                 )  # fmt: skip
         if state.step != state.steps and self.compile != "off":
             with clock.section("compile"):
-                _, state.micro_batch_size = within_memory(
-                    partial(rehearse, state, train),
+                _, state.micro_batch_size = halve_on_out_of_memory(
+                    partial(warm_up_compile, state, train),
                     state.micro_batch_size,
                     state.precision.device,
                     "compiling",
@@ -192,9 +210,9 @@ class Trainer(Settings):
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
         """One update: the loss is the mean over all labels of the effective batch, by weight."""
-        draw_apart(self.seed, state.step)
-        total, state.micro_batch_size = within_memory(
-            partial(gradients, state, micro_batches),
+        seed_rank(self.seed, state.step)
+        total, state.micro_batch_size = halve_on_out_of_memory(
+            partial(compute_gradients, state, micro_batches),
             state.micro_batch_size,
             state.precision.device,
             "training",
@@ -203,11 +221,11 @@ class Trainer(Settings):
         state.precision.unscale(state.optimizer)
         if state.step == 0:
             audit(state.model)
-        with told_if_memory_ends("the optimizer's update"):
-            verdict = state.precision.step(
+        with explain_out_of_memory("the optimizer's update"):
+            status = state.precision.step(
                 state.optimizer, state.model.parameters(), self.clip_norm, total
             )
-        state.verdicts.append(verdict)
+        state.step_status.append(status)
         state.step += 1
         if state.meter.read(state.step, state.tokens):
             state.steps = state.step
@@ -233,7 +251,7 @@ class Trainer(Settings):
         clock: Clock,
         signals: StopSignals,
     ) -> None:
-        """Evaluate, unless it was done before a stop: a signal can break it off, but no verdict."""
+        """Evaluate, unless it was done before a stop: a signal can break it off, but no status."""
         every = self.steps_per_epoch(len(train)) if self.eval_every == "epoch" else self.eval_every
         due = state.step % every == 0 or state.step == state.steps
         if not due or state.evaluated == state.step:
@@ -244,7 +262,7 @@ class Trainer(Settings):
                 signals.check,
             )  # fmt: skip
         state.eval_batch_size = found.batch_size
-        with signals.held(), clock.section("checkpoint"):
+        with signals.defer(), clock.section("checkpoint"):
             journal.judge(state, found)
         state.model.train()
 
@@ -254,3 +272,47 @@ class Trainer(Settings):
             return False
         log.info("stopped early: %d evaluations without a better one", state.since_best)
         return True
+
+
+def training_batches(
+    train: Examples, state: State, settings: Settings
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Yield the micro-batches of each optimizer step that is left."""
+    lengths, per_epoch, first = train.lengths, settings.steps_per_epoch(len(train)), state.step
+    seed, batch_size, accumulate = settings.seed, settings.batch_size, settings.accumulate
+    for epoch in itertools.count(first // per_epoch):
+        rows = select_epoch_rows(train, settings.sampling, seed, epoch)
+        batches = [rows[batch] for batch in group_by_length(lengths[rows], batch_size, seed, epoch)]
+        for step in range(max(first, epoch * per_epoch), (epoch + 1) * per_epoch):
+            if step == state.steps:
+                return
+            start = (step - epoch * per_epoch) * accumulate
+            yield [
+                state.objective.collate(train, batch, np.random.default_rng([seed, epoch, i, 1]))
+                for i, batch in enumerate(batches[start : start + accumulate], start)
+            ]
+
+
+def compute_gradients(
+    state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
+) -> Tensor:
+    """Leave the gradients of the mean loss, `rows` rows at once; returns the loss, ().
+
+    The mean is over all labels of the effective batch, by weight, in all processes.
+    """
+    state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
+    count = sum(state.objective.count(batch) for batch in micro_batches)
+    total = torch.zeros((), device=state.precision.device)
+    shares = [shard_batch(batch) for batch in micro_batches]
+    trim = not reads_pads(state.model)
+    todo = [(part, counts) for mine, counts in shares for part in split_batch(mine, rows, trim)]
+    for number, (part, counts) in enumerate(todo, start=1):
+        part = to_device(part, state.precision.device)
+        with sync_gradients(state.wrapped_model, number == len(todo)):
+            with state.precision.autocast():
+                loss = (
+                    state.objective.loss_sum(state.wrapped_model, part)[0] / (count or 1) * counts
+                )
+            state.precision.backward(loss * world_size())  # gradients are averaged over the ranks
+        total += loss.detach()
+    return all_reduce_sum(total)

@@ -47,7 +47,7 @@ def param_groups(
     ]
 
 
-def warm_schedule(
+def make_scheduler(
     optimizer: Optimizer,
     schedule: Callable[..., float],
     warmup: int,

@@ -29,7 +29,7 @@ class Precision:
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.device = device
-        self.kind, self.reason = choose(kind, device)
+        self.kind, self.reason = choose_precision(kind, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.kind == "fp16")
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -95,7 +95,9 @@ class Precision:
             self._scaler.load_state_dict(state)
 
 
-def choose(kind: Kind, device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+def choose_precision(
+    kind: Kind, device: torch.device
+) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     """Return the precision to use and why.
 
     `auto` asks what the hardware has, and measures nothing: all jobs of a sweep, and all sweeps on
@@ -165,7 +167,7 @@ def _cannot_run(kind: str, device: torch.device) -> str | None:
     return None
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -8,7 +8,7 @@ from types import TracebackType
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from kinopoisk_ft.training.distributed import is_main
+from kinopoisk_ft.training.distributed.processes import is_main
 
 
 class Progress:

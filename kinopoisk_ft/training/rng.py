@@ -10,7 +10,7 @@ from torch import Tensor
 DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
 
 
-def random_states(device: torch.device) -> dict[str, Tensor]:
+def get_rng_states(device: torch.device) -> dict[str, Tensor]:
     """Return the states of the CPU's generator and of the device's own, by the device's type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type in DEVICES:
@@ -18,8 +18,8 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def set_random_states(states: dict[str, Tensor]) -> None:
-    """Draw on from where `random_states` was called."""
+def set_rng_states(states: dict[str, Tensor]) -> None:
+    """Draw on from where `get_rng_states` was called."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.acceleration.compile import Compile
 from kinopoisk_ft.training.budget import Budget
-from kinopoisk_ft.training.compiling import Compile
+from kinopoisk_ft.training.distributed.strategy import Strategy
 from kinopoisk_ft.training.precision import Kind
-from kinopoisk_ft.training.strategy import Strategy
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar
 
-from kinopoisk_ft import ranks
+from kinopoisk_ft.training.distributed import torchrun
 
 # What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1, submitit with
 # SIGUSR2, before a job is ended or requeued, and they mean SIGTERM.
@@ -39,7 +39,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, the signals raise Stopped; inside `held`, at its end or the second time.
+    """While entered, the signals raise Stopped; inside `defer`, at its end or the second time.
 
     Only the main thread can be told of signals: in another this does nothing. A signal that the
     process ignores stays ignored. Can be nested: the inner one counts.
@@ -49,7 +49,7 @@ class StopSignals:
 
     Args:
         agree: of the processes of one run, returns the largest of what each gives: a signal to one
-            then stops all at the same place, the end of `held` or a `check`.
+            then stops all at the same place, the end of `defer` or a `check`.
     """
 
     # When each signal last counted: an echo may come when the inner ones have been left.
@@ -76,7 +76,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         """Finish what is inside before a signal that arrives there stops the run."""
         self._held = True
         try:
@@ -94,7 +94,7 @@ class StopSignals:
 
     def _arrive(self, number: int, frame: object) -> None:
         now, before = time.monotonic(), self._counted.get(number)
-        if ranks.is_started() and before is not None and now - before < ECHO:
+        if torchrun.is_child_process() and before is not None and now - before < ECHO:
             return
         self._counted[number] = now
         waits = self._held or self._agree is not None

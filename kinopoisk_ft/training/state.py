@@ -1,4 +1,4 @@
-"""What a run has at hand while it trains."""
+"""The state of a training run: its objects, its counts and its best evaluation."""
 
 from __future__ import annotations
 
@@ -19,75 +19,78 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class State:
-    """One run's objects and counts.
+    """Hold what changes while a run trains.
 
-    Losses and verdicts on steps stay on the device until they are wanted. `steps` is the number of
-    the last step, None while a budget of tokens or seconds lasts.
+    Args:
+        wrapped_model: the DDP, FSDP or compiled wrapper that training steps call; `model` itself if
+            it is not wrapped. Evaluation calls `model`.
+        steps: the number of the last step; None while a budget of tokens or seconds lasts.
+        micro_batch_size: rows that train at once, fewer than asked for if memory ran out.
     """
 
     model: nn.Module
+    wrapped_model: nn.Module
     objective: Objective
     precision: Precision
     optimizer: Optimizer
     schedule: LambdaLR
     meter: Meter
     steps: int | None
-    micro_batch_size: int  # rows that train at once: less than asked for where memory ran out
+    micro_batch_size: int
     eval_batch_size: int
     step: int = 0
     tokens: int = 0
+    # Losses and the status of steps stay on the device until they are logged or checked: reading
+    # them earlier would make the CPU wait at every step.
     losses: list[Tensor] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)  # losses told before: see `spikes`
+    step_status: list[Tensor] = field(default_factory=list)
+    # The losses of the last steps, by which `monitor` recognises a spike.
+    recent: list[float] = field(default_factory=list)
     spikes: int = 0
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
-    evaluated: int = 0  # the step of the last evaluation
+    # The step of the last evaluation.
+    evaluated: int = 0
     skipped: int = 0
     bad_in_row: int = 0
-    longest_row: int = 0  # of bad steps, since `check_finite` last asked
-    verdicts: list[Tensor] = field(default_factory=list)
-    # Of the best evaluation, in the order of its examples.
+    # The longest row of bad steps since `monitor` last checked.
+    longest_row: int = 0
+    # Outputs of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     history: list[dict[str, float]] = field(default_factory=list)
-    around: nn.Module | None = None  # by which training calls the model, where that is not itself
-
-    @property
-    def called(self) -> nn.Module:
-        """What a training step calls; evaluation calls the model."""
-        return self.model if self.around is None else self.around
 
     @property
     def best_score(self) -> float:
-        """The best validation score; not a number where nothing was evaluated."""
+        """Return the best validation score; NaN before the first evaluation."""
         return float("nan") if self.best is None else self.best
 
     @property
     def length(self) -> str:
-        """How long the run trains, in words: its steps, or its budget."""
+        """Describe how long the run trains: its number of steps, or its budget."""
         budget = self.meter.budget
         return str(self.steps) if self.steps is not None else f"{budget.amount:g} {budget.unit}"
 
-    def settle(self) -> None:
-        """Count and tell of the steps that were skipped since the last time; waits for the device.
+    def sync_skipped_steps(self) -> None:
+        """Count the steps skipped since the last call, and warn of them; waits for the device.
 
-        An overflow in fp16 tells of too large a scale, which is then halved: it is not one of a
-        row, until the scale is so small that it cannot be the cause.
+        An overflow in fp16 means that the loss scale was too large, and it is then halved. It
+        counts as a bad step only when the scale is already so small that it cannot be the cause.
         """
-        if not self.verdicts:
+        if not self.step_status:
             return
-        verdicts = [int(value) for value in torch.stack(self.verdicts).tolist()]
-        self.verdicts.clear()
-        for verdict in verdicts:
-            if verdict == 0:
+        statuses = [int(value) for value in torch.stack(self.step_status).tolist()]
+        self.step_status.clear()
+        for status in statuses:
+            if status == 0:
                 self.bad_in_row = 0
-            elif not (verdict == OVERFLOW and self.precision.scale_is_large()):
+            elif not (status == OVERFLOW and self.precision.scale_is_large()):
                 self.bad_in_row += 1
             self.longest_row = max(self.longest_row, self.bad_in_row)
-        skipped = sum(verdict > 0 for verdict in verdicts)
+        skipped = sum(status > 0 for status in statuses)
         self.skipped += skipped
         if skipped:
             log.warning(
-                "up to step %d: %d skipped, since the loss or a gradient was not finite, "
-                "%d in all", self.step, skipped, self.skipped,
+                "%d steps up to step %d were skipped because the loss or a gradient was not "
+                "finite, %d in total", skipped, self.step, self.skipped,
             )  # fmt: skip

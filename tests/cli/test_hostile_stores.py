@@ -28,8 +28,8 @@ from kinopoisk_ft.files import sha256
 from kinopoisk_ft.run_folder import kept_seed
 from kinopoisk_ft.serving.locate import model_folder
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.training.checkpoint import BestWeights
-from kinopoisk_ft.training.snapshots import Snapshots
+from kinopoisk_ft.training.checkpoint.best import BestWeights
+from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("nobody_answers")
 
@@ -115,9 +115,9 @@ def test_artifacts_stay_where_they_are_put(tmp_path: Path, marker: Path, name: s
     assert not list((tmp_path / "a").rglob("code*"))
 
 
-def checkpoint(folder: Path, plain: dict[str, Any], **manifest: Any) -> Snapshots:
+def checkpoint(folder: Path, plain: dict[str, Any], **manifest: Any) -> CheckpointFolder:
     """Return a folder with one checkpoint whose manifest says something else."""
-    snapshots = Snapshots(folder)
+    snapshots = CheckpointFolder(folder)
     snapshots.write({"weights.a": torch.zeros(1)}, plain, {})
     change(folder / "checkpoint-000001" / "manifest.json", **manifest)
     return snapshots

@@ -20,7 +20,7 @@ from places import HELPERS, ROOT
 from windows_child import MODULES, NAMES
 
 from kinopoisk_ft.tasks.record import _peak
-from kinopoisk_ft.training import device, limits
+from kinopoisk_ft.training import device, memory
 
 FILES = [*(ROOT / "kinopoisk_ft").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]
 LACKING = {f"os.{name}" for name in NAMES[os]} | {f"signal.{name}" for name in NAMES[signal]}
@@ -80,7 +80,7 @@ def test_a_peak_that_no_system_records_is_unknown(caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.usefixtures("no_resource")
 def test_memory_that_is_left_needs_no_limit_of_the_process() -> None:
-    assert limits.available_memory() > 0
+    assert memory.measure_available_memory() > 0
 
 
 def child(folder: Path, *args: str) -> str:

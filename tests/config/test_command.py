@@ -130,7 +130,9 @@ def test_the_command_runs_the_same_job(
 
 
 def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinopoisk_ft.config.command.ranks", SimpleNamespace(size=lambda: 2))
+    monkeypatch.setattr(
+        "kinopoisk_ft.config.command.torchrun", SimpleNamespace(world_size=lambda: 2)
+    )
     assert run("--config-dir", "my configs", "experiment=mine", "output_dir=out") == 0
     (found,) = runs(place)
     start = "torchrun --nproc-per-node 2 -m kinopoisk_ft --config-dir 'my configs' experiment=mine"

@@ -16,9 +16,9 @@ from networks import make
 from torch import nn
 
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.checkpoint import trained_tensors
+from kinopoisk_ft.training.checkpoint.best import trained_tensors
+from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.snapshots import Snapshots
 from kinopoisk_ft.training.state import State
 
 SMALL = [
@@ -67,5 +67,5 @@ def weights(state: State) -> torch.Tensor:
 
 
 def steps(folder: Path) -> list[int]:
-    found = Snapshots(folder).folders()
+    found = CheckpointFolder(folder).folders()
     return [json.loads((f / "state.json").read_text())["step"] for f in found]

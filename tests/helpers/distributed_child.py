@@ -24,9 +24,9 @@ from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.tasks.pretrain import _language_model
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.distributed import is_main, processes, rank, size
+from kinopoisk_ft.training.distributed.processes import is_main, processes, rank, world_size
+from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.objective import Classification, balanced_weights
-from kinopoisk_ft.training.sharding import gather
 
 # 31 reviews in batches of 5: the last has one row, which most ranks have no share of.
 SETTINGS = [
@@ -74,7 +74,7 @@ def member(
          *SETTINGS, *more]
     )  # fmt: skip
     with processes(cfg.trainer.strategy, cfg.trainer.device):
-        assert (rank(), size()) == (number, max(1, count))
+        assert (rank(), world_size()) == (number, max(1, count))
         # Another process would find nothing here: rank 0 reads and writes for all.
         _train(cfg, folder if is_main() else folder / f"rank{rank()}", adapter == "pretrain", last)
 
@@ -105,7 +105,7 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
         precision=precision, clock=clock, recorder=recorder, folder=folder, about={"data": "tiny"},
     )  # fmt: skip
     tested = trainer.test(module, objective, parts["val"], precision)
-    gather(module)
+    gather_model(module)
     result = {"values": recorder.values, "tokens": state.tokens, "steps": state.step,
               "best": [state.best, state.best_step], "scores": tested.scores}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from short_fit import Recorder
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.training import probe
+from kinopoisk_ft.training import memory as probe
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import peak_growth
 from kinopoisk_ft.training.objective import Classification
@@ -68,8 +68,8 @@ def _watch(limit: int | None, probes: bool) -> dict[str, float]:
         told["predicted"] = need.of(ROWS) / 2**20
         if limit is None:
             taken = peak_growth(lambda: probe.forward_and_back(state, state.model, train, ROWS))
-            told["growth"] = (taken + probe._optimizer_bytes(state)) / 2**20
-            told["kept"] = probe._kept_for_backward(state, train) * ROWS / 2**20
+            told["growth"] = (taken + probe._count_optimizer_bytes(state)) / 2**20
+            told["kept"] = probe._count_saved_bytes(state, train) * ROWS / 2**20
         return need
 
     class Failures(logging.Handler):

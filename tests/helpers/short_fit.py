@@ -15,7 +15,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.checkpoint import trained_tensors
+from kinopoisk_ft.training.checkpoint.best import trained_tensors
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.state import State

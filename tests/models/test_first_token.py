@@ -26,7 +26,7 @@ from transformers import (
 from kinopoisk_ft.models.first_token import FirstTokenAttention, read_first_token
 from kinopoisk_ft.models.heads import PooledClassifier
 from kinopoisk_ft.models.network import blocks_of
-from kinopoisk_ft.training.dropout import training_dropout
+from kinopoisk_ft.training.acceleration.dropout import training_dropout
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,

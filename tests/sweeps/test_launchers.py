@@ -22,7 +22,7 @@ from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
 
 from kinopoisk_ft.config import help
 from kinopoisk_ft.reporting.collect import collect
-from kinopoisk_ft.training.snapshots import Snapshots
+from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 
 NEEDS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "parallel"),
@@ -186,7 +186,7 @@ def test_a_signal_stops_the_jobs_of_joblib(
     assert statuses(tmp_path) == ["KILLED"] * 3
     for log in logs:
         (step,) = re.findall(r"stopped by SIG\w+ after step (\d+) of", log.read_text())
-        newest = Snapshots(log.parent / "checkpoints").newest()
+        newest = CheckpointFolder(log.parent / "checkpoints").newest()
         assert newest is not None
         assert newest.plain["step"] == int(step)
 

@@ -1,0 +1,103 @@
+"""The best weights of a run, on disk in safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_space, force, sha256, writing
+from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder, write_tensors
+from kinopoisk_ft.training.distributed.processes import (
+    broadcast_from_main,
+    broadcast_tensors,
+    is_main,
+)
+from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
+
+
+class BestWeights:
+    """Keeps the trainable weights and the buffers of the best evaluation.
+
+    Each best has a file of its own, named by its step: a checkpoint made before it still finds
+    the one that was the best then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file: Path | None = None
+        self.digest = ""
+
+    def save(self, model: nn.Module, step: int) -> None:
+        """Write beside, then rename: an interrupted write leaves the previous best whole."""
+        file = self.folder / f"best-{step:08}.safetensors"
+        tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
+        if not is_main():
+            return
+        part = file.with_suffix(".part")
+        with writing(self.folder):
+            check_space(self.folder, sum(value.nbytes for value in tensors.values()))
+            write_tensors(tensors, part)
+            digest = sha256(part)
+            os.replace(part, file)
+            force(self.folder)
+        self.file, self.digest = file, digest
+        self.discard()
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Copy the saved weights into the model; UserError where they are damaged or unreadable."""
+        kept: dict[str, Tensor] = {}
+        broadcast_from_main(lambda: kept.update(self._read()))
+        copy_tensors(kept, model)
+
+    def _read(self) -> dict[str, Tensor]:
+        try:
+            if self.file and self.file.is_file() and sha256(self.file) == self.digest:
+                return load_file(self.file)
+        except OSError as error:
+            raise UserError(
+                f"the best weights of this run cannot be read: {error}",
+                where=str(self.file),
+                fix="mend the rights or the disk and start the same command again",
+            ) from error
+        raise UserError(
+            "the best weights of this run are missing or damaged",
+            where=str(self.file or self.folder),
+            fix="train again with resume=never",
+        )
+
+    def discard(self) -> None:
+        """Delete the files of earlier bests, but for those that a checkpoint holds on to."""
+        keep = CheckpointFolder(self.folder).beside()
+        for file in self.folder.glob("best-*"):
+            if file != self.file and file.name not in keep:
+                file.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the file's name, None before the first evaluation, and its digest."""
+        return {"file": self.file.name if self.file else None, "digest": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the file that `state_dict` named."""
+        self.file = self.folder / Path(state["file"]).name if state["file"] else None
+        self.digest = state["digest"]
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes, by name; a tensor shared by two names is kept once."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return trained | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def copy_tensors(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Copy what `trained_tensors` returned, rank 0's and whole, into the model."""
+    state = trained_tensors(model)
+    for name, value in broadcast_tensors(tensors):
+        state[name].copy_(shard_like(value, state[name]))

@@ -1,0 +1,261 @@
+"""Run one training in several processes, and exchange values between them.
+
+Only rank 0 records, prints and writes; it downloads and tokenizes before the other ranks do.
+Values are exchanged on the CPU (gloo), so that no step waits for a GPU; gradients use the backend
+of their device. In a single process every function here returns at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.distributed import torchrun
+
+T = TypeVar("T")
+# Rank 0 may have to download a model and tokenize all reviews while the others wait.
+TIMEOUT = timedelta(hours=1)
+# Seconds between two checks for ranks that have joined.
+POLL = 0.02
+# Rank 0 may have a last checkpoint to write.
+EXIT_TIMEOUT = timedelta(seconds=60)
+START = "start it with torchrun --nproc-per-node N -m kinopoisk_ft ..."
+
+
+class MainRankError(UserError):
+    """Rank 0 failed and prints the reason itself."""
+
+    def __init__(self) -> None:
+        super().__init__("rank 0 failed; see its own message for the reason")
+
+
+class SingleRankError(UserError):
+    """One rank fails while the others wait for its part of a step."""
+
+
+def rank() -> int:
+    """Return the number of this process within the run, 0 if it is the only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Return whether this is the process that records, prints and writes."""
+    return rank() == 0
+
+
+@contextmanager
+def processes(strategy: str, device: str) -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of a run.
+
+    torchrun ends all ranks when one has failed. Ranks other than 0 therefore leave after rank 0,
+    which gets the time to record the end. A rank that fails alone leaves at once, so that the
+    others notice.
+
+    Raises:
+        UserError: the strategy does not fit how the process was started, or the device is missing.
+    """
+    if not torchrun.is_launched() or (strategy == "none" and torchrun.world_size() == 1):
+        if strategy in ("ddp", "fsdp"):
+            raise UserError(
+                f"trainer.strategy={strategy} needs processes that torchrun starts",
+                where="trainer.strategy",
+                fix=f"{START}, or use trainer.strategy=auto",
+            )
+        yield
+        return
+    backend = _choose_backend(strategy, device)
+    store, number, count = next(rendezvous("env://"))
+    store = _open_fresh_store(store, number, count)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    together = True
+    try:
+        yield
+    except BaseException as error:
+        joint = isinstance(error, UserError | KeyboardInterrupt)
+        together = joint and not isinstance(error, SingleRankError)
+        raise
+    finally:
+        if number == 0:
+            store.set("ended", "")
+        elif together:
+            with suppress(RuntimeError):
+                store.wait(["ended"], EXIT_TIMEOUT)
+        if together:
+            dist.destroy_process_group()
+
+
+def _open_fresh_store(store: Store, number: int, count: int) -> Store:
+    """Return a part of torchrun's store that holds no keys of earlier processes.
+
+    The store outlives a restart of the processes. Addresses that ended processes left in it would
+    make the new ones wait forever. Machines may count restarts differently, so the restart count
+    cannot serve as a prefix: rank 0 draws a new name and answers each rank that says hello with it.
+    """
+    name = uuid.uuid4().hex
+    if number:
+        store.set(f"hello/{number}", name)
+        chosen = store.get(f"answer/{name}").decode()
+        store.set(f"{chosen}/joined/{number}", "")
+        return PrefixStore(chosen, store)
+    missing = set(range(1, count))
+    while missing:
+        missing = {i for i in missing if not store.check([f"{name}/joined/{i}"])}
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)
+        time.sleep(POLL)
+    return PrefixStore(name, store)
+
+
+def _choose_backend(strategy: str, request: str) -> str:
+    """Return the backends for a device, and make `cuda` mean this process's own GPU."""
+    if strategy == "none":
+        raise UserError(
+            f"torchrun started {torchrun.world_size()} processes, but trainer.strategy=none trains "
+            "in one: each process would train the same model and write to the same folder",
+            where="trainer.strategy",
+            fix="use trainer.strategy=auto, or start without torchrun",
+        )
+    device = choose_device(request).type
+    if device == "cpu":
+        return "gloo"
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device == "cuda" and local < gpus:
+        torch.cuda.set_device(local)
+        return "cpu:gloo,cuda:nccl"
+    raise UserError(
+        f"process {local + 1} of this machine has no device: "
+        + (f"there are {gpus} GPUs" if device == "cuda" else f"{device} serves one process"),
+        where="trainer.device",
+        fix=f"start as many processes as there are GPUs (--nproc-per-node {max(1, gpus)}), "
+        "or use trainer.device=cpu",
+    )
+
+
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """Call `make` on rank 0 and return its result on every rank.
+
+    Raises:
+        MainRankError: on the other ranks, if `make` failed.
+    """
+    if world_size() == 1:
+        return make()
+    reply: list[Any] = [False, None]
+    if is_main():
+        try:
+            reply = [True, make()]
+        except BaseException:
+            with suppress(RuntimeError):
+                dist.broadcast_object_list(reply)
+            raise
+    dist.broadcast_object_list(reply)
+    if not reply[0]:
+        raise MainRankError
+    made: T = reply[1]
+    return made
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 run the block before the others, which then find what it has downloaded."""
+    if world_size() == 1:
+        yield
+    elif is_main():
+        try:
+            yield
+        except BaseException:
+            with suppress(RuntimeError):
+                broadcast(False)
+            raise
+        broadcast(True)
+    else:
+        if not broadcast(False):
+            raise MainRankError
+        yield
+
+
+def broadcast(value: float) -> float:
+    """Return the number of rank 0 on every rank."""
+    if world_size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(box, 0)
+    return box.item()
+
+
+def all_reduce_max(value: int) -> int:
+    """Return the largest value of all ranks, on every rank."""
+    if world_size() == 1:
+        return value
+    box = torch.tensor(value)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box.item())
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add up the tensors of all ranks in place; the sum has the same bits on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_equal(value: object) -> bool:
+    """Return whether all ranks have the same value."""
+    return world_size() == 1 or not all_reduce_max(int(broadcast_from_main(lambda: value) != value))
+
+
+def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Return this rank's rows of a batch that every rank has, and whether they count.
+
+    A batch with fewer rows than ranks leaves some ranks without a row. All ranks must take part in
+    each collective operation, so these get the first row, and False: it must not count.
+    """
+    first, step = rank(), world_size()
+    if step == 1:
+        return batch, True
+    mine = {key: value[first::step] for key, value in batch.items()}
+    if all(len(value) for value in mine.values()):
+        return mine, True
+    return {key: value[:1] for key, value in batch.items()}, False
+
+
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of rank 0 on every rank, one at a time; on the CPU if they were sent."""
+    specs = broadcast_from_main(lambda: [(n, tuple(v.shape), v.dtype) for n, v in tensors.items()])
+    for name, shape, dtype in specs:
+        if world_size() == 1:
+            yield name, tensors[name]
+            continue
+        value = tensors[name].cpu().contiguous() if is_main() else torch.empty(shape, dtype=dtype)
+        if value.numel():
+            dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
+        yield name, value
+
+
+def seed_rank(seed: int, step: int) -> None:
+    """Seed the generators of ranks other than 0 from the seed, the rank and the step.
+
+    A checkpoint then holds the generators of rank 0 only, and any number of ranks can resume it.
+    """
+    if not is_main():
+        entropy = np.random.SeedSequence([seed, rank(), step])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))

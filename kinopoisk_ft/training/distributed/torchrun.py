@@ -1,0 +1,31 @@
+"""Read from the environment what torchrun tells a process; imports nothing heavy."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+
+def is_launched() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def max_restarts() -> int:
+    """Return how often torchrun may start the processes again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) if is_launched() else 0
+
+
+def rank() -> int:
+    """Return the number of this process within the run; 0 without torchrun."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
+def is_child_process() -> bool:
+    """Return whether torchrun or a pool started this process, and forwards signals to it."""
+    return is_launched() or multiprocessing.parent_process() is not None

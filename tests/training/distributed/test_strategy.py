@@ -1,0 +1,93 @@
+"""What several processes are refused before they train, and that who fails alone does not wait."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from composing import compose_config
+from distributed_child import environment
+from omegaconf import OmegaConf
+
+from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.validate import prepare
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.sweep import ParentRun
+from kinopoisk_ft.training.distributed import processes as distributed
+from kinopoisk_ft.training.distributed.processes import processes, strategy
+from kinopoisk_ft.training.distributed.strategy import check_strategy
+from kinopoisk_ft.training.memory import explain_out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("ddp", 16, 4, "off", "off", "fp32"), "micro_batch_size=4"),
+        (("auto", 3, None, "off", "off", "fp32"), "batch_size=3"),
+        (("auto", 16, None, "fp32", "off", "fp32"), "prefix cache"),
+        (("auto", 16, None, "off", "default", "fp32"), "compile=default"),
+        (("fsdp", 16, None, "off", "off", "fp16"), "fp16"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    options: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy, "world_size", lambda: 4)
+    with pytest.raises(UserError, match=told):
+        check_strategy(*options)
+
+
+def test_strategy_and_start_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="torchrun"), processes("fsdp", "cpu"):
+        pass
+    for key, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="strategy=none"), processes("none", "cpu"):
+        pass
+    monkeypatch.setattr(distributed, "choose_device", lambda _: torch.device("mps"))
+    with pytest.raises(UserError, match="has no device"), processes("auto", "auto"):
+        pass
+
+
+def test_a_sweep_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SystemExit):
+        ParentRun().on_multirun_start(OmegaConf.create({}))
+    assert "start each run with torchrun" in capsys.readouterr().err
+
+
+def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    prepare(compose_config(), conf_dir())
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    prepare(compose_config(["output_dir=run"]), conf_dir())
+    with pytest.raises(UserError, match=r"max-restarts 3(.|\n)*to do: .*output_dir=outputs/run1"):
+        prepare(compose_config(), conf_dir())
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [(UserError("a mistake"), True), (KeyboardInterrupt(), True),
+     (MemoryError(), False), (RuntimeError("a fault"), False)],
+)  # fmt: skip
+def test_who_fails_alone_does_not_wait_for_the_others(
+    error: BaseException, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be in a step that it has a part in, and never come to their end."""
+    store = MagicMock()
+    for key, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, 1, 2)]))
+    monkeypatch.setattr(distributed, "_open_fresh_store", lambda *_: store)
+    monkeypatch.setattr(distributed, "dist", MagicMock())
+    monkeypatch.setattr("kinopoisk_ft.training.memory.world_size", lambda: 2)
+    told = UserError if isinstance(error, MemoryError) else type(error)
+    with pytest.raises(told), processes("ddp", "cpu"), explain_out_of_memory("training"):
+        raise error
+    assert store.wait.called == waits

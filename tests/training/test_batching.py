@@ -1,0 +1,70 @@
+"""Batches: each review once, by length, and the labels of language models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinopoisk_ft.training.batching import Examples, batch_by_length, group_by_length
+from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=300),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_an_epoch_serves_every_review_once(lengths: list[int], batch_size: int, seed: int) -> None:
+    array = np.array(lengths)
+    trained, evaluated = (
+        group_by_length(array, batch_size, seed, 0),
+        batch_by_length(array, batch_size),
+    )
+    for batches in (trained, evaluated):
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        assert max(lengths) in array[batches[0]]
+    assert all(0 < len(batch) <= batch_size for batch in trained)
+    assert len(trained) == -(-len(lengths) // batch_size)
+    padded = [len(batch) * array[batch].max() for batch in evaluated]
+    assert all(0 < tokens <= batch_size * max(lengths) for tokens in padded)
+    assert all(len(batch) <= 8 * batch_size for batch in evaluated)
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = np.arange(1, 200)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate(group_by_length(lengths, 8, seed, epoch)).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1) != order(2, 1)
+
+
+def test_grouping_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 2000)
+    padded = sum(len(b) * lengths[b].max() for b in group_by_length(lengths, 16, 0, 0))
+    plain = sum(len(b) * b.max() for b in np.split(lengths, 125))
+    assert padded < 1.05 * lengths.sum() < plain
+
+
+def test_next_token_labels() -> None:
+    data = Examples([[5, 6, 7], [8]])
+    batch = LanguageModel(0).collate(data, np.array([0, 1]), np.random.default_rng(0))
+    assert batch["labels"].tolist() == [[6, 7, -100], [-100, -100, -100]]
+    assert LanguageModel(0).count(batch) == 2
+
+
+def test_masked_tokens_by_share_and_never_special() -> None:
+    data = Examples([[1, *([9] * 200), 2]] * 50)
+    objective = MaskedLanguageModel(0, 4, 100, [0, 1, 2, 3, 4], 0.15)
+    batch = objective.collate(data, np.arange(50), np.random.default_rng(0))
+    chosen = batch["labels"] != -100
+    assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.01)
+    assert set(batch["labels"][chosen].tolist()) == {9}
+    ids = batch["input_ids"][chosen]
+    assert (ids == 4).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (ids == 9).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert torch.equal(batch["input_ids"][:, 0], torch.ones(50, dtype=torch.int64))

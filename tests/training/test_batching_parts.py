@@ -1,0 +1,79 @@
+"""Batches in parts: the same training as with whole ones, and even parts within their tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import make
+from short_fit import short_fit
+
+from kinopoisk_ft.training.batching import reads_pads, split_batch
+
+
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_micro_batches_are_the_whole_batch(kind: str, accumulate: int, tmp_path: Path) -> None:
+    settings = [f"trainer.accumulate={accumulate}"]
+    options: dict[str, Any] = {"kind": kind, "class_weights": torch.tensor([0.5, 1.7])}
+    whole, expected = short_fit(tmp_path / "whole", *settings, **options)
+    for rows in (5, 1):
+        state, found = short_fit(
+            tmp_path / str(rows), *settings, f"trainer.micro_batch_size={rows}", **options
+        )
+        assert found.of("micro_batch_size") == [rows] * state.step
+        assert state.step == whole.step == (4 if accumulate == 1 else 2)
+        assert state.tokens == whole.tokens
+        np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
+        np.testing.assert_allclose(found.of("val_loss"), expected.of("val_loss"), atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=17), rows=st.integers(1, 18),
+       trim=st.booleans())  # fmt: skip
+def test_parts_are_whole_within_their_tokens_and_even(
+    lengths: list[int], rows: int, trim: bool
+) -> None:
+    longest = max(1, *lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.arange(mask.numel()).view_as(mask) * mask
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(len(lengths))}
+    cut = split_batch(batch, rows, trim)
+    order = torch.cat([part["labels"] for part in cut])
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    for part in cut:
+        for key in ("input_ids", "attention_mask"):
+            width = part[key].shape[1]
+            assert torch.equal(part[key], batch[key][part["labels"], :width])
+            assert not batch[key][part["labels"], width:].any()
+            assert trim or width == longest
+    sizes = [part["input_ids"].numel() for part in cut]
+    assert max(sizes) <= rows * longest
+    assert len(cut) <= -(-len(lengths) // rows)  # never more than rows alone would ask for
+    if len(lengths) <= rows:
+        assert [len(part["labels"]) for part in cut] == [len(lengths)]
+    elif not trim:
+        counts = [len(part["labels"]) for part in cut]
+        assert max(counts) == -(-len(lengths) // len(cut))
+
+
+def test_pads_that_a_model_reads_stay(tmp_path: Path) -> None:
+    settings = ["model.pooling=last_position"]
+    whole, expected = short_fit(tmp_path / "whole", *settings, kind="mamba_scratch")
+    _, found = short_fit(
+        tmp_path / "cut", *settings, "trainer.micro_batch_size=2", kind="mamba_scratch"
+    )
+    assert reads_pads(whole.model)
+    assert not reads_pads(make("mamba_scratch")[2].module)
+    np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 13])
+def test_a_micro_batch_out_of_range_is_refused(rows: int, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=f"trainer.micro_batch_size={rows}"):
+        short_fit(tmp_path, f"trainer.micro_batch_size={rows}")

@@ -1,0 +1,66 @@
+"""Batches made ahead: the same ones in the same order, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kinopoisk_ft.training.batching import prefetch
+
+
+def threads() -> int:
+    return sum(thread.name == "batches" for thread in threading.enumerate())
+
+
+def test_items_come_in_order() -> None:
+    with prefetch(range(100)) as items:
+        assert list(items) == list(range(100))
+    assert threads() == 0
+
+
+def test_items_are_made_ahead_but_not_too_far() -> None:
+    made: list[int] = []
+    third = threading.Event()
+
+    def source() -> Iterator[int]:
+        for i in range(50):
+            made.append(i)
+            if i == 3:
+                third.set()
+            yield i
+
+    with prefetch(source(), depth=2) as items:
+        assert next(items) == 0
+        assert third.wait(10)  # one taken, two waiting, one in the maker's hand
+        assert len(made) <= 4
+    assert threads() == 0
+
+
+def test_an_error_is_raised_in_its_place() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError("in the maker")
+
+    with prefetch(source()) as items:
+        assert next(items) == 1
+        with pytest.raises(ZeroDivisionError, match="in the maker"):
+            next(items)
+    assert threads() == 0
+
+
+def test_leaving_early_closes_the_source() -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    with prefetch(source()) as items:
+        assert next(items) == 0
+    assert closed.is_set()
+    assert threads() == 0

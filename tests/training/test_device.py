@@ -1,0 +1,74 @@
+"""The peak of a run is its own, whatever the process did before."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from composing import compose_config
+from hydra.utils import instantiate
+
+from kinopoisk_ft.training import device, loop
+from kinopoisk_ft.training.device import (
+    can_measure_growth,
+    peak_memory_mb,
+    reset_peak_memory,
+)
+
+CPU = torch.device("cpu")
+CHECK = """
+import torch
+from kinopoisk_ft.training.device import keep_freed_memory
+from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
+cpu = torch.device("cpu")
+keep_freed_memory()
+earlier = [torch.ones(2**18) for _ in range(200)]
+last = torch.ones(2**10)  # lies above them: they cannot be cut off the heap's end
+del earlier
+before = peak_memory_mb(cpu)
+reset_peak_memory(cpu)
+print(before - peak_memory_mb(cpu))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep")
+def test_memory_kept_by_earlier_work_is_not_counted() -> None:
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 150  # of 200 MiB
+
+
+@pytest.mark.parametrize(("asked", "possible"), [(True, True), (True, False), (False, True)])
+def test_what_becomes_of_freed_memory_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: bool, possible: bool
+) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: tried.append(True) or possible)
+    settings = ["trainer.precision=fp32", "trainer.device=cpu", f"trainer.keep_memory={asked}"]
+    with caplog.at_level("INFO"), torch.random.fork_rng():
+        instantiate(compose_config(["model=bert_scratch", *settings]).trainer).open()
+    kept = asked and possible
+    told = "freed memory stays in the process" if kept else "freed memory goes back to the system"
+    assert told in caplog.text
+    assert tried == [True] * asked
+
+
+@pytest.mark.parametrize("lacks", ["a file to clear", "a peak"])
+def test_a_system_that_does_not_forget_is_told_and_borne(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in containers: nothing may be written there, or the status has no such line."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\n" + ("" if lacks == "a peak" else "VmHWM:\t  2048 kB\n"))
+    monkeypatch.setattr(device, "_STATUS", status)
+    clear = tmp_path / "clear_refs"
+    clear.mkdir()  # cannot be written, not even by root
+    monkeypatch.setattr(device, "_CLEAR", tmp_path / "own" if lacks == "a peak" else clear)
+    reset_peak_memory(CPU)
+    assert "will be that of the whole process" in caplog.text
+    assert not can_measure_growth()
+    peak = peak_memory_mb(CPU)
+    assert peak > 50 if lacks == "a peak" else peak == 2

@@ -1,0 +1,125 @@
+"""Losses that leap are told and counted, ordinary ones are not, and a resumed run knows which."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from short_fit import Recorder, short_fit
+from torch import nn
+
+from kinopoisk_ft.training.monitor import tell_spikes
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.state import State
+
+STEPS = np.arange(2000)
+
+
+class Counts:
+    """What of a state `tell_spikes` reads and writes."""
+
+    def __init__(self) -> None:
+        self.step, self.spikes = 0, 0
+        self.recent: list[float] = []
+        self.history: list[dict[str, float]] = []
+
+
+def told(losses: np.ndarray, every: int = 10) -> int:
+    """Return how many spikes there are, recorded as the journal does."""
+    state: Any = Counts()
+    for start in range(0, len(losses), every):
+        part = losses[start : start + every].tolist()
+        state.step += len(part)
+        tell_spikes(state, part)
+        state.history.append({"step": state.step, "train_loss": float(np.mean(part))})
+    found: int = state.spikes
+    return found
+
+
+def ordinary(name: str) -> np.ndarray:
+    """Return the losses of 2,000 steps in which nothing goes wrong."""
+    rng = np.random.default_rng(0)
+    fall = 0.6 * np.exp(-STEPS / 150)
+    misjudged = rng.random((2000, 16)) < 0.05
+    late = np.where(misjudged, rng.exponential(2, (2000, 16)), rng.exponential(0.05, (2000, 16)))
+    return {
+        "no progress": 0.69 + 0.02 * rng.standard_normal(2000),
+        "small batches": rng.exponential(0.3, 2000),
+        "falling start": 3 + 7 * np.exp(-STEPS / 50) + 0.05 * rng.standard_normal(2000),
+        "few mistakes": fall + late.mean(axis=1),
+        "skipped": np.where(STEPS % 7 == 0, np.inf, 0.5 + 0.05 * rng.standard_normal(2000)),
+    }[name]
+
+
+NAMES = ["no progress", "small batches", "falling start", "few mistakes", "skipped"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_and_a_falling_start_are_no_spikes(name: str) -> None:
+    assert told(ordinary(name)) == 0
+
+
+@pytest.mark.parametrize("every", [1, 10, 300])
+def test_leaps_are_counted(every: int) -> None:
+    losses = ordinary("falling start")
+    losses[[300, 700, 1500]] += 3
+    assert told(losses, every) == 3
+
+
+def test_a_loss_that_stays_high_is_soon_usual() -> None:
+    losses = ordinary("no progress")
+    losses[1000:] += 5
+    assert 1 <= told(losses) < 10
+
+
+def leaps_at(step: int) -> Any:
+    """Return what multiplies the training loss of one step, the first of this process being 1."""
+    loss_sum, calls = Classification.loss_sum, [0]
+
+    def leap(self: Classification, model: nn.Module, batch: Any) -> Any:
+        loss, logits = loss_sum(self, model, batch)
+        calls[0] += model.training
+        return (loss * 50 if model.training and calls[0] == step else loss), logits
+
+    return leap
+
+
+def fit(folder: Path, recorder: Recorder | None = None) -> tuple[State, Recorder]:
+    """Train for 32 steps."""
+    more = ["trainer.epochs=8", "trainer.log_every=4", "trainer.checkpoint_every=3"]
+    return short_fit(folder, *more, recorder=recorder)
+
+
+def test_a_run_warns_records_and_remembers_over_a_stop(
+    unprobed: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Classification, "loss_sum", leaps_at(26))
+    whole, recorder = fit(tmp_path / "whole")
+    assert re.findall(r"loss spike at step (\d+): .* step (\d+): 1 new, 1 in", caplog.text) == [
+        ("26", "28")
+    ]
+    assert {s: v for (s, key), v in recorder.values.items() if key == "loss_spikes"} == {
+        28: 1, 32: 1
+    }  # fmt: skip
+    largest, mean = (recorder.values[28, key] for key in ("train_loss_max", "train_loss"))
+    assert largest > 10 * recorder.values[24, "train_loss_max"]
+    assert recorder.values[24, "train_loss_max"] > recorder.values[24, "train_loss"]
+    assert mean < largest < 4 * mean
+
+    def stop(step: int) -> None:
+        if step == 24:
+            raise KeyError("power cut")
+
+    monkeypatch.undo()
+    with pytest.raises(KeyError):
+        fit(tmp_path / "broken", Recorder(stop))
+    monkeypatch.setattr(Classification, "loss_sum", leaps_at(26 - 21))
+    again, found = fit(tmp_path / "broken")
+    assert (again.recent, again.spikes) == (whole.recent, whole.spikes)
+    assert found.values == {key: v for key, v in recorder.values.items() if key[0] > 21}
