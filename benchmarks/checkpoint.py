@@ -24,7 +24,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.training.budget import Budget, Meter
 from kinopoisk_ft.training.checkpoint.best import BestWeights
-from kinopoisk_ft.training.checkpoint.contents import restore
+from kinopoisk_ft.training.checkpoint.contents import join_tensors
+from kinopoisk_ft.training.checkpoint.folder import Checkpoint
 from kinopoisk_ft.training.checkpoint.manager import SECONDS, SHARE, CheckpointManager
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.objective import Classification
@@ -72,6 +73,10 @@ def seconds(job: Any) -> float:
     return time.perf_counter() - start
 
 
+def restore(state: State, found: Checkpoint) -> None:
+    state.load_state_dict(join_tensors(found.plain, found.load_tensors())["state"])
+
+
 def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
     """Return the figures of one model, with its lower layers frozen."""
     torch.manual_seed(0)
@@ -83,16 +88,16 @@ def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         best = BestWeights(folder)
-        keeper = CheckpointManager(folder, state, best, Clock(), Silent(), 1, {})
+        manager = CheckpointManager(folder, state, best, Clock(), Silent(), 1, {})
         for number in range(rounds + 1):
             steps.append(seconds(lambda: step(state)))
-            saves.append(seconds(keeper.save))
+            saves.append(seconds(manager.save))
             if not number:  # the first compiles kernels, and digests what is frozen
                 first, steps, saves = saves[0], [], []
-        found = keeper.snapshots.newest()
+        found = manager.checkpoints.newest()
         assert found is not None
         written = sum(f.stat().st_size for f in found.folder.iterdir())
-        load = seconds(lambda: restore(state, found.tensors(), found.plain))
+        load = seconds(lambda: restore(state, found))
     one = statistics.median(saves)
     return {
         "MiB": written / 2**20, "step s": statistics.median(steps), "first checkpoint s": first,

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Clock:
@@ -41,6 +42,14 @@ class Clock:
         """
         running = self._open[-1:] == [name]
         return self.seconds.get(name, 0.0) + (self.now() - self._since if running else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds by section."""
+        return {"seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the seconds of the sections that `state_dict` returned."""
+        self.seconds.update(state["seconds"])
 
     def _charge(self) -> None:
         self.sync()

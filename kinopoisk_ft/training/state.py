@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kinopoisk_ft.training.budget import Meter
+from kinopoisk_ft.training.checkpoint.best import copy_tensors, trained_tensors
+from kinopoisk_ft.training.distributed.sharding import shard_like
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.precision import OVERFLOW, Precision
+from kinopoisk_ft.training.rng import get_rng_states, set_rng_states
 
 log = logging.getLogger(__name__)
+
+# The numbers and lists that a checkpoint holds as they are.
+COUNTS = (
+    "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
+    "longest_row", "recent", "spikes", "history", "micro_batch_size", "eval_batch_size",
+)  # fmt: skip
+# What a LambdaLR keeps in all versions of PyTorch; its functions are made from the config.
+SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
 @dataclass
@@ -94,3 +106,65 @@ class State:
                 "%d steps up to step %d were skipped because the loss or a gradient was not "
                 "finite, %d in total", skipped, self.step, self.skipped,
             )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to continue exactly here, between two steps.
+
+        Tensors are the ones that training uses, on their devices and sharded if the model is.
+        """
+        self.sync_skipped_steps()
+        schedule = self.schedule.state_dict()
+        return {
+            **{key: getattr(self, key) for key in COUNTS},
+            "weights": trained_tensors(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {key: schedule[key] for key in SCHEDULE},
+            "scaler": self.precision.state_dict(),
+            "rng": get_rng_states(self.precision.device),
+            "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
+            "best_outputs": self.best_outputs,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called; tensors are full ones on any device.
+
+        Raises:
+            ValueError: the optimizer's state does not fit the trained weights.
+        """
+        copy_tensors(state["weights"].items(), self.model)
+        self._load_optimizer(state["optimizer"])
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
+        self.precision.load_state_dict(state["scaler"])
+        set_rng_states(state["rng"])
+        for key in COUNTS:
+            setattr(self, key, state[key])
+        self.losses = list(state["losses"].to(self.precision.device))
+        self.best_outputs = state["best_outputs"]
+        if self.meter.read(self.step, self.tokens):
+            self.steps = self.step
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the state of the optimizer, whose indexes JSON has turned into text."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments: dict[int, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            like = weights[int(index)]
+            for key, value in values.items():
+                if isinstance(value, Tensor) and not self._fits(value, like):
+                    size, full = tuple(value.shape), tuple(like.shape)
+                    raise ValueError(f"optimizer: {index}/{key} is {size}, of a weight {full}")
+            moments[int(index)] = {
+                key: shard_like(value, like) if isinstance(value, Tensor) else value
+                for key, value in values.items()
+            }
+        self.optimizer.load_state_dict({**state, "state": moments})
+
+    def _fits(self, value: Tensor, weight: Tensor) -> bool:
+        """Return whether an optimizer of PyTorch may keep this for a weight.
+
+        It is a number, or has the weight's size, maybe summed over some of its dimensions.
+        """
+        sizes = zip(value.shape, weight.shape, strict=False)
+        return not type(self.optimizer).__module__.startswith("torch.optim.") or (
+            value.dim() in (0, weight.dim()) and all(size in (1, full) for size, full in sizes)
+        )

@@ -130,7 +130,7 @@ def test_a_checkpoint_names_files_of_its_own_folder(
     outside = {"../best.safetensors": sha256(tmp_path / "best.safetensors")}
     assert checkpoint(tmp_path / "a", {"step": 1}).newest() is not None
     assert checkpoint(tmp_path / "b", {"step": 1}, beside=outside).newest() is None
-    assert "names what is not in its folder: ../best.safetensors" in caplog.text
+    assert "names a file outside its folder: ../best.safetensors" in caplog.text
     best = BestWeights(tmp_path / "c")
     best.load_state_dict({"file": "../best.safetensors", "digest": ""})
     assert best.file == tmp_path / "c" / "best.safetensors"

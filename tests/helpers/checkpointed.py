@@ -68,4 +68,4 @@ def weights(state: State) -> torch.Tensor:
 
 def steps(folder: Path) -> list[int]:
     found = CheckpointFolder(folder).folders()
-    return [json.loads((f / "state.json").read_text())["step"] for f in found]
+    return [json.loads((f / "state.json").read_text())["state"]["step"] for f in found]

@@ -195,7 +195,7 @@ def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
         )  # fmt: skip
     kept = CheckpointFolder(tmp_path / "broken").newest()
     assert kept is not None
-    assert (kept.plain["step"], kept.plain["micro_batch_size"]) == (2, 6)
+    assert [kept.plain["state"][key] for key in ("step", "micro_batch_size")] == [2, 6]
     state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)  # nothing fails any more
     assert recorder.of("micro_batch_size") == [6] * 2
     assert torch.equal(weights(state), weights(whole))

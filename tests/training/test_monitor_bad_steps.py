@@ -17,7 +17,6 @@ from short_fit import short_fit
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.checkpoint.contents import capture, restore
 from kinopoisk_ft.training.monitor import check_finite
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
@@ -40,7 +39,7 @@ def test_a_checkpoint_tells_of_steps_that_it_settles(
     state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     leave(state, [0, 2, 0, 2])
-    capture(state)
+    state.state_dict()
     assert "2 steps up to step 1 were skipped" in caplog.text
     caplog.clear()
     check_finite(state, BATCH, 3, tmp_path)
@@ -61,9 +60,9 @@ def test_a_long_row_counts_though_a_good_step_followed(state: State, tmp_path: P
 
 def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_path: Path) -> None:
     leave(state, [2, 2, 2, 0])
-    kept = capture(state)
+    kept = state.state_dict()
     state.longest_row = 0
-    restore(state, *kept)
+    state.load_state_dict(kept)
     with pytest.raises(UserError, match="in 3 steps in a row"):
         check_finite(state, BATCH, 3, tmp_path)
 

@@ -1,8 +1,9 @@
-"""The best weights of a run, on disk in safetensors."""
+"""Keep the weights of the best evaluation on disk, in safetensors."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 
 
 class BestWeights:
-    """Keeps the trainable weights and the buffers of the best evaluation.
+    """Keep the trainable weights and the buffers of the best evaluation.
 
-    Each best has a file of its own, named by its step: a checkpoint made before it still finds
-    the one that was the best then.
+    Each best has its own file, named by its step, so that a checkpoint written before it still
+    finds the best of its time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +35,7 @@ class BestWeights:
         self.digest = ""
 
     def save(self, model: nn.Module, step: int) -> None:
-        """Write beside, then rename: an interrupted write leaves the previous best whole."""
+        """Save the weights; an interruption leaves the previous best valid."""
         file = self.folder / f"best-{step:08}.safetensors"
         tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
         if not is_main():
@@ -49,12 +50,11 @@ class BestWeights:
         self.file, self.digest = file, digest
         self.discard()
 
-    @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Copy the saved weights into the model; UserError where they are damaged or unreadable."""
+        """Copy the saved weights into the model; UserError if they are damaged or unreadable."""
         kept: dict[str, Tensor] = {}
         broadcast_from_main(lambda: kept.update(self._read()))
-        copy_tensors(kept, model)
+        copy_tensors(broadcast_tensors(kept), model)
 
     def _read(self) -> dict[str, Tensor]:
         try:
@@ -64,7 +64,7 @@ class BestWeights:
             raise UserError(
                 f"the best weights of this run cannot be read: {error}",
                 where=str(self.file),
-                fix="mend the rights or the disk and start the same command again",
+                fix="repair the permissions or the disk and start the same command again",
             ) from error
         raise UserError(
             "the best weights of this run are missing or damaged",
@@ -73,31 +73,31 @@ class BestWeights:
         )
 
     def discard(self) -> None:
-        """Delete the files of earlier bests, but for those that a checkpoint holds on to."""
-        keep = CheckpointFolder(self.folder).beside()
+        """Delete the files of earlier bests that no checkpoint needs."""
+        keep = CheckpointFolder(self.folder).list_beside()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the file's name, None before the first evaluation, and its digest."""
-        return {"file": self.file.name if self.file else None, "digest": self.digest}
+        """Return the name of the file, empty before the first evaluation, and its digest."""
+        return {"file": self.file.name if self.file else "", "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the file that `state_dict` named."""
+        """Use the file that `state_dict` named; a path is reduced to its name."""
         self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes, by name; a tensor shared by two names is kept once."""
+    """Return what training changes, by name; a tensor with two names is returned once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
 
 
 @torch.no_grad()
-def copy_tensors(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy what `trained_tensors` returned, rank 0's and whole, into the model."""
-    state = trained_tensors(model)
-    for name, value in broadcast_tensors(tensors):
-        state[name].copy_(shard_like(value, state[name]))
+def copy_tensors(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
+    """Copy full tensors, named as by `trained_tensors`, into the model."""
+    trained = trained_tensors(model)
+    for name, value in tensors:
+        trained[name].copy_(shard_like(value, trained[name]))

@@ -1,219 +1,119 @@
-"""All that decides how training goes on, as tensors and plain values, and back."""
+"""Turn state dicts into tensors and JSON values and back, and check that they fit a run."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kinopoisk_ft.training.checkpoint.best import trained_tensors
-from kinopoisk_ft.training.distributed.processes import broadcast_tensors
-from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
-from kinopoisk_ft.training.rng import get_rng_states, set_rng_states
-from kinopoisk_ft.training.state import State
+from kinopoisk_ft.training.distributed.sharding import gather_tensor
+from kinopoisk_ft.training.state import SCHEDULE
 
-COUNTS = (
-    "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
-    "longest_row", "recent", "spikes", "history", "micro_batch_size", "eval_batch_size",
-)  # fmt: skip
+# The key of a JSON object that stands for the tensor of this name.
+TENSOR = "tensor"
 
 
-def capture(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `restore` needs, between two steps: tensors, and values that JSON can hold.
+def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Return a nested state dict with its tensors moved to `tensors`, by their path.
 
-    Tensors are whole on rank 0, whatever part of them each process keeps; all must ask together.
+    Sharded tensors are gathered on rank 0, so all ranks must call this together. Tuples become
+    lists, and keys text, as in JSON.
     """
-    state.sync_skipped_steps()
-    trained = trained_tensors(state.model)
-    tensors = {f"weights.{name}": gather_tensor(value) for name, value in trained.items()}
-    optimizer = state.optimizer.state_dict()
-    values: dict[str, dict[str, Any]] = {}
-    for index, entries in optimizer["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = gather_tensor(value)
-            else:
-                values.setdefault(str(index), {})[key] = value
-    if state.losses:
-        tensors["losses"] = torch.stack(state.losses)
-    tensors["best_outputs"] = state.best_outputs
-    random = get_rng_states(state.precision.device)
-    tensors |= {f"rng.{device}": value for device, value in random.items()}
-    plain = plain_values(state)
-    plain["optimizer"]["state"] = values
-    return tensors, plain
+    if isinstance(tree, Tensor):
+        tensors[path] = gather_tensor(tree)
+        return {TENSOR: path}
+    if isinstance(tree, Mapping):
+        inner = {str(key): (f"{path}/{key}".lstrip("/"), value) for key, value in tree.items()}
+        return {key: split_tensors(value, tensors, at) for key, (at, value) in inner.items()}
+    if isinstance(tree, list | tuple):
+        return [split_tensors(value, tensors, f"{path}/{i}") for i, value in enumerate(tree)]
+    return tree
 
 
-def plain_values(state: State) -> dict[str, Any]:
-    """Return what of a state JSON can hold, but for what the optimizer keeps of each weight."""
-    groups = state.optimizer.state_dict()["param_groups"]
-    return {
-        **{key: getattr(state, key) for key in COUNTS},
-        "optimizer": {"state": {}, "param_groups": groups},
-        "schedule": state.schedule.state_dict(),
-        "scaler": state.precision.state_dict(),
-    }
+def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return what `split_tensors` was given; a missing tensor leaves its placeholder."""
+    if isinstance(plain, dict):
+        if plain.keys() == {TENSOR} and plain[TENSOR] in tensors:
+            return tensors[plain[TENSOR]]
+        return {key: join_tensors(value, tensors) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [join_tensors(value, tensors) for value in plain]
+    return plain
 
 
-def restore(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Put a state where `capture` found it; the tensors are those of rank 0."""
-    parts: dict[str, dict[str, Tensor]] = {
-        "losses": {}, "best_outputs": {}, "optimizer": {}, "rng": {},
-    }  # fmt: skip
-    trained = trained_tensors(state.model)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    for name, value in broadcast_tensors(tensors):
-        part, _, rest = name.partition(".")
-        if part == "weights":
-            trained[rest].copy_(shard_like(value, trained[rest]))
-        elif part == "optimizer":
-            parts[part][rest] = shard_like(value, parameters[int(rest.partition(".")[0])])
-        else:
-            parts[part][rest] = value
-    state.optimizer.load_state_dict(_optimizer(state, parts["optimizer"], plain["optimizer"]))
-    state.schedule.load_state_dict(plain["schedule"])
-    state.precision.load_state_dict(plain["scaler"])
-    for key in COUNTS:
-        setattr(state, key, plain[key])
-    for losses in parts["losses"].values():
-        state.losses = list(losses.to(state.precision.device))
-    state.best_outputs = parts["best_outputs"][""]
-    set_rng_states(parts["rng"])
+def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
+    """Return the first difference in structure between two state dicts; None if there is none.
+
+    Digests find damage, but not a checkpoint that other code wrote. What is still empty in a run
+    that was just set up (history, optimizer state) may hold any numbers and tensors.
+
+    Args:
+        expected: the state dict of a run that was just set up.
+        found: the one read from a checkpoint.
+    """
+    path = path.lstrip("/")
+    if isinstance(expected, Tensor):
+        now, then = _describe(expected), _describe(found)
+        fits = isinstance(found, Tensor) and (now == then or not expected.numel())
+        return None if fits else f"{path} is {then}, not {now}"
+    if not isinstance(expected, dict | list | tuple):
+        kind = str if isinstance(expected, str) else int | float
+        fits = isinstance(found, kind) or found is expected is None
+        return None if fits else f"{path} is {found!s:.40}"
+    if not isinstance(found, dict | list):
+        return f"{path} is {found!s:.40}"
+    expected, found = _as_dict(expected), _as_dict(found)
+    if not expected:
+        return None if _holds_numbers(found) else f"{path} holds more than numbers and tensors"
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in found or key not in expected:
+            return f"{path}/{key} is {'unknown' if key in found else 'missing'}"
+        if wrong := validate_checkpoint(expected[key], found[key], f"{path}/{key}"):
+            return wrong
+    return None
 
 
-def _optimizer(state: State, tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimizer's state dict; JSON has made lists of its tuples and text of its keys."""
-    found = {int(index): dict(values) for index, values in plain["state"].items()}
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return f"{value!r:.40}"
+
+
+def _as_dict(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> dict[str, Any]:
+    """Return the members of an object or a list by their key or index."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {str(key): member for key, member in pairs}
+
+
+def _holds_numbers(found: Any) -> bool:
+    """Return whether a nested value has only numbers and tensors below its containers."""
+    if isinstance(found, dict | list):
+        return all(map(_holds_numbers, _as_dict(found).values()))
+    return isinstance(found, int | float | Tensor | None)
+
+
+def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the contents of a checkpoint of format 1, which named each tensor `part.name`."""
+    apart = ("about", "seconds", "best_weights", "optimizer", "schedule")
+    state = {key: value for key, value in plain.items() if key not in apart}
+    state |= {"weights": {}, "rng": {}, "losses": torch.empty(0)}
+    moments = {index: dict(values) for index, values in plain["optimizer"]["state"].items()}
     for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        found.setdefault(int(index), {})[key] = value
-    groups = []
-    for now, kept in zip(state.optimizer.param_groups, plain["param_groups"], strict=True):
-        tuples = {key for key, value in now.items() if isinstance(value, tuple)}
-        groups.append({k: tuple(v) if k in tuples else v for k, v in kept.items()})
-    return {"state": found, "param_groups": groups}
-
-
-def frozen_digest(model: nn.Module) -> str:
-    """Return a SHA-256 digest, hex, of the parameters that training leaves as they are."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-            flat = gather_tensor(parameter).cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-NUMBER = (int, float)
-
-
-def validate_checkpoint(
-    state: State, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-) -> str | None:
-    """Return what does not fit a state that was just set up, None if `restore` can take it up."""
-    now: dict[str, Any] = {**plain_values(state), "seconds": {}}
-    now["best_weights"] = {"file": None, "digest": ""}
-    if plain.get("best") is not None:
-        now["best"] = 0.0
-    kept = plain.get("schedule")
-    if isinstance(kept, dict):  # what a later PyTorch has besides keeps its first value
-        inner = now["schedule"].items()
-        now["schedule"] = {k: v for k, v in inner if k in kept or k == "lr_lambdas"}
-    return (
-        _unlike(now, plain, "")
-        or _odd_counts(plain)
-        or _odd_weights(state, tensors)
-        or _odd_optimizer(state, tensors, plain["optimizer"]["state"])
-        or _odd_rest(state, tensors)
-    )
-
-
-def _unlike(now: Any, kept: Any, where: str) -> str | None:
-    """Return where a value that JSON has kept is of another kind than the one of now."""
-    told = f"{where.removeprefix('.')} is of another kind"
-    if isinstance(now, dict):
-        if not isinstance(kept, Mapping):
-            return told
-        if missing := [key for key in now if key not in kept]:
-            return f"it has no {f'{where}.{missing[0]}'.removeprefix('.')}"
-        inner = [(now[key], kept[key], f"{where}.{key}") for key in now]
-    elif isinstance(now, list | tuple):
-        # An empty list is one that grows.
-        if not isinstance(kept, list) or (now and len(kept) != len(now)):
-            return told
-        inner = [(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(now, kept, strict=False))]
-    else:
-        kinds = (str,) if isinstance(now, str) else NUMBER
-        none = now is None and (kept is None or isinstance(kept, str))
-        return None if none or isinstance(kept, kinds) else told
-    return next((found for one in inner if (found := _unlike(*one))), None)
-
-
-def _odd_counts(plain: Mapping[str, Any]) -> str | None:
-    rows = [*plain["history"], plain["seconds"]]
-    if not all(isinstance(row, dict) and _are_numbers(row.values()) for row in rows):
-        return "history or seconds hold more than numbers"
-    return None
-
-
-def _are_numbers(values: Any) -> bool:
-    return all(isinstance(value, NUMBER) for value in values)
-
-
-def _odd_weights(state: State, tensors: Mapping[str, Tensor]) -> str | None:
-    kept = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("weights.")}
-    return _other_tensors("weights", trained_tensors(state.model), kept)
-
-
-def _other_tensors(part: str, now: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> str | None:
-    if differing := sorted(now.keys() ^ kept.keys()):
-        return f"{part}: '{differing[0]}' is {'missing' if differing[0] in now else 'unknown'}"
-    for name, value in now.items():
-        sizes = [f"{tuple(one.shape)} {one.dtype}" for one in (kept[name], value)]
-        if sizes[0] != sizes[1]:
-            return f"{part}: '{name}' is {sizes[0]}, not {sizes[1]}"
-    return None
-
-
-def _odd_optimizer(state: State, tensors: Mapping[str, Tensor], values: Any) -> str | None:
-    """Look at the state of each weight; its names and sizes are the optimizer's own to choose.
-
-    Those of PyTorch keep what fits the weight, at most summed over some of its dimensions.
-    """
-    weights = [p for group in state.optimizer.param_groups for p in group["params"]]
-    names = [n.split(".", 2)[1:] for n in tensors if n.startswith("optimizer.")]
-    known = {str(index) for index in range(len(weights))}
-    if not all(len(name) == 2 and name[0] in known for name in names) or not values.keys() <= known:
-        return "optimizer: it is of other weights"
-    if not all(isinstance(value, dict) for value in values.values()):
-        return "optimizer: the state of a weight is of another kind"
-    if not type(state.optimizer).__module__.startswith("torch.optim."):
-        return None
-    for index, key in names:
-        kept, now = tensors[f"optimizer.{index}.{key}"].shape, weights[int(index)].shape
-        fits = len(kept) in (0, len(now)) and all(
-            size in (1, full) for size, full in zip(kept, now, strict=False)
-        )
-        if not fits:
-            return f"optimizer: '{index}.{key}' is {tuple(kept)}, of a weight {tuple(now)}"
-    return None
-
-
-def _odd_rest(state: State, tensors: Mapping[str, Tensor]) -> str | None:
-    parts = {name.partition(".")[0] for name in tensors}
-    if unknown := parts - {"weights", "optimizer", "rng", "losses", "best_outputs"}:
-        return f"'{min(unknown)}' is no part of a checkpoint"
-    if "best_outputs" not in tensors or tensors.get("losses", torch.empty(0)).dim() != 1:
-        return "best_outputs are missing, or losses are no list"
-    kept = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("rng.")}
-    if told := _other_tensors("rng", get_rng_states(state.precision.device), kept):
-        return told
-    try:
-        torch.Generator().set_state(kept["cpu"])
-    except RuntimeError as error:
-        return f"rng: {error}"
-    return None
+        part, _, rest = name.partition(".")
+        if part == "optimizer":
+            index, _, key = rest.partition(".")
+            moments.setdefault(index, {})[key] = value
+        elif rest:
+            state.setdefault(part, {})[rest] = value
+        else:
+            state[part] = value
+    state["optimizer"] = {**plain["optimizer"], "state": moments}
+    state["schedule"] = {key: plain["schedule"][key] for key in SCHEDULE}
+    best = plain["best_weights"]
+    return {
+        "clock": {"seconds": plain["seconds"]},
+        "best_weights": {"file": best["file"] or "", "digest": best["digest"]},
+        "state": state,
+    }

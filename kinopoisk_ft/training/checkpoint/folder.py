@@ -1,7 +1,8 @@
-"""Checkpoints on disk: folders of safetensors and JSON, each with a manifest of digests.
+"""Keep checkpoints on disk: folders of safetensors and JSON, with a manifest of their digests.
 
-A checkpoint is made under another name, forced to disk and renamed, so that a crash leaves it
-whole or not at all; what a disk does to it later the digests tell. The last two are kept.
+A checkpoint is written under another name, forced to disk and renamed, so that a crash leaves it
+complete or not at all. Its digests reveal later damage; the checkpoint before it is kept for that
+case.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,27 +25,30 @@ from kinopoisk_ft.files import check_space, force, sha256, write_plain, writing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-KEPT = 2  # the one before is needed if the last is damaged
+FORMAT = 2
+READABLE = (1, 2)
+KEPT = 2
 MANIFEST, PLAIN, TENSORS = "manifest.json", "state.json", "state.safetensors"
 NAME = re.compile(r"checkpoint-\d+")
-ROOM = 2**20  # bytes for what is not a tensor
+# Bytes for the files that hold no tensors.
+ROOM = 2**20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """Name a valid checkpoint, and hold its JSON part."""
 
     folder: Path
+    format: int
     plain: dict[str, Any]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return its tensors, on the CPU."""
+    def load_tensors(self) -> dict[str, Tensor]:
+        """Load the tensors to the CPU."""
         return load_file(self.folder / TENSORS)
 
 
 class CheckpointFolder:
-    """The checkpoints in a folder, numbered in the order in which they were made."""
+    """Write and read the numbered checkpoints of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,14 +56,14 @@ class CheckpointFolder:
     def write(
         self, tensors: Mapping[str, Tensor], plain: dict[str, Any], beside: Mapping[str, str]
     ) -> None:
-        """Add a checkpoint and delete all but the last two.
+        """Add a checkpoint, then delete all but the last two.
 
         Args:
-            plain: what JSON can hold.
-            beside: names and SHA-256 digests of files in the folder that belong to it as well.
+            plain: values for JSON.
+            beside: names and SHA-256 digests of files next to it that it needs as well.
 
         Raises:
-            UserError: the disk is full or the folder read-only; earlier checkpoints are whole.
+            UserError: the disk is full or the folder read-only; earlier checkpoints stay valid.
         """
         number = 1 + max((int(name.name.split("-")[1]) for name in self.folders()), default=0)
         target = self.folder / f"checkpoint-{number:06}"
@@ -84,19 +87,20 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the last whole checkpoint; newer ones that are damaged are told and deleted.
+        """Return the last valid checkpoint; report and delete newer ones that are damaged.
 
-        One that cannot be read may be whole: it is told and stays.
+        A checkpoint that cannot be read may still be valid: it is reported and stays.
 
         Raises:
-            UserError: none is whole, and one cannot be read: to start over would cost it.
+            UserError: there is no valid one, and one cannot be read: starting over would lose it.
         """
         unread: tuple[Path, OSError] | None = None
         for folder in reversed(self.folders()):
             try:
-                problem = self._problem(folder)
+                problem = self._find_problem(folder)
                 if problem is None:
-                    return Checkpoint(folder, _object(folder / PLAIN))
+                    manifest, plain = _read_manifest(folder), _read_object(folder / PLAIN)
+                    return Checkpoint(folder, manifest["format"], plain)
             except OSError as error:
                 log.warning("%s is not used, and stays: it cannot be read: %s", folder, error)
                 unread = unread or (folder, error)
@@ -105,72 +109,65 @@ class CheckpointFolder:
             shutil.rmtree(folder, ignore_errors=True)
         if unread is not None:
             raise UserError(
-                f"the last checkpoint cannot be read, and there is none before: {unread[1]}",
+                f"the last checkpoint cannot be read, and no other one is valid: {unread[1]}",
                 where=str(unread[0]),
-                fix="mend the rights or the disk and start the same command again, or start over "
-                "with resume=never",
+                fix="repair the permissions or the disk and start the same command again, or start "
+                "over with resume=never",
             )
         return None
 
     def folders(self) -> list[Path]:
-        """Return the folders of all checkpoints, whole or not, oldest first."""
+        """Return the folders of all checkpoints, valid or not, oldest first."""
         found = self.folder.glob("checkpoint-*")
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
-    def beside(self) -> set[str]:
-        """Return the names of the files that any checkpoint holds on to, or may hold on to."""
+    def list_beside(self) -> set[str]:
+        """Return the names of the files that any checkpoint needs, or may need, next to it."""
         found: set[str] = set()
         for folder in self.folders():
             try:
-                found |= set(_manifest(folder).get("beside", {}))
-            except OSError:  # what it says is not known
+                found |= set(_read_manifest(folder).get("beside", {}))
+            except OSError:
+                # An unreadable manifest may name any of the files.
                 found |= {file.name for file in self.folder.iterdir()}
         return found
 
-    def _problem(self, folder: Path) -> str | None:
-        """Return why a checkpoint is not whole; raises OSError where that cannot be read."""
-        manifest = _manifest(folder)
-        if manifest.get("format") != FORMAT or not {TENSORS, PLAIN} <= set(manifest["files"]):
+    def _find_problem(self, folder: Path) -> str | None:
+        """Return why a checkpoint is not valid; raises OSError if that cannot be read."""
+        manifest = _read_manifest(folder)
+        if manifest.get("format") not in READABLE or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return "its manifest is missing or damaged"
         names = [*manifest["files"], *manifest["beside"]]
         if outside := [name for name in names if Path(name).name != name]:
-            return f"its manifest names what is not in its folder: {outside[0]}"
+            return f"its manifest names a file outside its folder: {outside[0]}"
         files = {folder / name: digest for name, digest in manifest["files"].items()}
         files |= {self.folder / name: digest for name, digest in manifest["beside"].items()}
         for file, digest in files.items():
             if not file.is_file():
                 return f"{file.name} is missing"
             if sha256(file) != digest:
-                return f"{file.name} is damaged: its SHA-256 digest is another"
-        if not _object(folder / PLAIN):
-            return f"{PLAIN} is no JSON object"
-        return None if _holds_tensors(folder / TENSORS) else f"{TENSORS} holds no tensors"
-
-
-def _holds_tensors(file: Path) -> bool:
-    try:
-        with safe_open(file, "pt"):
-            return True
-    except SafetensorError:
-        return False
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest; empty where it cannot be read."""
-    found = _object(folder / MANIFEST)
-    return found if all(isinstance(found.get(key), dict) for key in ("files", "beside")) else {}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty where there is none."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+                return f"{file.name} is damaged: its SHA-256 digest differs"
+        if not _read_object(folder / PLAIN):
+            return f"{PLAIN} is not a JSON object"
+        return None
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors of any device to a safetensors file and force it to disk."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     force(file)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest; empty if it is missing or malformed."""
+    found = _read_object(folder / MANIFEST)
+    return found if all(isinstance(found.get(key), dict) for key in ("files", "beside")) else {}
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

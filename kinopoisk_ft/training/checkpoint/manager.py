@@ -1,23 +1,27 @@
-"""When to write a checkpoint, and how a run goes on from one."""
+"""Write checkpoints when they are due, and resume a run from the last valid one."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.stateful import Stateful
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import check_space, writing
 from kinopoisk_ft.training.checkpoint.best import BestWeights, trained_tensors
 from kinopoisk_ft.training.checkpoint.contents import (
-    capture,
-    frozen_digest,
-    restore,
+    join_tensors,
+    split_tensors,
+    upgrade_format_1,
     validate_checkpoint,
 )
 from kinopoisk_ft.training.checkpoint.folder import Checkpoint, CheckpointFolder
@@ -26,38 +30,35 @@ from kinopoisk_ft.training.distributed.processes import (
     all_equal,
     broadcast,
     broadcast_from_main,
+    broadcast_tensors,
     is_main,
 )
+from kinopoisk_ft.training.distributed.sharding import gather_tensor
+from kinopoisk_ft.training.monitor import Recorder
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
 
-SECONDS = 60.0  # between checkpoints by the clock: what a crash may cost
-OTHERWISE = "choose another output_dir, or start over in this one with resume=never"
-SHARE = 50  # and at least so many times what the last one took: 2% of the time
-ADAMW = 3  # numbers of each weight in a checkpoint
-SPEED = 2e8  # bytes a second that a slow disk takes, before one was written
-
-
-class Flushes(Protocol):
-    """Who must have written all it was told before a checkpoint says that it was."""
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        ...
+# Seconds between checkpoints: what a crash may cost. They are longer apart if writing is slow: at
+# least SHARE times what the last one took, which is 2% of the time.
+SECONDS = 60.0
+SHARE = 50
+# AdamW: a weight and its two moments.
+NUMBERS_PER_WEIGHT = 3
+START_OVER = "choose another output_dir, or start over in this one with resume=never"
 
 
 class CheckpointManager:
-    """The checkpoints of one training run.
+    """Write and resume the checkpoints of one training run.
 
-    While entered, a stop between two steps writes a last one.
+    As a context manager it writes a last one when a signal stops the run between two steps.
 
     Args:
         every: optimizer steps between two; None goes by the clock, 0 writes none.
-        about: what must be the same for a checkpoint to be of this run, in words of the user;
-            None neither writes nor reads any.
+        about: what a checkpoint must have in common with this run, in words for the user; None
+            neither writes nor reads any.
     """
 
     def __init__(
@@ -66,117 +67,118 @@ class CheckpointManager:
         state: State,
         best: BestWeights,
         clock: Clock,
-        recorder: Flushes,
+        recorder: Recorder,
         every: int | None,
         about: Mapping[str, str] | None,
     ) -> None:
-        self.snapshots = CheckpointFolder(folder)
+        self.checkpoints = CheckpointFolder(folder)
         self.state, self.best, self.clock, self.recorder = state, best, clock, recorder
+        # In the order of loading: a budget in seconds reads the clock.
+        self.parts: dict[str, Stateful] = {"clock": clock, "best_weights": best, "state": state}
         self.every, self.writes = every, about is not None and every != 0
         self.reads = about is not None
         device, precision = state.precision.device.type, state.precision.kind
         self.about = {**(about or {}), "device": device, "precision": precision}
-        self._frozen = ""
+        self._frozen_digest = ""
         self._saved = (0, 0)
         self._since = time.monotonic()
-        self._took: float | None = None  # seconds of the last checkpoint
+        # Seconds that the last checkpoint took.
+        self._took = 0.0
 
     def resume(self) -> None:
-        """Go on from the last whole checkpoint, if there is one.
+        """Continue from the last valid checkpoint, if there is one.
 
         Raises:
-            UserError: it is of other data, of another base, of another device or precision, or is
-                none that this run could have written; or the processes of this run differ in these;
-                or there is no room for what training will write.
+            UserError: it belongs to other data, another base, device or precision, or its contents
+                do not fit; the processes of this run differ in these; or the disk has no room for
+                what training will write.
         """
         if not all_equal(self.about):
             raise UserError(
-                "the processes of this run do not read the same reviews and tokens",
+                "the processes of this run read different reviews or tokens",
                 where="data, or the tokenizer's cache, on another machine",
                 fix="give all machines the same files and versions",
             )
         broadcast_from_main(self._check_room)
-        read: list[Checkpoint] = []  # by rank 0
-        plain = broadcast_from_main(lambda: self._newest(read))
-        if plain is None:
+        found = broadcast_from_main(lambda: self.checkpoints.newest() if self.reads else None)
+        if found is None:
             self.best.discard()
             return
-        folder = read[0].folder if read else self.snapshots.folder
-        self._check(_about(plain), folder)
-        tensors: dict[str, Tensor] = {}
-        broadcast_from_main(lambda: tensors.update(read[0].tensors()))
-        if wrong := broadcast_from_main(lambda: validate_checkpoint(self.state, tensors, plain)):
+        self._check_about(found)
+        self._load(found)
+        self._saved = (self.state.step, self.state.evaluated)
+        length, name = self.state.length, found.folder.name
+        log.info("resumed after step %d of %s from %s", self.state.step, length, name)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        expected = {name: part.state_dict() for name, part in self.parts.items()}
+        read: dict[str, Tensor] = {}
+        try:
+            broadcast_from_main(lambda: read.update(checkpoint.load_tensors()))
+            join = upgrade_format_1 if checkpoint.format == 1 else join_tensors
+            contents = join(checkpoint.plain, dict(broadcast_tensors(read)))
+            wrong = validate_checkpoint(expected, {name: contents.get(name) for name in expected})
+            if wrong is None:
+                for name, part in self.parts.items():
+                    part.load_state_dict(contents[name])
+        except (
+            AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError
+        ) as error:  # fmt: skip
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
             raise UserError(
                 f"the checkpoint in this folder does not fit this run: {wrong}",
-                where=str(folder),
-                fix=OTHERWISE,
+                where=str(checkpoint.folder),
+                fix=START_OVER,
             )
-        restore(self.state, tensors, plain)
-        self.best.load_state_dict(plain["best_weights"])
-        # What was done again to get here is not counted again.
-        self.clock.seconds.update(plain["seconds"])
-        self._saved = (self.state.step, self.state.evaluated)
-        if self.state.meter.read(self.state.step, self.state.tokens):
-            self.state.steps = self.state.step
-        done, length = self.state.step, self.state.length
-        log.info("going on after step %d of %s: %s", done, length, folder.name)
 
     def _check_room(self) -> None:
-        """Look for the room of the best weights and of a checkpoint before the work, not after."""
+        """Check for the room of the best weights and of a checkpoint before training."""
         weights = _count_trained_bytes(self.state.model)
-        with writing(self.snapshots.folder):
-            check_space(self.snapshots.folder, (1 + ADAMW * self.writes) * weights)
-
-    def _newest(self, read: list[Checkpoint]) -> dict[str, Any] | None:
-        found = self.snapshots.newest() if self.reads else None
-        read += [found] if found else []
-        return found.plain if found else None
+        with writing(self.checkpoints.folder):
+            needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
+            check_space(self.checkpoints.folder, needed)
 
     def save_if_due(self) -> None:
         """Write a checkpoint when its step or its time has come."""
         if self.every is None:
-            due = self._is_after(max(SECONDS, SHARE * (self._took or 0.0)))
+            due = self._is_due_by_clock()
         else:
             due = self.every > 0 and self.state.step % self.every == 0
         if due:
             self.save()
 
     def save_last(self) -> None:
-        """Keep the end of training: the test, or the disk that the model goes to, may fail.
+        """Write the end of training: the test, or saving the model, may still fail.
 
-        By the clock, only where training took so long that this is a small share of it. There may
-        be no room for it beside the model.
+        The disk may have no room for it besides the model.
         """
-        took = self._took
-        if took is None:
-            took = ADAMW * _count_trained_bytes(self.state.model) / SPEED
-        if self.every is None and not self._is_after(SHARE * took):
+        if self.every is None and not self._is_due_by_clock():
             return
         try:
             self.save()
         except UserError as error:
-            log.warning("the end of training is kept nowhere but in memory: %s", error)
+            log.warning("the end of training is kept in memory only: %s", error)
 
-    def _is_after(self, seconds: float) -> bool:
-        return bool(broadcast(time.monotonic() - self._since >= seconds))
+    def _is_due_by_clock(self) -> bool:
+        interval = max(SECONDS, SHARE * self._took)
+        return bool(broadcast(time.monotonic() - self._since >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint, unless the last one was of this very moment."""
+        """Write a checkpoint, unless nothing has happened since the last one."""
         moment = (self.state.step, self.state.evaluated)
         if not self.writes or moment == self._saved:
             return
         started = time.monotonic()
         with self.clock.section("checkpoint"):
             self.recorder.flush()
-            tensors, plain = capture(self.state)
-            plain |= {
-                "about": self._about(),
-                "best_weights": self.best.state_dict(),
-                "seconds": dict(self.clock.seconds),
-            }
+            tensors: dict[str, Tensor] = {}
+            contents = {name: part.state_dict() for name, part in self.parts.items()}
+            plain = split_tensors(contents, tensors) | {"about": self._read_about()}
             best = self.best.file
             if is_main():
-                self.snapshots.write(tensors, plain, {best.name: self.best.digest} if best else {})
+                beside = {best.name: self.best.digest} if best else {}
+                self.checkpoints.write(tensors, plain, beside)
             self.best.discard()
         self._saved = moment
         self._since = time.monotonic()
@@ -195,27 +197,34 @@ class CheckpointManager:
         if isinstance(error, Stopped) and not error.torn:
             self.save()
             kept = self._saved > (0, 0) or self.writes
-            hint = "start the same command again to go on" if kept else "nothing is kept"
+            hint = "start the same command again to continue" if kept else "nothing is kept"
             log.warning("%s after step %d of %s: %s",
                         error, self.state.step, self.state.length, hint)  # fmt: skip
 
-    def _about(self) -> dict[str, str]:
-        # Once, and not before it is needed: a large base takes a second.
-        if not self._frozen:
-            found = frozen_digest(self.state.model)
-            self._frozen = broadcast_from_main(lambda: found)
-        return {**self.about, "frozen weights": self._frozen}
+    def _read_about(self) -> dict[str, str]:
+        # The digest of a large base takes a second: compute it once, when it is first needed.
+        if not self._frozen_digest:
+            digest = digest_frozen_weights(self.state.model)
+            self._frozen_digest = broadcast_from_main(lambda: digest)
+        return {**self.about, "frozen weights": self._frozen_digest}
 
-    def _check(self, kept: Mapping[str, str], folder: Path) -> None:
-        now = self._about()
+    def _check_about(self, checkpoint: Checkpoint) -> None:
+        now, kept = self._read_about(), _about(checkpoint)
         differing = [key for key in now if kept.get(key) != now[key]]
         if differing:
             texts = [f"{key}: {kept.get(key)} there, {now[key]} now" for key in differing]
             raise UserError(
-                "the checkpoint in this folder is of another run:\n    " + "\n    ".join(texts),
-                where=str(folder),
-                fix=OTHERWISE,
+                "the checkpoint in this folder belongs to another run:\n    "
+                + "\n    ".join(texts),
+                where=str(checkpoint.folder),
+                fix=START_OVER,
             )
+
+
+def _about(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Return what a checkpoint says that it belongs to; empty if it does not say."""
+    about = checkpoint.plain.get("about") if checkpoint else None
+    return about if isinstance(about, dict) else {}
 
 
 def _count_trained_bytes(model: nn.Module) -> int:
@@ -223,16 +232,20 @@ def _count_trained_bytes(model: nn.Module) -> int:
 
 
 def read_precision(folder: Path) -> Kind | None:
-    """Return the precision in which an unfinished run trains; None where there is no checkpoint.
+    """Return the precision of an unfinished run; None if there is no checkpoint.
 
-    "auto" measures: it may choose differently the second time, and the run would not be one.
+    A resumed run keeps its original precision, whatever `auto` would choose on this machine.
     """
-    found = CheckpointFolder(folder).newest()
-    kind: Kind | None = _about(found.plain).get("precision") if found else None
+    kind: Kind | None = _about(CheckpointFolder(folder).newest()).get("precision")
     return kind
 
 
-def _about(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says it is of; nothing fits one that does not say."""
-    about = plain.get("about")
-    return about if isinstance(about, dict) else {}
+def digest_frozen_weights(model: nn.Module) -> str:
+    """Return a SHA-256 digest, hex, of the parameters that training does not change."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
+            flat = gather_tensor(parameter).cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

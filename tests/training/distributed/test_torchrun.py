@@ -59,7 +59,7 @@ def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     finished = only_run(tmp_path)
     assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
     assert finished.data.params["seed"] == stopped.data.params["seed"]
-    assert "going on after step" in (tmp_path / "run" / "run.log").read_text()
+    assert "resumed after step" in (tmp_path / "run" / "run.log").read_text()
     left = {path.name for path in (tmp_path / "rank1").iterdir()}
     assert left <= {"stderr.txt", "cache"}  # rank 0 alone writes
 
@@ -119,7 +119,7 @@ def test_torchrun_restarts_a_killed_rank(more: list[str], tmp_path: Path) -> Non
         places[1], "--nproc-per-node=2", "--max-restarts=1", CHILD, *command_line(places[1]), *more
     )
     assert process.wait(200) == 0, (places[1] / "torchrun.txt").read_text()[-3000:]
-    assert "going on after step 2" in (places[1] / "run" / "run.log").read_text()
+    assert "resumed after step 2" in (places[1] / "run" / "run.log").read_text()
     assert losses(places[1]) == pytest.approx(losses(places[0]), abs=1e-5)
     tables = [pd.read_parquet(place / "run" / "predictions.parquet") for place in places]
     columns = [name for name in tables[0] if name.startswith("p_")]
@@ -147,4 +147,4 @@ def test_a_signal_to_torchrun_saves_once(to_all: bool, tmp_path: Path) -> None:
     assert process.wait(60) != 0
     assert only_run(tmp_path).info.status == "KILLED"
     assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) == 1
-    assert log.read_text().count("start the same command again to go on") == 1
+    assert log.read_text().count("start the same command again to continue") == 1
