@@ -96,8 +96,8 @@ def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: P
     uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "run"
     killed = tracker(uri)
     run_id = killed.start("one", {}, {}, folder=folder)
-    killed._courier._stopped.set()  # type: ignore[union-attr]
-    killed._courier.close(10)  # type: ignore[union-attr]
+    killed._delivery.stop()
+    killed._delivery.close(10)
     killed._events.close()
     close_killed(tracker(uri), folder, run_id)
     client = MlflowClient(uri)

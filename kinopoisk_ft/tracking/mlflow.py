@@ -1,4 +1,4 @@
-"""MLflow as a tracker: what a run tells is written to its folder and sent while it goes on."""
+"""Track a run with MLflow: record it in its folder and send it while it trains."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.courier import Courier
-from kinopoisk_ft.tracking.delivery import Delivery, Target
+from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
 from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
+from kinopoisk_ft.tracking.replay import Replay, Target
 from kinopoisk_ft.tracking.store import REMOTE, UnreachableError, may_pass
 
 log = logging.getLogger(__name__)
 
-# Seconds in which a store has to answer for the run to get its id from it: a server, and a local
-# file, which always answers in the end, but whose tables may have to be made first.
+# Seconds in which a store must answer to assign the run's id. A local file always answers in the
+# end, but its tables may have to be created first.
 START, START_LOCAL = 30.0, 120.0
-# Seconds for what is left at the end: a signal leaves ten, of which a step may take two.
+# Seconds to send the rest at the end: after a signal ten remain, of which a step may take two.
 END = {"FINISHED": 60.0, "FAILED": 10.0, "KILLED": 4.0}
-SLOWEST = 2**20  # bytes a second in which a model is to be taken
+MIN_RATE = 2**20  # bytes per second at which a store must accept a model
 
 
 class MlflowTracker(OfflineTracker):
-    """An offline tracker with a courier: no error or delay of the store reaches the training."""
+    """Send the event log from a thread; no error or delay of the store reaches the training."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run of the experiment that has these ones.
+        """Return all tags of the newest finished run in the experiment that has these tags.
 
-        None, with a warning, if the store gives no answer: a job is rather trained than lost.
+        Returns:
+            None, with a warning, if the store does not answer: training a job twice is better than
+            losing it.
 
         Raises:
             UserError: the store cannot be opened.
@@ -48,7 +50,8 @@ class MlflowTracker(OfflineTracker):
         except (UnreachableError, MlflowException) as error:
             if isinstance(error, MlflowException) and not may_pass(error, absolute_uri(self.uri)):
                 raise
-            log.warning("finished runs are not known: %s", str(error).splitlines()[0])
+            reason = str(error).splitlines()[0]
+            log.warning("cannot look for finished runs in the MLflow store: %s", reason)
             return None
         return dict(found[0].data.tags) if found else None
 
@@ -62,65 +65,59 @@ class MlflowTracker(OfflineTracker):
         *,
         folder: Path,
     ) -> str:
-        """Open a run, as a child of `parent`, or go on with one; offline if no store answers.
+        """Create or resume a run; its id is a local one if the store does not answer in time.
 
         Raises:
             UserError: the store cannot be opened, or does not have the parent.
         """
-        self._courier: Courier | None = None
         local_id = super().start(name, config, tags, parent, kept, folder=folder)
         target = Target(self.uri, self.experiment, self.artifacts)
-        self._delivery = Delivery(self._events, target)
-        self._courier = Courier(self._delivery.step)
+        self._replay = Replay(self._events, target)
+        self._delivery = Delivery(self._replay)
         seconds = START if absolute_uri(self.uri).partition(":")[0] in REMOTE else START_LOCAL
-        answered = self._courier.start(seconds)
-        trouble = self._courier.trouble
-        if isinstance(trouble, UserError) and not isinstance(trouble, UnreachableError):
-            self._courier.stop()
-            (self._events.discard if self._is_new else self._events.close)()
-            raise trouble
-        if trouble is not None or not answered:
-            reason = str(trouble).splitlines()[0] if trouble else f"no answer in {seconds:.0f} s"
-            log.warning("training begins without the MLflow store: %s", reason[:300])
-        self._told = self._delivery.sent.run_id or local_id
-        return self._told
+        answered = self._delivery.start(seconds)
+        error = self._delivery.error
+        if error is not None and self._delivery.needs_user():
+            self._delivery.stop()
+            if self._is_new:
+                self._events.discard()
+            else:
+                self._events.close()
+            raise error
+        if error is not None or not answered:
+            reason = str(error).splitlines()[0] if error else f"no answer in {seconds:.0f} s"
+            log.warning("training starts without the MLflow store: %s", reason[:300])
+        self._run_id = self._replay.state.run_id or local_id
+        return self._run_id
 
-    def _address(self) -> str | None:
+    def _get_uri(self) -> str | None:
         return absolute_uri(self.uri)
 
-    def _tell(self, verb: str, **content: Any) -> None:
-        super()._tell(verb, **content)
-        if self._courier is not None:
-            self._courier.wake()
-
     def finish(self, status: str) -> None:
-        """Note the run's end, and wait for a while until the store has all."""
-        self._tell("finish", status=status)
-        assert self._courier is not None
-        seconds = END[status] + (self._model_bytes() / SLOWEST if status == "FINISHED" else 0)
-        delivered = self._courier.close(seconds)
-        if (given := self._delivery.sent.run_id) not in ("", self._told):
-            log.info("in the MLflow store this run is %s", given)
-        if not delivered and (left := self._delivery.left()):
-            text = "%d of this run's events are not in the MLflow store yet: %s; to send them: %s"
-            cause = _cause(self._courier.trouble)
-            log.warning(text, left, cause, sync_command(self._events.folder))
-        self._events.tell_losses(self._delivery.sent.seq)
-        if refused := self._delivery.sent.refused:
+        """Record the end of the run, and wait a limited time until the store has everything."""
+        self._events.append("finish", status=status)
+        seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
+        complete = self._delivery.close(seconds)
+        state, command = self._replay.state, sync_command(self._events.folder)
+        if state.run_id not in ("", self._run_id):
+            log.info("the id of this run in the MLflow store is %s", state.run_id)
+        if not complete and (unsent := self._replay.count_unsent()):
+            text = "%d events of this run are not in the MLflow store yet: %s; to send them: %s"
+            log.warning(text, unsent, _get_reason(self._delivery.error), command)
+        if state.refused:
             text = "the MLflow store does not have: %s; to try again: %s"
-            told = "; ".join(refused.values())[:1000]
-            log.warning(text, told, sync_command(self._events.folder))
-        self._events.close()
+            log.warning(text, "; ".join(state.refused.values())[:1000], command)
+        self._close(sent=state.seq)
 
     def _model_bytes(self) -> int:
         files = (self._events.folder / "model").rglob("*") if self.log_model else ()
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _cause(trouble: Exception | None) -> str:
-    """Return on one line why a store takes nothing, and what the user can do about it."""
-    if trouble is None:
-        return "it has not answered in time"
-    if isinstance(trouble, UserError):
-        return f"{trouble.what} (to do: {trouble.fix})"
-    return next(iter(str(trouble).splitlines()), type(trouble).__name__)[:300]
+def _get_reason(error: Exception | None) -> str:
+    """Return in one line why a store does not have everything, and what the user can do."""
+    if error is None:
+        return "it did not answer in time"
+    if isinstance(error, UserError):
+        return f"{error.what} (to do: {error.fix})"
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

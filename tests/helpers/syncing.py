@@ -10,15 +10,12 @@ from mlflow import MlflowClient
 from sweeping import place as place
 from tracked import hurry
 
-from kinopoisk_ft.tracking import sending
-
 
 @pytest.fixture(autouse=True)
 def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
     hurry(monkeypatch)
-    monkeypatch.setattr(sending, "PAUSES", (0.0,))
     # MLflow and the command line set these in a process: set first, they are put back.
     for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
         monkeypatch.setenv(name, "")

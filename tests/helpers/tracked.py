@@ -1,4 +1,4 @@
-"""Stores for tests of tracking: one that repeats whatever it is told, and a server that fails."""
+"""Fakes for tests of tracking: a store that fails on request, and a server that does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tell(run: OfflineTracker, folder: Path, steps: int = 30) -> str:
 
 @dataclass
 class Kept:
-    """A run as a `Repeating` store has it."""
+    """A run in a `FakeStore`."""
 
     info: Any
     tags: dict[str, str]
@@ -58,8 +58,8 @@ class Kept:
         return SimpleNamespace(tags=self.tags)
 
 
-class Repeating:
-    """A client whose store keeps a metric as often as it is logged, as a store of files does.
+class FakeStore:
+    """A client whose store drops a metric that it has, as MLflow's databases do.
 
     Args:
         trouble: called before and after each request, with its name; may raise.
@@ -88,6 +88,9 @@ class Repeating:
             raise MlflowException("gone", error_code=RESOURCE_DOES_NOT_EXIST)
         return self.runs[run_id]
 
+    def search_experiments(self) -> list[Any]:
+        return [SimpleNamespace(experiment_id="1")]
+
     def search_runs(self, experiments: list[str], text: str, max_results: int) -> list[Kept]:
         wanted = text.split("'")[1]
         return [run for run in self.runs.values() if wanted in run.tags.values()][:max_results]
@@ -101,7 +104,9 @@ class Repeating:
 
     def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
         run = self.runs[run_id]
-        run.metrics += metrics
+        known = {(m.key, m.step, m.timestamp, m.value) for m in run.metrics}
+        new = [m for m in metrics if (m.key, m.step, m.timestamp, m.value) not in known]
+        run.metrics += new
         run.params |= {param.key: param.value for param in params}
         run.tags |= {tag.key: tag.value for tag in tags}
 
@@ -127,14 +132,14 @@ class Repeating:
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let couriers wait for nothing."""
-    for name in ("PAUSE", "LONGEST_PAUSE", "GATHER"):
-        monkeypatch.setattr(f"kinopoisk_ft.tracking.courier.{name}", 0.01)
+    """Let deliveries wait for nothing."""
+    for name in ("PAUSE", "MAX_PAUSE", "INTERVAL"):
+        monkeypatch.setattr(f"kinopoisk_ft.tracking.delivery.{name}", 0.01)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, client: Any) -> None:
     """Let trackers log to this client."""
-    monkeypatch.setattr("kinopoisk_ft.tracking.delivery.open_experiment", lambda *_: (client, "1"))
+    monkeypatch.setattr("kinopoisk_ft.tracking.replay.open_experiment", lambda *_: (client, "1"))
     hurry(monkeypatch)
 
 

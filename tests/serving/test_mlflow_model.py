@@ -20,8 +20,8 @@ from tracked import hurry, wait_for
 
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.record import PYFUNC
+from kinopoisk_ft.tracking.logged_model import SERVING, serving_requirements
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
-from kinopoisk_ft.tracking.writes import SERVING, serving_requirements
 
 # Loads the model where the package cannot be imported, as on a machine that serves it.
 SERVE = """
@@ -54,7 +54,7 @@ print("RESULT" + json.dumps(sorted({name.partition(".")[0] for name in names})))
 def test_each_requirement_is_a_public_version(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.13.0+cpu", "numba": "0.61.0"}
     monkeypatch.setattr(
-        "kinopoisk_ft.tracking.writes.version", lambda name: versions.get(name, "1.2rc1")
+        "kinopoisk_ft.tracking.logged_model.version", lambda name: versions.get(name, "1.2rc1")
     )
     requirements = [Requirement(line) for line in serving_requirements()]
     assert [one.name for one in requirements] == list(SERVING)
@@ -93,7 +93,7 @@ def test_the_model_answers_where_the_package_is_not_installed(
     run_id = tracker.start("one", {}, {}, folder=tmp_path / "run")
     tracker.model(tmp_path / "run" / "model", PYFUNC, ("Bad", "Good"))
     tracker.finish("FINISHED")
-    wait_for(lambda: tracker._delivery.left() == 0)
+    wait_for(lambda: tracker._replay.count_unsent() == 0)
     client = MlflowClient(uri)
     (output,) = client.get_run(run_id).outputs.model_outputs
     folder = Path(

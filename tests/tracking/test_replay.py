@@ -15,8 +15,7 @@ from syncing import runs_of
 from tracked import offline, tracker
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.tracking.events import event_logs
-from kinopoisk_ft.tracking.sent import sent_file
+from kinopoisk_ft.tracking.event_log import find_logs, state_file
 
 
 def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path: Path) -> None:
@@ -26,11 +25,11 @@ def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path:
         told.metrics({"loss": float(step)}, step)
     told.finish("FINISHED")
     for text in (None, "{", "[]", '{"run_id": 7}'):
-        (log,) = event_logs(tmp_path)
+        (log,) = find_logs(tmp_path)
         if text is None:
-            sent_file(log).unlink(missing_ok=True)
+            state_file(log).unlink(missing_ok=True)
         else:
-            sent_file(log).write_text(text)
+            state_file(log).write_text(text)
         assert sync.main([str(tmp_path)]) == 0
     (found,) = runs_of(client, "stateless")
     history = client.get_metric_history(found.info.run_id, "loss")
@@ -47,9 +46,9 @@ def test_state_that_names_a_run_of_others_is_not_believed(
     told.start("one", {}, {}, folder=tmp_path / "one")
     told.metrics({"loss": 1.0}, 1)
     told.finish("FINISHED")
-    (log,) = event_logs(tmp_path / "one")
+    (log,) = find_logs(tmp_path / "one")
     state = {"uri": f"sqlite:///{place / 'mlflow.db'}", "run_id": victim, "seq": 1, "refused": {}}
-    sent_file(log).write_text(json.dumps(state))
+    state_file(log).write_text(json.dumps(state))
     assert sync.main([str(tmp_path / "one")]) == 0
     assert "loss" not in client.get_run(victim).data.metrics
     assert len(runs_of(client, "others")) == 2
@@ -67,7 +66,7 @@ def test_an_earlier_run_of_the_same_folder_does_not_get_the_files_of_the_later(
         (tmp_path / "result.txt").write_text(text)
         told.artifact(tmp_path / "result.txt")
         told.finish("FINISHED")
-    assert caplog.text.count("replaces files of a run that is not sent yet: first") == 1
+    assert caplog.text.count("replaces files of the run 'first', which is not sent yet") == 1
     assert sync.main([str(tmp_path)]) == 1
     assert "a later run in this folder has replaced its files" in capsys.readouterr().out
     files = {one.info.run_name: [f.path for f in client.list_artifacts(one.info.run_id)]
@@ -89,7 +88,7 @@ def test_what_could_not_be_sent_is_tried_again(
     assert sync.main([str(tmp_path)]) == 0
     assert "artifacts 1\n" in capsys.readouterr().out
     assert sync.main([str(tmp_path)]) == 0
-    assert "runs: 0 sent, 1 was sent" in capsys.readouterr().out
+    assert "runs: 0 sent, 1 already sent" in capsys.readouterr().out
     (found,) = runs_of(client, "again")
     assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["late.txt"]
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 1
@@ -102,11 +101,11 @@ def test_a_run_whose_store_is_out_of_reach_holds_up_no_other(
         told = offline(experiment="several")
         told.start(name, {}, {}, folder=tmp_path / name)
         told.finish("FINISHED")
-    (log,) = event_logs(tmp_path / "first")
+    (log,) = find_logs(tmp_path / "first")
     elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert "runs: 1 sent, 0 was sent, 0 goes on, 1 not sent" in shown.out
+    assert "runs: 1 sent, 0 already sent, 0 still running, 1 not sent" in shown.out
     assert "error: first" in shown.err
     assert [run.info.run_name for run in runs_of(client, "several")] == ["second"]

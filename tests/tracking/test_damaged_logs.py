@@ -14,9 +14,8 @@ from syncing import runs_of
 from tracked import offline
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.tracking.events import event_logs
+from kinopoisk_ft.tracking.event_log import find_logs, state_file
 from kinopoisk_ft.tracking.offline import find_unsent
-from kinopoisk_ft.tracking.sent import sent_file
 
 
 def test_what_others_wrote_cannot_lead_out_of_the_folder(
@@ -27,32 +26,34 @@ def test_what_others_wrote_cannot_lead_out_of_the_folder(
     told.start("one", {}, {}, folder=tmp_path / "run")
     told._events.append("artifact", path="run:../secret.txt")
     told._events.append("model", path="run:../..", code="run:code.py", class_names=[])
-    told._events.append("__class__")
+    told._events.append("__class__", values=5, tags=5, path=5)
     told.metrics({"loss": 1.0}, 1)
     told.finish("FINISHED")
     assert sync.main([str(tmp_path / "run")]) == 1
     shown = capsys.readouterr().out
-    assert shown.count("leads out of the run's folder") == 2
+    assert shown.count("is outside the run's folder") == 2
     (found,) = runs_of(client, "traversal")
     assert not client.list_artifacts(found.info.run_id)
     assert (found.data.metrics, found.info.status) == ({"loss": 1.0}, "FINISHED")
 
 
+WRONG = "its '{}' is missing or has the wrong type"
 HOSTILE_LINES = {
-    "[" * 100_000: "it is no JSON that can be read",
-    '{"seq": 7}': "it has no 'time'",
-    '{"seq": 7, "time": 1, "verb": "metrics", "values": {"a": 1}}': "it has no 'step'",
-    '{"seq": 7, "time": 1, "verb": "metrics", "step": 1}': "it has no 'values'",
-    '{"seq": 7, "time": 1, "verb": "metrics", "step": [], "values": {}}': "its 'step' is of the",
-    '{"seq": 7, "time": 1, "verb": "metrics", "step": 1, "values": {"a": "x"}}': "its 'values' is",
-    '{"seq": 7, "time": 1, "verb": "tags", "values": {"a": {}}}': "its 'values' is of the wrong",
-    '{"seq": 7, "time": 1, "verb": "params"}': "it has no 'values'",
-    '{"seq": 7, "time": 1, "verb": "artifact", "path": 5}': "its 'path' is of the wrong kind",
-    '{"seq": 7, "time": 1, "verb": "finish"}': "it has no 'status'",
-    '{"seq": 7, "time": 1, "verb": ["start"]}': "its 'verb' is of the wrong kind",
-    '{"seq": 7, "time": 1, "verb": "later", "tags": 5}': "its 'tags' is of the wrong kind",
-    '{"seq": 7, "time": 1180591620717411303424, "verb": "reopen"}': "its 'time' is of",
-    '{"seq": 7, "time": 1, "verb": "finish", "status": "\\ud800"}': "it is no text",
+    "[" * 100_000: "it is not valid JSON",
+    '{"seq": 7}': WRONG.format("time"),
+    '{"seq": 7, "time": 1, "verb": "metrics", "values": {"a": 1}}': WRONG.format("step"),
+    '{"seq": 7, "time": 1, "verb": "metrics", "step": 1}': WRONG.format("values"),
+    '{"seq": 7, "time": 1, "verb": "metrics", "step": [], "values": {}}': WRONG.format("step"),
+    '{"seq": 7, "time": 1, "verb": "metrics", "step": 1, "values": {"a": "x"}}': WRONG.format(
+        "values"
+    ),
+    '{"seq": 7, "time": 1, "verb": "tags", "values": {"a": {}}}': WRONG.format("values"),
+    '{"seq": 7, "time": 1, "verb": "params"}': WRONG.format("values"),
+    '{"seq": 7, "time": 1, "verb": "artifact", "path": 5}': WRONG.format("path"),
+    '{"seq": 7, "time": 1, "verb": "finish"}': WRONG.format("status"),
+    '{"seq": 7, "time": 1, "verb": ["start"]}': WRONG.format("verb"),
+    '{"seq": 7, "time": 1180591620717411303424, "verb": "reopen"}': WRONG.format("time"),
+    '{"seq": 7, "time": 1, "verb": "finish", "status": "\\ud800"}': "it is not valid Unicode",
 }
 
 
@@ -62,10 +63,10 @@ def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
     told = offline(experiment="hostile")
     run_id = told.start("one", {}, {"a": "b"}, folder=tmp_path)
     told._events.close()
-    (log,) = event_logs(tmp_path)
+    (log,) = find_logs(tmp_path)
     with log.file.open("a") as stream:
         stream.writelines(f"{line}\n" for line in HOSTILE_LINES)
-    sent_file(log).write_text("[" * 100_000)
+    state_file(log).write_text("[" * 100_000)
     again = offline(experiment="hostile")
     assert again.start("one", {}, {}, kept=run_id, folder=tmp_path) == run_id
     again.metrics({"loss": 1.0}, 1)
@@ -73,7 +74,7 @@ def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
     assert find_unsent(tmp_path, {"a": "b"}) == {"a": "b"}
     assert sync.main([str(tmp_path)]) == 0
     for number, wrong in enumerate(HOSTILE_LINES.values(), start=2):
-        assert f"a damaged line is left out: {log.file}, line {number}: {wrong}" in caplog.text
+        assert f"skipping a damaged line: {log.file}, line {number}: {wrong}" in caplog.text
     (found,) = runs_of(client, "hostile")
     assert (found.data.metrics, found.info.status) == ({"loss": 1.0}, "FINISHED")
 
@@ -82,12 +83,12 @@ def test_a_log_without_its_beginning_is_not_gone_on_with(tmp_path: Path) -> None
     told = offline()
     run_id = told.start("one", {}, {}, folder=tmp_path)
     told.finish("KILLED")
-    (log,) = event_logs(tmp_path)
+    (log,) = find_logs(tmp_path)
     log.file.write_text("[" * 100_000 + "\n" + log.file.read_text().partition("\n")[2])
     again = offline()
     assert again.start("one", {}, {}, kept=run_id, folder=tmp_path) != run_id
     again.finish("FINISHED")
-    assert len(event_logs(tmp_path)) == 1
+    assert len(find_logs(tmp_path)) == 1
 
 
 def test_mistakes_end_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,16 +104,19 @@ def test_mistakes_end_with_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     for uri in ("http://127.0.0.1:9", "sqlite:////proc/no/mlflow.db"):
         assert sync.main([str(tmp_path), "--uri", uri]) == 1
         assert "the MLflow store cannot be opened" in capsys.readouterr().err
-    (log,) = event_logs(tmp_path / "run")
+    (log,) = find_logs(tmp_path / "run")
     told_elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
     log.file.write_text(told_elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
-    assert "is of another machine and was to go to http://127.0.0.1:9" in capsys.readouterr().err
+    assert (
+        "was recorded on another machine for the store http://127.0.0.1:9"
+        in capsys.readouterr().err
+    )
     database = "postgresql+psycopg://user:secret@db/runs"
     log.file.write_text(told_elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
     told_of = capsys.readouterr().err
-    assert "is of another machine and was to go to postgresql+psycopg://" in told_of
+    assert "was recorded on another machine for the store postgresql+psycopg://" in told_of
     assert "secret" not in told_of
     with pytest.raises(SystemExit, match="2"):
         sync.main([])

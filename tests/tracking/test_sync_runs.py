@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import tiny
 from mlflow import MlflowClient
+from places import SAVED
 from syncing import _here as _here
 from syncing import client as client
 from syncing import place as place
@@ -22,7 +24,7 @@ from tracked import offline
 from kinopoisk_ft import cli
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.reporting.collect import collect
-from kinopoisk_ft.tracking.events import event_logs
+from kinopoisk_ft.tracking.event_log import find_logs
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 BERT = [
@@ -44,8 +46,8 @@ def run(*args: str) -> int:
 
 
 def told_events(folder: Path) -> list[dict[str, Any]]:
-    (log,) = event_logs(folder)
-    return list(log.all())
+    (log,) = find_logs(folder)
+    return list(log.events())
 
 
 @pytest.mark.slow
@@ -66,7 +68,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
     shutil.move(place / "first", place / "archive" / "node7")
     for sent in (1, 0):
         assert sync.main(["archive", "--uri", f"sqlite:///{place / 'mlflow.db'}"]) == 0
-        assert f"runs: {sent} sent, {1 - sent} was sent" in capsys.readouterr().out
+        assert f"runs: {sent} sent, {1 - sent} already sent" in capsys.readouterr().out
     (found,) = runs_of(client, "moved")
     info, ended = found.info, events[-1]
     assert (info.status, info.run_name) == ("FINISHED", "bert_scratch, seed 42")
@@ -108,7 +110,7 @@ def test_an_offline_sweep_skips_and_is_imported_with_its_parent(
     assert "jobs: 1 done, 1 skipped, 0 failed" in capsys.readouterr().out
     for sent in (5, 0):
         assert sync.main(["swept"]) == 0
-        assert f"runs: {sent} sent, {5 - sent} was sent" in capsys.readouterr().out
+        assert f"runs: {sent} sent, {5 - sent} already sent" in capsys.readouterr().out
     found = runs_of(client, "swept")
     kinds = [one.data.tags["kinopoisk_ft.kind"] for one in found]
     assert kinds == ["sweep", "train", "sweep", "skipped", "train"]
@@ -136,7 +138,7 @@ def test_a_sweep_goes_on_without_a_server(
     )
     uri = f"sqlite:///{place / 'mlflow.db'}"
     assert sync.main(["down/0", "--uri", uri]) == 1
-    assert "send the sweep's whole folder" in capsys.readouterr().err
+    assert "send the folder of the whole sweep" in capsys.readouterr().err
     assert sync.main(["down", "--uri", uri]) == 0
     parent, child = runs_of(client, "down")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -150,7 +152,7 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
     run_id = died.start("one", {}, {}, folder=tmp_path)
     died.metrics({"loss": 1.0}, 1)
     assert sync.main([str(tmp_path)]) == 0
-    assert "goes on, or is being sent: left alone" in capsys.readouterr().out
+    assert "still running or being sent: skipped" in capsys.readouterr().out
     died._events.close()  # as the end of a process does
     assert sync.main([str(tmp_path), "--died-as", "FAILED"]) == 0
     assert "FAILED; its process died" in capsys.readouterr().out
@@ -188,3 +190,40 @@ def test_a_run_that_goes_on_in_another_sweep_is_its_child(
     ids = {one.data.tags["kinopoisk_ft.events"]: one for one in runs_of(client, name)}
     parent = ids[kept.removeprefix("offline-")].data.tags["mlflow.parentRunId"]
     assert parent == ids[new.removeprefix("offline-")].info.run_id
+
+
+def test_logs_of_earlier_versions_are_sent(
+    client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep whose first job was resumed, and lost a file, and whose second job was killed."""
+    folder = Path(shutil.copytree(SAVED / "offline_sweep_1", tmp_path / "sweep"))
+    state = folder / "0" / "tracking" / f"{'5b' * 12}.sent.json"
+    sent_elsewhere = json.loads(state.read_text())
+    assert sync.main([str(folder)]) == 1
+    assert "runs: 3 sent, 0 already sent" in (shown := capsys.readouterr().out)
+    assert "  not sent: artifact run:lost.txt" in shown
+    parent, job, killed = runs_of(client, "recorded")
+    assert [run.info.status for run in (parent, job, killed)] == ["FAILED", "FINISHED", "KILLED"]
+    assert parent.data.tags["overrides"] == "seed=0,1"
+    for run in (job, killed):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.params["trainer.stages"] == "in long_params.json"
+    assert (job.data.params["added"], job.data.params["note"]) == ("1", "отзыв")
+    assert "error" not in job.data.tags
+    assert (job.info.start_time, job.info.end_time) == (1700000000250, 1700000003750)
+    history = client.get_metric_history(job.info.run_id, "train_loss")
+    assert [(m.step, m.timestamp, m.value) for m in history] == [
+        (1, 1700000000750, 1.0), (2, 1700000001000, 0.5), (3, 1700000002250, 1 / 3)
+    ]  # fmt: skip
+    assert math.isnan(job.data.metrics["val_loss"])
+    result = Path(client.download_artifacts(job.info.run_id, "result.json"))
+    assert json.loads(result.read_text())["run_id"] == job.info.run_id
+
+    # The state of an earlier version: everything is in this store but the lost file.
+    here = {"uri": f"sqlite:///{Path.cwd() / 'mlflow.db'}", "run_id": job.info.run_id}
+    state.write_text(json.dumps(sent_elsewhere | here))
+    (folder / "0" / "lost.txt").write_text("found again")
+    assert sync.main([str(folder)]) == 0
+    assert "artifacts 1\n" in (shown := capsys.readouterr().out)
+    assert "metrics" not in shown
+    assert "runs: 1 sent, 2 already sent" in shown

@@ -6,20 +6,23 @@ import random
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from tracked import URI, Repeating, offline, tell, tracker, use, wait_for
+from tracked import URI, FakeStore, hurry, offline, tell, tracker, use, wait_for
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking import mlflow as mlflow_module
-from kinopoisk_ft.tracking.delivery import Delivery, Target
-from kinopoisk_ft.tracking.events import event_logs
+from kinopoisk_ft.tracking.delivery import LAST_TRIES, Delivery
+from kinopoisk_ft.tracking.event_log import find_logs
+from kinopoisk_ft.tracking.replay import Replay, Target
 
 
 class Killed(BaseException):
-    """What no courier catches."""
+    """The end of a process: no delivery catches it."""
 
 
 def told(steps: int = 30) -> list[tuple[str, int, float]]:
@@ -35,7 +38,7 @@ def test_a_store_that_hangs_holds_up_nothing(
     def hang(*_: str) -> None:
         answer.wait(60)
 
-    store = Repeating(hang)
+    store = FakeStore(hang)
     use(monkeypatch, store)
     monkeypatch.setattr(mlflow_module, "START_LOCAL", 0.05)
     monkeypatch.setattr(mlflow_module, "END", {"FINISHED": 60.0, "KILLED": 0.05})
@@ -46,9 +49,9 @@ def test_a_store_that_hangs_holds_up_nothing(
     run.flush()
     assert not store.runs
     run.finish("KILLED")
-    assert "events are not in the MLflow store yet" in caplog.text
+    assert "events of this run are not in the MLflow store yet" in caplog.text
     answer.set()
-    run._courier._thread.join()  # type: ignore[union-attr]
+    run._delivery._thread.join()
 
     again = tracker(URI)
     kept = again.start("one", {"a": 1}, {}, kept=run_id, folder=tmp_path)
@@ -71,9 +74,9 @@ def test_failures_of_every_kind_repeat_nothing(
         if not calm.is_set() and drawn.random() < (0.5 if lost else 0.2):
             raise MlflowException(f"{when} {name}")
 
-    store = Repeating(trouble)
+    store = FakeStore(trouble)
     use(monkeypatch, store)
-    monkeypatch.setattr("kinopoisk_ft.tracking.delivery.MOST_METRICS", 7)
+    monkeypatch.setattr("kinopoisk_ft.tracking.replay.MAX_METRICS", 7)
     run = tracker(URI)
     tell(run, tmp_path)
     wait_for(lambda: len(store.requests) > 40)
@@ -85,16 +88,16 @@ def test_failures_of_every_kind_repeat_nothing(
     assert kept.tags["result"] == "good"
     assert set(kept.artifacts) == {"config.yaml", "long_params.json"}
     assert kept.ended[-1] == "FINISHED"
-    assert run._delivery.left() == 0
+    assert run._replay.count_unsent() == 0
 
 
 def deliver(folder: Path) -> None:
     """Deliver a folder's log as a new process would."""
-    (log,) = event_logs(folder)
+    (log,) = find_logs(folder)
     log.open()
     try:
-        delivery = Delivery(log, Target(URI, "x"))
-        while delivery.step():
+        replay = Replay(log, Target(URI, "x"))
+        while replay.step():
             pass
     finally:
         log.close()
@@ -104,7 +107,7 @@ def test_killed_at_every_request_and_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after each request in turn the process dies; the next one repeats nothing."""
-    monkeypatch.setattr("kinopoisk_ft.tracking.delivery.MOST_METRICS", 4)
+    monkeypatch.setattr("kinopoisk_ft.tracking.replay.MAX_METRICS", 4)
     requests = last = 0
 
     def kill(*_: str) -> None:
@@ -115,7 +118,7 @@ def test_killed_at_every_request_and_started_again(
 
     while last <= requests:
         requests, last = 0, last + 1
-        store = Repeating(kill)
+        store = FakeStore(kill)
         use(monkeypatch, store)
         folder = tmp_path / str(last)
         run = offline()
@@ -134,7 +137,7 @@ def test_killed_at_every_request_and_started_again(
 def test_what_the_store_refuses_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Repeating()
+    store = FakeStore()
     log_batch = store.log_batch
 
     def picky(run_id: str, metrics: Any = (), **rest: Any) -> None:
@@ -157,3 +160,40 @@ def test_what_the_store_refuses_holds_up_nothing(
     assert "never_made.txt is gone" in caplog.text
     (kept,) = store.runs.values()
     assert kept.ended == ["FINISHED"]
+
+
+@pytest.mark.parametrize(("more", "complete"), [(LAST_TRIES - 1, True), (LAST_TRIES, False)])
+def test_an_outage_before_the_end_leaves_the_last_tries(
+    more: int, complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    failures, last, closing = 0, threading.Event(), threading.Event()
+
+    def step() -> bool:
+        nonlocal failures
+        if failures == 2 * LAST_TRIES and not closing.is_set():
+            last.set()
+            closing.wait(10)
+        elif failures > 2 * LAST_TRIES + more:
+            return False
+        failures += 1
+        raise OSError("out of reach")
+
+    delivery = Delivery(cast(Replay, SimpleNamespace(step=step)))
+    assert delivery.start(10)
+    assert last.wait(10)
+    close = delivery._closing.set
+    monkeypatch.setattr(delivery._closing, "set", lambda: (close(), closing.set()))
+    assert delivery.close(10) is complete
+
+
+def test_an_error_that_the_user_must_correct_is_not_tried_again() -> None:
+    tries = []
+
+    def step() -> bool:
+        tries.append(1)
+        raise UserError("the experiment is deleted")
+
+    delivery = Delivery(cast(Replay, SimpleNamespace(step=step)))
+    delivery.send_rest()
+    assert (len(tries), delivery.needs_user()) == (1, True)

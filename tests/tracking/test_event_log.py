@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tracked import URI, Repeating, tracker, use
+from tracked import URI, FakeStore, tracker, use
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking import events as events_module
-from kinopoisk_ft.tracking.events import EventLog
-from kinopoisk_ft.tracking.places import located, portable
+from kinopoisk_ft.tracking.event_log import EventLog
+from kinopoisk_ft.tracking.offline import portable_path, resolve_path
 
 
 def test_events_are_numbered_and_a_torn_line_is_cut(tmp_path: Path) -> None:
@@ -26,7 +25,7 @@ def test_events_are_numbered_and_a_torn_line_is_cut(tmp_path: Path) -> None:
     again = EventLog(log.file)
     again.open()
     again.append("finish", status="FINISHED")
-    assert [(e["seq"], e["verb"]) for e in again.all()] == [
+    assert [(e["seq"], e["verb"]) for e in again.events()] == [
         (1, "metrics"), (2, "metrics"), (3, "metrics"), (4, "finish")
     ]  # fmt: skip
     again.close()
@@ -42,8 +41,8 @@ def test_a_damaged_line_is_told_and_left_out(
     log.close()
     lines = log.file.read_text().splitlines()
     log.file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
-    assert [event["seq"] for event in log.all()] == [1, 3]
-    assert "a damaged line is left out" in caplog.text
+    assert [event["seq"] for event in log.events()] == [1, 3]
+    assert "skipping a damaged line" in caplog.text
 
 
 def test_one_process_writes(tmp_path: Path) -> None:
@@ -70,18 +69,16 @@ def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
         return write(descriptor, data)
 
     monkeypatch.setattr(os, "write", half)
-    monkeypatch.setattr(events_module, "MOST_WAITING", 4)
-    for step in range(1, 9):
+    for step in range(1, 4):
         log.append("metrics", values={"x": 0.0}, step=step)
-    log.append("tags", values={"a": "b"})
-    assert (log.waiting(0), log.waiting(3), log.dropped) == (5, 3, 4)
-    assert [event["seq"] for event in log.all()] == [1]
-    assert log.after(0)[0]["seq"] == 1
-    assert [event["seq"] for event in log.after(1)] == [2, 3, 4, 5, 10]
+    assert [event["seq"] for event in log.unwritten(2)] == [3, 4]
+    assert [event["seq"] for event in log.events()] == [1]
+    assert log.read_after(0)[0]["seq"] == 1
+    assert [event["seq"] for event in log.read_after(1)] == [2, 3, 4]
     full = False
     log.append("finish", status="FINISHED")
     log.close()
-    assert [event["seq"] for event in log.all()] == [1, 2, 3, 4, 5, 10, 11]
+    assert [event["seq"] for event in log.events()] == [1, 2, 3, 4, 5]
     assert caplog.text.count("cannot be kept on disk") == 1
 
 
@@ -91,14 +88,14 @@ def test_losses_are_told(
     def fail(*_: str) -> None:
         raise OSError("gone")
 
-    use(monkeypatch, Repeating(fail))
+    use(monkeypatch, FakeStore(fail))
     run = tracker(URI)
     run.start("one", {}, {}, folder=tmp_path)
     monkeypatch.setattr(os, "write", fail)
     run.metrics({"x": 1.0}, 1)
     run.finish("FINISHED")
-    assert "lost: 2 events" in caplog.text
-    assert "1 of this run's events are not in the MLflow store yet" in caplog.text
+    assert "2 events are lost" in caplog.text
+    assert "1 events of this run are not in the MLflow store yet" in caplog.text
     assert f"python -m kinopoisk_ft.sync {tmp_path}" in caplog.text
 
 
@@ -108,7 +105,7 @@ def test_with_a_full_disk_a_store_still_gets_all(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    store = Repeating()
+    store = FakeStore()
     use(monkeypatch, store)
     run = tracker(URI)
     run.start("one", {}, {}, folder=tmp_path)
@@ -118,7 +115,7 @@ def test_with_a_full_disk_a_store_still_gets_all(
         run.metrics({"x": float(step)}, step)
     run.finish("FINISHED")
     assert store.values() == [("x", step, float(step)) for step in range(50)]
-    assert "lost" not in caplog.text
+    assert "events are lost" not in caplog.text
 
 
 def test_files_of_other_places_are_refused(tmp_path: Path) -> None:
@@ -127,9 +124,12 @@ def test_files_of_other_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "model").mkdir()
     for link in ("link", "model/weights"):
         (tmp_path / "run" / link).symlink_to(tmp_path / "secret")
-    assert located(portable(tmp_path / "run" / "a", tmp_path / "run"), tmp_path) == tmp_path / "a"
+    assert (
+        resolve_path(portable_path(tmp_path / "run" / "a", tmp_path / "run"), tmp_path)
+        == tmp_path / "a"
+    )
     with pytest.raises(ValueError, match="not in the run's folder"):
-        portable(tmp_path / "secret", tmp_path / "run")
+        portable_path(tmp_path / "secret", tmp_path / "run")
     for text in (
         "run:../secret",
         "run:/etc/passwd",
@@ -138,5 +138,5 @@ def test_files_of_other_places_are_refused(tmp_path: Path) -> None:
         "package:../x",
         "/etc/passwd",
     ):
-        with pytest.raises(ValueError, match="leads out"):
-            located(text, tmp_path / "run")
+        with pytest.raises(ValueError, match="is outside"):
+            resolve_path(text, tmp_path / "run")

@@ -72,16 +72,16 @@ def test_a_locked_database_holds_up_nothing(
     monkeypatch.setattr(mlflow_module, "END", {"FINISHED": 0.05})
     run = tracker(uri, experiment="locked")
     run_id = run.start("one", {}, {}, folder=tmp_path)
-    wait_for(lambda: run._delivery.left() == 0)
+    wait_for(lambda: run._replay.count_unsent() == 0)
     with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
         for step in range(5):
             run.metrics({"loss": float(step)}, step)
         run.finish("FINISHED")
-        assert "6 of this run's events are not in the MLflow store yet" in caplog.text
+        assert "6 events of this run are not in the MLflow store yet" in caplog.text
         database.execute("ROLLBACK")
     database.close()
-    run._courier._thread.join()  # type: ignore[union-attr]
+    run._delivery._thread.join()
     assert sync.main([str(tmp_path)]) == 0
     client = MlflowClient(uri)
     assert client.get_run(run_id).info.status == "FINISHED"
@@ -105,8 +105,8 @@ def test_a_database_that_is_locked_at_the_start(
     assert "without the MLflow store" in caplog.text
     caplog.set_level(logging.INFO)
     run.finish("FINISHED")
-    made = run._delivery.sent.run_id
-    assert f"in the MLflow store this run is {made}" in caplog.text
+    made = run._replay.state.run_id
+    assert f"the id of this run in the MLflow store is {made}" in caplog.text
     assert len(logged(MlflowClient(uri), made, "loss")) == 30
 
 
@@ -128,19 +128,19 @@ def test_a_server_that_fails_in_every_way(
         run.tags({"result": f'{{"run_id": "{run_id}"}}'})
         run.metrics({"loss": 0.0}, 0)
         server.mode = "works"
-        wait_for(lambda: run._delivery.left() == 0)
-        assert "takes metrics again" in caplog.text
+        wait_for(lambda: run._replay.count_unsent() == 0)
+        assert "answers again" in caplog.text
         server.mode = "lost"
         run.metrics({"loss": 1.0}, 1)
-        made = run._delivery.sent.run_id
+        made = run._replay.state.run_id
         client = MlflowClient(uri)
         wait_for(lambda: len(logged(client, made, "loss")) == 2)
         server.mode = "hangs"
         run.metrics({"loss": 2.0}, 2)
         run.finish("FINISHED")
-        assert "events are not in the MLflow store yet" in caplog.text
+        assert "events of this run are not in the MLflow store yet" in caplog.text
         server.mode = "works"
-        run._courier._thread.join()  # type: ignore[union-attr]
+        run._delivery._thread.join()
         assert sync.main([str(tmp_path)]) == 0
         assert logged(client, made, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
         found = client.get_run(made)

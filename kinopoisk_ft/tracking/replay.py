@@ -1,0 +1,294 @@
+"""Send the events of a run to an MLflow store, in order and each once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState, read_state
+from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment, restore_command
+from kinopoisk_ft.tracking.logged_model import log_model
+from kinopoisk_ft.tracking.offline import PARENT_TAG, resolve_path
+from kinopoisk_ft.tracking.store import UnreachableError, shown
+from kinopoisk_ft.tracking.sweep import SAME_AS
+
+log = logging.getLogger(__name__)
+
+LOG_TAG = "kinopoisk_ft.events"  # tag of a run in the store: the id of its event log
+MAX_PARAM = 500  # characters; longer values are kept in long_params.json
+MAX_JSON = 2**20  # bytes of a JSON file in which the run's local id is replaced
+# MLflow's limits per request.
+MAX_PARAMS = MAX_TAGS = 100
+MAX_METRICS = 1000
+# Errors of a request that would fail again.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to send a run: store, experiment, and the artifact location if that is new."""
+
+    uri: str | None
+    experiment: str
+    artifacts: str | None = None
+
+
+class Replay:
+    """Send one log to one store; can be killed at any moment and repeated any number of times.
+
+    The position in the log is saved after each request. A request whose answer was lost is sent
+    again and changes nothing: the run is found by a tag, MLflow's databases drop a metric that they
+    have with the same step, time and value, and all other requests overwrite.
+
+    Args:
+        files: False if a later run has replaced the artifacts in the folder: do not send them.
+    """
+
+    def __init__(self, events: EventLog, target: Target, files: bool = True) -> None:
+        self.events, self.target, self.files = events, target, files
+        self.uri = absolute_uri(target.uri)
+        self.state = read_state(events)
+        self.counts: Counter[str] = Counter()
+        self._client: MlflowClient | None = None
+        self._pending: list[Event] = []
+
+    def step(self) -> bool:
+        """Send the next events in one request; return False if there are none.
+
+        After any exception, which may come from MLflow, SQLAlchemy or the network, the next call
+        opens the store again and continues where this one stopped.
+        """
+        try:
+            client = self._client = self._client or self._connect()
+            batch = self._next_batch()
+            if not batch:
+                return False
+            self._send(client, batch)
+        except BaseException:
+            self._client = None
+            raise
+        return True
+
+    def retry_refused(self) -> None:
+        """Send the events that were refused earlier before all others."""
+        refused = self.state.refused
+        self._pending = [e for e in self.events.events() if str(e["seq"]) in refused]
+
+    def count_unsent(self) -> int:
+        """Return how many events on disk are not sent yet."""
+        return sum(event["seq"] > self.state.seq for event in self.events.events())
+
+    def _next_batch(self) -> list[Event]:
+        """Return the next event, or the next metrics events that fit into one request."""
+        if not self._pending:
+            # A power cut must not take back an event that the store already has.
+            self.events.sync()
+            self._pending = self.events.read_after(self.state.seq)
+        batch = self._pending[:1]
+        if batch and batch[0]["verb"] == "metrics":
+            values = len(batch[0]["values"])
+            for event in self._pending[1:]:
+                values += len(event["values"]) if event["verb"] == "metrics" else MAX_METRICS
+                if values > MAX_METRICS:
+                    break
+                batch.append(event)
+        return batch
+
+    def _send(self, client: MlflowClient, batch: list[Event]) -> None:
+        """Send a batch and save the new position; leave out an event that cannot be sent."""
+        try:
+            self._write(client, batch)
+        except Exception as error:
+            if self._can_pass(client, error):
+                raise
+            if len(batch) > 1:
+                # MLflow does not say which value is invalid.
+                for event in batch:
+                    self._send(client, [event])
+                return
+            self._refuse(batch[0], str(error).splitlines()[0] if str(error) else repr(error))
+        else:
+            for event in batch:
+                self.state.refused.pop(str(event["seq"]), None)
+        del self._pending[: len(batch)]
+        self.state.seq = max(self.state.seq, batch[-1]["seq"])
+        self.state.save(self.events)
+
+    def _can_pass(self, client: MlflowClient, error: Exception) -> bool:
+        """Return whether the same events can be sent later, or to a new run if this one is lost."""
+        if isinstance(error, MlflowException):
+            is_refusal = error.error_code in REFUSALS
+            return not is_refusal or find_run(client, self.events.id) != self.state.run_id
+        return isinstance(error, OSError | SQLAlchemyError | UserError)
+
+    def _refuse(self, event: Event, reason: str) -> None:
+        what = event["path"] if event["verb"] in ("artifact", "model") else event["verb"]
+        if event["verb"] in ("params", "metrics", "tags"):
+            what = ", ".join(event["values"])
+        text = f"{event['verb']} {what[:80]}: {reason[:300]}"
+        log.info("not sent: %s", text)
+        self.state.refused[str(event["seq"])] = text
+
+    def _write(self, client: MlflowClient, batch: list[Event]) -> None:
+        """Write metrics events, or one event of another kind."""
+        event, run_id = batch[0], self.state.run_id
+        match event["verb"]:
+            case "metrics":
+                metrics = [
+                    Metric(key, float(value), event["time"], event["step"])
+                    for event in batch
+                    for key, value in event["values"].items()
+                ]
+                for part in _split(metrics, MAX_METRICS):
+                    client.log_batch(run_id, metrics=part)
+                self.counts["metrics"] += len(metrics)
+            case "params":
+                self._write_params(client, event["values"])
+            case "tags":
+                values = self._resolve_runs(client, event["values"])
+                tags = [RunTag(key, self._insert_run_id(text)) for key, text in values.items()]
+                for part in _split(tags, MAX_TAGS):
+                    client.log_batch(run_id, tags=part)
+                self.counts["tags"] += len(tags)
+            case "artifact":
+                self._write_artifact(client, self._find_file(event["path"]))
+            case "model":
+                folder, code = (self._find_file(event[key]) for key in ("path", "code"))
+                log_model(client, run_id, folder, code, event["class_names"])
+                self.counts["models"] += 1
+            case "reopen":
+                if "error" in client.get_run(run_id).data.tags:
+                    client.delete_tag(run_id, "error")
+                client.update_run(run_id, status="RUNNING")
+            case "finish":
+                client.set_terminated(run_id, event["status"], end_time=event["time"])
+            case verb:
+                raise ValueError(f"this version cannot send the event '{verb}'")
+
+    def _write_params(self, client: MlflowClient, texts: dict[str, str]) -> None:
+        long = {key: text for key, text in texts.items() if len(text) > MAX_PARAM}
+        short = texts | dict.fromkeys(long, "in long_params.json")
+        for part in _split([Param(*item) for item in short.items()], MAX_PARAMS):
+            client.log_batch(self.state.run_id, params=part)
+        if long:
+            text = json.dumps(long, ensure_ascii=False, indent=2)
+            client.log_text(self.state.run_id, text, "long_params.json")
+        self.counts["params"] += len(texts)
+
+    def _write_artifact(self, client: MlflowClient, path: Path) -> None:
+        run_id, local_id = self.state.run_id, self.events.local_id.encode()
+        is_small_json = path.suffix == ".json" and path.stat().st_size <= MAX_JSON
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), artifact_path=path.name)
+        elif is_small_json and local_id in path.read_bytes():
+            text = self._insert_run_id(path.read_text(encoding="utf-8"))
+            client.log_text(run_id, text, path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+        self.counts["artifacts"] += 1
+
+    def _find_file(self, name: str) -> Path:
+        """Return a file or folder of the run; ValueError if it cannot be sent."""
+        if not self.files:
+            raise ValueError("a later run in this folder has replaced its files")
+        path = resolve_path(name, self.events.folder)
+        if not path.exists():
+            raise ValueError(f"{path} is gone")
+        return path
+
+    def _insert_run_id(self, text: str) -> str:
+        """Replace the id that the run had before the store assigned one."""
+        return text.replace(self.events.local_id, self.state.run_id)
+
+    def _connect(self) -> MlflowClient:
+        """Open the store and find the run there; begin at the first event if it is not there."""
+        target, known = self.target, self.state
+        client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
+        run_id = find_run(client, self.events.id)
+        if run_id is None or (known.uri, known.run_id) != (self.uri, run_id):
+            if run_id is None and known.uri == self.uri and known.run_id:
+                self._warn_of_loss(client, known.run_id)
+            self.events.rewind()
+            start = self.events.read_after(0)[0]
+            self.events.rewind()
+            run_id = run_id or self._create(client, experiment, start)
+            self._pending = []
+            self.state = ReplayState(self.uri, run_id, start["seq"])
+            self.state.save(self.events)
+        return client
+
+    def _create(self, client: MlflowClient, experiment: str, start: Event) -> str:
+        tags = {**self._resolve_runs(client, start["tags"]), LOG_TAG: self.events.id}
+        run = client.create_run(
+            experiment, start_time=start["time"], tags=tags, run_name=start["name"]
+        )
+        return str(run.info.run_id)
+
+    def _warn_of_loss(self, client: MlflowClient, run_id: str) -> None:
+        if is_deleted(client, run_id):
+            text = "run %s is deleted: all its events are sent to a new run; to restore it: %s"
+            log.warning(text, run_id, restore_command(self.uri, "runs", run_id))
+        else:
+            log.warning("run %s is not in the store any more: a new run is created", run_id)
+
+    def _resolve_runs(self, client: MlflowClient, tags: dict[str, str]) -> dict[str, str]:
+        """Replace the ids of other runs in tags by the ids that the store has for them."""
+        keys = [key for key in (PARENT_TAG, SAME_AS) if key in tags]
+        return tags | {key: self._resolve_run(client, key, tags[key]) for key in keys}
+
+    def _resolve_run(self, client: MlflowClient, key: str, run_id: str) -> str:
+        """Return the store's id of another run, which may have started without the store."""
+        where = f"tracking.uri={shown(self.uri)}"
+        run = f"the {'parent' if key == PARENT_TAG else 'identical'} run {run_id}"
+        if run_id.startswith(OFFLINE):
+            found = find_run(client, run_id.removeprefix(OFFLINE))
+            if found is None:
+                fix = "send the folder of the whole sweep"
+                raise UnreachableError(f"{run} is not in the store yet", where=where, fix=fix)
+            return found
+        deleted = is_deleted(client, run_id)
+        if deleted is None:
+            fix = "use the same tracking.uri for all jobs of a sweep"
+            raise UserError(f"{run} is not in the store of this job", where=where, fix=fix)
+        if deleted:
+            restore = restore_command(self.uri, "runs", run_id)
+            fix = f"restore it: {restore}; or start the sweep in another output_dir"
+            raise UserError(f"{run} is deleted", where=where, fix=fix)
+        return run_id
+
+
+def find_run(client: MlflowClient, log_id: str) -> str | None:
+    """Return the id of the run that was made from a log; None if it is missing or deleted."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`{LOG_TAG}` = '{log_id}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def is_deleted(client: MlflowClient, run_id: str) -> bool | None:
+    """Return whether a run is deleted; None if the store has no such run."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return bool(run.info.lifecycle_stage != LifecycleStage.ACTIVE)
+
+
+def _split(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the items in parts of one request each."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

@@ -1,0 +1,72 @@
+"""Processes that are killed at any moment: the store has each event of the log once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed import dies
+from mlflow import MlflowClient
+from tracked import hurry, tell, tracker
+
+from kinopoisk_ft.commands import sync
+from kinopoisk_ft.tracking.event_log import Event, find_logs, read_tags
+from kinopoisk_ft.tracking.experiment import open_experiment
+
+Values = list[tuple[str, int, int, float]]
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    open_experiment(uri, "x", None)
+    return uri
+
+
+def recorded(events: list[Event]) -> Values:
+    return sorted(
+        (key, event["step"], event["time"], value)
+        for event in events
+        if event["verb"] == "metrics"
+        for key, value in event["values"].items()
+    )
+
+
+def stored(client: MlflowClient, run: Any) -> Values:
+    histories = (client.get_metric_history(run.info.run_id, key) for key in run.data.metrics)
+    return sorted((m.key, m.step, m.timestamp, m.value) for history in histories for m in history)
+
+
+MORE = [pytest.param(moment, marks=pytest.mark.slow) for moment in range(5, 90, 5)]
+
+
+@pytest.mark.parametrize("moment", [12, 27, 38, 49, 57, 66, *MORE])
+def test_a_killed_run_is_completed_by_sync(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """It dies before an SQL statement or a renamed file; then so does `sync`, once."""
+    hurry(monkeypatch)
+    folder = tmp_path / "run"
+
+    def run() -> None:
+        live = tracker(uri)
+        tell(live, folder, steps=5)
+        live.finish("FINISHED")
+
+    assert dies(run, moment, statements=True) or moment > 40
+    dies(lambda: sync.main([str(folder)]), moment // 2, statements=True)
+    assert sync.main([str(folder)]) == 0
+    (log,) = find_logs(folder)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("x")
+    (found,) = client.search_runs([experiment.experiment_id])
+    events = list(log.events())
+    assert stored(client, found) == recorded(events)
+    assert found.info.status == events[-1]["status"]
+    assert found.data.tags.get("result") == read_tags(log).get("result")
+    has_params = any(event["verb"] == "params" for event in events)
+    assert found.data.params.get("a") == ("1" if has_params else None)
+    artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
+    has_artifact = any(event["verb"] == "artifact" for event in events)
+    assert ("config.yaml" in artifacts) == has_artifact
