@@ -16,7 +16,7 @@ from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.reporting.words import PHRASES, Words
-from kinopoisk_ft.tracking.mlflow import open_experiment
+from kinopoisk_ft.tracking.store import open_experiment
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +160,7 @@ def test_other_files_are_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert empty.stat().st_size == 0
     assert "cannot be read" in complaint(capsys, f"uri=sqlite:///{text}")
     assert f"sqlite:///{text}" in complaint(capsys, f"uri={text}")
-    assert "no store URI" in complaint(capsys, "uri=what://")
+    assert "not the URI of a store" in complaint(capsys, "uri=what://")
 
 
 def test_mistakes_name_the_nearest(

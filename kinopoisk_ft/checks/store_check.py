@@ -12,8 +12,13 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from kinopoisk_ft.checks.finding import Finding, told
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import FIX_MISSING, REMOTE, default_uri, open_store
-from kinopoisk_ft.tracking.store import shown as shown_uri
+from kinopoisk_ft.tracking.store import (
+    FIX_MISSING,
+    REMOTE,
+    default_uri,
+    hide_password,
+    open_store,
+)
 
 NAME = "MLflow store"
 ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
@@ -22,7 +27,7 @@ ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
 def store() -> Iterator[Finding]:
     """Look at the store of this folder, or of MLFLOW_TRACKING_URI; nothing is created."""
     uri = default_uri()
-    file, shown = _local(uri), shown_uri(uri)
+    file, shown = _local(uri), hide_password(uri)
     if file is not None and not file.exists():
         yield _to_be_made(shown, file)
     elif file is not None and not os.access(file, os.W_OK):

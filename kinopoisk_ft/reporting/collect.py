@@ -15,7 +15,7 @@ from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting import reading
 from kinopoisk_ft.reporting.runs import Collected, TrainedRun
 from kinopoisk_ft.text import one_line
-from kinopoisk_ft.tracking.experiment import restore_command
+from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
 # What is read of the same test rows: a run that reads otherwise does not replace an older one.

@@ -10,10 +10,15 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.delivery import Delivery
-from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment
 from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import REMOTE, UnreachableError, may_pass
+from kinopoisk_ft.tracking.store import (
+    REMOTE,
+    UnreachableError,
+    absolute_uri,
+    is_temporary,
+    open_experiment,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +43,10 @@ class MlflowTracker(OfflineTracker):
         Raises:
             UserError: the store cannot be opened.
         """
+        uri = absolute_uri(self.uri)
         terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         try:
-            client, experiment_id = open_experiment(self.uri, self.experiment, self.artifacts)
+            client, experiment_id = open_experiment(uri, self.experiment, self.artifacts)
             found = client.search_runs(
                 [experiment_id],
                 " and ".join(["attributes.status = 'FINISHED'", *terms]),
@@ -48,7 +54,7 @@ class MlflowTracker(OfflineTracker):
                 max_results=1,
             )
         except (UnreachableError, MlflowException) as error:
-            if isinstance(error, MlflowException) and not may_pass(error, absolute_uri(self.uri)):
+            if isinstance(error, MlflowException) and not is_temporary(error, uri):
                 raise
             reason = str(error).splitlines()[0]
             log.warning("cannot look for finished runs in the MLflow store: %s", reason)

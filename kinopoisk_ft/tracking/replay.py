@@ -18,10 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState, read_state
-from kinopoisk_ft.tracking.experiment import absolute_uri, open_experiment, restore_command
 from kinopoisk_ft.tracking.logged_model import log_model
 from kinopoisk_ft.tracking.offline import PARENT_TAG, resolve_path
-from kinopoisk_ft.tracking.store import UnreachableError, shown
+from kinopoisk_ft.tracking.store import (
+    UnreachableError,
+    absolute_uri,
+    hide_password,
+    open_experiment,
+    restore_command,
+)
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
 log = logging.getLogger(__name__)
@@ -250,7 +255,7 @@ class Replay:
 
     def _resolve_run(self, client: MlflowClient, key: str, run_id: str) -> str:
         """Return the store's id of another run, which may have started without the store."""
-        where = f"tracking.uri={shown(self.uri)}"
+        where = f"tracking.uri={hide_password(self.uri)}"
         run = f"the {'parent' if key == PARENT_TAG else 'identical'} run {run_id}"
         if run_id.startswith(OFFLINE):
             found = find_run(client, run_id.removeprefix(OFFLINE))

@@ -1,56 +1,68 @@
-"""Open an MLflow store for reading; nothing is created or migrated on the way."""
+"""Open an MLflow store, for reading or to add runs to an experiment.
+
+MLflow itself would create a store that is missing, in place, and migrate one of another version.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
+import time
 from pathlib import Path
 
 import mlflow
 import mlflow.store.db.utils as mlflow_db
 import sqlalchemy
 from alembic.script import ScriptDirectory
-from mlflow import MlflowClient
+from filelock import FileLock
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import beside, force
 
-FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
+log = logging.getLogger(__name__)
+
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
-# What an sqlite file says when another process holds it, or the disk takes no more.
-PASSING = ("locked", "busy", "full")
-# Tables in which MLflow's own migrations leave rows.
+FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
+# Messages of SQLite when another process holds the file, or the disk is full.
+TEMPORARY = ("locked", "busy", "full")
+# A failed request is repeated by the replay of the event log. MLflow's own seven retries would wait
+# for minutes.
+HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+# MLflow's migrations leave rows in these tables of an empty store.
 FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
-FIX_UNFINISHED = "start a training run: it creates the store again"
+# Seconds without a change after which no process is creating the file; a statement takes far less.
+SETTLED = 3.0
 
 
 class UnreachableError(UserError):
-    """The store gives no answer now and may give one later: what was asked for is not wrong."""
+    """The store does not answer now, but may answer later."""
 
 
 class UnfinishedError(UserError):
     """The creation of the store was interrupted before anything was recorded in it."""
 
 
-def may_pass(error: BaseException, uri: str) -> bool:
-    """Return whether an error of a store may be gone later: no answer, a 5xx, a lock, a full disk.
-
-    Errors that no store raised, as in a wrong path or a wrong name, do not pass.
-    """
+def is_temporary(error: BaseException, uri: str) -> bool:
+    """Return whether a store may work later: no answer, HTTP 5xx, a lock or a full disk."""
     cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
     if uri.startswith("sqlite"):
-        database = isinstance(cause, OperationalError)
-        return database and any(word in str(cause).lower() for word in PASSING)
+        message = str(cause).lower()
+        return isinstance(cause, OperationalError) and any(word in message for word in TEMPORARY)
     if isinstance(error, MlflowException) and uri.partition(":")[0] in REMOTE:
         return error.get_http_status_code() >= 500 or error.get_http_status_code() in (408, 429)
     return isinstance(cause, OperationalError)
 
 
-def shown(uri: str) -> str:
-    """Return the address without its password."""
+def hide_password(uri: str) -> str:
+    """Return an address without its password."""
     try:
         return make_url(uri).render_as_string(hide_password=True)
     except ArgumentError:
@@ -58,15 +70,29 @@ def shown(uri: str) -> str:
 
 
 def default_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, else the sqlite store of the current folder."""
+    """Return MLFLOW_TRACKING_URI, else the SQLite store of the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def open_store(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`.
+def absolute_uri(uri: str | None) -> str:
+    """Return the address of a store, by default `default_uri`, with an absolute SQLite path."""
+    uri = uri or default_uri()
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
 
-    Raises UserError where the store does not exist or belongs to another MLflow version: MLflow
-    itself would create the one and may migrate the other.
+
+def restore_command(uri: str, kind: str, deleted_id: str) -> str:
+    """Return the command that restores deleted "experiments" or "runs", without a password."""
+    option = f"--{kind.removesuffix('s')}-id {deleted_id}"
+    return f"MLFLOW_TRACKING_URI={shlex.quote(hide_password(uri))} mlflow {kind} restore {option}"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Open an existing store for reading.
+
+    Raises:
+        UserError: the store does not exist or belongs to another MLflow version.
     """
     scheme = uri.partition(":")[0] if "://" in uri else uri
     if scheme not in REMOTE:
@@ -80,92 +106,152 @@ def open_store(uri: str) -> MlflowClient:
         raise UserError(f"MLflow cannot open the store: {error.message}", where=uri) from error
 
 
-def _parse(uri: str) -> URL:
+def open_experiment(
+    uri: str | None, experiment: str, artifacts: str | None
+) -> tuple[MlflowClient, str]:
+    """Open a store and an experiment for writing; create both if they are missing.
+
+    Args:
+        uri: a relative SQLite path is taken from the current folder.
+        artifacts: the location of artifacts of a new experiment; None means `mlartifacts` beside
+            an SQLite file, else the server's default.
+
+    Returns:
+        A client and the id of the experiment.
+
+    Raises:
+        UnreachableError: the store does not answer now.
+        UserError: the store cannot be opened, or the experiment is deleted.
+    """
+    uri = absolute_uri(uri)
+    for name, value in HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It logs a traceback each time that a database is locked; the error itself is reported here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    try:
+        if not uri.startswith("sqlite:///"):
+            client = MlflowClient(tracking_uri=uri)
+            return client, _open_experiment(client, experiment, artifacts, uri)
+        file = Path(make_url(uri).database or "")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        artifacts = artifacts or (file.parent / "mlartifacts").as_uri()
+        with FileLock(f"{file}.lock"):
+            _ensure_database(uri, file)
+            client = MlflowClient(tracking_uri=uri)
+            return client, _open_experiment(client, experiment, artifacts, uri)
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        kind = UnreachableError if is_temporary(error, uri) else UserError
+        raise kind(
+            f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
+            where=f"tracking.uri={hide_password(uri)}",
+            fix="check the path and its permissions, or use tracking=none",
+        ) from error
+
+
+def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:
+            # Another process may have created it in the meantime.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        restore = restore_command(uri, "experiments", found.experiment_id)
+        raise UserError(
+            f"the experiment '{name}' is deleted: no run can be added to it",
+            where=f"tracking.uri={hide_password(uri)}",
+            fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
+        )
+    return str(found.experiment_id)
+
+
+def check_database(uri: str, fix: str = FIX_MISSING) -> None:
+    """Check that a database is a store with the schema of the installed MLflow.
+
+    Args:
+        fix: what the user can do if there is no store.
+
+    Raises:
+        UnfinishedError: the process that created the store was killed, and the store is empty.
+        UserError: there is no store, or it has another schema.
+    """
+    url = _parse_uri(uri)
+    where = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise UserError("the MLflow store does not exist", where=where, fix=fix)
+    # MLflow has no public function that compares the schemas.
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    expected = migrations.get_current_head()
+    revisions = {script.revision for script in migrations.walk_revisions()}
+    try:
+        engine = sqlalchemy.create_engine(url)
+        try:
+            found = _read_schema_version(engine)
+            is_unfinished = found in {None, *revisions} - {expected} and _is_unfinished(engine)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        kind = UnreachableError if is_temporary(error, uri) else UserError
+        reason = str(error).splitlines()[0]
+        raise kind(f"the store cannot be read: {reason}", where=where, fix=fix) from error
+    if is_unfinished:
+        raise UnfinishedError(
+            "the store is incomplete and empty: its creation was interrupted",
+            where=where,
+            fix="start a training run: it creates the store again",
+        )
+    if found is None:
+        raise UserError("this database is not an MLflow store", where=where, fix=fix)
+    if found != expected:
+        raise UserError(
+            f"the store was written by another MLflow version: its schema is {found}, "
+            f"MLflow {mlflow.__version__} reads {expected}",
+            where=where,
+            fix=f"after a backup, run mlflow db upgrade {where}, or install the older MLflow"
+            if found in revisions
+            else "install the MLflow that wrote it: it is newer than the installed one",
+        )
+
+
+def _parse_uri(uri: str) -> URL:
     try:
         url = make_url(uri)
     except ArgumentError:
         url = None
     if url is None or url.get_backend_name() not in DATABASES:
         fix = "give --uri as sqlite:////absolute/path/mlflow.db or http://host:port"
-        raise UserError("this is no store URI", where=uri, fix=fix)
+        raise UserError("this is not the URI of a store", where=uri, fix=fix)
     return url
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite store, None for any other store."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(make_url(uri).database or "")
+def _check_folder(uri: str) -> None:
+    folder = Path(local_file_uri_to_path(uri))
+    if folder.is_file():
+        fix = f"for a database file give --uri sqlite:///{folder.absolute()}"
+        raise UserError("a file is not the URI of a store", where=uri, fix=fix)
+    if not any(folder.glob("*/meta.yaml")):
+        raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)
 
 
-def check_database(uri: str) -> None:
-    """Raise UserError unless a database is a store with the schema of the MLflow at hand.
-
-    Raises:
-        UnfinishedError: the process that created the store was killed; there is nothing in it.
-    """
-    url = _parse(uri)
-    where = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise UserError("the MLflow store does not exist", where=where, fix=FIX_MISSING)
-    try:
-        engine = sqlalchemy.create_engine(url)
-        try:
-            found = _schema_version(engine)
-            unfinished = found != _migrations().get_current_head() and _is_unfinished(engine, found)
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:
-        kind = UnreachableError if may_pass(error, uri) else UserError
-        reason = str(error).splitlines()[0]
-        raise kind(f"the store cannot be read: {reason}", where=where) from error
-    if unfinished:
-        raise UnfinishedError(
-            "the store is incomplete and empty: its creation was interrupted",
-            where=where,
-            fix=FIX_UNFINISHED,
-        )
-    if found is None:
-        raise UserError("this database is no MLflow store", where=where, fix=FIX_MISSING)
-    _check_version(found, where)
-
-
-def _migrations() -> ScriptDirectory:
-    """Return the migrations that MLflow itself compares with; there is no public function."""
-    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-
-
-def _check_version(found: str, where: str) -> None:
-    migrations = _migrations()
-    expected = migrations.get_current_head()
-    if found != expected:
-        older = found in {script.revision for script in migrations.walk_revisions()}
-        raise UserError(
-            f"the store was written by another MLflow version: its schema is {found}, "
-            f"MLflow {mlflow.__version__} reads {expected}",
-            where=where,
-            fix=f"after a backup, run mlflow db upgrade {where}, or install the older MLflow"
-            if older
-            else "install the MLflow that wrote it: this one does not know so new a schema",
-        )
-
-
-def _schema_version(engine: sqlalchemy.Engine) -> str | None:
-    """Return the revision of a store's schema; None where there is no store, or only a part."""
-    if not {"alembic_version", "experiments", "runs"} <= set(
-        sqlalchemy.inspect(engine).get_table_names()
-    ):
+def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
+    """Return the revision of a store's schema; None if there is no complete store."""
+    tables = set(sqlalchemy.inspect(engine).get_table_names())
+    if not {"alembic_version", "experiments", "runs"} <= tables:
         return None
     with engine.connect() as connection:
         row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
     return str(row[0]) if row else None
 
 
-def _is_unfinished(engine: sqlalchemy.Engine, version: str | None) -> bool:
+def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
     """Return whether an SQLite file is what a killed creation leaves: nobody's rows are in it.
 
-    That is an empty file, or some of MLflow's tables, without a row, at one of its revisions.
-    Each new store has an experiment, so that a complete one of an older MLflow is not taken for it.
+    Such a file has no tables, or only MLflow's own tables without a row. Every complete store has
+    an experiment, so a complete store of an older MLflow version is never mistaken for one.
     """
     if engine.dialect.name != "sqlite":
         return False
@@ -173,23 +259,68 @@ def _is_unfinished(engine: sqlalchemy.Engine, version: str | None) -> bool:
     if not tables:
         return True
     known = {*mlflow_db.Base.metadata.tables, "alembic_version"}
-    # Alembic copies a table under such a name to alter it.
-    ours = all(name.removeprefix("_alembic_tmp_") in known for name in tables)
-    revisions = {None, *(script.revision for script in _migrations().walk_revisions())}
-    if not ours or "experiments" not in tables or version not in revisions:
+    # Alembic copies a table under a temporary name to alter it.
+    if not {name.removeprefix("_alembic_tmp_") for name in tables} <= known:
         return False
     with engine.connect() as connection:
-        rows = (
+        return "experiments" in tables and not any(
             connection.execute(sqlalchemy.text(f'SELECT 1 FROM "{name}" LIMIT 1')).first()
             for name in tables - FILLED_BY_MIGRATIONS
         )
-        return not any(rows)
 
 
-def _check_folder(uri: str) -> None:
-    folder = Path(local_file_uri_to_path(uri))
-    if folder.is_file():
-        fix = f"for a database file give --uri sqlite:///{folder.absolute()}"
-        raise UserError("a file is no store URI", where=uri, fix=fix)
-    if not any(folder.glob("*/meta.yaml")):
-        raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)
+def _ensure_database(uri: str, file: Path) -> None:
+    """Check the SQLite store; create it if it is missing or a killed process left it unfinished.
+
+    The caller holds the store's lock, so a file under the temporary name belongs to no process.
+    """
+    _delete_database(beside(file))
+    if not file.exists():
+        _create_database(file)
+    while True:
+        try:
+            another = "give tracking.uri=sqlite:////another/folder/mlflow.db"
+            return check_database(uri, another)
+        except UnfinishedError:
+            # MLflow's server ignores our lock: it may be creating the store right now.
+            left = file.stat().st_mtime + SETTLED - time.time()
+            if left <= 0:
+                break
+        time.sleep(min(left, SETTLED))
+    log.warning("%s is created again: its creation was interrupted", file)
+    _delete_database(file)
+    _create_database(file)
+
+
+def _create_database(file: Path) -> None:
+    """Create an SQLite store under a temporary name, and move it into place when it is complete.
+
+    MLflow's hundreds of statements are no transaction, so a killed process must not leave a part
+    of them. A store that another program has put there in the meantime stays.
+    """
+    part = beside(file)
+    engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{part}")
+    # One fsync at the end instead of one per statement halves the time.
+    sqlalchemy.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
+    try:
+        # `MlflowClient` would do the same in place.
+        mlflow_db._initialize_tables(engine)
+    finally:
+        engine.dispose()
+    force(part)
+    # SQLite would apply the journal of an earlier file of this name to the new one.
+    Path(f"{file}-journal").unlink(missing_ok=True)
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        log.info("another program has created %s", file)
+    except OSError:
+        # The file system has no hard links.
+        os.replace(part, file)
+    force(file.parent)
+    _delete_database(part)
+
+
+def _delete_database(file: Path) -> None:
+    for suffix in ("-journal", ""):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from kinopoisk_ft.tracking.event_log import (
 )
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import DATABASES, REMOTE, shown
+from kinopoisk_ft.tracking.store import DATABASES, REMOTE, hide_password
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
 SERVED = {*REMOTE, *DATABASES} - {"sqlite"}  # stores on a server
@@ -97,7 +97,7 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to a server that is named in a downloaded folder.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                f"the run was recorded on another machine for the store {shown(own)}",
+                f"the run was recorded on another machine for the store {hide_password(own)}",
                 fix="name the store yourself: --uri",
             )
         uri = own
@@ -128,7 +128,7 @@ def _sync(events: EventLog, name: str, target: Target, has_files: bool, died_as:
     sent = ", ".join(f"{what} {count}" for what, count in sorted(replay.counts.items()))
     lines = [
         f"{name}: {sent or 'nothing was left to send'}",
-        f"  run {state.run_id} in {shown(replay.uri)}, {read_end(events) or died_as}"
+        f"  run {state.run_id} in {hide_password(replay.uri)}, {read_end(events) or died_as}"
         + ("; its process died" if died else ""),
         *(f"  not sent: {reason}" for reason in state.refused.values()),
     ]
@@ -145,6 +145,6 @@ def _send(replay: Replay) -> None:
         reason = next(iter(str(delivery.error).splitlines()), type(delivery.error).__name__)
         raise UserError(
             f"the store has not accepted the rest: {reason[:300]}",
-            where=shown(replay.uri),
+            where=hide_password(replay.uri),
             fix="run the same command again later: nothing is sent twice",
         ) from delivery.error

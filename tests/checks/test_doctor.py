@@ -232,7 +232,7 @@ def test_store_of_another_version_or_kind(here: Path) -> None:
         database.execute("CREATE TABLE cats (name TEXT)")
     found = look("tracking")["MLflow store"]
     assert (found.state, found.needed) == ("broken", True)
-    assert "no MLflow store" in found.detail
+    assert "not an MLflow store" in found.detail
     assert "tracking.uri=" in str(found.fix)
     with contextlib.closing(sqlite3.connect(here / "mlflow.db")) as database:
         for table in ("experiments", "runs"):

@@ -12,7 +12,7 @@ from tracked import hurry, tell, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import Event, find_logs, read_tags
-from kinopoisk_ft.tracking.experiment import open_experiment
+from kinopoisk_ft.tracking.store import open_experiment
 
 Values = list[tuple[str, int, int, float]]
 

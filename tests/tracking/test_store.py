@@ -1,4 +1,4 @@
-"""Stores whose creation is killed: the next command works, and nothing of value is deleted."""
+"""Creating and checking a store: two processes create one, and nothing of value is deleted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from store_template import create_tables
 from kinopoisk_ft.checks.store_check import store as check_store
 from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.experiment import open_experiment
-from kinopoisk_ft.tracking.store import UnfinishedError, check_database
+from kinopoisk_ft.tracking.store import UnfinishedError, check_database, open_experiment
 
 
 def address(folder: Path) -> str:
@@ -101,7 +100,7 @@ def test_a_file_that_changes_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     file = half_created(tmp_path, 8)
     os.utime(file)
     monkeypatch.setattr(
-        "kinopoisk_ft.tracking.experiment.time.sleep",
+        "kinopoisk_ft.tracking.store.time.sleep",
         lambda _: os.replace(whole / "mlflow.db", file),
     )
     client, _ = open_experiment(address(tmp_path), "e", None)
@@ -171,3 +170,29 @@ def test_a_command_that_is_killed_can_be_given_again(tmp_path: Path, moment: int
     assert "RUNNING" not in statuses
     assert "FINISHED" in statuses
     assert not [*tmp_path.rglob("*.part")]
+
+
+def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Path) -> None:
+    for version, told in ((None, "not an MLflow store"), ("abc", "another MLflow version")):
+        file = tmp_path / f"{version}.db"
+        with sqlite3.connect(file) as database:
+            database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            if version:
+                database.execute("CREATE TABLE experiments (x)")
+                database.execute("CREATE TABLE runs (x)")
+                database.execute("INSERT INTO alembic_version VALUES (?)", (version,))
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=told):
+            open_experiment(f"sqlite:///{file}", "e", None)
+        assert file.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_store(tmp_path: Path) -> None:
+    code = "import sys; from kinopoisk_ft.tracking.store import open_experiment as o; "
+    code += "print(o(sys.argv[1], 'e', None)[1])"
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] != ""

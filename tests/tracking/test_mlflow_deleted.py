@@ -15,7 +15,7 @@ from tracked import hurry, tell, tracker, wait_for
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.experiment import open_experiment
+from kinopoisk_ft.tracking.store import open_experiment
 
 
 @pytest.fixture(scope="module")
