@@ -24,7 +24,7 @@ from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.offline import close_killed
-from kinopoisk_ft.tracking.sweep import parent_of
+from kinopoisk_ft.tracking.sweep import read_parent
 from kinopoisk_ft.training.distributed.processes import (
     broadcast_from_main,
     is_main,
@@ -125,4 +125,4 @@ def _keep_traceback(tracker: Tracker, file: Path) -> None:
 
 def _parent(prepared: Prepared) -> str | None:
     """Return the id of the sweep's parent run, None for a run outside a sweep."""
-    return parent_of(prepared.job.sweep_dir) if prepared.job else None
+    return read_parent(prepared.job.sweep_dir) if prepared.job else None

@@ -21,7 +21,7 @@ from kinopoisk_ft.sweeps.device_pool import own_device
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
-from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, parent_of
+from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, read_parent
 from kinopoisk_ft.training.signals import Stopped
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,6 @@ def _point_to(run_id: str, prepared: Prepared, out_dir: Path) -> None:
     """Add a child to the new parent that names the finished run; reports follow it."""
     tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
     pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
-    name, parent = f"skipped: {prepared.tags['approach']}", parent_of(_job_of(prepared).sweep_dir)
+    name, parent = f"skipped: {prepared.tags['approach']}", read_parent(_job_of(prepared).sweep_dir)
     tracker.start(name, {}, pointer, parent, folder=out_dir)
     tracker.finish("FINISHED")

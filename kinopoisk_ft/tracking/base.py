@@ -1,4 +1,4 @@
-"""What a run tells a tracker, and the tracker that keeps nothing."""
+"""Define what a run records with a tracker, and the tracker that records nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """The verbs that a run calls; a new tracker has these and a file in conf/tracking."""
+    """The methods that a run calls; a new tracker has these and a file in conf/tracking."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run that has these ones, None without any."""
+        """Return all tags of the newest finished run that has these tags; None if there is none."""
         ...
 
     def start(
@@ -19,16 +19,17 @@ class Tracker(Protocol):
         config: dict[str, Any],
         tags: dict[str, str],
         parent: str | None = None,
-        kept: str | None = None,
+        resume: str | None = None,
         *,
         folder: Path,
     ) -> str:
-        """Open a run with its flattened config and tags; returns its id.
+        """Start a run and return its id.
 
         Args:
-            parent: the id of the sweep's run that this one is a child of.
-            kept: the id of an unfinished run to go on with: what it has is not recorded twice.
-            folder: the run's own; what is recorded may wait there.
+            config: recorded as params with dotted names.
+            parent: the id of the sweep's parent run.
+            resume: the id of an unfinished run to continue; nothing is recorded twice.
+            folder: the run's own folder; events wait there until they are sent.
         """
         ...
 
@@ -37,7 +38,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Force what was recorded to disk: a checkpoint is about to rely on it."""
+        """Force everything recorded to disk before a checkpoint relies on it."""
         ...
 
     def tags(self, values: dict[str, str]) -> None:
@@ -45,26 +46,26 @@ class Tracker(Protocol):
         ...
 
     def artifact(self, path: Path) -> None:
-        """Keep a file of the run's folder, or a folder in it with all it holds."""
+        """Record a file of the run's folder, or a folder in it with its contents."""
         ...
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Keep a model folder with the code file that serves it."""
+        """Record a model folder with the code file that serves it."""
         ...
 
     def finish(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+        """End the run as FINISHED, FAILED or KILLED."""
         ...
 
 
 class NoTracker:
-    """Keeps nothing: the run's folder has the result."""
+    """Record nothing; the run's folder still has the result."""
 
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
     def find(self, tags: dict[str, str]) -> None:
-        """Return None: nothing is known of earlier runs."""
+        """Return None: no earlier run is known."""
 
     def start(
         self,
@@ -72,7 +73,7 @@ class NoTracker:
         config: dict[str, Any],
         tags: dict[str, str],
         parent: str | None = None,
-        kept: str | None = None,
+        resume: str | None = None,
         *,
         folder: Path,
     ) -> str:
@@ -83,7 +84,7 @@ class NoTracker:
         """Drop the values."""
 
     def flush(self) -> None:
-        """Nothing to write."""
+        """Write nothing."""
 
     def tags(self, values: dict[str, str]) -> None:
         """Drop the tags."""
@@ -95,4 +96,4 @@ class NoTracker:
         """Leave the folder where it is."""
 
     def finish(self, status: str) -> None:
-        """Nothing to close."""
+        """End nothing."""

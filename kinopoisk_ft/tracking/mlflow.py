@@ -67,7 +67,7 @@ class MlflowTracker(OfflineTracker):
         config: dict[str, Any],
         tags: dict[str, str],
         parent: str | None = None,
-        kept: str | None = None,
+        resume: str | None = None,
         *,
         folder: Path,
     ) -> str:
@@ -76,7 +76,7 @@ class MlflowTracker(OfflineTracker):
         Raises:
             UserError: the store cannot be opened, or does not have the parent.
         """
-        local_id = super().start(name, config, tags, parent, kept, folder=folder)
+        local_id = super().start(name, config, tags, parent, resume, folder=folder)
         target = Target(self.uri, self.experiment, self.artifacts)
         self._replay = Replay(self._events, target)
         self._delivery = Delivery(self._replay)

@@ -51,14 +51,14 @@ class OfflineTracker:
         config: dict[str, Any],
         tags: dict[str, str],
         parent: str | None = None,
-        kept: str | None = None,
+        resume: str | None = None,
         *,
         folder: Path,
     ) -> str:
         """Create a log in the run's folder, or continue the log of an unfinished run."""
-        events = _find_log(folder, kept) if kept else None
-        if kept and events is None:
-            log.warning("a new run is created: %s has no events of run %s", folder, kept)
+        events = _find_log(folder, resume) if resume else None
+        if resume and events is None:
+            log.warning("a new run is created: %s has no events of run %s", folder, resume)
         self._is_new = events is None
         self._events = events or EventLog.new(folder)
         self._events.open(LOCK_PATIENCE)
@@ -191,16 +191,16 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
     return None
 
 
-def close_killed(tracker: Tracker, folder: Path, kept: str | None) -> None:
+def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Close, as KILLED, the runs of a folder whose processes died.
 
     Args:
         tracker: has started no run, and starts none afterwards that records metrics.
-        kept: the id of the run that is resumed and stays open; None if a new run begins.
+        resumed: the id of the run that stays open to be resumed; None if a new run begins.
     """
     for events in find_logs(folder):
-        if events.folder == folder and not read_end(events) and kept not in _get_ids(events):
-            tracker.start(events.id, {}, {}, kept=events.local_id, folder=folder)
+        if events.folder == folder and not read_end(events) and resumed not in _get_ids(events):
+            tracker.start(events.id, {}, {}, resume=events.local_id, folder=folder)
             tracker.finish("KILLED")
 
 

@@ -1,4 +1,4 @@
-"""One parent run for a sweep: its jobs find its id in the sweep's folder, whoever runs them."""
+"""Open one parent run for a sweep; its jobs read its id from the sweep's folder."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from kinopoisk_ft.training.distributed import torchrun
 log = logging.getLogger(__name__)
 
 PARENT = "parent.json"
-SAME_AS = "kinopoisk_ft.same_as"  # of a skipped job: the finished run that is identical
+SAME_AS = "kinopoisk_ft.same_as"  # tag of a skipped job: the id of the identical finished run
 
 
 def notes_folder(sweep_dir: Path) -> Path:
-    """Return where a sweep keeps the parent's id and how its jobs ended."""
+    """Return the folder with the parent's id and the outcome of each job."""
     return sweep_dir / "jobs"
 
 
-def parent_of(sweep_dir: Path) -> str | None:
-    """Return the id of a sweep's parent run, None where jobs are not tracked.
+def read_parent(sweep_dir: Path) -> str | None:
+    """Return the id of a sweep's parent run; None if its jobs are not tracked.
 
     Raises:
-        UserError: the sweep's folder does not tell.
+        UserError: the file with the id is missing or damaged.
     """
     file = notes_folder(sweep_dir) / PARENT
     try:
         parent = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the sweep's parent run is not known: {error}",
+            f"the parent run of the sweep is unknown: {error}",
             where=str(file),
             fix="start the sweep again: the same command with its output_dir",
         ) from error
@@ -52,11 +52,11 @@ def parent_of(sweep_dir: Path) -> str | None:
 class ParentRun(Callback):
     """A Hydra callback that opens the parent before the first job.
 
-    Hydra tells a callback of a sweep's end only if no job failed, so the command line closes what
-    `opened` names.
+    Hydra does not call back at the end of a sweep in which a job failed, so the command line closes
+    the parent in `opened`.
 
     Args:
-        by_sweeper: the sweeper opens a parent itself, once it has found nothing wrong.
+        by_sweeper: the sweeper opens the parent itself, after it has checked its config.
     """
 
     opened: ClassVar[ParentRun | None] = None
@@ -67,63 +67,64 @@ class ParentRun(Callback):
         self._tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the tracker: launchers hand callbacks to workers, which only run jobs."""
+        """Leave out the tracker: launchers send callbacks to workers, which only run jobs."""
         return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the parent, tagged with what was asked for."""
+        """Check the sweep and open its parent."""
         try:
             if torchrun.world_size() > 1:
                 raise UserError(
-                    "torchrun starts the processes of one run, and this is a sweep of several",
-                    fix="start each run with torchrun of its own, or the sweep without it",
+                    "torchrun starts the processes of one run, but this is a sweep of several runs",
+                    fix="start each run with torchrun separately, or the sweep without torchrun",
                 )
             check_sweep_folders(config)
             if not self.by_sweeper:
                 self.open(config)
         except (UserError, OSError) as raised:
             error = folder_refused(raised) if isinstance(raised, OSError) else raised
-            # Hydra would make a warning of it, and each job would fail for the same reason.
+            # Hydra would only warn, and then every job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 
-    def open(self, config: DictConfig, goes_on: bool = False) -> None:
-        """Open the parent, of a sweep that goes on the one it had, and forget how jobs ended.
+    def open(self, config: DictConfig, resumed: bool = False) -> None:
+        """Open the parent and save its id; a resumed sweep keeps its parent and outcomes.
 
         Raises:
             UserError: the store cannot be opened.
         """
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
-        kept = self._kept() if goes_on else None
-        for old in [] if goes_on else notes.glob("[0-9]*.json"):
+        parent = self._read_parent() if resumed else None
+        for old in [] if resumed else notes.glob("[0-9]*.json"):
             old.unlink()
-        write_whole(notes / PARENT, json.dumps(self._open(config, kept)))
+        write_whole(notes / PARENT, json.dumps(self._start(config, parent)))
         ParentRun.opened = self
 
-    def _kept(self) -> str | None:
-        """Return the parent that the sweep's folder names; None where it names none."""
+    def _read_parent(self) -> str | None:
+        """Return the parent of the sweep that is resumed; None if its id is lost."""
         try:
-            return parent_of(self.sweep_dir)
+            return read_parent(self.sweep_dir)
         except UserError as error:
-            log.warning("a new parent is opened: %s", error.what)
+            log.warning("a new parent run is created: %s", error.what)
             return None
 
-    def _open(self, config: DictConfig, kept: str | None) -> str | None:
-        """Return the parent's id; None where jobs are not tracked.
+    def _start(self, config: DictConfig, resume: str | None) -> str | None:
+        """Start or resume the parent and return its id; None if jobs are not tracked.
 
-        Parents in the folder whose processes were killed are closed: their unfinished jobs become
-        children of this one as they go on.
+        Earlier parents whose processes were killed are closed. Their unfinished jobs become
+        children of this parent when they are resumed.
         """
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
-            return None  # each job checks its config and says what is wrong
+            # Each job checks its config and reports the error.
+            return None
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
-        close_killed(self._tracker, self.sweep_dir, kept)
-        return self._tracker.start(name, {}, tags, kept=kept, folder=self.sweep_dir) or None
+        close_killed(self._tracker, self.sweep_dir, resume)
+        return self._tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
     def tags(self, values: dict[str, str]) -> None:
         """Tag the parent."""
@@ -131,12 +132,12 @@ class ParentRun(Callback):
             self._tracker.tags(values)
 
     def artifact(self, file: Path) -> None:
-        """Keep a file of the sweep's folder with the parent."""
+        """Record a file of the sweep's folder with the parent."""
         if self._tracker is not None:
             self._tracker.artifact(file)
 
     def close(self, status: str) -> None:
-        """Close the parent: FAILED if a job failed, since its comparison has a hole."""
+        """End the parent; FAILED if a job failed, because its comparison is incomplete."""
         if self._tracker is not None:
             self._tracker.finish(status)
         ParentRun.opened = None

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.sweeps import jobs
-from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, parent_of
+from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, read_parent
 
 
 def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
@@ -44,8 +44,8 @@ def test_a_damaged_note_of_the_parent_is_told(
     note.parent.mkdir()
     note.write_text('"abc')
     with pytest.raises(UserError, match="start the sweep again"):
-        parent_of(tmp_path)
-    parent.open(config, goes_on=True)
-    assert "a new parent is opened" in caplog.text
-    assert parent_of(tmp_path) is None
+        read_parent(tmp_path)
+    parent.open(config, resumed=True)
+    assert "a new parent run is created" in caplog.text
+    assert read_parent(tmp_path) is None
     parent.close("FINISHED")

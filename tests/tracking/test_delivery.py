@@ -54,7 +54,7 @@ def test_a_store_that_hangs_holds_up_nothing(
     run._delivery._thread.join()
 
     again = tracker(URI)
-    kept = again.start("one", {"a": 1}, {}, kept=run_id, folder=tmp_path)
+    kept = again.start("one", {"a": 1}, {}, resume=run_id, folder=tmp_path)
     assert kept in store.runs
     again.finish("FINISHED")
     assert store.values() == told()

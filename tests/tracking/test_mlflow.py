@@ -32,7 +32,7 @@ def test_a_stopped_run_goes_on_without_repeating(uri: str, tmp_path: Path) -> No
     first.tags({"error": "power cut"})
     first.finish("KILLED")
     second = tracker(uri)
-    again = second.start("one", {"a": 2, "b": 3}, {}, kept=run_id, folder=tmp_path)
+    again = second.start("one", {"a": 2, "b": 3}, {}, resume=run_id, folder=tmp_path)
     assert again == run_id
     for step in (1, 2):
         second.metrics({"loss": 0.5 / step}, step)
@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_without_repeating(uri: str, tmp_path: Path) -> No
     assert "error" not in run.data.tags
     assert logged(client, run_id, "loss") == [(1, 0.5), (2, 0.25)]
     third = tracker(uri)
-    assert third.start("one", {}, {}, kept="0" * 32, folder=tmp_path) != run_id
+    assert third.start("one", {}, {}, resume="0" * 32, folder=tmp_path) != run_id
     third.finish("FINISHED")
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_the_store_has_lost_is_made_again(
     client = MlflowClient(uri)
     client.delete_run(run_id)
     second = tracker(uri)
-    again = second.start("one", {}, {}, kept=run_id, folder=tmp_path)
+    again = second.start("one", {}, {}, resume=run_id, folder=tmp_path)
     second.metrics({"loss": 9.0}, 3)
     second.finish("FINISHED")
     assert again != run_id

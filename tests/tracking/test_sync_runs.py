@@ -161,7 +161,7 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
     assert (found.info.status, found.info.end_time) == ("FAILED", last["time"])
 
     again = offline(experiment="died")
-    assert again.start("one", {}, {}, kept=run_id, folder=tmp_path) == run_id
+    assert again.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
     for step in (1, 2):
         again.metrics({"loss": float(step)}, step)
     again.finish("FINISHED")

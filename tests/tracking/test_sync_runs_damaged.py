@@ -68,7 +68,7 @@ def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
         stream.writelines(f"{line}\n" for line in HOSTILE_LINES)
     state_file(log).write_text("[" * 100_000)
     again = offline(experiment="hostile")
-    assert again.start("one", {}, {}, kept=run_id, folder=tmp_path) == run_id
+    assert again.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
     again.metrics({"loss": 1.0}, 1)
     again.finish("FINISHED")
     assert find_unsent(tmp_path, {"a": "b"}) == {"a": "b"}
@@ -86,7 +86,7 @@ def test_a_log_without_its_beginning_is_not_gone_on_with(tmp_path: Path) -> None
     (log,) = find_logs(tmp_path)
     log.file.write_text("[" * 100_000 + "\n" + log.file.read_text().partition("\n")[2])
     again = offline()
-    assert again.start("one", {}, {}, kept=run_id, folder=tmp_path) != run_id
+    assert again.start("one", {}, {}, resume=run_id, folder=tmp_path) != run_id
     again.finish("FINISHED")
     assert len(find_logs(tmp_path)) == 1
 
