@@ -11,9 +11,12 @@ from kinopoisk_ft.tracking.store import UnreachableError
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 10.0  # seconds between replays: one request with many metrics costs little more than one
-PAUSE, MAX_PAUSE = 1.0, 60.0  # seconds after a failure; the pause doubles with each failure
-LAST_TRIES = 3  # failures in a row at the end of the run
+# Seconds between replays. A request with many metrics costs little more than one with a few.
+INTERVAL = 10.0
+# Seconds after a failure. The pause doubles with each failure in a row.
+PAUSE, MAX_PAUSE = 1.0, 60.0
+# Failures in a row at the end of a run before the rest is left to `sync`.
+LAST_TRIES = 3
 
 
 class Delivery:

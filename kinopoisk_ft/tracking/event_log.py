@@ -26,14 +26,18 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tracking"  # in a run's folder
-OFFLINE = "offline-"  # prefix of the id of a run that has no id from a store yet
-MAX_READ = 1_000  # events per read
+# The folder of the logs in a run's folder.
+FOLDER = "tracking"
+# The id of a run begins like this until a store has assigned one.
+OFFLINE = "offline-"
+# Events per read. Training waits for the read to end when it appends an event.
+MAX_READ = 1_000
 
 Event = dict[str, Any]
 
 OPTIONAL_TEXT = (str, type(None))
-# The log may be damaged or come from someone else, so every field is checked when it is read.
+# A log may be damaged or come from someone else, so every field is checked when it is read.
+# Values of dicts and lists are numbers for metrics and text for the other verbs.
 FIELDS: dict[str, dict[str, Any]] = {
     "start": {
         "name": str, "tags": dict, "experiment": str,

@@ -15,7 +15,8 @@ from mlflow.types.schema import ColSpec, Schema
 
 from kinopoisk_ft.tracking.offline import PACKAGE
 
-EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]  # shown by MLflow as the model's input
+# MLflow shows this text as an example of the model's input.
+EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]
 # The distributions that the package imports to answer a request.
 SERVING = (
     "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "psutil",

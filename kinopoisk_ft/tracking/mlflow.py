@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 START, START_LOCAL = 30.0, 120.0
 # Seconds to send the rest at the end: after a signal ten remain, of which a step may take two.
 END = {"FINISHED": 60.0, "FAILED": 10.0, "KILLED": 4.0}
-MIN_RATE = 2**20  # bytes per second at which a store must accept a model
+# Bytes per second at which a store must accept a model.
+MIN_RATE = 2**20
 
 
 class MlflowTracker(OfflineTracker):

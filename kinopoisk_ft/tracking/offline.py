@@ -22,7 +22,9 @@ from kinopoisk_ft.tracking.event_log import (
 
 log = logging.getLogger(__name__)
 
-LOCK_PATIENCE = 10.0  # seconds to wait while `sync` sends the events of the same run
+# Seconds to wait while `sync` sends the events of the same run.
+LOCK_PATIENCE = 10.0
+# MLflow's user interface nests runs by this tag.
 PARENT_TAG = "mlflow.parentRunId"
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -62,6 +64,7 @@ class OfflineTracker:
         self._is_new = events is None
         self._events = events or EventLog.new(folder)
         self._events.open(LOCK_PATIENCE)
+        # MLflow keeps params as text.
         params = {key: str(value) for key, value in flatten(config).items()}
         if events is None:
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
@@ -120,6 +123,7 @@ class OfflineTracker:
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder with the code file that serves it."""
+        # The model stays in the run's folder in any case.
         if self.log_model:
             path, code_path = (portable_path(one, self._events.folder) for one in (folder, code))
             self._events.append("model", path=path, code=code_path, class_names=list(class_names))
@@ -162,6 +166,7 @@ def resolve_path(text: str, folder: Path) -> Path:
     name, _, inner = text.partition(":")
     root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
     path = (root / (inner or text)).resolve()
+    # A symbolic link could send any file of the user to the store.
     links = (one.resolve() for one in path.rglob("*") if one.is_symlink())
     if not all(one.is_relative_to(root) for one in (path, *links)):
         raise ValueError(f"'{text}' is outside the run's folder")

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,16 @@ from kinopoisk_ft.tracking.sweep import SAME_AS
 
 log = logging.getLogger(__name__)
 
-LOG_TAG = "kinopoisk_ft.events"  # tag of a run in the store: the id of its event log
-MAX_PARAM = 500  # characters; longer values are kept in long_params.json
-MAX_JSON = 2**20  # bytes of a JSON file in which the run's local id is replaced
-# MLflow's limits per request.
+# A run in a store has the id of its event log in this tag.
+LOG_TAG = "kinopoisk_ft.events"
+# Characters of a param in MLflow's tables. Longer values are kept whole in long_params.json.
+MAX_PARAM = 500
+# Bytes. The run's local id is replaced in JSON files up to this size.
+MAX_JSON = 2**20
+# MLflow's limits per request: https://mlflow.org/docs/latest/rest-api.html#log-batch
 MAX_PARAMS = MAX_TAGS = 100
 MAX_METRICS = 1000
-# Errors of a request that would fail again.
+# Requests with these errors would fail again.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
 
@@ -101,15 +104,9 @@ class Replay:
             # A power cut must not take back an event that the store already has.
             self.events.sync()
             self._pending = self.events.read_after(self.state.seq)
-        batch = self._pending[:1]
-        if batch and batch[0]["verb"] == "metrics":
-            values = len(batch[0]["values"])
-            for event in self._pending[1:]:
-                values += len(event["values"]) if event["verb"] == "metrics" else MAX_METRICS
-                if values > MAX_METRICS:
-                    break
-                batch.append(event)
-        return batch
+        metrics = takewhile(lambda event: event["verb"] == "metrics", self._pending)
+        sizes = accumulate(len(event["values"]) for event in metrics)
+        return self._pending[: max(1, sum(size <= MAX_METRICS for size in sizes))]
 
     def _send(self, client: MlflowClient, batch: list[Event]) -> None:
         """Send a batch and save the new position; leave out an event that cannot be sent."""

@@ -23,7 +23,8 @@ from kinopoisk_ft.training.distributed import torchrun
 log = logging.getLogger(__name__)
 
 PARENT = "parent.json"
-SAME_AS = "kinopoisk_ft.same_as"  # tag of a skipped job: the id of the identical finished run
+# A skipped job has the id of the identical finished run in this tag.
+SAME_AS = "kinopoisk_ft.same_as"
 
 
 def notes_folder(sweep_dir: Path) -> Path:

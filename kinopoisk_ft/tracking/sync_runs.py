@@ -24,7 +24,8 @@ from kinopoisk_ft.tracking.replay import Replay, Target
 from kinopoisk_ft.tracking.store import DATABASES, REMOTE, hide_password
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
-SERVED = {*REMOTE, *DATABASES} - {"sqlite"}  # stores on a server
+# Stores with these schemes run on a server.
+SERVED = {*REMOTE, *DATABASES} - {"sqlite"}
 
 Status = Literal["sent", "already sent", "still running", "not sent"]
 
@@ -59,6 +60,7 @@ def sync_folders(
     Raises:
         UserError: there is no run, or the store at `uri` cannot be opened or does not answer.
     """
+    # The folders may overlap: each log is sent once.
     logs = {events.file.resolve(): events for folder in folders for events in find_logs(folder)}
     if not logs:
         raise UserError(
@@ -114,6 +116,7 @@ def _sync(events: EventLog, name: str, target: Target, has_files: bool, died_as:
         return Synced("still running", f"{name}: still running or being sent: skipped")
     try:
         died = read_end(events) is None
+        # `open` holds the lock, so no process is writing this log.
         if died:
             last = max(event["time"] for event in events.events())
             events.append("finish", status=died_as, time=last)

@@ -153,6 +153,7 @@ def test_what_the_store_refuses_holds_up_nothing(
         run.metrics({"loss": 0.5}, step)
     run.metrics({"bad name": 1.0}, 3)
     run.metrics({"loss": 0.5}, 4)
+    run._events.append("metrics", values={}, step=5)
     run.artifact(tmp_path / "never_made.txt")
     run.finish("FINISHED")
     assert store.values() == [("loss", step, 0.5) for step in (0, 1, 2, 4)]
