@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: P
     run_id = killed.start("one", {}, {}, folder=folder)
     killed._delivery.stop()
     killed._delivery.close(10)
-    killed._events.close()
+    killed._log.close()
     close_killed(tracker(uri), folder, run_id)
     client = MlflowClient(uri)
     assert client.get_run(run_id).info.status == "RUNNING"
@@ -111,7 +111,7 @@ def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: P
 def test_killed_runs_that_no_store_has_are_closed_too(tmp_path: Path) -> None:
     killed = offline()
     killed.start("one", {}, {}, folder=tmp_path)
-    killed._events.close()
+    killed._log.close()
     (log,) = tmp_path.rglob("*.jsonl")
     close_killed(offline(), tmp_path, None)
     assert '"status": "KILLED"' in log.read_text()

@@ -12,17 +12,17 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 FOLDER = "tracking"
 # The id of a run begins like this until a store has assigned one.
 OFFLINE = "offline-"
-# Events per read. Training waits for the read to end when it appends an event.
-MAX_READ = 1_000
 
 Event = dict[str, Any]
 
@@ -53,27 +51,47 @@ FIELDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@dataclass
+class ReplayState:
+    """How much of a log a store has.
+
+    Args:
+        uri: the store.
+        run_id: the run's id there.
+        seq: the last event that was sent.
+        refused: events that could not be sent, by `seq`, with the reason.
+    """
+
+    uri: str = ""
+    run_id: str = ""
+    seq: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
 class EventLog:
-    """Write and read the events of one run.
+    """The events of one run, in memory and in a file.
 
     An event survives the end of the process as soon as `append` returns, and a power cut after
-    `sync`. A full disk never stops the training: events wait in memory until they can be written.
+    `sync`. A full disk never stops the training: events are written as soon as there is space.
     A lock file lets one process at a time write; it is released when that process dies.
 
     Args:
         file: `tracking/<id>.jsonl` in the run's folder.
+
+    Attributes:
+        events: all events in order; 100,000 take about 60 MB.
+        state: how much of them a store has.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.id = file, file.stem
         self.folder = file.parent.parent
-        self.seq = 0
-        self._waiting: deque[Event] = deque()
+        self.state_file = file.with_suffix(".sent.json")
         self._lock = FileLock(file.with_suffix(".lock"))
         self._mutex = threading.Lock()
         self._descriptor: int | None = None
-        self._reader = Reader(file)
         self._has_warned = False
+        self._load()
 
     @classmethod
     def new(cls, folder: Path) -> EventLog:
@@ -85,8 +103,33 @@ class EventLog:
         """The run's id until a store assigns one."""
         return OFFLINE + self.id
 
+    @property
+    def seq(self) -> int:
+        """The number of the last event; 0 if there is none."""
+        return int(self.events[-1]["seq"]) if self.events else 0
+
+    @property
+    def ids(self) -> set[str]:
+        """The run's local id and the id that a store has assigned."""
+        return {self.local_id, self.state.run_id} - {""}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that the run has at the end of the log."""
+        tags: dict[str, str] = {}
+        for event in self.events:
+            if event["verb"] in ("start", "tags"):
+                tags |= event["tags" if event["verb"] == "start" else "values"]
+        return tags
+
+    @property
+    def status(self) -> str | None:
+        """The status with which the run ended; None if it is running or its process died."""
+        last = [e for e in self.events if e["verb"] in ("start", "reopen", "finish")][-1:]
+        return last[0].get("status") if last else None
+
     def open(self, patience: float = 0.0) -> None:
-        """Lock the log for writing and remove a last line that a crash has cut off.
+        """Lock the log for writing and read what other processes have added.
 
         Args:
             patience: seconds to wait while another process holds the lock.
@@ -97,7 +140,7 @@ class EventLog:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=patience)
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except Timeout as error:
             raise UserError(
                 "another process is writing or sending the events of this run",
@@ -108,16 +151,14 @@ class EventLog:
             self._warn(error)
             return
         # A line without its end was cut off when the process or the machine died.
-        os.ftruncate(descriptor, self.file.read_bytes().rfind(b"\n") + 1)
-        self.seq = max((event["seq"] for event in self.events()), default=0)
-        self._descriptor = descriptor
+        os.ftruncate(self._descriptor, self.file.read_bytes().rfind(b"\n") + 1)
+        self._load()
 
     def append(self, verb: str, **fields: Any) -> None:
-        """Write an event; never raise because of the disk."""
+        """Add an event; never raise because of the disk."""
         with self._mutex:
-            self.seq += 1
             now = int(time.time() * 1000)
-            self._waiting.append({"seq": self.seq, "time": now, "verb": verb} | fields)
+            self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 
     def sync(self) -> None:
@@ -142,38 +183,37 @@ class EventLog:
     def discard(self) -> None:
         """Close and delete the log of a run that could not start."""
         self.close()
-        for file in (self.file, state_file(self), self.file.with_suffix(".lock")):
+        for file in (self.file, self.state_file, self.file.with_suffix(".lock")):
             file.unlink(missing_ok=True)
         # The folder stays if it has logs of other runs.
         with suppress(OSError):
             self.file.parent.rmdir()
 
-    def events(self) -> Iterator[Event]:
-        """Yield all events of the file."""
-        return iter(Reader(self.file))
+    def after(self, seq: int) -> list[Event]:
+        """Return the events after `seq`."""
+        return self.events[bisect_right(self.events, seq, key=itemgetter("seq")) :]
 
-    def rewind(self) -> None:
-        """Let `read_after` begin again at the first event."""
-        self._reader = Reader(self.file)
+    def count_lost(self) -> int:
+        """Return how many events neither the disk nor a store has."""
+        return sum(event["seq"] > self.state.seq for event in self.events[self._written :])
 
-    def read_after(self, seq: int) -> list[Event]:
-        """Return the next events after `seq` that were not read yet; empty if there are none.
+    def save_state(self) -> None:
+        """Write the state; if the disk is full, a later replay sends some events again."""
+        try:
+            write_whole(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
+        except OSError as error:
+            log.debug("%s is not up to date: %s", self.state_file, error)
 
-        Events that could not be written to the disk come last, from memory.
-        """
-        with self._mutex:
-            new = (event for event in self._reader if event["seq"] > seq)
-            return list(islice(new, MAX_READ)) or self.unwritten(seq)
-
-    def unwritten(self, seq: int) -> list[Event]:
-        """Return the events after `seq` that the disk has not taken."""
-        return [event for event in self._waiting if event["seq"] > seq]
+    def _load(self) -> None:
+        self.events = _read_events(self.file)
+        self.state = _read_state(self.state_file)
+        self._written = len(self.events)
 
     def _write(self) -> None:
         try:
-            while self._waiting and self._descriptor is not None:
-                _write_line(self._descriptor, self._waiting[0])
-                self._waiting.popleft()
+            while self._descriptor is not None and self._written < len(self.events):
+                _write_line(self._descriptor, self.events[self._written])
+                self._written += 1
         except OSError as error:
             self._warn(error)
 
@@ -183,36 +223,16 @@ class EventLog:
         self._has_warned = True
 
 
-class Reader:
-    """Iterate over the events of a log file; the next iteration continues where this one ended.
+def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
+    """Return the logs in a run's folder, oldest first; without logs that have lost their beginning.
 
-    A damaged line is reported and skipped. A last line without its end is not read yet.
+    Args:
+        below: look in all folders below as well.
     """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._offset, self._lines, self._seq = 0, 0, 0
-
-    def __iter__(self) -> Iterator[Event]:
-        if not self._file.is_file():
-            return
-        with self._file.open("rb") as stream:
-            stream.seek(self._offset)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                self._lines += 1
-                try:
-                    event = _parse(line)
-                except ValueError as error:
-                    text = "skipping a damaged line: %s, line %d: %s"
-                    log.warning(text, self._file, self._lines, error)
-                    continue
-                # A signal handler that raises between write and bookkeeping repeats a line.
-                if event["seq"] > self._seq:
-                    self._seq = event["seq"]
-                    yield event
+    pattern = f"{'**/' if below else ''}{FOLDER}/*.jsonl"
+    logs = [EventLog(file) for file in sorted(folder.glob(pattern))]
+    complete = [one for one in logs if one.events and one.events[0]["verb"] == "start"]
+    return sorted(complete, key=lambda one: one.events[0]["time"])
 
 
 def _write_line(descriptor: int, event: Event) -> None:
@@ -225,6 +245,23 @@ def _write_line(descriptor: int, event: Event) -> None:
     except OSError:
         os.ftruncate(descriptor, before)
         raise
+
+
+def _read_events(file: Path) -> list[Event]:
+    """Return the events of a file; report and skip damaged lines."""
+    events: list[Event] = []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    # What follows the last line break is a line that is still being written, or nothing.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = _parse(line)
+        except ValueError as error:
+            log.warning("skipping a damaged line: %s, line %d: %s", file, number, error)
+            continue
+        # A signal handler that raises between write and bookkeeping repeats a line.
+        if not events or event["seq"] > events[-1]["seq"]:
+            events.append(event)
+    return events
 
 
 def _parse(line: bytes) -> Event:
@@ -259,75 +296,12 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def find_logs(folder: Path) -> list[EventLog]:
-    """Return the logs of all runs in a folder and below, oldest first."""
-    files = [*folder.rglob(f"{FOLDER}/*.jsonl")] if folder.is_dir() else []
-    starts = ((read_start(EventLog(file)), file) for file in files)
-    return [EventLog(file) for _, file in sorted((s["time"], file) for s, file in starts if s)]
-
-
-def read_start(events: EventLog) -> Event | None:
-    """Return the event that begins a run; None if the log does not begin with it."""
-    first = next(events.events(), None)
-    return first if first is not None and first["verb"] == "start" else None
-
-
-def read_tags(events: EventLog) -> dict[str, str]:
-    """Return the tags that a run has at the end of its log."""
-    tags: dict[str, str] = {}
-    for event in events.events():
-        if event["verb"] in ("start", "tags"):
-            tags |= event["tags" if event["verb"] == "start" else "values"]
-    return tags
-
-
-def read_end(events: EventLog) -> str | None:
-    """Return the status with which a run ended; None if it is running or its process died."""
-    status = None
-    for event in events.events():
-        if event["verb"] in ("start", "reopen", "finish"):
-            status = event.get("status")
-    return status
-
-
-@dataclass
-class ReplayState:
-    """How much of a log a store has.
-
-    Args:
-        uri: the store.
-        run_id: the run's id there.
-        seq: the last event that was sent.
-        refused: events that cannot be sent, by `seq`, with the reason; `sync` tries them again.
-    """
-
-    uri: str = ""
-    run_id: str = ""
-    seq: int = 0
-    refused: dict[str, str] = field(default_factory=dict)
-
-    def save(self, events: EventLog) -> None:
-        """Write the state atomically; without it a later replay asks the store what it has."""
-        file = state_file(events)
-        part = file.with_suffix(".part")
-        try:
-            part.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
-            os.replace(part, file)
-        except OSError as error:
-            log.debug("%s is not up to date: %s", file, error)
-
-
-def read_state(events: EventLog) -> ReplayState:
+def _read_state(file: Path) -> ReplayState:
     """Return the state of a log; an empty one if it was never sent or the file is damaged."""
     try:
-        state = ReplayState(**json.loads(state_file(events).read_text(encoding="utf-8")))
+        state = ReplayState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return ReplayState()
     types = [type(value) for value in vars(state).values()]
     valid = types == [str, str, int, dict] and {*map(type, state.refused.values())} <= {str}
     return state if valid else ReplayState()
-
-
-def state_file(events: EventLog) -> Path:
-    """Return the file of a log's replay state."""
-    return events.file.with_suffix(".sent.json")

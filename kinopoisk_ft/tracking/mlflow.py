@@ -79,7 +79,7 @@ class MlflowTracker(OfflineTracker):
         """
         local_id = super().start(name, config, tags, parent, resume, folder=folder)
         target = Target(self.uri, self.experiment, self.artifacts)
-        self._replay = Replay(self._events, target)
+        self._replay = Replay(self._log, target)
         self._delivery = Delivery(self._replay)
         seconds = START if absolute_uri(self.uri).partition(":")[0] in REMOTE else START_LOCAL
         answered = self._delivery.start(seconds)
@@ -87,14 +87,14 @@ class MlflowTracker(OfflineTracker):
         if error is not None and self._delivery.needs_user():
             self._delivery.stop()
             if self._is_new:
-                self._events.discard()
+                self._log.discard()
             else:
-                self._events.close()
+                self._log.close()
             raise error
         if error is not None or not answered:
             reason = str(error).splitlines()[0] if error else f"no answer in {seconds:.0f} s"
             log.warning("training starts without the MLflow store: %s", reason[:300])
-        self._run_id = self._replay.state.run_id or local_id
+        self._run_id = self._replay.run_id or local_id
         return self._run_id
 
     def _get_uri(self) -> str | None:
@@ -102,22 +102,22 @@ class MlflowTracker(OfflineTracker):
 
     def finish(self, status: str) -> None:
         """Record the end of the run, and wait a limited time until the store has everything."""
-        self._events.append("finish", status=status)
+        self._log.append("finish", status=status)
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)
-        state, command = self._replay.state, sync_command(self._events.folder)
+        state, command = self._log.state, sync_command(self._log.folder)
         if state.run_id not in ("", self._run_id):
             log.info("the id of this run in the MLflow store is %s", state.run_id)
-        if not complete and (unsent := self._replay.count_unsent()):
+        if not complete and (unsent := len(self._log.after(state.seq)) - self._log.count_lost()):
             text = "%d events of this run are not in the MLflow store yet: %s; to send them: %s"
             log.warning(text, unsent, _get_reason(self._delivery.error), command)
         if state.refused:
             text = "the MLflow store does not have: %s; to try again: %s"
             log.warning(text, "; ".join(state.refused.values())[:1000], command)
-        self._close(sent=state.seq)
+        self._close()
 
     def _model_bytes(self) -> int:
-        files = (self._events.folder / "model").rglob("*") if self.log_model else ()
+        files = (self._log.folder / "model").rglob("*") if self.log_model else ()
         return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -10,15 +10,7 @@ from typing import Any
 
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.tracking.event_log import (
-    FOLDER,
-    EventLog,
-    find_logs,
-    read_end,
-    read_start,
-    read_state,
-    read_tags,
-)
+from kinopoisk_ft.tracking.event_log import EventLog, find_logs
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +50,26 @@ class OfflineTracker:
         folder: Path,
     ) -> str:
         """Create a log in the run's folder, or continue the log of an unfinished run."""
-        events = _find_log(folder, resume) if resume else None
-        if resume and events is None:
+        found = _find_log(folder, resume) if resume else None
+        if resume and found is None:
             log.warning("a new run is created: %s has no events of run %s", folder, resume)
-        self._is_new = events is None
-        self._events = events or EventLog.new(folder)
-        self._events.open(LOCK_PATIENCE)
+        self._is_new = found is None
+        self._log = found or EventLog.new(folder)
+        self._log.open(LOCK_PATIENCE)
         # MLflow keeps params as text.
         params = {key: str(value) for key, value in flatten(config).items()}
-        if events is None:
+        if self._is_new:
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
-            self._events.append(
+            self._log.append(
                 "start", name=name, tags=tags, uri=self._get_uri(), experiment=self.experiment,
                 artifacts=self.artifacts, host=socket.gethostname(),
             )  # fmt: skip
         else:
             self._reopen(params, parent)
         if params:
-            self._events.append("params", values=params)
-        self._events.sync()
-        return self._events.local_id
+            self._log.append("params", values=params)
+        self._log.sync()
+        return self._log.local_id
 
     def _get_uri(self) -> str | None:
         """Return the store to which `sync` sends the run by default."""
@@ -89,14 +81,14 @@ class OfflineTracker:
         The run becomes a child of the sweep that resumes it, because its first parent may have
         been killed and a sweep's report shows its own children.
         """
-        tags = read_tags(self._events)
-        for event in self._events.events():
+        tags = self._log.tags
+        for event in self._log.events:
             if event["verb"] == "params":
                 for key in event["values"]:
                     params.pop(key, None)
             elif event["verb"] == "metrics":
                 self._recorded |= {(key, event["step"]) for key in event["values"]}
-        self._events.append("reopen")
+        self._log.append("reopen")
         if parent is not None and tags.get(PARENT_TAG) != parent:
             self.tags({PARENT_TAG: parent})
 
@@ -104,45 +96,40 @@ class OfflineTracker:
         """Record values at an optimizer step, except values recorded before an interruption."""
         new = {k: float(v) for k, v in values.items() if (k, step) not in self._recorded}
         if new:
-            self._events.append("metrics", values=new, step=step)
+            self._log.append("metrics", values=new, step=step)
 
     def flush(self) -> None:
         """Force all events to disk before a checkpoint relies on them."""
-        self._events.sync()
+        self._log.sync()
 
     def tags(self, values: dict[str, str]) -> None:
         """Add tags."""
-        self._events.append("tags", values=values)
+        self._log.append("tags", values=values)
 
     def artifact(self, path: Path) -> None:
         """Record a file of the run's folder, or a folder in it under its own name."""
         if not self._has_artifacts:
-            _warn_if_replaced(self._events)
+            _warn_if_replaced(self._log)
             self._has_artifacts = True
-        self._events.append("artifact", path=portable_path(path, self._events.folder))
+        self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder with the code file that serves it."""
         # The model stays in the run's folder in any case.
         if self.log_model:
-            path, code_path = (portable_path(one, self._events.folder) for one in (folder, code))
-            self._events.append("model", path=path, code=code_path, class_names=list(class_names))
+            path, code_path = (portable_path(one, self._log.folder) for one in (folder, code))
+            self._log.append("model", path=path, code=code_path, class_names=list(class_names))
 
     def finish(self, status: str) -> None:
         """Record the end of the run and log the command that sends it."""
-        self._events.append("finish", status=status)
-        self._close(sent=0)
-        log.info("to send this run to MLflow: %s", sync_command(self._events.folder))
+        self._log.append("finish", status=status)
+        self._close()
+        log.info("to send this run to MLflow: %s", sync_command(self._log.folder))
 
-    def _close(self, sent: int) -> None:
-        """Close the log; report events that neither the disk nor a store has.
-
-        Args:
-            sent: the last event that a store has.
-        """
-        if lost := len(self._events.unwritten(sent)):
+    def _close(self) -> None:
+        if lost := self._log.count_lost():
             log.error("%d events are lost: the disk is full and no MLflow store has them", lost)
-        self._events.close()
+        self._log.close()
 
 
 def portable_path(path: Path, folder: Path) -> str:
@@ -187,12 +174,10 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
     Returns:
         None if there is no such run.
     """
-    for events in reversed(find_logs(folder)):
-        last = max(event["seq"] for event in events.events())
-        is_unsent = read_state(events).seq < last
-        tags = read_tags(events)
-        if is_unsent and read_end(events) == "FINISHED" and wanted.items() <= tags.items():
-            return tags
+    for one in reversed(find_logs(folder, below=True)):
+        is_unsent = one.state.seq < one.seq
+        if is_unsent and one.status == "FINISHED" and wanted.items() <= one.tags.items():
+            return one.tags
     return None
 
 
@@ -203,33 +188,21 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
         tracker: has started no run, and starts none afterwards that records metrics.
         resumed: the id of the run that stays open to be resumed; None if a new run begins.
     """
-    for events in find_logs(folder):
-        if events.folder == folder and not read_end(events) and resumed not in _get_ids(events):
-            tracker.start(events.id, {}, {}, resume=events.local_id, folder=folder)
+    for one in find_logs(folder):
+        if one.status is None and resumed not in one.ids:
+            tracker.start(one.id, {}, {}, resume=one.local_id, folder=folder)
             tracker.finish("KILLED")
-
-
-def _get_ids(events: EventLog) -> set[str]:
-    """Return the run's own id and the id that a store has assigned."""
-    return {events.local_id, read_state(events).run_id} - {""}
 
 
 def _find_log(folder: Path, run_id: str) -> EventLog | None:
     """Return the log in a run's folder that has one of these ids; None if there is none."""
-    for file in (folder / FOLDER).glob("*.jsonl"):
-        events = EventLog(file)
-        if run_id in _get_ids(events) and read_start(events):
-            return events
-    return None
+    return next((one for one in find_logs(folder) if run_id in one.ids), None)
 
 
-def _warn_if_replaced(events: EventLog) -> None:
+def _warn_if_replaced(current: EventLog) -> None:
     """Warn if this run is about to replace files of an earlier run that are not sent yet."""
-    for file in events.file.parent.glob("*.jsonl"):
-        other = EventLog(file)
-        sent = read_state(other).seq
-        unsent = (event["verb"] for event in other.events() if event["seq"] > sent)
-        if other.id != events.id and "artifact" in unsent:
-            name = (read_start(other) or {}).get("name", other.id)
+    for other in find_logs(current.folder):
+        unsent = (event["verb"] for event in other.after(other.state.seq))
+        if other.id != current.id and "artifact" in unsent:
             text = "this run replaces files of the run '%s', which is not sent yet; to send it: %s"
-            log.warning(text, name, sync_command(events.folder))
+            log.warning(text, other.events[0]["name"], sync_command(current.folder))

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState, read_state
+from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState
 from kinopoisk_ft.tracking.logged_model import log_model
 from kinopoisk_ft.tracking.offline import PARENT_TAG, resolve_path
 from kinopoisk_ft.tracking.store import (
@@ -64,13 +64,18 @@ class Replay:
         files: False if a later run has replaced the artifacts in the folder: do not send them.
     """
 
-    def __init__(self, events: EventLog, target: Target, files: bool = True) -> None:
-        self.events, self.target, self.files = events, target, files
+    def __init__(self, event_log: EventLog, target: Target, files: bool = True) -> None:
+        self.event_log, self.target, self.files = event_log, target, files
         self.uri = absolute_uri(target.uri)
-        self.state = read_state(events)
         self.counts: Counter[str] = Counter()
         self._client: MlflowClient | None = None
-        self._pending: list[Event] = []
+        # Events that were refused earlier are tried again before all others.
+        self._retries = [e for e in event_log.events if str(e["seq"]) in event_log.state.refused]
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in the store; empty until the store has answered."""
+        return self.event_log.state.run_id
 
     def step(self) -> bool:
         """Send the next events in one request; return False if there are none.
@@ -89,27 +94,22 @@ class Replay:
             raise
         return True
 
-    def retry_refused(self) -> None:
-        """Send the events that were refused earlier before all others."""
-        refused = self.state.refused
-        self._pending = [e for e in self.events.events() if str(e["seq"]) in refused]
-
-    def count_unsent(self) -> int:
-        """Return how many events on disk are not sent yet."""
-        return sum(event["seq"] > self.state.seq for event in self.events.events())
-
     def _next_batch(self) -> list[Event]:
         """Return the next event, or the next metrics events that fit into one request."""
-        if not self._pending:
+        if self._retries:
+            return self._retries[:1]
+        events = self.event_log.after(self.event_log.state.seq)
+        if events:
             # A power cut must not take back an event that the store already has.
-            self.events.sync()
-            self._pending = self.events.read_after(self.state.seq)
-        metrics = takewhile(lambda event: event["verb"] == "metrics", self._pending)
+            self.event_log.sync()
+        metrics = takewhile(lambda event: event["verb"] == "metrics", events)
         sizes = accumulate(len(event["values"]) for event in metrics)
-        return self._pending[: max(1, sum(size <= MAX_METRICS for size in sizes))]
+        count = sum(1 for _ in takewhile(lambda size: size <= MAX_METRICS, sizes))
+        return events[: max(1, count)]
 
     def _send(self, client: MlflowClient, batch: list[Event]) -> None:
         """Send a batch and save the new position; leave out an event that cannot be sent."""
+        state = self.event_log.state
         try:
             self._write(client, batch)
         except Exception as error:
@@ -123,16 +123,16 @@ class Replay:
             self._refuse(batch[0], str(error).splitlines()[0] if str(error) else repr(error))
         else:
             for event in batch:
-                self.state.refused.pop(str(event["seq"]), None)
-        del self._pending[: len(batch)]
-        self.state.seq = max(self.state.seq, batch[-1]["seq"])
-        self.state.save(self.events)
+                state.refused.pop(str(event["seq"]), None)
+        self._retries = [event for event in self._retries if event is not batch[0]]
+        state.seq = max(state.seq, batch[-1]["seq"])
+        self.event_log.save_state()
 
     def _can_pass(self, client: MlflowClient, error: Exception) -> bool:
         """Return whether the same events can be sent later, or to a new run if this one is lost."""
         if isinstance(error, MlflowException):
             is_refusal = error.error_code in REFUSALS
-            return not is_refusal or find_run(client, self.events.id) != self.state.run_id
+            return not is_refusal or find_run(client, self.event_log.id) != self.run_id
         return isinstance(error, OSError | SQLAlchemyError | UserError)
 
     def _refuse(self, event: Event, reason: str) -> None:
@@ -141,11 +141,11 @@ class Replay:
             what = ", ".join(event["values"])
         text = f"{event['verb']} {what[:80]}: {reason[:300]}"
         log.info("not sent: %s", text)
-        self.state.refused[str(event["seq"])] = text
+        self.event_log.state.refused[str(event["seq"])] = text
 
     def _write(self, client: MlflowClient, batch: list[Event]) -> None:
         """Write metrics events, or one event of another kind."""
-        event, run_id = batch[0], self.state.run_id
+        event, run_id = batch[0], self.run_id
         match event["verb"]:
             case "metrics":
                 metrics = [
@@ -183,14 +183,14 @@ class Replay:
         long = {key: text for key, text in texts.items() if len(text) > MAX_PARAM}
         short = texts | dict.fromkeys(long, "in long_params.json")
         for part in _split([Param(*item) for item in short.items()], MAX_PARAMS):
-            client.log_batch(self.state.run_id, params=part)
+            client.log_batch(self.run_id, params=part)
         if long:
             text = json.dumps(long, ensure_ascii=False, indent=2)
-            client.log_text(self.state.run_id, text, "long_params.json")
+            client.log_text(self.run_id, text, "long_params.json")
         self.counts["params"] += len(texts)
 
     def _write_artifact(self, client: MlflowClient, path: Path) -> None:
-        run_id, local_id = self.state.run_id, self.events.local_id.encode()
+        run_id, local_id = self.run_id, self.event_log.local_id.encode()
         is_small_json = path.suffix == ".json" and path.stat().st_size <= MAX_JSON
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path=path.name)
@@ -205,34 +205,32 @@ class Replay:
         """Return a file or folder of the run; ValueError if it cannot be sent."""
         if not self.files:
             raise ValueError("a later run in this folder has replaced its files")
-        path = resolve_path(name, self.events.folder)
+        path = resolve_path(name, self.event_log.folder)
         if not path.exists():
             raise ValueError(f"{path} is gone")
         return path
 
     def _insert_run_id(self, text: str) -> str:
         """Replace the id that the run had before the store assigned one."""
-        return text.replace(self.events.local_id, self.state.run_id)
+        return text.replace(self.event_log.local_id, self.run_id)
 
     def _connect(self) -> MlflowClient:
         """Open the store and find the run there; begin at the first event if it is not there."""
-        target, known = self.target, self.state
+        target, known = self.target, self.event_log.state
         client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
-        run_id = find_run(client, self.events.id)
+        run_id = find_run(client, self.event_log.id)
         if run_id is None or (known.uri, known.run_id) != (self.uri, run_id):
             if run_id is None and known.uri == self.uri and known.run_id:
                 self._warn_of_loss(client, known.run_id)
-            self.events.rewind()
-            start = self.events.read_after(0)[0]
-            self.events.rewind()
+            start = self.event_log.events[0]
             run_id = run_id or self._create(client, experiment, start)
-            self._pending = []
-            self.state = ReplayState(self.uri, run_id, start["seq"])
-            self.state.save(self.events)
+            self._retries = []
+            self.event_log.state = ReplayState(self.uri, run_id, start["seq"])
+            self.event_log.save_state()
         return client
 
     def _create(self, client: MlflowClient, experiment: str, start: Event) -> str:
-        tags = {**self._resolve_runs(client, start["tags"]), LOG_TAG: self.events.id}
+        tags = {**self._resolve_runs(client, start["tags"]), LOG_TAG: self.event_log.id}
         run = client.create_run(
             experiment, start_time=start["time"], tags=tags, run_name=start["name"]
         )

@@ -11,14 +11,7 @@ from typing import Literal
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.delivery import Delivery
-from kinopoisk_ft.tracking.event_log import (
-    OFFLINE,
-    Event,
-    EventLog,
-    find_logs,
-    read_end,
-    read_tags,
-)
+from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, find_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.replay import Replay, Target
 from kinopoisk_ft.tracking.store import DATABASES, REMOTE, hide_password
@@ -61,34 +54,32 @@ def sync_folders(
         UserError: there is no run, or the store at `uri` cannot be opened or does not answer.
     """
     # The folders may overlap: each log is sent once.
-    logs = {events.file.resolve(): events for folder in folders for events in find_logs(folder)}
+    logs = {log.file.resolve(): log for folder in folders for log in find_logs(folder, below=True)}
     if not logs:
         raise UserError(
             "there is no recorded run",
             where=", ".join(map(str, folders)),
             fix="give the output_dir of a run or of a sweep, or a folder above it",
         )
-    starts = {file: next(events.events()) for file, events in logs.items()}
+    oldest_first = sorted(logs.values(), key=lambda log: log.events[0]["time"])
     # Of several runs in a folder, the last one with artifacts has replaced the files of the others.
-    owners = {file.parent: file for file in sorted(logs, key=lambda file: starts[file]["time"])
-              if any(e["verb"] == "artifact" for e in logs[file].events())}  # fmt: skip
-    for file in sorted(logs, key=lambda file: _order(logs[file], starts[file])):
-        events, name = logs[file], f"{starts[file]['name']} ({logs[file].folder})"
-        has_files = owners.get(file.parent, file) == file
+    owners = {log.folder: log for log in oldest_first
+              if any(event["verb"] == "artifact" for event in log.events)}  # fmt: skip
+    for log in sorted(oldest_first, key=_count_offline_references):
+        start, has_files = log.events[0], owners.get(log.folder, log) is log
+        name = f"{start['name']} ({log.folder})"
         try:
-            target = _get_target(starts[file], uri, experiment)
-            yield _sync(events, name, target, has_files, died_as)
+            yield _sync(log, name, _get_target(start, uri, experiment), has_files, died_as)
         except UserError as error:
             if uri is not None:
                 raise
             yield Synced("not sent", f"{name}: {error}")
 
 
-def _order(events: EventLog, start: Event) -> tuple[int, int]:
-    """Return a sort key that puts a run after the runs that its tags name."""
-    tags = read_tags(events)
-    named = (tags.get(key, "") for key in (PARENT_TAG, SAME_AS))
-    return sum(run_id.startswith(OFFLINE) for run_id in named), start["time"]
+def _count_offline_references(log: EventLog) -> int:
+    """Return how many runs must be sent before this one, because its tags name them."""
+    tags = log.tags
+    return sum(tags.get(key, "").startswith(OFFLINE) for key in (PARENT_TAG, SAME_AS))
 
 
 def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target:
@@ -109,34 +100,32 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
     return Target(uri, experiment or start["experiment"], artifacts)
 
 
-def _sync(events: EventLog, name: str, target: Target, has_files: bool, died_as: str) -> Synced:
+def _sync(log: EventLog, name: str, target: Target, has_files: bool, died_as: str) -> Synced:
     try:
-        events.open()
+        log.open()
     except UserError:
         return Synced("still running", f"{name}: still running or being sent: skipped")
     try:
-        died = read_end(events) is None
-        # `open` holds the lock, so no process is writing this log.
+        # The log is locked, so no process is writing it.
+        died = log.status is None
         if died:
-            last = max(event["time"] for event in events.events())
-            events.append("finish", status=died_as, time=last)
-        replay = Replay(events, target, has_files)
-        before = (replay.state.uri, replay.state.seq)
-        replay.retry_refused()
+            last = max(event["time"] for event in log.events)
+            log.append("finish", status=died_as, time=last)
+        before = (log.state.uri, log.state.seq)
+        replay = Replay(log, target, has_files)
         _send(replay)
     finally:
-        events.close()
-    state = replay.state
-    is_unchanged = before == (replay.uri, events.seq) and not replay.counts
+        log.close()
+    is_unchanged = before == (replay.uri, log.seq) and not replay.counts
     sent = ", ".join(f"{what} {count}" for what, count in sorted(replay.counts.items()))
     lines = [
         f"{name}: {sent or 'nothing was left to send'}",
-        f"  run {state.run_id} in {hide_password(replay.uri)}, {read_end(events) or died_as}"
+        f"  run {replay.run_id} in {hide_password(replay.uri)}, {log.status}"
         + ("; its process died" if died else ""),
-        *(f"  not sent: {reason}" for reason in state.refused.values()),
+        *(f"  not sent: {reason}" for reason in log.state.refused.values()),
     ]
     status: Status = "already sent" if is_unchanged else "sent"
-    return Synced(status, "\n".join(lines), len(state.refused))
+    return Synced(status, "\n".join(lines), len(log.state.refused))
 
 
 def _send(replay: Replay) -> None:

@@ -190,6 +190,11 @@ class _Silent(WSGIRequestHandler):
         """Say nothing."""
 
 
+def is_sent(run: OfflineTracker) -> bool:
+    """Return whether the store has everything that the run has recorded so far."""
+    return run._log.state.seq == run._log.seq
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until something is so; fails after a time that only a fault takes."""
     end = time.monotonic() + seconds

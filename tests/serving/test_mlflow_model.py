@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from places import ROOT
 from test_saving import save
-from tracked import hurry, wait_for
+from tracked import hurry, is_sent, wait_for
 
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.record import PYFUNC
@@ -93,7 +93,7 @@ def test_the_model_answers_where_the_package_is_not_installed(
     run_id = tracker.start("one", {}, {}, folder=tmp_path / "run")
     tracker.model(tmp_path / "run" / "model", PYFUNC, ("Bad", "Good"))
     tracker.finish("FINISHED")
-    wait_for(lambda: tracker._replay.count_unsent() == 0)
+    wait_for(lambda: is_sent(tracker))
     client = MlflowClient(uri)
     (output,) = client.get_run(run_id).outputs.model_outputs
     folder = Path(

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from tracked import URI, FakeStore, hurry, offline, tell, tracker, use, wait_for
+from tracked import URI, FakeStore, hurry, is_sent, offline, tell, tracker, use, wait_for
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking import mlflow as mlflow_module
@@ -88,7 +88,7 @@ def test_failures_of_every_kind_repeat_nothing(
     assert kept.tags["result"] == "good"
     assert set(kept.artifacts) == {"config.yaml", "long_params.json"}
     assert kept.ended[-1] == "FINISHED"
-    assert run._replay.count_unsent() == 0
+    assert is_sent(run)
 
 
 def deliver(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_the_store_refuses_holds_up_nothing(
         run.metrics({"loss": 0.5}, step)
     run.metrics({"bad name": 1.0}, 3)
     run.metrics({"loss": 0.5}, 4)
-    run._events.append("metrics", values={}, step=5)
+    run._log.append("metrics", values={}, step=5)
     run.artifact(tmp_path / "never_made.txt")
     run.finish("FINISHED")
     assert store.values() == [("loss", step, 0.5) for step in (0, 1, 2, 4)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracked import Server, hurry, tell, tracker, wait_for
+from tracked import Server, hurry, is_sent, tell, tracker, wait_for
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking import mlflow as mlflow_module
@@ -72,7 +72,7 @@ def test_a_locked_database_holds_up_nothing(
     monkeypatch.setattr(mlflow_module, "END", {"FINISHED": 0.05})
     run = tracker(uri, experiment="locked")
     run_id = run.start("one", {}, {}, folder=tmp_path)
-    wait_for(lambda: run._replay.count_unsent() == 0)
+    wait_for(lambda: is_sent(run))
     with sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
         for step in range(5):
@@ -105,7 +105,7 @@ def test_a_database_that_is_locked_at_the_start(
     assert "without the MLflow store" in caplog.text
     caplog.set_level(logging.INFO)
     run.finish("FINISHED")
-    made = run._replay.state.run_id
+    made = run._replay.run_id
     assert f"the id of this run in the MLflow store is {made}" in caplog.text
     assert len(logged(MlflowClient(uri), made, "loss")) == 30
 
@@ -128,11 +128,11 @@ def test_a_server_that_fails_in_every_way(
         run.tags({"result": f'{{"run_id": "{run_id}"}}'})
         run.metrics({"loss": 0.0}, 0)
         server.mode = "works"
-        wait_for(lambda: run._replay.count_unsent() == 0)
+        wait_for(lambda: is_sent(run))
         assert "answers again" in caplog.text
         server.mode = "lost"
         run.metrics({"loss": 1.0}, 1)
-        made = run._replay.state.run_id
+        made = run._replay.run_id
         client = MlflowClient(uri)
         wait_for(lambda: len(logged(client, made, "loss")) == 2)
         server.mode = "hangs"

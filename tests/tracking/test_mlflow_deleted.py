@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracked import hurry, tell, tracker, wait_for
+from tracked import hurry, is_sent, tell, tracker, wait_for
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.commands.report import main as report
@@ -73,14 +73,14 @@ def test_a_run_that_is_deleted_while_it_trains_is_sent_to_a_new_one(
     hurry(monkeypatch)
     run = tracker(uri, "deleted while it trains")
     run_id = tell(run, tmp_path, steps=3)
-    wait_for(lambda: run._replay.count_unsent() == 0)
+    wait_for(lambda: is_sent(run))
     client = MlflowClient(uri)
     client.delete_run(run_id)
     run.metrics({"loss": 7.0}, 3)
     run.finish("FINISHED")
     assert f"run {run_id} is deleted: all its events are sent to a new run" in caplog.text
     assert f"mlflow runs restore --run-id {run_id}" in caplog.text
-    again = client.get_run(run._replay.state.run_id)
+    again = client.get_run(run._replay.run_id)
     assert again.info.run_id != run_id
     assert again.info.status == "FINISHED"
     losses = client.get_metric_history(again.info.run_id, "loss")
@@ -97,7 +97,7 @@ def test_an_experiment_that_is_deleted_while_a_run_trains_loses_nothing(
     hurry(monkeypatch)
     run = tracker(uri, "deleted meanwhile")
     run_id = tell(run, tmp_path, steps=3)
-    wait_for(lambda: run._replay.count_unsent() == 0)
+    wait_for(lambda: is_sent(run))
     client = MlflowClient(uri)
     experiment = client.get_run(run_id).info.experiment_id
     client.delete_experiment(experiment)

@@ -15,7 +15,7 @@ from syncing import runs_of
 from tracked import offline, tracker
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.tracking.event_log import find_logs, state_file
+from kinopoisk_ft.tracking.event_log import find_logs
 
 
 def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path: Path) -> None:
@@ -27,9 +27,9 @@ def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path:
     for text in (None, "{", "[]", '{"run_id": 7}'):
         (log,) = find_logs(tmp_path)
         if text is None:
-            state_file(log).unlink(missing_ok=True)
+            log.state_file.unlink(missing_ok=True)
         else:
-            state_file(log).write_text(text)
+            log.state_file.write_text(text)
         assert sync.main([str(tmp_path)]) == 0
     (found,) = runs_of(client, "stateless")
     history = client.get_metric_history(found.info.run_id, "loss")
@@ -48,7 +48,7 @@ def test_state_that_names_a_run_of_others_is_not_believed(
     told.finish("FINISHED")
     (log,) = find_logs(tmp_path / "one")
     state = {"uri": f"sqlite:///{place / 'mlflow.db'}", "run_id": victim, "seq": 1, "refused": {}}
-    state_file(log).write_text(json.dumps(state))
+    log.state_file.write_text(json.dumps(state))
     assert sync.main([str(tmp_path / "one")]) == 0
     assert "loss" not in client.get_run(victim).data.metrics
     assert len(runs_of(client, "others")) == 2

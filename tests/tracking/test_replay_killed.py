@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from tracked import hurry, tell, tracker
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.tracking.event_log import Event, find_logs, read_tags
+from kinopoisk_ft.tracking.event_log import Event, find_logs
 from kinopoisk_ft.tracking.store import open_experiment
 
 Values = list[tuple[str, int, int, float]]
@@ -61,10 +61,10 @@ def test_a_killed_run_is_completed_by_sync(
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("x")
     (found,) = client.search_runs([experiment.experiment_id])
-    events = list(log.events())
+    events = list(log.events)
     assert stored(client, found) == recorded(events)
     assert found.info.status == events[-1]["status"]
-    assert found.data.tags.get("result") == read_tags(log).get("result")
+    assert found.data.tags.get("result") == log.tags.get("result")
     has_params = any(event["verb"] == "params" for event in events)
     assert found.data.params.get("a") == ("1" if has_params else None)
     artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}

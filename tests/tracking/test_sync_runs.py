@@ -47,7 +47,7 @@ def run(*args: str) -> int:
 
 def told_events(folder: Path) -> list[dict[str, Any]]:
     (log,) = find_logs(folder)
-    return list(log.events())
+    return list(log.events)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
     died.metrics({"loss": 1.0}, 1)
     assert sync.main([str(tmp_path)]) == 0
     assert "still running or being sent: skipped" in capsys.readouterr().out
-    died._events.close()  # as the end of a process does
+    died._log.close()  # as the end of a process does
     assert sync.main([str(tmp_path), "--died-as", "FAILED"]) == 0
     assert "FAILED; its process died" in capsys.readouterr().out
     (found,) = runs_of(client, "died")
@@ -181,7 +181,7 @@ def test_a_run_that_goes_on_in_another_sweep_is_its_child(
     old = first.start("sweep", {}, {}, folder=tmp_path)
     first.finish("KILLED")
     kept = job.start("job", {}, {}, old if had_parent else None, folder=tmp_path / "0")
-    job._events.close()  # as the end of a process does
+    job._log.close()  # as the end of a process does
     new = second.start("sweep", {}, {}, folder=tmp_path)
     second.finish("FINISHED")
     assert job.start("job", {}, {}, new, kept, folder=tmp_path / "0") == kept

@@ -14,7 +14,7 @@ from syncing import runs_of
 from tracked import offline
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.tracking.event_log import find_logs, state_file
+from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.offline import find_unsent
 
 
@@ -24,9 +24,9 @@ def test_what_others_wrote_cannot_lead_out_of_the_folder(
     (tmp_path / "secret.txt").write_text("secret")
     told = offline(experiment="traversal")
     told.start("one", {}, {}, folder=tmp_path / "run")
-    told._events.append("artifact", path="run:../secret.txt")
-    told._events.append("model", path="run:../..", code="run:code.py", class_names=[])
-    told._events.append("__class__", values=5, tags=5, path=5)
+    told._log.append("artifact", path="run:../secret.txt")
+    told._log.append("model", path="run:../..", code="run:code.py", class_names=[])
+    told._log.append("__class__", values=5, tags=5, path=5)
     told.metrics({"loss": 1.0}, 1)
     told.finish("FINISHED")
     assert sync.main([str(tmp_path / "run")]) == 1
@@ -62,11 +62,11 @@ def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
 ) -> None:
     told = offline(experiment="hostile")
     run_id = told.start("one", {}, {"a": "b"}, folder=tmp_path)
-    told._events.close()
+    told._log.close()
     (log,) = find_logs(tmp_path)
     with log.file.open("a") as stream:
         stream.writelines(f"{line}\n" for line in HOSTILE_LINES)
-    state_file(log).write_text("[" * 100_000)
+    log.state_file.write_text("[" * 100_000)
     again = offline(experiment="hostile")
     assert again.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
     again.metrics({"loss": 1.0}, 1)
