@@ -19,7 +19,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import hypothesis  # noqa: E402
 from hub_server import HubServer  # noqa: E402
+
+# A busy machine takes longer than the default of 200 ms for an example.
+hypothesis.settings.register_profile("kinopoisk_ft", deadline=None)
+hypothesis.settings.load_profile("kinopoisk_ft")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

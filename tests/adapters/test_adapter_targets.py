@@ -29,7 +29,7 @@ from transformers import (
 
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.heads import describe_encoder, pooled_network
+from kinopoisk_ft.models.heads import HuggingFaceLayout, describe_encoder, pooled_network
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.saving import make_card, save_network
 
@@ -57,7 +57,9 @@ def network(name: str) -> Network:
 def with_its_own_head(name: str, head: list[str]) -> Network:
     """Return a random classifier of `transformers` of this type."""
     module = AutoModelForSequenceClassification.from_config(CONFIGS[name])
-    return describe_encoder(module, CONFIGS[name], "hf", head, set(), None, None, "pooler")
+    return describe_encoder(
+        module, CONFIGS[name], HuggingFaceLayout(), head, set(), None, None, "pooler"
+    )
 
 
 @functools.cache

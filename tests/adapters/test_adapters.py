@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters
 from kinopoisk_ft.adapters.plain import Freeze
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.heads import HuggingFaceLayout
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.optim import decays
@@ -85,8 +86,11 @@ def study_bert() -> Network:
     with torch.device("meta"):
         module = BertForSequenceClassification(BertConfig(vocab_size=119547, num_labels=2))
     fresh = {"classifier.weight", "classifier.bias"}
-    return Network(module, "hf", "bert.encoder.layer", ["bert.embeddings"], ["classifier"],
-                   fresh, "rubert", 512, "pooler")  # fmt: skip
+    return Network(
+        module=module, layers="bert.encoder.layer", embeddings=["bert.embeddings"],
+        head=["classifier"], fresh=fresh, base="rubert", max_positions=512, pooling="pooler",
+        layout=HuggingFaceLayout(),
+    )  # fmt: skip
 
 
 def test_study_counts_to_the_unit() -> None:

@@ -29,6 +29,7 @@ from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.fit_network import fit_network
+from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.pretrain import pretrain
 from kinopoisk_ft.tracking.base import NoTracker
 from kinopoisk_ft.training.batching import pad
@@ -201,7 +202,7 @@ def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> Non
             instantiate(cfg[key]) for key in ("model", "adapter", "trainer")
         )
         tracker = Notebook()
-        fitted.append(fit_network(recipe, adapter, trainer, data, tracker, folder))
+        fitted.append(fit_network(recipe, FitInputs(adapter, trainer, data, tracker, folder, {})))
         kept.append(tracker.kept)
     assert [run["prefix_cache"] for run in kept] == ["built", "found"]
     for name in ("prefix_build_seconds", "prefix_val_build_seconds", "prefix_test_build_seconds"):
