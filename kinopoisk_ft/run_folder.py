@@ -34,6 +34,12 @@ FREE = (
     "trainer.strategy",
 )  # fmt: skip
 
+# Settings that runs of earlier versions do not have, with the value that they trained with.
+ADDED = {
+    "trainer.loss._target_": "kinopoisk_ft.training.losses.cross_entropy",
+    "trainer.loss._partial_": True,
+}
+
 
 class Unfinished:
     """The file in an output folder that is there from a run's start to its end.
@@ -131,7 +137,8 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _differing(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a line for each key whose values differ, but for those that may."""
-    before, after = flatten(kept), flatten(now)
+    after = flatten(now)
+    before = {key: value for key, value in ADDED.items() if key in after} | flatten(kept)
     keys = [k for k in sorted({*before, *after}) if not k.startswith(FREE)]
     missing = object()
     return [

@@ -33,6 +33,21 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_from_before_losses_could_be_chosen_goes_on(tmp_path: Path) -> None:
+    """It trained with cross-entropy, and is no run with another loss."""
+    Unfinished(tmp_path, {**CONFIG, "trainer": {"lr": 0.1}}).begin("old run")
+    (tmp_path / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
+
+    def now(loss: str) -> Unfinished:
+        target = f"kinopoisk_ft.training.losses.{loss}"
+        settings = {"lr": 0.1, "loss": {"_target_": target, "_partial_": True}}
+        return Unfinished(tmp_path, {**CONFIG, "trainer": settings})
+
+    assert now("cross_entropy").reopen() == "old run"
+    with pytest.raises(UserError, match=r"trainer\.loss\._target_: .*cross_entropy.* there"):
+        now("focal").reopen()
+
+
 def test_where_files_cannot_be_locked_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

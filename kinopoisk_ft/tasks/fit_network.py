@@ -62,14 +62,16 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     weights = None
     if trainer.class_weights == "balanced":
         weights = balanced_weights(data.train["label"].to_numpy(), len(data.class_names))
+    objective = make_objective(weights=weights, loss=trainer.loss)
     state = trainer.fit(
-        adapted.module, make_objective(weights=weights), parts["train"], parts["val"],
+        adapted.module, objective, parts["train"], parts["val"],
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
         recorder=inputs.tracker, folder=checkpoints,
         about=identity(data, parts["train"], parts["val"]),
     )  # fmt: skip
     with clock.section("eval"):
-        # Without weights: losses on test can be compared, whatever was trained for.
+        # Cross-entropy without weights, so that losses on test can be compared, whatever the loss
+        # in training.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):

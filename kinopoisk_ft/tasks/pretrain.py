@@ -24,6 +24,7 @@ from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed.processes import is_main, main_first
 from kinopoisk_ft.training.distributed.sharding import gather_model
+from kinopoisk_ft.training.losses import Loss
 from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 
 
@@ -55,7 +56,7 @@ def pretrain(
         )
     log_example(train.input_ids[0], tokenizer)
     log_trainable(network.module)
-    objective = _language_model(tokenizer, mask_share)
+    objective = make_language_model(tokenizer, mask_share, trainer.loss)
     state = trainer.fit(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
         precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
@@ -85,11 +86,11 @@ def pretrain(
     )
 
 
-def _language_model(tokenizer: Any, mask_share: float) -> LanguageModel:
+def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> LanguageModel:
     """Return masked-token prediction where the tokenizer has a mask, else next-token."""
     if tokenizer.mask_token_id is None:
-        return LanguageModel(tokenizer.pad_token_id)
+        return LanguageModel(tokenizer.pad_token_id, loss)
     special, size = tokenizer.all_special_ids, len(tokenizer)
     return MaskedLanguageModel(
-        tokenizer.pad_token_id, tokenizer.mask_token_id, size, special, mask_share
+        tokenizer.pad_token_id, tokenizer.mask_token_id, size, special, mask_share, loss
     )

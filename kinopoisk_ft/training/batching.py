@@ -146,10 +146,9 @@ def _cut(lengths: Sequence[int], limit: int) -> list[int]:
     return sizes
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     """Pad on the right to the longest row: input_ids and attention_mask, both (batch, length)."""
-    longest = max(1, max(len(row) for row in rows))
-    length = -(-longest // multiple) * multiple
+    length = max(1, max(len(row) for row in rows))
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for i, row in enumerate(rows):

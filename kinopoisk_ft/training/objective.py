@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.losses import IGNORED, Loss, cross_entropy
 from kinopoisk_ft.training.metrics import classification_scores
-
-IGNORED = -100  # cross_entropy's own mark for a position without a label
 
 Batch = dict[str, Tensor]
 
@@ -50,36 +48,45 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
 
 
 class Classification:
-    """Cross-entropy over classes; keeps logits (batch, classes).
+    """Train for classes; keep logits (batch, classes).
 
     Args:
-        weights: of the classes, (classes,); the loss is then the weighted mean, divided by the
-            weights of the labels at hand, as in torch's `cross_entropy`. None weighs all alike.
+        weights: of the classes, (classes,), for the loss; None gives all the same weight.
+        loss: from logits, labels and weights to the sum and the count of the loss.
     """
 
-    def __init__(self, pad_id: int, multiple: int = 1, weights: Tensor | None = None) -> None:
-        self.pad_id, self.multiple, self.weights = pad_id, multiple, weights
+    def __init__(
+        self,
+        pad_id: int,
+        weights: Tensor | None = None,
+        loss: Loss = cross_entropy,
+    ) -> None:
+        self.pad_id, self.weights, self.loss = pad_id, weights, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Return input_ids, attention_mask (batch, length) and labels (batch,)."""
-        batch = pad([examples.input_ids[i] for i in rows], self.pad_id, self.multiple)
+        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         if examples.labels is not None:
             batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
         return batch
 
     def count(self, batch: Batch) -> float:
-        """Return the number of reviews, or the sum of their classes' weights."""
+        """Return what the loss of this batch is divided by: its labels, or their weights.
+
+        Training needs it before the first forward pass, so the loss is asked with zero logits.
+        """
         labels = batch["labels"]
-        if self.weights is None:
-            return len(labels)
-        return float(self.weights.to(labels.device)[labels].sum())
+        weights = None if self.weights is None else self.weights.to(labels.device)
+        classes = int(labels.max()) + 1 if weights is None else len(weights)
+        return float(
+            self.loss(torch.zeros(len(labels), classes, device=labels.device), labels, weights)[1]
+        )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy and the logits."""
+        """Return the summed loss and the logits."""
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
-        loss = functional.cross_entropy(logits, batch["labels"], weights, reduction="sum")
-        return loss, logits.detach()
+        return self.loss(logits, batch["labels"], weights)[0], logits.detach()
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the model's logits (batch, classes)."""
@@ -93,14 +100,14 @@ class Classification:
 
 
 class LanguageModel:
-    """Next-token prediction, for Mamba; the loss is over real tokens alone."""
+    """Train for the next token, as Mamba needs; the loss counts real tokens only."""
 
-    def __init__(self, pad_id: int, multiple: int = 1) -> None:
-        self.pad_id, self.multiple = pad_id, multiple
+    def __init__(self, pad_id: int, loss: Loss = cross_entropy) -> None:
+        self.pad_id, self.loss = pad_id, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Return input_ids, attention_mask and labels, (batch, length): the token that follows."""
-        batch = pad([examples.input_ids[i] for i in rows], self.pad_id, self.multiple)
+        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         labels[:, :-1] = batch["input_ids"][:, 1:]
         labels[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, IGNORED)
@@ -111,12 +118,10 @@ class LanguageModel:
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropy over guessed tokens; keeps the sum itself."""
+        """Return the summed loss over predicted tokens, twice: nothing else is kept."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
@@ -125,12 +130,22 @@ class LanguageModel:
 
 
 class MaskedLanguageModel(LanguageModel):
-    """Masked tokens, for BERT: 80% masked, 10% random, 10% as they are (Devlin et al., 2019)."""
+    """Train for masked tokens: 80% masked, 10% random, 10% unchanged (Devlin et al., 2019).
+
+    Args:
+        share: of tokens that are predicted.
+    """
 
     def __init__(
-        self, pad_id: int, mask_id: int, vocab_size: int, special_ids: Sequence[int], share: float
+        self,
+        pad_id: int,
+        mask_id: int,
+        vocab_size: int,
+        special_ids: Sequence[int],
+        share: float,
+        loss: Loss = cross_entropy,
     ) -> None:
-        super().__init__(pad_id)
+        super().__init__(pad_id, loss)
         self.mask_id, self.vocab_size, self.share = mask_id, vocab_size, share
         self.special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
 

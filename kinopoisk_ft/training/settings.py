@@ -7,19 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.acceleration.compile import Compile
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.distributed.strategy import Strategy
+from kinopoisk_ft.training.losses import cross_entropy
 from kinopoisk_ft.training.precision import Kind
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """What conf/trainer says; raises UserError for values out of range."""
+    """Hold the settings of conf/trainer; raises UserError for values out of range."""
 
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any]
+    loss: Callable[..., Any] = cross_entropy
     seed: int
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Kind
@@ -81,6 +85,7 @@ class Settings:
                 fix="leave it null, or give fewer rows than a batch has",
             )
         self._check_budget()
+        self._check_loss()
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the optimizer steps of one pass over the reviews."""
@@ -113,6 +118,19 @@ class Settings:
                 "the number of steps is not known beforehand",
                 fix="give a share of it: trainer.warmup_steps=null trainer.warmup_share=0.1",
             )
+
+    def _check_loss(self) -> None:
+        """Call the loss once, so that options out of range are refused before any work."""
+        try:
+            total, count = self.loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), None)
+            float(total), float(count)
+        except Exception as error:
+            raise UserError(
+                f"this loss cannot be used: {error}",
+                where="trainer.loss",
+                fix="see the files in conf/trainer/loss; a loss maps logits, labels and class "
+                "weights to its sum and count",
+            ) from error
 
     def refuse_balance(self, why: str) -> None:
         """Raise UserError for options that balance classes, where nothing would heed them."""

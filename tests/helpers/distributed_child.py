@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.tasks.pretrain import _language_model
+from kinopoisk_ft.tasks.pretrain import make_language_model
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed.processes import is_main, processes, rank, world_size
 from kinopoisk_ft.training.distributed.sharding import gather_model
@@ -90,7 +90,10 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
         parts[name] = Examples(tokenizer(texts)["input_ids"], found)
     fresh: set[str] = set()
     if pretrains:
-        module, objective = recipe.build_lm(tokenizer).module, _language_model(tokenizer, 0.15)
+        module, objective = (
+            recipe.build_lm(tokenizer).module,
+            make_language_model(tokenizer, 0.15, trainer.loss),
+        )
     else:
         adapted = instantiate(cfg.adapter).apply(recipe.build(NAMES, tokenizer))
         module, fresh = adapted.module, adapted.fresh

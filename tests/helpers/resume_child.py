@@ -26,7 +26,7 @@ from kinopoisk_ft.cli import main
 from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.run_folder import Unfinished
-from kinopoisk_ft.tasks.pretrain import _language_model
+from kinopoisk_ft.tasks.pretrain import make_language_model
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.training.batching import Examples
@@ -129,7 +129,7 @@ def _train(folder: Path, kind: str, adapter: str, more: Sequence[str]) -> None:
     fresh: set[str] = set()
     if pretrains:
         network = recipe.build_lm(tokenizer)
-        module, objective = network.module, _language_model(tokenizer, 0.15)
+        module, objective = network.module, make_language_model(tokenizer, 0.15, trainer.loss)
         parts = {name: Examples(part.input_ids) for name, part in parts.items()}
     else:
         network = recipe.build(NAMES, tokenizer)

@@ -72,8 +72,9 @@ def short_fit(
     _, _, network, tokenizer = make(kind, "none", *drops)
     prepare(network.module)
     recorder = recorder or Recorder()
+    objective = Classification(tokenizer.pad_token_id, weights=class_weights, loss=trainer.loss)
     state = trainer.fit(
-        network.module, Classification(tokenizer.pad_token_id, weights=class_weights),
+        network.module, objective,
         train_examples(tokenizer), examples(tokenizer, 9, 1), fresh=network.fresh,
         audit=lambda _: None, precision=precision, clock=clock, recorder=recorder, folder=folder,
         about={"data": "tiny"},
