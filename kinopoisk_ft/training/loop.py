@@ -44,7 +44,7 @@ from kinopoisk_ft.training.memory import (
     fit_rows_to_memory,
     halve_on_out_of_memory,
 )
-from kinopoisk_ft.training.monitor import Journal, Recorder, check_finite
+from kinopoisk_ft.training.monitor import Monitor, Recorder
 from kinopoisk_ft.training.objective import Objective
 from kinopoisk_ft.training.optim import make_scheduler, param_groups
 from kinopoisk_ft.training.precision import Precision, choose_precision, synchronize
@@ -128,18 +128,18 @@ class Trainer(Settings):
             # The manager exits first, and can still write a checkpoint before a second signal.
             prefetch(training_batches(train, state, self)) as batches, manager,
         ):  # fmt: skip
-            journal = Journal(recorder, progress, best, self.best_metric)
+            monitor = Monitor(recorder, progress, best, self.best_metric, self.max_bad_steps)
             self._prepare(state, train, clock)
-            self._evaluate_if_due(state, train, val, journal, clock, signals)
-            while state.step != state.steps and not self._stale(state):
+            self._evaluate_if_due(state, train, val, monitor, clock, signals)
+            while state.step != state.steps and not self._is_out_of_patience(state):
                 micro_batches = next(batches)
                 with signals.defer():
                     self._step(state, micro_batches, audit)
-                    self._tell(state, micro_batches, journal, folder)
-                self._evaluate_if_due(state, train, val, journal, clock, signals)
+                    self._log_if_due(state, micro_batches, monitor, folder)
+                self._evaluate_if_due(state, train, val, monitor, clock, signals)
                 manager.save_if_due()
             signals.check()
-            journal.rest(state)
+            monitor.log_losses(state)
             manager.save_last()
         if state.best_step != state.step:
             best.restore(model)
@@ -232,22 +232,22 @@ class Trainer(Settings):
         state.schedule.step()
         state.losses.append(total)
 
-    def _tell(
-        self, state: State, micro_batches: list[dict[str, Tensor]], journal: Journal, folder: Path
+    def _log_if_due(
+        self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor, folder: Path
     ) -> None:
         """The only place in training where numbers come from the device, now and then."""
         due = state.step % self.log_every == 0 or state.step == state.steps
         if due or state.precision.device.type == "cpu":
-            check_finite(state, micro_batches, self.max_bad_steps, folder)
+            monitor.check_finite(state, micro_batches, folder)
         if due:
-            journal.losses(state)
+            monitor.log_losses(state)
 
     def _evaluate_if_due(
         self,
         state: State,
         train: Examples,
         val: Examples,
-        journal: Journal,
+        monitor: Monitor,
         clock: Clock,
         signals: StopSignals,
     ) -> None:
@@ -263,10 +263,10 @@ class Trainer(Settings):
             )  # fmt: skip
         state.eval_batch_size = found.batch_size
         with signals.defer(), clock.section("checkpoint"):
-            journal.judge(state, found)
+            monitor.log_evaluation(state, found)
         state.model.train()
 
-    def _stale(self, state: State) -> bool:
+    def _is_out_of_patience(self, state: State) -> bool:
         """Return whether patience is at its end."""
         if self.patience is None or state.since_best < self.patience:
             return False

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # The numbers and lists that a checkpoint holds as they are.
 COUNTS = (
     "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
-    "longest_row", "recent", "spikes", "history", "micro_batch_size", "eval_batch_size",
+    "longest_row", "spikes", "history", "micro_batch_size", "eval_batch_size",
 )  # fmt: skip
 # What a LambdaLR keeps in all versions of PyTorch; its functions are made from the config.
 SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
@@ -56,8 +56,6 @@ class State:
     # them earlier would make the CPU wait at every step.
     losses: list[Tensor] = field(default_factory=list)
     step_status: list[Tensor] = field(default_factory=list)
-    # The losses of the last steps, by which `monitor` recognises a spike.
-    recent: list[float] = field(default_factory=list)
     spikes: int = 0
     best: float | None = None
     best_step: int = 0

@@ -38,7 +38,7 @@ from kinopoisk_ft.training.precision import Precision
 PLACES: dict[str, tuple[Any, str]] = {
     "backward": (Precision, "backward"),
     "update": (Precision, "step"),
-    "between": (Trainer, "_tell"),
+    "between": (Trainer, "_log_if_due"),
     "evaluation": (Classification, "scores"),
     "fsync": (os, "fsync"),
     "rename": (os, "replace"),

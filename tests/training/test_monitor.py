@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from short_fit import Recorder
 
-from kinopoisk_ft.training.monitor import Journal
+from kinopoisk_ft.training.monitor import Monitor
 from kinopoisk_ft.training.progress import Progress
 
 NAN = math.nan
@@ -24,8 +24,8 @@ def test_a_loss_that_is_no_number_is_never_an_improvement(losses: list[float], b
         best=None, best_step=0, since_best=0, history=[], step=0, length="", model=None
     )
     with Progress(0, 3) as progress:
-        journal = Journal(Recorder(), progress, kept, "loss")
+        monitor = Monitor(Recorder(), progress, kept, "loss", 10)
         for state.step, loss in enumerate(losses, start=1):
             found: Any = SimpleNamespace(scores={"loss": loss}, outputs=None)
-            journal.judge(state, found)
+            monitor.log_evaluation(state, found)
     assert (state.best_step, state.since_best) == (best, 3 - best)

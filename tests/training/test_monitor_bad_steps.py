@@ -17,9 +17,11 @@ from short_fit import short_fit
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training.monitor import check_finite
+from kinopoisk_ft.training.checkpoint.best import BestWeights
+from kinopoisk_ft.training.monitor import Monitor
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.state import State
 
 BATCH = [{"input_ids": torch.ones(1, 2, dtype=torch.int64)}]
@@ -28,6 +30,12 @@ BATCH = [{"input_ids": torch.ones(1, 2, dtype=torch.int64)}]
 @pytest.fixture
 def state(tmp_path: Path) -> State:
     return short_fit(tmp_path / "run", "trainer.max_steps=1")[0]
+
+
+def check(state: State, most: int, folder: Path) -> None:
+    with Progress(0, None) as progress:
+        monitor = Monitor(Recorder(), progress, BestWeights(folder), "loss", most)
+        monitor.check_finite(state, BATCH, folder)
 
 
 def leave(state: State, statuses: list[int]) -> None:
@@ -42,19 +50,19 @@ def test_a_checkpoint_tells_of_steps_that_it_settles(
     state.state_dict()
     assert "2 steps up to step 1 were skipped" in caplog.text
     caplog.clear()
-    check_finite(state, BATCH, 3, tmp_path)
+    check(state, 3, tmp_path)
     assert "skipped" not in caplog.text
     assert (state.skipped, state.bad_in_row) == (2, 1)
 
 
 def test_a_long_row_counts_though_a_good_step_followed(state: State, tmp_path: Path) -> None:
     leave(state, [2, 2, 2, 0])
-    check_finite(state, BATCH, 4, tmp_path)
+    check(state, 4, tmp_path)
     leave(state, [2, 2, 2])
-    check_finite(state, BATCH, 4, tmp_path)
+    check(state, 4, tmp_path)
     leave(state, [2, 0])  # the fourth of a row that began before the last look
     with pytest.raises(UserError, match="in 4 steps in a row, up to step 1") as raised:
-        check_finite(state, BATCH, 4, tmp_path)
+        check(state, 4, tmp_path)
     assert "the batch of step 1" in str(raised.value)
 
 
@@ -64,7 +72,7 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
     state.longest_row = 0
     state.load_state_dict(kept)
     with pytest.raises(UserError, match="in 3 steps in a row"):
-        check_finite(state, BATCH, 3, tmp_path)
+        check(state, 3, tmp_path)
 
 
 @pytest.fixture

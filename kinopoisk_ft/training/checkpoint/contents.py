@@ -96,7 +96,7 @@ def _holds_numbers(found: Any) -> bool:
 
 def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the contents of a checkpoint of format 1, which named each tensor `part.name`."""
-    apart = ("about", "seconds", "best_weights", "optimizer", "schedule")
+    apart = ("about", "seconds", "best_weights", "optimizer", "schedule", "recent")
     state = {key: value for key, value in plain.items() if key not in apart}
     state |= {"weights": {}, "rng": {}, "losses": torch.empty(0)}
     moments = {index: dict(values) for index, values in plain["optimizer"]["state"].items()}
