@@ -218,7 +218,8 @@ class Replay:
         """Open the store and find the run there; begin at the first event if it is not there."""
         target, known = self.target, self.event_log.state
         client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
-        run_id = find_run(client, self.event_log.id)
+        # A run that was sent before is found even if its experiment has another name by now.
+        run_id = find_run(client, self.event_log.id, None if known.run_id else [experiment])
         if run_id is None or (known.uri, known.run_id) != (self.uri, run_id):
             if run_id is None and known.uri == self.uri and known.run_id:
                 self._warn_of_loss(client, known.run_id)
@@ -269,9 +270,14 @@ class Replay:
         return run_id
 
 
-def find_run(client: MlflowClient, log_id: str) -> str | None:
-    """Return the id of the run that was made from a log; None if it is missing or deleted."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+def find_run(client: MlflowClient, log_id: str, experiments: list[str] | None = None) -> str | None:
+    """Return the id of the run that was made from a log; None if it is missing or deleted.
+
+    Args:
+        experiments: the ids of the experiments to search; None means all.
+    """
+    if experiments is None:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`{LOG_TAG}` = '{log_id}'", max_results=1)
     return str(found[0].info.run_id) if found else None
 
