@@ -113,7 +113,7 @@ class Replay:
         try:
             self._write(client, batch)
         except Exception as error:
-            if self._can_pass(client, error):
+            if self._is_retryable(client, error):
                 raise
             if len(batch) > 1:
                 # MLflow does not say which value is invalid.
@@ -128,8 +128,8 @@ class Replay:
         state.seq = max(state.seq, batch[-1]["seq"])
         self.event_log.save_state()
 
-    def _can_pass(self, client: MlflowClient, error: Exception) -> bool:
-        """Return whether the same events can be sent later, or to a new run if this one is lost."""
+    def _is_retryable(self, client: MlflowClient, error: Exception) -> bool:
+        """Return whether to send the same events again, to a new run if this one is lost."""
         if isinstance(error, MlflowException):
             is_refusal = error.error_code in REFUSALS
             return not is_refusal or find_run(client, self.event_log.id) != self.run_id

@@ -152,3 +152,15 @@ def test_a_server_that_fails_in_every_way(
     assert gone.start("two", {}, {}, folder=tmp_path / "two").startswith("offline-")
     gone.finish("FINISHED")
     assert sync.main([str(tmp_path / "two")]) == 1
+
+
+def test_a_run_stays_in_an_experiment_that_was_renamed(uri: str, tmp_path: Path) -> None:
+    first = tracker(uri, experiment="old name")
+    run_id = first.start("one", {}, {}, folder=tmp_path)
+    first.finish("KILLED")
+    client = MlflowClient(uri)
+    client.rename_experiment(client.get_run(run_id).info.experiment_id, "new name")
+    second = tracker(uri, experiment="old name")
+    assert second.start("one", {}, {}, resume=run_id, folder=tmp_path) == run_id
+    second.finish("FINISHED")
+    assert client.get_run(run_id).info.status == "FINISHED"
