@@ -1,4 +1,4 @@
-"""What the tests of `python -m kinopoisk_ft.sync` share: reviews, and a store to import into."""
+"""Fixtures for tests of `sync`: reviews, and a store to send runs to."""
 
 from __future__ import annotations
 

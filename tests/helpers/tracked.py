@@ -31,8 +31,8 @@ def offline(uri: str | None = None, experiment: str = "x") -> OfflineTracker:
     return OfflineTracker(uri=uri, artifacts=None, experiment=experiment, log_model=False)
 
 
-def tell(run: OfflineTracker, folder: Path, steps: int = 30) -> str:
-    """Tell of a whole run but its end; returns its id."""
+def record(run: OfflineTracker, folder: Path, steps: int = 30) -> str:
+    """Record a whole run except its end; return its id."""
     run_id = run.start("one", {"a": 1, "long": "z" * 600}, {"k": "v"}, folder=folder)
     (folder / "config.yaml").write_text("a: 1")
     run.artifact(folder / "config.yaml")
@@ -126,13 +126,13 @@ class FakeStore:
         self.runs[run_id].ended.append(status)
 
     def values(self) -> list[tuple[str, int, float]]:
-        """Return all metrics of the one run in the order of their coming."""
+        """Return all metrics of the only run in the order in which they arrived."""
         (run,) = self.runs.values()
         return [(m.key, m.step, m.value) for m in run.metrics]
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let deliveries wait for nothing."""
+    """Shorten the pauses of deliveries."""
     for name in ("PAUSE", "MAX_PAUSE", "INTERVAL"):
         monkeypatch.setattr(f"kinopoisk_ft.tracking.delivery.{name}", 0.01)
 
@@ -144,9 +144,9 @@ def use(monkeypatch: pytest.MonkeyPatch, client: Any) -> None:
 
 
 class Server:
-    """MLflow's own server on 127.0.0.1 behind a door that can be shut in several ways.
+    """Run MLflow's own server on 127.0.0.1, which can be made to fail.
 
-    `mode` is "works", "500" (nothing is done), "lost" (done, and answered with 500) or "hangs".
+    `mode` is "works", "500" (does nothing), "lost" (does the work and answers 500) or "hangs".
     """
 
     def __init__(self, uri: str, artifacts: Path) -> None:
@@ -187,7 +187,7 @@ class Server:
 
 class _Silent(WSGIRequestHandler):
     def log(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def is_sent(run: OfflineTracker) -> bool:
@@ -196,7 +196,7 @@ def is_sent(run: OfflineTracker) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until something is so; fails after a time that only a fault takes."""
+    """Wait until a condition holds; fail after a time that only an error takes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

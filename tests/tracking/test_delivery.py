@@ -1,4 +1,4 @@
-"""No store stops or slows a run, and what it refuses or repeats arrives once, in order."""
+"""A store neither stops nor slows a run, and each event arrives once and in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from tracked import URI, FakeStore, hurry, is_sent, offline, tell, tracker, use, wait_for
+from tracked import URI, FakeStore, hurry, is_sent, offline, record, tracker, use, wait_for
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking import mlflow as mlflow_module
@@ -22,17 +22,17 @@ from kinopoisk_ft.tracking.replay import Replay, Target
 
 
 class Killed(BaseException):
-    """The end of a process: no delivery catches it."""
+    """End a process: no delivery catches this."""
 
 
-def told(steps: int = 30) -> list[tuple[str, int, float]]:
+def expected(steps: int = 30) -> list[tuple[str, int, float]]:
     return [(k, s, v) for s in range(steps) for k, v in (("loss", 1 / (s + 1)), ("lr", 0.1))]
 
 
-def test_a_store_that_hangs_holds_up_nothing(
+def test_training_continues_while_the_store_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The store answers only when the whole run has been told."""
+    """The store answers only after the whole run is recorded."""
     answer = threading.Event()
 
     def hang(*_: str) -> None:
@@ -43,7 +43,7 @@ def test_a_store_that_hangs_holds_up_nothing(
     monkeypatch.setattr(mlflow_module, "START_LOCAL", 0.05)
     monkeypatch.setattr(mlflow_module, "END", {"FINISHED": 60.0, "KILLED": 0.05})
     run = tracker(URI)
-    run_id = tell(run, tmp_path)
+    run_id = record(run, tmp_path)
     assert run_id.startswith("offline-")
     assert "without the MLflow store: no answer in" in caplog.text
     run.flush()
@@ -57,16 +57,16 @@ def test_a_store_that_hangs_holds_up_nothing(
     kept = again.start("one", {"a": 1}, {}, resume=run_id, folder=tmp_path)
     assert kept in store.runs
     again.finish("FINISHED")
-    assert store.values() == told()
+    assert store.values() == expected()
     (ended,) = (run.ended for run in store.runs.values())
     assert ended == ["KILLED", "RUNNING", "FINISHED"]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_failures_of_every_kind_repeat_nothing(
+def test_random_failures_repeat_no_value(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request fails before or after it was carried out; the store keeps what is repeated."""
+    """A request fails before or after the store has carried it out."""
     drawn, calm = random.Random(seed), threading.Event()
 
     def trouble(when: str, name: str) -> None:
@@ -78,11 +78,11 @@ def test_failures_of_every_kind_repeat_nothing(
     use(monkeypatch, store)
     monkeypatch.setattr("kinopoisk_ft.tracking.replay.MAX_METRICS", 7)
     run = tracker(URI)
-    tell(run, tmp_path)
+    record(run, tmp_path)
     wait_for(lambda: len(store.requests) > 40)
     calm.set()
     run.finish("FINISHED")
-    assert store.values() == told()
+    assert store.values() == expected()
     (kept,) = store.runs.values()
     assert kept.params == {"a": "1", "long": "in long_params.json"}
     assert kept.tags["result"] == "good"
@@ -91,22 +91,22 @@ def test_failures_of_every_kind_repeat_nothing(
     assert is_sent(run)
 
 
-def deliver(folder: Path) -> None:
-    """Deliver a folder's log as a new process would."""
+def replay(folder: Path) -> None:
+    """Replay the log of a folder as a new process would."""
     (log,) = find_logs(folder)
     log.open()
     try:
-        replay = Replay(log, Target(URI, "x"))
-        while replay.step():
+        one = Replay(log, Target(URI, "x"))
+        while one.step():
             pass
     finally:
         log.close()
 
 
-def test_killed_at_every_request_and_started_again(
+def test_a_replay_that_is_killed_at_any_request_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after each request in turn the process dies; the next one repeats nothing."""
+    """The process dies before or after each request; the next process repeats no value."""
     monkeypatch.setattr("kinopoisk_ft.tracking.replay.MAX_METRICS", 4)
     requests = last = 0
 
@@ -122,19 +122,19 @@ def test_killed_at_every_request_and_started_again(
         use(monkeypatch, store)
         folder = tmp_path / str(last)
         run = offline()
-        tell(run, folder, steps=5)
+        record(run, folder, steps=5)
         run.finish("FINISHED")
         with suppress(Killed):
-            deliver(folder)
+            replay(folder)
         store.trouble = lambda *_: None
-        deliver(folder)
-        assert store.values() == told(5), last
+        replay(folder)
+        assert store.values() == expected(5), last
         (kept,) = store.runs.values()
         assert (kept.tags["result"], kept.ended[-1]) == ("good", "FINISHED")
     assert last > 20
 
 
-def test_what_the_store_refuses_holds_up_nothing(
+def test_events_that_the_store_refuses_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FakeStore()

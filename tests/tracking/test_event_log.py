@@ -1,4 +1,4 @@
-"""What a run tells is kept in its folder, in order, whatever the disk does."""
+"""A run's events are kept in its folder and in order, even if the disk is full or damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinopoisk_ft.tracking.event_log import EventLog
 from kinopoisk_ft.tracking.offline import portable_path, resolve_path
 
 
-def test_events_are_numbered_and_a_torn_line_is_cut(tmp_path: Path) -> None:
+def test_events_are_numbered_and_an_incomplete_line_is_removed(tmp_path: Path) -> None:
     log = EventLog.new(tmp_path)
     log.open()
     for number in range(3):
@@ -31,7 +31,7 @@ def test_events_are_numbered_and_a_torn_line_is_cut(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_damaged_line_is_told_and_left_out(
+def test_a_damaged_line_is_reported_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = EventLog.new(tmp_path)
@@ -81,7 +81,7 @@ def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
     assert caplog.text.count("cannot be kept on disk") == 1
 
 
-def test_losses_are_told(
+def test_lost_events_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: str) -> None:
@@ -98,7 +98,7 @@ def test_losses_are_told(
     assert f"python -m kinopoisk_ft.sync {tmp_path}" in caplog.text
 
 
-def test_with_a_full_disk_a_store_still_gets_all(
+def test_with_a_full_disk_the_store_still_gets_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -117,7 +117,7 @@ def test_with_a_full_disk_a_store_still_gets_all(
     assert "events are lost" not in caplog.text
 
 
-def test_files_of_other_places_are_refused(tmp_path: Path) -> None:
+def test_files_outside_the_run_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").mkdir()

@@ -1,4 +1,4 @@
-"""Real stores that are lost, locked, failing or gone: what a run tells arrives once, in order."""
+"""Real stores that are deleted, locked or unreachable: each event arrives once and in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracked import Server, hurry, is_sent, tell, tracker, wait_for
+from tracked import Server, hurry, is_sent, record, tracker, wait_for
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking import mlflow as mlflow_module
@@ -25,7 +25,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_without_repeating(uri: str, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_nothing(uri: str, tmp_path: Path) -> None:
     first = tracker(uri)
     run_id = first.start("one", {"a": 1}, {}, folder=tmp_path)
     first.metrics({"loss": 0.5}, 1)
@@ -48,11 +48,11 @@ def test_a_stopped_run_goes_on_without_repeating(uri: str, tmp_path: Path) -> No
     third.finish("FINISHED")
 
 
-def test_a_run_that_the_store_has_lost_is_made_again(
+def test_a_run_that_was_deleted_is_created_again(
     uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = tracker(uri)
-    run_id = tell(first, tmp_path, steps=3)
+    run_id = record(first, tmp_path, steps=3)
     first.finish("KILLED")
     client = MlflowClient(uri)
     client.delete_run(run_id)
@@ -65,7 +65,7 @@ def test_a_run_that_the_store_has_lost_is_made_again(
     assert logged(client, again, "loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 9.0)]
 
 
-def test_a_locked_database_holds_up_nothing(
+def test_training_continues_while_the_database_is_locked(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hurry(monkeypatch)
@@ -98,7 +98,7 @@ def test_a_database_that_is_locked_at_the_start(
         database.execute("BEGIN EXCLUSIVE")
         run = tracker(uri, experiment="late")
         assert run.find({"any": "tag"}) is None
-        run_id = tell(run, tmp_path)
+        run_id = record(run, tmp_path)
         database.execute("ROLLBACK")
     database.close()
     assert run_id.startswith("offline-")

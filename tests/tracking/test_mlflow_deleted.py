@@ -1,4 +1,4 @@
-"""Experiments and runs that were deleted in MLflow: nothing is lost, and restoring is explained."""
+"""Experiments and runs that were deleted in MLflow: nothing is lost, and the fix is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from tracked import hurry, is_sent, tell, tracker, wait_for
+from tracked import hurry, is_sent, record, tracker, wait_for
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.commands.report import main as report
@@ -33,21 +33,21 @@ def test_a_deleted_experiment_says_how_to_restore_it(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = deleted_experiment(uri, "gone")
-    told = f"mlflow experiments restore --experiment-id {experiment}"
+    command = f"mlflow experiments restore --experiment-id {experiment}"
     run = tracker(uri, "gone")
     with pytest.raises(UserError, match="'gone' is deleted") as caught:
         run.start("one", {}, {}, folder=tmp_path)
-    assert told in str(caught.value.fix)
+    assert command in str(caught.value.fix)
     assert "tracking.experiment=" in str(caught.value.fix)
     assert not [*tmp_path.rglob("*.jsonl")]
     with pytest.raises(UserError, match="'gone' is deleted"):
         run.find({"any": "tag"})
     assert report(["--uri", uri, "--experiment", "gone"]) == 1
-    assert told in capsys.readouterr().err
+    assert command in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_command_that_is_told_restores_the_experiment(uri: str, tmp_path: Path) -> None:
+def test_the_named_command_restores_the_experiment(uri: str, tmp_path: Path) -> None:
     deleted_experiment(uri, "comes back")
     with pytest.raises(UserError) as caught:
         open_experiment(uri, "comes back", None)
@@ -72,7 +72,7 @@ def test_a_run_that_is_deleted_while_it_trains_is_sent_to_a_new_one(
 ) -> None:
     hurry(monkeypatch)
     run = tracker(uri, "deleted while it trains")
-    run_id = tell(run, tmp_path, steps=3)
+    run_id = record(run, tmp_path, steps=3)
     wait_for(lambda: is_sent(run))
     client = MlflowClient(uri)
     client.delete_run(run_id)
@@ -96,7 +96,7 @@ def test_an_experiment_that_is_deleted_while_a_run_trains_loses_nothing(
 ) -> None:
     hurry(monkeypatch)
     run = tracker(uri, "deleted meanwhile")
-    run_id = tell(run, tmp_path, steps=3)
+    run_id = record(run, tmp_path, steps=3)
     wait_for(lambda: is_sent(run))
     client = MlflowClient(uri)
     experiment = client.get_run(run_id).info.experiment_id

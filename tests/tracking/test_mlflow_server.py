@@ -1,4 +1,4 @@
-"""One MLflow server for many jobs: what `make tracking-server` starts loses nothing of theirs."""
+"""Many jobs log to the server of `make tracking-server` at once, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[str], **kwargs: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a session of its own and stop it with all its workers."""
+    """Run a server in its own session and stop it with all its workers."""
     server = subprocess.Popen(command, start_new_session=True, **kwargs)  # type: ignore[call-overload]
     try:
         yield server
@@ -67,7 +67,7 @@ def process(command: list[str], **kwargs: object) -> Iterator[subprocess.Popen[b
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Run a fresh database; PostgreSQL refuses to run as root, who lends it another name."""
+    """Run a new database; as another user for root, because PostgreSQL refuses to run as root."""
     import psycopg
 
     user = "nobody" if os.geteuid() == 0 else None
@@ -100,7 +100,7 @@ def recipe(*variables: str) -> list[str]:
 
 @pytest.fixture(params=BACKENDS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A running server; gives its address."""
+    """Start a server and return its address."""
     port = free_port()
     folder = [f"SERVER={tmp_path / 'server'}", f"PORT={port}"]
     (tmp_path / "server").mkdir()
@@ -132,7 +132,7 @@ def kept(job: int) -> str:
 
 
 def work(address: str, job: int, folder: Path) -> str:
-    """Log as a run does, in more batches than one, from a folder of its own."""
+    """Log like a run, in several batches, from its own folder."""
     tracker = MlflowTracker(uri=address, artifacts=None, experiment="many", log_model=False)
     config = {"seed": job, "trainer": {f"option_{i}": i for i in range(60)}}
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.sync`, again: each run is sent once, and what failed is tried again."""
+"""Repeated replays: each event is sent once, and refused events are tried again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kinopoisk_ft.tracking.event_log import find_logs
 
 
 def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path: Path) -> None:
-    told = offline(experiment="stateless")
-    told.start("one", {"a": 1}, {}, folder=tmp_path)
+    run = offline(experiment="stateless")
+    run.start("one", {"a": 1}, {}, folder=tmp_path)
     for step in range(3):
-        told.metrics({"loss": float(step)}, step)
-    told.finish("FINISHED")
+        run.metrics({"loss": float(step)}, step)
+    run.finish("FINISHED")
     for text in (None, "{", "[]", '{"run_id": 7}'):
         (log,) = find_logs(tmp_path)
         if text is None:
@@ -36,16 +36,16 @@ def test_without_its_state_nothing_is_sent_twice(client: MlflowClient, tmp_path:
     assert [m.step for m in history] == [0, 1, 2]
 
 
-def test_state_that_names_a_run_of_others_is_not_believed(
+def test_a_state_that_names_a_foreign_run_is_ignored(
     client: MlflowClient, place: Path, tmp_path: Path
 ) -> None:
     other = tracker(f"sqlite:///{place / 'mlflow.db'}", experiment="others")
     victim = other.start("victim", {}, {}, folder=tmp_path / "victim")
     other.finish("FINISHED")
-    told = offline(experiment="others")
-    told.start("one", {}, {}, folder=tmp_path / "one")
-    told.metrics({"loss": 1.0}, 1)
-    told.finish("FINISHED")
+    run = offline(experiment="others")
+    run.start("one", {}, {}, folder=tmp_path / "one")
+    run.metrics({"loss": 1.0}, 1)
+    run.finish("FINISHED")
     (log,) = find_logs(tmp_path / "one")
     state = {"uri": f"sqlite:///{place / 'mlflow.db'}", "run_id": victim, "seq": 1, "refused": {}}
     log.state_file.write_text(json.dumps(state))
@@ -54,18 +54,18 @@ def test_state_that_names_a_run_of_others_is_not_believed(
     assert len(runs_of(client, "others")) == 2
 
 
-def test_an_earlier_run_of_the_same_folder_does_not_get_the_files_of_the_later(
+def test_an_earlier_run_does_not_get_the_files_of_a_later_run_in_its_folder(
     client: MlflowClient,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for text in ("first", "second"):
-        told = offline(experiment="twice")
-        told.start(text, {}, {}, folder=tmp_path)
+        run = offline(experiment="twice")
+        run.start(text, {}, {}, folder=tmp_path)
         (tmp_path / "result.txt").write_text(text)
-        told.artifact(tmp_path / "result.txt")
-        told.finish("FINISHED")
+        run.artifact(tmp_path / "result.txt")
+        run.finish("FINISHED")
     assert caplog.text.count("replaces files of the run 'first', which is not sent yet") == 1
     assert sync.main([str(tmp_path)]) == 1
     assert "a later run in this folder has replaced its files" in capsys.readouterr().out
@@ -74,14 +74,14 @@ def test_an_earlier_run_of_the_same_folder_does_not_get_the_files_of_the_later(
     assert files == {"first": [], "second": ["result.txt"]}
 
 
-def test_what_could_not_be_sent_is_tried_again(
+def test_refused_events_are_tried_again(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = offline(experiment="again")
-    told.start("one", {}, {}, folder=tmp_path)
-    told.artifact(tmp_path / "late.txt")
-    told.metrics({"loss": 1.0}, 1)
-    told.finish("FINISHED")
+    run = offline(experiment="again")
+    run.start("one", {}, {}, folder=tmp_path)
+    run.artifact(tmp_path / "late.txt")
+    run.metrics({"loss": 1.0}, 1)
+    run.finish("FINISHED")
     assert sync.main([str(tmp_path)]) == 1
     assert "late.txt is gone" in capsys.readouterr().out
     (tmp_path / "late.txt").write_text("found again")
@@ -94,13 +94,13 @@ def test_what_could_not_be_sent_is_tried_again(
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 1
 
 
-def test_a_run_whose_store_is_out_of_reach_holds_up_no_other(
+def test_an_unreachable_store_of_one_run_does_not_stop_the_others(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("first", "second"):
-        told = offline(experiment="several")
-        told.start(name, {}, {}, folder=tmp_path / name)
-        told.finish("FINISHED")
+        run = offline(experiment="several")
+        run.start(name, {}, {}, folder=tmp_path / name)
+        run.finish("FINISHED")
     (log,) = find_logs(tmp_path / "first")
     elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))

@@ -1,4 +1,4 @@
-"""Processes that are killed at any moment: the store has each event of the log once."""
+"""Kill processes at any moment: the store has each event of the log once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from killed import dies
 from mlflow import MlflowClient
-from tracked import hurry, tell, tracker
+from tracked import hurry, record, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import Event, find_logs
@@ -45,13 +45,13 @@ MORE = [pytest.param(moment, marks=pytest.mark.slow) for moment in range(5, 90, 
 def test_a_killed_run_is_completed_by_sync(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    """It dies before an SQL statement or a renamed file; then so does `sync`, once."""
+    """The run dies before an SQL statement or a rename of a file, and so does the first `sync`."""
     hurry(monkeypatch)
     folder = tmp_path / "run"
 
     def run() -> None:
         live = tracker(uri)
-        tell(live, folder, steps=5)
+        record(live, folder, steps=5)
         live.finish("FINISHED")
 
     assert dies(run, moment, statements=True) or moment > 40

@@ -1,4 +1,4 @@
-"""Creating and checking a store: two processes create one, and nothing of value is deleted."""
+"""Create and check stores: a killed creation is repeated, and no recorded run is deleted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def address(folder: Path) -> str:
 
 
 def works(folder: Path) -> None:
-    """A run can be logged, and nothing temporary is left."""
+    """Check that a run can be logged and that no temporary file is left."""
     client, experiment = open_experiment(address(folder), "e", None)
     run = client.create_run(experiment)
     assert client.get_run(run.info.run_id).info.experiment_id == experiment
@@ -36,7 +36,7 @@ def works(folder: Path) -> None:
 
 
 def half_created(folder: Path, statements: int) -> Path:
-    """Leave what a creation in place leaves that is killed before a statement, a minute ago."""
+    """Leave a store whose creation in place was killed before a statement, a minute ago."""
     uri, file = address(folder), folder / "mlflow.db"
     assert dies(lambda: create_tables(mlflow_db.create_sqlalchemy_engine(uri)), statements, True)
     if file.exists():
@@ -50,9 +50,7 @@ def rows_of(file: Path) -> tuple[list[str], bytes]:
 
 
 @pytest.mark.parametrize("moment", [0, 2, 3, 10, 25])
-def test_a_creation_that_is_killed_leaves_no_store_or_a_whole_one(
-    tmp_path: Path, moment: int
-) -> None:
+def test_a_killed_creation_leaves_no_store_or_a_complete_one(tmp_path: Path, moment: int) -> None:
     uri = address(tmp_path)
     assert dies(functools.partial(open_experiment, uri, "e", None), moment, statements=True)
     if (tmp_path / "mlflow.db").exists():
@@ -62,7 +60,7 @@ def test_a_creation_that_is_killed_leaves_no_store_or_a_whole_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [1, 5, 20, 80, 200, 500, 900, 1300, 1600, 1660, 1670, 1690])
-def test_a_creation_by_migrations_that_is_killed(
+def test_a_killed_creation_by_migrations_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     monkeypatch.setattr(mlflow_db, "_initialize_tables", create_tables)
@@ -71,7 +69,7 @@ def test_a_creation_by_migrations_that_is_killed(
 
 
 @pytest.mark.parametrize("statements", [8, 30, pytest.param(700, marks=pytest.mark.slow)])
-def test_what_an_earlier_version_left_half_created_is_created_again(
+def test_an_incomplete_store_of_an_earlier_version_is_created_again(
     tmp_path: Path, statements: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     half_created(tmp_path, statements)
@@ -92,8 +90,8 @@ def test_an_empty_file_becomes_a_store(tmp_path: Path, monkeypatch: pytest.Monke
     works(tmp_path)
 
 
-def test_a_file_that_changes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program may be creating the store; here it has done so after a first look."""
+def test_a_growing_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program completes the store after the first check."""
     whole = tmp_path / "whole"
     whole.mkdir()
     client, _ = open_experiment(address(whole), "another program's", None)
@@ -107,7 +105,7 @@ def test_a_file_that_changes_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     assert client.get_experiment_by_name("another program's")
 
 
-def test_a_store_that_another_program_creates_meanwhile_stays(
+def test_a_store_that_another_program_creates_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = mlflow_db._initialize_tables
@@ -123,7 +121,7 @@ def test_a_store_that_another_program_creates_meanwhile_stays(
     works(tmp_path)
 
 
-def test_an_incomplete_store_with_a_row_is_not_touched(tmp_path: Path) -> None:
+def test_an_incomplete_store_with_a_row_is_not_changed(tmp_path: Path) -> None:
     file = half_created(tmp_path, 60)
     with sqlite3.connect(file) as database:
         database.execute("INSERT INTO experiments (experiment_id, name) VALUES (1, 'mine')")
@@ -135,7 +133,7 @@ def test_an_incomplete_store_with_a_row_is_not_touched(tmp_path: Path) -> None:
     assert rows_of(file) == before
 
 
-def test_a_complete_store_of_an_older_schema_without_runs_is_not_touched(tmp_path: Path) -> None:
+def test_a_complete_store_of_an_older_schema_is_not_changed(tmp_path: Path) -> None:
     open_experiment(address(tmp_path), "e", None)
     file = tmp_path / "mlflow.db"
     with sqlite3.connect(file) as database:
@@ -150,8 +148,8 @@ def test_a_complete_store_of_an_older_schema_without_runs_is_not_touched(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [300, 1690, 1760, 1900])
-def test_a_command_that_is_killed_can_be_given_again(tmp_path: Path, moment: int) -> None:
-    """It dies while the store is created, as the run begins, and at its end."""
+def test_a_killed_command_can_be_repeated(tmp_path: Path, moment: int) -> None:
+    """It dies while the store is created, when the run starts, and at its end."""
     args = ["model=tfidf", "data=demo", "data.reviews=120", "output_dir=out", "seed=0"]
     code = f"import sys, killed; killed.arm({moment}, statements=True); "
     code += "from kinopoisk_ft.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -172,8 +170,8 @@ def test_a_command_that_is_killed_can_be_given_again(tmp_path: Path, moment: int
     assert not [*tmp_path.rglob("*.part")]
 
 
-def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Path) -> None:
-    for version, told in ((None, "not an MLflow store"), ("abc", "another MLflow version")):
+def test_databases_that_are_not_stores_are_refused_and_not_changed(tmp_path: Path) -> None:
+    for version, message in ((None, "not an MLflow store"), ("abc", "another MLflow version")):
         file = tmp_path / f"{version}.db"
         with sqlite3.connect(file) as database:
             database.execute("CREATE TABLE alembic_version (version_num TEXT)")
@@ -182,13 +180,13 @@ def test_stores_that_are_not_ours_are_told_before_they_are_touched(tmp_path: Pat
                 database.execute("CREATE TABLE runs (x)")
                 database.execute("INSERT INTO alembic_version VALUES (?)", (version,))
         before = file.read_bytes()
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             open_experiment(f"sqlite:///{file}", "e", None)
         assert file.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_store(tmp_path: Path) -> None:
+def test_two_processes_create_one_store(tmp_path: Path) -> None:
     code = "import sys; from kinopoisk_ft.tracking.store import open_experiment as o; "
     code += "print(o(sys.argv[1], 'e', None)[1])"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.sync`: runs and sweeps made offline are imported whole, from anywhere."""
+"""Send runs and sweeps that were recorded offline, also from another folder or machine."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def run(*args: str) -> int:
         sys.argv = before
 
 
-def told_events(folder: Path) -> list[dict[str, Any]]:
+def recorded_events(folder: Path) -> list[dict[str, Any]]:
     (log,) = find_logs(folder)
     return list(log.events)
 
 
 @pytest.mark.slow
-def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
+def test_a_run_without_a_server_trains_the_same_and_is_sent_from_elsewhere(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = [*BERT, "adapter=none", "tracking.experiment=moved"]
@@ -61,7 +61,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
                for f in ("untracked", "first")]  # fmt: skip
     assert weights[0] == weights[1]
     assert not (place / "first" / "unfinished.json").exists()
-    events = told_events(place / "first")
+    events = recorded_events(place / "first")
     capsys.readouterr()
 
     (place / "archive").mkdir()
@@ -100,7 +100,7 @@ def test_a_run_without_a_server_trains_the_same_and_is_imported_from_elsewhere(
 
 
 @pytest.mark.slow
-def test_an_offline_sweep_skips_and_is_imported_with_its_parent(
+def test_an_offline_sweep_skips_and_is_sent_with_its_parent(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["-m", "model=tfidf", "tracking=offline", "tracking.experiment=swept",
@@ -125,7 +125,7 @@ def test_an_offline_sweep_skips_and_is_imported_with_its_parent(
     assert "jobs: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out
 
 
-def test_a_sweep_goes_on_without_a_server(
+def test_a_sweep_continues_without_a_server(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["model=tfidf", REFUSED, "tracking.experiment=down", "tracking.log_model=false"]
@@ -145,7 +145,7 @@ def test_a_sweep_goes_on_without_a_server(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
-def test_a_run_whose_process_died_is_imported_and_can_go_on(
+def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     died = offline(experiment="died")
@@ -157,7 +157,7 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
     assert sync.main([str(tmp_path), "--died-as", "FAILED"]) == 0
     assert "FAILED; its process died" in capsys.readouterr().out
     (found,) = runs_of(client, "died")
-    last = told_events(tmp_path)[-2]
+    last = recorded_events(tmp_path)[-2]
     assert (found.info.status, found.info.end_time) == ("FAILED", last["time"])
 
     again = offline(experiment="died")
@@ -173,7 +173,7 @@ def test_a_run_whose_process_died_is_imported_and_can_go_on(
 
 
 @pytest.mark.parametrize("had_parent", [True, False])
-def test_a_run_that_goes_on_in_another_sweep_is_its_child(
+def test_a_run_becomes_a_child_of_the_sweep_that_resumes_it(
     client: MlflowClient, tmp_path: Path, had_parent: bool
 ) -> None:
     name = f"adopted{had_parent}"
@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_in_another_sweep_is_its_child(
 def test_logs_of_earlier_versions_are_sent(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sweep whose first job was resumed, and lost a file, and whose second job was killed."""
+    """Send a sweep whose first job was resumed and lost a file; its second job was killed."""
     folder = Path(shutil.copytree(SAVED / "offline_sweep_1", tmp_path / "sweep"))
     state = folder / "0" / "tracking" / f"{'5b' * 12}.sent.json"
     sent_elsewhere = json.loads(state.read_text())

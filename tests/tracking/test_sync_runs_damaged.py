@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.sync` of what is damaged, hostile or not there: it is told."""
+"""Send logs that are damaged, hostile or missing: the errors are reported."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from kinopoisk_ft.tracking.event_log import find_logs
 from kinopoisk_ft.tracking.offline import find_unsent
 
 
-def test_what_others_wrote_cannot_lead_out_of_the_folder(
+def test_a_hostile_log_cannot_send_files_outside_its_folder(
     client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "secret.txt").write_text("secret")
-    told = offline(experiment="traversal")
-    told.start("one", {}, {}, folder=tmp_path / "run")
-    told._log.append("artifact", path="run:../secret.txt")
-    told._log.append("model", path="run:../..", code="run:code.py", class_names=[])
-    told._log.append("__class__", values=5, tags=5, path=5)
-    told.metrics({"loss": 1.0}, 1)
-    told.finish("FINISHED")
+    run = offline(experiment="traversal")
+    run.start("one", {}, {}, folder=tmp_path / "run")
+    run._log.append("artifact", path="run:../secret.txt")
+    run._log.append("model", path="run:../..", code="run:code.py", class_names=[])
+    run._log.append("__class__", values=5, tags=5, path=5)
+    run.metrics({"loss": 1.0}, 1)
+    run.finish("FINISHED")
     assert sync.main([str(tmp_path / "run")]) == 1
     shown = capsys.readouterr().out
     assert shown.count("is outside the run's folder") == 2
@@ -57,12 +57,12 @@ HOSTILE_LINES = {
 }
 
 
-def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
+def test_damaged_lines_are_reported_and_the_rest_is_sent(
     client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = offline(experiment="hostile")
-    run_id = told.start("one", {}, {"a": "b"}, folder=tmp_path)
-    told._log.close()
+    run = offline(experiment="hostile")
+    run_id = run.start("one", {}, {"a": "b"}, folder=tmp_path)
+    run._log.close()
     (log,) = find_logs(tmp_path)
     with log.file.open("a") as stream:
         stream.writelines(f"{line}\n" for line in HOSTILE_LINES)
@@ -79,10 +79,10 @@ def test_lines_that_say_too_little_are_told_and_the_rest_is_sent(
     assert (found.data.metrics, found.info.status) == ({"loss": 1.0}, "FINISHED")
 
 
-def test_a_log_without_its_beginning_is_not_gone_on_with(tmp_path: Path) -> None:
-    told = offline()
-    run_id = told.start("one", {}, {}, folder=tmp_path)
-    told.finish("KILLED")
+def test_a_log_without_its_beginning_is_not_resumed(tmp_path: Path) -> None:
+    run = offline()
+    run_id = run.start("one", {}, {}, folder=tmp_path)
+    run.finish("KILLED")
     (log,) = find_logs(tmp_path)
     log.file.write_text("[" * 100_000 + "\n" + log.file.read_text().partition("\n")[2])
     again = offline()
@@ -91,33 +91,33 @@ def test_a_log_without_its_beginning_is_not_gone_on_with(tmp_path: Path) -> None
     assert len(find_logs(tmp_path)) == 1
 
 
-def test_mistakes_end_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sync.main([str(tmp_path)]) == 1
     assert "there is no recorded run" in capsys.readouterr().err
     (tmp_path / "tracking").mkdir()
     (tmp_path / "tracking" / "a.jsonl").write_text('{"seq": 1, "time": 1, "verb": "start"}\n[]\n')
     assert sync.main([str(tmp_path)]) == 1
-    told = offline()
-    told.start("one", {}, {}, folder=tmp_path / "run")
-    told.finish("FINISHED")
+    run = offline()
+    run.start("one", {}, {}, folder=tmp_path / "run")
+    run.finish("FINISHED")
     capsys.readouterr()
     for uri in ("http://127.0.0.1:9", "sqlite:////proc/no/mlflow.db"):
         assert sync.main([str(tmp_path), "--uri", uri]) == 1
         assert "the MLflow store cannot be opened" in capsys.readouterr().err
     (log,) = find_logs(tmp_path / "run")
-    told_elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
-    log.file.write_text(told_elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
+    elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
+    log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     assert (
         "was recorded on another machine for the store http://127.0.0.1:9"
         in capsys.readouterr().err
     )
     database = "postgresql+psycopg://user:secret@db/runs"
-    log.file.write_text(told_elsewhere.replace('"uri": null', f'"uri": "{database}"'))
+    log.file.write_text(elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
-    told_of = capsys.readouterr().err
-    assert "was recorded on another machine for the store postgresql+psycopg://" in told_of
-    assert "secret" not in told_of
+    message = capsys.readouterr().err
+    assert "was recorded on another machine for the store postgresql+psycopg://" in message
+    assert "secret" not in message
     with pytest.raises(SystemExit, match="2"):
         sync.main([])
     assert "required: folder" in capsys.readouterr().err
