@@ -71,14 +71,11 @@ def _report(options: argparse.Namespace) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 
-    from kinopoisk_ft.reporting.collect import collect
-    from kinopoisk_ft.reporting.details import Material, load_details
     from kinopoisk_ft.reporting.document import build
-    from kinopoisk_ft.reporting.formats import as_text
-    from kinopoisk_ft.reporting.keep import FOLDER, log_report, parent_of
-    from kinopoisk_ft.reporting.output import write
-    from kinopoisk_ft.reporting.predictions import load
-    from kinopoisk_ft.reporting.words import Words
+    from kinopoisk_ft.reporting.locale import Words
+    from kinopoisk_ft.reporting.markdown import as_text
+    from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
+    from kinopoisk_ft.reporting.runs import Material, collect, load, load_details
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
     words = Words(options.language)

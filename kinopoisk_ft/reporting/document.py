@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.conclusions import conclusions
+from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
+from kinopoisk_ft.reporting.locale import NOTHING, Words
 from kinopoisk_ft.reporting.notes import collection_notes, table_notes
-from kinopoisk_ft.reporting.recommendations import recommendations
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, tables
-from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.statistics.predictions import Predictions
 
 
@@ -102,3 +101,13 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
         )
         for key, runs in sorted(groups.items())
     ]
+
+
+def failures(document: Document, words: Words) -> list[list[str]]:
+    """Return the failed runs, those with one cause together."""
+    rows = [[words(column) for column in ("approach", "count", "seeds", "cause")]]
+    for failure in document.failures:
+        seeds = ", ".join(failure.seeds) or NOTHING
+        cause = words(f"cause_{failure.kind}", detail=failure.detail)
+        rows.append([failure.approach, str(len(failure.run_ids)), seeds, cause])
+    return rows

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kinopoisk_ft.reporting.details import Details
-from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.runs import Details
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.reporting.words import Words
 
 KINDS = ("near_duplicates", "films", "authors")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 
 from kinopoisk_ft.reporting.columns import EXPECTED, MAJORITY_COLUMNS, OWED
-from kinopoisk_ft.reporting.compare import TIME
-from kinopoisk_ft.reporting.footing import unequal
+from kinopoisk_ft.reporting.conclusions import TIME
 from kinopoisk_ft.reporting.leaks import unknown
-from kinopoisk_ft.reporting.rows import Row
+from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.run_rows import Row, unequal
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.reporting.words import NOTHING, Words
 from kinopoisk_ft.statistics.comparison import Comparison
 
 UNLIKE = 1.5  # times of one recipe on one machine are within some percent of each other

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.calibration_picture import calibration_picture
-from kinopoisk_ft.reporting.details import Material
+from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
 from kinopoisk_ft.reporting.document import Document
-from kinopoisk_ft.reporting.findings import differences_csv, slices_csv
-from kinopoisk_ft.reporting.forest import forest_picture
-from kinopoisk_ft.reporting.formats import as_markdown
-from kinopoisk_ft.reporting.latex import as_latex
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.page.render import as_html
-from kinopoisk_ft.reporting.records import as_csv, as_json
-from kinopoisk_ft.reporting.scatter import comparison_picture
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.plots.calibration_plot import calibration_picture
+from kinopoisk_ft.reporting.plots.forest import forest_picture
+from kinopoisk_ft.reporting.plots.scatter import comparison_picture
+from kinopoisk_ft.reporting.runs import Material, TrainedRun
 
 STEM = "comparison"
 PREFIX = ".report-"
@@ -75,3 +80,47 @@ def _delete_left_over(folder: Path) -> None:
     for old in folder.glob(f"{PREFIX}*"):
         if time.time() - old.stat().st_mtime > LEFT_OVER:
             shutil.rmtree(old, ignore_errors=True)
+
+
+FOLDER = "report"
+# A view that the UI saves is a tag of the experiment. Without one it shows no metric, and lists
+# them by the alphabet.
+VIEW = "mlflow.sharedViewState.kinopoisk_ft"
+COLUMNS = (
+    "tags.`seed`", "metrics.`test_f1_weighted`", "metrics.`test_accuracy`",
+    "metrics.`test_f1_macro`", "metrics.`train_seconds`", "metrics.`eval_seconds`",
+    "metrics.`trainable_parameters`", "metrics.`total_parameters`", "metrics.`tokens_per_second`",
+    "metrics.`peak_memory_mb`", "metrics.`characters_seen_share`",
+    "metrics.`majority_f1_weighted`",
+)  # fmt: skip
+
+
+def parent_of(runs: Iterable[TrainedRun]) -> str | None:
+    """Return the one sweep that all runs are of, None where there is no such."""
+    parents = {run.parent for run in runs}
+    return parents.pop() or None if len(parents) == 1 else None
+
+
+def log_report(
+    client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], words: Words
+) -> None:
+    """Keep the files in the folder `FOLDER` of the parent run, and tell its UI the same."""
+    try:
+        for path in paths:
+            client.log_artifact(parent, str(path), FOLDER)
+        client.set_tag(parent, MLFLOW_RUN_NOTE, as_note(document, words, MAX_TAG_VAL_LENGTH))
+        run = client.get_run(parent).info
+        client.set_experiment_tag(run.experiment_id, VIEW, _view(words("view"), run.start_time))
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"the report is written but cannot be logged: {str(error).splitlines()[0]}",
+            where=f"run {parent}",
+            fix="give --no-log to leave the store as it is",
+        ) from error
+
+
+def _view(name: str, created: int) -> str:
+    """Return a saved view: MLflow 3 lists it by its name, in the menu Views."""
+    state = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS}
+    envelope = {"name": name, "createdAt": created, "updatedAt": created}
+    return json.dumps(envelope | {"state": json.dumps(state)})

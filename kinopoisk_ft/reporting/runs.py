@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import tempfile
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.exceptions import MlflowException
+
+from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.reporting.plots.run_plots import CURVES, HistoryRow
+from kinopoisk_ft.search.best_trial import BEST
+from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.text import one_line, visible
+from kinopoisk_ft.tracking.store import restore_command
+from kinopoisk_ft.tracking.sweep import SAME_AS
 
 BASELINE = "tfidf"  # the model that is no network
 
@@ -62,3 +84,316 @@ class Collected:
     failed: list[FailedRun] = field(default_factory=list)
     superseded: int = 0
     unfinished: int = 0
+
+
+GROUPS = ("model.", "adapter.", "data.", "trainer.")
+# These do not change what is learned; the rest of a group's keys tells one recipe from another.
+NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
+# Of the baseline: it is fitted in one go, on words.
+NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
+NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
+
+
+def read_missing(run: Run) -> str:
+    """Return the names of what a finished run lacks, "" where it lacks nothing."""
+    metrics = run.data.metrics
+    found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
+    found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
+    return ", ".join(found)
+
+
+def _approach(tags: dict[str, str]) -> str:
+    parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
+    return tags.get("approach") or " + ".join(p for p in parts if p != "none")
+
+
+def _plain(values: Mapping[str, str]) -> dict[str, str]:
+    """Return tags or params fit for a table: whoever may write to a store sets them."""
+    return {key: one_line(value) for key, value in values.items()}
+
+
+def read_trained(run: Run) -> TrainedRun:
+    """Return a finished run that lacks nothing."""
+    tags, params = _plain(run.data.tags), _plain(run.data.params)
+    ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
+    if tags.get("source_digest"):
+        ignored = (*ignored, "data.path")
+    return TrainedRun(
+        run_id=run.info.run_id,
+        approach=_approach(tags),
+        model=tags.get("model", ""),
+        adapter=tags.get("adapter", "none"),
+        seed=tags.get("seed") or params.get("seed", ""),
+        data=tags.get("data", ""),
+        split_digest=tags["split_digest"],
+        source_digest=tags.get("source_digest", ""),
+        device=tags.get("device", ""),
+        commit=tags.get("commit", ""),
+        experiment=tags.get("experiment", ""),
+        overrides=tags.get("overrides", ""),
+        command=visible(run.data.tags.get("command", "")),  # its quoted spaces as they are
+        precision=tags.get("precision", ""),
+        parent=tags.get("mlflow.parentRunId", ""),
+        not_above_majority=tags.get("not_above_majority", ""),
+        searched=_searched(tags),
+        start_time=run.info.start_time,
+        settings={
+            k: params[k]
+            for k in sorted(params)
+            if k.startswith(GROUPS) and not k.startswith(ignored)
+        },
+        metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
+    )
+
+
+def _searched(tags: dict[str, str]) -> str:
+    if "trial" in tags:
+        return "trial"
+    return f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
+
+
+def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
+    """Return a run without a result; kind and detail as in `FailedRun`."""
+    tags, params = _plain(run.data.tags), _plain(run.data.params)
+    seed = tags.get("seed") or params.get("seed", "")
+    return FailedRun(
+        run_id=run.info.run_id, approach=_approach(tags), seed=seed, kind=kind, detail=detail
+    )
+
+
+# What is read of the same test rows: a run that reads otherwise does not replace an older one.
+READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
+CAUSE_CHARACTERS = 160
+
+
+def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
+    """Read the training runs of an experiment, or of the sweep `parent` wherever it is.
+
+    Of runs with the same approach, seed and test rows that read the same of each (`READ`) the
+    newest counts; within a sweep, runs with different settings all count. Raises UserError where
+    there is no such experiment or sweep, or nothing has finished.
+    """
+    found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
+    raw = _runs(client, found.experiment_id, parent)
+    trained, failed = [], []
+    for run in raw:
+        if run.info.status in ("FAILED", "KILLED"):
+            failed.append(read_failed(run, *_cause(client, run)))
+        elif run.info.status == "FINISHED":
+            missing = read_missing(run)
+            if missing:
+                failed.append(read_failed(run, "incomplete", missing))
+            else:
+                trained.append(read_trained(run))
+    unfinished = sum(run.info.status in ("RUNNING", "SCHEDULED") for run in raw)
+    if not trained:
+        raise UserError(
+            "no training run has finished",
+            where=f"experiment '{found.name}'" + (f", sweep {parent}" if parent else ""),
+            fix=f"failed: {len(failed)}, not finished: {unfinished}; "
+            "train first, for example: python -m kinopoisk_ft sweep=study",
+        )
+    kept = _newest(trained, by_settings=parent is not None)
+    return Collected(
+        experiment=one_line(found.name),
+        runs=kept,
+        failed=failed,
+        superseded=len(trained) - len(kept),
+        unfinished=unfinished,
+    )
+
+
+def _experiment(client: MlflowClient, name: str) -> Experiment:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        raise UserError(
+            f"there is no experiment '{name}' in the store",
+            where="--experiment",
+            fix=nearest(name, [e.name for e in client.search_experiments()]),
+        )
+    return _active(client, found)
+
+
+def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
+    """Return the experiment; UserError where it is deleted, and its runs with it."""
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        uri, name = client.tracking_uri, experiment.name
+        raise UserError(
+            f"the experiment '{name}' is deleted, and its runs with it",
+            where="--experiment",
+            fix=f"restore it: {restore_command(uri, 'experiments', experiment.experiment_id)}",
+        )
+    return experiment
+
+
+def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
+    """Return the experiment that a sweep belongs to."""
+    try:
+        run = client.get_run(parent)
+    except MlflowException as error:
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        sweeps = client.search_runs(experiments, "tags.`kinopoisk_ft.kind` = 'sweep'")
+        ids = [sweep.info.run_id for sweep in sweeps]
+        raise UserError(
+            f"there is no run '{parent}' in the store",
+            where="--parent",
+            fix=nearest(parent, ids) if ids else "the store has no sweeps: leave it out",
+        ) from error
+    if run.data.tags.get("kinopoisk_ft.kind") in ("train", "skipped"):
+        sweep = run.data.tags.get("mlflow.parentRunId")
+        raise UserError(
+            f"run '{parent}' is no sweep but one training run",
+            where="--parent",
+            fix=f"give its sweep: {sweep}" if sweep else "leave it out: it was of no sweep",
+        )
+    return _active(client, client.get_experiment(run.info.experiment_id))
+
+
+def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
+    """Return the training runs, of a sweep also those that its skipped jobs point to."""
+    if parent is None:
+        return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
+    of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
+    runs, skipped = (
+        _search(client, experiment_id, [f"tags.`kinopoisk_ft.kind` = '{kind}'", of_sweep])
+        for kind in ("train", "skipped")
+    )
+    try:
+        runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
+    except MlflowException as error:
+        raise UserError(
+            f"a run that a skipped job points to is gone: {error.message}",
+            where=f"sweep {parent}",
+            fix="run the sweep again: it trains what is missing",
+        ) from error
+    return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
+
+
+def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], " and ".join(terms), page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
+
+
+def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
+    """Return kind and detail: the first line at the margin after the last traceback's head."""
+    if run.info.status == "KILLED":
+        return "killed", ""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run.info.run_id, "traceback.txt", folder)
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except (MlflowException, OSError):
+        return "no_traceback", ""
+    lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
+    rest = list(itertools.dropwhile(lambda line: not line[:1].strip(), lines))
+    # A message that ends in a colon says the cause on the next line.
+    line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
+    if not line:
+        return "no_traceback", ""
+    return "raised", textwrap.shorten(one_line(line), CAUSE_CHARACTERS, placeholder=" …")
+
+
+def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
+    kept: dict[tuple[str, ...], TrainedRun] = {}
+    for run in sorted(runs, key=lambda r: (r.start_time, r.run_id)):
+        key = (run.approach, run.seed, run.data, run.source_digest, run.split_digest)
+        read = {name: run.settings.get(name) for name in READ}
+        kept[(*key, str(run.settings if by_settings else read))] = run
+    return list(kept.values())
+
+
+MOST_POINTS = 200  # of a curve: more are not told apart on a page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """Empty where a run did not record them.
+
+    `history` has rows of `step` and one of `CURVES`; `data` and `environment` are the run's
+    data.json and environment.json.
+    """
+
+    history: list[HistoryRow] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a page shows beside its tables, both by run id."""
+
+    predictions: Mapping[str, Predictions]
+    details: Mapping[str, Details]
+
+
+def load_details(client: MlflowClient, runs: Iterable[TrainedRun]) -> dict[str, Details]:
+    """Return the details by run id. Raises UserError where a file is listed and unreadable."""
+    found = {}
+    for run in runs:
+        files = {file.path for file in client.list_artifacts(run.run_id)}
+        read = {
+            name: _json(client, run.run_id, f"{name}.json") if f"{name}.json" in files else {}
+            for name in ("data", "environment")
+        }
+        found[run.run_id] = Details(history=_history(client, run), **read)
+    return found
+
+
+def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
+    rows: list[HistoryRow] = []
+    for key in CURVES:
+        if key in run.metrics:
+            points = client.get_metric_history(run.run_id, key)
+            stride = -(-len(points) // MOST_POINTS)
+            rows += [{"step": point.step, key: point.value} for point in points[::stride]]
+    return rows
+
+
+def _json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run_id, name, folder)
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
+    except (MlflowException, OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{name} cannot be read: {str(error).splitlines()[0]}",
+            where=f"run {run_id}",
+            fix="train this run again, or delete it from the store",
+        ) from error
+
+
+FILE = "predictions.parquet"
+
+
+def load(client: MlflowClient, runs: Iterable[TrainedRun]) -> dict[str, Predictions]:
+    """Return the test predictions by run id, of the runs that kept them.
+
+    Raises UserError where a run lists the file and it cannot be read.
+    """
+    found = {}
+    for run in runs:
+        if any(file.path == FILE for file in client.list_artifacts(run.run_id)):
+            where = f"{FILE} of run {run.run_id} ({run.approach}, seed {run.seed or '-'})"
+            found[run.run_id] = Predictions.of(_read(client, run.run_id, where), where)
+    return found
+
+
+def _read(client: MlflowClient, run_id: str, where: str) -> pd.DataFrame:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_parquet(Path(client.download_artifacts(run_id, FILE, folder)))
+    except (MlflowException, OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"the predictions cannot be read: {str(error).splitlines()[0]}",
+            where=where,
+            fix="train this run again, or delete it from the store",
+        ) from error

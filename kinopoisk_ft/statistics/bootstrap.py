@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinopoisk_ft.statistics.scores import Scores, confusions, scores
+from kinopoisk_ft.statistics.metrics import Scores, confusions, scores
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from kinopoisk_ft.statistics.bootstrap import Interval, Sample, percentiles, resample
+from kinopoisk_ft.statistics.calibration import Bin, before_and_after
+from kinopoisk_ft.statistics.metrics import METRICS
 from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
-from kinopoisk_ft.statistics.reliability import Bin, before_and_after
-from kinopoisk_ft.statistics.scores import METRICS
 from kinopoisk_ft.statistics.seeds import Seeds, total
 from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 

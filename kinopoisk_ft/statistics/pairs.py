@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
-from kinopoisk_ft.statistics.scores import HEADLINE
+from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.seeds import Seeds, total
 
 ALPHA = 0.05

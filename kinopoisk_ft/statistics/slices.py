@@ -9,8 +9,8 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.statistics.bootstrap import LEVEL, Interval, percentiles, resample
+from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.predictions import Predictions
-from kinopoisk_ft.statistics.scores import HEADLINE
 
 QUARTERS = 4
 # An interval of a slice is read to two digits.

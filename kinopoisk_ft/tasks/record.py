@@ -14,7 +14,7 @@ import torch
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.files import write_whole
 from kinopoisk_ft.provenance import describe_environment
-from kinopoisk_ft.reporting.pictures import confusion_matrix_picture, learning_curve_picture
+from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.predictions import as_table
 from kinopoisk_ft.tasks.result import Fitted, Result

@@ -20,7 +20,7 @@ from browser import CHROMIUM, visit
 from report_example import example_store
 from report_store import Store, report
 
-from kinopoisk_ft.reporting.keep import COLUMNS
+from kinopoisk_ft.reporting.output import COLUMNS
 
 # A server starts within some 5 s, and each page waits for its scripts.
 pytestmark = [

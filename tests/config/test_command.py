@@ -23,8 +23,8 @@ from mlflow.entities import Run
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.config.command import as_override
 from kinopoisk_ft.provenance import IDENTITY
-from kinopoisk_ft.reporting.page.repeat import _command
-from kinopoisk_ft.reporting.reading import trained
+from kinopoisk_ft.reporting.page.reproduce import _command
+from kinopoisk_ft.reporting.runs import read_trained
 
 FILES = {
     "my configs/sweep/mine.yaml": """# @package _global_
@@ -119,7 +119,7 @@ def test_the_command_runs_the_same_job(
     args, said = job
     assert run("--config-dir", "my configs", *args, "output_dir=out", "rerun=true") == 0
     (first,) = runs(place)
-    command = _command(trained(first))
+    command = _command(read_trained(first))
     monkeypatch.delenv("REVIEWS")
     repeat(command, place)
     _, again = runs(place)
@@ -136,7 +136,7 @@ def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch
     assert run("--config-dir", "my configs", "experiment=mine", "output_dir=out") == 0
     (found,) = runs(place)
     start = "torchrun --nproc-per-node 2 -m kinopoisk_ft --config-dir 'my configs' experiment=mine"
-    assert _command(trained(found)).startswith(start)
+    assert _command(read_trained(found)).startswith(start)
 
 
 @given(
@@ -158,7 +158,7 @@ def test_what_else_a_store_says_runs_nothing(place: Path) -> None:
     (found,) = runs(place)
     tags = found.data.tags
     tags["command"] = "rm -rf / ; python -m kinopoisk_ft"
-    assert _command(trained(found)) == "python -m kinopoisk_ft experiment=mine"
+    assert _command(read_trained(found)) == "python -m kinopoisk_ft experiment=mine"
     tags["command"] = "python -m kinopoisk_ft seed=1; rm -rf /"
-    assert shlex.split(_command(trained(found)))[3:] == ["seed=1;", "rm", "-rf", "/"]
-    assert ";" not in _command(trained(found)).replace("'seed=1;'", "")
+    assert shlex.split(_command(read_trained(found)))[3:] == ["seed=1;", "rm", "-rf", "/"]
+    assert ";" not in _command(read_trained(found)).replace("'seed=1;'", "")

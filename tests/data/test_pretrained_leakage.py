@@ -22,8 +22,8 @@ from kinopoisk_ft.data.leakage import FILE, Overlap, TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.leaks import leakage
+from kinopoisk_ft.reporting.locale import LANGUAGES, Words
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.reporting.words import LANGUAGES, Words
 
 NAMES = st.lists(st.sampled_from(["Хорошо.", "хорошо", "плохо", "Плохо!!", "ёж", "еж"]), max_size=6)
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]

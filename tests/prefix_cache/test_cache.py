@@ -23,10 +23,10 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Adapted, Network, blocks_of
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
+from kinopoisk_ft.reporting.locale import Words
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import tables
-from kinopoisk_ft.reporting.words import Words
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.fit_network import fit_network
 from kinopoisk_ft.tasks.inputs import FitInputs

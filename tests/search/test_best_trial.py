@@ -17,7 +17,7 @@ from sweeping import place as place
 
 from kinopoisk_ft.config.command import NO_INFLUENCE
 from kinopoisk_ft.config.groups import conf_dir
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.search.best_trial import command
 from kinopoisk_ft.sweeps.jobs import Outcome, outcomes
 

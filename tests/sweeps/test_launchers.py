@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from sweeping import DATA, SMALL, environment, newest_parent, write_reviews
 
 from kinopoisk_ft.config import help
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 
 NEEDS = {

@@ -22,7 +22,7 @@ from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.sweeps import jobs
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.sweep import ParentRun

@@ -18,8 +18,8 @@ from report_rows import one_table, trained
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score
 
+from kinopoisk_ft.reporting.locale import LANGUAGES, Words
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.reporting.words import LANGUAGES, Words
 from kinopoisk_ft.tasks.record import _compare_with_majority
 
 TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])

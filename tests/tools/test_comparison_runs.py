@@ -14,7 +14,7 @@ from places import ROOT
 from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 
 RUNS = ROOT / "docs/comparison/runs"
 KEPT = sorted(path.parent for path in RUNS.glob("*/*/result.json"))

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from places import ROOT
 from sweeping import DATA, environment, newest_parent, write_reviews
 
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 
 JOBS, STEPS, METRICS = 20, 120, ("train_loss", "lr", "grad_norm")

@@ -23,7 +23,7 @@ from tracked import offline
 
 from kinopoisk_ft import cli
 from kinopoisk_ft.commands import sync
-from kinopoisk_ft.reporting.collect import collect
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.tracking.event_log import find_logs
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]

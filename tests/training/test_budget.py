@@ -16,7 +16,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.footing import BUDGET, part
+from kinopoisk_ft.reporting.run_rows import BUDGET, part
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.clock import Clock

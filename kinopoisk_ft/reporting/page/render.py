@@ -7,17 +7,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kinopoisk_ft.reporting import evidence
-from kinopoisk_ft.reporting.cells import data_line, failures
-from kinopoisk_ft.reporting.details import Material
-from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting import table as tables
+from kinopoisk_ft.reporting.conclusions import choices
+from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.leaks import leakage, sizes
-from kinopoisk_ft.reporting.page import gallery, results
-from kinopoisk_ft.reporting.page.hard import hardest
-from kinopoisk_ft.reporting.page.published import published
-from kinopoisk_ft.reporting.page.repeat import budgets, recipes
-from kinopoisk_ft.reporting.recommendations import choices
-from kinopoisk_ft.reporting.words import Words
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.page import figures, results
+from kinopoisk_ft.reporting.page.hardest_reviews import hardest
+from kinopoisk_ft.reporting.page.reproduce import budgets, recipes
+from kinopoisk_ft.reporting.page.study_reference import published
+from kinopoisk_ft.reporting.runs import Material
+from kinopoisk_ft.reporting.table import data_line
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Block:
 
     id: str
     title: str
-    pictures: list[gallery.Picture]
+    pictures: list[figures.Picture]
     rows: list[list[str]]
 
 
@@ -69,18 +69,18 @@ def _view(section: Section, stem: str, found: Material, words: Words) -> dict[st
 
 def _blocks(section: Section, stem: str, found: Material, words: Words) -> list[Block]:
     table = section.table
-    curves = gallery.curves(table, found.details, stem, words)
-    confusion = gallery.confusion(table, found.predictions, stem, words)
+    curves = figures.curves(table, found.details, stem, words)
+    confusion = figures.confusion(table, found.predictions, stem, words)
     named = [
-        ("costs", "costs", gallery.costs(table, stem, words), []),
-        ("differences", "differences", gallery.differences(table, stem, words),
-         evidence.differences(table, words)),
+        ("costs", "costs", figures.costs(table, stem, words), []),
+        ("differences", "differences", figures.differences(table, stem, words),
+         tables.differences(table, words)),
         ("curves", "curves", curves, []),
         ("confusion", "confusion", confusion, []),
-        ("calibration", "calibration", gallery.calibration(table, stem, words),
-         evidence.calibration(table, words)),
-        ("slices-accuracy", "slices_accuracy", [], evidence.slices(table, "accuracy", words)),
-        ("slices", "slices_f1_weighted", [], evidence.slices(table, "f1_weighted", words)),
+        ("calibration", "calibration", figures.calibration(table, stem, words),
+         tables.calibration(table, words)),
+        ("slices-accuracy", "slices_accuracy", [], tables.slices(table, "accuracy", words)),
+        ("slices", "slices_f1_weighted", [], tables.slices(table, "f1_weighted", words)),
     ]  # fmt: skip
     return [
         Block(f"{stem}-{name}", words(title), pictures, rows)

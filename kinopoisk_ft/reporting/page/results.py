@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.cells import SCORES, SEEN, seen_text, spread_text, whole_text
 from kinopoisk_ft.reporting.columns import BEST, MARKS
-from kinopoisk_ft.reporting.rows import Row
-from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.reporting.words import NOTHING, Words, time_digits
+from kinopoisk_ft.reporting.locale import NOTHING, Words, time_digits
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.table import (
+    CHARACTERS_SEEN,
+    SCORES,
+    Table,
+    seen_text,
+    spread_text,
+    whole_text,
+)
 
 COLUMNS = (
     *SCORES, "train_seconds", "eval_seconds", "trainable_parameters", "total_parameters",
-    "tokens_per_second", "peak_memory_mb", SEEN,
+    "tokens_per_second", "peak_memory_mb", CHARACTERS_SEEN,
 )  # fmt: skip
 MARK_OF = {column: mark for mark, column in MARKS.items()}
 
@@ -53,7 +59,7 @@ def _cell(table: Table, row: Row, column: str, words: Words) -> Cell:
     mean = row.mean(column)
     if mean is None:
         return Cell(NOTHING)
-    if column == SEEN:
+    if column == CHARACTERS_SEEN:
         return Cell(seen_text(row, words))
     if column in ("train_seconds", "eval_seconds"):
         text = spread_text(row, column, time_digits(mean), words)

@@ -1,0 +1,198 @@
+"""The page's pictures, each with a text that says what it shows."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
+from kinopoisk_ft.reporting.plots.run_plots import (
+    CURVES,
+    FEW_POINTS,
+    GREY,
+    INK,
+    HistoryRow,
+    draw_confusion,
+    new_figure,
+    tidy,
+)
+from kinopoisk_ft.reporting.plots.scatter import pareto_front
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.runs import Details
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.statistics.metrics import HEADLINE, confusions
+from kinopoisk_ft.statistics.predictions import Predictions
+
+VAL_F1 = "val_f1_weighted"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline SVG under a title."""
+
+    title: str
+    svg: Markup
+
+
+def costs(table: Table, stem: str, words: Words) -> list[Picture]:
+    """Return weighted F1 against each cost, with the Pareto front."""
+    found = []
+    for column in scatter.measured(table):
+        rows = [row for row in table.rows if column in row.values]
+        points = [(row.values[column].mean, row.values[HEADLINE].mean) for row in rows]
+        said = [
+            words("alt_point", name=row.name, x=words.plain(x), f1=words.score(y))
+            for row, (x, y) in zip(rows, points, strict=True)
+        ]
+        front = words.listed([rows[i].name for i in pareto_front(points)])
+        title = words("cost_title", cost=words.header(column))
+        alt = words("alt_costs", title=title, points="; ".join(said), front=front)
+        drawn = inline(scatter.draw_one(table, column, words), f"{stem}-{column}", alt)
+        found.append(Picture(title, drawn))
+    return found
+
+
+def differences(table: Table, stem: str, words: Words) -> list[Picture]:
+    """Return the forest plot, if anything was compared."""
+    if not table.comparison.pairs:
+        return []
+    said = []
+    for pair in table.comparison.pairs:
+        found = pair.differences[HEADLINE]
+        verdict = words("legend_beyond" if pair.beyond_chance else "legend_noise")
+        said.append(
+            f"{words('row_less', a=pair.a, b=pair.b)}: {words.score(found.mean, signed=True)} "
+            f"{words.interval(found, signed=True)}, {verdict}"
+        )
+    title = words("forest_title")
+    figure = forest.draw(table, words, narrow=True)
+    return [Picture(title, inline(figure, f"{stem}-forest", f"{title}. {'; '.join(said)}."))]
+
+
+def calibration(table: Table, stem: str, words: Words) -> list[Picture]:
+    """Return a reliability picture an approach, of those with a temperature."""
+    found = []
+    for number, row in enumerate(table.rows):
+        if row.name in table.comparison.reliability:
+            ece = (row.mean("ece"), row.mean("ece_calibrated"))
+            before, after = ("-" if value is None else words.number(value, 3) for value in ece)
+            alt = words("alt_calibration", name=row.name, before=before, after=after)
+            figure = calibration_plot.draw(table, words, only=row.name)
+            found.append(Picture(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))
+    return found
+
+
+def curves(table: Table, details: Mapping[str, Details], stem: str, words: Words) -> list[Picture]:
+    """Return the learning curves of each approach that recorded them, a line a seed."""
+    found = []
+    for number, row in enumerate(table.rows):
+        histories = [details[run.run_id].history for run in row.runs if run.run_id in details]
+        histories = [history for history in histories if len(history) > 1]
+        if histories:
+            alt = words("alt_curves", name=row.name, n=len(histories), best=_best(row, words))
+            figure = draw_curves(histories, words)
+            found.append(Picture(row.name, inline(figure, f"{stem}-curve-{number}", alt)))
+    return found
+
+
+def _best(row: Row, words: Words) -> str:
+    values = [run.metrics[VAL_F1] for run in row.runs if VAL_F1 in run.metrics]
+    return words.score(float(np.mean(values))) if values else "-"
+
+
+def confusion(
+    table: Table, predictions: Mapping[str, Predictions], stem: str, words: Words
+) -> list[Picture]:
+    """Return the confusion matrix of each approach, all its seeds added up."""
+    found = []
+    names = (words("true"), words("predicted"), words("share_of_true"))
+    for number, row in enumerate(table.rows):
+        runs = [predictions[run.run_id] for run in row.runs if run.run_id in predictions]
+        if not runs or any(runs[0].mismatch(run) for run in runs):
+            continue
+        classes = runs[0].class_names
+        guesses = np.stack([run.predicted for run in runs])
+        counts = confusions(runs[0].labels, guesses, len(classes)).sum(axis=0)
+        cells = [
+            f"{classes[i]} → {classes[j]}: {words.number(counts[i, j], 0)}"
+            for i, j in np.ndindex(counts.shape)
+        ]
+        alt = words("alt_confusion", name=row.name, cells="; ".join(cells))
+        figure = draw_confusion(counts, classes, names)
+        svg = inline(figure, f"{stem}-confusion-{number}", alt, recolour=False)
+        found.append(Picture(row.name, svg))
+    return found
+
+
+WIDTH, PANEL_HEIGHT = 4.4, 1.9  # inches
+FONT = 9
+PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": ("val_f1_weighted",)}
+NAMES = {"train_loss": "curve_training", "val_loss": "curve_validation"}
+
+
+def draw_curves(histories: Sequence[Sequence[HistoryRow]], words: Words) -> Figure:
+    """Return the figure: losses above, validation F1 below, whichever were recorded."""
+    panels = {
+        title: keys
+        for title, keys in PANELS.items()
+        if any(key in row for history in histories for row in history for key in keys)
+    }
+    figure = new_figure(WIDTH, 0.5 + PANEL_HEIGHT * len(panels))
+    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, keys) in zip(drawn, panels.items(), strict=True):
+        for key in keys:
+            for history in histories:
+                points = [(row["step"], row[key]) for row in history if key in row]
+                marker = "o" if len(points) <= FEW_POINTS else ""
+                look = {"color": CURVES[key][1], "marker": marker, "ms": 4, "lw": 1, "alpha": 0.8}
+                axes.plot([x for x, _ in points], [y for _, y in points], **look)
+        axes.set_ylabel(words(title), fontsize=FONT)
+        axes.tick_params(labelsize=FONT)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.plain(value)))
+        tidy(axes)
+    drawn[-1].set_xlabel(words("axis_step"), fontsize=FONT)
+    drawn[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.short(value)))
+    known = [k for k in NAMES if any(k in row for history in histories for row in history)]
+    if known:
+        handles = [Line2D([], [], color=CURVES[k][1], label=words(NAMES[k])) for k in known]
+        drawn[0].legend(handles=handles, frameon=False, fontsize=FONT)
+    return figure
+
+
+# The page's style gives these variables a value for each scheme.
+INKS = {INK: "--ink", "#000000": "--ink", GREY: "--faint", "#e4e4e4": "--line", "#ffffff": "--card"}
+OUTER = re.compile(r"<svg.*</svg>", re.DOTALL)
+METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
+SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"')
+COLOUR = re.compile("|".join(INKS))
+
+
+def inline(figure: Figure, stem: str, alt: str, *, recolour: bool = True) -> Markup:
+    """Return the figure with its alternative text; `stem` keeps its ids apart from others'.
+
+    Without `recolour` it stays on white, for pictures whose text lies on colours of its own.
+    """
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    found = OUTER.search(stream.getvalue())
+    assert found is not None
+    text = METADATA.sub("", found[0])
+    text = SIZE.sub(r"\1\2", text, count=1)
+    text = re.sub(r'\bid="', f'id="{stem}-', text)
+    text = text.replace("url(#", f"url(#{stem}-").replace('href="#', f'href="#{stem}-')
+    if recolour:
+        text = COLOUR.sub(lambda match: f"var({INKS[match[0]]})", text)
+    label = f'<svg role="img" class="{"plain" if recolour else "white"}" aria-label="{escape(alt)}"'
+    return Markup(label + text.removeprefix("<svg"))

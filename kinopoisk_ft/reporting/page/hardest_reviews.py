@@ -1,0 +1,98 @@
+"""The reviews that most approaches answer wrongly, the surest mistakes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions
+from kinopoisk_ft.text import visible
+
+MOST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one approach says, its seeds' probabilities averaged."""
+
+    name: str
+    label: str
+    probability: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class HardReview:
+    """A review with its row in the source, an excerpt of its text, "" if not recorded."""
+
+    row: int
+    label: str
+    text: str
+    answers: list[Answer]
+
+
+def hardest(table: Table, predictions: Mapping[str, Predictions], words: Words) -> list[HardReview]:
+    """Return the reviews wrong in more than half of the approaches that answered the same rows.
+
+    First those that more approaches get wrong, then those whose right answer got less probability.
+    """
+    answered = _answered(table, predictions)
+    if not answered:
+        return []
+    first = next(iter(answered.values()))[0]
+    means = np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
+    guesses = means.argmax(axis=2)  # (approaches, N)
+    wrong = (guesses != first.labels).sum(axis=0)
+    given = means[:, np.arange(len(first.labels)), first.labels].mean(axis=0)
+    order = np.lexsort((given, -wrong))
+    chosen = [i for i in order if wrong[i] * 2 > len(answered)][:MOST_SHOWN]
+    return [_review(int(i), first, list(answered), means, guesses, words) for i in chosen]
+
+
+def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
+    """Return the runs of each approach whose rows are those of the best approach's."""
+    found: dict[str, list[Predictions]] = {}
+    first = None
+    for row in table.rows:
+        runs = [predictions[run.run_id] for run in row.runs if run.run_id in predictions]
+        first = first or (runs[0] if runs else None)
+        if first and runs and not any(first.mismatch(run) for run in runs):
+            found[row.name] = runs
+    return found
+
+
+def _review(
+    i: int,
+    first: Predictions,
+    names: list[str],
+    means: np.ndarray,
+    guesses: np.ndarray,
+    words: Words,
+) -> HardReview:
+    answers = [
+        Answer(
+            name=name,
+            label=first.class_names[guesses[k, i]],
+            probability=words.percent(float(means[k, i, guesses[k, i]])),
+            right=bool(guesses[k, i] == first.labels[i]),
+        )
+        for k, name in enumerate(names)
+    ]
+    return HardReview(
+        int(first.rows[i]), first.class_names[first.labels[i]], _excerpt(first, i), answers
+    )
+
+
+def _excerpt(first: Predictions, i: int) -> str:
+    """Return at most `TEXT_CHARACTERS` of a review; "" where the run recorded no text.
+
+    A text of that length was cut when it was recorded. Earlier versions recorded more.
+    """
+    text = visible(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
+    if len(text) >= TEXT_CHARACTERS:
+        text = text[: TEXT_CHARACTERS - 1].rstrip() + "…"
+    return text

@@ -1,0 +1,85 @@
+"""The picture of calibration: how often answers of each probability are right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.plots.run_plots import (
+    COLOURS,
+    GREY,
+    INK,
+    literal,
+    new_figure,
+    save_both,
+    tidy,
+)
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.statistics.calibration import Bin
+
+IN_A_LINE = 3
+SIDE = 2.9  # inches of a panel
+FONT = 9
+FEWEST = 10  # reviews in a bin below which its share of right answers says nothing
+HEADROOM = 1.2  # of the share of right answers: the legend stands above the curves
+LARGEST = 120.0  # square points of the mark of the fullest bin
+
+
+def calibration_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+    """Draw each approach's reliability as `stem`.png and `stem`.svg; returns the two paths."""
+    return save_both(draw(table, words), folder, stem)
+
+
+def draw(table: Table, words: Words, only: str | None = None) -> Figure:
+    """Return the figure: a panel an approach, or one approach's alone."""
+    known = table.comparison.reliability
+    rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
+    columns = min(IN_A_LINE, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = new_figure(SIDE * columns + 0.4, (SIDE + 0.55) * lines + 0.3)
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    bins = [one for pair in known.values() for part in pair for one in part]
+    low = min(one.confidence for one in bins)
+    percent = FuncFormatter(lambda value, _: words.percent(value))
+    for axes, row in zip(panels.flat, rows, strict=False):
+        axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
+        before, after = table.comparison.reliability[row.name]
+        _curve(axes, before, COLOURS[1], _label("before", row, "ece", words))
+        _curve(axes, after, COLOURS[0], _label("after", row, "ece_calibrated", words))
+        if only is None:
+            axes.set_title(literal(row.name), fontsize=FONT + 1, color=INK, loc="left")
+        axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
+        axes.tick_params(labelsize=FONT, labelbottom=True)
+        tidy(axes)
+    first = panels.flat[0]
+    first.set_ylim(top=HEADROOM)
+    first.set_yticks([tick for tick in first.get_yticks() if first.get_ylim()[0] <= tick <= 1])
+    for axes in list(panels.flat)[len(rows) :]:
+        axes.remove()
+    figure.supxlabel(words("axis_confidence"), fontsize=FONT + 1)
+    figure.supylabel(words("axis_right"), fontsize=FONT + 1)
+    return figure
+
+
+def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
+    """Draw a mark for each bin, its area by the number of reviews."""
+    kept = [one for one in bins if one.count >= FEWEST]
+    fullest = max((one.count for one in kept), default=1)
+    x, y = [one.confidence for one in kept], [one.accuracy for one in kept]
+    areas = [12 + LARGEST * one.count / fullest for one in kept]
+    axes.plot(x, y, color=colour, linewidth=1, alpha=0.7)
+    axes.scatter(x, y, areas, color=colour, alpha=0.7, edgecolors="white", label=label)
+
+
+def _label(key: str, row: Row, column: str, words: Words) -> str:
+    ece, temperature = row.mean(column), row.mean("temperature")
+    written = ["-" if value is None else words.number(value, 3) for value in (ece, temperature)]
+    return words(key, ece=written[0], temperature=written[1])

@@ -1,0 +1,84 @@
+"""The picture of pairwise differences: each with its interval, beside the line of zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.plots.run_plots import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    literal,
+    new_figure,
+    save_both,
+    tidy,
+)
+from kinopoisk_ft.reporting.table import Table, data_line
+from kinopoisk_ft.statistics.metrics import HEADLINE
+
+WIDTH = 8.0  # inches
+NARROW_WIDTH = 4.4
+ROW_HEIGHT = 0.34
+FONT = 9
+
+
+def forest_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+    """Draw the table's pairs as `stem`.png and `stem`.svg; returns the two paths."""
+    return save_both(draw(table, words), folder, stem)
+
+
+def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
+    """Return the figure: a row for each pair, weighted F1; if narrow, names above their rows."""
+    pairs = table.comparison.pairs
+    row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
+    figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))
+    axes = figure.add_subplot()
+    for place, pair in enumerate(pairs):
+        found = pair.differences[HEADLINE]
+        colour = COLOURS[0] if pair.beyond_chance else GREY
+        axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2.2)
+        axes.plot(found.mean, place, marker="o", markersize=6, color=colour, markeredgecolor="w")
+    axes.axvline(0, color=INK, linewidth=1)
+    tidy(axes)
+    axes.grid(False, axis="y")
+    names = [words("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
+    if narrow:
+        _names_above(axes, names)
+    else:
+        axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
+        title = literal(data_line(table, words), most=80)
+        axes.set_title(title, fontsize=FONT, color=INK, loc="left")
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.number(v, 3, signed=True)))
+    axes.set_xlabel(words("axis_difference"))
+    keys = {"legend_beyond": COLOURS[0], "legend_noise": GREY}
+    handles = [
+        Line2D([], [], color=colour, marker="o", lw=2.2, label=words(key))
+        for key, colour in keys.items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=1 if narrow else 2,
+        frameon=False,
+        fontsize=FONT,
+    )
+    return figure
+
+
+def _names_above(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    left = axes.get_yaxis_transform()
+    for place, name in enumerate(names):
+        look: dict[str, Any] = {"fontsize": FONT, "color": INK, "bbox": BEHIND_TEXT}
+        axes.text(0, place - 0.18, name, va="bottom", transform=left, **look)

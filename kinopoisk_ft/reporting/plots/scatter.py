@@ -1,0 +1,243 @@
+"""The comparison's picture: weighted F1 against time, trainable parameters and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.plots.labels import Box, place
+from kinopoisk_ft.reporting.plots.run_plots import (
+    BEHIND_TEXT,
+    COLOURS,
+    GREY,
+    INK,
+    literal,
+    new_figure,
+    save_both,
+    tidy,
+)
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.table import Table, data_line
+
+WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
+NARROW_WIDTH = 4.4
+PANEL_HEIGHT = 3.6
+ROWS_IN_NARROW_PANEL = 5
+ROWS_IN_PANEL = 8  # more rows make a panel higher, to keep room for labels
+FONT = 9.5
+MARKER = 8.0  # points across
+FAR = 12.0  # px from a point to its label that need a line between them
+# Ticks in a decade, the first of these that give enough of them.
+STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+ENOUGH_TICKS = 3
+ZERO_SHARE = 0.14  # of the axis, for the place of zero
+SHAPES = "osD^vPX"
+MEMORY = "peak_memory_mb"
+COSTS = ("train_seconds", "trainable_parameters", MEMORY)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One approach in one panel; `std` is that of F1, 0 where unknown."""
+
+    name: str
+    colour: str
+    shape: str
+    x: float
+    y: float
+    std: float
+
+
+def comparison_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+    """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
+    return save_both(draw(table, words), folder, stem)
+
+
+def draw(table: Table, words: Words) -> Figure:
+    """Return the figure: a panel for each cost that was measured, one above the other."""
+    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
+    columns = measured(table)
+    figure = new_figure(WIDTH, len(columns) * height)
+    panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
+    drawn = _panels(panels, table, columns, words)
+    title = literal(data_line(table, words), most=80)
+    panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
+    if "f1_weighted" in table.majority:
+        f1 = words.score(table.majority["f1_weighted"])
+        panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
+    _place_labels(figure, panels, drawn)
+    return figure
+
+
+def draw_one(table: Table, column: str, words: Words) -> Figure:
+    """Return a narrow figure of one cost, for a page that puts several beside one another."""
+    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
+    figure = new_figure(NARROW_WIDTH, height)
+    axes = figure.add_subplot()
+    drawn = _panels([axes], table, [column], words)
+    _place_labels(figure, [axes], drawn)
+    return figure
+
+
+def measured(table: Table) -> list[str]:
+    """Return the costs of `COSTS` that some row recorded; time and parameters always."""
+    return [c for c in COSTS if c != MEMORY or any(c in row.values for row in table.rows)]
+
+
+def _panels(
+    panels: list[Axes], table: Table, columns: list[str], words: Words
+) -> list[list[Point]]:
+    look = _looks(table.rows)
+    return [
+        _panel(axes, table, column, look, words)
+        for axes, column in zip(panels, columns, strict=True)
+    ]
+
+
+def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) -> None:
+    # Labels are placed in pixels, so the layout must be final and stay as it is.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, points in zip(panels, drawn, strict=True):
+        _label(axes, points)
+
+
+def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
+    """Return colour and shape by row name: a colour for each adapter, a shape for each model."""
+    adapters = sorted({row.first.adapter for row in rows})
+    models = sorted({row.first.model for row in rows})
+    return {
+        row.name: (
+            COLOURS[adapters.index(row.first.adapter) % len(COLOURS)],
+            SHAPES[models.index(row.first.model) % len(SHAPES)],
+        )
+        for row in rows
+    }
+
+
+def _panel(
+    axes: Axes, table: Table, column: str, look: dict[str, tuple[str, str]], words: Words
+) -> list[Point]:
+    rows = [row for row in table.rows if column in row.values]
+    number = words.short if column.endswith("parameters") else words.plain
+    positions = _log_axis(axes, [row.values[column].mean for row in rows], number)
+    points = []
+    for row, x in zip(rows, positions, strict=True):
+        f1 = row.values["f1_weighted"]
+        points.append(Point(row.name, *look[row.name], x, f1.mean, f1.std or 0.0))
+    for p in points:
+        axes.errorbar(
+            p.x,
+            p.y,
+            yerr=p.std or None,
+            color=p.colour,
+            marker=p.shape,
+            markersize=MARKER,
+            markeredgecolor="white",
+            capsize=4,
+            linewidth=1.4,
+            zorder=3,
+        )
+    _front(axes, points)
+    tidy(axes)
+    low = min((p.y - p.std for p in points), default=0.0)
+    high = max((p.y + p.std for p in points), default=1.0)
+    pad = max(0.18 * (high - low), 0.004)
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value, 3)))
+    axes.set_ylabel(words("axis_f1"))
+    axes.set_xlabel(words(f"axis_{column}"))
+    return points
+
+
+def _front(axes: Axes, points: list[Point]) -> None:
+    """Draw the steps below which nothing measured is both cheaper and better."""
+    kept = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
+    x, y = [p.x for p in kept], [p.y for p in kept]
+    axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+
+
+def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
+    """Scale x by decades; zero, which has no logarithm, gets a place of its own on the left.
+
+    Returns where each value stands on the axis.
+    """
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = min(positive) / 1.8, max(positive) * 1.8
+    ticks = _ticks(low, high)
+    labels = [number(tick) for tick in ticks]
+    axes.set_xscale("log")
+    zero = low
+    if min(values, default=1.0) <= 0:
+        share = (high / low) ** ZERO_SHARE
+        zero = low / share**0.5
+        axes.axvline(low, color=GREY, linestyle=":", linewidth=1)
+        low /= share
+        ticks, labels = [zero, *ticks], ["0", *labels]
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+    return [value if value > 0 else zero for value in values]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in STEPS:
+        ticks = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+        if len(ticks) >= ENOUGH_TICKS:
+            break
+    return ticks
+
+
+def _label(axes: Axes, points: list[Point]) -> None:
+    """Name each point beside it, with a thin line to it where the place is far."""
+    unit = axes.figure.dpi / 72  # px in a point
+    frame = axes.get_window_extent()
+    half = MARKER / 2 * unit + 2  # px; the edges of a diamond stand out
+    marks, sizes = [], []
+    for p in points:
+        probe = axes.text(0, 0, literal(p.name), fontsize=FONT)
+        extent = probe.get_window_extent()
+        probe.remove()
+        sizes.append((extent.width, extent.height))
+        x, top = axes.transData.transform((p.x, p.y + p.std))
+        _, bottom = axes.transData.transform((p.x, p.y - p.std))
+        marks.append(Box(x - half, bottom - half, x + half, top + half))
+    boxes = place(marks, sizes, Box(frame.x0, frame.y0, frame.x1, frame.y1))
+    for p, mark, box in zip(points, marks, boxes, strict=True):
+        x, y = mark.centre
+        point = Box(x - half, y - half, x + half, y + half)
+        gap = point.distance(box)
+        doubtful = gap > FAR or any(m is not mark and m.distance(box) <= gap for m in marks)
+        line = {"arrowstyle": "-", "color": p.colour, "linewidth": 0.8, "shrinkA": 1}
+        axes.annotate(
+            literal(p.name),
+            (p.x, p.y),
+            xytext=((box.left - x) / unit, (box.bottom - y) / unit),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=FONT,
+            color=INK,
+            arrowprops=line if doubtful else None,
+            bbox=BEHIND_TEXT,
+        )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the (cost, score) points on the front, the cheapest first.
+
+    A point is on it where no other costs as little and scores as high, one of the two strictly.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not kept or points[i][1] > points[kept[-1]][1] or points[i] == points[kept[-1]]:
+            kept.append(i)
+    return kept

@@ -1,0 +1,42 @@
+"""The plots of one run: the confusion matrix and the learning curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture, learning_curve_picture
+
+
+@pytest.mark.parametrize("size", [2, 6, 15])
+def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
+    matrix = np.eye(size, dtype=int) * 50 + 1
+    matrix[0] = 0  # a class with no test rows
+    file = tmp_path / "matrix.png"
+    confusion_matrix_picture(matrix, [f"класс {i}" for i in range(size)], file)
+    assert imread(file).shape[1] >= 800
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.png"]
+
+
+def test_confusion_matrix_must_fit_its_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 class names"):
+        confusion_matrix_picture([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "m.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_curve_takes_gaps_and_nothing(tmp_path: Path) -> None:
+    history = [{"step": s, "train_loss": 1 / s, "val_loss": None} for s in range(1, 50)]
+    history += [{"step": 49, "val_loss": 0.3, "val_f1_weighted": float("nan")}]
+    history += [{"step": 50, "val_loss": 0.2, "val_f1_weighted": 0.9}]
+    for name, rows in {"a": history, "b": history, "losses": history[:9], "none": []}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        learning_curve_picture(rows, folder / "curve.svg")
+    assert (tmp_path / "a/curve.svg").read_bytes() == (tmp_path / "b/curve.svg").read_bytes()
+    sizes = {
+        name: (tmp_path / name / "curve.svg").stat().st_size for name in ("a", "losses", "none")
+    }
+    assert sizes["none"] < sizes["losses"] < sizes["a"]

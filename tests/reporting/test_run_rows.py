@@ -1,0 +1,43 @@
+"""Runs are grouped into rows and tables."""
+
+from __future__ import annotations
+
+import pytest
+from report_rows import one_table, trained
+
+from kinopoisk_ft.reporting.table import tables
+
+
+def test_tables_never_mix_rows_or_sources() -> None:
+    runs = [trained(), trained("gru", split="b"), trained("mlp", source="t"), trained("rnn")]
+    assert [[row.name for row in table.rows] for table in tables(runs, {})] == [
+        ["bert", "rnn"],
+        ["gru"],
+        ["mlp"],
+    ]
+
+
+def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
+    """Three seeds of one approach on each of two splits, and one that reads half the tokens."""
+    settings = {"random": {"data.split": "random"}, "film": {"data.split": "film"}}
+    runs = [trained(seed=s, split=kind, settings=settings[kind], test_f1_weighted=f + s / 100)
+            for kind, f in (("random", 0.9), ("film", 0.7)) for s in range(3)]  # fmt: skip
+    half = {**settings["film"], "data.max_length": "128"}
+    runs.append(trained(seed=3, split="film", settings=half, test_f1_weighted=0.5))
+    found = {
+        table.split_digest: {row.name: row.mean("f1_weighted") for row in table.rows}
+        for table in tables(runs, {})
+    }
+    assert found == {
+        "film": {
+            "bert (max_length=256)": pytest.approx(0.71),
+            "bert (max_length=128)": pytest.approx(0.5),
+        },
+        "random": {"bert": pytest.approx(0.91)},
+    }
+    # Were two splits to choose the same test rows, the rule that chose them keeps them apart.
+    same = [trained(seed=s, settings=settings[kind]) for s, kind in enumerate(settings)]
+    assert [row.name for row in one_table(*same).rows] == [
+        "bert (split=film)",
+        "bert (split=random)",
+    ]

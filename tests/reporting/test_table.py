@@ -1,0 +1,155 @@
+"""Intervals, differences, calibration and slices as the report writes them, in every format."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from report_store import ANSWERED, Store, answers, filled_store, report
+from sklearn.metrics import accuracy_score, f1_score
+
+from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.plots import calibration_plot, forest
+from kinopoisk_ft.reporting.runs import collect, load
+from kinopoisk_ft.reporting.table import Table, tables
+
+EN = Words("en")
+NAMES = {"bert", "bert + lora", "mamba", "tfidf"}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return filled_store(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("answered")
+
+
+@pytest.fixture(scope="session")
+def answered(store: Store, folder: Path) -> tuple:
+    return report(store, folder, "experiment=answered")
+
+
+@pytest.fixture(scope="session")
+def table(store: Store) -> Table:
+    collected = collect(store.client, "answered")
+    (found,) = tables(collected.runs, load(store.client, collected.runs))
+    return found
+
+
+def test_means_have_intervals_around_them(answered: tuple) -> None:
+    rows = answered[0].set_index("approach")
+    for metric in ("accuracy", "f1_weighted", "f1_macro"):
+        for name in NAMES:
+            low, mean, high = (rows.loc[name, f"{metric}{end}"] for end in ("_low", "", "_high"))
+            assert low < mean < high
+        assert np.isnan(rows.loc["majority class", f"{metric}_low"])
+    text = f"{rows.loc['tfidf', 'accuracy']:.4f} [{rows.loc['tfidf', 'accuracy_low']:.4f}, "
+    assert text in answered[2]
+
+
+def test_differences_are_those_of_the_metrics(answered: tuple, folder: Path) -> None:
+    found = pd.read_csv(folder / "comparison-differences.csv")
+    assert len(found) == 6 * 3
+    assert set(found["a"]) | set(found["b"]) == NAMES
+    means = answered[0].set_index("approach")
+    for row in found.itertuples():
+        expected = means.loc[row.a, row.metric] - means.loc[row.b, row.metric]
+        assert row.difference == pytest.approx(expected, abs=1e-6)
+        assert row.low <= row.difference <= row.high
+        assert row.p <= row.p_holm <= min(1, 6 * row.p) + 1e-12
+    alone = found[(found["a"] == "tfidf") | (found["b"] == "tfidf")]
+    assert set(alone["several_seeds"]) == {"no"}
+    assert set(found.drop(alone.index)["same_seeds"]) == {"yes"}
+
+
+def test_sentences_follow_the_intervals(answered: tuple) -> None:
+    whole = answered[1]["tables"][0]
+    pairs = {(p["a"], p["b"]): p["differences"]["f1_weighted"] for p in
+             whole["comparison"]["pairs"]}  # fmt: skip
+    near, far = pairs["bert + lora", "bert"], pairs["bert + lora", "mamba"]
+    assert near["low"] < 0 < near["high"]
+    assert far["low"] > 0
+    best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
+    assert "the next, bert, has" in best
+    assert "(not told apart: 95% interval from" in best
+    assert "beyond chance" in mamba
+    assert "Not told apart from it: bert;" in whole["recommendations"][-1]
+
+
+def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
+    found = pd.read_csv(folder / "comparison-slices.csv", dtype={"value": str})
+    tfidf = found[found["approach"] == "tfidf"].set_index(["by", "value", "metric"])
+    run = answers(0, next(skill for model, _, skill, *_ in ANSWERED if model == "tfidf"))
+    for value, seen in (("yes", True), ("no", False)):
+        part = run[run["film_in_train"] == seen]
+        accuracy = tfidf.loc[("film_in_train", value, "accuracy")]
+        assert accuracy["n"] == len(part)
+        assert accuracy["mean"] == pytest.approx(accuracy_score(part["label"], part["predicted"]))
+        f1 = tfidf.loc[("film_in_train", value, "f1_weighted")]
+        expected = f1_score(part["label"], part["predicted"], average="weighted")
+        assert f1["mean"] == pytest.approx(expected)
+        assert f1["low"] < f1["mean"] < f1["high"]
+    assert "| film seen in training: yes |" in answered[2]
+    assert "without a table of parts: share cut off." in " ".join(answered[1]["tables"][0]["notes"])
+
+
+def test_calibration_is_a_table(answered: tuple) -> None:
+    rows = answered[0].set_index("approach").loc[sorted(NAMES)]
+    assert (rows["nll_calibrated"] < rows["nll"]).all()
+    assert (rows["temperature"] > 1).all()
+    assert "### Calibration" in answered[2]
+    assert "the results above use neither" in answered[2]
+    assert f"{rows.loc['tfidf', 'ece']:.4f}" in answered[2]
+
+
+def test_pictures_are_linked_and_made(answered: tuple, folder: Path) -> None:
+    for what in ("differences", "calibration"):
+        name = f"comparison-{what}.png"
+        assert f"]({name})" in answered[2]
+        assert (folder / name).stat().st_size > 10_000
+
+
+def test_forest_has_a_row_a_pair_and_colours_by_verdict(table: Table) -> None:
+    figure = forest.draw(table, EN)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{pair.a} less {pair.b}" for pair in table.comparison.pairs]
+    colours = [line.get_color() for line in axes.lines[:-1:2]]
+    beyond = [pair.beyond_chance for pair in table.comparison.pairs]
+    assert True in beyond
+    assert False in beyond
+    assert [colour == forest.COLOURS[0] for colour in colours] == beyond
+    extents = [Text.get_window_extent(label) for label in axes.get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
+    assert all(extent.x0 >= 0 for extent in extents)
+
+
+def test_calibration_has_a_panel_an_approach(table: Table) -> None:
+    figure = calibration_plot.draw(table, EN)
+    figure.draw_without_rendering()
+    assert {axes.get_title(loc="left") for axes in figure.axes} == NAMES
+    for axes in figure.axes:
+        diagonal, before, after = axes.lines
+        assert len(before.get_xdata()) > 1
+        assert list(before.get_ydata()) != list(after.get_ydata())
+        assert diagonal.get_linestyle() == "--"
+
+
+@pytest.mark.slow
+def test_other_rows_are_compared_unpaired_with_a_note(store: Store, tmp_path: Path) -> None:
+    _, whole, text = report(store, tmp_path, "experiment=mixed rows")
+    notes = " ".join(whole["tables"][0]["notes"])
+    assert "bert and mamba: not the same test reviews (other rows)" in notes
+    assert "tfidf: without predictions.parquet (seeds 0)" in notes
+    (pair,) = whole["tables"][0]["comparison"]["pairs"]
+    assert pair["paired"] is False
+    assert pair["mcnemar"] is None
+    assert "mamba (unpaired)" in text

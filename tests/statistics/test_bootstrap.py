@@ -1,0 +1,130 @@
+"""Scores, intervals and p-values against scikit-learn, scipy and formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_up import answers, approach
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample
+from kinopoisk_ft.statistics.comparison import compare
+from kinopoisk_ft.statistics.metrics import confusions, scores
+from kinopoisk_ft.statistics.seeds import Seeds, total
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_scores_are_those_of_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels, predicted = rng.integers(0, classes, (2, 200))
+    found = scores(confusions(labels, predicted[None], classes))
+    assert found["accuracy"][0] == pytest.approx(accuracy_score(labels, predicted))
+    for average in ("weighted", "macro"):
+        expected = f1_score(labels, predicted, average=average)
+        assert found[f"f1_{average}"][0] == pytest.approx(expected)
+
+
+def test_an_absent_class_is_left_out_as_torchmetrics_does() -> None:
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    expected = multiclass_f1_score(
+        torch.tensor(predicted), torch.tensor(labels), 3, average="macro"
+    )
+    assert scores(confusions(labels, predicted[None], 3))["f1_macro"][0] == pytest.approx(
+        expected.item()
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_bootstrap_is_that_of_scipy(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 150)
+    a, b = (
+        np.where(rng.random(150) < w, rng.integers(0, classes, 150), labels) for w in (0.2, 0.4)
+    )
+    sample = resample(labels, np.stack([a, b]), classes)
+
+    def weighted_f1(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        both = scores(confusions(y, np.stack([a, b]), classes))["f1_weighted"]
+        return float(both[0] - both[1])
+
+    expected = stats.bootstrap(
+        (labels, a, b), weighted_f1, paired=True, vectorized=False, n_resamples=3000,
+        method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    drawn = sample.resampled["f1_weighted"]
+    found = percentiles(weighted_f1(labels, a, b), drawn[:, 0] - drawn[:, 1])
+    assert np.std(drawn[:, 0] - drawn[:, 1]) == pytest.approx(expected.standard_error, rel=0.05)
+    ends = expected.confidence_interval
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
+
+
+def test_accuracy_of_one_run_has_the_binomial_error() -> None:
+    run = answers(1000)
+    drawn = resample(run.labels, run.predicted[None], 2).resampled["accuracy"][:, 0]
+    accuracy = np.mean(run.labels == run.predicted)
+    assert drawn.std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 1000), rel=0.03)
+    again = resample(run.labels, run.predicted[None], 2).resampled["accuracy"][:, 0]
+    assert np.array_equal(drawn, again)
+
+
+def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 30, 25)
+    groups = np.repeat(rng.permutation(25), sizes)
+    right = rng.random(len(groups)) < np.repeat(rng.beta(4, 1, 25), sizes)
+    labels = rng.integers(0, 2, len(groups))
+    predicted = np.where(right, labels, 1 - labels)
+    drawn = resample(labels, predicted[None], 2, groups=groups).resampled["accuracy"][:, 0]
+    hits, all_of = np.bincount(groups, right), np.bincount(groups)
+    expected = stats.bootstrap(
+        (hits, all_of), lambda h, n: h.sum() / n.sum(), paired=True, vectorized=False,
+        n_resamples=5000, method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    found = percentiles(right.mean(), drawn)
+    assert drawn.std() == pytest.approx(expected.standard_error, rel=0.05)
+    ends = expected.confidence_interval
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
+    alone = resample(labels, predicted[None], 2).resampled["accuracy"][:, 0]
+    assert drawn.std() > 1.5 * alone.std()  # reviews of a film are right or wrong together
+
+
+def test_groups_of_one_are_reviews() -> None:
+    run = answers(400)
+    alone, each = (
+        resample(run.labels, run.predicted[None], 2, groups=groups).resampled["f1_macro"]
+        for groups in (None, np.arange(400))
+    )
+    assert each.std() == pytest.approx(alone.std(), rel=0.05)
+
+
+def test_p_value_agrees_with_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(-3, 3, 25):
+        drawn = rng.normal(shift, 1, 10_000)
+        found = percentiles(shift, drawn)
+        assert p_value(drawn) == pytest.approx(2 * stats.norm.sf(abs(shift)), abs=0.02)
+        assert (p_value(drawn) < 0.05) == (not found.holds_zero)
+    assert p_value(np.zeros(99)) == 1
+    assert p_value(np.ones(99)) == pytest.approx(2 / 100)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_seeds_alone_give_students_interval(seeds: int) -> None:
+    """Endless reviews: nothing but the seeds varies, and their interval is scipy's."""
+    observed = np.random.default_rng(seeds).normal(0.9, 0.01, seeds)
+    mean, drawn = total([(1.0, Seeds(observed, np.tile(observed, (200_000, 1))))])
+    low, high = stats.t.interval(0.95, seeds - 1, loc=observed.mean(), scale=stats.sem(observed))
+    found = percentiles(mean, drawn)
+    assert (found.low - mean, found.high - mean) == pytest.approx(
+        (low - mean, high - mean), rel=0.06
+    )
+
+
+def test_seeds_that_answer_alike_leave_the_chance_of_reviews() -> None:
+    run = answers()
+    one = compare([approach("a", run)]).means["a"]["accuracy"]
+    three = compare([approach("a", run, run, run)]).means["a"]["accuracy"]
+    assert (one.mean, one.low, one.high) == pytest.approx((three.mean, three.low, three.high))

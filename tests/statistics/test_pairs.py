@@ -1,0 +1,124 @@
+"""Pairs of approaches: which runs meet, McNemar and Holm by hand, and what cannot be compared."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from made_up import answers, approach
+from scipy import stats
+
+from kinopoisk_ft.statistics.comparison import compare
+from kinopoisk_ft.statistics.metrics import METRICS
+from kinopoisk_ft.statistics.pairs import mcnemar_of
+from kinopoisk_ft.statistics.predictions import Predictions
+
+
+def test_mcnemar_by_the_binomial_and_by_chi_squared() -> None:
+    def right(only_a: int, only_b: int) -> tuple[np.ndarray, np.ndarray]:
+        a = np.array([1] * only_a + [0] * only_b + [1] * 30 + [0] * 5, dtype=bool)
+        return a[None], np.concatenate([~a[: only_a + only_b], a[only_a + only_b :]])[None]
+
+    few = mcnemar_of(*right(3, 11), same_seeds=True)
+    assert (few.only_a, few.only_b) == (3, 11)
+    assert few.p == pytest.approx(stats.binomtest(3, 14).pvalue)
+    many = mcnemar_of(*right(20, 45), same_seeds=True)
+    assert many.p == pytest.approx(stats.chi2.sf((abs(20 - 45) - 1) ** 2 / 65, 1))
+    alike = mcnemar_of(*right(0, 0), same_seeds=True)
+    assert alike.p == 1
+    several = mcnemar_of(*(np.repeat(x, 3, axis=0) for x in right(3, 11)), same_seeds=False)
+    assert several.p == pytest.approx(2 * few.p)
+
+
+def test_mcnemar_of_groups_is_all_ways_to_change_their_sides() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.random((2, 90)) < 0.7
+    groups = rng.integers(0, 11, 90)
+    found = mcnemar_of(a[None], b[None], same_seeds=True, groups=groups)
+    differences = np.bincount(groups, a.astype(float) - b)
+    sums = [np.dot(signs, differences) for signs in itertools.product((-1, 1), repeat=11)]
+    assert found.p == pytest.approx(np.mean(np.abs(sums) >= abs(differences.sum())))
+    single = mcnemar_of(a[None], b[None], same_seeds=True, groups=np.arange(90))
+    only_a, only_b = np.sum(a & ~b), np.sum(b & ~a)
+    assert single.p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+@pytest.mark.slow
+def test_every_pair_is_corrected_by_holm() -> None:
+    runs = [answers(seed=i, wrong=w) for i, w in enumerate((0.05, 0.08, 0.12, 0.2))]
+    found = compare([approach(str(i), run) for i, run in enumerate(runs)])
+    assert [(p.a, p.b) for p in found.pairs] == list(itertools.combinations("0123", 2))
+    for metric in METRICS:
+        ps = np.array([pair.differences[metric].p for pair in found.pairs])
+        order = ps.argsort()
+        by_hand = np.maximum.accumulate(np.minimum(1, ps[order] * np.arange(len(ps), 0, -1)))
+        corrected = np.array([pair.differences[metric].p_holm for pair in found.pairs])
+        assert corrected[order] == pytest.approx(by_hand)
+    pair = found.pair("3", "0")
+    assert pair is not None
+    forward = found.pair("0", "3")
+    assert forward is not None
+    assert pair.differences["accuracy"].mean == -forward.differences["accuracy"].mean < 0
+    assert pair.differences["accuracy"].low == -forward.differences["accuracy"].high
+    assert pair.beyond_chance
+    assert forward.mcnemar
+    assert pair.mcnemar
+    assert pair.mcnemar.only_a == forward.mcnemar.only_b
+    assert found.pair("0", "nobody") is None
+
+
+@pytest.mark.slow
+def test_matching_of_seeds() -> None:
+    runs = [answers(seed=i) for i in range(6)]
+    a = approach("a", *runs[:3])
+    same = compare([a, approach("b", *runs[3:], seeds="201")]).pairs[0]
+    assert same.same_seeds
+    assert same.measured
+    one_by_one = [np.mean(x.predicted == x.labels) - np.mean(y.predicted == y.labels)
+                  for x, y in zip(runs[:3], (runs[4], runs[5], runs[3]), strict=True)]  # fmt: skip
+    assert same.differences["accuracy"].mean == pytest.approx(np.mean(one_by_one))
+    assert not compare([a, approach("b", *runs[3:], seeds="345")]).pairs[0].same_seeds
+    assert not compare([a, approach("b", *runs[3:], seeds="011")]).pairs[0].same_seeds
+    lone = compare([a, approach("b", runs[3])]).pairs[0]
+    assert not lone.measured
+    assert not lone.same_seeds
+
+
+@pytest.mark.slow
+def test_other_reviews_are_compared_unpaired_and_said_so() -> None:
+    a, b = answers(), answers(seed=1)
+    paired = compare([approach("a", a), approach("b", b)]).pairs[0]
+    shifted = Predictions(**{**vars(b), "rows": b.rows + 1})
+    found = compare([approach("a", a), approach("b", shifted)])
+    assert [(p.kind, p.names, p.detail) for p in found.problems] == [
+        ("unpaired", ("a", "b"), "rows")
+    ]
+    (pair,) = found.pairs
+    assert not pair.paired
+    assert pair.mcnemar is None
+    assert pair.differences["accuracy"].mean == pytest.approx(paired.differences["accuracy"].mean)
+    # Two independent proportions.
+    shares = [np.mean(run.labels == run.predicted) for run in (a, b)]
+    error = np.sqrt(sum(p * (1 - p) / 300 for p in shares))
+    width = pair.differences["accuracy"].high - pair.differences["accuracy"].low
+    assert width == pytest.approx(2 * 1.96 * error, rel=0.05)
+    labels = Predictions(**{**vars(b), "labels": 1 - b.labels})
+    assert compare([approach("a", a), approach("b", labels)]).problems[0].detail == "labels"
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    good, other = answers(), answers(data=5)
+    three = answers(classes=3)
+    found = compare([
+        approach("good", good), approach("gone", good, None, seeds="07"),
+        approach("mixed", good, other), approach("three", three),
+    ])  # fmt: skip
+    assert {(p.kind, p.names, p.detail) for p in found.problems} == {
+        ("no_predictions", ("gone",), "7"),
+        ("own_mismatch", ("mixed",), "labels"),
+        ("unpaired", ("good", "three"), "classes"),
+    }
+    assert set(found.means) == {"good", "three"}
+    assert found.pairs == ()
+    assert compare([]).means == {}

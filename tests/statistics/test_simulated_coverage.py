@@ -1,0 +1,207 @@
+"""Intervals and tests on simulated results whose truth is known: coverage, false alarms, power.
+
+A review has a difficulty, a seed a skill around that of its approach; both decide how likely an
+answer is right. The truth is the score over all reviews and all seeds of such a world.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from kinopoisk_ft.statistics.bootstrap import percentiles, resample
+from kinopoisk_ft.statistics.metrics import HEADLINE, METRICS, scores
+from kinopoisk_ft.statistics.pairs import Difference, Pair, difference, holm, mcnemar_of
+from kinopoisk_ft.statistics.seeds import Seeds, total
+
+REVIEWS = 1000
+RESAMPLES = 1000
+POSITIVE = 0.8
+SKILL = 4.0  # nine answers in ten are right
+
+
+@dataclass(frozen=True)
+class World:
+    """Approaches by skill, seeds of each, and how much skill a seed adds or takes (log odds)."""
+
+    skills: tuple[float, ...]
+    seeds: int = 3
+    spread: float = 0.3
+    shared: bool = False  # a seed moves all approaches alike
+
+    def answers(self, rng: np.random.Generator, reviews: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels (N,) and predicted (approaches, seeds, N)."""
+        labels = (rng.random(reviews) < POSITIVE).astype(np.int64)
+        difficulty = rng.normal(0, 2, reviews) - labels
+        luck = rng.normal(0, self.spread, (len(self.skills), self.seeds))
+        if self.shared:
+            luck[:] = luck[0]
+        skill = np.array(self.skills)[:, None] - 1 + luck
+        right = rng.random((*luck.shape, reviews)) < expit(skill[..., None] - difficulty)
+        return labels, np.where(right, labels, 1 - labels)
+
+    @functools.cached_property
+    def truth(self) -> dict[str, np.ndarray]:
+        """Return each metric of each approach over endless reviews and seeds, by quadrature."""
+        points, weights = np.polynomial.hermite_e.hermegauss(60)
+        weights = weights / weights.sum()
+        skill = np.array(self.skills)[:, None] - 1 + self.spread * points  # (approaches, seeds)
+        margin = skill[..., None] - 2 * points
+        bad, good = (expit(margin + k) @ weights for k in (0, 1))
+        cells = [(1 - POSITIVE) * bad, (1 - POSITIVE) * (1 - bad)]
+        cells += [POSITIVE * (1 - good), POSITIVE * good]
+        found = scores(np.stack(cells, axis=-1).reshape(*skill.shape, 2, 2))
+        return {metric: values @ weights for metric, values in found.items()}
+
+    def draws(self, times: int) -> Iterator[tuple[dict[str, list[Seeds]], np.ndarray]]:
+        """Yield each metric's seeds by approach, and the right answers, of fresh data."""
+        for number in range(times):
+            labels, predicted = self.answers(np.random.default_rng((7, number)), REVIEWS)
+            flat = predicted.reshape(-1, REVIEWS)
+            sample = resample(labels, flat, 2, seed=number, resamples=RESAMPLES)
+            n = self.seeds
+            yield (
+                {
+                    metric: [
+                        Seeds(
+                            sample.observed[metric][i : i + n],
+                            sample.resampled[metric][:, i : i + n],
+                        )
+                        for i in range(0, len(flat), n)
+                    ]
+                    for metric in METRICS
+                },
+                predicted == labels,
+            )
+
+
+def pair_of(world: World, found: dict[str, list[Seeds]], i: int, j: int, metric: str) -> Difference:
+    """Return the difference of two approaches of a world."""
+    same = world.shared or world.seeds == 1
+    return difference(found[metric][i], found[metric][j], same_seeds=same)
+
+
+def within(rate: float, times: int, low: float, high: float) -> bool:
+    """Return whether a rate of so many draws lies between bounds, give or take its own error."""
+    error = 3 * math.sqrt(0.05 * 0.95 / times)
+    return low - error <= rate <= high + error
+
+
+WORLDS = {
+    "seeds alike": World((SKILL, SKILL + 0.5), spread=0.0),
+    "seeds": World((SKILL, SKILL + 0.5)),
+    "loud seeds": World((SKILL, SKILL + 0.5), spread=0.5),
+    "two loud seeds": World((SKILL, SKILL + 0.5), spread=0.5, seeds=2),
+    "five shared seeds": World((SKILL, SKILL + 0.5), seeds=5, spread=0.5, shared=True),
+    "one seed": World((SKILL, SKILL + 0.5), seeds=1, spread=0.0),
+}
+
+
+def check_coverage(world: World, times: int) -> None:
+    pairs: dict[str, list[bool]] = {metric: [] for metric in METRICS}
+    means: dict[str, list[bool]] = {metric: [] for metric in METRICS}
+    for found, _ in world.draws(times):
+        for metric in METRICS:
+            a, b = world.truth[metric]
+            ends = pair_of(world, found, 0, 1, metric)
+            pairs[metric].append(ends.low <= a - b <= ends.high)
+            mean = percentiles(*total([(1.0, found[metric][0])]))
+            means[metric].append(mean.low <= a <= mean.high)
+    for metric in METRICS:
+        rates = np.mean(pairs[metric]), np.mean(means[metric])
+        # Few seeds leave some doubt of their own: intervals may be a little wide or narrow.
+        assert all(within(rate, times, 0.93, 0.98) for rate in rates), (metric, rates)
+
+
+@pytest.mark.parametrize("name", ["seeds", "one seed"])
+def test_intervals_cover_the_truth(name: str) -> None:
+    check_coverage(WORLDS[name], 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORLDS)
+def test_intervals_cover_the_truth_in_every_world(name: str) -> None:
+    check_coverage(WORLDS[name], 1500)
+
+
+def false_alarms(world: World, times: int) -> dict[str, float]:
+    """Return how often equal approaches are told apart at 5%, by metric and by McNemar's test."""
+    alarms: dict[str, list[bool]] = {name: [] for name in (*METRICS, "mcnemar")}
+    for found, right in world.draws(times):
+        for metric in METRICS:
+            alarms[metric].append(pair_of(world, found, 0, 1, metric).p <= 0.05)
+        alarms["mcnemar"].append(mcnemar_of(right[0], right[1], same_seeds=True).p <= 0.05)
+    return {name: float(np.mean(found)) for name, found in alarms.items()}
+
+
+EQUAL = {
+    "one seed": World((SKILL, SKILL), seeds=1, spread=0.0),
+    "three alike": World((SKILL, SKILL), spread=0.0),
+    "three": World((SKILL, SKILL), spread=0.3),
+    "five shared": World((SKILL, SKILL), seeds=5, spread=0.5, shared=True),
+}
+
+
+def test_equal_approaches_are_seldom_told_apart() -> None:
+    rates = false_alarms(EQUAL["one seed"], 200)
+    assert all(within(rate, 200, 0.0, 0.05) for rate in rates.values()), rates
+    rates = false_alarms(EQUAL["three"], 100)
+    assert all(within(rates[metric], 100, 0.0, 0.05) for metric in METRICS), rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_approaches_are_told_apart_at_the_nominal_rate(name: str) -> None:
+    rates = false_alarms(EQUAL[name], 1500)
+    # McNemar's asks about these runs, which do differ where seeds have skills of their own.
+    tested = METRICS if EQUAL[name].spread and not EQUAL[name].shared else rates
+    assert all(within(rates[key], 1500, 0.0, 0.05) for key in tested), rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_holm_keeps_the_error_of_the_whole_table(seeds: int) -> None:
+    world = World((SKILL,) * 5, seeds=seeds, spread=0.3 if seeds > 1 else 0.0)
+    alarms, alone = [], []
+    for found, _ in world.draws(200):
+        pairs = [
+            Pair(
+                a=str(i),
+                b=str(j),
+                paired=True,
+                same_seeds=seeds == 1,
+                measured=seeds > 1,
+                differences={HEADLINE: pair_of(world, found, i, j, HEADLINE)},
+                mcnemar=None,
+            )
+            for i, j in itertools.combinations(range(5), 2)
+        ]
+        alone.append(any(not pair.differences[HEADLINE].holds_zero for pair in pairs))
+        alarms.append(any(pair.beyond_chance for pair in holm(pairs)))
+    assert within(float(np.mean(alarms)), 200, 0.0, 0.05)
+    # Uncorrected, ten comparisons would call far more.
+    assert np.mean(alone) > 2 * 0.05
+
+
+def test_true_differences_are_found_the_larger_the_surer() -> None:
+    found = []
+    for gain in (0.25, 0.6, 1.2):
+        world = World((SKILL + gain, SKILL), seeds=1, spread=0.0)
+        ps = []
+        for scores_of, right in world.draws(60):
+            bootstrap = pair_of(world, scores_of, 0, 1, "accuracy").p
+            ps.append((bootstrap, mcnemar_of(right[0], right[1], same_seeds=True).p))
+        found.append((np.array(ps) <= 0.05).mean(axis=0))
+    weak, middling, strong = found
+    assert (weak < middling).all()
+    assert (middling < strong).all()
+    assert (strong > 0.95).all()
+    # McNemar's test corrects for continuity, so it is the more cautious; they see the same data.
+    assert np.abs(middling[0] - middling[1]) < 0.15
