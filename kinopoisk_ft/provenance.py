@@ -21,8 +21,8 @@ from hydra.utils import get_object
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = (
-    "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "torchmetrics",
-    "mlflow", "hydra-core", "numba", "numpy", "scikit-learn",
+    "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "mlflow",
+    "hydra-core", "numba", "numpy", "scikit-learn",
 )  # fmt: skip
 # Tags by which a later sweep finds what is finished.
 IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +65,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         except BaseException as error:
             _fail(tracker, error, out_dir)
             raise
-        tracker.tags({RESULT: json.dumps(asdict(result))})
+        tracker.tags({RESULT: result.as_json()})
         tracker.finish("FINISHED")
         unfinished.end()
     print(f"{prepared.tags['approach']}\n{result.table()}")

@@ -75,7 +75,8 @@ def _report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.locale import Words
     from kinopoisk_ft.reporting.markdown import as_text
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
-    from kinopoisk_ft.reporting.runs import Material, collect, load, load_details
+    from kinopoisk_ft.reporting.run_files import load_run_files
+    from kinopoisk_ft.reporting.runs import collect
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
     words = Words(options.language)
@@ -83,13 +84,12 @@ def _report(options: argparse.Namespace) -> None:
     try:
         client = open_store(uri)
         collected = collect(client, options.experiment, options.parent)
-        predictions = load(client, collected.runs)
-        details = load_details(client, collected.runs)
+        files = load_run_files(client, collected.runs)
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
         raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
-    document = build(collected, predictions, options.parent, words)
-    paths = write(document, Material(predictions, details), words, options.output)
+    document = build(collected, files.predictions, options.parent, words)
+    paths = write(document, files, words, options.output)
     print(as_text(document, words))
     print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
     if not options.no_log and (parent := options.parent or parent_of(collected.runs)):

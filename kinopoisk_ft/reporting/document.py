@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
+
 from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
 from kinopoisk_ft.reporting.locale import NOTHING, Words
 from kinopoisk_ft.reporting.notes import collection_notes, table_notes
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
-from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.reporting.table import Table, frame_of, tables
 from kinopoisk_ft.statistics.predictions import Predictions
 
 
@@ -103,11 +105,11 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
     ]
 
 
-def failures(document: Document, words: Words) -> list[list[str]]:
-    """Return the failed runs, those with one cause together."""
-    rows = [[words(column) for column in ("approach", "count", "seeds", "cause")]]
+def failures(document: Document, words: Words) -> pd.DataFrame:
+    """Return the failed runs, those with the same cause together."""
+    rows = []
     for failure in document.failures:
         seeds = ", ".join(failure.seeds) or NOTHING
         cause = words(f"cause_{failure.kind}", detail=failure.detail)
         rows.append([failure.approach, str(len(failure.run_ids)), seeds, cause])
-    return rows
+    return frame_of([words(column) for column in ("approach", "count", "seeds", "cause")], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.reporting.columns import Column
 from kinopoisk_ft.reporting.evidence_phrases import EVIDENCE, EVIDENCE_NOTES
 from kinopoisk_ft.reporting.page_phrases import PAGE
 from kinopoisk_ft.reporting.phrases import NOTES, TABLE
@@ -33,9 +34,10 @@ class Words:
         """Return the phrase with its parts filled in."""
         return PHRASES[key][self.language].format(**parts)
 
-    def header(self, column: str) -> str:
-        """Return a column's heading; names of fields that need no translation stay."""
-        return self(column) if column in PHRASES else column
+    def heading(self, column: Column) -> str:
+        """Return a column's label with its unit."""
+        label = self(column.name)
+        return f"{label}, {self(f'unit_{column.unit}')}" if column.unit else label
 
     def number(self, value: float, digits: int, *, signed: bool = False) -> str:
         """Return a fixed-point number: 1,234.50 in English, 1 234,50 in Russian."""

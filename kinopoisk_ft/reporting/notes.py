@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from kinopoisk_ft.reporting.columns import EXPECTED, MAJORITY_COLUMNS, OWED
+from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import TIME
-from kinopoisk_ft.reporting.leaks import unknown
 from kinopoisk_ft.reporting.locale import NOTHING, Words
-from kinopoisk_ft.reporting.run_rows import Row, unequal
+from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
+from kinopoisk_ft.statistics.metrics import HEADLINE
 
 UNLIKE = 1.5  # times of one recipe on one machine are within some percent of each other
 MOST_NAMED = 3  # rows named one by one in a note
@@ -36,11 +36,11 @@ def table_notes(table: Table, words: Words) -> list[str]:
         notes.append(words("note_spread"))
     if all(row.is_network for row in table.rows):
         notes.append(words("note_no_tfidf"))
-    if set(table.majority) != set(MAJORITY_COLUMNS):
+    if HEADLINE not in table.majority:
         notes.append(words("note_no_majority"))
     if table.majority_differs:
         notes.append(words("note_majority_differs"))
-    for key, parts in unequal(table.rows).items():
+    for key, parts in differing_settings(table.rows).items():
         notes.append(_differs(parts, words(key), words))
     networks = [row for row in table.rows if row.is_network]
     unlearned = [row.name for row in networks if row.starts_randomly]
@@ -48,16 +48,15 @@ def table_notes(table: Table, words: Words) -> list[str]:
         notes.append(words("note_random_start", names=words.listed(unlearned)))
     if names := [row.name for row in table.rows if any(r.not_above_majority for r in row.runs)]:
         notes.append(words("note_not_above_majority", names=words.listed(names)))
-    owing = [
-        r.name for r in table.rows if any(set(OWED.values()) & set(run.metrics) for run in r.runs)
-    ]
-    if owing:
-        notes.append(words("note_owed", names=", ".join(owing)))
-    if names := unknown(table):
+    charged = {column.charged for column in COLUMNS.values() if column.charged}
+    if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
+        notes.append(words("note_owed", names=", ".join(names)))
+    if names := unknown_pretraining(table):
         notes.append(words("note_pretraining_unknown", names=words.listed(names)))
     notes += _settings(table.rows) + _times(table.rows, words)
     for row in table.rows:
-        missing = [words.header(c) for c in EXPECTED if c not in row.values]
+        expected = [column for column in COLUMNS.values() if column.expected]
+        missing = [words.heading(c) for c in expected if c.name not in row.values]
         if missing:
             notes.append(words("note_missing", name=row.name, columns=", ".join(missing)))
     if any("temperature" in row.values for row in table.rows):

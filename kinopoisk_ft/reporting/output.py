@@ -16,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.columns import MAJORITY, columns_in
 from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
 from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.locale import Words
@@ -24,7 +25,9 @@ from kinopoisk_ft.reporting.page.render import as_html
 from kinopoisk_ft.reporting.plots.calibration_plot import calibration_picture
 from kinopoisk_ft.reporting.plots.forest import forest_picture
 from kinopoisk_ft.reporting.plots.scatter import comparison_picture
-from kinopoisk_ft.reporting.runs import Material, TrainedRun
+from kinopoisk_ft.reporting.run_files import RunFiles
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.statistics.metrics import HEADLINE
 
 STEM = "comparison"
 PREFIX = ".report-"
@@ -37,7 +40,7 @@ PICTURES = {
 }
 
 
-def write(document: Document, material: Material, words: Words, folder: Path) -> list[Path]:
+def write(document: Document, files: RunFiles, words: Words, folder: Path) -> list[Path]:
     """Write tables and pictures to the folder and return their paths.
 
     A failure leaves earlier files as they were. Raises UserError where the folder cannot be
@@ -52,7 +55,7 @@ def write(document: Document, material: Material, words: Words, folder: Path) ->
                 ".md": as_markdown(document, words),
                 ".csv": as_csv(document),
                 ".json": as_json(document, words.language),
-                ".html": as_html(document, material, words),
+                ".html": as_html(document, files, words),
                 ".tex": as_latex(document, words),
                 "-differences.csv": differences_csv(document),
                 "-slices.csv": slices_csv(document),
@@ -83,16 +86,8 @@ def _delete_left_over(folder: Path) -> None:
 
 
 FOLDER = "report"
-# A view that the UI saves is a tag of the experiment. Without one it shows no metric, and lists
-# them by the alphabet.
+# A view that the UI saves is a tag of the experiment. Without one it shows no metrics.
 VIEW = "mlflow.sharedViewState.kinopoisk_ft"
-COLUMNS = (
-    "tags.`seed`", "metrics.`test_f1_weighted`", "metrics.`test_accuracy`",
-    "metrics.`test_f1_macro`", "metrics.`train_seconds`", "metrics.`eval_seconds`",
-    "metrics.`trainable_parameters`", "metrics.`total_parameters`", "metrics.`tokens_per_second`",
-    "metrics.`peak_memory_mb`", "metrics.`characters_seen_share`",
-    "metrics.`majority_f1_weighted`",
-)  # fmt: skip
 
 
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
@@ -120,7 +115,15 @@ def log_report(
 
 
 def _view(name: str, created: int) -> str:
-    """Return a saved view: MLflow 3 lists it by its name, in the menu Views."""
-    state = {"selectedColumns": COLUMNS, "columnOrder": COLUMNS}
+    """Return a saved view; MLflow 3 lists it by its name in the menu Views."""
+    columns = view_columns()
+    state = {"selectedColumns": columns, "columnOrder": columns}
     envelope = {"name": name, "createdAt": created, "updatedAt": created}
     return json.dumps(envelope | {"state": json.dumps(state)})
+
+
+def view_columns() -> list[str]:
+    """Return the columns of MLflow's table of runs, the headline metric first."""
+    shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
+    metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
+    return ["tags.`seed`", *(f"metrics.`{metric}`" for metric in metrics)]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import tempfile
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-import pyarrow as pa
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.reporting.plots.run_plots import CURVES, HistoryRow
 from kinopoisk_ft.search.best_trial import BEST
-from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.metrics import MARKED
 from kinopoisk_ft.text import one_line, visible
 from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
@@ -91,7 +86,7 @@ GROUPS = ("model.", "adapter.", "data.", "trainer.")
 NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
 # Of the baseline: it is fitted in one go, on words.
 NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
-NEEDED_METRICS = ("test_accuracy", "test_f1_weighted")
+NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 
 
 def read_missing(run: Run) -> str:
@@ -306,94 +301,3 @@ def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
         read = {name: run.settings.get(name) for name in READ}
         kept[(*key, str(run.settings if by_settings else read))] = run
     return list(kept.values())
-
-
-MOST_POINTS = 200  # of a curve: more are not told apart on a page
-
-
-@dataclass(frozen=True, kw_only=True)
-class Details:
-    """Empty where a run did not record them.
-
-    `history` has rows of `step` and one of `CURVES`; `data` and `environment` are the run's
-    data.json and environment.json.
-    """
-
-    history: list[HistoryRow] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a page shows beside its tables, both by run id."""
-
-    predictions: Mapping[str, Predictions]
-    details: Mapping[str, Details]
-
-
-def load_details(client: MlflowClient, runs: Iterable[TrainedRun]) -> dict[str, Details]:
-    """Return the details by run id. Raises UserError where a file is listed and unreadable."""
-    found = {}
-    for run in runs:
-        files = {file.path for file in client.list_artifacts(run.run_id)}
-        read = {
-            name: _json(client, run.run_id, f"{name}.json") if f"{name}.json" in files else {}
-            for name in ("data", "environment")
-        }
-        found[run.run_id] = Details(history=_history(client, run), **read)
-    return found
-
-
-def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
-    rows: list[HistoryRow] = []
-    for key in CURVES:
-        if key in run.metrics:
-            points = client.get_metric_history(run.run_id, key)
-            stride = -(-len(points) // MOST_POINTS)
-            rows += [{"step": point.step, key: point.value} for point in points[::stride]]
-    return rows
-
-
-def _json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = client.download_artifacts(run_id, name, folder)
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-        return value
-    except (MlflowException, OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{name} cannot be read: {str(error).splitlines()[0]}",
-            where=f"run {run_id}",
-            fix="train this run again, or delete it from the store",
-        ) from error
-
-
-FILE = "predictions.parquet"
-
-
-def load(client: MlflowClient, runs: Iterable[TrainedRun]) -> dict[str, Predictions]:
-    """Return the test predictions by run id, of the runs that kept them.
-
-    Raises UserError where a run lists the file and it cannot be read.
-    """
-    found = {}
-    for run in runs:
-        if any(file.path == FILE for file in client.list_artifacts(run.run_id)):
-            where = f"{FILE} of run {run.run_id} ({run.approach}, seed {run.seed or '-'})"
-            found[run.run_id] = Predictions.of(_read(client, run.run_id, where), where)
-    return found
-
-
-def _read(client: MlflowClient, run_id: str, where: str) -> pd.DataFrame:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return pd.read_parquet(Path(client.download_artifacts(run_id, FILE, folder)))
-    except (MlflowException, OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"the predictions cannot be read: {str(error).splitlines()[0]}",
-            where=where,
-            fix="train this run again, or delete it from the store",
-        ) from error

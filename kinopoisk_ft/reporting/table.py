@@ -1,4 +1,7 @@
-"""Rows → tables: one for each data set and split."""
+"""Group rows into tables, one for each data set and split, and write them as data frames of text.
+
+A data frame without rows means that there is nothing to show.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,37 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kinopoisk_ft.reporting.columns import BEST, MAJORITY_COLUMNS, MARKS
+import pandas as pd
+
+from kinopoisk_ft.reporting.columns import BEST, MAJORITY, MARKS, Column, columns_in
 from kinopoisk_ft.reporting.locale import NOTHING, Words, time_digits
 from kinopoisk_ft.reporting.run_rows import Row, rows_of
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
+from kinopoisk_ft.statistics.metrics import (
+    HEADLINE,
+    count_confusion,
+    headline_first,
+    scores,
+    shown_in,
+)
 from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, Slice
 
+DIGEST_CHARACTERS = 12
+LEAKAGE_KINDS = ("near_duplicates", "films", "authors")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows on the same test reviews, best F1 first; `best` maps a column to its best mean.
+    """Rows on the same test reviews, in the order of the headline metric.
 
-    `comparison` is what the rows' predictions say; its approaches have the rows' names.
+    Args:
+        best: the best mean of a column.
+        majority: the majority class's scores by column.
+        majority_differs: True if the runs disagree on them.
+        comparison: of the rows' predictions; its approaches have the names of the rows.
     """
 
     data: str
@@ -33,19 +52,36 @@ class Table:
     comparison: Comparison
 
     def holder(self, column: str) -> Row | None:
-        """Return the row that holds the best value of a column."""
+        """Return the row with the best value of a column."""
         return next((row for row in self.rows if row.from_best.get(column) == 0), None)
+
+    @property
+    def leakage(self) -> dict[str, float]:
+        """Return the metrics of the first run that recorded leakage: all runs share the split."""
+        runs = (run.metrics for row in self.rows for run in row.runs)
+        return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
     """Return one table for each data set and split, in the order of their names.
 
-    `predictions` are by run id; a run without them has a score and no interval.
+    `predictions` are by run id; a run without them has scores but no intervals.
     """
     groups: dict[tuple[str, str, str], list[TrainedRun]] = defaultdict(list)
     for run in runs:
-        groups[(run.data, run.source_digest, run.split_digest)].append(run)
+        known = _add_scores(run, predictions.get(run.run_id))
+        groups[(run.data, run.source_digest, run.split_digest)].append(known)
     return [_table(key, groups[key], predictions) for key in sorted(groups)]
+
+
+def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
+    """Add the metrics that the run's version did not have yet, computed from its predictions."""
+    if predictions is None:
+        return run
+    classes = len(predictions.class_names)
+    found = scores(count_confusion(predictions.labels, predictions.predicted, classes))
+    metrics = {f"test_{name}": float(value) for name, value in found.items()}
+    return replace(run, metrics=metrics | run.metrics)
 
 
 def _table(
@@ -53,15 +89,14 @@ def _table(
 ) -> Table:
     rows = rows_of(runs)
     best = {}
-    for column, better in BEST.items():
-        means = [row.values[column].mean for row in rows if column in row.values]
-        if means:
-            best[column] = better(means)
+    for name, column in BEST.items():
+        if means := [row.values[name].mean for row in rows if name in row.values]:
+            best[name] = column.better(means)
     rows = [
         replace(row, from_best={c: row.values[c].mean - best[c] for c in best if c in row.values})
         for row in rows
     ]
-    rows.sort(key=lambda row: (-row.values["f1_weighted"].mean, row.name))
+    rows.sort(key=lambda row: (-row.values[HEADLINE].mean, row.name))
     majority, differs = _majority(runs)
     data, source_digest, split_digest = key
     return Table(
@@ -88,23 +123,11 @@ def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
 def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
     """Return the majority class's scores and whether runs of one split disagree on them."""
     seen = {
-        column: {round(run.metrics[metric], 9) for run in runs if metric in run.metrics}
-        for column, metric in MAJORITY_COLUMNS.items()
+        column: [run.metrics[metric] for run in runs if metric in run.metrics]
+        for column, metric in MAJORITY.items()
     }
-    scores = {
-        c: next(r.metrics[m] for r in runs if m in r.metrics)
-        for c, m in MAJORITY_COLUMNS.items()
-        if seen[c]
-    }
-    return scores, any(len(values) > 1 for values in seen.values())
-
-
-DIGEST_CHARACTERS = 12
-SCORES = ("accuracy", "f1_weighted", "f1_macro")
-TIMES = ("train_seconds", "eval_seconds")
-COUNTS = ("total_parameters", "tokens_per_second", "peak_memory_mb")
-CHARACTERS_SEEN = "characters_seen_share"
-SIZES = (*COUNTS, CHARACTERS_SEEN, "max_length")
+    differs = any(len({round(value, 6) for value in values}) > 1 for values in seen.values())
+    return {column: values[0] for column, values in seen.items() if values}, differs
 
 
 def data_line(table: Table, words: Words) -> str:
@@ -115,158 +138,192 @@ def data_line(table: Table, words: Words) -> str:
     return words("data", data=table.data, rule=rule, digest=digest)
 
 
-def results(table: Table, words: Words) -> list[list[str]]:
-    """Return what was measured: mean ± deviation over n seeds [interval]; majority class last."""
-    columns = ["approach", "n", *SCORES, *TIMES, "trainable_parameters"]
-    rows = [[words.header(column) for column in columns]]
-    for row in table.rows:
-        scores = [_score(table, row, column, words) for column in SCORES]
-        times = [spread_text(row, c, _time_digits(row, c), words) for c in TIMES]
-        trained = whole_text(row, "trainable_parameters", words)
-        rows.append([row.name, str(len(row.runs)), *scores, *times, trained])
-    floor = [words.score(table.majority[c]) if c in table.majority else NOTHING for c in SCORES]
-    rest = [NOTHING] * (len(columns) - 2 - len(SCORES))
-    rows.append([words("majority"), NOTHING, *floor, *rest])
-    return rows
+def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
+    """Return a data frame of text; headings may repeat."""
+    return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
 
-def sizes(table: Table, words: Words) -> list[list[str]]:
-    """Return how large and how fast each row is, and how much of the reviews it read."""
-    rows = [[words.header(column) for column in ("approach", *SIZES)]]
-    for row in table.rows:
-        counts = [whole_text(row, column, words) for column in COUNTS]
-        rows.append([row.name, *counts, seen_text(row, words), row.first.max_length or NOTHING])
-    return rows
+def write_value(value: float, column: Column, words: Words, *, signed: bool = False) -> str:
+    """Write a number as its column demands."""
+    if column.kind == "seconds":
+        return words.seconds(value, signed=signed)
+    if column.kind == "share":
+        return words.percent(value, signed=signed)
+    return words.number(value, column.digits if column.kind == "score" else 0, signed=signed)
 
 
-def whole_text(row: Row, column: str, words: Words) -> str:
-    """Return a mean without digits after the point."""
-    mean = row.mean(column)
-    return NOTHING if mean is None else words.number(mean, 0)
-
-
-def seen_text(row: Row, words: Words) -> str:
-    """Return the share of the characters that the row's model read."""
-    share = row.mean(CHARACTERS_SEEN)
-    return NOTHING if share is None else words.percent(share)
-
-
-def against_best(table: Table, words: Words) -> list[list[str]]:
-    """Return the marks and the signed distances from the best values."""
-    columns = ["approach", *MARKS, *(f"{column}_from_best" for column in BEST)]
-    rows = [[words.header(column) for column in columns]]
-    for row in table.rows:
-        marks = [words("yes" if row.marked(mark) else "no") for mark in MARKS]
-        rows.append([row.name, *marks, *(_distance(row, c, words) for c in BEST)])
-    floor = {c: table.majority[c] - best for c, best in table.best.items() if c in table.majority}
-    distances = [words.score(floor[c], signed=True) if c in floor else NOTHING for c in BEST]
-    rows.append([words("majority"), *[words("no")] * len(MARKS), *distances])
-    return rows
-
-
-def _score(table: Table, row: Row, column: str, words: Words) -> str:
-    text = spread_text(row, column, 4, words)
-    interval = table.comparison.means.get(row.name, {}).get(column)
-    return f"{text} {words.interval(interval)}" if interval else text
-
-
-def _time_digits(row: Row, column: str) -> int:
-    return time_digits(row.mean(column) or 0.0)
-
-
-def spread_text(row: Row, column: str, digits: int, words: Words) -> str:
-    """Return mean ± standard deviation, the mean alone of one seed."""
-    spread = row.values.get(column)
+def write_mean(row: Row, column: Column, words: Words) -> str:
+    """Write mean ± standard deviation; the mean alone for one seed, counts and shares."""
+    spread = row.values.get(column.name)
     if spread is None:
         return NOTHING
-    mean = words.number(spread.mean, digits)
-    return mean if spread.std is None else f"{mean} ± {words.number(spread.std, digits)}"
+    mean = write_value(spread.mean, column, words)
+    if spread.std is None or column.kind in ("count", "share"):
+        return mean
+    digits = time_digits(spread.mean) if column.kind == "seconds" else column.digits
+    return f"{mean} ± {words.number(spread.std, digits)}"
 
 
-def _distance(row: Row, column: str, words: Words) -> str:
-    if column not in row.from_best:
-        return NOTHING
-    write = words.seconds if column in TIMES else words.score
-    return write(row.from_best[column], signed=True)
+def write_interval(table: Table, row: Row, column: Column, words: Words) -> str:
+    """Write the 95% interval of a mean, "" if there is none."""
+    found = table.comparison.means.get(row.name, {}).get(column.name)
+    return words.interval(found) if found and column.interval else ""
 
 
-DIFFERENCES = ("f1_weighted", "accuracy", "f1_macro")
-CALIBRATION = (
-    "temperature", "ece", "ece_calibrated", "brier", "brier_calibrated", "nll", "nll_calibrated",
-)  # fmt: skip
-THRESHOLD = ("threshold", "f1_weighted_threshold", "accuracy_threshold")
-SLICE_SCORES = ("accuracy", "f1_weighted")
+def write_measured(table: Table, row: Row, column: Column, words: Words) -> str:
+    """Write mean ± standard deviation [interval]."""
+    interval = write_interval(table, row, column, words)
+    return f"{write_mean(row, column, words)} {interval}".rstrip()
 
 
-def differences(table: Table, words: Words) -> list[list[str]]:
-    """Return a row a pair: differences with intervals and p-values; without pairs, no rows."""
-    if not table.comparison.pairs:
-        return []
-    heading = [words("approach"), words("against")]
-    for metric in DIFFERENCES:
-        heading += [words("difference", metric=words(metric)), words("p"), words("p_holm")]
-    heading += [words("mcnemar"), words("mcnemar_holm")]
-    return [heading, *(_difference(pair, words) for pair in table.comparison.pairs)]
+def results(table: Table, words: Words) -> pd.DataFrame:
+    """Return what was measured in n seeds; the majority class is the last row."""
+    columns = columns_in("results")
+    rows = [
+        [row.name, str(len(row.runs)), *(write_measured(table, row, c, words) for c in columns)]
+        for row in table.rows
+    ]
+    majority = [
+        write_value(table.majority[c.name], c, words) if c.name in table.majority else NOTHING
+        for c in columns
+    ]
+    rows.append([words("majority"), NOTHING, *majority])
+    return frame_of([words("approach"), "n", *map(words.heading, columns)], rows)
+
+
+def sizes(table: Table, words: Words) -> pd.DataFrame:
+    """Return how large and how fast each row is, and how much of the reviews it read."""
+    columns = columns_in("sizes")
+    rows = [
+        [row.name, *(write_mean(row, c, words) for c in columns), row.first.max_length or NOTHING]
+        for row in table.rows
+    ]
+    headings = [words("approach"), *map(words.heading, columns), words("max_length")]
+    return frame_of(headings, rows)
+
+
+def against_best(table: Table, words: Words) -> pd.DataFrame:
+    """Return the marks and the signed distances from the best values."""
+    rows = []
+    for row in table.rows:
+        marks = [words("yes" if row.marked(mark) else "no") for mark in MARKS]
+        rows.append([row.name, *marks, *_distances(row.from_best, words)])
+    majority = {
+        c: table.majority[c] - best for c, best in table.best.items() if c in table.majority
+    }
+    rows.append([words("majority"), *[words("no")] * len(MARKS), *_distances(majority, words)])
+    return frame_of(
+        [words("approach"), *MARKS, *(words(f"{name}_from_best") for name in BEST)], rows
+    )
+
+
+def _distances(found: dict[str, float], words: Words) -> list[str]:
+    return [
+        write_value(found[name], column, words, signed=True) if name in found else NOTHING
+        for name, column in BEST.items()
+    ]
+
+
+def differences(table: Table, words: Words) -> pd.DataFrame:
+    """Return a row for each pair: differences with intervals and p-values."""
+    headings = [words("approach"), words("against")]
+    for metric in headline_first(shown_in("differences")):
+        headings += [words("difference", metric=words(metric.name)), words("p"), words("p_holm")]
+    headings += [words("mcnemar"), words("mcnemar_holm")]
+    return frame_of(headings, [_difference(pair, words) for pair in table.comparison.pairs])
 
 
 def _difference(pair: Pair, words: Words) -> list[str]:
     cells = [pair.a, pair.b if pair.paired else words("unpaired_mark", name=pair.b)]
-    for metric in DIFFERENCES:
-        found = pair.differences[metric]
+    for metric in headline_first(shown_in("differences")):
+        found = pair.differences[metric.name]
         text = f"{words.score(found.mean, signed=True)} {words.interval(found, signed=True)}"
         cells += [text, words.p_value(found.p), words.p_value(found.p_holm)]
     test = pair.mcnemar
-    ps = (test.p, test.p_holm) if test else (None, None)
-    return [*cells, *(NOTHING if p is None else words.p_value(p) for p in ps)]
+    tested = [words.p_value(test.p), words.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
+    return [*cells, *tested]
 
 
-def calibration(table: Table, words: Words) -> list[list[str]]:
-    """Return each approach's calibration, before and after its temperature; no rows if unknown."""
+def calibration(table: Table, words: Words) -> pd.DataFrame:
+    """Return each approach's calibration, before and after its temperature."""
     rows = [row for row in table.rows if "temperature" in row.values]
-    if not rows:
-        return []
-    columns = [*CALIBRATION]
-    if any("threshold" in row.values for row in rows):
-        columns += THRESHOLD
-    heading = [words("approach"), *(words.header(column) for column in columns)]
-    cells = [[row.name, *(spread_text(row, c, 4, words) for c in columns)] for row in rows]
-    return [heading, *cells]
+    columns = [
+        column
+        for column in columns_in("calibration")
+        if any(column.name in row.values for row in rows)
+    ]
+    cells = [[row.name, *(write_mean(row, column, words) for column in columns)] for row in rows]
+    return frame_of([words("approach"), *map(words.heading, columns)], cells)
 
 
-def slices(table: Table, score: str, words: Words) -> list[list[str]]:
-    """Return one score on each slice, a column an approach, with its interval; no rows if none."""
+def slices(table: Table, metric: str, words: Words) -> pd.DataFrame:
+    """Return one metric with its interval on each slice, a column for each approach."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
-    cells: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
+    places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
     for name in names:
         for one in found[name]:
-            cells[one.place][name] = one
-    if not cells:
-        return []
-    rows = [[words("slice"), words("reviews"), *names]]
-    for _, here in sorted(cells.items()):
+            places[one.place][name] = one
+    rows = []
+    for _, here in sorted(places.items()):
         counts = sorted({one.n for one in here.values()})
-        written = [_slice_score(here.get(name), score, words) for name in names]
-        rows.append([_kind(next(iter(here.values())), words), _counts(counts, words), *written])
-    return rows
+        cells = [_slice_score(here.get(name), metric, words) for name in names]
+        rows.append([_slice_name(next(iter(here.values())), words), _counts(counts, words), *cells])
+    return frame_of([words("slice"), words("reviews"), *names], rows)
 
 
-def _kind(one: Slice, words: Words) -> str:
-    """Say what reviews a slice is of."""
+def _slice_name(one: Slice, words: Words) -> str:
     if one.by == "grade10" and one.value == NO_GRADE:
         return words("no_grade")
     shown = words(one.value) if one.value in SEEN else words.range(one.value)
     return f"{words(f'by_{one.by}')}: {shown}"
 
 
-def _slice_score(one: Slice | None, score: str, words: Words) -> str:
+def _slice_score(one: Slice | None, metric: str, words: Words) -> str:
     if one is None:
         return NOTHING
-    interval = one.accuracy if score == "accuracy" else one.f1_weighted
-    return f"{words.number(interval.mean, 3)} {words.interval(interval, digits=3)}"
+    found = one.scores[metric]
+    return f"{words.number(found.mean, 3)} {words.interval(found, digits=3)}"
 
 
 def _counts(counts: list[int], words: Words) -> str:
-    """Write how many reviews a slice has; a model's own truncation makes it differ."""
+    """Write how many reviews a slice has; a model's own truncation makes the number differ."""
     ends = dict.fromkeys((counts[0], counts[-1]))
     return words.range("-".join(words.number(n, 0) for n in ends))
+
+
+def leakage(table: Table, words: Words) -> pd.DataFrame:
+    """Return what train and test share, with its share of the test set."""
+    found = table.leakage
+    rows = [
+        [
+            words(f"leakage_{kind}"),
+            words.number(found[f"leakage_{kind}"], 0),
+            words.percent(found[f"leakage_{kind}_share"]),
+        ]
+        for kind in LEAKAGE_KINDS
+        if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
+    ]
+    if "leakage_film_guess_accuracy" in found:
+        majority = words.score(found["leakage_majority_accuracy"])
+        guess = words.score(found["leakage_film_guess_accuracy"])
+        rows.append([words("leakage_film_guess", majority=majority), guess, ""])
+    rows += _pretraining(table, words)
+    return frame_of([words("leakage_what"), words("leakage_shared"), words("leakage_share")], rows)
+
+
+def _pretraining(table: Table, words: Words) -> list[list[str]]:
+    """Return a row for each base that was trained on test reviews, and one for unknown bases."""
+    rows = [
+        [words("pretraining", names=row.name), words.number(found[0], 0), words.percent(found[1])]
+        for row in table.rows
+        if (found := row.pretrained_on_test) and found[0]
+    ]
+    if names := unknown_pretraining(table):
+        rows.append([words("pretraining", names=words.listed(names)), words("unknown"), ""])
+    return rows
+
+
+def unknown_pretraining(table: Table) -> list[str]:
+    """Return the names of networks for whose base it is unknown whether it was trained on tests."""
+    return [row.name for row in table.rows if row.is_network and row.pretrained_on_test is None]

@@ -170,7 +170,7 @@ class Search(Sweeper):
 
 
 def _direction(metric: str) -> Literal["minimize", "maximize"]:
-    from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
+    from kinopoisk_ft.statistics.metrics import LOWER_IS_BETTER
 
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 

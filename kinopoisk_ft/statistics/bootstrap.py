@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinopoisk_ft.statistics.metrics import Scores, confusions, scores
+from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -79,7 +79,7 @@ def resample(
         matrices = (drawn @ into).reshape(-1, runs, classes, classes)
         blocks.append(scores(matrices))
     resampled = {m: np.concatenate([b[m] for b in blocks]) for m in blocks[0]}
-    return Sample(scores(confusions(labels, predicted, classes)), resampled)
+    return Sample(scores(count_confusion(labels, predicted, classes)), resampled)
 
 
 def percentiles(mean: float, resampled: np.ndarray) -> Interval:

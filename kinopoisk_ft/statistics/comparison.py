@@ -10,7 +10,7 @@ import numpy as np
 
 from kinopoisk_ft.statistics.bootstrap import Interval, Sample, percentiles, resample
 from kinopoisk_ft.statistics.calibration import Bin, before_and_after
-from kinopoisk_ft.statistics.metrics import METRICS
+from kinopoisk_ft.statistics.metrics import COUNTED
 from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.statistics.seeds import Seeds, total
@@ -108,7 +108,7 @@ def compare(approaches: list[Approach]) -> Comparison:
             problems.append(Problem("unpaired", (a.name, b.name), reason))
         if reason != "classes":
             pairs.append(_pair(a, b, paired=reason is None))
-    means = {one.name: {m: _mean(one.scores(m)) for m in METRICS} for one in drawn}
+    means = {one.name: {m.name: _mean(one.scores(m.name)) for m in COUNTED} for one in drawn}
     known = {by for one in drawn for by in one.runs[0].facts}
     return Comparison(
         means=means,
@@ -180,10 +180,10 @@ def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
     same = paired and seeds == set(b.seeds) and len(a.seeds) == len(b.seeds) == len(seeds)
     order = [b.seeds.index(seed) for seed in a.seeds] if same else list(range(len(b.runs)))
     differences = {}
-    for metric in METRICS:
-        other = b.scores(metric)
+    for name in (metric.name for metric in COUNTED):
+        other = b.scores(name)
         other = Seeds(other.observed[order], other.resampled[:, order])
-        differences[metric] = difference(a.scores(metric), other, same_seeds=same)
+        differences[name] = difference(a.scores(name), other, same_seeds=same)
     test = None
     if paired:
         groups = a.runs[0].groups

@@ -1,35 +1,198 @@
-"""Accuracy and F1 out of confusion matrices, of many at once."""
+"""The one table of metrics: what each is called, how it is computed, and where it is shown.
+
+To add a metric, write its function and its line in `METRICS`, and its label in the report's two
+locale files. The result of a run, MLflow, `trainer.best_metric` and the report follow.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
+from sklearn.metrics import brier_score_loss, log_loss
 
-METRICS = ("accuracy", "f1_weighted", "f1_macro")
-HEADLINE = "f1_weighted"
+# Bins of equal width for the calibration error: Guo, C. et al. (2017). On Calibration of Modern
+# Neural Networks.
+BINS = 15
 
+Shown = Literal["results", "differences", "slices", "threshold", "calibration"]
 Scores = dict[str, np.ndarray]
 
 
-def scores(confusion: np.ndarray) -> Scores:
-    """Return each metric, (...), of confusion matrices (..., true class, predicted class).
+@dataclass(frozen=True)
+class Metric:
+    """A measure of quality, computed from counts or from probabilities.
 
-    A class that is neither predicted nor present is left out of the macro average, as torchmetrics
-    does.
+    Args:
+        name: in result.json and `trainer.best_metric`; in MLflow after `test_` and `val_`.
+        of_counts: takes confusion matrices (..., true class, predicted class), returns (...).
+        of_probabilities: takes probabilities (N, classes) and labels (N,), returns a number.
+            A metric with neither function is measured by the training objective.
+        shown_in: the report's tables that show it.
+        mark: the column of the report that marks the approach with the best value.
+        headline: True for the one metric that ranks approaches and that the plots show.
+        proportion: True if it is a share of the reviews, so that Wilson's interval applies.
     """
-    true, guessed = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    both = true + guessed
-    f1 = np.divide(2.0 * hit, both, out=np.zeros(both.shape), where=both > 0)
-    total = true.sum(axis=-1)
-    return {
-        "accuracy": hit.sum(axis=-1) / total,
-        "f1_weighted": (f1 * true).sum(axis=-1) / total,
-        "f1_macro": f1.sum(axis=-1) / (both > 0).sum(axis=-1),
-    }
+
+    name: str
+    of_counts: Callable[[np.ndarray], np.ndarray] | None = None
+    of_probabilities: Callable[[np.ndarray, np.ndarray], float] | None = None
+    lower_is_better: bool = False
+    unit: str = ""
+    digits: int = 4
+    shown_in: tuple[Shown, ...] = ()
+    mark: str = ""
+    headline: bool = False
+    proportion: bool = False
+
+    def __call__(self, probabilities: np.ndarray, labels: np.ndarray) -> float:
+        """Return the metric of probabilities (N, classes) and labels (N,)."""
+        if self.of_probabilities:
+            return self.of_probabilities(probabilities, labels)
+        assert self.of_counts, f"{self.name} is measured by the training objective"
+        counts = count_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+        return float(self.of_counts(counts))
 
 
-def confusions(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Return confusion matrices (runs, classes, classes) of labels (N,), predicted (runs, N)."""
-    cells = labels * classes + predicted
+def count_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count (..., true class, predicted class) for labels (N,) and predicted classes (..., N)."""
+    cells = (labels * classes + predicted).reshape(-1, len(labels))
     counts = [np.bincount(run, minlength=classes * classes) for run in cells]
-    return np.stack(counts).reshape(-1, classes, classes)
+    return np.stack(counts).reshape(*predicted.shape[:-1], classes, classes)
+
+
+def _accuracy(counts: np.ndarray) -> np.ndarray:
+    share: np.ndarray = np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
+    return share
+
+
+def _f1_by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return F1, true, and true plus predicted reviews of each class, all (..., classes)."""
+    true = counts.sum(axis=-1)
+    both = true + counts.sum(axis=-2)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _divide(2.0 * hits, both), true, both
+
+
+def _f1_weighted(counts: np.ndarray) -> np.ndarray:
+    f1, true, _ = _f1_by_class(counts)
+    mean: np.ndarray = (f1 * true).sum(axis=-1) / true.sum(axis=-1)
+    return mean
+
+
+def _f1_macro(counts: np.ndarray) -> np.ndarray:
+    """Average F1 over the classes that are present or predicted, as torchmetrics does."""
+    f1, _, both = _f1_by_class(counts)
+    mean: np.ndarray = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
+    return mean
+
+
+def _matthews(counts: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation, 0 where all labels or all answers are of one class.
+
+    Gorodkin, J. (2004). Comparing two K-category assignments by a K-category correlation
+    coefficient.
+    """
+    # The product of squared counts overflows 64-bit integers.
+    counts = counts.astype(np.float64)
+    true, predicted, n = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
+    covariance = np.trace(counts, axis1=-2, axis2=-1) * n - (true * predicted).sum(axis=-1)
+    spread = (n**2 - (true**2).sum(axis=-1)) * (n**2 - (predicted**2).sum(axis=-1))
+    return _divide(covariance, np.sqrt(spread))
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide element by element; the result is 0 where the denominator is."""
+    zeros = np.zeros(np.shape(denominator))
+    return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
+
+
+def bin_confidence(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the highest probability of each review and its bin, both (N,)."""
+    confidence = probabilities.max(axis=1)
+    return confidence, np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def _calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error: the mean gap between confidence and accuracy."""
+    confidence, bins = bin_confidence(probabilities)
+    gaps = np.bincount(bins, weights=(probabilities.argmax(axis=1) == labels) - confidence)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean squared error of probabilities: 0 to 1 for two classes, else 0 to 2."""
+    return float(brier_score_loss(labels, probabilities, labels=range(probabilities.shape[1])))
+
+
+def log_loss_of(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of labels (N,), in nats."""
+    return float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
+
+
+TABLES: tuple[Shown, ...] = ("results", "differences", "slices", "threshold")
+METRICS = (
+    Metric("accuracy", _accuracy, shown_in=TABLES, mark="best_accuracy", proportion=True),
+    Metric("f1_weighted", _f1_weighted, shown_in=TABLES, mark="best_f1", headline=True),
+    Metric("f1_macro", _f1_macro, shown_in=("results", "differences")),
+    Metric("loss", lower_is_better=True),
+    Metric("ece", None, _calibration_error, lower_is_better=True, shown_in=("calibration",)),
+    Metric("brier", None, _brier, lower_is_better=True, shown_in=("calibration",)),
+    Metric("nll", None, log_loss_of, lower_is_better=True, unit="nats", shown_in=("calibration",)),
+)
+# Those that accept confusion matrices of many resamples at once.
+COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
+MARKED = tuple(metric.name for metric in METRICS if metric.mark)
+(HEADLINE,) = (metric.name for metric in METRICS if metric.headline)
+LOWER_IS_BETTER = frozenset(metric.name for metric in METRICS if metric.lower_is_better)
+# Every evaluation on validation measures these, so that training can choose the best of them.
+SELECTABLE = tuple(metric.name for metric in METRICS if metric.of_probabilities is None)
+if TYPE_CHECKING:
+    BestMetric = str
+else:
+    BestMetric = Literal[SELECTABLE]
+
+
+def shown_in(table: Shown) -> list[Metric]:
+    """Return the metrics that a table of the report shows."""
+    return [metric for metric in METRICS if table in metric.shown_in]
+
+
+def headline_first(metrics: Iterable[Metric]) -> list[Metric]:
+    """Return the metrics with the headline in front."""
+    return sorted(metrics, key=lambda metric: not metric.headline)
+
+
+def scores(counts: np.ndarray) -> Scores:
+    """Return each counted metric, (...), of confusion matrices (..., true, predicted)."""
+    return {metric.name: metric.of_counts(counts) for metric in COUNTED if metric.of_counts}
+
+
+def classification_scores(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return each counted metric of probabilities or logits (N, classes) and labels (N,)."""
+    return {metric.name: metric(outputs, labels) for metric in COUNTED}
+
+
+def majority_scores(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of always answering the train split's most frequent class."""
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    usual = np.bincount(train_labels, minlength=classes)
+    return classification_scores(np.tile(usual, (len(test_labels), 1)), test_labels)
+
+
+def per_class(counts: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Return precision, recall, f1 and support by class name, from counts (true, predicted)."""
+    f1, true, both = _f1_by_class(counts)
+    hits = np.diagonal(counts)
+    columns = {
+        "precision": _divide(hits, both - true),
+        "recall": _divide(hits, true),
+        "f1": f1,
+        "support": true,
+    }
+    return {
+        name: {key: float(values[i]) for key, values in columns.items()}
+        for i, name in enumerate(class_names)
+    }

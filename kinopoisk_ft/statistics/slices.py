@@ -9,7 +9,7 @@ import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.statistics.bootstrap import LEVEL, Interval, percentiles, resample
-from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.metrics import shown_in
 from kinopoisk_ft.statistics.predictions import Predictions
 
 QUARTERS = 4
@@ -23,18 +23,17 @@ NO_GRADE = "0"  # of reviews whose author gave none
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """An approach on n reviews of one kind; the intervals hold the chance of reviews alone.
+    """An approach on n reviews of one kind, with intervals for the chance of reviews alone.
 
-    Accuracy has Wilson's interval (Wilson, E. B., 1927), where reviews come in groups for the
-    number of single ones that they are worth (Korn, E. L. and Graubard, B. I., 1998); F1 has the
-    bootstrap's percentiles.
+    `scores` are by metric. A proportion has Wilson's interval (Wilson, E. B., 1927); where reviews
+    come in groups, it is taken for their effective number (Korn, E. L. and Graubard, B. I., 1998).
+    Other metrics have the bootstrap's percentiles.
     """
 
     by: str
     value: str
     n: int
-    accuracy: Interval
-    f1_weighted: Interval
+    scores: dict[str, Interval]
 
     @property
     def place(self) -> tuple[int, float]:
@@ -89,19 +88,18 @@ def _slice(
 ) -> Slice:
     n, classes = int(here.sum()), len(first.class_names)
     groups = None if first.groups is None else first.groups[here]
-    labels = first.labels[here]
-    sample = resample(labels, predicted, classes, groups=groups, resamples=RESAMPLES)
-    accuracy = float(sample.observed["accuracy"].mean())
-    worth = n if groups is None else _worth(accuracy, sample.resampled["accuracy"], groups)
-    low, high = proportion_confint(accuracy * worth, worth, alpha=1 - LEVEL, method="wilson")
-    f1 = float(sample.observed[HEADLINE].mean())
-    return Slice(
-        by=by,
-        value=value,
-        n=n,
-        accuracy=Interval(accuracy, float(low), float(high)),
-        f1_weighted=percentiles(f1, sample.resampled[HEADLINE].mean(axis=1)),
-    )
+    sample = resample(first.labels[here], predicted, classes, groups=groups, resamples=RESAMPLES)
+    found = {}
+    for metric in shown_in("slices"):
+        mean = float(sample.observed[metric.name].mean())
+        resampled = sample.resampled[metric.name]
+        if metric.proportion:
+            worth = n if groups is None else _worth(mean, resampled, groups)
+            ends = proportion_confint(mean * worth, worth, alpha=1 - LEVEL, method="wilson")
+            found[metric.name] = Interval(mean, *map(float, ends))
+        else:
+            found[metric.name] = percentiles(mean, resampled.mean(axis=1))
+    return Slice(by=by, value=value, n=n, scores=found)
 
 
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:

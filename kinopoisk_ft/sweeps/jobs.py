@@ -17,6 +17,7 @@ from kinopoisk_ft.files import write_whole
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
+from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.sweeps.device_pool import own_device
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
@@ -42,7 +43,7 @@ class Outcome:
     status: Status
     overrides: list[str]
     run_id: str = ""
-    f1_weighted: float | None = None
+    test_score: float | None = None  # the headline metric
     objective: float | None = None  # on validation
     told: str = ""
 
@@ -60,7 +61,9 @@ def outcomes(sweep_dir: Path) -> list[Outcome]:
 
 def _read(file: Path) -> Outcome:
     try:
-        return Outcome(**json.loads(file.read_text(encoding="utf-8")))
+        note = json.loads(file.read_text(encoding="utf-8"))
+        # Earlier versions wrote the score under the metric's own name.
+        return Outcome(**{"test_score" if k == HEADLINE else k: v for k, v in note.items()})
     except (OSError, ValueError, TypeError) as error:
         told = f"its note {file} cannot be read: {error}"
         return Outcome(int(file.stem), "unfinished", [], told=told)
@@ -72,7 +75,7 @@ def table(found: list[Outcome]) -> str:
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
         val, score = (
-            "" if value is None else f"{value:.4f}" for value in (one.objective, one.f1_weighted)
+            "" if value is None else f"{value:.4f}" for value in (one.objective, one.test_score)
         )
         own = " ".join(override for override in one.overrides if override not in shared)
         scores = f"{val:7}  {score:7}"
@@ -113,7 +116,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
             result.write(prepared.result_file)
         note["status"] = "skipped"
     note |= {"run_id": result.run_id, "objective": result.objective, "told": result.warning}
-    Outcome(**note, f1_weighted=result.f1_weighted).write(job.sweep_dir)
+    Outcome(**note, test_score=result.scores.get(HEADLINE)).write(job.sweep_dir)
     return result.objective
 
 
@@ -147,7 +150,7 @@ def _finished(prepared: Prepared) -> Result | None:
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
     found = tracker.find(wanted) or find_unsent(_job_of(prepared).sweep_dir, wanted)
-    return Result(**json.loads(found[RESULT])) if found else None
+    return Result.read(found[RESULT]) if found else None
 
 
 def _point_to(run_id: str, prepared: Prepared, out_dir: Path) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from sklearn.metrics import log_loss
 
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import Seen, share_cut
@@ -15,12 +14,12 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import whole_folder
 from kinopoisk_ft.models.card import CARD, Card
 from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.statistics.metrics import classification_scores, log_loss_of
 from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.distributed.processes import world_size
-from kinopoisk_ft.training.metrics import classification_scores
 
 
 def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
@@ -43,9 +42,9 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
     with clock.section("train"):
         recipe.fit_texts(train, data.train["label"].to_numpy(), classes)
     with clock.section("val"):
-        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy(), classes)
+        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy())
     with clock.section("eval"):
-        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy(), classes)
+        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy())
     with clock.section("save"):
         # It reads words, not tokens, so that no number of tokens says how many.
         card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
@@ -78,10 +77,8 @@ def _characters(texts: Iterable[str]) -> list[int]:
 
 
 def _score(
-    recipe: Tfidf, texts: list[str], labels: np.ndarray, num_classes: int
+    recipe: Tfidf, texts: list[str], labels: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float]]:
     probabilities = recipe.predict_proba(texts)
-    predicted = torch.as_tensor(probabilities.argmax(axis=1))
-    loss = log_loss(labels, probabilities, labels=list(range(num_classes)))
-    scores = classification_scores(predicted, torch.tensor(labels))
-    return probabilities, {**scores, "loss": float(loss)}
+    scores = classification_scores(probabilities, labels)
+    return probabilities, {**scores, "loss": log_loss_of(probabilities, labels)}

@@ -73,9 +73,7 @@ def pretrain(
         write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(
-        accuracy=None,
-        f1_weighted=None,
-        f1_macro=None,
+        scores={},
         train_seconds=clock.seconds["train"],
         eval_seconds=clock.seconds["val"],
         trainable_parameters=trainable,

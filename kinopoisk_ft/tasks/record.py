@@ -16,16 +16,18 @@ from kinopoisk_ft.files import write_whole
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.statistics.calibration import calibration_metrics
+from kinopoisk_ft.statistics.metrics import (
+    HEADLINE,
+    MARKED,
+    classification_scores,
+    count_confusion,
+    majority_scores,
+    per_class,
+)
 from kinopoisk_ft.statistics.predictions import as_table
 from kinopoisk_ft.tasks.result import Fitted, Result
 from kinopoisk_ft.text import one_line
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.metrics import (
-    classification_scores,
-    confusion,
-    majority_scores,
-    per_class,
-)
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +53,11 @@ def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
 
 def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
     """Score the test predictions, write files and metrics; returns the result."""
-    labels = torch.tensor(data.test["label"].to_numpy())
-    predicted = torch.as_tensor(fitted.probabilities.argmax(axis=1))
-    scores = classification_scores(predicted, labels)
+    labels = data.test["label"].to_numpy()
+    scores = classification_scores(fitted.probabilities, labels)
     warning, parts = _compare_with_majority(fitted, data)
     result = Result(
-        **scores,
+        scores=scores,
         train_seconds=fitted.seconds["train"],
         eval_seconds=fitted.seconds["eval"],
         trainable_parameters=fitted.trainable,
@@ -71,7 +72,8 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
     if warning:
         tracker.tags({"not_above_majority": parts})
-    files = _files(fitted, data, predicted, labels, out_dir)
+    counts = count_confusion(labels, fitted.probabilities.argmax(axis=1), len(data.class_names))
+    files = _files(fitted, data, counts, out_dir)
     result.write(out_dir / "result.json")
     for file in [*files, out_dir / "result.json"]:
         tracker.artifact(file)
@@ -91,15 +93,14 @@ def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
         ("validation", data.val, fitted.validation),
     ):
         labels = part["label"].to_numpy()
-        predicted = torch.as_tensor(probabilities.argmax(axis=1))
-        scores = classification_scores(predicted, torch.tensor(labels))
+        scores = classification_scores(probabilities, labels)
         floor = majority_scores(train, labels)
-        if all(scores[key] <= floor[key] for key in ("f1_weighted", "accuracy")):
+        if all(scores[key] <= floor[key] for key in MARKED):
             usual = one_line(data.class_names[int(np.bincount(train).argmax())])
             parts.append(name)
             lines.append(
-                f"Not above the majority class: f1_weighted {scores['f1_weighted']:.3f} on {name}, "
-                f"{floor['f1_weighted']:.3f} for always answering '{usual}'. "
+                f"Not above the majority class: {HEADLINE} {scores[HEADLINE]:.3f} on {name}, "
+                f"{floor[HEADLINE]:.3f} for always answering '{usual}'. "
                 "This model has not learned; do not compare its score."
             )
     return next(iter(lines), ""), ", ".join(parts)
@@ -136,10 +137,11 @@ def _peak(fitted: Fitted) -> dict[str, float]:
     return {}
 
 
-def _files(
-    fitted: Fitted, data: DataSplit, predicted: torch.Tensor, labels: torch.Tensor, out_dir: Path
-) -> list[Path]:
-    """Write predictions, class report, pictures and environment; returns their paths."""
+def _files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -> list[Path]:
+    """Write predictions, class report, plots and environment; return their paths.
+
+    `counts` is the confusion matrix of the test split (true class, predicted class).
+    """
     names = data.class_names
     files = {
         name: out_dir / name
@@ -159,10 +161,9 @@ def _files(
         part = part.assign(truncated=fitted.truncated[name])
         table = as_table(part, probabilities, names, data.train)
         table.to_parquet(files[file], index=False)
-    write_json(files["class_report.json"], per_class(predicted, labels, names))
+    write_json(files["class_report.json"], per_class(counts, names))
     write_json(files["environment.json"], describe_environment(torch.device(fitted.device)))
-    matrix = confusion(predicted, labels, len(names))
-    confusion_matrix_picture(matrix, names, files["confusion_matrix.png"])
+    confusion_matrix_picture(counts, names, files["confusion_matrix.png"])
     learning_curve_picture(fitted.history, files["learning_curve.png"])
     return list(files.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,20 @@ import numpy as np
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import Seen
 from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.statistics.metrics import COUNTED
 
 
 @dataclass(frozen=True)
 class Result:
     """The result of one run; times in seconds, memory in MiB.
 
-    `objective` is the validation score that a sweeper maximises, or the loss that it minimises;
-    scores are on the test set, None for pretraining.
+    Args:
+        scores: on the test set, by metric; empty for pretraining.
+        objective: the validation score that a sweeper maximises, or the loss that it minimises.
+        warning: why the scores must not be compared; empty if they can be.
     """
 
-    accuracy: float | None
-    f1_weighted: float | None
-    f1_macro: float | None
+    scores: dict[str, float]
     train_seconds: float
     eval_seconds: float
     trainable_parameters: int
@@ -31,21 +32,38 @@ class Result:
     run_id: str
     model_dir: str
     objective: float
-    warning: str = ""  # why the scores are not to be compared
+    warning: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Result:
+        """Read the JSON that `as_json` returns, of this or an earlier version."""
+        values = json.loads(text)
+        names = {field.name for field in fields(cls)}
+        scores = {key: v for key, v in values.items() if key not in names and v is not None}
+        return cls(scores=scores, **{key: v for key, v in values.items() if key in names})
+
+    def as_json(self) -> str:
+        """Return one flat JSON object with each metric under its name; null if not measured."""
+        return json.dumps(self._flat())
 
     def table(self) -> str:
         """Return the result as aligned lines, and the warning if there is one."""
-        shown = {k: v for k, v in self._fields().items() if v not in (None, "")}
+        shown = {k: v for k, v in self._reported().items() if v not in (None, "")}
         width = max(len(key) for key in shown)
         lines = [f"  {key:<{width}}  {_format(value)}" for key, value in shown.items()]
         return "\n".join([*lines, self.warning] if self.warning else lines)
 
     def write(self, file: Path) -> None:
         """Write one JSON object."""
-        write_whole(file, json.dumps(self._fields(), indent=2) + "\n")
+        write_whole(file, json.dumps(self._reported(), indent=2) + "\n")
 
-    def _fields(self) -> dict[str, object]:
-        return {k: v for k, v in asdict(self).items() if k not in ("objective", "warning")}
+    def _reported(self) -> dict[str, object]:
+        return {k: v for k, v in self._flat().items() if k not in ("objective", "warning")}
+
+    def _flat(self) -> dict[str, object]:
+        rest = asdict(self)
+        rest.pop("scores")
+        return {metric.name: self.scores.get(metric.name) for metric in COUNTED} | rest
 
 
 def _format(value: object) -> str:

@@ -20,7 +20,7 @@ EXAMPLE = ["Фильм понравился, смотрели всей семь�
 # The distributions that the package imports to answer a request.
 SERVING = (
     "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "psutil",
-    "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch", "torchmetrics",
+    "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch",
     "transformers",
 )  # fmt: skip
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_plain, writing
+from kinopoisk_ft.statistics.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.folder import write_tensors
 from kinopoisk_ft.training.evaluate import Evaluation
-from kinopoisk_ft.training.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.state import State
 

@@ -14,9 +14,9 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
+from kinopoisk_ft.statistics.metrics import classification_scores
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.losses import IGNORED, Loss, cross_entropy
-from kinopoisk_ft.training.metrics import classification_scores
 
 Batch = dict[str, Tensor]
 
@@ -95,8 +95,8 @@ class Classification:
         return logits
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return accuracy, f1_weighted and f1_macro."""
-        return classification_scores(outputs.argmax(dim=1), torch.tensor(labels))
+        """Return every metric that is counted from predicted classes."""
+        return classification_scores(outputs.numpy(), labels)
 
 
 class LanguageModel:

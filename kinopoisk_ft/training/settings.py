@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.statistics.metrics import BestMetric
 from kinopoisk_ft.training.acceleration.compile import Compile
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.distributed.strategy import Strategy
@@ -43,7 +44,7 @@ class Settings:
     warmup_share: float
     eval_every: Literal["epoch"] | int
     patience: int | None
-    best_metric: Literal["f1_weighted", "f1_macro", "accuracy", "loss"]
+    best_metric: BestMetric
     log_every: int
     checkpoint_every: int | None
     max_bad_steps: int

@@ -20,7 +20,7 @@ from browser import CHROMIUM, visit
 from report_example import example_store
 from report_store import Store, report
 
-from kinopoisk_ft.reporting.output import COLUMNS
+from kinopoisk_ft.reporting.output import view_columns
 
 # A server starts within some 5 s, and each page waits for its scripts.
 pytestmark = [
@@ -80,7 +80,7 @@ def home(store: Store) -> str:
 def test_runs_are_under_their_sweep_with_the_columns_that_matter(store: Store, server: str) -> None:
     dom = page(server, f"experiments/{home(store)}/runs?viewStateShareKey=kinopoisk_ft")
     cells = re.findall(r'col-id="([a-z]+\.`\w+`)"[^>]*aria-sort[^>]*left: (\d+)px', dom)
-    assert [name for name, _ in sorted(cells, key=lambda cell: int(cell[1]))] == list(COLUMNS[1:])
+    assert [name for name, _ in sorted(cells, key=lambda cell: int(cell[1]))] == view_columns()[1:]
     assert "Comparison" in dom
     assert ">study<" in dom
     assert "bert, seed 0" not in dom  # folded under the sweep

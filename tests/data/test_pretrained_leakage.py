@@ -21,9 +21,9 @@ from kinopoisk_ft.data.duplicates import near_duplicates
 from kinopoisk_ft.data.leakage import FILE, Overlap, TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.reporting.conclusions import conclusions
-from kinopoisk_ft.reporting.leaks import leakage
 from kinopoisk_ft.reporting.locale import LANGUAGES, Words
 from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.table import leakage
 
 NAMES = st.lists(st.sampled_from(["Хорошо.", "хорошо", "плохо", "Плохо!!", "ёж", "еж"]), max_size=6)
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
@@ -113,7 +113,7 @@ def test_the_report_warns_or_says_unknown(language: str) -> None:
     start = words("pretraining_said", name="\0", count="", share="").partition("\0")[0]
     said = conclusions(table, words)
     assert [line for line in said if line.startswith(start)] == warnings
-    rows = leakage(table, words)[1:]
+    rows = leakage(table, words).to_numpy().tolist()
     assert rows == [
         [words("pretraining", names="read"), parts["count"], parts["share"]],
         [words("pretraining", names="hub"), words("unknown"), ""],

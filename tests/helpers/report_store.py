@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,9 +175,13 @@ def filled_store(session_folder: Path) -> Store:
     return made
 
 
+def unpadded(markdown: Path) -> str:
+    return re.sub(" +", " ", markdown.read_text(encoding="utf-8"))
+
+
 def report(store: Store, output: Path, *args: str) -> tuple[pd.DataFrame, dict, str]:
-    """Run the command; returns the CSV, the JSON and the Markdown."""
+    """Run the command; returns the CSV, the JSON and the Markdown without the padding of cells."""
     assert main(["--uri", store.uri, f"output={output}", *args]) == 0
-    text = (output / "comparison.md").read_text(encoding="utf-8")
+    text = unpadded(output / "comparison.md")
     whole = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
     return pd.read_csv(output / "comparison.csv", dtype={"split_digest": str}), whole, text

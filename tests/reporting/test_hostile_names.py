@@ -13,7 +13,7 @@ from mlflow.entities import Param
 from report_store import Store, answers, report
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.data_files import escape
+from kinopoisk_ft.reporting.data_files import escape_latex
 from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture
 from kinopoisk_ft.text import no_formula, one_line, visible
 
@@ -75,7 +75,7 @@ def test_latex_has_no_command_of_a_name(page: tuple[Path, str]) -> None:
     assert "\\input" not in text
     assert "\\frac" not in text
     assert r"\textbackslash{}input\{/etc/passwd\}" in text
-    assert escape("a_b%") == r"a\_b\%"
+    assert escape_latex("a_b%") == r"a\_b\%"
 
 
 def test_tables_have_no_formula(page: tuple[Path, str]) -> None:

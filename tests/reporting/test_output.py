@@ -173,7 +173,7 @@ def test_mistakes_name_the_nearest(
     assert "no training run" in complaint(capsys, *uri, "experiment=nothing finished")
     assert "did you mean 'language'?" in complaint(capsys, *uri, "langauge=ru")
     damaged = complaint(capsys, *uri, "experiment=damaged")
-    assert "the predictions cannot be read" in damaged
+    assert "predictions.parquet cannot be read" in damaged
     assert "(bert, seed 0)" in damaged
     assert "there is no language 'de'" in complaint(capsys, *uri, "language=de")
     assert not (tmp_path / "out").exists()

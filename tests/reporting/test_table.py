@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft.reporting.locale import Words
 from kinopoisk_ft.reporting.plots import calibration_plot, forest
-from kinopoisk_ft.reporting.runs import collect, load
+from kinopoisk_ft.reporting.run_files import load_run_files
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.reporting.table import Table, tables
 
 EN = Words("en")
@@ -39,7 +40,7 @@ def answered(store: Store, folder: Path) -> tuple:
 @pytest.fixture(scope="session")
 def table(store: Store) -> Table:
     collected = collect(store.client, "answered")
-    (found,) = tables(collected.runs, load(store.client, collected.runs))
+    (found,) = tables(collected.runs, load_run_files(store.client, collected.runs).predictions)
     return found
 
 

@@ -33,7 +33,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, f
         found = score(prepared)
         for step in (1, 2, 3):
             tracker.metrics({"val_f1_weighted": found * step / 3}, step)
-        return Result(0.5, 0.5, 0.5, 1.0, 1.0, 1, 1, "", str(out_dir), found)
+        return Result({}, 1.0, 1.0, 1, 1, "", str(out_dir), found)
 
     monkeypatch.setattr("kinopoisk_ft.sweeps.jobs.run", run)
     return seen

@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample
 from kinopoisk_ft.statistics.comparison import compare
-from kinopoisk_ft.statistics.metrics import confusions, scores
+from kinopoisk_ft.statistics.metrics import count_confusion, scores
 from kinopoisk_ft.statistics.seeds import Seeds, total
 
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.statistics.seeds import Seeds, total
 def test_scores_are_those_of_scikit_learn(classes: int) -> None:
     rng = np.random.default_rng(classes)
     labels, predicted = rng.integers(0, classes, (2, 200))
-    found = scores(confusions(labels, predicted[None], classes))
+    found = scores(count_confusion(labels, predicted[None], classes))
     assert found["accuracy"][0] == pytest.approx(accuracy_score(labels, predicted))
     for average in ("weighted", "macro"):
         expected = f1_score(labels, predicted, average=average)
@@ -32,7 +32,7 @@ def test_an_absent_class_is_left_out_as_torchmetrics_does() -> None:
     expected = multiclass_f1_score(
         torch.tensor(predicted), torch.tensor(labels), 3, average="macro"
     )
-    assert scores(confusions(labels, predicted[None], 3))["f1_macro"][0] == pytest.approx(
+    assert scores(count_confusion(labels, predicted[None], 3))["f1_macro"][0] == pytest.approx(
         expected.item()
     )
 
@@ -47,7 +47,7 @@ def test_bootstrap_is_that_of_scipy(classes: int) -> None:
     sample = resample(labels, np.stack([a, b]), classes)
 
     def weighted_f1(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        both = scores(confusions(y, np.stack([a, b]), classes))["f1_weighted"]
+        both = scores(count_confusion(y, np.stack([a, b]), classes))["f1_weighted"]
         return float(both[0] - both[1])
 
     expected = stats.bootstrap(

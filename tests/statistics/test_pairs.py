@@ -10,7 +10,7 @@ from made_up import answers, approach
 from scipy import stats
 
 from kinopoisk_ft.statistics.comparison import compare
-from kinopoisk_ft.statistics.metrics import METRICS
+from kinopoisk_ft.statistics.metrics import COUNTED
 from kinopoisk_ft.statistics.pairs import mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
 
@@ -49,7 +49,7 @@ def test_every_pair_is_corrected_by_holm() -> None:
     runs = [answers(seed=i, wrong=w) for i, w in enumerate((0.05, 0.08, 0.12, 0.2))]
     found = compare([approach(str(i), run) for i, run in enumerate(runs)])
     assert [(p.a, p.b) for p in found.pairs] == list(itertools.combinations("0123", 2))
-    for metric in METRICS:
+    for metric in (one.name for one in COUNTED):
         ps = np.array([pair.differences[metric].p for pair in found.pairs])
         order = ps.argsort()
         by_hand = np.maximum.accumulate(np.minimum(1, ps[order] * np.arange(len(ps), 0, -1)))

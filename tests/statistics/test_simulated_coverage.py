@@ -17,9 +17,11 @@ import pytest
 from scipy.special import expit
 
 from kinopoisk_ft.statistics.bootstrap import percentiles, resample
-from kinopoisk_ft.statistics.metrics import HEADLINE, METRICS, scores
+from kinopoisk_ft.statistics.metrics import HEADLINE, scores, shown_in
 from kinopoisk_ft.statistics.pairs import Difference, Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.seeds import Seeds, total
+
+METRICS = tuple(metric.name for metric in shown_in("differences"))
 
 REVIEWS = 1000
 RESAMPLES = 1000

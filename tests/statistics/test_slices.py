@@ -67,9 +67,11 @@ def test_slices_of_everything_known() -> None:
     grades = table.groupby("grade10")["right"].agg(["mean", "size"])
     for grade, row in grades.iterrows():
         kept = by["grade10", f"{grade:.0f}"]
-        assert (kept.n, kept.accuracy.mean) == (row["size"], pytest.approx(row["mean"]))
+        assert (kept.n, kept.scores["accuracy"].mean) == (row["size"], pytest.approx(row["mean"]))
         low, high = proportion_confint(row["mean"] * row["size"], row["size"], method="wilson")
-        assert (kept.accuracy.low, kept.accuracy.high) == pytest.approx((low, high))
+        assert (kept.scores["accuracy"].low, kept.scores["accuracy"].high) == pytest.approx(
+            (low, high)
+        )
     quarters = [s for s in found if s.by == "characters"]
     cut = pd.qcut(table["characters"], 4).value_counts(sort=False)
     assert [s.n for s in quarters] == cut.tolist()
@@ -80,7 +82,7 @@ def test_slices_of_everything_known() -> None:
     assert by["film_in_train", "no"].n == (~seen & table["film"].notna()).sum()
     no = table[~seen & table["film"].notna()]
     expected = f1_score(no["label"], no["predicted"], average="weighted")
-    f1 = by["film_in_train", "no"].f1_weighted
+    f1 = by["film_in_train", "no"].scores["f1_weighted"]
     assert f1.mean == pytest.approx(expected)
     assert f1.low < f1.mean < f1.high
 
@@ -101,7 +103,7 @@ def test_reviews_of_one_group_are_worth_less_than_single_ones() -> None:
     for group in (np.arange(len(test)), np.arange(len(test)) // 20):
         table = as_table(test.assign(group=group), probabilities, ("a", "b"), train)
         run = Predictions.of(table, "here")
-        accuracy = next(s.accuracy for s in slices([run]) if s.by == "truncated")
+        accuracy = next(s.scores["accuracy"] for s in slices([run]) if s.by == "truncated")
         widths.append(accuracy.high - accuracy.low)
         found = compare([approach("a", run)])
         assert found.groups == (len(np.unique(group)),)

@@ -16,7 +16,7 @@ from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.run_rows import BUDGET, part
+from kinopoisk_ft.reporting.run_rows import BUDGET, Row
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.budget import Budget
 from kinopoisk_ft.training.clock import Clock
@@ -157,7 +157,7 @@ def test_reports_compare_the_budget_that_counted() -> None:
     def told(**settings: str) -> dict[str, str]:
         named = {f"trainer.{key}": value for key, value in settings.items()}
         row: Any = SimpleNamespace(setting=lambda key: named.get(key, ""))
-        return {key: found for key in BUDGET if (found := part(row, key))}
+        return {key: found for key in BUDGET if (found := Row.compared(row, key))}
 
     assert told(epochs="3") == {"trainer.epochs": "3"}
     assert told(epochs="3", budget="steps:9") == told(epochs="1", budget="steps:9")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.locale import Words
 from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
 from kinopoisk_ft.reporting.plots.run_plots import (
@@ -21,30 +22,29 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     FEW_POINTS,
     GREY,
     INK,
+    VAL_SCORE,
     HistoryRow,
     draw_confusion,
     new_figure,
     tidy,
 )
 from kinopoisk_ft.reporting.plots.scatter import pareto_front
+from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.runs import Details
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.statistics.metrics import HEADLINE, confusions
+from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion
 from kinopoisk_ft.statistics.predictions import Predictions
-
-VAL_F1 = "val_f1_weighted"
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageFigure:
     """An inline SVG under a title."""
 
     title: str
     svg: Markup
 
 
-def costs(table: Table, stem: str, words: Words) -> list[Picture]:
+def costs(table: Table, stem: str, words: Words) -> list[PageFigure]:
     """Return weighted F1 against each cost, with the Pareto front."""
     found = []
     for column in scatter.measured(table):
@@ -55,14 +55,14 @@ def costs(table: Table, stem: str, words: Words) -> list[Picture]:
             for row, (x, y) in zip(rows, points, strict=True)
         ]
         front = words.listed([rows[i].name for i in pareto_front(points)])
-        title = words("cost_title", cost=words.header(column))
+        title = words("cost_title", cost=words.heading(COLUMNS[column]))
         alt = words("alt_costs", title=title, points="; ".join(said), front=front)
         drawn = inline(scatter.draw_one(table, column, words), f"{stem}-{column}", alt)
-        found.append(Picture(title, drawn))
+        found.append(PageFigure(title, drawn))
     return found
 
 
-def differences(table: Table, stem: str, words: Words) -> list[Picture]:
+def differences(table: Table, stem: str, words: Words) -> list[PageFigure]:
     """Return the forest plot, if anything was compared."""
     if not table.comparison.pairs:
         return []
@@ -76,10 +76,10 @@ def differences(table: Table, stem: str, words: Words) -> list[Picture]:
         )
     title = words("forest_title")
     figure = forest.draw(table, words, narrow=True)
-    return [Picture(title, inline(figure, f"{stem}-forest", f"{title}. {'; '.join(said)}."))]
+    return [PageFigure(title, inline(figure, f"{stem}-forest", f"{title}. {'; '.join(said)}."))]
 
 
-def calibration(table: Table, stem: str, words: Words) -> list[Picture]:
+def calibration(table: Table, stem: str, words: Words) -> list[PageFigure]:
     """Return a reliability picture an approach, of those with a temperature."""
     found = []
     for number, row in enumerate(table.rows):
@@ -88,11 +88,13 @@ def calibration(table: Table, stem: str, words: Words) -> list[Picture]:
             before, after = ("-" if value is None else words.number(value, 3) for value in ece)
             alt = words("alt_calibration", name=row.name, before=before, after=after)
             figure = calibration_plot.draw(table, words, only=row.name)
-            found.append(Picture(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))
+            found.append(PageFigure(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))
     return found
 
 
-def curves(table: Table, details: Mapping[str, Details], stem: str, words: Words) -> list[Picture]:
+def curves(
+    table: Table, details: Mapping[str, Details], stem: str, words: Words
+) -> list[PageFigure]:
     """Return the learning curves of each approach that recorded them, a line a seed."""
     found = []
     for number, row in enumerate(table.rows):
@@ -101,18 +103,18 @@ def curves(table: Table, details: Mapping[str, Details], stem: str, words: Words
         if histories:
             alt = words("alt_curves", name=row.name, n=len(histories), best=_best(row, words))
             figure = draw_curves(histories, words)
-            found.append(Picture(row.name, inline(figure, f"{stem}-curve-{number}", alt)))
+            found.append(PageFigure(row.name, inline(figure, f"{stem}-curve-{number}", alt)))
     return found
 
 
 def _best(row: Row, words: Words) -> str:
-    values = [run.metrics[VAL_F1] for run in row.runs if VAL_F1 in run.metrics]
+    values = [run.metrics[VAL_SCORE] for run in row.runs if VAL_SCORE in run.metrics]
     return words.score(float(np.mean(values))) if values else "-"
 
 
 def confusion(
     table: Table, predictions: Mapping[str, Predictions], stem: str, words: Words
-) -> list[Picture]:
+) -> list[PageFigure]:
     """Return the confusion matrix of each approach, all its seeds added up."""
     found = []
     names = (words("true"), words("predicted"), words("share_of_true"))
@@ -122,7 +124,7 @@ def confusion(
             continue
         classes = runs[0].class_names
         guesses = np.stack([run.predicted for run in runs])
-        counts = confusions(runs[0].labels, guesses, len(classes)).sum(axis=0)
+        counts = count_confusion(runs[0].labels, guesses, len(classes)).sum(axis=0)
         cells = [
             f"{classes[i]} → {classes[j]}: {words.number(counts[i, j], 0)}"
             for i, j in np.ndindex(counts.shape)
@@ -130,13 +132,13 @@ def confusion(
         alt = words("alt_confusion", name=row.name, cells="; ".join(cells))
         figure = draw_confusion(counts, classes, names)
         svg = inline(figure, f"{stem}-confusion-{number}", alt, recolour=False)
-        found.append(Picture(row.name, svg))
+        found.append(PageFigure(row.name, svg))
     return found
 
 
 WIDTH, PANEL_HEIGHT = 4.4, 1.9  # inches
 FONT = 9
-PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": ("val_f1_weighted",)}
+PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 NAMES = {"train_loss": "curve_training", "val_loss": "curve_validation"}
 
 

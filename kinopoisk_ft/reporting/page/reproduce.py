@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from kinopoisk_ft.config.command import NO_INFLUENCE, top
 from kinopoisk_ft.reporting.locale import NOTHING, Words
-from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row, part
-from kinopoisk_ft.reporting.runs import Details, TrainedRun
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.run_files import Details
+from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.table import Table, frame_of
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 SWEEP = "sweep"  # chooses many runs
@@ -32,21 +35,26 @@ class Recipe:
     facts: list[tuple[str, str]]
 
 
-def budgets(table: Table, words: Words) -> list[list[str]]:
-    """Return a row an approach with what it read and was allowed, as far as any row recorded it."""
+def budgets(table: Table, words: Words) -> pd.DataFrame:
+    """Return a row for each approach with its budget, as far as any row recorded it."""
     keys = (*BUDGET, SEARCH, *TEXTS)
-    columns = {words(key): [_part(row, key) for row in table.rows] for key in keys}
+    columns = {
+        words(key): [
+            row.compared(key) if row.is_network or key in TEXTS else "" for row in table.rows
+        ]
+        for key in keys
+    }
     columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
-    rows = zip(names, *known.values(), strict=True)
-    if not known:
-        return []
-    return [[words("approach"), *known], *([cell or NOTHING for cell in row] for row in rows)]
+    rows = [[cell or NOTHING for cell in row] for row in zip(names, *known.values(), strict=True)]
+    return frame_of([words("approach"), *known], rows if known else [])
 
 
-def _part(row: Row, key: str) -> str:
-    return part(row, key) if row.is_network or key in TEXTS else ""
+def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
+    """Return the description of the table's data from the first run that recorded it."""
+    runs = [run.run_id for row in table.rows for run in row.runs]
+    return next((details[i].data for i in runs if i in details and details[i].data), {})
 
 
 def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[Recipe]:

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from kinopoisk_ft.statistics.metrics import HEADLINE
+
 INK = "#222222"
 GREY = "#8a8a8a"
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -24,12 +26,13 @@ BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
 DPI = 200
 # Beyond this many classes, cells have no room for numbers.
 MOST_LABELLED_CLASSES = 12
+VAL_SCORE = f"val_{HEADLINE}"
 CURVES = {
     "train_loss": ("training", COLOURS[0]),
     "val_loss": ("validation", COLOURS[1]),
-    "val_f1_weighted": ("validation", COLOURS[1]),
+    VAL_SCORE: ("validation", COLOURS[1]),
 }
-PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": ("val_f1_weighted",)}
+PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": (VAL_SCORE,)}
 FEW_POINTS = 30
 LONGEST_NAME = 40
 CONFUSION_NAMES = ("true", "predicted", "share of the true class")
@@ -135,7 +138,7 @@ def draw_confusion(
 def learning_curve_picture(history: Sequence[HistoryRow], path: str | Path) -> None:
     """Draw losses and validation F1 by optimizer step, a panel for each that was measured.
 
-    A row has `step` and any of train_loss, val_loss, val_f1_weighted; None and missing are skipped.
+    A row has `step` and any of the keys of `CURVES`; None and missing values are skipped.
     """
     found = {title: keys for title, keys in PANELS.items() if _points(history, *keys)}
     figure = new_figure(8, 1.2 + 2.6 * max(1, len(found)))
@@ -176,7 +179,7 @@ def _curve(axes: Axes, history: Sequence[HistoryRow], key: str) -> None:
 
 
 def _mark_best(axes: Axes, history: Sequence[HistoryRow]) -> None:
-    points = [p for p in _points(history, "val_f1_weighted") if math.isfinite(p[1])]
+    points = [p for p in _points(history, VAL_SCORE) if math.isfinite(p[1])]
     if points:
         step, value = max(points, key=lambda p: p[1])
         axes.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)

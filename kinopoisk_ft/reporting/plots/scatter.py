@@ -25,6 +25,7 @@ from kinopoisk_ft.reporting.plots.run_plots import (
 )
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
+from kinopoisk_ft.statistics.metrics import HEADLINE
 
 WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
 NARROW_WIDTH = 4.4
@@ -69,8 +70,8 @@ def draw(table: Table, words: Words) -> Figure:
     drawn = _panels(panels, table, columns, words)
     title = literal(data_line(table, words), most=80)
     panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
-    if "f1_weighted" in table.majority:
-        f1 = words.score(table.majority["f1_weighted"])
+    if HEADLINE in table.majority:
+        f1 = words.score(table.majority[HEADLINE])
         panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
     _place_labels(figure, panels, drawn)
     return figure
@@ -130,7 +131,7 @@ def _panel(
     positions = _log_axis(axes, [row.values[column].mean for row in rows], number)
     points = []
     for row, x in zip(rows, positions, strict=True):
-        f1 = row.values["f1_weighted"]
+        f1 = row.values[HEADLINE]
         points.append(Point(row.name, *look[row.name], x, f1.mean, f1.std or 0.0))
     for p in points:
         axes.errorbar(

@@ -12,12 +12,12 @@ import pytest
 from browser import CHROMIUM, visit
 from matplotlib.image import imread
 from report_example import EVIL, STUDY, cut_answers, example_store
-from report_store import Store, report
+from report_store import Store, report, unpadded
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.reporting.columns import MARKS
 from kinopoisk_ft.reporting.locale import Words
-from kinopoisk_ft.reporting.page.study_reference import study
+from kinopoisk_ft.reporting.page.study_reference import published_figures
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
 
@@ -175,7 +175,7 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
 
 def test_slices_by_what_was_cut_off(made: tuple) -> None:
     """Accuracy of the parts that one approach cut, with Wilson's interval of its seeds' mean."""
-    words, text = Words(made[0]), (made[1] / "comparison.md").read_text(encoding="utf-8")
+    words, text = Words(made[0]), unpadded(made[1] / "comparison.md")
     said = " ".join(Page(made[3]).words)
     runs = [cut_answers(seed, 2.2, 0.71**4) for seed in range(3)]  # of mamba
     right = pd.concat([run["predicted"] == run["label"] for run in runs], axis=1).mean(axis=1)
@@ -194,7 +194,7 @@ def test_slices_by_what_was_cut_off(made: tuple) -> None:
 
 def test_published_figures_stand_beside_ours(made: tuple) -> None:
     words, said = Words(made[0]), " ".join(Page(made[3]).words)
-    for figures in study().values():
+    for figures in published_figures().values():
         assert words.score(figures["f1_weighted"]) in said
         assert words.number(figures["trainable_parameters"], 0) in said
     assert said.count(words("source_ours")) == 4

@@ -1,0 +1,100 @@
+"""Read what a run left beside its metrics: predictions, learning curves, data, environment."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.reporting.plots.run_plots import CURVES, HistoryRow
+from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.statistics.predictions import Predictions
+
+PREDICTIONS = "predictions.parquet"
+# A curve on a page has no room for more points.
+MOST_POINTS = 200
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """Facts of one run for the page; empty if the run did not record them.
+
+    Args:
+        history: rows of `step` and one of `CURVES`.
+        data: the run's data.json.
+        environment: the run's environment.json.
+    """
+
+    history: list[HistoryRow] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Predictions and details by run id."""
+
+    predictions: Mapping[str, Predictions]
+    details: Mapping[str, Details]
+
+
+def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:
+    """Read the files of the runs that have them.
+
+    Raises UserError if a run lists a file that cannot be read.
+    """
+    predictions, details = {}, {}
+    for run in runs:
+        files = {file.path for file in client.list_artifacts(run.run_id)}
+        if PREDICTIONS in files:
+            where = f"{PREDICTIONS} of run {run.run_id} ({run.approach}, seed {run.seed or '-'})"
+            table = _read(client, run, PREDICTIONS, pd.read_parquet)
+            predictions[run.run_id] = Predictions.of(table, where)
+        described = {
+            name: _read(client, run, f"{name}.json", _read_json)
+            for name in ("data", "environment")
+            if f"{name}.json" in files
+        }
+        details[run.run_id] = Details(history=_history(client, run), **described)
+    return RunFiles(predictions, details)
+
+
+def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
+    rows: list[HistoryRow] = []
+    for key in CURVES:
+        if key in run.metrics:
+            points = client.get_metric_history(run.run_id, key)
+            stride = -(-len(points) // MOST_POINTS)
+            rows += [{"step": point.step, key: point.value} for point in points[::stride]]
+    return rows
+
+
+def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path], T]) -> T:
+    """Download one artifact and read it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return read(Path(client.download_artifacts(run.run_id, name, folder)))
+    except (MlflowException, OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        raise UserError(
+            f"{name} cannot be read: {str(error).splitlines()[0]}",
+            where=f"run {run.run_id} ({run.approach}, seed {run.seed or '-'})",
+            fix="train this run again, or delete it from the store",
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
