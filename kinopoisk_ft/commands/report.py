@@ -72,14 +72,14 @@ def _report(options: argparse.Namespace) -> None:
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.document import build
-    from kinopoisk_ft.reporting.locale import Words
+    from kinopoisk_ft.reporting.locale import Locale
     from kinopoisk_ft.reporting.markdown import as_text
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
     from kinopoisk_ft.tracking.store import default_uri, open_store
 
-    words = Words(options.language)
+    locale = Locale(options.language)
     uri = options.uri or default_uri()
     try:
         client = open_store(uri)
@@ -88,10 +88,10 @@ def _report(options: argparse.Namespace) -> None:
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
         raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
-    document = build(collected, files.predictions, options.parent, words)
-    paths = write(document, files, words, options.output)
-    print(as_text(document, words))
-    print("\n".join([words("written"), *(f"  {path}" for path in paths)]))
+    document = build(collected, files.predictions, options.parent, locale)
+    paths = write(document, files, locale, options.output)
+    print(as_text(document, locale))
+    print("\n".join([locale("written"), *(f"  {path}" for path in paths)]))
     if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
-        log_report(client, parent, document, paths, words)
-        print(words("logged", parent=parent, folder=FOLDER, view=words("view")))
+        log_report(client, parent, document, paths, locale)
+        print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))

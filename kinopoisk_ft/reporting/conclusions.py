@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.table import Table, write_value
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -32,45 +32,47 @@ class Choice:
     text: str
 
 
-def conclusions(table: Table, words: Words) -> list[str]:
+def conclusions(table: Table, locale: Locale) -> list[str]:
     """Return sentences: best, floor, fastest, what cheaper adapters save, how Mamba compares."""
     best = table.rows[0]
-    found = [words("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
+    found = [locale("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
     if len(table.rows) == 1:
-        return [*found, words("only", **_numbers(best, words)), *_floor(table, words)]
+        return [*found, locale("only", **_numbers(best, locale)), *_floor(table, locale)]
     second = table.rows[1]
-    against = _difference(table, second, best, words)
-    found.append(words("best", second=second.name, **_numbers(best, words), **against))
-    found += _floor(table, words) + _fastest(table, words)
+    against = _difference(table, second, best, locale)
+    found.append(locale("best", second=second.name, **_numbers(best, locale), **against))
+    found += _floor(table, locale) + _fastest(table, locale)
     for adapter in CHEAPER:
         for row in table.rows:
             full = _full_training(table, row)
             if row.first.adapter == adapter and full:
-                facts = _facts(table, row, full, (TRAINABLE, TIME), words)
-                text = words("against_full", name=row.name, other=full.name, facts=facts)
-                found.append(text + _budgets(row, full, words))
-    return found + _mamba(table, words) + _leakage(table, words)
+                facts = _facts(table, row, full, (TRAINABLE, TIME), locale)
+                text = locale("against_full", name=row.name, other=full.name, facts=facts)
+                found.append(text + _budgets(row, full, locale))
+    return found + _mamba(table, locale) + _leakage(table, locale)
 
 
-def _numbers(row: Row, words: Words) -> dict[str, str]:
+def _numbers(row: Row, locale: Locale) -> dict[str, str]:
     """Return a row's name, F1 and training time in words."""
     time = row.mean(TIME)
     return {
         "name": row.name,
-        "f1": words.score(row.values[HEADLINE].mean),
-        "time": NOTHING if time is None else words.seconds(time),
+        "f1": locale.score(row.values[HEADLINE].mean),
+        "time": NOTHING if time is None else locale.seconds(time),
     }
 
 
-def _difference(table: Table, row: Row, other: Row, words: Words) -> dict[str, str]:
+def _difference(table: Table, row: Row, other: Row, locale: Locale) -> dict[str, str]:
     """Return F1 of `row` minus F1 of `other`, and whether chance explains it, in words."""
     delta = row.values[HEADLINE].mean - other.values[HEADLINE].mean
     pair = table.comparison.pair(row.name, other.name)
-    verdict = _verdict(pair, len(table.comparison.pairs), words) if pair else words("verdict_none")
-    return {"delta": words.score(delta, signed=True), "verdict": verdict}
+    verdict = (
+        _verdict(pair, len(table.comparison.pairs), locale) if pair else locale("verdict_none")
+    )
+    return {"delta": locale.score(delta, signed=True), "verdict": verdict}
 
 
-def _verdict(pair: Pair, pairs: int, words: Words) -> str:
+def _verdict(pair: Pair, pairs: int, locale: Locale) -> str:
     found = pair.differences[HEADLINE]
     if found.holds_zero:
         key = "verdict_noise"
@@ -78,27 +80,27 @@ def _verdict(pair: Pair, pairs: int, words: Words) -> str:
         key = "verdict_uncorrected"
     else:
         key = "verdict_beyond"
-    low, high = (words.score(end, signed=True) for end in (found.low, found.high))
-    scope = "" if pair.measured else words("scope_reviews")
-    p = words.p_value(found.p_holm)
-    return words(key, low=low, high=high, p=p, pairs=pairs, scope=scope)
+    low, high = (locale.score(end, signed=True) for end in (found.low, found.high))
+    scope = "" if pair.measured else locale("scope_reviews")
+    p = locale.p_value(found.p_holm)
+    return locale(key, low=low, high=high, p=p, pairs=pairs, scope=scope)
 
 
-def _floor(table: Table, words: Words) -> list[str]:
+def _floor(table: Table, locale: Locale) -> list[str]:
     """Compare the best row with the majority class and with the TF-IDF baseline."""
     best = table.rows[0]
     found = []
     if HEADLINE in table.majority:
         floor = table.majority[HEADLINE]
-        delta = words.score(best.values[HEADLINE].mean - floor, signed=True)
-        found.append(words("above_majority", name=best.name, f1=words.score(floor), delta=delta))
+        delta = locale.score(best.values[HEADLINE].mean - floor, signed=True)
+        found.append(locale("above_majority", name=best.name, f1=locale.score(floor), delta=delta))
     baseline = next((row for row in table.rows if not row.is_network), None)
     if baseline is best and len(table.rows) > 1:
-        found.append(words("tfidf_best"))
+        found.append(locale("tfidf_best"))
     elif baseline and baseline is not best:
-        f1 = words.score(baseline.values[HEADLINE].mean)
-        against = _difference(table, best, baseline, words)
-        found.append(words("above_tfidf", name=best.name, f1=f1, **against))
+        f1 = locale.score(baseline.values[HEADLINE].mean)
+        against = _difference(table, best, baseline, locale)
+        found.append(locale("above_tfidf", name=best.name, f1=f1, **against))
     return found
 
 
@@ -112,23 +114,23 @@ def _cheapest_network(table: Table, column: str) -> Row | None:
     return _cheapest([row for row in table.rows if row.is_network], column)
 
 
-def _fastest(table: Table, words: Words) -> list[str]:
+def _fastest(table: Table, locale: Locale) -> list[str]:
     best, fastest = table.rows[0], table.holder(TIME)
     if fastest is None:
         return []
     if fastest is best:
-        return [words("fastest_is_best", **_numbers(best, words))]
-    found = [_faster("fastest", table, fastest, words)]
+        return [locale("fastest_is_best", **_numbers(best, locale))]
+    found = [_faster("fastest", table, fastest, locale)]
     network = _cheapest_network(table, TIME)
     if not fastest.is_network and network and network is not best:
-        found.append(_faster("fastest_network", table, network, words))
+        found.append(_faster("fastest_network", table, network, locale))
     return found
 
 
-def _faster(key: str, table: Table, row: Row, words: Words) -> str:
+def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
     best = table.rows[0]
-    parts = _numbers(row, words) | _difference(table, row, best, words)
-    return words(key, best=best.name, best_time=_numbers(best, words)["time"], **parts)
+    parts = _numbers(row, locale) | _difference(table, row, best, locale)
+    return locale(key, best=best.name, best_time=_numbers(best, locale)["time"], **parts)
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
@@ -137,7 +139,7 @@ def _full_training(table: Table, row: Row) -> Row | None:
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
-def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], words: Words) -> str:
+def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale: Locale) -> str:
     """Return the change of each column from `other` to `row`, and the difference in F1."""
     facts = []
     for name in columns:
@@ -145,39 +147,39 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], words: 
         if a is not None and b:
             column = COLUMNS[name]
             ratio = (
-                words.percent(a / b)
+                locale.percent(a / b)
                 if column.kind == "count"
-                else words.percent(a / b - 1, signed=True)
+                else locale.percent(a / b - 1, signed=True)
             )
-            values = [write_value(value, column, words) for value in (a, b)]
-            facts.append(words(f"fact_{name}", a=values[0], b=values[1], change=ratio))
-    facts.append(words("fact_f1", **_difference(table, row, other, words)))
+            values = [write_value(value, column, locale) for value in (a, b)]
+            facts.append(locale(f"fact_{name}", a=values[0], b=values[1], change=ratio))
+    facts.append(locale("fact_f1", **_difference(table, row, other, locale)))
     return "; ".join(facts)
 
 
-def _mamba(table: Table, words: Words) -> list[str]:
+def _mamba(table: Table, locale: Locale) -> list[str]:
     mamba = next((row for row in table.rows if "mamba" in row.first.model), None)
     others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
     # Prefer networks with the same start: pretraining outweighs an architecture.
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
-    facts = _facts(table, mamba, other, (TIME, "eval_seconds"), words)
+    facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
-    text = words(key, name=mamba.name, other=other.name, facts=facts)
-    return [text + _budgets(mamba, other, words)]
+    text = locale(key, name=mamba.name, other=other.name, facts=facts)
+    return [text + _budgets(mamba, other, locale)]
 
 
-def _budgets(row: Row, other: Row, words: Words) -> str:
+def _budgets(row: Row, other: Row, locale: Locale) -> str:
     """Return a further sentence on the settings that differ, "" if none do."""
     differences = [
-        f"{words(key)} {' / '.join(value or NOTHING for _, value in parts)}"
+        f"{locale(key)} {' / '.join(value or NOTHING for _, value in parts)}"
         for key, parts in differing_settings([row, other]).items()
     ]
-    return " " + words("budgets", differences=", ".join(differences)) if differences else ""
+    return " " + locale("budgets", differences=", ".join(differences)) if differences else ""
 
 
-def _leakage(table: Table, words: Words) -> list[str]:
+def _leakage(table: Table, locale: Locale) -> list[str]:
     """Return how far films alone give the label, and which bases were trained on test reviews."""
     keys = {
         "share": "leakage_films_share",
@@ -188,74 +190,74 @@ def _leakage(table: Table, words: Words) -> list[str]:
     parts = {part: value for part, value in found.items() if value is not None}
     said = []
     if len(parts) == len(keys):
-        share = words.percent(parts.pop("share"))
-        scores = {part: words.score(value) for part, value in parts.items()}
-        said.append(words("leakage_said", share=share, **scores))
+        share = locale.percent(parts.pop("share"))
+        scores = {part: locale.score(value) for part, value in parts.items()}
+        said.append(locale("leakage_said", share=share, **scores))
     for row in table.rows:
         count, part = row.pretrained_on_test or (0, 0)
         if count:
-            written = {"count": words.number(count, 0), "share": words.percent(part)}
-            said.append(words("pretraining_said", name=row.name, **written))
+            written = {"count": locale.number(count, 0), "share": locale.percent(part)}
+            said.append(locale("pretraining_said", name=row.name, **written))
     return said
 
 
-def recommendations(table: Table, words: Words) -> list[str]:
+def recommendations(table: Table, locale: Locale) -> list[str]:
     """Return the sentences of `choices`."""
-    return [choice.text for choice in choices(table, words)]
+    return [choice.text for choice in choices(table, locale)]
 
 
-def choices(table: Table, words: Words) -> list[Choice]:
+def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return the approach to take under each limit that was measured, quality last.
 
     The list is empty for a single approach.
     """
     if len(table.rows) == 1:
         return []
-    found = [_limited(table, column, words) for column in COSTS]
-    quality = Choice("quality", table.rows[0].name, _quality(table, words))
+    found = [_limited(table, column, locale) for column in COSTS]
+    quality = Choice("quality", table.rows[0].name, _quality(table, locale))
     return [*(choice for choice in found if choice), quality]
 
 
-def _limited(table: Table, column: str, words: Words) -> Choice | None:
+def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     """Return the row that costs the least; also name the cheapest network if it is not one."""
     cheapest = _cheapest(table.rows, column)
     if cheapest is None:
         return None
-    text = words(f"limit_{COSTS[column]}", **_costs(table, cheapest, column, words))
+    text = locale(f"limit_{COSTS[column]}", **_costs(table, cheapest, column, locale))
     network = _cheapest_network(table, column)
     if network and not cheapest.is_network:
-        text += " " + words("limit_network", **_costs(table, network, column, words))
+        text += " " + locale("limit_network", **_costs(table, network, column, locale))
     return Choice(COSTS[column], cheapest.name, text)
 
 
-def _costs(table: Table, row: Row, column: str, words: Words) -> dict[str, str]:
+def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
     """Return a row's numbers, its cost, and its distance from the best with the verdict."""
     best, against = table.rows[0], ""
     if row is not best:
-        against = words("from_best", best=best.name, **_difference(table, row, best, words))
-    value = write_value(row.values[column].mean, COLUMNS[column], words)
-    cost = words(f"cost_{COSTS[column]}", value=value)
-    return _numbers(row, words) | {"cost": cost, "from_best": against}
+        against = locale("from_best", best=best.name, **_difference(table, row, best, locale))
+    value = write_value(row.values[column].mean, COLUMNS[column], locale)
+    cost = locale(f"cost_{COSTS[column]}", value=value)
+    return _numbers(row, locale) | {"cost": cost, "from_best": against}
 
 
-def _quality(table: Table, words: Words) -> str:
+def _quality(table: Table, locale: Locale) -> str:
     """Recommend the best row, and name the rows that do not differ from it significantly."""
     best, *others = table.rows
-    scores = {name: words.score(best.values[name].mean) for name in BEST if name in best.values}
-    text = [words("limit_quality", **_numbers(best, words), **scores)]
+    scores = {name: locale.score(best.values[name].mean) for name in BEST if name in best.values}
+    text = [locale("limit_quality", **_numbers(best, locale), **scores)]
     pairs = {row.name: table.comparison.pair(row.name, best.name) for row in others}
     rivals = [row for row in others if (p := pairs[row.name]) and not p.beyond_chance]
     if all(pair and pair.beyond_chance for pair in pairs.values()):
-        text.append(words("no_rivals"))
+        text.append(locale("no_rivals"))
     if rivals:
         fastest, named = _cheapest([best, *rivals], TIME), ""
         if fastest:
-            named = words("rivals_fastest", **_numbers(fastest, words))
-        names = words.listed([row.name for row in rivals])
-        text.append(words("rivals", names=names, fastest=named))
+            named = locale("rivals_fastest", **_numbers(fastest, locale))
+        names = locale.listed([row.name for row in rivals])
+        text.append(locale("rivals", names=names, fastest=named))
     single = [row.name for row in table.rows if len(row.runs) == 1]
     if len(single) == len(table.rows):
-        text.append(words("more_seeds"))
+        text.append(locale("more_seeds"))
     elif single:
-        text.append(words("more_seeds_for", names=words.listed(single)))
+        text.append(locale("more_seeds_for", names=locale.listed(single)))
     return " ".join(text)

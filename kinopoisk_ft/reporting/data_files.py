@@ -14,7 +14,7 @@ import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS, MARKS
 from kinopoisk_ft.reporting.document import Document, Section
-from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Words
+from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line, results
 from kinopoisk_ft.text import no_formula
@@ -169,10 +169,10 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def as_latex(document: Document, words: Words) -> str:
+def as_latex(document: Document, locale: Locale) -> str:
     """Return a booktabs `table` environment for each table of results, everything escaped."""
     tables = [
-        _latex_table(results(s.table, words), data_line(s.table, words), f"tab:comparison-{i}")
+        _latex_table(results(s.table, locale), data_line(s.table, locale), f"tab:comparison-{i}")
         for i, s in enumerate(document.sections, start=1)
     ]
     return LATEX_HEAD + "\n".join(tables)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.notes import collection_notes, table_notes
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, frame_of, tables
@@ -53,7 +53,7 @@ def build(
     collected: Collected,
     predictions: Mapping[str, Predictions],
     parent: str | None,
-    words: Words,
+    locale: Locale,
 ) -> Document:
     """Group the runs into tables and say what follows from each."""
     found = tables(collected.runs, predictions)
@@ -64,16 +64,16 @@ def build(
         Section(
             table=table,
             pictures=_pictures(table, name),
-            notes=table_notes(table, words),
-            conclusions=conclusions(table, words),
-            recommendations=recommendations(table, words),
+            notes=table_notes(table, locale),
+            conclusions=conclusions(table, locale),
+            recommendations=recommendations(table, locale),
         )
         for table, name in zip(found, names, strict=True)
     ]
     return Document(
         experiment=collected.experiment,
         parent=parent,
-        notes=collection_notes(collected, len(found), words),
+        notes=collection_notes(collected, len(found), locale),
         sections=sections,
         failures=_failures(collected.failed),
     )
@@ -105,11 +105,11 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
     ]
 
 
-def failures(document: Document, words: Words) -> pd.DataFrame:
+def failures(document: Document, locale: Locale) -> pd.DataFrame:
     """Return the failed runs, those with the same cause together."""
     rows = []
     for failure in document.failures:
         seeds = ", ".join(failure.seeds) or NOTHING
-        cause = words(f"cause_{failure.kind}", detail=failure.detail)
+        cause = locale(f"cause_{failure.kind}", detail=failure.detail)
         rows.append([failure.approach, str(len(failure.run_ids)), seeds, cause])
-    return frame_of([words(column) for column in ("approach", "count", "seeds", "cause")], rows)
+    return frame_of([locale(column) for column in ("approach", "count", "seeds", "cause")], rows)

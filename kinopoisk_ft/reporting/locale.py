@@ -1,28 +1,37 @@
-"""The report's language: phrases and the way numbers are written, English or Russian."""
+"""The report's language: phrases from locale/<language>.yaml, and how numbers are written."""
 
 from __future__ import annotations
 
+import functools
+from importlib.resources import files
+
+import yaml
+
 from kinopoisk_ft.errors import UserError, nearest
 from kinopoisk_ft.reporting.columns import Column
-from kinopoisk_ft.reporting.evidence_phrases import EVIDENCE, EVIDENCE_NOTES
-from kinopoisk_ft.reporting.page_phrases import PAGE
-from kinopoisk_ft.reporting.phrases import NOTES, TABLE
-from kinopoisk_ft.reporting.sentences import SENTENCES
 from kinopoisk_ft.statistics.bootstrap import Interval
 
-PHRASES = TABLE | NOTES | EVIDENCE | EVIDENCE_NOTES | SENTENCES | PAGE
 NOTHING = "-"  # stands where nothing was measured
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
 EN_DASH = "\N{EN DASH}"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
-SMALLEST_P = 0.001  # smaller ones are said to be below
-# From this many on, a parameter count on an axis is shortened.
+# Three digits cannot show a smaller p-value.
+SMALLEST_P = 0.001
+# Counts on an axis are shortened from these sizes on.
 SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"))
 
 
-class Words:
-    """Phrases by key and numbers, in one language."""
+@functools.cache
+def phrases(language: str) -> dict[str, str]:
+    """Return the phrases of a language by key."""
+    file = files("kinopoisk_ft.reporting").joinpath(f"locale/{language}.yaml")
+    found: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found
+
+
+class Locale:
+    """Phrases by key, and numbers as one language writes them."""
 
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
@@ -32,7 +41,7 @@ class Words:
 
     def __call__(self, key: str, **parts: object) -> str:
         """Return the phrase with its parts filled in."""
-        return PHRASES[key][self.language].format(**parts)
+        return phrases(self.language)[key].format(**parts)
 
     def heading(self, column: Column) -> str:
         """Return a column's label with its unit."""

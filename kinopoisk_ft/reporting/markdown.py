@@ -10,69 +10,69 @@ from tabulate import tabulate
 from kinopoisk_ft.reporting import table as tables
 from kinopoisk_ft.reporting.columns import BEST
 from kinopoisk_ft.reporting.document import Document, Section, failures
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.table import Table, data_line, write_value
 from kinopoisk_ft.statistics.metrics import shown_in
 
 
-def as_text(document: Document, words: Words) -> str:
+def as_text(document: Document, locale: Locale) -> str:
     """Return the report for a terminal: aligned columns, no markup."""
-    parts = [_heading(document, words), *document.notes]
+    parts = [_heading(document, locale), *document.notes]
     for section in document.sections:
         table = section.table
-        parts.append(data_line(table, words))
+        parts.append(data_line(table, locale))
         for title, frame in {
-            "results": tables.results(table, words),
-            "sizes_table": tables.sizes(table, words),
-            "against_best": tables.against_best(table, words),
+            "results": tables.results(table, locale),
+            "sizes_table": tables.sizes(table, locale),
+            "against_best": tables.against_best(table, locale),
         }.items():
-            parts.append(f"{words(title)}\n{_aligned(frame)}")
-        parts.append(_best_line(table, words))
+            parts.append(f"{locale(title)}\n{_aligned(frame)}")
+        parts.append(_best_line(table, locale))
         for title, frame, left in (
-            ("differences", tables.differences(table, words), 2),
-            ("calibration", tables.calibration(table, words), 1),
+            ("differences", tables.differences(table, locale), 2),
+            ("calibration", tables.calibration(table, locale), 1),
         ):
             if len(frame):
-                parts.append(f"{words(title)}\n{_aligned(frame, left)}")
+                parts.append(f"{locale(title)}\n{_aligned(frame, left)}")
         prose = {"notes": section.notes, "conclusions": section.conclusions}
         prose["answer"] = section.recommendations
         parts += [
-            "\n".join([words(title), *(f"- {line}" for line in lines)])
+            "\n".join([locale(title), *(f"- {line}" for line in lines)])
             for title, lines in prose.items()
             if lines
         ]
     if document.failures:
-        frame = failures(document, words)
-        parts.append(f"{_failed_title(document, words)}\n{_aligned(frame, len(frame.columns))}")
+        frame = failures(document, locale)
+        parts.append(f"{_failed_title(document, locale)}\n{_aligned(frame, len(frame.columns))}")
     return "\n\n".join(parts) + "\n"
 
 
-def as_markdown(document: Document, words: Words) -> str:
+def as_markdown(document: Document, locale: Locale) -> str:
     """Return the report as Markdown; figures are linked by their file names."""
     notes = [_escape(note) for note in document.notes]
-    parts = [f"# {words('title')}", _escape(_heading(document, words)), *notes]
+    parts = [f"# {locale('title')}", _escape(_heading(document, locale)), *notes]
     for section in document.sections:
-        parts += _summary(section, words)
-        parts += _listed("notes", section.notes, words)
-        parts.append(f"![{words('axis_f1')}]({section.pictures['comparison']}.png)")
-        parts += _titled("against_best", tables.against_best(section.table, words), words)
-        parts.append(_best_line(section.table, words))
-        parts += _evidence(section, words)
+        parts += _summary(section, locale)
+        parts += _listed("notes", section.notes, locale)
+        parts.append(f"![{locale('axis_f1')}]({section.pictures['comparison']}.png)")
+        parts += _titled("against_best", tables.against_best(section.table, locale), locale)
+        parts.append(_best_line(section.table, locale))
+        parts += _evidence(section, locale)
     if document.failures:
-        title = _failed_title(document, words)
-        parts.append(f"## {title}\n\n{_piped(failures(document, words))}")
+        title = _failed_title(document, locale)
+        parts.append(f"## {title}\n\n{_piped(failures(document, locale))}")
     return "\n\n".join(parts) + "\n"
 
 
-def as_note(document: Document, words: Words, most: int) -> str:
+def as_note(document: Document, locale: Locale, most: int) -> str:
     """Return recommendations, conclusions and results as Markdown of at most `most` letters.
 
     Only whole parts are kept.
     """
-    end = words("see_files")
+    end = locale("see_files")
     parts: list[str] = []
     for section in document.sections:
-        heading, *rest = _summary(section, words)
+        heading, *rest = _summary(section, locale)
         # A folded note shows three lines: they are for the recommendation.
         parts += rest if len(document.sections) == 1 else [heading, *rest]
     while parts and len("\n\n".join([*parts, end])) > most:
@@ -80,63 +80,63 @@ def as_note(document: Document, words: Words, most: int) -> str:
     return "\n\n".join([*parts, end])
 
 
-def _summary(section: Section, words: Words) -> list[str]:
+def _summary(section: Section, locale: Locale) -> list[str]:
     """Return the heading of a section, recommendations, conclusions and results."""
     return [
-        f"## {_escape(data_line(section.table, words))}",
-        *_listed("answer", section.recommendations[::-1], words),
-        *_listed("conclusions", section.conclusions, words),
-        *_titled("results", tables.results(section.table, words), words),
+        f"## {_escape(data_line(section.table, locale))}",
+        *_listed("answer", section.recommendations[::-1], locale),
+        *_listed("conclusions", section.conclusions, locale),
+        *_titled("results", tables.results(section.table, locale), locale),
     ]
 
 
-def _evidence(section: Section, words: Words) -> list[str]:
+def _evidence(section: Section, locale: Locale) -> list[str]:
     """Return the tables behind the conclusions, each followed by its figure if there is one."""
     table = section.table
     frames = {
-        "sizes_table": tables.sizes(table, words),
-        "differences": tables.differences(table, words),
-        "calibration": tables.calibration(table, words),
+        "sizes_table": tables.sizes(table, locale),
+        "differences": tables.differences(table, locale),
+        "calibration": tables.calibration(table, locale),
         **{
-            f"slices_{metric.name}": tables.slices(table, metric.name, words)
+            f"slices_{metric.name}": tables.slices(table, metric.name, locale)
             for metric in shown_in("slices")
         },
-        "leakage": tables.leakage(table, words),
+        "leakage": tables.leakage(table, locale),
     }
     parts = []
     for title, frame in frames.items():
-        parts += _titled(title, frame, words)
+        parts += _titled(title, frame, locale)
         if title in section.pictures:
-            parts.append(f"![{words(title)}]({section.pictures[title]}.png)")
+            parts.append(f"![{locale(title)}]({section.pictures[title]}.png)")
     return parts
 
 
-def _heading(document: Document, words: Words) -> str:
-    lines = [words("experiment", name=document.experiment)]
+def _heading(document: Document, locale: Locale) -> str:
+    lines = [locale("experiment", name=document.experiment)]
     if document.parent:
-        lines.append(words("sweep", parent=document.parent))
+        lines.append(locale("sweep", parent=document.parent))
     return "  \n".join(lines)
 
 
-def _best_line(table: Table, words: Words) -> str:
+def _best_line(table: Table, locale: Locale) -> str:
     written = {
-        name: write_value(table.best[name], column, words) if name in table.best else NOTHING
+        name: write_value(table.best[name], column, locale) if name in table.best else NOTHING
         for name, column in BEST.items()
     }
-    return words("best_values", **written)
+    return locale("best_values", **written)
 
 
-def _listed(title: str, lines: list[str], words: Words) -> list[str]:
+def _listed(title: str, lines: list[str], locale: Locale) -> list[str]:
     listed = "\n".join(f"- {_escape(line)}" for line in lines)
-    return [f"### {words(title)}\n\n{listed}"] if lines else []
+    return [f"### {locale(title)}\n\n{listed}"] if lines else []
 
 
-def _titled(title: str, frame: pd.DataFrame, words: Words) -> list[str]:
-    return [f"### {words(title)}\n\n{_piped(frame)}"] if len(frame) else []
+def _titled(title: str, frame: pd.DataFrame, locale: Locale) -> list[str]:
+    return [f"### {locale(title)}\n\n{_piped(frame)}"] if len(frame) else []
 
 
-def _failed_title(document: Document, words: Words) -> str:
-    return words("failed", count=sum(len(failure.run_ids) for failure in document.failures))
+def _failed_title(document: Document, locale: Locale) -> str:
+    return locale("failed", count=sum(len(failure.run_ids) for failure in document.failures))
 
 
 def _aligned(frame: pd.DataFrame, left: int = 1) -> str:

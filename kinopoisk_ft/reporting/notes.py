@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import TIME
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
@@ -17,76 +17,78 @@ UNLIKE = 1.5  # times of one recipe on one machine are within some percent of ea
 MOST_NAMED = 3  # rows named one by one in a note
 
 
-def collection_notes(collected: Collected, count: int, words: Words) -> list[str]:
+def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
     """Return the notes on all runs together; `count` is the number of tables."""
     notes = []
     if count > 1:
-        notes.append(words("note_tables", count=count))
+        notes.append(locale("note_tables", count=count))
     if collected.superseded:
-        notes.append(words("note_superseded", count=collected.superseded))
+        notes.append(locale("note_superseded", count=collected.superseded))
     if collected.unfinished:
-        notes.append(words("note_unfinished", count=collected.unfinished))
+        notes.append(locale("note_unfinished", count=collected.unfinished))
     return notes
 
 
-def table_notes(table: Table, words: Words) -> list[str]:
+def table_notes(table: Table, locale: Locale) -> list[str]:
     """Return the notes on one table."""
     notes = []
     if any(len(row.runs) > 1 for row in table.rows):
-        notes.append(words("note_spread"))
+        notes.append(locale("note_spread"))
     if all(row.is_network for row in table.rows):
-        notes.append(words("note_no_tfidf"))
+        notes.append(locale("note_no_tfidf"))
     if HEADLINE not in table.majority:
-        notes.append(words("note_no_majority"))
+        notes.append(locale("note_no_majority"))
     if table.majority_differs:
-        notes.append(words("note_majority_differs"))
+        notes.append(locale("note_majority_differs"))
     for key, parts in differing_settings(table.rows).items():
-        notes.append(_differs(parts, words(key), words))
+        notes.append(_differs(parts, locale(key), locale))
     networks = [row for row in table.rows if row.is_network]
     unlearned = [row.name for row in networks if row.starts_randomly]
     if 0 < len(unlearned) < len(networks):
-        notes.append(words("note_random_start", names=words.listed(unlearned)))
+        notes.append(locale("note_random_start", names=locale.listed(unlearned)))
     if names := [row.name for row in table.rows if any(r.not_above_majority for r in row.runs)]:
-        notes.append(words("note_not_above_majority", names=words.listed(names)))
+        notes.append(locale("note_not_above_majority", names=locale.listed(names)))
     charged = {column.charged for column in COLUMNS.values() if column.charged}
     if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
-        notes.append(words("note_owed", names=", ".join(names)))
+        notes.append(locale("note_owed", names=", ".join(names)))
     if names := unknown_pretraining(table):
-        notes.append(words("note_pretraining_unknown", names=words.listed(names)))
-    notes += _settings(table.rows) + _times(table.rows, words)
+        notes.append(locale("note_pretraining_unknown", names=locale.listed(names)))
+    notes += _settings(table.rows) + _times(table.rows, locale)
     for row in table.rows:
         expected = [column for column in COLUMNS.values() if column.expected]
-        missing = [words.heading(c) for c in expected if c.name not in row.values]
+        missing = [locale.heading(c) for c in expected if c.name not in row.values]
         if missing:
-            notes.append(words("note_missing", name=row.name, columns=", ".join(missing)))
+            notes.append(locale("note_missing", name=row.name, columns=", ".join(missing)))
     if any("temperature" in row.values for row in table.rows):
-        notes.append(words("note_calibration"))
-    return notes + _comparison_notes(table.comparison, words)
+        notes.append(locale("note_calibration"))
+    return notes + _comparison_notes(table.comparison, locale)
 
 
-def _comparison_notes(comparison: Comparison, words: Words) -> list[str]:
+def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
     """Say how intervals are made and what could not be compared."""
     notes = []
     if comparison.means:
-        notes.append(words("note_intervals"))
+        notes.append(locale("note_intervals"))
     if comparison.groups:
-        notes.append(words("note_groups", count=words.listed([str(n) for n in comparison.groups])))
+        notes.append(
+            locale("note_groups", count=locale.listed([str(n) for n in comparison.groups]))
+        )
     if comparison.pairs:
-        notes.append(words("note_pairs"))
+        notes.append(locale("note_pairs"))
     if any(comparison.slices.values()):
-        notes.append(words("note_slices"))
+        notes.append(locale("note_slices"))
     if _cut_differently(comparison):
-        notes.append(words("note_truncated"))
+        notes.append(locale("note_truncated"))
     for problem in comparison.problems:
         key, detail = f"note_{problem.kind}", problem.detail
         if problem.kind == "unpaired" and detail == "classes":
             key = "note_other_classes"
         if problem.kind != "no_predictions":
-            detail = words(f"reason_{detail}")
-        notes.append(words(key, names=words.listed(list(problem.names)), detail=detail or "-"))
+            detail = locale(f"reason_{detail}")
+        notes.append(locale(key, names=locale.listed(list(problem.names)), detail=detail or "-"))
     if comparison.absent_slices:
-        facts = ", ".join(words(f"by_{by}") for by in comparison.absent_slices)
-        notes.append(words("note_no_slice", facts=facts))
+        facts = ", ".join(locale(f"by_{by}") for by in comparison.absent_slices)
+        notes.append(locale("note_no_slice", facts=facts))
     return notes
 
 
@@ -99,7 +101,7 @@ def _cut_differently(comparison: Comparison) -> bool:
     return len(sizes) > 1
 
 
-def _differs(parts: list[tuple[str, str]], what: str, words: Words) -> str:
+def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
     """Say which rows have which value; those that have the most common one may go unnamed."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
@@ -107,19 +109,19 @@ def _differs(parts: list[tuple[str, str]], what: str, words: Words) -> str:
     groups = {value: ", ".join(named) for value, named in names.items()}
     most = max(names, key=lambda value: len(names[value]))
     if len(names[most]) > MOST_NAMED:
-        groups[most] = words("others")
+        groups[most] = locale("others")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
-    return words("note_differs", what=what, groups=listed)
+    return locale("note_differs", what=what, groups=listed)
 
 
-def _times(rows: tuple[Row, ...], words: Words) -> list[str]:
+def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
     """Doubt the times of rows whose runs, alike but for the seed, took unlike times."""
     notes = []
     for row in rows:
         times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
         if row.is_network and times and max(times) > UNLIKE * min(times):
-            low, high = words.seconds(min(times)), words.seconds(max(times))
-            notes.append(words("note_times", name=row.name, low=low, high=high))
+            low, high = locale.seconds(min(times)), locale.seconds(max(times))
+            notes.append(locale("note_times", name=row.name, low=low, high=high))
     return notes
 
 

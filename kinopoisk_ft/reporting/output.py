@@ -19,7 +19,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.columns import MAJORITY, columns_in
 from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
 from kinopoisk_ft.reporting.document import Document
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.page.render import as_html
 from kinopoisk_ft.reporting.plots.calibration_plot import calibration_picture
@@ -40,7 +40,7 @@ PICTURES = {
 }
 
 
-def write(document: Document, files: RunFiles, words: Words, folder: Path) -> list[Path]:
+def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
     """Write tables and pictures to the folder and return their paths.
 
     A failure leaves earlier files as they were. Raises UserError where the folder cannot be
@@ -52,11 +52,11 @@ def write(document: Document, files: RunFiles, words: Words, folder: Path) -> li
         with tempfile.TemporaryDirectory(dir=folder, prefix=PREFIX) as name:
             made = Path(name)
             texts = {
-                ".md": as_markdown(document, words),
+                ".md": as_markdown(document, locale),
                 ".csv": as_csv(document),
-                ".json": as_json(document, words.language),
-                ".html": as_html(document, files, words),
-                ".tex": as_latex(document, words),
+                ".json": as_json(document, locale.language),
+                ".html": as_html(document, files, locale),
+                ".tex": as_latex(document, locale),
                 "-differences.csv": differences_csv(document),
                 "-slices.csv": slices_csv(document),
             }
@@ -66,7 +66,7 @@ def write(document: Document, files: RunFiles, words: Words, folder: Path) -> li
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
                 for what, stem in section.pictures.items():
-                    parts += PICTURES[what](section.table, words, made, stem)
+                    parts += PICTURES[what](section.table, locale, made, stem)
             for part in parts:
                 os.replace(part, folder / part.name)
     except OSError as error:
@@ -97,15 +97,15 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 
 
 def log_report(
-    client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], words: Words
+    client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
     """Keep the files in the folder `FOLDER` of the parent run, and tell its UI the same."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
-        client.set_tag(parent, MLFLOW_RUN_NOTE, as_note(document, words, MAX_TAG_VAL_LENGTH))
+        client.set_tag(parent, MLFLOW_RUN_NOTE, as_note(document, locale, MAX_TAG_VAL_LENGTH))
         run = client.get_run(parent).info
-        client.set_experiment_tag(run.experiment_id, VIEW, _view(words("view"), run.start_time))
+        client.set_experiment_tag(run.experiment_id, VIEW, _view(locale("view"), run.start_time))
     except (MlflowException, OSError) as error:
         raise UserError(
             f"the report is written but cannot be logged: {str(error).splitlines()[0]}",

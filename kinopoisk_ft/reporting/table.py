@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, MAJORITY, MARKS, Column, columns_in
-from kinopoisk_ft.reporting.locale import NOTHING, Words, time_digits
+from kinopoisk_ft.reporting.locale import NOTHING, Locale, time_digits
 from kinopoisk_ft.reporting.run_rows import Row, rows_of
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
@@ -130,12 +130,12 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
     return {column: values[0] for column, values in seen.items() if values}, differs
 
 
-def data_line(table: Table, words: Words) -> str:
+def data_line(table: Table, locale: Locale) -> str:
     """Return which data, split and test rows a table is about."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
-    rule = words("split_rule", rule=words.listed(rules)) if rules else ""
+    rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]
-    return words("data", data=table.data, rule=rule, digest=digest)
+    return locale("data", data=table.data, rule=rule, digest=digest)
 
 
 def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
@@ -143,108 +143,112 @@ def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
 
-def write_value(value: float, column: Column, words: Words, *, signed: bool = False) -> str:
+def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:
     """Write a number as its column demands."""
     if column.kind == "seconds":
-        return words.seconds(value, signed=signed)
+        return locale.seconds(value, signed=signed)
     if column.kind == "share":
-        return words.percent(value, signed=signed)
-    return words.number(value, column.digits if column.kind == "score" else 0, signed=signed)
+        return locale.percent(value, signed=signed)
+    return locale.number(value, column.digits if column.kind == "score" else 0, signed=signed)
 
 
-def write_mean(row: Row, column: Column, words: Words) -> str:
+def write_mean(row: Row, column: Column, locale: Locale) -> str:
     """Write mean ± standard deviation; the mean alone for one seed, counts and shares."""
     spread = row.values.get(column.name)
     if spread is None:
         return NOTHING
-    mean = write_value(spread.mean, column, words)
+    mean = write_value(spread.mean, column, locale)
     if spread.std is None or column.kind in ("count", "share"):
         return mean
     digits = time_digits(spread.mean) if column.kind == "seconds" else column.digits
-    return f"{mean} ± {words.number(spread.std, digits)}"
+    return f"{mean} ± {locale.number(spread.std, digits)}"
 
 
-def write_interval(table: Table, row: Row, column: Column, words: Words) -> str:
+def write_interval(table: Table, row: Row, column: Column, locale: Locale) -> str:
     """Write the 95% interval of a mean, "" if there is none."""
     found = table.comparison.means.get(row.name, {}).get(column.name)
-    return words.interval(found) if found and column.interval else ""
+    return locale.interval(found) if found and column.interval else ""
 
 
-def write_measured(table: Table, row: Row, column: Column, words: Words) -> str:
+def write_measured(table: Table, row: Row, column: Column, locale: Locale) -> str:
     """Write mean ± standard deviation [interval]."""
-    interval = write_interval(table, row, column, words)
-    return f"{write_mean(row, column, words)} {interval}".rstrip()
+    interval = write_interval(table, row, column, locale)
+    return f"{write_mean(row, column, locale)} {interval}".rstrip()
 
 
-def results(table: Table, words: Words) -> pd.DataFrame:
+def results(table: Table, locale: Locale) -> pd.DataFrame:
     """Return what was measured in n seeds; the majority class is the last row."""
     columns = columns_in("results")
     rows = [
-        [row.name, str(len(row.runs)), *(write_measured(table, row, c, words) for c in columns)]
+        [row.name, str(len(row.runs)), *(write_measured(table, row, c, locale) for c in columns)]
         for row in table.rows
     ]
     majority = [
-        write_value(table.majority[c.name], c, words) if c.name in table.majority else NOTHING
+        write_value(table.majority[c.name], c, locale) if c.name in table.majority else NOTHING
         for c in columns
     ]
-    rows.append([words("majority"), NOTHING, *majority])
-    return frame_of([words("approach"), "n", *map(words.heading, columns)], rows)
+    rows.append([locale("majority"), NOTHING, *majority])
+    return frame_of([locale("approach"), "n", *map(locale.heading, columns)], rows)
 
 
-def sizes(table: Table, words: Words) -> pd.DataFrame:
+def sizes(table: Table, locale: Locale) -> pd.DataFrame:
     """Return how large and how fast each row is, and how much of the reviews it read."""
     columns = columns_in("sizes")
     rows = [
-        [row.name, *(write_mean(row, c, words) for c in columns), row.first.max_length or NOTHING]
+        [row.name, *(write_mean(row, c, locale) for c in columns), row.first.max_length or NOTHING]
         for row in table.rows
     ]
-    headings = [words("approach"), *map(words.heading, columns), words("max_length")]
+    headings = [locale("approach"), *map(locale.heading, columns), locale("max_length")]
     return frame_of(headings, rows)
 
 
-def against_best(table: Table, words: Words) -> pd.DataFrame:
+def against_best(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the marks and the signed distances from the best values."""
     rows = []
     for row in table.rows:
-        marks = [words("yes" if row.marked(mark) else "no") for mark in MARKS]
-        rows.append([row.name, *marks, *_distances(row.from_best, words)])
+        marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
+        rows.append([row.name, *marks, *_distances(row.from_best, locale)])
     majority = {
         c: table.majority[c] - best for c, best in table.best.items() if c in table.majority
     }
-    rows.append([words("majority"), *[words("no")] * len(MARKS), *_distances(majority, words)])
+    rows.append([locale("majority"), *[locale("no")] * len(MARKS), *_distances(majority, locale)])
     return frame_of(
-        [words("approach"), *MARKS, *(words(f"{name}_from_best") for name in BEST)], rows
+        [locale("approach"), *MARKS, *(locale(f"{name}_from_best") for name in BEST)], rows
     )
 
 
-def _distances(found: dict[str, float], words: Words) -> list[str]:
+def _distances(found: dict[str, float], locale: Locale) -> list[str]:
     return [
-        write_value(found[name], column, words, signed=True) if name in found else NOTHING
+        write_value(found[name], column, locale, signed=True) if name in found else NOTHING
         for name, column in BEST.items()
     ]
 
 
-def differences(table: Table, words: Words) -> pd.DataFrame:
+def differences(table: Table, locale: Locale) -> pd.DataFrame:
     """Return a row for each pair: differences with intervals and p-values."""
-    headings = [words("approach"), words("against")]
+    headings = [locale("approach"), locale("against")]
     for metric in headline_first(shown_in("differences")):
-        headings += [words("difference", metric=words(metric.name)), words("p"), words("p_holm")]
-    headings += [words("mcnemar"), words("mcnemar_holm")]
-    return frame_of(headings, [_difference(pair, words) for pair in table.comparison.pairs])
+        headings += [
+            locale("difference", metric=locale(metric.name)),
+            locale("p"),
+            locale("p_holm"),
+        ]
+    headings += [locale("mcnemar"), locale("mcnemar_holm")]
+    return frame_of(headings, [_difference(pair, locale) for pair in table.comparison.pairs])
 
 
-def _difference(pair: Pair, words: Words) -> list[str]:
-    cells = [pair.a, pair.b if pair.paired else words("unpaired_mark", name=pair.b)]
+def _difference(pair: Pair, locale: Locale) -> list[str]:
+    cells = [pair.a, pair.b if pair.paired else locale("unpaired_mark", name=pair.b)]
     for metric in headline_first(shown_in("differences")):
         found = pair.differences[metric.name]
-        text = f"{words.score(found.mean, signed=True)} {words.interval(found, signed=True)}"
-        cells += [text, words.p_value(found.p), words.p_value(found.p_holm)]
+        text = f"{locale.score(found.mean, signed=True)} {locale.interval(found, signed=True)}"
+        cells += [text, locale.p_value(found.p), locale.p_value(found.p_holm)]
     test = pair.mcnemar
-    tested = [words.p_value(test.p), words.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
+    tested = [locale.p_value(test.p), locale.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
     return [*cells, *tested]
 
 
-def calibration(table: Table, words: Words) -> pd.DataFrame:
+def calibration(table: Table, locale: Locale) -> pd.DataFrame:
     """Return each approach's calibration, before and after its temperature."""
     rows = [row for row in table.rows if "temperature" in row.values]
     columns = [
@@ -252,11 +256,11 @@ def calibration(table: Table, words: Words) -> pd.DataFrame:
         for column in columns_in("calibration")
         if any(column.name in row.values for row in rows)
     ]
-    cells = [[row.name, *(write_mean(row, column, words) for column in columns)] for row in rows]
-    return frame_of([words("approach"), *map(words.heading, columns)], cells)
+    cells = [[row.name, *(write_mean(row, column, locale) for column in columns)] for row in rows]
+    return frame_of([locale("approach"), *map(locale.heading, columns)], cells)
 
 
-def slices(table: Table, metric: str, words: Words) -> pd.DataFrame:
+def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
     """Return one metric with its interval on each slice, a column for each approach."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
@@ -267,60 +271,68 @@ def slices(table: Table, metric: str, words: Words) -> pd.DataFrame:
     rows = []
     for _, here in sorted(places.items()):
         counts = sorted({one.n for one in here.values()})
-        cells = [_slice_score(here.get(name), metric, words) for name in names]
-        rows.append([_slice_name(next(iter(here.values())), words), _counts(counts, words), *cells])
-    return frame_of([words("slice"), words("reviews"), *names], rows)
+        cells = [_slice_score(here.get(name), metric, locale) for name in names]
+        rows.append(
+            [_slice_name(next(iter(here.values())), locale), _counts(counts, locale), *cells]
+        )
+    return frame_of([locale("slice"), locale("reviews"), *names], rows)
 
 
-def _slice_name(one: Slice, words: Words) -> str:
+def _slice_name(one: Slice, locale: Locale) -> str:
     if one.by == "grade10" and one.value == NO_GRADE:
-        return words("no_grade")
-    shown = words(one.value) if one.value in SEEN else words.range(one.value)
-    return f"{words(f'by_{one.by}')}: {shown}"
+        return locale("no_grade")
+    shown = locale(one.value) if one.value in SEEN else locale.range(one.value)
+    return f"{locale(f'by_{one.by}')}: {shown}"
 
 
-def _slice_score(one: Slice | None, metric: str, words: Words) -> str:
+def _slice_score(one: Slice | None, metric: str, locale: Locale) -> str:
     if one is None:
         return NOTHING
     found = one.scores[metric]
-    return f"{words.number(found.mean, 3)} {words.interval(found, digits=3)}"
+    return f"{locale.number(found.mean, 3)} {locale.interval(found, digits=3)}"
 
 
-def _counts(counts: list[int], words: Words) -> str:
+def _counts(counts: list[int], locale: Locale) -> str:
     """Write how many reviews a slice has; a model's own truncation makes the number differ."""
     ends = dict.fromkeys((counts[0], counts[-1]))
-    return words.range("-".join(words.number(n, 0) for n in ends))
+    return locale.range("-".join(locale.number(n, 0) for n in ends))
 
 
-def leakage(table: Table, words: Words) -> pd.DataFrame:
+def leakage(table: Table, locale: Locale) -> pd.DataFrame:
     """Return what train and test share, with its share of the test set."""
     found = table.leakage
     rows = [
         [
-            words(f"leakage_{kind}"),
-            words.number(found[f"leakage_{kind}"], 0),
-            words.percent(found[f"leakage_{kind}_share"]),
+            locale(f"leakage_{kind}"),
+            locale.number(found[f"leakage_{kind}"], 0),
+            locale.percent(found[f"leakage_{kind}_share"]),
         ]
         for kind in LEAKAGE_KINDS
         if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
     ]
     if "leakage_film_guess_accuracy" in found:
-        majority = words.score(found["leakage_majority_accuracy"])
-        guess = words.score(found["leakage_film_guess_accuracy"])
-        rows.append([words("leakage_film_guess", majority=majority), guess, ""])
-    rows += _pretraining(table, words)
-    return frame_of([words("leakage_what"), words("leakage_shared"), words("leakage_share")], rows)
+        majority = locale.score(found["leakage_majority_accuracy"])
+        guess = locale.score(found["leakage_film_guess_accuracy"])
+        rows.append([locale("leakage_film_guess", majority=majority), guess, ""])
+    rows += _pretraining(table, locale)
+    return frame_of(
+        [locale("leakage_what"), locale("leakage_shared"), locale("leakage_share")], rows
+    )
 
 
-def _pretraining(table: Table, words: Words) -> list[list[str]]:
+def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
     """Return a row for each base that was trained on test reviews, and one for unknown bases."""
     rows = [
-        [words("pretraining", names=row.name), words.number(found[0], 0), words.percent(found[1])]
+        [
+            locale("pretraining", names=row.name),
+            locale.number(found[0], 0),
+            locale.percent(found[1]),
+        ]
         for row in table.rows
         if (found := row.pretrained_on_test) and found[0]
     ]
     if names := unknown_pretraining(table):
-        rows.append([words("pretraining", names=words.listed(names)), words("unknown"), ""])
+        rows.append([locale("pretraining", names=locale.listed(names)), locale("unknown"), ""])
     return rows
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 # Neural Networks.
 BINS = 15
 
-Shown = Literal["results", "differences", "slices", "threshold", "calibration"]
+Shown = Literal["results", "differences", "slices", "threshold", "calibration", "reliability"]
 Scores = dict[str, np.ndarray]
 
 
@@ -30,7 +30,7 @@ class Metric:
         of_counts: takes confusion matrices (..., true class, predicted class), returns (...).
         of_probabilities: takes probabilities (N, classes) and labels (N,), returns a number.
             A metric with neither function is measured by the training objective.
-        shown_in: the report's tables that show it.
+        shown_in: the report's tables that show it, and "reliability", the plot of calibration.
         mark: the column of the report that marks the approach with the best value.
         headline: True for the one metric that ranks approaches and that the plots show.
         proportion: True if it is a share of the reviews, so that Wilson's interval applies.
@@ -138,10 +138,11 @@ METRICS = (
     Metric("f1_weighted", _f1_weighted, shown_in=TABLES, mark="best_f1", headline=True),
     Metric("f1_macro", _f1_macro, shown_in=("results", "differences")),
     Metric("loss", lower_is_better=True),
-    Metric("ece", None, _calibration_error, lower_is_better=True, shown_in=("calibration",)),
+    Metric("ece", None, _calibration_error, lower_is_better=True,
+           shown_in=("calibration", "reliability")),
     Metric("brier", None, _brier, lower_is_better=True, shown_in=("calibration",)),
     Metric("nll", None, log_loss_of, lower_is_better=True, unit="nats", shown_in=("calibration",)),
-)
+)  # fmt: skip
 # Those that accept confusion matrices of many resamples at once.
 COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)

@@ -21,7 +21,7 @@ from kinopoisk_ft.data.duplicates import near_duplicates
 from kinopoisk_ft.data.leakage import FILE, Overlap, TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.reporting.conclusions import conclusions
-from kinopoisk_ft.reporting.locale import LANGUAGES, Words
+from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.table import leakage
 
@@ -100,7 +100,7 @@ def test_a_base_of_another_split_is_told(place: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_report_warns_or_says_unknown(language: str) -> None:
-    words = Words(language)
+    locale = Locale(language)
     known = {"leakage_pretraining": 30.0, "leakage_pretraining_share": 0.25}
     none = dict.fromkeys(known, 0.0)
     table = one_table(
@@ -108,15 +108,15 @@ def test_the_report_warns_or_says_unknown(language: str) -> None:
         trained("clean", **none), trained("hub", seed=0, **none), trained("hub", seed=1),
         trained("tfidf"),
     )  # fmt: skip
-    parts = {"name": "read", "count": words.number(30, 0), "share": words.percent(0.25)}
-    warnings = [words("pretraining_said", **parts)]
-    start = words("pretraining_said", name="\0", count="", share="").partition("\0")[0]
-    said = conclusions(table, words)
+    parts = {"name": "read", "count": locale.number(30, 0), "share": locale.percent(0.25)}
+    warnings = [locale("pretraining_said", **parts)]
+    start = locale("pretraining_said", name="\0", count="", share="").partition("\0")[0]
+    said = conclusions(table, locale)
     assert [line for line in said if line.startswith(start)] == warnings
-    rows = leakage(table, words).to_numpy().tolist()
+    rows = leakage(table, locale).to_numpy().tolist()
     assert rows == [
-        [words("pretraining", names="read"), parts["count"], parts["share"]],
-        [words("pretraining", names="hub"), words("unknown"), ""],
+        [locale("pretraining", names="read"), parts["count"], parts["share"]],
+        [locale("pretraining", names="hub"), locale("unknown"), ""],
     ]
-    notes = [words("note_pretraining_unknown", names="hub")]
-    assert [n for n in table_notes(table, words) if n in notes] == notes
+    notes = [locale("note_pretraining_unknown", names="hub")]
+    assert [n for n in table_notes(table, locale) if n in notes] == notes

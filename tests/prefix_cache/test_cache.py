@@ -23,7 +23,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Adapted, Network, blocks_of
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import tables
@@ -228,7 +228,7 @@ def test_report_adds_what_a_run_owes_to_its_times() -> None:
     (table,) = tables(runs, {})
     times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}
     assert times == {"cached": (70.0, 21.0), "plain": (10.0, 1.0)}
-    (note,) = [note for note in table_notes(table, Words("en")) if "run once" in note]
+    (note,) = [note for note in table_notes(table, Locale("en")) if "run once" in note]
     assert ": cached." in note
 
 

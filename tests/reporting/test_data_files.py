@@ -118,7 +118,7 @@ def test_recommendations_for_each_limit(study: tuple) -> None:
 
 def test_one_seed_is_no_measure_of_chance(store: Store, tmp_path: Path) -> None:
     _, whole, text = report(store, tmp_path, "experiment=one seed")
-    assert "Every approach was measured with one seed" in whole["tables"][0]["conclusions"][0]
+    assert "Every approach was trained with one seed" in whole["tables"][0]["conclusions"][0]
     assert "beyond chance" not in text
     assert "The TF-IDF baseline is missing" in text
 
@@ -133,7 +133,7 @@ def test_other_test_rows_make_another_table(store: Store, tmp_path: Path) -> Non
         "bert + lora (max_length=512)",
         "majority class",
     }
-    assert r"footing, tokens of context (data.max\_length): " in text
+    assert r"Settings differ, tokens of context (data.max\_length): " in text
     pictures = {f"comparison-{i}.{kind}" for i in (1, 2) for kind in ("png", "svg")}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
 

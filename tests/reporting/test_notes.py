@@ -6,10 +6,10 @@ import pytest
 from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.conclusions import conclusions
-from kinopoisk_ft.reporting.locale import LANGUAGES, Words
+from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
 
-EN = Words("en")
+EN = Locale("en")
 
 
 def test_unequal_budgets_are_said_in_words() -> None:
@@ -24,12 +24,12 @@ def test_unequal_budgets_are_said_in_words() -> None:
         other = trained("gru", settings={**common, key: value})
         table = one_table(trained(settings=common), other, trained("tfidf", settings=common))
         for language in LANGUAGES:
-            words = Words(language)
-            (said,) = [note for note in table_notes(table, words) if words(key) in note]
+            locale = Locale(language)
+            (said,) = [note for note in table_notes(table, locale) if locale(key) in note]
             assert f"{value} (gru)" in said
             assert ("tfidf" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
-    assert "footing" not in " ".join(table_notes(even, EN))
+    assert "Settings differ" not in " ".join(table_notes(even, EN))
 
 
 def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
@@ -44,29 +44,29 @@ def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
 def test_notes_name_unequal_devices_and_unequal_data() -> None:
     runs = [trained(), trained("gru", device="cuda", majority_f1_weighted=0.6)]
     notes = " ".join(table_notes(one_table(*runs), EN))
-    assert "Not on an equal footing, device: cpu (bert); cuda (gru)." in notes
+    assert "Settings differ, device: cpu (bert); cuda (gru)." in notes
     assert "data behind the same row numbers are not the same" in notes
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_unequal_precision_is_named(language: str) -> None:
-    words = Words(language)
+    locale = Locale(language)
     full, same = trained(precision="bf16"), trained("bert", "freeze", precision="bf16")
     lora = [trained("bert", "lora", seed=s, precision=p) for s, p in enumerate(("bf16", "fp32"))]
     table = one_table(full, same, *lora, trained("tfidf", precision="fp64"))
-    (said,) = [note for note in table_notes(table, words) if words("precision") in note]
+    (said,) = [note for note in table_notes(table, locale) if locale("precision") in note]
     assert "bf16, fp32 (bert + lora)" in said
     assert "fp64" not in said
-    ours = [line for line in conclusions(table, words) if line.startswith("bert + lora ")]
-    assert f"{words('precision')} bf16, fp32 / bf16" in ours[0]
+    ours = [line for line in conclusions(table, locale) if line.startswith("bert + lora ")]
+    assert f"{locale('precision')} bf16, fp32 / bf16" in ours[0]
     # The seeds of one approach may differ, too.
-    assert any("bf16, fp32 (bert + lora)" in note for note in table_notes(one_table(*lora), words))
-    even = table_notes(one_table(full, same), words)
-    assert not any(words("precision") in note for note in even)
+    assert any("bf16, fp32 (bert + lora)" in note for note in table_notes(one_table(*lora), locale))
+    even = table_notes(one_table(full, same), locale)
+    assert not any(locale("precision") in note for note in even)
 
 
 def test_times_that_one_recipe_does_not_explain_are_doubted() -> None:
     for seconds, doubted in (((100.0, 140.0), False), ((100.0, 900.0), True)):
         runs = [trained(seed=i, train_seconds=s) for i, s in enumerate(seconds)]
         notes = " ".join(table_notes(one_table(*runs), EN))
-        assert ("trained from 100.0 to 900.0 s" in notes) == doubted
+        assert ("vary from 100.0 to 900.0 s between seeds" in notes) == doubted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from report_store import Store, filled_store, report
 from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting import output
-from kinopoisk_ft.reporting.locale import PHRASES, Words
 from kinopoisk_ft.tracking.store import open_experiment
 
 
@@ -35,25 +33,6 @@ def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "случайность не измерена: предсказания не сравнивались" in text
     assert whole["language"] == "ru"
     assert "majority class" in table["approach"].tolist()
-
-
-def test_every_phrase_has_two_languages_with_the_same_parts() -> None:
-    assert len(PHRASES) > 50
-    for key, texts in PHRASES.items():
-        assert set(texts) == {"en", "ru"}, key
-        parts = [{f for _, f, _, _ in string.Formatter().parse(t) if f} for t in texts.values()]
-        assert parts[0] == parts[1], key
-
-
-def test_numbers_in_words() -> None:
-    en, ru = Words("en"), Words("ru")
-    assert en.number(1234.56, 1) == "1,234.6"
-    assert ru.number(-1234.56, 1) == "−1\N{NO-BREAK SPACE}234,6"
-    assert en.score(-0.00001, signed=True) == "0.0000"
-    assert en.percent(0.00167) == "0.17%"
-    assert en.percent(-0.311, signed=True) == "−31%"
-    assert [en.short(n) for n in (100, 2000, 1_500_000)] == ["100", "2\xa0K", "1.5\xa0M"]
-    assert en.listed(["a", "b", "c"]) == "a, b and c"
 
 
 def test_the_terminal_shows_aligned_columns(

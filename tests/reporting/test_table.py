@@ -12,13 +12,13 @@ from matplotlib.text import Text
 from report_store import ANSWERED, Store, answers, filled_store, report
 from sklearn.metrics import accuracy_score, f1_score
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import calibration_plot, forest
 from kinopoisk_ft.reporting.run_files import load_run_files
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.reporting.table import Table, tables
 
-EN = Words("en")
+EN = Locale("en")
 NAMES = {"bert", "bert + lora", "mamba", "tfidf"}
 
 
@@ -79,9 +79,9 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
     assert "the next, bert, has" in best
-    assert "(not told apart: 95% interval from" in best
+    assert "(no significant difference: 95% interval from" in best
     assert "beyond chance" in mamba
-    assert "Not told apart from it: bert;" in whole["recommendations"][-1]
+    assert "No significant difference from it: bert;" in whole["recommendations"][-1]
 
 
 def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
@@ -98,7 +98,9 @@ def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
         assert f1["mean"] == pytest.approx(expected)
         assert f1["low"] < f1["mean"] < f1["high"]
     assert "| film seen in training: yes |" in answered[2]
-    assert "without a table of parts: share cut off." in " ".join(answered[1]["tables"][0]["notes"])
+    assert "so there is no table of parts: share cut off." in " ".join(
+        answered[1]["tables"][0]["notes"]
+    )
 
 
 def test_calibration_is_a_table(answered: tuple) -> None:
@@ -149,7 +151,7 @@ def test_other_rows_are_compared_unpaired_with_a_note(store: Store, tmp_path: Pa
     _, whole, text = report(store, tmp_path, "experiment=mixed rows")
     notes = " ".join(whole["tables"][0]["notes"])
     assert "bert and mamba: not the same test reviews (other rows)" in notes
-    assert "tfidf: without predictions.parquet (seeds 0)" in notes
+    assert "tfidf: no predictions.parquet (seeds 0)" in notes
     (pair,) = whole["tables"][0]["comparison"]["pairs"]
     assert pair["paired"] is False
     assert pair["mcnemar"] is None

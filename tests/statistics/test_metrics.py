@@ -1,7 +1,10 @@
-"""Metrics against scikit-learn."""
+"""Metrics against scikit-learn, and the promise that each is named once."""
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +71,22 @@ def test_one_metric_is_the_headline_and_lower_losses_are_better() -> None:
     assert metrics.HEADLINE == "f1_weighted"
     assert {"loss", "nll", "brier", "ece"} == metrics.LOWER_IS_BETTER
     assert {"loss", *ORACLES} == set(metrics.SELECTABLE)
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """Yield the string constants of a file that are no docstrings, and its attribute names."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+
+
+def test_a_metric_is_named_once() -> None:
+    """Only the table of metrics spells their names; all else derives them."""
+    # "loss" is a word of training, too.
+    names = "|".join(metric.name for metric in metrics.METRICS if metric.name != "loss")
+    named = re.compile(rf"(test_|val_|majority_)?({names})(_calibrated|_threshold|_from_best)?")
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file != Path(metrics.__file__):
+            assert not [text for text in _texts(file) if named.fullmatch(text)], file

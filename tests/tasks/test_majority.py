@@ -18,7 +18,7 @@ from report_rows import one_table, trained
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score
 
-from kinopoisk_ft.reporting.locale import LANGUAGES, Words
+from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.tasks.record import _compare_with_majority
 
@@ -93,7 +93,7 @@ def test_the_report_names_what_has_not_learned(language: str) -> None:
     table = one_table(trained(), trained("mamba", not_above_majority="validation"))
     (note,) = [
         note
-        for note in table_notes(table, Words(language))
+        for note in table_notes(table, Locale(language))
         if note.startswith(("Not above", "Не выше"))
     ]
     assert "mamba" in note

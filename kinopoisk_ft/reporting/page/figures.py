@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.columns import COLUMNS
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
+from kinopoisk_ft.reporting.plots.calibration_plot import ERROR
 from kinopoisk_ft.reporting.plots.run_plots import (
     CURVES,
     FEW_POINTS,
@@ -32,6 +33,7 @@ from kinopoisk_ft.reporting.plots.scatter import pareto_front
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.statistics.calibration import CALIBRATED
 from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion
 from kinopoisk_ft.statistics.predictions import Predictions
 
@@ -44,56 +46,56 @@ class PageFigure:
     svg: Markup
 
 
-def costs(table: Table, stem: str, words: Words) -> list[PageFigure]:
+def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     """Return weighted F1 against each cost, with the Pareto front."""
     found = []
     for column in scatter.measured(table):
         rows = [row for row in table.rows if column in row.values]
         points = [(row.values[column].mean, row.values[HEADLINE].mean) for row in rows]
         said = [
-            words("alt_point", name=row.name, x=words.plain(x), f1=words.score(y))
+            locale("alt_point", name=row.name, x=locale.plain(x), f1=locale.score(y))
             for row, (x, y) in zip(rows, points, strict=True)
         ]
-        front = words.listed([rows[i].name for i in pareto_front(points)])
-        title = words("cost_title", cost=words.heading(COLUMNS[column]))
-        alt = words("alt_costs", title=title, points="; ".join(said), front=front)
-        drawn = inline(scatter.draw_one(table, column, words), f"{stem}-{column}", alt)
+        front = locale.listed([rows[i].name for i in pareto_front(points)])
+        title = locale("cost_title", cost=locale.heading(COLUMNS[column]))
+        alt = locale("alt_costs", title=title, points="; ".join(said), front=front)
+        drawn = inline(scatter.draw_one(table, column, locale), f"{stem}-{column}", alt)
         found.append(PageFigure(title, drawn))
     return found
 
 
-def differences(table: Table, stem: str, words: Words) -> list[PageFigure]:
+def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     """Return the forest plot, if anything was compared."""
     if not table.comparison.pairs:
         return []
     said = []
     for pair in table.comparison.pairs:
         found = pair.differences[HEADLINE]
-        verdict = words("legend_beyond" if pair.beyond_chance else "legend_noise")
+        verdict = locale("legend_beyond" if pair.beyond_chance else "legend_noise")
         said.append(
-            f"{words('row_less', a=pair.a, b=pair.b)}: {words.score(found.mean, signed=True)} "
-            f"{words.interval(found, signed=True)}, {verdict}"
+            f"{locale('row_less', a=pair.a, b=pair.b)}: {locale.score(found.mean, signed=True)} "
+            f"{locale.interval(found, signed=True)}, {verdict}"
         )
-    title = words("forest_title")
-    figure = forest.draw(table, words, narrow=True)
+    title = locale("forest_title")
+    figure = forest.draw(table, locale, narrow=True)
     return [PageFigure(title, inline(figure, f"{stem}-forest", f"{title}. {'; '.join(said)}."))]
 
 
-def calibration(table: Table, stem: str, words: Words) -> list[PageFigure]:
+def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     """Return a reliability picture an approach, of those with a temperature."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
-            ece = (row.mean("ece"), row.mean("ece_calibrated"))
-            before, after = ("-" if value is None else words.number(value, 3) for value in ece)
-            alt = words("alt_calibration", name=row.name, before=before, after=after)
-            figure = calibration_plot.draw(table, words, only=row.name)
+            ece = (row.mean(ERROR), row.mean(f"{ERROR}{CALIBRATED}"))
+            before, after = ("-" if value is None else locale.number(value, 3) for value in ece)
+            alt = locale("alt_calibration", name=row.name, before=before, after=after)
+            figure = calibration_plot.draw(table, locale, only=row.name)
             found.append(PageFigure(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))
     return found
 
 
 def curves(
-    table: Table, details: Mapping[str, Details], stem: str, words: Words
+    table: Table, details: Mapping[str, Details], stem: str, locale: Locale
 ) -> list[PageFigure]:
     """Return the learning curves of each approach that recorded them, a line a seed."""
     found = []
@@ -101,23 +103,23 @@ def curves(
         histories = [details[run.run_id].history for run in row.runs if run.run_id in details]
         histories = [history for history in histories if len(history) > 1]
         if histories:
-            alt = words("alt_curves", name=row.name, n=len(histories), best=_best(row, words))
-            figure = draw_curves(histories, words)
+            alt = locale("alt_curves", name=row.name, n=len(histories), best=_best(row, locale))
+            figure = draw_curves(histories, locale)
             found.append(PageFigure(row.name, inline(figure, f"{stem}-curve-{number}", alt)))
     return found
 
 
-def _best(row: Row, words: Words) -> str:
+def _best(row: Row, locale: Locale) -> str:
     values = [run.metrics[VAL_SCORE] for run in row.runs if VAL_SCORE in run.metrics]
-    return words.score(float(np.mean(values))) if values else "-"
+    return locale.score(float(np.mean(values))) if values else "-"
 
 
 def confusion(
-    table: Table, predictions: Mapping[str, Predictions], stem: str, words: Words
+    table: Table, predictions: Mapping[str, Predictions], stem: str, locale: Locale
 ) -> list[PageFigure]:
     """Return the confusion matrix of each approach, all its seeds added up."""
     found = []
-    names = (words("true"), words("predicted"), words("share_of_true"))
+    names = (locale("true"), locale("predicted"), locale("share_of_true"))
     for number, row in enumerate(table.rows):
         runs = [predictions[run.run_id] for run in row.runs if run.run_id in predictions]
         if not runs or any(runs[0].mismatch(run) for run in runs):
@@ -126,10 +128,10 @@ def confusion(
         guesses = np.stack([run.predicted for run in runs])
         counts = count_confusion(runs[0].labels, guesses, len(classes)).sum(axis=0)
         cells = [
-            f"{classes[i]} → {classes[j]}: {words.number(counts[i, j], 0)}"
+            f"{classes[i]} → {classes[j]}: {locale.number(counts[i, j], 0)}"
             for i, j in np.ndindex(counts.shape)
         ]
-        alt = words("alt_confusion", name=row.name, cells="; ".join(cells))
+        alt = locale("alt_confusion", name=row.name, cells="; ".join(cells))
         figure = draw_confusion(counts, classes, names)
         svg = inline(figure, f"{stem}-confusion-{number}", alt, recolour=False)
         found.append(PageFigure(row.name, svg))
@@ -142,7 +144,7 @@ PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 NAMES = {"train_loss": "curve_training", "val_loss": "curve_validation"}
 
 
-def draw_curves(histories: Sequence[Sequence[HistoryRow]], words: Words) -> Figure:
+def draw_curves(histories: Sequence[Sequence[HistoryRow]], locale: Locale) -> Figure:
     """Return the figure: losses above, validation F1 below, whichever were recorded."""
     panels = {
         title: keys
@@ -158,16 +160,16 @@ def draw_curves(histories: Sequence[Sequence[HistoryRow]], words: Words) -> Figu
                 marker = "o" if len(points) <= FEW_POINTS else ""
                 look = {"color": CURVES[key][1], "marker": marker, "ms": 4, "lw": 1, "alpha": 0.8}
                 axes.plot([x for x, _ in points], [y for _, y in points], **look)
-        axes.set_ylabel(words(title), fontsize=FONT)
+        axes.set_ylabel(locale(title), fontsize=FONT)
         axes.tick_params(labelsize=FONT)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.plain(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.plain(value)))
         tidy(axes)
-    drawn[-1].set_xlabel(words("axis_step"), fontsize=FONT)
+    drawn[-1].set_xlabel(locale("axis_step"), fontsize=FONT)
     drawn[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.short(value)))
+    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.short(value)))
     known = [k for k in NAMES if any(k in row for history in histories for row in history)]
     if known:
-        handles = [Line2D([], [], color=CURVES[k][1], label=words(NAMES[k])) for k in known]
+        handles = [Line2D([], [], color=CURVES[k][1], label=locale(NAMES[k])) for k in known]
         drawn[0].legend(handles=handles, frameon=False, fontsize=FONT)
     return figure
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions
 from kinopoisk_ft.text import visible
@@ -35,7 +35,9 @@ class HardReview:
     answers: list[Answer]
 
 
-def hardest(table: Table, predictions: Mapping[str, Predictions], words: Words) -> list[HardReview]:
+def hardest(
+    table: Table, predictions: Mapping[str, Predictions], locale: Locale
+) -> list[HardReview]:
     """Return the reviews wrong in more than half of the approaches that answered the same rows.
 
     First those that more approaches get wrong, then those whose right answer got less probability.
@@ -50,7 +52,7 @@ def hardest(table: Table, predictions: Mapping[str, Predictions], words: Words) 
     given = means[:, np.arange(len(first.labels)), first.labels].mean(axis=0)
     order = np.lexsort((given, -wrong))
     chosen = [i for i in order if wrong[i] * 2 > len(answered)][:MOST_SHOWN]
-    return [_review(int(i), first, list(answered), means, guesses, words) for i in chosen]
+    return [_review(int(i), first, list(answered), means, guesses, locale) for i in chosen]
 
 
 def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
@@ -71,13 +73,13 @@ def _review(
     names: list[str],
     means: np.ndarray,
     guesses: np.ndarray,
-    words: Words,
+    locale: Locale,
 ) -> HardReview:
     answers = [
         Answer(
             name=name,
             label=first.class_names[guesses[k, i]],
-            probability=words.percent(float(means[k, i, guesses[k, i]])),
+            probability=locale.percent(float(means[k, i, guesses[k, i]])),
             right=bool(guesses[k, i] == first.labels[i]),
         )
         for k, name in enumerate(names)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kinopoisk_ft.config.command import NO_INFLUENCE, top
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import TrainedRun
@@ -35,20 +35,20 @@ class Recipe:
     facts: list[tuple[str, str]]
 
 
-def budgets(table: Table, words: Words) -> pd.DataFrame:
+def budgets(table: Table, locale: Locale) -> pd.DataFrame:
     """Return a row for each approach with its budget, as far as any row recorded it."""
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
-        words(key): [
+        locale(key): [
             row.compared(key) if row.is_network or key in TEXTS else "" for row in table.rows
         ]
         for key in keys
     }
-    columns[words("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
+    columns[locale("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
     rows = [[cell or NOTHING for cell in row] for row in zip(names, *known.values(), strict=True)]
-    return frame_of([words("approach"), *known], rows if known else [])
+    return frame_of([locale("approach"), *known], rows if known else [])
 
 
 def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
     return next((details[i].data for i in runs if i in details and details[i].data), {})
 
 
-def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[Recipe]:
+def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> list[Recipe]:
     """Return the recipe of each row."""
     return [
         Recipe(
@@ -65,7 +65,7 @@ def recipes(table: Table, details: Mapping[str, Details], words: Words) -> list[
             [_command(run) for run in row.runs if run.command or run.overrides],
             any(run.overrides and not COMMAND.match(run.command) for run in row.runs),
             _facts(
-                row, [details.get(run.run_id, Details()).environment for run in row.runs], words
+                row, [details.get(run.run_id, Details()).environment for run in row.runs], locale
             ),
         )
         for row in table.rows
@@ -88,23 +88,23 @@ def _command(run: TrainedRun) -> str:
     return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
 
-def _facts(row: Row, environments: list[dict[str, Any]], words: Words) -> list[tuple[str, str]]:
+def _facts(row: Row, environments: list[dict[str, Any]], locale: Locale) -> list[tuple[str, str]]:
     facts = {
-        words("seeds"): _all(run.seed for run in row.runs),
-        words("commit"): _all(run.commit for run in row.runs),
-        words("device"): _all([*(e.get("device") for e in environments)])
+        locale("seeds"): _all(run.seed for run in row.runs),
+        locale("commit"): _all(run.commit for run in row.runs),
+        locale("device"): _all([*(e.get("device") for e in environments)])
         or _all(run.device for run in row.runs),
-        words("precision"): _all(run.precision for run in row.runs),
-        words("machine"): _all(
+        locale("precision"): _all(run.precision for run in row.runs),
+        locale("machine"): _all(
             ", ".join(f"{key} {e[key]}" for key in MACHINE if e.get(key)) for e in environments
         ),
-        words("versions"): _all(
+        locale("versions"): _all(
             ", ".join(f"{name} {v}" for name, v in e.get("packages", {}).items() if v)
             for e in environments
         ),
-        words("run_ids"): _all(run.run_id for run in row.runs),
+        locale("run_ids"): _all(run.run_id for run in row.runs),
     }
-    return [(name, value or words("not_recorded")) for name, value in facts.items()]
+    return [(name, value or locale("not_recorded")) for name, value in facts.items()]
 
 
 def _all(values: Iterable[Any]) -> str:

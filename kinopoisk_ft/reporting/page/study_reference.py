@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kinopoisk_ft.reporting.columns import columns_in
-from kinopoisk_ft.reporting.locale import NOTHING, Words
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.runs import GROUPS
 from kinopoisk_ft.reporting.table import Table, frame_of, write_measured, write_value
@@ -24,7 +24,7 @@ def published_figures() -> dict[str, Any]:
     return found
 
 
-def study_reference(table: Table, words: Words) -> pd.DataFrame:
+def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the study's table with ours in it; no rows if no run repeats a recipe of it."""
     ours = {row.first.experiment: row for row in table.rows if same_recipe(row)}
     study = published_figures()
@@ -32,12 +32,12 @@ def study_reference(table: Table, words: Words) -> pd.DataFrame:
     columns = [c for c in columns_in("results") if all(c.name in found for found in study.values())]
     rows = []
     for experiment, found in study.items() if ours else ():
-        theirs = [write_value(found[column.name], column, words) for column in columns]
-        rows.append([found["name"], words("source_study"), *theirs])
+        theirs = [write_value(found[column.name], column, locale) for column in columns]
+        rows.append([found["name"], locale("source_study"), *theirs])
         row = ours.get(experiment)
-        cells = [write_measured(table, row, c, words) if row else NOTHING for c in columns]
-        rows.append([found["name"], words("source_ours" if row else "source_none"), *cells])
-    headings = [words("approach"), words("source"), *map(words.heading, columns)]
+        cells = [write_measured(table, row, c, locale) if row else NOTHING for c in columns]
+        rows.append([found["name"], locale("source_ours" if row else "source_none"), *cells])
+    headings = [locale("approach"), locale("source"), *map(locale.heading, columns)]
     return frame_of(headings, rows)
 
 

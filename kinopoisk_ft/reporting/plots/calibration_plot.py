@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.run_plots import (
     COLOURS,
     GREY,
@@ -21,8 +21,10 @@ from kinopoisk_ft.reporting.plots.run_plots import (
 )
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.statistics.calibration import Bin
+from kinopoisk_ft.statistics.calibration import CALIBRATED, Bin
+from kinopoisk_ft.statistics.metrics import shown_in
 
+(ERROR,) = (metric.name for metric in shown_in("reliability"))
 IN_A_LINE = 3
 SIDE = 2.9  # inches of a panel
 FONT = 9
@@ -31,12 +33,12 @@ HEADROOM = 1.2  # of the share of right answers: the legend stands above the cur
 LARGEST = 120.0  # square points of the mark of the fullest bin
 
 
-def calibration_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+def calibration_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw each approach's reliability as `stem`.png and `stem`.svg; returns the two paths."""
-    return save_both(draw(table, words), folder, stem)
+    return save_both(draw(table, locale), folder, stem)
 
 
-def draw(table: Table, words: Words, only: str | None = None) -> Figure:
+def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
     """Return the figure: a panel an approach, or one approach's alone."""
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
@@ -46,12 +48,12 @@ def draw(table: Table, words: Words, only: str | None = None) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     bins = [one for pair in known.values() for part in pair for one in part]
     low = min(one.confidence for one in bins)
-    percent = FuncFormatter(lambda value, _: words.percent(value))
+    percent = FuncFormatter(lambda value, _: locale.percent(value))
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
         before, after = table.comparison.reliability[row.name]
-        _curve(axes, before, COLOURS[1], _label("before", row, "ece", words))
-        _curve(axes, after, COLOURS[0], _label("after", row, "ece_calibrated", words))
+        _curve(axes, before, COLOURS[1], _label("before", row, ERROR, locale))
+        _curve(axes, after, COLOURS[0], _label("after", row, f"{ERROR}{CALIBRATED}", locale))
         if only is None:
             axes.set_title(literal(row.name), fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)
@@ -64,8 +66,8 @@ def draw(table: Table, words: Words, only: str | None = None) -> Figure:
     first.set_yticks([tick for tick in first.get_yticks() if first.get_ylim()[0] <= tick <= 1])
     for axes in list(panels.flat)[len(rows) :]:
         axes.remove()
-    figure.supxlabel(words("axis_confidence"), fontsize=FONT + 1)
-    figure.supylabel(words("axis_right"), fontsize=FONT + 1)
+    figure.supxlabel(locale("axis_confidence"), fontsize=FONT + 1)
+    figure.supylabel(locale("axis_right"), fontsize=FONT + 1)
     return figure
 
 
@@ -79,7 +81,7 @@ def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
     axes.scatter(x, y, areas, color=colour, alpha=0.7, edgecolors="white", label=label)
 
 
-def _label(key: str, row: Row, column: str, words: Words) -> str:
+def _label(key: str, row: Row, column: str, locale: Locale) -> str:
     ece, temperature = row.mean(column), row.mean("temperature")
-    written = ["-" if value is None else words.number(value, 3) for value in (ece, temperature)]
-    return words(key, ece=written[0], temperature=written[1])
+    written = ["-" if value is None else locale.number(value, 3) for value in (ece, temperature)]
+    return locale(key, ece=written[0], temperature=written[1])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.run_plots import (
     BEHIND_TEXT,
     COLOURS,
@@ -30,12 +30,12 @@ ROW_HEIGHT = 0.34
 FONT = 9
 
 
-def forest_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+def forest_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw the table's pairs as `stem`.png and `stem`.svg; returns the two paths."""
-    return save_both(draw(table, words), folder, stem)
+    return save_both(draw(table, locale), folder, stem)
 
 
-def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
+def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
     """Return the figure: a row for each pair, weighted F1; if narrow, names above their rows."""
     pairs = table.comparison.pairs
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
@@ -49,20 +49,20 @@ def draw(table: Table, words: Words, *, narrow: bool = False) -> Figure:
     axes.axvline(0, color=INK, linewidth=1)
     tidy(axes)
     axes.grid(False, axis="y")
-    names = [words("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
+    names = [locale("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
     if narrow:
         _names_above(axes, names)
     else:
         axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
-        title = literal(data_line(table, words), most=80)
+        title = literal(data_line(table, locale), most=80)
         axes.set_title(title, fontsize=FONT, color=INK, loc="left")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: words.number(v, 3, signed=True)))
-    axes.set_xlabel(words("axis_difference"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: locale.number(v, 3, signed=True)))
+    axes.set_xlabel(locale("axis_difference"))
     keys = {"legend_beyond": COLOURS[0], "legend_noise": GREY}
     handles = [
-        Line2D([], [], color=colour, marker="o", lw=2.2, label=words(key))
+        Line2D([], [], color=colour, marker="o", lw=2.2, label=locale(key))
         for key, colour in keys.items()
     ]
     figure.legend(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.labels import Box, place
 from kinopoisk_ft.reporting.plots.run_plots import (
     BEHIND_TEXT,
@@ -56,33 +56,33 @@ class Point:
     std: float
 
 
-def comparison_picture(table: Table, words: Words, folder: Path, stem: str) -> list[Path]:
+def comparison_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
-    return save_both(draw(table, words), folder, stem)
+    return save_both(draw(table, locale), folder, stem)
 
 
-def draw(table: Table, words: Words) -> Figure:
+def draw(table: Table, locale: Locale) -> Figure:
     """Return the figure: a panel for each cost that was measured, one above the other."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
     columns = measured(table)
     figure = new_figure(WIDTH, len(columns) * height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
-    drawn = _panels(panels, table, columns, words)
-    title = literal(data_line(table, words), most=80)
+    drawn = _panels(panels, table, columns, locale)
+    title = literal(data_line(table, locale), most=80)
     panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
     if HEADLINE in table.majority:
-        f1 = words.score(table.majority[HEADLINE])
-        panels[0].set_title(words("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
+        f1 = locale.score(table.majority[HEADLINE])
+        panels[0].set_title(locale("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
     _place_labels(figure, panels, drawn)
     return figure
 
 
-def draw_one(table: Table, column: str, words: Words) -> Figure:
+def draw_one(table: Table, column: str, locale: Locale) -> Figure:
     """Return a narrow figure of one cost, for a page that puts several beside one another."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
     figure = new_figure(NARROW_WIDTH, height)
     axes = figure.add_subplot()
-    drawn = _panels([axes], table, [column], words)
+    drawn = _panels([axes], table, [column], locale)
     _place_labels(figure, [axes], drawn)
     return figure
 
@@ -93,11 +93,11 @@ def measured(table: Table) -> list[str]:
 
 
 def _panels(
-    panels: list[Axes], table: Table, columns: list[str], words: Words
+    panels: list[Axes], table: Table, columns: list[str], locale: Locale
 ) -> list[list[Point]]:
     look = _looks(table.rows)
     return [
-        _panel(axes, table, column, look, words)
+        _panel(axes, table, column, look, locale)
         for axes, column in zip(panels, columns, strict=True)
     ]
 
@@ -124,10 +124,10 @@ def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
 
 
 def _panel(
-    axes: Axes, table: Table, column: str, look: dict[str, tuple[str, str]], words: Words
+    axes: Axes, table: Table, column: str, look: dict[str, tuple[str, str]], locale: Locale
 ) -> list[Point]:
     rows = [row for row in table.rows if column in row.values]
-    number = words.short if column.endswith("parameters") else words.plain
+    number = locale.short if column.endswith("parameters") else locale.plain
     positions = _log_axis(axes, [row.values[column].mean for row in rows], number)
     points = []
     for row, x in zip(rows, positions, strict=True):
@@ -152,9 +152,9 @@ def _panel(
     high = max((p.y + p.std for p in points), default=1.0)
     pad = max(0.18 * (high - low), 0.004)
     axes.set_ylim(low - pad, high + pad)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value, 3)))
-    axes.set_ylabel(words("axis_f1"))
-    axes.set_xlabel(words(f"axis_{column}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
+    axes.set_ylabel(locale("axis_f1"))
+    axes.set_xlabel(locale(f"axis_{column}"))
     return points
 
 

@@ -16,7 +16,7 @@ from report_store import Store, report, unpadded
 from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.reporting.columns import MARKS
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.page.study_reference import published_figures
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
@@ -32,7 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
+        self.locale: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.locale.append(data)
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attrs for name, attrs in self.tags if name == tag]
@@ -98,7 +98,7 @@ def test_page_loads_nothing_and_runs_nothing(made: tuple) -> None:
 def test_reviews_are_escaped_and_cut(made: tuple) -> None:
     page = Page(made[3])
     assert EVIL not in made[3]
-    shown = [part for part in page.words if EVIL in part]
+    shown = [part for part in page.locale if EVIL in part]
     assert 0 < len(shown) <= 10
     assert max(map(len, shown)) == TEXT_CHARACTERS
 
@@ -121,42 +121,42 @@ def test_pictures_have_alternative_text(made: tuple) -> None:
         if not any(c <= cost and f >= f1 for c, f in points.values() if (c, f) != (cost, f1))
     ]
     assert 1 < len(front) < len(NAMES)
-    said = Words(made[0]).listed(front)
+    said = Locale(made[0]).listed(front)
     assert pictures[0]["aria-label"].endswith(f": {said}.")
 
 
 def test_answer_says_no_more_than_the_intervals(made: tuple) -> None:
     language, _, whole, text = made
-    words = Words(language)
+    locale = Locale(language)
     table = whole["tables"][0]
     assert len(table["recommendations"]) == 4
-    said = " ".join(Page(text).words)
+    said = " ".join(Page(text).locale)
     assert all(line in said for line in table["recommendations"] + table["conclusions"])
     for pair in table["comparison"]["pairs"]:
         found = pair["differences"]["f1_weighted"]
         if found["low"] <= 0 <= found["high"]:
-            low, high = (words.score(found[end], signed=True) for end in ("low", "high"))
-            beyond = words("verdict_beyond", low=low, high=high, p="", pairs="", scope="")
+            low, high = (locale.score(found[end], signed=True) for end in ("low", "high"))
+            beyond = locale("verdict_beyond", low=low, high=high, p="", pairs="", scope="")
             assert beyond.partition(", ")[0] not in said
     assert not re.search(r"\bbetter than\b(?! those on it)|лучше, чем", said)
 
 
 def test_table_has_costs_marks_and_the_majority_class(made: tuple) -> None:
     language, _, whole, text = made
-    words = Words(language)
+    locale = Locale(language)
     head, rows = re.findall(r'<table class="results">.*?</table>', text, re.S)[0].split("<tbody>")
     for column in ("tokens_per_second", "peak_memory_mb", "characters_seen_share", "f1_macro"):
-        assert words(column) in head
+        assert locale(column) in head
     marks = [row[mark] for row in whole["tables"][0]["rows"] for mark in MARKS]
     assert rows.count('class="mark"') == marks.count(True) >= 3
-    assert words("majority") in rows
+    assert locale("majority") in rows
     for row in whole["tables"][0]["rows"][:-1]:
-        assert words.number(row["peak_memory_mb"], 0) in rows
-        assert words.score(row["f1_weighted"]) in rows
+        assert locale.number(row["peak_memory_mb"], 0) in rows
+        assert locale.score(row["f1_weighted"]) in rows
 
 
 def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
-    words, said = Words(made[0]), " ".join(Page(made[3]).words)
+    locale, said = Locale(made[0]), " ".join(Page(made[3]).locale)
     start = "python -m kinopoisk_ft"
     for model, *_, experiment in STUDY:
         if model == "tfidf":
@@ -165,40 +165,40 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
             given = "--config-dir my hydra.mode=RUN"
             whole = f"{start} {given} experiment={experiment} sweep=study seed=0"
         assert whole in said
-    assert said.count(words("command_partial")) == 1
+    assert said.count(locale("command_partial")) == 1
     assert "mlflow.db" not in said
     for part in ("0123456789ab", "torch 2.13.0", "A processor", "bf16"):
         assert part in said
-    assert words("leakage_near_duplicates") in said
-    assert words("sizes", parts=f"train {words.number(1500, 0)}, test 600") in said
+    assert locale("leakage_near_duplicates") in said
+    assert locale("sizes", parts=f"train {locale.number(1500, 0)}, test 600") in said
 
 
 def test_slices_by_what_was_cut_off(made: tuple) -> None:
     """Accuracy of the parts that one approach cut, with Wilson's interval of its seeds' mean."""
-    words, text = Words(made[0]), unpadded(made[1] / "comparison.md")
-    said = " ".join(Page(made[3]).words)
+    locale, text = Locale(made[0]), unpadded(made[1] / "comparison.md")
+    said = " ".join(Page(made[3]).locale)
     runs = [cut_answers(seed, 2.2, 0.71**4) for seed in range(3)]  # of mamba
     right = pd.concat([run["predicted"] == run["label"] for run in runs], axis=1).mean(axis=1)
     parts = pd.cut(runs[0]["truncated"], [-1, 0, 0.5, 1], labels=["0", "0-50%", "50-100%"])
     for name, part in right.groupby(parts, observed=True):
         low, high = proportion_confint(part.sum(), len(part), method="wilson")
-        interval = words.interval(Interval(0, low, high), digits=3)
-        cell = f"{words.number(part.mean(), 3)} {interval}"
-        line = f"{words('by_truncated')}: {words.range(name)}"
+        interval = locale.interval(Interval(0, low, high), digits=3)
+        cell = f"{locale.number(part.mean(), 3)} {interval}"
+        line = f"{locale('by_truncated')}: {locale.range(name)}"
         (found,) = re.findall(rf"\| {re.escape(line)} \|[^\n]*{re.escape(cell)}", text)
         assert found
         assert line in said
         assert cell in said
-    assert words("note_truncated") in said
+    assert locale("note_truncated") in said
 
 
 def test_published_figures_stand_beside_ours(made: tuple) -> None:
-    words, said = Words(made[0]), " ".join(Page(made[3]).words)
+    locale, said = Locale(made[0]), " ".join(Page(made[3]).locale)
     for figures in published_figures().values():
-        assert words.score(figures["f1_weighted"]) in said
-        assert words.number(figures["trainable_parameters"], 0) in said
-    assert said.count(words("source_ours")) == 4
-    assert words("published_note") in said
+        assert locale.score(figures["f1_weighted"]) in said
+        assert locale.number(figures["trainable_parameters"], 0) in said
+    assert said.count(locale("source_ours")) == 4
+    assert locale("published_note") in said
 
 
 def test_latex_is_balanced_and_escaped(made: tuple) -> None:

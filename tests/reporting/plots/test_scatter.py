@@ -9,11 +9,11 @@ import pytest
 from matplotlib.text import Text
 from report_rows import one_table, trained
 
-from kinopoisk_ft.reporting.locale import Words
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.labels import Box, place
 from kinopoisk_ft.reporting.plots.scatter import draw, pareto_front
 
-EN = Words("en")
+EN = Locale("en")
 
 
 @pytest.mark.slow
