@@ -137,6 +137,7 @@ METRICS = (
     Metric("accuracy", _accuracy, shown_in=TABLES, mark="best_accuracy", proportion=True),
     Metric("f1_weighted", _f1_weighted, shown_in=TABLES, mark="best_f1", headline=True),
     Metric("f1_macro", _f1_macro, shown_in=("results", "differences")),
+    Metric("mcc", _matthews, shown_in=("results",)),
     Metric("loss", lower_is_better=True),
     Metric("ece", None, _calibration_error, lower_is_better=True,
            shown_in=("calibration", "reliability")),

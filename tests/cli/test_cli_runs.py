@@ -16,7 +16,7 @@ from command_line import BERT, DATA, SMALL, run
 from command_line import _here as _here
 from command_line import place as place
 from mlflow import MlflowClient
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kinopoisk_ft.commands import predict
 from kinopoisk_ft.statistics.calibration import calibration_metrics
@@ -39,7 +39,7 @@ def finished(place: Path) -> dict[str, object]:
 
 def test_result_has_the_promised_keys(finished: dict[str, object], place: Path) -> None:
     assert set(finished) == {
-        "accuracy", "f1_weighted", "f1_macro", "train_seconds", "eval_seconds",
+        "accuracy", "f1_weighted", "f1_macro", "mcc", "train_seconds", "eval_seconds",
         "trainable_parameters", "total_parameters", "run_id", "model_dir",
     }  # fmt: skip
     assert Path(str(finished["model_dir"])) == place / "first" / "model"
@@ -69,6 +69,9 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     assert metrics["test_accuracy"] == pytest.approx(accuracy_score(labels, guesses))
     f1 = f1_score(labels, guesses, average="weighted")
     assert metrics["test_f1_weighted"] == pytest.approx(f1) == finished["f1_weighted"]
+    mcc = matthews_corrcoef(labels, guesses)
+    assert metrics["test_mcc"] == pytest.approx(mcc) == finished["mcc"]
+    assert {"val_mcc", "majority_mcc"} <= set(metrics)
     assert table[["p_minus", "p_plus"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
     assert metrics["test_nll"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 

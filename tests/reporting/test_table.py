@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 from report_store import ANSWERED, Store, answers, filled_store, report
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import calibration_plot, forest
@@ -55,9 +55,20 @@ def test_means_have_intervals_around_them(answered: tuple) -> None:
     assert text in answered[2]
 
 
+def test_a_metric_that_a_run_did_not_record_comes_from_its_predictions(answered: tuple) -> None:
+    """These runs recorded no MCC, as runs of earlier versions."""
+    rows = answered[0].set_index("approach")
+    run = answers(0, next(skill for model, _, skill, *_ in ANSWERED if model == "tfidf"))
+    expected = matthews_corrcoef(run["label"], run["predicted"])
+    assert rows.loc["tfidf", "mcc"] == pytest.approx(expected)
+    assert rows.loc["tfidf", "mcc_low"] < expected < rows.loc["tfidf", "mcc_high"]
+    assert "| F1 macro | MCC |" in answered[2]
+    assert f"| {expected:.4f} [" in answered[2]
+
+
 def test_differences_are_those_of_the_metrics(answered: tuple, folder: Path) -> None:
     found = pd.read_csv(folder / "comparison-differences.csv")
-    assert len(found) == 6 * 3
+    assert len(found) == 6 * 4
     assert set(found["a"]) | set(found["b"]) == NAMES
     means = answered[0].set_index("approach")
     for row in found.itertuples():

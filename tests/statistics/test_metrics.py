@@ -15,6 +15,7 @@ from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
     f1_score,
+    matthews_corrcoef,
     precision_recall_fscore_support,
 )
 
@@ -33,6 +34,7 @@ ORACLES = {
     "accuracy": accuracy_score,
     "f1_weighted": lambda y, p: f1_score(y, p, average="weighted", zero_division=0),
     "f1_macro": lambda y, p: f1_score(y, p, average="macro", zero_division=0),
+    "mcc": matthews_corrcoef,
 }
 
 

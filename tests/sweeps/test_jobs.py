@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_a_damaged_note_of_the_parent_is_told(
     assert "a new parent run is created" in caplog.text
     assert read_parent(tmp_path) is None
     parent.close("FINISHED")
+
+
+def test_a_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    note = {"job": 0, "status": "done", "overrides": [], "run_id": "a", "f1_weighted": 0.9,
+            "objective": 0.8, "told": ""}  # fmt: skip
+    file = notes_folder(tmp_path) / "0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(note))
+    (found,) = jobs.outcomes(tmp_path)
+    assert (found.status, found.test_score, found.objective) == ("done", 0.9, 0.8)
