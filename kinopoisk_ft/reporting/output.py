@@ -22,9 +22,9 @@ from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.page.render import as_html
-from kinopoisk_ft.reporting.plots.calibration_plot import calibration_picture
-from kinopoisk_ft.reporting.plots.forest import forest_picture
-from kinopoisk_ft.reporting.plots.scatter import comparison_picture
+from kinopoisk_ft.reporting.plots.calibration_plot import plot_calibration
+from kinopoisk_ft.reporting.plots.forest import plot_forest
+from kinopoisk_ft.reporting.plots.scatter import plot_comparison
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -34,9 +34,9 @@ PREFIX = ".report-"
 # Seconds after which nobody writes to a temporary folder any more: a report takes a minute.
 LEFT_OVER = 3600.0
 PICTURES = {
-    "comparison": comparison_picture,
-    "differences": forest_picture,
-    "calibration": calibration_picture,
+    "comparison": plot_comparison,
+    "differences": plot_forest,
+    "calibration": plot_calibration,
 }
 
 

@@ -14,7 +14,6 @@ import torch
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.files import write_whole
 from kinopoisk_ft.provenance import describe_environment
-from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture, learning_curve_picture
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.metrics import (
     HEADLINE,
@@ -142,6 +141,9 @@ def _files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -
 
     `counts` is the confusion matrix of the test split (true class, predicted class).
     """
+    # Matplotlib takes a second to import: only a finished run needs it.
+    from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning_curve
+
     names = data.class_names
     files = {
         name: out_dir / name
@@ -163,8 +165,8 @@ def _files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -
         table.to_parquet(files[file], index=False)
     write_json(files["class_report.json"], per_class(counts, names))
     write_json(files["environment.json"], describe_environment(torch.device(fitted.device)))
-    confusion_matrix_picture(counts, names, files["confusion_matrix.png"])
-    learning_curve_picture(fitted.history, files["learning_curve.png"])
+    plot_confusion(counts, names, files["confusion_matrix.png"])
+    plot_learning_curve(fitted.history, files["learning_curve.png"])
     return list(files.values())
 
 

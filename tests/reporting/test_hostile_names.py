@@ -14,7 +14,7 @@ from report_store import Store, answers, report
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.data_files import escape_latex
-from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture
+from kinopoisk_ft.reporting.plots.run_plots import plot_confusion
 from kinopoisk_ft.text import no_formula, one_line, visible
 
 SCRIPT = "<script>alert(1)</script>"
@@ -102,5 +102,5 @@ def test_terminal_is_not_commanded(
 def test_class_names_are_no_formulas_of_a_picture(tmp_path: Path) -> None:
     """Between two $ matplotlib sets mathematics, and fails where it is none."""
     path = tmp_path / "a.svg"
-    confusion_matrix_picture(np.eye(2, dtype=int), ["$\\frac{$", "$a_{$"], path)
+    plot_confusion(np.eye(2, dtype=int), ["$\\frac{$", "$a_{$"], path)
     ElementTree.parse(path)

@@ -33,7 +33,7 @@ HEADROOM = 1.2  # of the share of right answers: the legend stands above the cur
 LARGEST = 120.0  # square points of the mark of the fullest bin
 
 
-def calibration_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
+def plot_calibration(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw each approach's reliability as `stem`.png and `stem`.svg; returns the two paths."""
     return save_both(draw(table, locale), folder, stem)
 

@@ -30,7 +30,7 @@ ROW_HEIGHT = 0.34
 FONT = 9
 
 
-def forest_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
+def plot_forest(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw the table's pairs as `stem`.png and `stem`.svg; returns the two paths."""
     return save_both(draw(table, locale), folder, stem)
 

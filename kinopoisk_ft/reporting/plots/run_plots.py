@@ -85,7 +85,7 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def confusion_matrix_picture(
+def plot_confusion(
     matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
 ) -> None:
     """Draw counts (C, C), rows true and columns predicted, coloured by the share of each row."""
@@ -135,7 +135,7 @@ def draw_confusion(
     return figure
 
 
-def learning_curve_picture(history: Sequence[HistoryRow], path: str | Path) -> None:
+def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
     """Draw losses and validation F1 by optimizer step, a panel for each that was measured.
 
     A row has `step` and any of the keys of `CURVES`; None and missing values are skipped.

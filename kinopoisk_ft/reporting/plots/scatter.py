@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.plots.labels import Box, place
 from kinopoisk_ft.reporting.plots.run_plots import (
     BEHIND_TEXT,
     COLOURS,
@@ -34,14 +35,17 @@ ROWS_IN_NARROW_PANEL = 5
 ROWS_IN_PANEL = 8  # more rows make a panel higher, to keep room for labels
 FONT = 9.5
 MARKER = 8.0  # points across
+MARGIN = 2.0  # px around a marker that labels leave free
+EXPAND = (1.08, 1.3)  # of a label's box, across and upwards: the gap to the next label
+FORCE = (0.2, 0.4)  # between labels, across and upwards
+ITERATIONS = 500
 FAR = 12.0  # px from a point to its label that need a line between them
 # Ticks in a decade, the first of these that give enough of them.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 3
 ZERO_SHARE = 0.14  # of the axis, for the place of zero
 SHAPES = "osD^vPX"
-MEMORY = "peak_memory_mb"
-COSTS = ("train_seconds", "trainable_parameters", MEMORY)
+COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Point:
     std: float
 
 
-def comparison_picture(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
+def plot_comparison(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
     """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
     return save_both(draw(table, locale), folder, stem)
 
@@ -68,11 +72,10 @@ def draw(table: Table, locale: Locale) -> Figure:
     figure = new_figure(WIDTH, len(columns) * height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
     drawn = _panels(panels, table, columns, locale)
-    title = literal(data_line(table, locale), most=80)
-    panels[0].set_title(title, fontsize=FONT, color=INK, loc="left")
+    title = [literal(data_line(table, locale), most=80)]
     if HEADLINE in table.majority:
-        f1 = locale.score(table.majority[HEADLINE])
-        panels[0].set_title(locale("majority_line", f1=f1), fontsize=FONT, color=GREY, loc="right")
+        title.append(locale("majority_line", f1=locale.score(table.majority[HEADLINE])))
+    panels[0].set_title("\n".join(title), fontsize=FONT, color=INK, loc="left")
     _place_labels(figure, panels, drawn)
     return figure
 
@@ -88,8 +91,9 @@ def draw_one(table: Table, column: str, locale: Locale) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the costs of `COSTS` that some row recorded; time and parameters always."""
-    return [c for c in COSTS if c != MEMORY or any(c in row.values for row in table.rows)]
+    """Return the costs of `COSTS` that some row recorded, at least one of them."""
+    known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
+    return known or [COSTS[0]]
 
 
 def _panels(
@@ -199,37 +203,30 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
-    """Name each point beside it, with a thin line to it where the place is far."""
+    """Name each point beside it, with a thin line to it if the label is far away."""
     unit = axes.figure.dpi / 72  # px in a point
-    frame = axes.get_window_extent()
-    half = MARKER / 2 * unit + 2  # px; the edges of a diamond stand out
-    marks, sizes = [], []
-    for p in points:
-        probe = axes.text(0, 0, literal(p.name), fontsize=FONT)
-        extent = probe.get_window_extent()
-        probe.remove()
-        sizes.append((extent.width, extent.height))
-        x, top = axes.transData.transform((p.x, p.y + p.std))
-        _, bottom = axes.transData.transform((p.x, p.y - p.std))
-        marks.append(Box(x - half, bottom - half, x + half, top + half))
-    boxes = place(marks, sizes, Box(frame.x0, frame.y0, frame.x1, frame.y1))
-    for p, mark, box in zip(points, marks, boxes, strict=True):
-        x, y = mark.centre
-        point = Box(x - half, y - half, x + half, y + half)
-        gap = point.distance(box)
-        doubtful = gap > FAR or any(m is not mark and m.distance(box) <= gap for m in marks)
-        line = {"arrowstyle": "-", "color": p.colour, "linewidth": 0.8, "shrinkA": 1}
-        axes.annotate(
-            literal(p.name),
-            (p.x, p.y),
-            xytext=((box.left - x) / unit, (box.bottom - y) / unit),
-            textcoords="offset points",
-            va="bottom",
-            fontsize=FONT,
-            color=INK,
-            arrowprops=line if doubtful else None,
-            bbox=BEHIND_TEXT,
-        )
+    half = MARKER / 2 * unit + MARGIN
+    texts, marks = [], []
+    for point in points:
+        name = literal(point.name)
+        label = axes.text(point.x, point.y, name, va="center", fontsize=FONT, color=INK)
+        label.set_bbox(BEHIND_TEXT)
+        texts.append(label)
+        x, top = axes.transData.transform((point.x, point.y + point.std))
+        _, bottom = axes.transData.transform((point.x, point.y - point.std))
+        box = Bbox.from_extents(x - half, bottom - half, x + half, top + half)
+        marks.append(box.transformed(axes.transData.inverted()))
+    adjust_text(
+        texts,
+        objects=marks,
+        ax=axes,
+        expand=EXPAND,
+        force_text=FORCE,
+        # A limit of iterations, unlike the default limit of time, gives equal figures each time.
+        iter_lim=ITERATIONS,
+        min_arrow_len=FAR,
+        arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8},
+    )
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from kinopoisk_ft.reporting.plots.run_plots import confusion_matrix_picture, learning_curve_picture
+from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning_curve
 
 
 @pytest.mark.parametrize("size", [2, 6, 15])
@@ -16,14 +18,14 @@ def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
     matrix = np.eye(size, dtype=int) * 50 + 1
     matrix[0] = 0  # a class with no test rows
     file = tmp_path / "matrix.png"
-    confusion_matrix_picture(matrix, [f"класс {i}" for i in range(size)], file)
+    plot_confusion(matrix, [f"класс {i}" for i in range(size)], file)
     assert imread(file).shape[1] >= 800
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.png"]
 
 
 def test_confusion_matrix_must_fit_its_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 class names"):
-        confusion_matrix_picture([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "m.png")
+        plot_confusion([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "m.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -34,9 +36,21 @@ def test_learning_curve_takes_gaps_and_nothing(tmp_path: Path) -> None:
     for name, rows in {"a": history, "b": history, "losses": history[:9], "none": []}.items():
         folder = tmp_path / name
         folder.mkdir()
-        learning_curve_picture(rows, folder / "curve.svg")
+        plot_learning_curve(rows, folder / "curve.svg")
     assert (tmp_path / "a/curve.svg").read_bytes() == (tmp_path / "b/curve.svg").read_bytes()
     sizes = {
         name: (tmp_path / name / "curve.svg").stat().st_size for name in ("a", "losses", "none")
     }
     assert sizes["none"] < sizes["losses"] < sizes["a"]
+
+
+@pytest.mark.parametrize("module", ["training.loop", "tasks.record"])
+def test_training_imports_no_plots(module: str) -> None:
+    code = (
+        f"import sys, kinopoisk_ft.{module}\n"
+        "plots = ('kinopoisk_ft.reporting', 'matplotlib')\n"
+        "found = [name for name in sys.modules if name.startswith(plots)]\n"
+        "assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
