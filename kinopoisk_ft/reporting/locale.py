@@ -43,9 +43,13 @@ class Locale:
         """Return the phrase with its parts filled in."""
         return phrases(self.language)[key].format(**parts)
 
+    def label(self, name: str) -> str:
+        """Return the label of a metric or column; its name if the language has none for it."""
+        return phrases(self.language).get(name, name)
+
     def heading(self, column: Column) -> str:
         """Return a column's label with its unit."""
-        label = self(column.name)
+        label = self.label(column.name)
         return f"{label}, {self(f'unit_{column.unit}')}" if column.unit else label
 
     def number(self, value: float, digits: int, *, signed: bool = False) -> str:

@@ -81,6 +81,11 @@ class Collected:
     unfinished: int = 0
 
 
+# Tags that a run has under the name of the field.
+TAGS = (
+    "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
+    "overrides", "precision", "not_above_majority",
+)  # fmt: skip
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These do not change what is learned; the rest of a group's keys tells one recipe from another.
 NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
@@ -116,20 +121,11 @@ def read_trained(run: Run) -> TrainedRun:
     return TrainedRun(
         run_id=run.info.run_id,
         approach=_approach(tags),
-        model=tags.get("model", ""),
         adapter=tags.get("adapter", "none"),
         seed=tags.get("seed") or params.get("seed", ""),
-        data=tags.get("data", ""),
-        split_digest=tags["split_digest"],
-        source_digest=tags.get("source_digest", ""),
-        device=tags.get("device", ""),
-        commit=tags.get("commit", ""),
-        experiment=tags.get("experiment", ""),
-        overrides=tags.get("overrides", ""),
-        command=visible(run.data.tags.get("command", "")),  # its quoted spaces as they are
-        precision=tags.get("precision", ""),
+        # The spaces within its quotes stay as they are.
+        command=visible(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
-        not_above_majority=tags.get("not_above_majority", ""),
         searched=_searched(tags),
         start_time=run.info.start_time,
         settings={
@@ -138,6 +134,7 @@ def read_trained(run: Run) -> TrainedRun:
             if k.startswith(GROUPS) and not k.startswith(ignored)
         },
         metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
+        **{name: tags.get(name, "") for name in TAGS},
     )
 
 

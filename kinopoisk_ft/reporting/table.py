@@ -229,7 +229,7 @@ def differences(table: Table, locale: Locale) -> pd.DataFrame:
     headings = [locale("approach"), locale("against")]
     for metric in headline_first(shown_in("differences")):
         headings += [
-            locale("difference", metric=locale(metric.name)),
+            locale("difference", metric=locale.label(metric.name)),
             locale("p"),
             locale("p_holm"),
         ]

@@ -1,7 +1,8 @@
 """The one table of metrics: what each is called, how it is computed, and where it is shown.
 
-To add a metric, write its function and its line in `METRICS`, and its label in the report's two
-locale files. The result of a run, MLflow, `trainer.best_metric` and the report follow.
+To add a metric, write its function and its line in `METRICS`: result.json, MLflow,
+`trainer.best_metric` and the report follow. The report shows its name as it is, unless the two
+files of reporting/locale have a label for it.
 """
 
 from __future__ import annotations

@@ -1,33 +1,27 @@
-"""The page's pictures, each with a text that says what it shows."""
+"""Draw the page's figures as inline SVG, each with an alternative text."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
 from kinopoisk_ft.reporting.plots.calibration_plot import ERROR
 from kinopoisk_ft.reporting.plots.run_plots import (
-    CURVES,
-    FEW_POINTS,
     GREY,
     INK,
     VAL_SCORE,
-    HistoryRow,
     draw_confusion,
-    new_figure,
-    tidy,
+    draw_curves,
 )
 from kinopoisk_ft.reporting.plots.scatter import pareto_front
 from kinopoisk_ft.reporting.run_files import Details
@@ -136,42 +130,6 @@ def confusion(
         svg = inline(figure, f"{stem}-confusion-{number}", alt, recolour=False)
         found.append(PageFigure(row.name, svg))
     return found
-
-
-WIDTH, PANEL_HEIGHT = 4.4, 1.9  # inches
-FONT = 9
-PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
-NAMES = {"train_loss": "curve_training", "val_loss": "curve_validation"}
-
-
-def draw_curves(histories: Sequence[Sequence[HistoryRow]], locale: Locale) -> Figure:
-    """Return the figure: losses above, validation F1 below, whichever were recorded."""
-    panels = {
-        title: keys
-        for title, keys in PANELS.items()
-        if any(key in row for history in histories for row in history for key in keys)
-    }
-    figure = new_figure(WIDTH, 0.5 + PANEL_HEIGHT * len(panels))
-    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, keys) in zip(drawn, panels.items(), strict=True):
-        for key in keys:
-            for history in histories:
-                points = [(row["step"], row[key]) for row in history if key in row]
-                marker = "o" if len(points) <= FEW_POINTS else ""
-                look = {"color": CURVES[key][1], "marker": marker, "ms": 4, "lw": 1, "alpha": 0.8}
-                axes.plot([x for x, _ in points], [y for _, y in points], **look)
-        axes.set_ylabel(locale(title), fontsize=FONT)
-        axes.tick_params(labelsize=FONT)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.plain(value)))
-        tidy(axes)
-    drawn[-1].set_xlabel(locale("axis_step"), fontsize=FONT)
-    drawn[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.short(value)))
-    known = [k for k in NAMES if any(k in row for history in histories for row in history)]
-    if known:
-        handles = [Line2D([], [], color=CURVES[k][1], label=locale(NAMES[k])) for k in known]
-        drawn[0].legend(handles=handles, frameon=False, fontsize=FONT)
-    return figure
 
 
 # The page's style gives these variables a value for each scheme.

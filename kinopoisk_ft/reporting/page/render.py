@@ -15,8 +15,7 @@ from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.page import figures
 from kinopoisk_ft.reporting.page.hardest_reviews import hardest
-from kinopoisk_ft.reporting.page.reproduce import budgets, data_of, recipes
-from kinopoisk_ft.reporting.page.study_reference import study_reference
+from kinopoisk_ft.reporting.page.reproduce import budgets, data_of, recipes, study_reference
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, write_interval, write_mean, write_value

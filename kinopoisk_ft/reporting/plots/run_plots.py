@@ -6,15 +6,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 INK = "#222222"
@@ -28,11 +29,12 @@ DPI = 200
 MOST_LABELLED_CLASSES = 12
 VAL_SCORE = f"val_{HEADLINE}"
 CURVES = {
-    "train_loss": ("training", COLOURS[0]),
-    "val_loss": ("validation", COLOURS[1]),
-    VAL_SCORE: ("validation", COLOURS[1]),
+    "train_loss": ("curve_training", COLOURS[0]),
+    "val_loss": ("curve_validation", COLOURS[1]),
+    VAL_SCORE: ("curve_validation", COLOURS[1]),
 }
-PANELS = {"loss": ("train_loss", "val_loss"), "weighted F1": (VAL_SCORE,)}
+PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
+FONT = 9
 FEW_POINTS = 30
 LONGEST_NAME = 40
 CONFUSION_NAMES = ("true", "predicted", "share of the true class")
@@ -136,31 +138,50 @@ def draw_confusion(
 
 
 def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
-    """Draw losses and validation F1 by optimizer step, a panel for each that was measured.
+    """Draw losses and validation F1 by optimizer step, and mark the best evaluation.
 
     A row has `step` and any of the keys of `CURVES`; None and missing values are skipped.
     """
-    found = {title: keys for title, keys in PANELS.items() if _points(history, *keys)}
-    figure = new_figure(8, 1.2 + 2.6 * max(1, len(found)))
-    panels = figure.subplots(max(1, len(found)), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, keys) in zip(panels, found.items(), strict=False):
-        axes.set_ylabel(title)
-        for key in keys:
-            if _points(history, key):
-                _curve(axes, history, key)
-        tidy(axes)
-    if "loss" in found:
-        panels[0].legend(frameon=False)
-    if "weighted F1" in found:
-        _mark_best(panels[-1], history)
-    if found:
-        panels[-1].set_xlim(0, 1.03 * max(1.0, *(step for step, _ in _points(history, *CURVES))))
-    else:
-        panels[0].text(0.5, 0.5, "nothing was measured", ha="center", color=GREY)
-    panels[-1].set_xlabel("optimizer step")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[-1].xaxis.set_major_formatter("{x:,.0f}")
+    figure = draw_curves([history], Locale("en"), width=8.0, panel_height=2.6)
+    if _points(history, VAL_SCORE):
+        _mark_best(figure.axes[-1], history)
     save(figure, Path(path))
+
+
+def draw_curves(
+    histories: Sequence[Sequence[HistoryRow]],
+    locale: Locale,
+    width: float = 4.4,
+    panel_height: float = 1.9,
+) -> Figure:
+    """Draw a line for each run: losses above, validation F1 below, whichever were recorded.
+
+    Width and height are in inches.
+    """
+    panels = {
+        title: keys
+        for title, keys in PANELS.items()
+        if any(_points(history, *keys) for history in histories)
+    }
+    figure = new_figure(width, 0.8 + panel_height * max(1, len(panels)))
+    drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    if not panels:
+        drawn[0].text(0.5, 0.5, "nothing was measured", ha="center", color=GREY)
+    for axes, (title, keys) in zip(drawn, panels.items(), strict=False):
+        for key in keys:
+            _curves(axes, [_points(history, key) for history in histories], key, locale)
+        axes.set_ylabel(locale(title), fontsize=FONT)
+        axes.tick_params(labelsize=FONT)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
+        if len(keys) > 1:
+            axes.legend(frameon=False, fontsize=FONT)
+        tidy(axes)
+    steps = [step for history in histories for step, _ in _points(history, *CURVES)]
+    drawn[-1].set_xlim(0, 1.03 * max([1.0, *steps]))
+    drawn[-1].set_xlabel(locale("axis_step"), fontsize=FONT)
+    drawn[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 0)))
+    return figure
 
 
 def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
@@ -169,13 +190,15 @@ def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, floa
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
-def _curve(axes: Axes, history: Sequence[HistoryRow], key: str) -> None:
-    points = _points(history, key)
+def _curves(axes: Axes, runs: list[list[tuple[float, float]]], key: str, locale: Locale) -> None:
+    """Draw one line for each run, and one entry of the legend for all of them."""
     label, colour = CURVES[key]
-    # A line through few points hides where they are; through one it cannot be seen.
-    marker = "o" if len(points) <= FEW_POINTS else ""
-    width = 1.6 if marker else 1.0
-    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, lw=width, ms=5, label=label)
+    for points in filter(None, runs):
+        # A line through few points hides where they are; through one it cannot be seen.
+        marker = "o" if len(points) <= FEW_POINTS else ""
+        look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
+        axes.plot(*zip(*points, strict=True), **look, label=locale(label) if label else None)
+        label = ""
 
 
 def _mark_best(axes: Axes, history: Sequence[HistoryRow]) -> None:

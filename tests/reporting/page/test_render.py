@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from kinopoisk_ft.reporting.columns import MARKS
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.page.study_reference import published_figures
+from kinopoisk_ft.reporting.page.reproduce import published_figures
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
 
