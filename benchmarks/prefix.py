@@ -97,7 +97,7 @@ def cached(
     seconds = time.perf_counter() - start
     files = Path(os.environ["KINOPOISK_FT_CACHE"]).rglob("*.npy")
     size = max(files, key=lambda f: f.stat().st_mtime_ns).stat().st_size
-    step = stepper(module, found.objective(), found.parts["train"], precision)
+    step = stepper(module, found.make_objective(), found.parts["train"], precision)
     return step, {"build_s": seconds, "MiB": size / 2**20}
 
 

@@ -1,42 +1,38 @@
-"""Run the layers that an adapter leaves as they are once, and train from their states on disk."""
+"""Run the layers that an adapter leaves frozen once, and train from their cached activations."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kinopoisk_ft.data.tokens import ids_digest
 from kinopoisk_ft.models.network import Network, blocks_of
-from kinopoisk_ft.prefix_cache.cached_objective import (
-    HiddenClassification,
-    HiddenExamples,
-    Resume,
-    hidden_states,
-)
-from kinopoisk_ft.prefix_cache.split import FrozenPrefix, find_prefix
+from kinopoisk_ft.prefix_cache.split import SplitNetwork, find_split
 from kinopoisk_ft.prefix_cache.storage import (
-    HiddenFile,
-    HiddenStates,
+    CachedActivations,
+    acquire_lock,
+    cache_folder,
     check_space,
-    hidden_folder,
-    only_one,
 )
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import Examples, batch_by_length, pad
 from kinopoisk_ft.training.device import release_freed_memory, to_device
 from kinopoisk_ft.training.memory import halve_on_out_of_memory
-from kinopoisk_ft.training.objective import Batch
+from kinopoisk_ft.training.objective import Batch, Classification
 from kinopoisk_ft.training.precision import Precision
+from kinopoisk_ft.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
-Origin = Literal["built", "found"]
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-# A hit owes the time of the build: the report adds it to what it stands for.
+# Cost of building the cache, charged to every run that uses it: the report adds it to the times
+# of training and evaluation.
 SECONDS = {
     "train": "prefix_build_seconds",
     "val": "prefix_val_build_seconds",
@@ -44,118 +40,149 @@ SECONDS = {
 }
 
 
-@dataclass(frozen=True)
-class Prefixed:
-    """What trains in place of token ids, and what the states cost."""
+@dataclass(frozen=True, kw_only=True)
+class CachedExamples(Examples):
+    """Examples with the activations of each review: one vector per token, or a single one."""
 
-    resume: Resume
+    activations: CachedActivations
+
+
+class CachedClassification(Classification):
+    """Cross-entropy over classes, computed from cached activations."""
+
+    def __init__(self, split: SplitNetwork, pad_id: int, **options: Any) -> None:
+        super().__init__(pad_id, **options)
+        self.split = split
+
+    def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Return activations (batch, length or 1, d_model), attention_mask and labels."""
+        assert isinstance(examples, CachedExamples)
+        batch = super().collate(examples, rows, rng)
+        del batch["input_ids"]
+        blocks = [examples.activations[int(row)] for row in rows]
+        longest = max(1, max(len(block) for block in blocks))
+        padded = np.zeros((len(blocks), longest, blocks[0].shape[1]), blocks[0].dtype)
+        for row, block in zip(padded, blocks, strict=True):
+            row[: len(block)] = block
+        return {**batch, "activations": torch.from_numpy(padded)}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits (batch, classes) of the model's upper part."""
+        activations, mask = batch["activations"].float(), batch["attention_mask"]
+        logits: Tensor = self.split.run_upper(activations, mask).logits
+        return logits
+
+
+@dataclass(frozen=True)
+class CachedData:
+    """The parts of the data with their activations, and the cost of computing these."""
+
+    split: SplitNetwork
     pad_id: int
-    parts: dict[str, HiddenExamples]
-    origin: Origin
+    parts: dict[str, CachedExamples]
+    origin: Literal["built", "found"]
     build_seconds: dict[str, float]
 
-    def objective(self, **options: Any) -> HiddenClassification:
-        """Return what to train for; the options are those of `Classification`."""
-        return HiddenClassification(self.resume, self.pad_id, **options)
+    def make_objective(self, **options: Any) -> CachedClassification:
+        """Return the training objective; the options are those of `Classification`."""
+        return CachedClassification(self.split, self.pad_id, **options)
 
-    def tell(self, tracker: Tracker) -> None:
-        """Record whether the states were built or found, and the time of the build either way."""
+    def record(self, tracker: Tracker) -> None:
+        """Record whether the cache was built or found, and its build time in both cases."""
         tracker.tags({"prefix_cache": self.origin})
         tracker.metrics(self.build_seconds, 0)
 
 
 class PrefixCache:
-    """The states of one frozen part for train, validation and test.
+    """The cached activations of a model's frozen layers for train, validation and test.
 
     Args:
-        kind: fp32 or fp16, on disk; the pass itself runs in the precision of the run.
+        kind: fp32 or fp16, the precision on disk; the layers run in the precision of the run.
     """
 
     def __init__(self, kind: str, pad_id: int, precision: Precision, batch_size: int) -> None:
         self.kind, self.pad_id = kind, pad_id
         self.precision, self.batch_size = precision, batch_size
 
-    def apply(self, network: Network, module: nn.Module, parts: dict[str, Examples]) -> Prefixed:
-        """Find the states on disk or make them; leaves the module in evaluation mode.
+    def apply(self, network: Network, module: nn.Module, parts: dict[str, Examples]) -> CachedData:
+        """Load the activations or compute them; leave the module in evaluation mode.
 
         Raises:
-            UserError: nothing is frozen below, the model cannot be cut, or the disk is too small.
+            UserError: no layer is frozen, the model cannot be split, or the disk is too small.
         """
         module.to(self.precision.device)
-        probe = self._probe(parts["train"])
-        prefix = find_prefix(network, module, probe)
-        files = self._files(prefix, probe, parts)
-        _log_plan(prefix, files)
-        states: dict[str, HiddenStates | None] = {}
-        with only_one(files["train"].file.parent):
-            states = {name: file.open() for name, file in files.items()}
-            missing = [name for name, found in states.items() if found is None]
+        # The two longest and the two shortest reviews show padding and truncation.
+        order = np.argsort(-parts["train"].lengths, kind="stable")
+        rows = [parts["train"].input_ids[i] for i in [*order[:2], *order[-2:]]]
+        batch = to_device(pad(rows, self.pad_id), self.precision.device)
+        split = find_split(network, module, batch)
+        activations = self._locate(split, batch, parts)
+        folder = activations["train"].file.parent
+        log.info(
+            "prefix cache: run %d of %d layers once and keep %s of each review: %.1f MiB in %s",
+            split.layer,
+            len(blocks_of(network)),
+            "one vector" if split.pooling else "the activations of every token",
+            sum(part.nbytes for part in activations.values()) / 2**20,
+            folder,
+        )
+        with acquire_lock(folder):
+            missing = [name for name, part in activations.items() if not part.load()]
             if missing:
-                check_space(files["train"].file.parent, sum(files[n].bytes for n in missing))
+                check_space(folder, sum(activations[name].nbytes for name in missing))
             for name in missing:
-                states[name] = self._build(prefix, parts[name], files[name])
-            if missing:
-                release_freed_memory()  # no later step is as large as these
-            seconds = {SECONDS[name]: file.build_seconds() for name, file in files.items()}
-        log.info("prefix cache: %s", _origin(missing, sum(seconds.values())))
+                self._build(split, parts[name], activations[name])
+        if missing:
+            # No later step needs as much memory as these batches.
+            release_freed_memory()
+        seconds = {SECONDS[name]: part.build_seconds for name, part in activations.items()}
+        built = f"built for {', '.join(missing)}" if missing else "found"
+        log.info("prefix cache: %s; build time of all parts %.1f s", built, sum(seconds.values()))
         examples = {
-            name: HiddenExamples(part.input_ids, part.labels, hidden=states[name])
+            name: CachedExamples(part.input_ids, part.labels, activations=activations[name])
             for name, part in parts.items()
         }
-        origin: Origin = "built" if missing else "found"
-        return Prefixed(prefix.resume, self.pad_id, examples, origin, seconds)
+        return CachedData(split, self.pad_id, examples, "built" if missing else "found", seconds)
 
-    def _probe(self, train: Examples) -> Batch:
-        """Return the two longest and the two shortest reviews as a batch."""
-        order = np.argsort(-train.lengths, kind="stable")
-        rows = [*order[:2], *order[2:][-2:]]
-        batch = pad([train.input_ids[i] for i in rows], self.pad_id)
-        return to_device(batch, self.precision.device)
-
-    def _files(
-        self, prefix: FrozenPrefix, probe: Batch, parts: dict[str, Examples]
-    ) -> dict[str, HiddenFile]:
-        width = prefix.states(**probe).shape[-1]
-        digest = f"{prefix.digest(probe)} {self.kind} {self.precision.kind}"
-        folder = hidden_folder(digest)
+    def _locate(
+        self, split: SplitNetwork, batch: Batch, parts: dict[str, Examples]
+    ) -> dict[str, CachedActivations]:
+        """Return where the activations of each part are, or will be."""
+        width = split.run_lower(**batch).shape[-1]
+        folder = cache_folder(f"{split.digest(batch)} {self.kind} {self.precision.kind}")
         return {
-            name: HiddenFile(
+            name: CachedActivations(
                 folder / f"{ids_digest(part.input_ids)}.npy",
-                np.ones(len(part), np.int64) if prefix.pooled else part.lengths,
+                np.ones(len(part), np.int64) if split.pooling else part.lengths,
                 width,
                 DTYPES[self.kind],
             )
             for name, part in parts.items()
         }
 
-    def _build(self, prefix: FrozenPrefix, part: Examples, file: HiddenFile) -> HiddenStates:
-        """Write the states; where memory runs out again, in smaller batches, here and later on."""
-        about = {"model": type(prefix.network.module).__name__, "seam": str(prefix.seam)}
+    def _build(self, split: SplitNetwork, part: Examples, activations: CachedActivations) -> None:
+        """Compute and write activations; halve the batches, for later parts too, if memory ends."""
+        model = type(split.network.module).__name__
+        about = {"model": model, "split": str(split), "precision": self.precision.kind}
 
-        def attempt(rows: int) -> HiddenStates:
-            blocks = hidden_states(
-                prefix.states, part, file.lengths, self.pad_id, self.precision, rows
-            )
-            return file.write(blocks, {**about, "precision": self.precision.kind})
+        def attempt(rows: int) -> None:
+            activations.write(self._compute(split, part, activations.lengths, rows), about)
 
-        states, self.batch_size = halve_on_out_of_memory(
+        _, self.batch_size = halve_on_out_of_memory(
             attempt, self.batch_size, self.precision.device, "the prefix cache"
         )
-        return states
 
-
-def _log_plan(prefix: FrozenPrefix, files: dict[str, HiddenFile]) -> None:
-    log.info(
-        "prefix cache: %d of %d layers run once, %s of each review is kept: %.1f MiB in %s",
-        prefix.seam.layer,
-        len(blocks_of(prefix.network)),
-        "one vector" if prefix.pooled else "every token's state",
-        sum(file.bytes for file in files.values()) / 2**20,
-        files["train"].file.parent,
-    )
-
-
-def _origin(missing: list[str], seconds: float) -> str:
-    if not missing:
-        return f"found; it took {seconds:.1f} s to build"
-    return f"built for {', '.join(missing)}; all parts together took {seconds:.1f} s"
+    @torch.inference_mode()
+    def _compute(
+        self, split: SplitNetwork, part: Examples, lengths: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (review, its activations (lengths[review], d_model) in fp32), longest first."""
+        batches = batch_by_length(part.lengths, batch_size)
+        with Progress(0, len(batches)) as progress:
+            for step, rows in enumerate(batches, start=1):
+                batch = pad([part.input_ids[i] for i in rows], self.pad_id)
+                with self.precision.autocast():
+                    activations = split.run_lower(**to_device(batch, self.precision.device))
+                for row, block in zip(rows, activations.float().cpu().numpy(), strict=True):
+                    yield int(row), block[: lengths[row]]
+                progress.to(step)

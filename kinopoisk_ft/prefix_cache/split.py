@@ -1,8 +1,8 @@
-"""The layers that an adapter leaves as they are, run apart from those that train.
+"""Split a network into frozen lower layers and an upper part that trains.
 
-The upper part is run by the model's own forward: for the length of one call the embeddings hand
-over given states and the list of blocks starts at the cut, so that masks, pooling, head and
-adapters take part as always. Between calls the model is whole.
+The upper part runs through the model's own forward: during one call the embeddings return the
+given activations and the list of blocks begins at the split point. Masks, pooling, head and
+adapters work as usual, and between calls the model is unchanged.
 """
 
 from __future__ import annotations
@@ -28,95 +28,94 @@ from kinopoisk_ft.models.network import (
 )
 from kinopoisk_ft.models.pooling import pool
 
-AFTERWARDS = ("label", "dropout")  # in a config's keys: no matter below the head, in evaluation
-FEW = 8  # tokens
+log = logging.getLogger(__name__)
+
+WHERE = "trainer.prefix_cache"
+OFF = "trainer.prefix_cache=off"
+# Config keys with these words have no effect on frozen layers in evaluation mode.
+NO_EFFECT = ("label", "dropout")
 
 
 @dataclass(frozen=True)
-class Seam:
-    """Where a network is cut, and what of a review is kept there.
+class SplitNetwork:
+    """A network as two functions, below and above a split point.
 
     Args:
-        layer: number of blocks below the cut.
-        backbone: the module whose output is kept instead of a block's, with what follows the
-            last block; "" for a block's.
-        pooling: how a review's states become one vector; "" where those of all tokens are kept.
+        module: the network with its adapter.
+        layer: number of blocks below the split point.
+        backbone: module whose output is cached, with what follows the last block; "" to cache the
+            output of a block.
+        pooling: how the activations of a review become one vector; "" to cache those of all tokens.
     """
 
+    network: Network
+    module: nn.Module
     layer: int
     backbone: str = ""
     pooling: str = ""
 
+    def __str__(self) -> str:
+        place = self.backbone or f"layer {self.layer}"
+        return f"{self.pooling or 'every token'} of {place}"
 
-class FrozenPrefix:
-    """A network below and above a seam."""
-
-    def __init__(self, network: Network, module: nn.Module, seam: Seam) -> None:
-        self.network, self.module, self.seam = network, module, seam
-        self._blocks = blocks_of(network)
-
-    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Map ids and mask (batch, length) to what is kept: (batch, length or 1, d_model)."""
-        if self.seam.backbone:
-            last = self.network.module.get_submodule(self.seam.backbone)
-        else:
-            last = self._blocks[self.seam.layer - 1]
-        below = {self.network.layers: nn.ModuleList(self._blocks[: self.seam.layer])}
-        with replaced(self.network.module, below), outputs_of([last]) as outputs:
+    def run_lower(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map ids and mask (batch, length) to activations (batch, length or 1, d_model)."""
+        root, blocks = self.network.module, blocks_of(self.network)[: self.layer]
+        last = root.get_submodule(self.backbone) if self.backbone else blocks[-1]
+        lower = {self.network.layers: nn.ModuleList(blocks)}
+        with replaced(root, lower), outputs_of([last]) as outputs:
             self.module(input_ids=input_ids, attention_mask=attention_mask)
-        hidden = outputs[last]
-        return pool(hidden, attention_mask, self.seam.pooling)[:, None] if self.pooled else hidden
+        if not self.pooling:
+            return outputs[last]
+        return pool(outputs[last], attention_mask, self.pooling)[:, None]
 
-    def resume(self, hidden: Tensor, attention_mask: Tensor) -> Any:
-        """Return the model's output from kept states and the mask (batch, length) on."""
-        mask = attention_mask[:, : hidden.shape[1]]
-        # Nothing reads these ids: they say how many positions there are.
-        with replaced(self.network.module, self._above(hidden)):
+    def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
+        """Map activations and mask (batch, length) to the model's output."""
+        if self.backbone:
+            output = self.network.layout.backbone_output(activations)
+            upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
+        else:
+            blocks = blocks_of(self.network)[self.layer :]
+            upper = dict.fromkeys(self.network.embeddings, _Constant(activations))
+            upper[self.network.layers] = nn.ModuleList(blocks)
+        mask = attention_mask[:, : activations.shape[1]]
+        with replaced(self.network.module, upper):
+            # No layer reads these ids; only their shape counts.
             return self.module(input_ids=mask, attention_mask=mask)
 
-    @property
-    def pooled(self) -> bool:
-        """Whether a review is kept as one vector."""
-        return bool(self.seam.pooling)
-
     def digest(self, batch: dict[str, Tensor]) -> str:
-        """Return a SHA-256 of all that determines the states, but for the ids: see `_used`."""
+        """Return a SHA-256 of everything that determines the activations, except the ids."""
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
-        text = f"{self.seam} {type(self.network.module).__name__} {sorted(config.items())}"
+        # Earlier versions wrote the split point like this; the same text finds their files.
+        point = f"Seam(layer={self.layer}, backbone={self.backbone!r}, pooling={self.pooling!r})"
+        text = f"{point} {type(self.network.module).__name__} {sorted(config.items())}"
         found = hashlib.sha256(text.encode())
-        for name, value in self._used(batch).items():
+        for name, value in self._tensors_behind(batch).items():
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             found.update(raw.numpy().data)
         return found.hexdigest()
 
-    def _used(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters that the states depend on, and all buffers, by name."""
-        # A few tokens show it: the graph of whole reviews would hold all their activations.
-        few = {name: value[:1, :FEW] for name, value in batch.items()}
+    def _tensors_behind(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters that the activations depend on, and all buffers, by name."""
+        # Eight tokens are enough; the graph of whole reviews would hold all their activations.
+        few = {name: value[:1, :8] for name, value in batch.items()}
         parameters = dict(self.network.module.named_parameters())
         frozen = [p for p in parameters.values() if p.is_floating_point() and not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
-                behind = parameters_behind(self.states(**few))
+                behind = parameters_behind(self.run_lower(**few))
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
         used = {n: p for n, p in parameters.items() if p in behind or not p.is_floating_point()}
         return used | dict(self.network.module.named_buffers())
 
-    def _above(self, hidden: Tensor) -> dict[str, nn.Module]:
-        """Return the stand-ins with which the model starts at the seam."""
-        if self.seam.backbone:
-            return {self.seam.backbone: _Given(self.network.layout.backbone_output(hidden))}
-        given = dict.fromkeys(self.network.embeddings, _Given(hidden))
-        return {**given, self.network.layers: nn.ModuleList(self._blocks[self.seam.layer :])}
 
-
-class _Given(nn.Module):
-    """Answers every call with the same value."""
+class _Constant(nn.Module):
+    """Return the same value from every call."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -127,97 +126,93 @@ class _Given(nn.Module):
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """Return what a module's config says of its layers: labels and paths have no part in it."""
+    """Return the part of a module's config that describes its layers, without labels and paths."""
     found = getattr(module, "config", None) or getattr(module, "mamba_config", None)
     if not isinstance(found, PreTrainedConfig):
         return {}
     return {
         key: value
         for key, value in found.to_dict().items()
-        if not key.startswith(("_", "architectures")) and not any(w in key for w in AFTERWARDS)
+        if not key.startswith(("_", "architectures")) and not any(w in key for w in NO_EFFECT)
     }
 
 
-log = logging.getLogger(__name__)
+def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
+    """Split a network as high, and cache as little of a review, as still gives the same logits.
 
-WHERE = "trainer.prefix_cache"
-OFF = "trainer.prefix_cache=off"
-
-
-def find_prefix(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> FrozenPrefix:
-    """Cut a network as high, and keep as little of a review, as gives the same logits.
-
-    What is frozen is read from the graph of a forward pass, not from names: a block is below the
-    cut if nothing that trains stands behind its output. Leaves the model in evaluation mode.
+    The graph of a forward pass shows what is frozen, not names: a block is below the split point
+    if its output depends on nothing that trains. Leaves the model in evaluation mode.
 
     Args:
         module: the network with its adapter.
-        batch: input_ids and attention_mask of a few reviews, short and long, to try it on.
+        batch: input_ids and attention_mask of a few short and long reviews for the comparison.
 
     Raises:
-        UserError: the first block depends on what trains, or the model cannot be cut.
+        UserError: the first block depends on something that trains, or no split gives the logits.
     """
     if network.pooling == "last_position":
         raise UserError(
-            "pooling 'last_position' reads the pads of a batch, and no cache holds them",
+            "pooling 'last_position' reads the padding of a batch, which is not cached",
             where=WHERE,
             fix=f"use model.pooling=last, or {OFF}",
         )
     module.eval()
-    depth, backbone = _frozen(network, module, batch)
-    for seam in _seams(network, depth, backbone):
-        prefix = FrozenPrefix(network, module, seam)
-        if _agrees(prefix, batch):
-            return prefix
+    layer, backbone = _find_frozen(network, module, batch)
+    for split in _candidates(network, module, layer, backbone):
+        if _gives_same_logits(split, batch):
+            return split
     raise UserError(
-        f"this {type(network.module).__name__} cannot be started at layer {depth}: from the states "
-        "there it does not come to its own logits",
+        f"this {type(network.module).__name__} cannot be split at layer {layer}: it does not give "
+        "the same logits from the activations there",
         where=WHERE,
         fix=f"use {OFF}",
     )
 
 
-def _frozen(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> tuple[int, str]:
-    """Return how many blocks are frozen with all below them, and the backbone's name if it is."""
+def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
+    """Return the number of frozen blocks, and the backbone's name if all of it is frozen."""
     blocks = blocks_of(network)
-    backbone = network.layout.backbone
-    body = [network.module.get_submodule(backbone)] if backbone else []
-    with torch.enable_grad(), outputs_of([*blocks, *body]) as outputs:
+    name = network.layout.backbone
+    backbone = [network.module.get_submodule(name)] if name else []
+    with torch.enable_grad(), outputs_of([*blocks, *backbone]) as outputs:
         module(**batch)
-    depth = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
-    if depth == 0:
+    layer = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
+    if layer == 0:
         behind = parameters_behind(outputs[blocks[0]])
         lowest = next(name for name, p in module.named_parameters() if p in behind)
         raise UserError(
-            f"no layer can be run once and kept: '{lowest}' trains, and the first layer needs it",
+            f"no layer can be cached: '{lowest}' trains, and the first layer depends on it",
             where=WHERE,
-            fix="use an adapter that leaves the first layers as they are (adapter=freeze, "
-            f"adapter=head, LoRA with adapter.config.layers_to_transform), or {OFF}",
+            fix="use an adapter that leaves the first layers frozen (adapter=freeze, adapter=head, "
+            f"LoRA with adapter.config.layers_to_transform), or {OFF}",
         )
-    frozen = bool(body) and not outputs[body[0]].requires_grad
-    return depth, backbone if frozen else ""
+    is_frozen = bool(backbone) and not outputs[backbone[0]].requires_grad
+    return layer, name if is_frozen else ""
 
 
-def _seams(network: Network, depth: int, backbone: str) -> Iterator[Seam]:
-    """Yield where the network may be cut, the smallest file first."""
+def _candidates(
+    network: Network, module: nn.Module, layer: int, backbone: str
+) -> Iterator[SplitNetwork]:
+    """Yield possible splits, the smallest cache first."""
     if backbone:
-        yield Seam(depth, backbone, network.pooling)
-    if depth == len(blocks_of(network)):
-        yield Seam(depth, pooling=network.pooling if network.layout.backbone else "cls")
-    yield Seam(depth)
+        yield SplitNetwork(network, module, layer, backbone, network.pooling)
+    if layer == len(blocks_of(network)):
+        pooling = network.pooling if network.layout.backbone else "cls"
+        yield SplitNetwork(network, module, layer, pooling=pooling)
+    yield SplitNetwork(network, module, layer)
 
 
-def _agrees(prefix: FrozenPrefix, batch: dict[str, Tensor]) -> bool:
-    """Return whether the kept states lead to the whole model's logits."""
+def _gives_same_logits(split: SplitNetwork, batch: dict[str, Tensor]) -> bool:
     mask = batch["attention_mask"]
     with torch.no_grad():
-        whole = prefix.module(**batch).logits
-        states = prefix.states(**batch)
-        if not prefix.pooled:
-            states = torch.where(mask[..., None] != 0, states, 0)  # pads are not kept
+        expected = split.module(**batch).logits
+        activations = split.run_lower(**batch)
+        if not split.pooling:
+            # Activations of padding are not cached.
+            activations = torch.where(mask[..., None] != 0, activations, 0)
         try:
-            resumed = prefix.resume(states, mask).logits
+            logits = split.run_upper(activations, mask).logits
         except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
-            log.info("%s does not work here: %s", prefix.seam, error)
+            log.info("cannot run %s from %s: %s", type(split.module).__name__, split, error)
             return False
-    return bool((resumed - whole).abs().max() <= TOLERANCE * whole.abs().max())
+    return bool((logits - expected).abs().max() <= TOLERANCE * expected.abs().max())

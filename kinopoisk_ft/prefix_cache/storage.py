@@ -1,7 +1,7 @@
-"""Hidden states of reviews on disk: one array of all kept tokens, read through a memory map.
+"""Store the activations of reviews on disk: one array of all tokens, read through a memory map.
 
-A file is whole if its `.json` beside it, written last, has its checksum. Rows are in the order of
-the reviews, without padding; where a review begins follows from the lengths.
+The rows follow the order of the reviews, without padding. The `.json` file next to an array holds
+its checksum and is written last: an array without it is incomplete.
 """
 
 from __future__ import annotations
@@ -9,152 +9,145 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from kinopoisk_ft.caches import cache_dir
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import force, write_whole
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"  # of the layout; a change makes new files
-MARGIN = 2**30  # bytes left to the rest of a run: checkpoints, the model, the store
-CHUNK = 2**24  # bytes read at once for a checksum
+# Version of the file format. A new version leads to new folders.
+VERSION = "1"
+# Bytes that stay free for the rest of the run: checkpoints, the model folder, the MLflow store.
+MARGIN = 2**30
 
 
-class HiddenStates:
-    """States of N reviews: `states[i]` is (length of i, width), read from disk when asked for."""
-
-    def __init__(self, file: Path, lengths: np.ndarray) -> None:
-        self.array = np.load(file, mmap_mode="r", allow_pickle=False)
-        self.ends = np.cumsum(lengths)
-        self.lengths = lengths
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        end = int(self.ends[row])
-        found: np.ndarray = self.array[end - int(self.lengths[row]) : end]
-        return found
-
-
-class HiddenFile:
-    """The place of one part's states.
+class CachedActivations:
+    """Activations of N reviews: `activations[i]` is (lengths[i], width), read from disk.
 
     Args:
-        file: where the array is, or will be; ends in `.npy`.
-        lengths: states kept of each review, (N,).
-        width: size of a state. dtype: float32 or float16.
+        file: the array; ends in `.npy`.
+        lengths: vectors of each review, (N,): one per token, or a single one.
+        width: size of a vector.
+        dtype: float32 or float16.
     """
 
     def __init__(self, file: Path, lengths: np.ndarray, width: int, dtype: np.dtype[Any]) -> None:
         self.file, self.card = file, file.with_suffix(".json")
-        self.lengths, self.width, self.dtype = lengths, width, dtype
+        self.lengths, self.starts = lengths, np.cumsum(lengths) - lengths
+        self.shape, self.dtype = (int(lengths.sum()), width), dtype
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        start = int(self.starts[row])
+        found: np.ndarray = self._array[start : start + int(self.lengths[row])]
+        return found
 
     @property
-    def bytes(self) -> int:
-        """Size of the array."""
-        return int(self.lengths.sum()) * self.width * self.dtype.itemsize
+    def nbytes(self) -> int:
+        """Return the size of the array on disk."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-    def build_seconds(self) -> float:
-        """Return how long the states took to make, whenever that was."""
-        return float(json.loads(self.card.read_text("utf-8"))["build_seconds"])
-
-    def open(self) -> HiddenStates | None:
-        """Return the states; None where there are none, or (with a warning) none that are whole."""
+    def load(self) -> bool:
+        """Map the array into memory; return False if there is none, or none that is valid."""
         if not self.card.is_file():
-            return None
-        problem = self._problem()
-        if problem:
-            log.warning("%s is made anew: %s", self.file, problem)
-            return None
-        return HiddenStates(self.file, self.lengths)
-
-    def _problem(self) -> str | None:
-        shape = (int(self.lengths.sum()), self.width)
+            return False
         try:
             card = json.loads(self.card.read_text("utf-8"))
-            array = np.load(self.file, mmap_mode="r", allow_pickle=False)
-            if (array.shape, array.dtype) != (shape, self.dtype):
-                return f"it holds {array.dtype} {array.shape}"
+            self.build_seconds = float(card["build_seconds"])
+            self._map()
             if _checksum(self.file) != card["crc32"]:
-                return "its checksum is wrong"
-            float(card["build_seconds"])
+                raise ValueError("the checksum does not match")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"it is damaged ({error})"
-        return None
+            log.warning("%s is damaged and will be rebuilt: %s", self.file, error)
+            return False
+        return True
 
-    def write(
-        self, blocks: Iterable[tuple[int, np.ndarray]], about: dict[str, Any]
-    ) -> HiddenStates:
-        """Write (review, its states) pairs, in any order, beside, then rename; the card last.
+    def write(self, blocks: Iterable[tuple[int, np.ndarray]], about: dict[str, Any]) -> None:
+        """Write pairs of (review, activations), in any order, and map the result into memory.
 
         Args:
-            about: what a person wants to know of the file.
+            about: what a person may want to know about the file.
 
         Raises:
-            UserError: the disk is full, or a state is too large for float16.
+            UserError: the disk is full, or a value is too large for float16.
         """
         started, part = time.perf_counter(), self.file.with_suffix(".part")
         try:
-            with part.open("wb") as file:
-                self._fill(file, blocks)
-                file.flush()
-                os.fsync(file.fileno())
-            card = {"crc32": _checksum(part), "build_seconds": time.perf_counter() - started}
+            self._write_array(part, blocks)
+            force(part)
+            self.build_seconds = time.perf_counter() - started
+            card = {**about, "crc32": _checksum(part), "build_seconds": self.build_seconds}
             os.replace(part, self.file)
-            part.write_text(json.dumps({**about, **card}, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, self.card)
+            write_whole(self.card, json.dumps(card, indent=2) + "\n")
         except OSError as error:
             raise UserError(
-                f"the prefix cache could not be written: {error}",
+                f"could not write the prefix cache: {error}",
                 where=str(self.file),
-                fix="free some space, choose another KINOPOISK_FT_CACHE, "
+                fix="free some space, set KINOPOISK_FT_CACHE to another folder, "
                 "or use trainer.prefix_cache=off",
             ) from error
         finally:
             part.unlink(missing_ok=True)
-        return HiddenStates(self.file, self.lengths)
+        self._map()
 
-    def _fill(self, file: BinaryIO, blocks: Iterable[tuple[int, np.ndarray]]) -> None:
-        shape = (int(self.lengths.sum()), self.width)
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        begin, ends = file.tell(), np.cumsum(self.lengths)
-        for row, block in blocks:
-            with np.errstate(over="ignore"):
-                kept = np.ascontiguousarray(block, dtype=self.dtype)
-            if np.isinf(kept).any() and np.isfinite(block).all():
-                raise UserError(
-                    f"a hidden state of {np.abs(block).max():.0f} is too large for fp16",
-                    where="trainer.prefix_cache",
-                    fix="use trainer.prefix_cache=fp32",
-                )
-            start = int(ends[row] - self.lengths[row])
-            file.seek(begin + start * self.width * self.dtype.itemsize)
-            file.write(kept.data)
+    def _write_array(self, file: Path, blocks: Iterable[tuple[int, np.ndarray]]) -> None:
+        # Ordinary writes are used, because a full disk would kill a process that writes through a
+        # memory map.
+        with file.open("wb") as stream:
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            begin, row_bytes = stream.tell(), self.shape[1] * self.dtype.itemsize
+            for row, block in blocks:
+                stream.seek(begin + int(self.starts[row]) * row_bytes)
+                stream.write(_convert(block, self.dtype).data)
+
+    def _map(self) -> None:
+        self._array = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        if (self._array.shape, self._array.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"it holds {self._array.dtype} {self._array.shape}")
 
 
-def hidden_folder(digest: str) -> Path:
-    """Return the folder for the states that a frozen part gives, by its digest."""
-    return cache_dir() / "hidden" / hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
+def _convert(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Convert to the dtype on disk; raise UserError if that turns a finite value into infinity."""
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(block, dtype=dtype)
+    if np.isinf(converted).any() and np.isfinite(block).all():
+        raise UserError(
+            f"an activation of {np.abs(block).max():.0f} is too large for fp16",
+            where="trainer.prefix_cache",
+            fix="use trainer.prefix_cache=fp32",
+        )
+    return converted
+
+
+def _checksum(file: Path) -> int:
+    return zlib.crc32(np.memmap(file, mode="r").data)
+
+
+def cache_folder(digest: str) -> Path:
+    """Return the folder for the activations of frozen layers with this digest."""
+    name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
+    return cache_dir() / "hidden" / name
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError unless `needed` bytes and a margin are free where the folder is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raise UserError unless the folder's disk has `needed` bytes free, and a margin."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise UserError(
-            f"the prefix cache needs {needed / 2**30:.1f} GiB, and {MARGIN / 2**30:.0f} GiB are to "
-            f"stay free: there are {free / 2**30:.1f} GiB",
+            f"the prefix cache needs {needed / 2**30:.1f} GiB and a margin of "
+            f"{MARGIN / 2**30:.0f} GiB, but only {free / 2**30:.1f} GiB are free",
             where=str(folder),
             fix="free some space, set KINOPOISK_FT_CACHE to a folder on another disk, use "
             "trainer.prefix_cache=fp16 (half the size), a smaller data.max_length, or "
@@ -162,25 +155,12 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: of jobs that need the same states, one makes them."""
+def acquire_lock(folder: Path) -> AcquireReturnProxy:
+    """Lock the folder for a `with` block: one of several jobs builds, and the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
-        log.info("another run is making this prefix cache: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _checksum(file: Path) -> int:
-    found = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            found = zlib.crc32(chunk, found)
-    return found
+        log.info("another run is building this prefix cache: waiting for it")
+        return lock.acquire()

@@ -155,9 +155,9 @@ def _above_frozen(
     rows = min(trainer.batch_size, trainer.eval_batch_size)  # no more memory than steps take
     cache = PrefixCache(trainer.prefix_cache, pad_id, precision, rows)
     with clock.section("prefix"):
-        prefixed = cache.apply(network, adapted.module, parts)
-    prefixed.tell(tracker)
-    return prefixed.objective, {**prefixed.parts}
+        cached = cache.apply(network, adapted.module, parts)
+    cached.record(tracker)
+    return cached.make_objective, {**cached.parts}
 
 
 def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:

@@ -1,4 +1,4 @@
-"""Networks and their data for tests of the cached prefix, each time with equal weights."""
+"""Networks and their data for tests of the prefix cache, each time with equal weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from networks import NAMES, adapter_overrides, model_overrides
 from omegaconf import DictConfig
 
 from kinopoisk_ft.models.network import Adapted, Network
-from kinopoisk_ft.prefix_cache.cache import PrefixCache, Prefixed
+from kinopoisk_ft.prefix_cache.cache import CachedData, PrefixCache
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.precision import Precision
 
@@ -48,7 +48,7 @@ def prepared(kind: str, *adapter: str) -> tuple[Network, Adapted, dict[str, Exam
     return network, adapted, parts, tokenizer
 
 
-def apply(kind: str, dtype: str, *adapter: str) -> tuple[Network, Adapted, Prefixed, Any]:
+def apply(kind: str, dtype: str, *adapter: str) -> tuple[Network, Adapted, CachedData, Any]:
     network, adapted, parts, tokenizer = prepared(kind, *adapter)
     made = PrefixCache(dtype, tokenizer.pad_token_id, FP32, 8)
     return network, adapted, made.apply(network, adapted.module, parts), tokenizer

@@ -138,8 +138,8 @@ def _train(folder: Path, kind: str, adapter: str, more: Sequence[str]) -> None:
         objective = Classification(tokenizer.pad_token_id)
         if trainer.prefix_cache != "off":
             cache = PrefixCache(trainer.prefix_cache, tokenizer.pad_token_id, precision, 8)
-            prefixed = cache.apply(network, module, parts)
-            objective, parts = prefixed.objective(), dict(prefixed.parts)
+            cached = cache.apply(network, module, parts)
+            objective, parts = cached.make_objective(), dict(cached.parts)
     folder.mkdir(parents=True, exist_ok=True)
     lines, step = Lines(folder / "lines.jsonl"), trainer._step
 

@@ -1,4 +1,4 @@
-"""Training from cached states of frozen layers equals training through the whole model."""
+"""Training from cached activations equals training through the whole model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of cached states, empty."""
+    """Return the folder of cached activations, empty."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 
@@ -102,26 +102,24 @@ def test_run_equals_the_run_through_the_whole_model(
     hold_in_evaluation(network, layer)
     objective = Classification(tokenizer.pad_token_id)
     expected = train(tmp_path / "whole", whole, objective, parts)
-    _, adapted, prefixed, _ = apply(kind, "fp32", *adapter)
-    seam = prefixed.resume.__self__.seam  # type: ignore[attr-defined]
-    assert (seam.layer, seam.pooling) == (layer, pooling)
-    found = train(tmp_path / "cached", adapted, prefixed.objective(), prefixed.parts)
+    _, adapted, cached, _ = apply(kind, "fp32", *adapter)
+    assert (cached.split.layer, cached.split.pooling) == (layer, pooling)
+    found = train(tmp_path / "cached", adapted, cached.make_objective(), cached.parts)
     assert found.tokens == expected.tokens
     for ours, theirs in zip(found.history, expected.history, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     torch.testing.assert_close(trained(adapted.module), trained(whole.module), atol=1e-5, rtol=1e-5)
-    through_cache = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), FP32, 5)
+    through_cache = evaluate(adapted.module, cached.parts["test"], cached.make_objective(), FP32, 5)
     through_model = evaluate(adapted.module, parts["test"], objective, FP32, 5)
     torch.testing.assert_close(through_cache.outputs, through_model.outputs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "pooled", "mamba"])
 def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
-    _, adapted, prefixed, tokenizer = apply(kind, "fp16", "freeze")
-    test = prefixed.parts["test"]
-    assert test.hidden is not None
-    assert test.hidden[0].dtype == np.float16
-    ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
+    _, adapted, cached, tokenizer = apply(kind, "fp16", "freeze")
+    test = cached.parts["test"]
+    assert test.activations[0].dtype == np.float16
+    ours = evaluate(adapted.module, test, cached.make_objective(), FP32, 5).outputs
     objective = Classification(tokenizer.pad_token_id)
     whole = evaluate(adapted.module, test, objective, FP32, 5).outputs
     torch.testing.assert_close(ours, whole, atol=1e-3, rtol=1e-3)
@@ -133,46 +131,50 @@ def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
     network, adapted, parts, tokenizer = prepared("bert", "freeze")
     bf16 = Precision("bf16", torch.device("cpu"))
     made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
-    prefixed = made.apply(network, adapted.module, parts)
+    cached = made.apply(network, adapted.module, parts)
     objective = Classification(tokenizer.pad_token_id)
     whole = evaluate(adapted.module, parts["test"], objective, bf16, 5).outputs
-    ours = evaluate(adapted.module, prefixed.parts["test"], prefixed.objective(), bf16, 5).outputs
+    ours = evaluate(adapted.module, cached.parts["test"], cached.make_objective(), bf16, 5).outputs
     torch.testing.assert_close(ours, whole, atol=2e-3, rtol=2e-2)
-    state = train(tmp_path, adapted, prefixed.objective(), prefixed.parts, "trainer.precision=bf16")
+    state = train(
+        tmp_path, adapted, cached.make_objective(), cached.parts, "trainer.precision=bf16"
+    )
     assert state.step == 10
 
 
 def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
     for kind, adapter in (("bert", ("freeze",)), ("pooled", ("head",)), ("mamba", ("lora", UPPER))):
         names = list(prepared(kind, *adapter)[1].module.state_dict())
-        network, adapted, prefixed, tokenizer = apply(kind, "fp32", *adapter)
-        train(tmp_path / kind, adapted, prefixed.objective(), prefixed.parts, "trainer.max_steps=3")
+        network, adapted, cached, tokenizer = apply(kind, "fp32", *adapter)
+        train(
+            tmp_path / kind, adapted, cached.make_objective(), cached.parts, "trainer.max_steps=3"
+        )
         assert list(adapted.module.state_dict()) == names
         folder = tmp_path / kind / "model"
         save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 64), folder)
         loaded, _, _ = load_network(folder)
-        test = prefixed.parts["test"]
-        ours = evaluate(adapted.module, test, prefixed.objective(), FP32, 5).outputs
+        test = cached.parts["test"]
+        ours = evaluate(adapted.module, test, cached.make_objective(), FP32, 5).outputs
         with torch.no_grad():
             theirs = loaded(**pad(test.input_ids, tokenizer.pad_token_id)).logits
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "adapter", "told"),
+    ("kind", "adapter", "message"),
     [
         ("bert", ("none",), "bert.embeddings.word_embeddings.weight' trains"),
         ("bert", ("bitfit",), "bert.embeddings.LayerNorm.bias' trains"),
         ("bert", ("lora",), r"layer\.0\.attention\.self\.query\.lora_A\.default\.weight' trains"),
         ("mamba", ("lora",), r"layers\.0\.mixer\.in_proj\.lora_A\.default\.weight' trains"),
         ("pooled", ("freeze", "adapter.layers=0"), r"layer\.0\..*' trains"),
-        ("mamba", ("head", "model.pooling=last_position"), "reads the pads"),
+        ("mamba", ("head", "model.pooling=last_position"), "reads the padding"),
     ],
 )
-def test_cache_that_cannot_be_is_refused_with_the_reason(
-    kind: str, adapter: tuple[str, ...], told: str
+def test_impossible_cache_is_refused_with_the_reason(
+    kind: str, adapter: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         apply(kind, "fp32", *adapter)
 
 
@@ -189,8 +191,8 @@ class Notebook(NoTracker):
         self.kept |= values
 
 
-def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> None:
-    """Test predictions are those of the saved model; the clock has the pass under its own name."""
+def test_every_run_records_what_the_cache_cost_to_build(tmp_path: Path) -> None:
+    """Test predictions are those of the saved model; the clock has a section for the cache."""
     rows = [pd.DataFrame({"text": t, "label": y}) for t, y in (tiny.reviews(n) for n in (24, 8, 9))]
     nothing = Leakage({}, None, 0.5, 1.0)
     data = DataSplit(*rows, NAMES, {}, "", "", Preprocessing(64), nothing)
@@ -213,17 +215,17 @@ def test_run_says_what_the_prefix_cost_and_a_hit_the_same(tmp_path: Path) -> Non
     np.testing.assert_allclose(fitted[1].probabilities, ours, atol=1e-5)
 
 
-def test_report_adds_what_a_run_owes_to_its_times() -> None:
+def test_report_adds_the_build_time_to_the_times_of_a_run() -> None:
     metrics = {"test_accuracy": 0.9, "test_f1_weighted": 0.9, "test_f1_macro": 0.9}
     metrics |= {"train_seconds": 10.0, "eval_seconds": 1.0}
-    owed = {"prefix_build_seconds": 60.0, "prefix_test_build_seconds": 20.0}
+    cost = {"prefix_build_seconds": 60.0, "prefix_test_build_seconds": 20.0}
     runs = [
         TrainedRun(
             run_id=name, approach=name, model="bert", adapter="freeze", seed="0", data="d",
             split_digest="s", source_digest="s", device="cpu", commit="", start_time=0,
             settings={}, metrics=metrics | more,
         )
-        for name, more in (("cached", owed), ("plain", {}))
+        for name, more in (("cached", cost), ("plain", {}))
     ]  # fmt: skip
     (table,) = tables(runs, {})
     times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}

@@ -1,4 +1,4 @@
-"""Where a network is cut: the states there, and the models that can or cannot be cut."""
+"""Activations at the split point, and the models that can or cannot be split."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ from transformers import (
 from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout, describe_encoder
-from kinopoisk_ft.prefix_cache.split import FrozenPrefix, Seam, find_prefix
+from kinopoisk_ft.prefix_cache.split import SplitNetwork, find_split
 from kinopoisk_ft.training.batching import pad
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of cached states, empty."""
+    """Return the folder of cached activations, empty."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("bert", 2), ("mamba", 2)])
-def test_states_are_those_of_transformers(kind: str, layer: int) -> None:
+def test_activations_equal_the_hidden_states_of_transformers(kind: str, layer: int) -> None:
     """Hugging Face's own hidden states, review by review, without padding."""
-    network, _, prefixed, _ = apply(kind, "fp32", "freeze")
+    network, _, cached, _ = apply(kind, "fp32", "freeze")
     reference = (MambaModel if kind == "mamba" else AutoModel).from_pretrained(network.base).eval()
-    part = prefixed.parts["train"]
-    assert part.hidden is not None
+    part = cached.parts["train"]
     for row in (0, 7, 39):
         ids = torch.tensor([part.input_ids[row]])
         with torch.no_grad():
             output = reference(ids, output_hidden_states=True)
         theirs = output.hidden_states[layer - (kind == "mamba")][0]
-        ours = torch.tensor(np.array(part.hidden[row]))
+        ours = torch.tensor(np.array(part.activations[row]))
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -64,8 +63,10 @@ FAMILY = {
 }  # fmt: skip
 
 
-def cut(name: str, adapter: Any) -> tuple[FrozenPrefix, nn.Module, dict[str, torch.Tensor]]:
-    """Return Hugging Face's classifier of a family, cut, with a batch of reviews."""
+def split_classifier(
+    name: str, adapter: Any
+) -> tuple[SplitNetwork, nn.Module, dict[str, torch.Tensor]]:
+    """Return Hugging Face's classifier of a family, split, with a batch of reviews."""
     torch.manual_seed(0)
     config = FAMILY[name]
     module = AutoModelForSequenceClassification.from_config(config)
@@ -77,43 +78,43 @@ def cut(name: str, adapter: Any) -> tuple[FrozenPrefix, nn.Module, dict[str, tor
     lengths = (40, 25, 9, 3)
     ids = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
     batch = pad(ids, 0)
-    return find_prefix(network, adapter.apply(network).module, batch), module, batch
+    return find_split(network, adapter.apply(network).module, batch), module, batch
 
 
 @pytest.mark.parametrize(
-    ("name", "adapter", "seam"),
+    ("name", "adapter", "expected"),
     [
-        ("roberta", Freeze(layers=2, lr=1.0), Seam(2)),
-        ("roberta", Head(lr=1.0), Seam(3, pooling="cls")),
-        ("distilbert", Freeze(layers=2, lr=1.0), Seam(2)),
-        ("distilbert", Head(lr=1.0), Seam(3, pooling="cls")),
-        ("modernbert", Freeze(layers=1, lr=1.0), Seam(1)),
-        ("deberta", Freeze(layers=2, lr=1.0), Seam(2)),  # relative positions are frozen, too
-        ("modernbert", Head(lr=1.0), Seam(3)),  # its head pools by the mean, behind a norm
+        ("roberta", Freeze(layers=2, lr=1.0), (2, "")),
+        ("roberta", Head(lr=1.0), (3, "cls")),
+        ("distilbert", Freeze(layers=2, lr=1.0), (2, "")),
+        ("distilbert", Head(lr=1.0), (3, "cls")),
+        ("modernbert", Freeze(layers=1, lr=1.0), (1, "")),
+        ("deberta", Freeze(layers=2, lr=1.0), (2, "")),  # relative positions are frozen, too
+        ("modernbert", Head(lr=1.0), (3, "")),  # its head pools by the mean, behind a norm
     ],
 )
-def test_encoders_of_the_family_start_where_they_are_cut(
-    name: str, adapter: Any, seam: Seam
+def test_encoders_of_the_family_give_the_same_logits_after_a_split(
+    name: str, adapter: Any, expected: tuple[int, str]
 ) -> None:
-    prefix, module, batch = cut(name, adapter)
-    assert prefix.seam == seam
+    split, module, batch = split_classifier(name, adapter)
+    assert (split.layer, split.pooling) == expected
     with torch.no_grad():
-        states = prefix.states(**batch)
-        found = prefix.resume(states, batch["attention_mask"]).logits
+        activations = split.run_lower(**batch)
+        found = split.run_upper(activations, batch["attention_mask"]).logits
         torch.testing.assert_close(found, module(**batch).logits, atol=1e-6, rtol=1e-5)
-        other = prefix.resume(states.flip(0), batch["attention_mask"]).logits
-    assert not torch.allclose(found, other, atol=1e-4), "the logits come from the states"
+        other = split.run_upper(activations.flip(0), batch["attention_mask"]).logits
+    assert not torch.allclose(found, other, atol=1e-4), "the logits must depend on the activations"
 
 
 @pytest.mark.parametrize(
-    ("name", "adapter", "told"),
+    ("name", "adapter", "message"),
     [
-        ("electra", Head(lr=1.0), "cannot be started at layer 3"),
-        ("electra", Freeze(layers=2, lr=1.0), "cannot be started at layer 2"),
-        ("deberta", Head(lr=1.0), "cannot be started at layer 3"),
+        ("electra", Head(lr=1.0), "cannot be split at layer 3"),
+        ("electra", Freeze(layers=2, lr=1.0), "cannot be split at layer 2"),
+        ("deberta", Head(lr=1.0), "cannot be split at layer 3"),
     ],
 )
-def test_encoders_that_cannot_be_cut_are_refused(name: str, adapter: Any, told: str) -> None:
+def test_encoders_that_cannot_be_split_are_refused(name: str, adapter: Any, message: str) -> None:
     """ELECTRA small projects its embeddings; DeBERTa cannot run without layers."""
-    with pytest.raises(UserError, match=told):
-        cut(name, adapter)
+    with pytest.raises(UserError, match=message):
+        split_classifier(name, adapter)

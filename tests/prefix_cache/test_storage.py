@@ -1,4 +1,4 @@
-"""Files of cached states: found again, shared, damaged, too large."""
+"""Files of cached activations: found again, shared, damaged, too large."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kinopoisk_ft.prefix_cache.cache import PrefixCache
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of cached states, empty."""
+    """Return the folder of cached activations, empty."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 
@@ -34,7 +34,7 @@ def test_adapters_with_the_same_layers_below_share_one_file(cache: Path) -> None
     assert len(list(cache.glob("*/*.npy"))) == 3
 
 
-def test_whatever_changes_the_states_makes_other_files(cache: Path) -> None:
+def test_whatever_changes_the_activations_makes_other_files(cache: Path) -> None:
     apply("bert", "fp32", "freeze")
     network, adapted, parts, tokenizer = prepared("bert", "freeze")
     with torch.no_grad():
@@ -52,12 +52,11 @@ def test_whatever_changes_the_states_makes_other_files(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte", "no data", "card"])
-def test_damaged_file_is_made_anew(
+def test_damaged_file_is_rebuilt(
     damage: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = apply("bert", "fp32", "freeze")[2].parts["train"]
-    assert first.hidden is not None
-    expected = np.array(first.hidden[0])
+    expected = np.array(first.activations[0])
     file = max(cache.glob("*/*.npy"), key=lambda f: f.stat().st_size)
     raw = bytearray(file.read_bytes())
     if damage == "truncated":
@@ -72,13 +71,12 @@ def test_damaged_file_is_made_anew(
     caplog.clear()
     again = apply("bert", "fp32", "freeze")[2]
     assert again.origin == "built"
-    assert again.parts["train"].hidden is not None
-    assert np.array_equal(again.parts["train"].hidden[0], expected)
-    assert [r.message for r in caplog.records if "is made anew" in r.message]
+    assert np.array_equal(again.parts["train"].activations[0], expected)
+    assert [r.message for r in caplog.records if "will be rebuilt" in r.message]
     assert apply("bert", "fp32", "freeze")[2].origin == "found"
 
 
-def test_interrupted_build_leaves_nothing_that_is_taken_for_whole(
+def test_interrupted_build_leaves_nothing_that_looks_complete(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stops(*args: Any) -> Any:
@@ -86,14 +84,14 @@ def test_interrupted_build_leaves_nothing_that_is_taken_for_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("kinopoisk_ft.prefix_cache.cache.hidden_states", stops)
+        patch.setattr(PrefixCache, "_compute", stops)
         with pytest.raises(KeyboardInterrupt):
             apply("bert", "fp32", "freeze")
     assert not list(cache.glob("*/*.npy")) + list(cache.glob("*/*.part"))
     assert apply("bert", "fp32", "freeze")[2].origin == "built"
 
 
-def test_states_are_made_in_smaller_batches_where_memory_runs_out(
+def test_activations_are_computed_in_smaller_batches_where_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = apply("bert", "fp32", "freeze")[2]
@@ -112,9 +110,7 @@ def test_states_are_made_in_smaller_batches_where_memory_runs_out(
     assert not list((tmp_path / "other").rglob("*.part"))
     for name, part in whole.parts.items():
         for row in range(len(part)):
-            mine, theirs = (p.parts[name].hidden for p in (halved, whole))
-            assert mine is not None
-            assert theirs is not None
+            mine, theirs = (p.parts[name].activations for p in (halved, whole))
             np.testing.assert_allclose(mine[row], theirs[row], atol=1e-5)
 
 
@@ -123,7 +119,7 @@ def test_of_two_jobs_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     order = []
 
     def first() -> None:
-        with storage.only_one(tmp_path):
+        with storage.acquire_lock(tmp_path):
             inside.set()
             waiting.wait(10)
             order.append("first")
@@ -131,14 +127,14 @@ def test_of_two_jobs_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     other = threading.Thread(target=first)
     other.start()
     assert inside.wait(10)
-    monkeypatch.setattr(storage.log, "info", lambda *told: waiting.set())
-    with storage.only_one(tmp_path):
+    monkeypatch.setattr(storage.log, "info", lambda *args: waiting.set())
+    with storage.acquire_lock(tmp_path):
         order.append("second")
     other.join()
     assert order == ["first", "second"]
 
 
-def test_full_disk_is_told_before_anything_is_written(
+def test_full_disk_is_reported_before_anything_is_written(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
@@ -150,8 +146,8 @@ def test_full_disk_is_told_before_anything_is_written(
     assert not list(cache.glob("*/*.npy"))
 
 
-def test_state_too_large_for_fp16_is_told(tmp_path: Path) -> None:
-    file = storage.HiddenFile(tmp_path / "x.npy", np.array([1]), 2, np.dtype(np.float16))
+def test_value_too_large_for_fp16_is_reported(tmp_path: Path) -> None:
+    file = storage.CachedActivations(tmp_path / "x.npy", np.array([1]), 2, np.dtype(np.float16))
     with pytest.raises(UserError, match="70000 is too large for fp16"):
         file.write([(0, np.array([[1, 7e4]], np.float32))], {})
     assert not list(tmp_path.iterdir())
