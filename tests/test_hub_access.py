@@ -1,4 +1,4 @@
-"""The hub cold, cached, offline and dead: what is there is used, what is not is said."""
+"""The hub with an empty cache, with a full one, offline and dead."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from hub_server import GATED, HubServer
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from kinopoisk_ft import hub_access as hub_module
+from kinopoisk_ft import hub_access
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 
 FIX = "give a folder"
 BASE = {"limit": None, "max_length": 8, "empty": "drop"}
 COLUMNS = {"text_column": "text", "label_column": "label", "classes": None}
 
-# Runs in a process of its own, for huggingface_hub reads its environment once. Each argument is
-# JSON: a class and its options, a model's name, or a change to offline mode; prints what came of
-# each as JSON.
+# Runs in another process, because huggingface_hub reads its environment once. Each argument is
+# JSON: a class and its options, a model's name, or a change to offline mode. It prints the result
+# of each as JSON.
 CHECK = """
 import json, sys
 from huggingface_hub import constants
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 
 def model(name):
     from transformers import AutoModel, AutoTokenizer
-    with hub_errors("model '%s'" % name, "give model.name=<folder>"):
+    with access_hub("model", name, "give model.name=<folder>"):
         tokens = AutoTokenizer.from_pretrained(name)("да нет")["input_ids"]
-    with hub_errors("model '%s'" % name, "give model.name=<folder>"):
+    with access_hub("model", name, "give model.name=<folder>"):
         return tokens, sum(p.numel() for p in AutoModel.from_pretrained(name).parameters())
 
 def data(kind, options):
@@ -120,7 +120,7 @@ ODD = arguments(
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes saw: a hub that answers; then a dead hub, and offline mode."""
+    """Return what two processes get: from a hub that answers; from a dead hub and offline."""
     with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         write_model(hub.repo("some/bert"))
         write_data(hub)
@@ -148,7 +148,11 @@ def test_the_cache_serves_when_the_hub_does_not(seen: dict[str, Any], state: str
 @pytest.mark.parametrize(
     ("state", "what", "fix"),
     [
-        ("live", "{} is neither a folder here nor a public name on the hub", "check the name, or "),
+        (
+            "live",
+            "{} is neither a local folder nor a public repository on the hub",
+            "check the name, or ",
+        ),
         ("offline", "{} is not in the cache, and offline mode is on", "unset HF_HUB_OFFLINE, or "),
         (
             "dead",
@@ -157,14 +161,14 @@ def test_the_cache_serves_when_the_hub_does_not(seen: dict[str, Any], state: str
         ),
     ],
 )
-def test_what_is_not_there_is_said(seen: dict[str, Any], state: str, what: str, fix: str) -> None:
+def test_what_is_missing_is_reported(seen: dict[str, Any], state: str, what: str, fix: str) -> None:
     model, kinopoisk, tables = seen[state][4:7]
     assert model[0] == what.format("model 'other/bert'")
     assert model[2] == fix + "give model.name=<folder>"
-    assert kinopoisk[0] == what.format("the data set other/kinopoisk")
+    assert kinopoisk[0] == what.format("data set 'other/kinopoisk'")
     assert kinopoisk[2].startswith(fix + "give a local copy, data.path=<file>")
     assert "data=demo" in kinopoisk[2]
-    assert tables[0] == what.format("the data set other/tables")
+    assert tables[0] == what.format("data set 'other/tables'")
     place = {"live": seen["url"], "offline": "cache ", "dead": f"{seen['url']}: "}[state]
     assert all(result[1].startswith(place) for result in (model, kinopoisk, tables))
 
@@ -174,7 +178,7 @@ def test_a_data_set_whose_tables_are_in_doubt(seen: dict[str, Any]) -> None:
     assert formats[0].endswith("has tables in several formats: .csv, .parquet")
     assert formats[2] == "choose one, as data.files='*.csv'"
     assert "has no table named de/*.jsonl or" in missing[0]
-    assert revision[0] == "the data set some/tables has no such revision"
+    assert revision[0] == "data set 'some/tables' has no such revision"
 
 
 @pytest.fixture
@@ -186,7 +190,6 @@ def go_online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(constants, "ENDPOINT", url)
         files = url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(hub_module, "_reach", hub_module._Reach())
 
     return allow
 
@@ -194,10 +197,10 @@ def go_online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.mark.parametrize(
     ("repo", "file", "message"),
     [
-        ("open/tables", "gone.csv", "the file has no such file: 404"),
-        ("gated/tables", "a.csv", "the file is gated"),
-        ("no/tables", "a.csv", "the file is neither a folder here nor a public name"),
-        ("not a name", "a.csv", "the file is neither a folder here nor a public name"),
+        ("open/tables", "gone.csv", "has no such file: 404"),
+        ("gated/tables", "a.csv", "file 'gated/tables' is gated"),
+        ("no/tables", "a.csv", "is neither a local folder nor a public repository"),
+        ("not a name", "a.csv", "is neither a local folder nor a public repository"),
     ],
 )
 def test_answers_of_a_living_hub(
@@ -211,7 +214,7 @@ def test_answers_of_a_living_hub(
     go_online(hub.url)
     hub.repo("open/tables", "datasets")
     (hub.repo("gated/tables", "datasets") / GATED).touch()
-    with pytest.raises(UserError, match=message) as caught, hub_errors("the file", FIX):
+    with pytest.raises(UserError, match=message) as caught, access_hub("file", repo, FIX):
         hf_hub_download(repo, file, repo_type="dataset", cache_dir=tmp_path / "cache")
     assert FIX in (caught.value.fix or "")
 
@@ -231,15 +234,38 @@ def test_a_silent_hub_is_given_up_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     go_online(silent_url)
-    monkeypatch.setattr(hub_module, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_access, "_TIMEOUT", 0.2)
     for download in (hf_hub_download, snapshot_download):
         file = {"filename": "a.csv"} if download is hf_hub_download else {}
         expected = pytest.raises(UserError, match="the hub cannot be reached")
-        with expected as caught, hub_errors("the file", FIX):
+        with expected as caught, access_hub("file", "some/repo", FIX):
             download("some/repo", cache_dir=tmp_path / "cache", **file)
         assert caught.value.where == f"{silent_url}: timed out"
     assert constants.HF_HUB_OFFLINE is False
     assert caplog.text.count("the hub cannot be reached, only its cache is used") == 1
+
+
+def test_a_local_folder_needs_no_hub(
+    silent_url: str, go_online: Callable[[str], None], tmp_path: Path
+) -> None:
+    go_online(silent_url)
+    write_model(tmp_path)
+    with access_hub("model", str(tmp_path), FIX):
+        AutoModel.from_pretrained(str(tmp_path))
+    assert silent_url not in hub_access._answers
+
+
+def test_a_block_inside_another_gives_the_same_reason(
+    silent_url: str,
+    go_online: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_online(silent_url)
+    monkeypatch.setattr(hub_access, "_TIMEOUT", 0.2)
+    expected = pytest.raises(UserError, match="the hub cannot be reached")
+    with access_hub("model", "some/repo", FIX), expected, access_hub("file", "some/repo", FIX):
+        hf_hub_download("some/repo", "a.csv", cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -255,8 +281,8 @@ def test_a_silent_hub_is_given_up_once(
 def test_a_broken_folder(tmp_path: Path, name: str, content: bytes, kind: Any) -> None:
     write_model(tmp_path)
     (tmp_path / name).write_bytes(content)
-    expected = pytest.raises(UserError, match="the model cannot be loaded: ")
-    with expected as caught, hub_errors("the model", FIX):
+    expected = pytest.raises(UserError, match="cannot be loaded: ")
+    with expected as caught, access_hub("model", str(tmp_path), FIX):
         kind.from_pretrained(str(tmp_path))
     assert caught.value.fix == FIX
 
@@ -273,6 +299,6 @@ def test_a_broken_folder(tmp_path: Path, name: str, content: bytes, kind: Any) -
     ],
 )
 def test_unrelated_errors_pass(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, hub_errors("the file", FIX):
+    with pytest.raises(type(error)) as caught, access_hub("file", "x", FIX):
         raise error
     assert caught.value is error

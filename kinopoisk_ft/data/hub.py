@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from kinopoisk_ft.data.local import LabelledTables
 from kinopoisk_ft.data.tables import SUFFIXES, Table, read_table, table_suffix
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 
 _NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]  # what `datasets` keeps beside tables
 
@@ -41,7 +41,7 @@ class HubDataset(LabelledTables):
         if self.subset:
             patterns = [f"{self.subset}/{pattern}" for pattern in patterns]
         fix = "download the data set and give it as data=file data.path=<file>"
-        with hub_errors(f"the data set {self.name}", fix):
+        with access_hub("data set", self.name, fix):
             folder = Path(
                 snapshot_download(
                     self.name,
@@ -62,13 +62,13 @@ class HubDataset(LabelledTables):
         formats = sorted({table_suffix(path) for path in chosen})
         if not formats:
             raise UserError(
-                f"the data set {self.name} has no table named {' or '.join(patterns)}",
+                f"data set '{self.name}' has no table named {' or '.join(patterns)}",
                 where="data.subset and data.files",
                 fix="name a folder and a pattern of files that it has",
             )
         if len(formats) > 1:
             raise UserError(
-                f"the data set {self.name} has tables in several formats: {', '.join(formats)}",
+                f"data set '{self.name}' has tables in several formats: {', '.join(formats)}",
                 where="data.files",
                 fix=f"choose one, as data.files='*{formats[0]}'",
             )

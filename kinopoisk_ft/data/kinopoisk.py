@@ -12,7 +12,7 @@ from kinopoisk_ft.data.local import labelled_texts
 from kinopoisk_ft.data.recipe import GRADES, DataRecipe
 from kinopoisk_ft.data.tables import read_table
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 
 _HUB_FILE = "kinopoisk.jsonl"
 
@@ -47,5 +47,5 @@ class Kinopoisk(DataRecipe):
 
     def _download(self) -> str:
         fix = "give a local copy, data.path=<file>, or generated reviews, data=demo"
-        with hub_errors(f"the data set {self.name}", fix):
+        with access_hub("data set", self.name, fix):
             return hf_hub_download(self.name, _HUB_FILE, repo_type="dataset")

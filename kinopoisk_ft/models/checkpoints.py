@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.tokenizers import HUB_FIX
 from kinopoisk_ft.models.untrusted import refuse_adapter
 
@@ -27,7 +27,7 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     Raises:
         UserError: it cannot be read, or the place holds an adapter instead of a model.
     """
-    with hub_errors(f"model '{name}'", HUB_FIX):
+    with access_hub("model", name, HUB_FIX):
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is not None:
             refuse_adapter(adapter, name)

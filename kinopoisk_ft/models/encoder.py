@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import (
     check_dropout,
     class_names_of,
@@ -109,7 +109,7 @@ class Encoder(ModelRecipe):
     def build_lm(self, tokenizer: Any) -> Network:
         """Return the encoder with its masked-token head."""
         config = self._config()
-        with hub_errors(f"model '{self.name}'", HUB_FIX):
+        with access_hub("model", self.name, HUB_FIX):
             module = AutoModelForMaskedLM.from_pretrained(self.name, **self._source(config))
         rows = len(hugging_face_model(module).get_input_embeddings().weight)
         check_ids(tokenizer, rows, self.name, every_id=True)
@@ -132,7 +132,7 @@ class Encoder(ModelRecipe):
 
     def _hugging_face(self, config: PreTrainedConfig, trained_for: list[str]) -> Network | None:
         """Return Hugging Face's classifier; None if `auto` and more than its last layer is new."""
-        with hub_errors(f"model '{self.name}'", HUB_FIX):
+        with access_hub("model", self.name, HUB_FIX):
             module, info = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
                 output_loading_info=True,
@@ -169,7 +169,7 @@ class Encoder(ModelRecipe):
 
     def _pooled(self, config: PreTrainedConfig, num_labels: int) -> Network:
         pooling = "mean" if self.pooling == "auto" else self.pooling
-        with hub_errors(f"model '{self.name}'", HUB_FIX):
+        with access_hub("model", self.name, HUB_FIX):
             encoder, missing = load_encoder(self.name, config, revision=self.revision)
         return pooled_network(
             encoder, config, num_labels, pooling, missing, self._base(), self.revision, self.dropout

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import load_config
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import WEIGHTS, Layout, ModelRecipe, Network
@@ -180,7 +180,7 @@ def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
                 what = f"there is no {file.name} in '{name}'"
                 raise UserError(what, where="model.name", fix=HUB_FIX)
     else:
-        with hub_errors(f"model '{name}'", HUB_FIX):
+        with access_hub("model", name, HUB_FIX):
             files = [Path(hf_hub_download(name, shard, revision=revision)) for shard in names]
     weights: dict[str, Tensor] = {}
     for file in files:

@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import nn
 
 from kinopoisk_ft.files import whole_folder
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.card import CARD, Card, read_card
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
@@ -130,7 +130,7 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
         check_adapter(folder)
         check_folder(source, CARD)
     with fits_together(folder):
-        with hub_errors(f"model '{source}'", HUB_FIX):
+        with access_hub("model", source, HUB_FIX):
             tokenizer = load_tokenizer(str(folder))
             module = layout.load(source, card, tokenizer, trained=not card.is_peft)
             layout.match_tokenizer(module, tokenizer, source)

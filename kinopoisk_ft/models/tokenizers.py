@@ -19,7 +19,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import hub_errors
+from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.untrusted import ADAPTER, check_contents, refuse_adapter
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ END = "<|endoftext|>"
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer by hub name or folder; pads right, with the end mark if it has no pad."""
     check_folder(name, "model.tokenizer")
-    with hub_errors(f"tokenizer '{name}'", HUB_FIX):
+    with access_hub("tokenizer", name, HUB_FIX):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
