@@ -15,7 +15,7 @@ from kinopoisk_ft.checks.kernels import numba, packaged
 from kinopoisk_ft.checks.machine import automatic
 from kinopoisk_ft.ops.attention import op as attention_op
 from kinopoisk_ft.ops.attention.cuda import PACKAGE, draw
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import SelfTest
 from kinopoisk_ft.training.precision import DTYPES
 
 KERNELS = {
@@ -31,7 +31,7 @@ def _with_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 HARDLY = 1e-9  # drops nothing from so few numbers, and goes the way of dropout
-DROPPING = Subject(reference=_with_dropout, draw=draw)
+DROPPING = SelfTest(reference=_with_dropout, draw=draw)
 
 
 def kernels() -> Iterator[Finding]:

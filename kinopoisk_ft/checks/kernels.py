@@ -16,7 +16,7 @@ from kinopoisk_ft.ops.conv import reference as conv_reference
 from kinopoisk_ft.ops.gpu_package import GpuPackage
 from kinopoisk_ft.ops.scan import op as scan_op
 from kinopoisk_ft.ops.scan import reference as scan_reference
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import SelfTest
 from kinopoisk_ft.ops.ssd import op as ssd_op
 from kinopoisk_ft.ops.ssd import reference as ssd_reference
 from kinopoisk_ft.training.device import choose_device
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def scan() -> Iterator[Finding]:
     """Test the backends of the selective scan."""
-    subject, device = scan_reference.SUBJECT, choose_device("auto")
+    subject, device = scan_reference.SELF_TEST, choose_device("auto")
     yield _auto("selective_scan", scan_op.BACKENDS, device)
     yield numba(subject, partial(scan_op.selective_scan, backend="numba"))
     chunked = partial(scan_op.selective_scan, backend="torch")
@@ -39,7 +39,7 @@ def scan() -> Iterator[Finding]:
 
 def duality() -> Iterator[Finding]:
     """Test the backends of the scan of Mamba-2."""
-    subject, device = ssd_reference.SUBJECT, choose_device("auto")
+    subject, device = ssd_reference.SELF_TEST, choose_device("auto")
     yield _auto("ssd", ssd_op.BACKENDS, device)
     yield examined("torch", subject, partial(ssd_op.ssd, backend="torch"), device, needed=True)
     yield packaged(backends.GPU_PACKAGES["ssd"], device)
@@ -47,7 +47,7 @@ def duality() -> Iterator[Finding]:
 
 def convolution() -> Iterator[Finding]:
     """Test the backends of the causal convolution; PyTorch's own is the definition."""
-    subject, device = conv_reference.SUBJECT, choose_device("auto")
+    subject, device = conv_reference.SELF_TEST, choose_device("auto")
     yield _auto("causal_conv1d", conv_op.BACKENDS, device)
     yield numba(subject, partial(conv_op.causal_conv1d, backend="numba"))
     plain = partial(conv_op.causal_conv1d, backend="torch")
@@ -56,11 +56,11 @@ def convolution() -> Iterator[Finding]:
 
 
 def _auto(operator: str, names: tuple[str, ...], device: torch.device) -> Finding:
-    taken = backends.choose(operator, "auto", names, device, torch.float32)
+    taken = backends.choose_backend(operator, "auto", names, device, torch.float32)
     return Finding("auto", "ok", f"takes '{taken}' on {device.type}", needed=True)
 
 
-def numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
+def numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
     """Test a kernel that numba compiles for a CPU."""
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
@@ -72,19 +72,19 @@ def numba(subject: Subject, run: Callable[..., Tensor]) -> Finding:
 def packaged(package: GpuPackage, device: torch.device) -> Finding:
     """Test a package's kernel on a GPU; elsewhere say where its line would be of use."""
     where = "" if device.type == "cuda" else "on a machine with an NVIDIA GPU: "
-    if not package.installed():
+    if not package.is_installed():
         detail = "it is not installed"
-        return Finding(package.name, "missing", detail, fix=where + package.fix())
+        return Finding(package.name, "missing", detail, fix=where + package.get_install_command())
     wrong = package.diagnose(device)
     if wrong:
         detail = wrong.removeprefix(f"{package.name} ")
-        return Finding(package.name, "broken", detail, fix=where + package.fix())
-    return examined(package.name, package.subject, package.run, device)
+        return Finding(package.name, "broken", detail, fix=where + package.get_install_command())
+    return examined(package.name, package.self_test, package.run, device)
 
 
 def examined(
     name: str,
-    subject: Subject,
+    subject: SelfTest,
     run: Callable[..., Tensor],
     device: torch.device,
     needed: bool = False,
@@ -93,7 +93,7 @@ def examined(
     """Compare values and gradients, then time both ways."""
     try:
         start = time.perf_counter()
-        wrong = subject.disagreement(run, device)
+        wrong = subject.find_mismatch(run, device)
         took = time.perf_counter() - start
         if wrong:
             return Finding(name, "broken", f"fails on {device}: {wrong}", needed, fix)
@@ -106,9 +106,9 @@ def examined(
     return Finding(name, "ok", detail, needed, speedup=round(ratio, 2))
 
 
-def _speedup(subject: Subject, run: Callable[..., Tensor], device: torch.device) -> float:
+def _speedup(subject: SelfTest, run: Callable[..., Tensor], device: torch.device) -> float:
     """Return the time of the definition over that of `run`, each the least of several in turn."""
-    inputs, grad = subject.problem(*SIZE, device)
+    inputs, grad = subject.draw_inputs(*SIZE, device)
     ways = (subject.reference, run)
     times: list[list[float]] = [[], []]
     began = time.perf_counter()
@@ -116,7 +116,7 @@ def _speedup(subject: Subject, run: Callable[..., Tensor], device: torch.device)
         for way, taken in zip(ways, times, strict=True):
             synchronize(device)
             start = time.perf_counter()
-            subject.differentiate(way, inputs, grad)
+            subject.run_backward(way, inputs, grad)
             synchronize(device)
             taken.append(time.perf_counter() - start)
     return min(times[0]) / min(times[1])

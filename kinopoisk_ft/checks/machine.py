@@ -95,7 +95,7 @@ def memory() -> Iterator[Finding]:
 def _kernel_cache() -> Finding:
     from kinopoisk_ft.ops.simd import kernel_cache
 
-    folder = kernel_cache.folder()
+    folder = kernel_cache.find_folder()
     if folder is None:
         detail = "no folder for it can be written: each process compiles the kernels anew"
         fix = "export NUMBA_CACHE_DIR=<a folder that can be written>"

@@ -20,8 +20,8 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.norms import RMSNorm
 from kinopoisk_ft.models.pooling import check_pooling, pool
-from kinopoisk_ft.ops.backends import autocast_dtype, check, full_precision
-from kinopoisk_ft.ops.conv.op import beside, causal_conv1d
+from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
+from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
 from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
 from kinopoisk_ft.ops.ssd.op import BACKENDS as SSD_BACKENDS
 
@@ -38,7 +38,7 @@ class MambaMixer(nn.Module):
         inner, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
-        self.conv_backend = beside(scan_backend)
+        self.conv_backend = match_conv_backend(scan_backend)
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias
@@ -56,7 +56,7 @@ class MambaMixer(nn.Module):
         kernel = self.conv1d.weight.squeeze(1)
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
-        with full_precision(dt.device):  # in bf16 a step would be wrong by a hundredth
+        with disable_autocast(dt.device):  # in bf16 a step would be wrong by a hundredth
             delta = self.dt_proj(dt.float())  # (B, L, E)
         A = -torch.exp(self.A_log.float())
         y = selective_scan(
@@ -103,7 +103,7 @@ class MambaBlock(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         # Written at once in what the projection reads, which a cast of its own would have to make.
-        normalised = self.norm(hidden, autocast_dtype(hidden))
+        normalised = self.norm(hidden, get_matmul_dtype(hidden))
         return hidden + self.mixer(normalised, lengths).to(hidden.dtype)
 
 
@@ -118,9 +118,9 @@ class MambaBackbone(nn.Module):
         if config.hidden_act not in ("silu", "swish"):
             raise UserError(f"Mamba with hidden_act '{config.hidden_act}': only silu is supported")
         if isinstance(config, Mamba2Config):
-            check("ssd", scan_backend, SSD_BACKENDS)
+            validate_backend("ssd", scan_backend, SSD_BACKENDS)
         else:
-            check("selective_scan", scan_backend, BACKENDS)
+            validate_backend("selective_scan", scan_backend, BACKENDS)
         # not `config`: PEFT reads that name and refuses to adapt some layers of a "mamba"
         self.mamba_config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Mamba2Config
 
 from kinopoisk_ft.models.norms import GatedRMSNorm
-from kinopoisk_ft.ops.conv.op import beside, causal_conv1d
+from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
 from kinopoisk_ft.ops.ssd.op import ssd
 
 
@@ -25,7 +25,7 @@ class Mamba2Mixer(nn.Module):
         heads, groups, states = config.num_heads, config.n_groups, config.state_size
         inner = heads * config.head_dim
         self.scan_backend = scan_backend
-        self.conv_backend = beside(scan_backend)
+        self.conv_backend = match_conv_backend(scan_backend)
         self.limit: tuple[float, float] = tuple(config.time_step_limit)
         self.head_dim, self.groups = config.head_dim, groups
         self.parts = (inner, groups * states, groups * states)

@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs: asked for by name, or the fastest that works here."""
+"""Choose the implementation (backend) of an operator: by name, or the fastest that works here."""
 
 from __future__ import annotations
 
@@ -28,110 +28,117 @@ GPU_PACKAGES = {
     "ssd": ssd_cuda.PACKAGE,
     "causal_conv1d": conv_cuda.PACKAGE,
 }
-_announced: set[tuple[str, str, str]] = set()
+# Operator, backend and type of device of each choice that was logged.
+_logged: set[tuple[str, str, str]] = set()
 
 
-def check(operator: str, backend: str, valid: tuple[str, ...]) -> str:
-    """Return `backend` if it is a name that the operator knows.
+def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> None:
+    """Check the name of a backend.
 
     Raises:
-        UserError: it is not.
+        UserError: the operator has no backend of this name.
     """
     if backend not in valid:
         raise UserError(f"unknown backend '{backend}' of {operator}", fix=nearest(backend, valid))
-    return backend
 
 
-def choose(
+def choose_backend(
     operator: str,
     backend: str,
     valid: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
-    unfit: str | None = None,
+    unsupported: str | None = None,
 ) -> str:
-    """Return the backend to run; `auto` picks the fastest that works and logs it once.
+    """Choose the backend to run and log each choice once; `auto` takes the fastest that works.
 
     Args:
-        unfit: why the GPU package cannot take tensors of these sizes, on whatever device.
+        operator: name of the operator, for messages.
+        backend: `auto` or the name of one backend.
+        valid: names of the operator's backends.
+        device, dtype: device and dtype of the tensors.
+        unsupported: the reason why the GPU package does not support these shapes, if it does not.
 
     Raises:
-        UserError: an unknown backend, or one asked for by name that cannot serve these tensors.
+        UserError: the backend is unknown, or it was named and cannot process these tensors.
     """
-    if check(operator, backend, valid) == "auto":
-        chosen = _fastest(operator, valid, device, dtype, unfit)
+    validate_backend(operator, backend, valid)
+    if backend == "auto":
+        fastest = "cuda" if device.type == "cuda" else "numba"
+        works = fastest in valid and not _find_problem(
+            operator, fastest, device, dtype, unsupported
+        )
+        chosen = fastest if works else "torch"
     else:
         chosen = backend
-        _require(operator, backend, device, dtype, unfit)
+        if problem := _find_problem(operator, backend, device, dtype, unsupported):
+            raise UserError(
+                f"backend '{backend}' of {operator} cannot run here: {problem}",
+                fix=_suggest_fix(operator, backend),
+            )
+    # A log record would break the graph that torch.compile traces.
     if not torch.compiler.is_compiling():
-        _announce(operator, chosen, device)
+        _log_once(operator, chosen, device)
     return chosen
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Switch autocast off, if it is on: the operators choose their own precision."""
-    meta = device.type == "meta"  # where autocast does not exist
-    if meta or not torch.is_autocast_enabled(device.type):
+def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Disable autocast on a device: the operators choose their own precision."""
+    # Autocast does not support the meta device.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a matrix product reads x here: autocast's, or its own."""
-    kind = x.device.type
-    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+def get_matmul_dtype(x: Tensor) -> torch.dtype:
+    """Get the dtype that a matrix product converts x to: autocast's, else the dtype of x."""
+    device = x.device.type
+    # Autocast does not support the meta device, and it leaves float64 as it is.
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x.dtype
-    return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_dtype(device)
 
 
-def _fastest(
-    operator: str,
-    valid: tuple[str, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    unfit: str | None,
-) -> str:
-    if device.type == "cuda":
-        works = "cuda" in valid and not _cuda_trouble(operator, device, dtype, unfit)
-        return "cuda" if works else "torch"
-    return "numba" if "numba" in valid and not _numba_trouble(device, dtype) else "torch"
-
-
-def _require(
-    operator: str, backend: str, device: torch.device, dtype: torch.dtype, unfit: str | None
-) -> None:
-    trouble, fix = None, None
+def _find_problem(
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype, unsupported: str | None
+) -> str | None:
+    """Explain why a backend cannot process such tensors; None if it can."""
     if backend == "numba":
-        trouble = _numba_trouble(device, dtype)
-        fix = NUMBA_FIX if NUMBA_ERROR else "ask for backend 'auto' or 'torch'"
-    elif backend == "cuda":
-        trouble = _cuda_trouble(operator, device, dtype, unfit)
-        fix = f"{GPU_PACKAGES[operator].fix()} on a machine with a GPU, or ask for backend 'auto'"
-    if trouble:
-        raise UserError(f"{operator}: backend '{backend}' cannot run here: {trouble}", fix=fix)
+        return _find_numba_problem(device, dtype)
+    if backend == "cuda":
+        return _find_cuda_problem(operator, device, dtype, unsupported)
+    return None
 
 
-def _numba_trouble(device: torch.device, dtype: torch.dtype) -> str | None:
+def _find_numba_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     if NUMBA_ERROR:
         return NUMBA_ERROR
     if device.type not in ("cpu", "meta"):
-        return f"it runs on a CPU, and the tensors are on {device}"
-    return "it computes in float32, and the tensors are float64" if dtype == torch.float64 else None
+        return f"it runs on a CPU, but the tensors are on {device}"
+    return "it computes in float32, but the tensors are float64" if dtype == torch.float64 else None
 
 
+# torch.compile cannot trace the self-test; its outcome does not change within a process.
 @torch.compiler.assume_constant_result
-def _cuda_trouble(
-    operator: str, device: torch.device, dtype: torch.dtype, unfit: str | None
+def _find_cuda_problem(
+    operator: str, device: torch.device, dtype: torch.dtype, unsupported: str | None
 ) -> str | None:
     if device.type != "cuda":
-        return f"it runs on a GPU, and the tensors are on {device}"
+        return f"it runs on a GPU, but the tensors are on {device}"
     if dtype == torch.float64:
-        return "it computes in float32, and the tensors are float64"
-    return unfit or gpu_package.trouble(GPU_PACKAGES[operator], device)
+        return "it computes in float32, but the tensors are float64"
+    return unsupported or gpu_package.find_problem(GPU_PACKAGES[operator], device)
 
 
-def _announce(operator: str, backend: str, device: torch.device) -> None:
+def _suggest_fix(operator: str, backend: str) -> str:
+    if backend == "numba":
+        return NUMBA_FIX if NUMBA_ERROR else "use backend 'auto' or 'torch'"
+    command = GPU_PACKAGES[operator].get_install_command()
+    return f"{command} on a machine with an NVIDIA GPU, or use backend 'auto'"
+
+
+def _log_once(operator: str, backend: str, device: torch.device) -> None:
     key = (operator, backend, device.type)
-    if key not in _announced:
-        _announced.add(key)
-        log.info("%s runs by backend '%s' on %s", operator, backend, device.type)
+    if key not in _logged:
+        _logged.add(key)
+        log.info("%s uses backend '%s' on %s", operator, backend, device.type)

@@ -1,4 +1,4 @@
-"""GPU kernels of other packages, trusted only after a self-test."""
+"""Use GPU kernels of other packages, but only after they pass a self-test."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.ops.self_test import Size, Subject
+from kinopoisk_ft.ops.self_test import SelfTest, Size
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class GpuPackage:
-    """A package with a CUDA kernel for one operator.
+    """Describe a package with a CUDA kernel for one operator.
 
     Args:
-        name, module: as pip and as Python call it.
-        extension: the compiled module, which a package can be installed without.
-        run: the kernel, called as the subject's definition.
-        install, rebuild: the line that installs it, and the one that mends an installed one.
+        name, module: names that pip and Python use.
+        extension: name of the compiled module; the package can be installed without it.
+        run: calls the kernel with the arguments of the definition.
+        self_test: compares the kernel with the definition.
+        install, rebuild: commands that install the package, and that rebuild an installed one.
         sizes: batch, length and width of the self-tests; kernels differ by length and by width.
     """
 
@@ -32,38 +33,42 @@ class GpuPackage:
     module: str
     extension: str
     run: Callable[..., Tensor]
-    subject: Subject
+    self_test: SelfTest
     install: str
     rebuild: str
     sizes: tuple[Size, ...]
 
-    def installed(self) -> bool:
-        """Return whether the package is there, its kernel or not."""
+    def is_installed(self) -> bool:
+        """Check whether Python finds the package, with or without its compiled kernel."""
         return importlib.util.find_spec(self.module) is not None
 
-    def fix(self) -> str:
-        """Return the line that would make it work on a machine with an NVIDIA GPU."""
-        return self.rebuild if self.installed() else self.install
+    def get_install_command(self) -> str:
+        """Get the command that makes the kernel work on a machine with an NVIDIA GPU."""
+        return self.rebuild if self.is_installed() else self.install
 
     def diagnose(self, device: torch.device) -> str | None:
-        """Compare values and gradients on a few rows with the definition; return what is wrong."""
-        if not self.installed():
+        """Run the self-test on a device; explain what is wrong, or return None if it passes."""
+        if not self.is_installed():
             return f"{self.name} is not installed"
         try:
-            wrong = self.subject.disagreement(self.run, device, self.sizes)
+            mismatch = self.self_test.find_mismatch(self.run, device, self.sizes)
+        # A kernel built for another GPU or another PyTorch can raise anything.
         except Exception as error:
             log.debug("%s fails its self-test on %s", self.name, device, exc_info=True)
             if importlib.util.find_spec(self.extension) is None:
                 return f"{self.name} is installed without its compiled {self.extension}"
             reason = next(iter(str(error).splitlines()), "")
             return f"{self.name} fails on {device}: {type(error).__name__}: {reason}"
-        return wrong and f"{self.name} fails its self-test on {device}: {wrong}"
+        return mismatch and f"{self.name} fails its self-test on {device}: {mismatch}"
 
 
 @cache
-def trouble(package: GpuPackage, device: torch.device) -> str | None:
-    """Return what is wrong with a package on a device, tested once; says it if it is installed."""
-    found = package.diagnose(device)
-    if found and package.installed():
-        log.warning("%s; to mend it: %s", found, package.fix())
-    return found
+def find_problem(package: GpuPackage, device: torch.device) -> str | None:
+    """Test a package once per device and explain what is wrong; None if its kernel works.
+
+    A package that is installed but does not work is logged as a warning.
+    """
+    problem = package.diagnose(device)
+    if problem and package.is_installed():
+        log.warning("%s; to repair it, run: %s", problem, package.get_install_command())
+    return problem

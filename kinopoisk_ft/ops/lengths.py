@@ -1,4 +1,4 @@
-"""Rows of unequal length in one padded batch."""
+"""Handle rows of unequal length in one padded batch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 
-def real_positions(lengths: Tensor, length: int) -> Tensor:
-    """Return a boolean (batch, length), true before each row's length."""
+def make_length_mask(lengths: Tensor, length: int) -> Tensor:
+    """Make a boolean mask (batch, length), true at each row's first `lengths` positions.
+
+    lengths: (batch,) integers.
+    """
     return torch.arange(length, device=lengths.device) < lengths[:, None]
-
-
-def as_int64(lengths: Tensor | None) -> Tensor | None:
-    """Return lengths as the CPU kernels read them."""
-    return None if lengths is None else lengths.to(torch.int64)

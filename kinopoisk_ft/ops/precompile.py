@@ -14,7 +14,7 @@ from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
 log = logging.getLogger(__name__)
 
 
-def kernels() -> Iterator[Callable[..., None]]:
+def list_kernels() -> Iterator[Callable[..., None]]:
     """Yield every kernel that an operator may run."""
     from kinopoisk_ft.ops.attention import cpu as attention_cpu
     from kinopoisk_ft.ops.conv import cpu as conv_cpu
@@ -29,14 +29,14 @@ def kernels() -> Iterator[Callable[..., None]]:
 
 
 def main() -> None:
-    """Compile what is not in the cache; without numba there is nothing to do."""
+    """Compile the kernels that are not cached yet; only warn if numba is missing."""
     if NUMBA_ERROR:
-        log.warning("no kernels to compile: %s; %s", NUMBA_ERROR, NUMBA_FIX)
+        log.warning("cannot compile the CPU kernels: %s; to fix it: %s", NUMBA_ERROR, NUMBA_FIX)
         return
-    from kinopoisk_ft.ops.simd.threads import compiled
+    from kinopoisk_ft.ops.simd.threads import compile_kernel
 
     start = time.monotonic()
-    count = len([compiled(kernel) for kernel in kernels()])
+    count = len([compile_kernel(kernel) for kernel in list_kernels()])
     log.info("%d CPU kernels are compiled; it took %.0f s", count, time.monotonic() - start)
 
 

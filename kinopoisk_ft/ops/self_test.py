@@ -1,4 +1,4 @@
-"""Hold an implementation of an operator against its definition, on small random inputs."""
+"""Compare an implementation of an operator with its definition on small random inputs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3  # float32 kernels with fast exponentials keep to it
+# Float32 kernels with fast exponentials stay below this relative error.
+TOLERANCE = 1e-3
 
-
+# Batch, length and width.
 Size: TypeAlias = tuple[int, int, int]
-FEW: tuple[Size, ...] = ((2, 40, 16),)  # batch, length, width
+SMALL: tuple[Size, ...] = ((2, 40, 16),)
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """An operator under test.
+class SelfTest:
+    """Test implementations of one operator against its definition.
 
     Args:
-        reference: its definition, in the dtype of its inputs.
-        draw: (batch, length, width, generator) -> the tensors by argument name, on the CPU; the
-            first has the shape of the output.
-        options: further arguments, the same at each call.
-        tolerance: relative, and of a tensor's largest value.
+        reference: the definition; it computes in the dtype of its inputs.
+        draw: maps (batch, length, width, generator) to the tensor arguments by name, on the CPU;
+            the first tensor has the shape of the output.
+        options: further keyword arguments, the same at each call.
+        tolerance: error allowed, relative to the element plus relative to the tensor's largest
+            absolute value.
     """
 
     reference: Callable[..., Tensor]
@@ -33,54 +35,58 @@ class Subject:
     options: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
 
-    def problem(
+    def draw_inputs(
         self, batch: int, length: int, width: int, device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return float32 inputs and the gradient of the output, the same at each call."""
+        """Draw float32 inputs and the gradient of the output, the same at each call."""
         generator = torch.Generator().manual_seed(0)
-        drawn = self.draw(batch, length, width, generator)
-        shape = next(iter(drawn.values())).shape
+        inputs = self.draw(batch, length, width, generator)
+        shape = next(iter(inputs.values())).shape
         grad = torch.randn(shape, generator=generator).to(device)
-        return {name: x.to(device) for name, x in drawn.items()}, grad
+        return {name: x.to(device) for name, x in inputs.items()}, grad
 
-    def differentiate(
+    def run_backward(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Return the output and, by input name, the gradients."""
+        """Run a function forward and backward; return its output and the gradient of each input."""
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)
         named = {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
         return {"values": out.detach(), **named}
 
-    def disagreement(
-        self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = FEW
+    def find_mismatch(
+        self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = SMALL
     ) -> str | None:
-        """Return where `function` differs from the definition in float64, None if nowhere.
+        """Compare a function with the definition in float64; describe the first mismatch, if any.
 
-        What `function` raises is the caller's; whether it records gradients or casts is not.
+        Exceptions of `function` are passed on. Inference mode, no_grad and autocast of the caller
+        do not affect the test.
         """
         with (
             torch.inference_mode(False), torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):  # fmt: skip
-            found = (self._disagreement(function, device, size) for size in sizes)
-            return next(filter(None, found), None)
+            mismatches = (self._compare(function, device, size) for size in sizes)
+            return next(filter(None, mismatches), None)
 
-    def _disagreement(
+    def _compare(
         self, function: Callable[..., Tensor], device: torch.device, size: Size
     ) -> str | None:
-        inputs, grad = self.problem(*size, device)
-        # float64 exists on no MPS device, and on CUDA float32 convolutions may run as TF32
+        inputs, grad = self.draw_inputs(*size, device)
+        # The definition runs on the CPU: MPS devices have no float64, and on CUDA float32
+        # convolutions may run in TF32.
         exact = {name: x.cpu().double() for name, x in inputs.items()}
-        want = self.differentiate(self.reference, exact, grad.cpu().double())
-        got = self.differentiate(function, inputs, grad)
-        wrong = [name for name, x in want.items() if not self._close(got[name].cpu().double(), x)]
+        want = self.run_backward(self.reference, exact, grad.cpu().double())
+        got = self.run_backward(function, inputs, grad)
+        wrong = [
+            name for name, x in want.items() if not self._is_close(got[name].cpu().double(), x)
+        ]
         if not wrong:
             return None
         return f"it differs from the reference in {', '.join(wrong)} at length {size[1]}"
 
-    def _close(self, got: Tensor, want: Tensor) -> bool:
+    def _is_close(self, got: Tensor, want: Tensor) -> bool:
         limit = self.tolerance * float(want.abs().max())
         return got.shape == want.shape and torch.allclose(
             got, want, rtol=self.tolerance, atol=limit

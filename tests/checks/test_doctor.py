@@ -80,7 +80,7 @@ def test_json_tells_all(here: Path) -> None:
     for section in ("selective_scan", "causal_conv1d"):
         for backend in ("numba", "torch"):
             assert math.isfinite(names[section][backend]["speedup"])
-    assert names["memory"]["kernel cache"]["detail"].startswith(str(kernel_cache.folder()))
+    assert names["memory"]["kernel cache"]["detail"].startswith(str(kernel_cache.find_folder()))
     assert list(here.iterdir()) == []  # looking at the store does not make it
 
 

@@ -63,7 +63,7 @@ def test_readme_names_the_two_commands() -> None:
 
 FAST = """
 import shutil, torch, kinopoisk_ft
-from kinopoisk_ft.ops.backends import choose
+from kinopoisk_ft.ops.backends import choose_backend
 from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
 assert not any(shutil.which(name) for name in ("cc", "gcc", "g++", "c++", "clang"))
 one = torch.rand(1, 40, 16)
@@ -71,7 +71,7 @@ states = torch.rand(1, 40, 4)
 out = selective_scan(one, one, -torch.rand(16, 4), states, states)
 assert out.isfinite().all()
 print(kinopoisk_ft.__file__)
-print(choose("selective_scan", "auto", BACKENDS, out.device, out.dtype))
+print(choose_backend("selective_scan", "auto", BACKENDS, out.device, out.dtype))
 """
 
 

@@ -104,4 +104,4 @@ def _place(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> No
     for key, value in contents.items():
         setattr(module, key, value)
     monkeypatch.setitem(sys.modules, name, module)
-    gpu_package.trouble.cache_clear()
+    gpu_package.find_problem.cache_clear()

@@ -1,4 +1,4 @@
-"""Attention with dropout: the CPU kernels against float64 with the same mask written out."""
+"""Test attention with dropout: CPU kernels against float64 attention with the same mask."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def factor(shape: tuple[int, ...], p: float) -> Tensor:
-    """Return what each probability (batch, heads, queries, keys) is multiplied by."""
+def dropout_factors(shape: tuple[int, ...], p: float) -> Tensor:
+    """Compute the factors of dropout for probabilities (batch, heads, queries, keys)."""
     rows, keys = math.prod(shape[:3]), shape[3]
     mask = np.stack([draws(KEY, row, keys) < (1 - p) * 2**32 for row in range(rows)])
     return torch.from_numpy(mask).view(shape).double() / (1 - p)
@@ -46,7 +46,7 @@ def reference(
         logits = logits + bias
     alone = (logits == -math.inf).all(-1, keepdim=True)
     weights = logits.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
-    return (weights * factor(tuple(logits.shape), p)) @ v
+    return (weights * dropout_factors(tuple(logits.shape), p)) @ v
 
 
 def compare(inputs: list[Tensor], mask: Tensor | None, p: float, tolerance: float) -> None:
@@ -78,16 +78,17 @@ def test_numba_agrees_with_the_definition(
     if masked == "padding":
         lengths = torch.randint(1, keys + 1, (batch, 1, 1, 1))
         mask = (torch.arange(keys) < lengths).expand(batch, 1, queries, keys)
-    elif masked == "square":  # a row may have no key at all
+    elif masked == "square":
+        # Some rows have no key to attend to.
         mask = torch.rand(1, heads, queries, keys) < 0.5
     elif masked == "numbers":
         mask = torch.randn(batch, 1, queries, keys)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_cpu, "CACHE", chunk)
+        patch.setattr(attention_cpu, "SCORE_BYTES", chunk)
         compare(inputs, mask, p, 1e-5)
 
 
-def test_masked_keys_get_nothing_at_all() -> None:
+def test_masked_keys_get_no_gradient() -> None:
     q, k, v = (torch.randn(2, 2, 20, 8, requires_grad=True) for _ in range(3))
     mask = (torch.arange(20) < torch.tensor([20, 13]).view(2, 1, 1, 1)).expand(2, 1, 20, 20)
     out = attention(q, k, v, mask, 0.1)
@@ -98,7 +99,7 @@ def test_masked_keys_get_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize("where", [0, slice(None)])
-def test_what_is_not_a_number_is_not_hidden(where: int | slice) -> None:
+def test_nan_is_passed_on(where: int | slice) -> None:
     q, k, v = (torch.randn(1, 1, 20, 8) for _ in range(3))
     q[:, :, 5, where] = math.nan
     leaves = [x.requires_grad_() for x in (q, k, v)]
@@ -108,7 +109,7 @@ def test_what_is_not_a_number_is_not_hidden(where: int | slice) -> None:
     assert all(grad.isnan().any() for grad in grads)
 
 
-def test_bfloat16_is_as_close_as_its_rounding() -> None:
+def test_bfloat16_is_as_precise_as_its_rounding() -> None:
     inputs = [torch.randn(2, 3, 40, 16).bfloat16() for _ in range(3)]
     compare(inputs, None, 0.1, 2e-2)
     half = attention(*(x.half() for x in inputs), None, 0.1)
@@ -128,11 +129,12 @@ def test_expectation_is_attention_without_dropout() -> None:
     out = attention(*repeated, None, 0.2, backend="numba")
     want = nn.functional.scaled_dot_product_attention(q, k, v)[0]
     error = (out.mean(0) - want) / (out.std(0) / times**0.5)
-    assert error.abs().max() < 4.5  # of 192 averages, in standard errors
+    # In standard errors, for 192 averages.
+    assert error.abs().max() < 4.5
     assert error.std().item() == pytest.approx(1, abs=0.2)
 
 
-def test_threads_change_nothing_and_the_generator_replays() -> None:
+def test_result_depends_on_the_generator_and_not_on_threads() -> None:
     leaves = [torch.randn(3, 2, 50, 8, requires_grad=True) for _ in range(3)]
     found = []
     for threads in (1, 2, 3):
@@ -146,7 +148,7 @@ def test_threads_change_nothing_and_the_generator_replays() -> None:
     assert not torch.equal(out, attention(*leaves, None, 0.3))
 
 
-def test_checkpointing_replays() -> None:
+def test_gradient_checkpointing_draws_the_same_mask() -> None:
     q, k, v = (torch.randn(2, 2, 30, 8, requires_grad=True) for _ in range(3))
     torch.manual_seed(3)
     want = torch.autograd.grad(attention(q, k, v, None, 0.3).sin().sum(), (q, k, v))
@@ -157,7 +159,7 @@ def test_checkpointing_replays() -> None:
         torch.testing.assert_close(leaf.grad, exact, rtol=0, atol=0)
 
 
-def test_operator_is_known_to_pytorch() -> None:
+def test_operator_passes_opcheck() -> None:
     leaves = [torch.randn(2, 2, n, 4, requires_grad=True) for n in (5, 7, 7)]
     mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor",
@@ -165,7 +167,7 @@ def test_operator_is_known_to_pytorch() -> None:
     torch.library.opcheck(attend, (*leaves, mask, draw_key(), 0.5, 0.5), test_utils=checks)
 
 
-def test_other_cases_are_sdpa() -> None:
+def test_pytorch_runs_without_dropout_and_in_float64() -> None:
     q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
     want = nn.functional.scaled_dot_product_attention(q, k, v)
     assert torch.equal(attention(q, k, v, None, 0.0), want)

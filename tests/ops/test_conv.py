@@ -1,4 +1,4 @@
-"""The causal convolution: the CPU kernels against `conv1d` in float64, values and gradients."""
+"""Test the causal convolution: CPU kernels against `conv1d` in float64, values and gradients."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_definition_is_causal_conv1d_and_silu() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_nothing_flows_beyond_lengths(backend: str) -> None:
+def test_outputs_and_gradients_are_zero_beyond_lengths(backend: str) -> None:
     x, lengths = torch.randn(2, 12, 5), torch.tensor([7, 0])
     x[0, 7:] = x[1] = float("nan")
     x.requires_grad_()
@@ -95,11 +95,12 @@ def test_bfloat16_is_rounded_only_where_it_is_read_and_written() -> None:
         results.append([out, *torch.autograd.grad(out, inputs, grad.to(wide))])
     short, exact = results
     want = [x.to(y.dtype).double() for x, y in zip(exact, short, strict=True)]
-    assert_close(short, want, tolerance=1e-4)  # one more rounding would cost 1e-3
+    # One more rounding would cost 1e-3.
+    assert_close(short, want, tolerance=1e-4)
     assert [x.dtype for x in short] == [torch.bfloat16] * 2 + [torch.float32] * 2
 
 
-def test_operator_is_known_to_pytorch() -> None:
+def test_operator_passes_opcheck() -> None:
     from kinopoisk_ft.ops.conv.cpu import conv
 
     leaves = [torch.randn(2, 9, 6), torch.randn(6, 4), torch.randn(6)]
@@ -114,7 +115,7 @@ def test_operator_is_known_to_pytorch() -> None:
     assert meta.is_meta
 
 
-def test_bad_calls_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match="must be"):
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(5, 4))
     with pytest.raises(ValueError, match=r"bias must be of shape \(6,\), not \(5,\)"):
@@ -127,7 +128,7 @@ def test_bad_calls_are_refused() -> None:
         causal_conv1d(torch.randn(2, 9, 6), torch.randn(6, 4), backend="cuda")
 
 
-def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     device, package = torch.device("cpu"), conv_cuda.PACKAGE
     assert package.diagnose(device) == "causal-conv1d is not installed"
     stand_ins.causal_conv1d(monkeypatch)
@@ -139,7 +140,7 @@ def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.Mo
     stand_ins.causal_conv1d_without_kernel(monkeypatch)
     found = package.diagnose(device)
     assert found == "causal-conv1d is installed without its compiled causal_conv1d_cuda"
-    assert "CAUSAL_CONV1D_FORCE_BUILD=TRUE" in package.fix()
+    assert "CAUSAL_CONV1D_FORCE_BUILD=TRUE" in package.get_install_command()
 
 
 @pytest.mark.parametrize("width", [2, 4])
@@ -148,11 +149,12 @@ def test_gpu_kernel_agrees_with_conv1d(
     width: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_ins.causal_conv1d(monkeypatch)
-    monkeypatch.setattr(conv_op, "choose", lambda operator, backend, *rest: backend)
+    monkeypatch.setattr(conv_op, "choose_backend", lambda operator, backend, *rest: backend)
     x = torch.randn(3, 12, 10)
     x[1, 5:] = float("nan")
     inputs = [x, torch.randn(5, width)] + ([torch.randn(5)] if bias else [])
-    inputs[0] = x[..., 3:8]  # as a half of a projection: strided
+    # Strided, like half of a projection.
+    inputs[0] = x[..., 3:8]
     grad, lengths = torch.randn(3, 12, 5), torch.tensor([12, 5, 0])
     got = run(inputs, grad, lengths=lengths, backend="cuda")
     exact = [x.double() for x in inputs]
@@ -160,7 +162,7 @@ def test_gpu_kernel_agrees_with_conv1d(
 
 
 @pytest.mark.parametrize("taps", [1, 5])
-def test_gpu_kernel_is_not_asked_for_other_taps(taps: int) -> None:
+def test_gpu_kernel_is_not_used_for_other_taps(taps: int) -> None:
     x, weight = torch.randn(2, 9, 6), torch.randn(6, taps)
     seen: list[str | None] = []
 
@@ -169,7 +171,7 @@ def test_gpu_kernel_is_not_asked_for_other_taps(taps: int) -> None:
         return "torch"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv_op, "choose", choose)
+        patch.setattr(conv_op, "choose_backend", choose)
         causal_conv1d(x, weight)
         causal_conv1d(x, torch.randn(6, 4))
     assert seen == [f"it takes 2 to 4 taps, not {taps}", "None"]

@@ -1,4 +1,4 @@
-"""Dropout by counters: the definition in numpy, its statistics, gradients and replay."""
+"""Test dropout: its definition in numpy, statistics, gradients and reproducibility."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from kinopoisk_ft.ops import backends
 from kinopoisk_ft.ops.dropout.cpu import ROW, drop
 from kinopoisk_ft.ops.dropout.op import draw_key, dropout
 
-LUCK = 1e-4  # a fair generator falls below this p-value once in 10,000 seeds; the seeds are fixed
+# A fair generator falls below this p-value with one seed in 10,000; the seeds are fixed.
+MIN_P_VALUE = 1e-4
 
 
 @pytest.fixture(autouse=True)
@@ -28,50 +29,50 @@ def _seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def kept(size: int, p: float, key: int) -> np.ndarray:
-    """Return which of `size` elements the operator keeps."""
+def draw_mask(size: int, p: float, key: int) -> np.ndarray:
+    """Draw the mask of `size` elements with the operator; true where it keeps one."""
     return (drop(torch.ones(size), torch.tensor(key), p) != 0).numpy()
 
 
-def independent(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the p-value of the chi-square test that two masks are independent."""
+def independence_p_value(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute the p-value of the chi-square test that two masks are independent."""
     table = np.bincount(2 * a.ravel() + b.ravel(), minlength=4).reshape(2, 2)
     return float(stats.chi2_contingency(table).pvalue)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 31, ROW - 1, ROW, ROW + 17, 3 * ROW])
 @pytest.mark.parametrize("key", [0, 5, 2**63 - 2])
-def test_operator_draws_by_the_definition(size: int, key: int) -> None:
+def test_operator_draws_as_defined(size: int, key: int) -> None:
     want = np.concatenate([draws(key, row, ROW) for row in range(-(-size // ROW))])[:size]
     for p in (0.1, 0.75):
-        np.testing.assert_array_equal(kept(size, p, key), want < (1 - p) * 2**32)
+        np.testing.assert_array_equal(draw_mask(size, p, key), want < (1 - p) * 2**32)
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.3, 0.5, 0.9])
 def test_rate_is_binomial(p: float) -> None:
     size = 2**21
     for key in (1, 2):
-        count = int(kept(size, p, key).sum())
-        assert stats.binomtest(count, size, 1 - p).pvalue > LUCK
+        count = int(draw_mask(size, p, key).sum())
+        assert stats.binomtest(count, size, 1 - p).pvalue > MIN_P_VALUE
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_neighbours_rows_and_calls_are_independent(p: float) -> None:
-    mask = kept(2**21, p, 77)
+    mask = draw_mask(2**21, p, 77)
     for lag in (1, 2, 3, 8, 16, 256, ROW):
-        assert independent(mask[:-lag], mask[lag:]) > LUCK, lag
+        assert independence_p_value(mask[:-lag], mask[lag:]) > MIN_P_VALUE, lag
     for other in (78, 77 + 2**32, 77 ^ (1 << 62)):
-        assert independent(mask, kept(2**21, p, other)) > LUCK, other
+        assert independence_p_value(mask, draw_mask(2**21, p, other)) > MIN_P_VALUE, other
 
 
 def test_patterns_of_eight_and_columns_are_uniform() -> None:
-    mask = kept(2**22, 0.5, 3)
+    mask = draw_mask(2**22, 0.5, 3)
     patterns = np.bincount(np.packbits(mask), minlength=256)
-    assert stats.chisquare(patterns).pvalue > LUCK
+    assert stats.chisquare(patterns).pvalue > MIN_P_VALUE
     columns = mask.reshape(-1, ROW).sum(0)
     rows = mask.size // ROW
-    spread = ((columns - rows / 2) ** 2).sum() / (rows / 4)
-    assert LUCK < stats.chi2.sf(spread, ROW) < 1 - LUCK
+    statistic = ((columns - rows / 2) ** 2).sum() / (rows / 4)
+    assert MIN_P_VALUE < stats.chi2.sf(statistic, ROW) < 1 - MIN_P_VALUE
 
 
 def test_seeds_and_calls_draw_unrelated_keys() -> None:
@@ -81,7 +82,7 @@ def test_seeds_and_calls_draw_unrelated_keys() -> None:
         masks += [(dropout(torch.ones(2**18), 0.5) != 0).numpy() for _ in range(2)]
     for i, one in enumerate(masks):
         for other in masks[:i]:
-            assert independent(one, other) > LUCK
+            assert independence_p_value(one, other) > MIN_P_VALUE
 
 
 def test_values_are_scaled_or_zero() -> None:
@@ -105,7 +106,7 @@ def test_gradient_is_the_mask() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_threads_and_layout_change_nothing(dtype: torch.dtype) -> None:
+def test_result_does_not_depend_on_threads_or_layout(dtype: torch.dtype) -> None:
     x = torch.randn(300, 301).to(dtype).t()
     out = []
     for threads in (1, 2, 3):
@@ -127,7 +128,7 @@ def test_bfloat16_rounds_to_nearest() -> None:
     torch.testing.assert_close(y, want, rtol=0, atol=0, equal_nan=True)
 
 
-def test_generator_replays() -> None:
+def test_generator_state_reproduces_masks() -> None:
     state = torch.get_rng_state()
     first = [dropout(torch.ones(99), 0.5) for _ in range(3)]
     torch.set_rng_state(state)
@@ -137,7 +138,7 @@ def test_generator_replays() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_replays(reentrant: bool) -> None:
+def test_gradient_checkpointing_draws_the_same_mask(reentrant: bool) -> None:
     def twice(x: Tensor) -> Tensor:
         return dropout(dropout(x, 0.3).sin(), 0.3)
 
@@ -150,7 +151,7 @@ def test_checkpointing_replays(reentrant: bool) -> None:
     assert torch.equal(x.grad, want)
 
 
-def test_operator_is_known_to_pytorch() -> None:
+def test_operator_passes_opcheck() -> None:
     x = torch.randn(9, 6, requires_grad=True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor",
               "test_aot_dispatch_static")  # fmt: skip
@@ -159,7 +160,7 @@ def test_operator_is_known_to_pytorch() -> None:
         assert dropout((x @ x.t()), 0.5).dtype == torch.bfloat16
 
 
-def test_other_cases_are_pytorchs() -> None:
+def test_pytorch_runs_in_float64() -> None:
     x = torch.ones(50, dtype=torch.float64)
     torch.manual_seed(5)
     got = dropout(x, 0.5)
@@ -169,12 +170,12 @@ def test_other_cases_are_pytorchs() -> None:
         dropout(x, 0.5, backend="numba")
     with pytest.raises(UserError, match="unknown backend"):
         dropout(x, 0.5, backend="cuda")
-    for backend, shown in (("torch", "between 0 and 1"), ("numba", "from 0 to 1")):
-        with pytest.raises(ValueError, match=shown):
+    for backend, message in (("torch", "between 0 and 1"), ("numba", "from 0 to 1")):
+        with pytest.raises(ValueError, match=message):
             dropout(x.float(), 1.5, backend=backend)
 
 
-def test_without_numba_it_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_runs_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "NUMBA_ERROR", "No module named 'numba'")
     x = torch.ones(50)
     torch.manual_seed(5)
@@ -183,7 +184,7 @@ def test_without_numba_it_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(got, torch.nn.functional.dropout(x, 0.5))
 
 
-def test_compiled_graphs_draw_anew_at_each_call() -> None:
+def test_compiled_graphs_draw_a_new_mask_at_each_call() -> None:
     compiled = torch.compile(dropout, backend="aot_eager", fullgraph=True)
     x = torch.randn(500, requires_grad=True)
     out = [compiled(x, 0.5) for _ in range(2)]

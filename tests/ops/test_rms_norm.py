@@ -1,4 +1,4 @@
-"""Root mean square normalisation: the CPU kernels against PyTorch's own in float64."""
+"""Test root mean square normalization: CPU kernels against PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def passes(x: Tensor, weight: Tensor | None, grad: Tensor, eps: float) -> list[Tensor]:
-    """Return the output and the gradients of `rms_norm`, of F.rms_norm in float64."""
+def run(x: Tensor, weight: Tensor | None, grad: Tensor, eps: float) -> list[Tensor]:
+    """Compute output and gradients: by `F.rms_norm` if grad is float64, else by `rms_norm`."""
     leaves = [y.detach().to(grad.dtype).requires_grad_() for y in (x, weight) if y is not None]
     given = (leaves[0], leaves[1] if weight is not None else None)
     if grad.dtype == torch.float64:
@@ -38,21 +38,21 @@ def passes(x: Tensor, weight: Tensor | None, grad: Tensor, eps: float) -> list[T
 def test_agrees_with_float64(rows: int, width: int, weighted: bool, scale: float) -> None:
     x, weight = scale * torch.randn(rows, width), torch.randn(width) if weighted else None
     grad = torch.randn(rows, width)
-    got, want = (passes(x, weight, g, 1e-5) for g in (grad, grad.double()))
+    got, want = (run(x, weight, g, 1e-5) for g in (grad, grad.double()))
     for one, exact in zip(got, want, strict=True):
         assert one.shape == exact.shape
-        # |x| / |dx| is what rounding the sum over a row can cost
+        # Rounding the sum over a row can cost |x| / |dx|.
         assert (one.double() - exact).norm() <= 1e-5 * max(exact.norm().item(), 1 / scale)
 
 
-def test_any_layout_and_number_of_threads() -> None:
+def test_result_does_not_depend_on_threads_or_layout() -> None:
     x, weight, grad = torch.randn(48, 5, 7).permute(2, 1, 0), torch.randn(48), torch.randn(7, 5, 48)
-    want, threads = passes(x, weight, grad.double(), 1e-5), torch.get_num_threads()
+    want, threads = run(x, weight, grad.double(), 1e-5), torch.get_num_threads()
     results = []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append(passes(x, weight, grad.transpose(0, 1).contiguous().transpose(0, 1),
+            results.append(run(x, weight, grad.transpose(0, 1).contiguous().transpose(0, 1),
                                   1e-5))  # fmt: skip
     finally:
         torch.set_num_threads(threads)
@@ -61,21 +61,21 @@ def test_any_layout_and_number_of_threads() -> None:
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_operator_is_known_to_pytorch() -> None:
-    from kinopoisk_ft.ops.rms_norm.cpu import normalise
+def test_operator_passes_opcheck() -> None:
+    from kinopoisk_ft.ops.rms_norm.cpu import normalize
 
     checks = ("test_schema", "test_autograd_registration", "test_faketensor",
               "test_aot_dispatch_static")  # fmt: skip
     for weight in (None, torch.randn(18, requires_grad=True)):
         x = torch.randn(2, 9, 18, requires_grad=True)
         for dtype in (torch.float32, torch.bfloat16):
-            torch.library.opcheck(normalise, (x, weight, 1e-5, dtype), test_utils=checks)
+            torch.library.opcheck(normalize, (x, weight, 1e-5, dtype), test_utils=checks)
     compiled = torch.compile(rms_norm, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, weight), rms_norm(x, weight))
     assert rms_norm(x.detach().to("meta")).shape == x.shape
 
 
-def test_layer_is_pytorchs_where_float32_is_not() -> None:
+def test_layer_uses_pytorch_unless_float32() -> None:
     ours, theirs = RMSNorm(32, eps=1e-6), nn.RMSNorm(32, eps=1e-6)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for dtype in (torch.float64, torch.bfloat16):
@@ -98,15 +98,15 @@ def test_output_in_another_dtype_is_rounded_once(dtype: torch.dtype, backend: st
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
-def test_bad_calls_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ValueError, match=r"weight must be of shape \(6,\)"):
         rms_norm(torch.randn(2, 6), torch.randn(5))
     with pytest.raises(UserError, match="did you mean 'numba'"):
         rms_norm(torch.randn(2, 6), backend="nunba")
 
 
-def test_defaults_of_dtype_and_device_do_not_matter() -> None:
-    """What the kernels keep for all calls is made by the first one, whatever holds there."""
+def test_result_does_not_depend_on_default_dtype_and_device() -> None:
+    """The first call makes tensors that later calls reuse; the defaults must not affect them."""
     x = torch.randn(2, 46, dtype=torch.float32)
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,4 +1,4 @@
-"""The selective scan: every backend against the definition in float64, in values and gradients."""
+"""Test the selective scan: values and gradients of every backend against float64."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_agrees_on_random_problems(
     batch: int, length: int, width: int, states: int, seed: int, data: st.DataObject, backend: str,
     level: float, absent: set[str],
 ) -> None:  # fmt: skip
-    """Rows without a token, steps from 1e-13 to 90, and whatever may be left out, left out."""
+    """Try rows without a token, steps from 1e-13 to 90, and absent optional inputs."""
     inputs, grad = draw(batch, length, width, states, seed), torch.randn(batch, length, width)
     inputs["delta"] += level
     if "softplus" in absent:
@@ -63,11 +63,12 @@ def test_agrees_on_random_problems(
     inputs = {name: x for name, x in inputs.items() if name not in absent}
     got = run(selective_scan, inputs, grad, backend=backend, **options)
     want = expected(inputs, grad, **options)
-    assert_close(got, want, floor=0.05 if level == 0 else 0.0)  # a sum of few may cancel
+    # A sum of few terms may cancel.
+    assert_close(got, want, floor=0.05 if level == 0 else 0.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_flows_beyond_lengths(backend: str) -> None:
+def test_outputs_and_gradients_are_zero_beyond_lengths(backend: str) -> None:
     lengths = torch.tensor([50, 0, 13])
     inputs, grad = draw(3, 50, 18, 4), torch.randn(3, 50, 18)
     padded = {name: x.clone() for name, x in inputs.items()}
@@ -93,7 +94,7 @@ def test_tiny_and_huge_steps(backend: str, level: float) -> None:
 
 
 def test_long_memory() -> None:
-    """A decay within 2e-4 of one over 4,000 steps: float32 itself allows an error of 1e-4."""
+    """Decays differ from one by 2e-4 for 4,000 steps: float32 causes an error of up to 1e-4."""
     inputs, grad = draw(1, 4000, 16, 2), torch.randn(1, 4000, 16)
     inputs["A"] = torch.full((16, 2), -1e-2)
     inputs["delta"] = torch.full((1, 4000, 16), -4.0)
@@ -102,7 +103,7 @@ def test_long_memory() -> None:
     assert_close(got, expected(inputs, grad, delta_softplus=True), tolerance=1e-4)
 
 
-def test_not_a_number_is_not_hidden() -> None:
+def test_nan_is_passed_on() -> None:
     inputs = draw(1, 4, 16, 4)
     inputs["delta"][0, 1, 3] = float("nan")
     out = selective_scan(**inputs, delta_softplus=True, backend="numba")
@@ -152,25 +153,25 @@ def test_result_does_not_depend_on_threads() -> None:
 
 @pytest.mark.parametrize(("backend", "most"), [("numba", 9), ("torch", 20)])
 def test_memory_does_not_grow_with_length_times_states(backend: str, most: float) -> None:
-    """What is kept for the backward, in units of u, with 64 states: 64 would be every state."""
+    """Measure what is saved for the backward pass in sizes of u; all 64 states would be 64."""
     inputs = {name: x.requires_grad_() for name, x in draw(1, 512, 64, 64).items()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         selective_scan(**inputs, delta_softplus=True, backend=backend)
     u = inputs["u"]
-    assert sum(kept.values()) < most * u.numel() * u.element_size()
+    assert sum(saved.values()) < most * u.numel() * u.element_size()
 
 
 def test_threads_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
     from kinopoisk_ft.ops.simd import threads as simd_threads
 
     inputs, grad = draw(2, 40, 160, 4), torch.randn(2, 40, 160)
-    monkeypatch.setattr(simd_threads, "_openmp", lambda: None)
+    monkeypatch.setattr(simd_threads, "_find_openmp", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     got = run(selective_scan, inputs, grad, delta_softplus=True, backend="numba")
     assert_close(got, expected(inputs, grad, delta_softplus=True))

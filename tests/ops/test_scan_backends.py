@@ -1,4 +1,4 @@
-"""The selective scan as an operator: precision, compilation, the choice of a backend."""
+"""Test the selective scan as an operator: precision, compilation and choice of a backend."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ def test_bfloat16_is_rounded_only_where_it_is_read_and_written(gated: bool) -> N
         dtype = torch.bfloat16 if name in ("out", "u", "z") else torch.float32
         assert got[name].dtype == dtype
         want[name] = want[name].to(dtype).double()
-    assert_close(got, want, tolerance=1e-4)  # one more rounding would cost 1e-3
+    # One more rounding would cost 1e-3.
+    assert_close(got, want, tolerance=1e-4)
 
 
-def test_operator_is_known_to_pytorch() -> None:
+def test_operator_passes_opcheck() -> None:
     from kinopoisk_ft.ops.scan.cpu import scan
 
     for absent in (False, True):
@@ -83,26 +84,26 @@ def test_compiles_without_graph_breaks() -> None:
     assert_close(run(compiled, inputs, grad, **options), expected(inputs, grad, **options))
 
 
-def test_auto_says_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
-    backends._announced.clear()
+def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
+    backends._logged.clear()
     with caplog.at_level("INFO"):
         for _ in range(2):
             selective_scan(**draw(1, 2, 3, 4))
-    assert [r.message for r in caplog.records] == ["selective_scan runs by backend 'numba' on cpu"]
+    assert [r.message for r in caplog.records] == ["selective_scan uses backend 'numba' on cpu"]
 
 
-def test_auto_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_pytorch_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "NUMBA_ERROR", "No module named 'numba'")
     cpu = torch.device("cpu")
     assert (
-        backends.choose("selective_scan", "auto", ("auto", *BACKENDS), cpu, torch.float32)
+        backends.choose_backend("selective_scan", "auto", ("auto", *BACKENDS), cpu, torch.float32)
         == "torch"
     )
     with pytest.raises(UserError, match="pip install 'numba"):
         selective_scan(**draw(1, 2, 3, 4), backend="numba")
 
 
-def test_backend_that_cannot_run_is_refused() -> None:
+def test_backend_that_cannot_run_raises() -> None:
     with pytest.raises(UserError, match=r"pip install .*mamba-ssm"):
         selective_scan(**draw(1, 2, 3, 4), backend="cuda")
     with pytest.raises(UserError, match="float64"):
@@ -117,12 +118,13 @@ def test_shapes_are_checked(name: str, shape: tuple[int, ...]) -> None:
         selective_scan(**{**draw(1, 2, 3, 4), name: torch.zeros(shape)})
 
 
-def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     device, package = torch.device("cpu"), scan_cuda.PACKAGE
     assert package.diagnose(device) == "mamba-ssm is not installed"
     stand_ins.mamba_ssm(monkeypatch)
     assert package.diagnose(device) is None
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):  # as a first prediction
+    # The first prediction runs the self-test in such a context.
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert package.diagnose(device) is None
     stand_ins.mamba_ssm(monkeypatch, skip_scale=1.1)
     found = package.diagnose(device)
@@ -133,14 +135,14 @@ def test_gpu_kernel_is_taken_only_if_its_self_test_passes(monkeypatch: pytest.Mo
     )
 
 
-def test_package_without_its_compiled_kernel_says_how_to_build_it(
+def test_package_without_its_compiled_kernel_is_logged_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     package = scan_cuda.PACKAGE
-    assert "--force-reinstall" not in package.fix()
+    assert "--force-reinstall" not in package.get_install_command()
     stand_ins.mamba_ssm_without_kernel(monkeypatch)
     for _ in range(2):
-        found = gpu_package.trouble(package, torch.device("cpu"))
+        found = gpu_package.find_problem(package, torch.device("cpu"))
         assert found == "mamba-ssm is installed without its compiled selective_scan_cuda"
     assert len(caplog.records) == 1
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in caplog.text
@@ -149,16 +151,19 @@ def test_package_without_its_compiled_kernel_says_how_to_build_it(
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_auto_on_a_gpu_takes_each_kernel_that_works(
+def test_auto_on_a_gpu_uses_each_kernel_that_works(
     installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, scans = torch.device("cuda"), ("auto", *BACKENDS, "cuda")
-    monkeypatch.setattr(GpuPackage, "installed", lambda package: installed)
+    monkeypatch.setattr(GpuPackage, "is_installed", lambda package: installed)
     monkeypatch.setattr(GpuPackage, "diagnose", lambda package, device: None if installed else "no")
-    gpu_package.trouble.cache_clear()
+    gpu_package.find_problem.cache_clear()
     for operator, names in (("selective_scan", scans), ("causal_conv1d", conv.BACKENDS)):
-        taken = backends.choose(operator, "auto", names, gpu, torch.float32)
+        taken = backends.choose_backend(operator, "auto", names, gpu, torch.float32)
         assert taken == ("cuda" if installed else "torch")
-        assert backends.choose(operator, "auto", names, gpu, torch.float64) == "torch"
-        assert backends.choose(operator, "auto", names, gpu, torch.float32, "5 taps") == "torch"
-    gpu_package.trouble.cache_clear()
+        assert backends.choose_backend(operator, "auto", names, gpu, torch.float64) == "torch"
+        assert (
+            backends.choose_backend(operator, "auto", names, gpu, torch.float32, "5 taps")
+            == "torch"
+        )
+    gpu_package.find_problem.cache_clear()

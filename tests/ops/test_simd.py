@@ -1,4 +1,4 @@
-"""What the CPU kernels rest on: exponentials in registers, and the cache of compiled code."""
+"""Test the foundation of the CPU kernels: vector functions and the cache of compiled code."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from kinopoisk_ft.ops import precompile
 from kinopoisk_ft.ops.scan.op import selective_scan
 from kinopoisk_ft.ops.simd import kernel_cache
 from kinopoisk_ft.ops.simd import math as simd_math
-from kinopoisk_ft.ops.simd.denormals import flush_tiny, restore
-from kinopoisk_ft.ops.simd.register import LANES, load, splat, store, total
-from kinopoisk_ft.ops.simd.threads import compiled, floats, share, take
+from kinopoisk_ft.ops.simd.denormals import flush_denormals, restore_mode
+from kinopoisk_ft.ops.simd.load_store import load, store
+from kinopoisk_ft.ops.simd.register import LANES, splat, sum_lanes
+from kinopoisk_ft.ops.simd.threads import as_float32, run_kernel, take_task
 
 
 def apply(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """Apply a function on registers to an array whose size is a multiple of LANES."""
+    """Apply a function of vectors to an array whose size is a multiple of LANES."""
 
     @njit
     def every(x: Any, out: Any) -> None:
@@ -49,7 +50,7 @@ def apply(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
         (simd_math.softplus, lambda x: np.logaddexp(0, x), -80, 200),
     ],
 )
-def test_functions_are_precise_in_relative_terms(
+def test_functions_have_a_small_relative_error(
     function: Callable[[Any], Any], exact: Callable[[Any], Any], low: float, high: float
 ) -> None:
     x = np.linspace(low, high, 6400, dtype=np.float32)
@@ -62,8 +63,9 @@ def test_functions_are_precise_in_relative_terms(
 @pytest.mark.parametrize(
     ("split", "scale"),
     [
-        (simd_math.split, simd_math.scale),  # AVX-512's instructions where it has them
-        (simd_math._split_plain, simd_math._shift_exponent),
+        # With AVX-512, these are its instructions.
+        (simd_math.split, simd_math.scale),
+        (simd_math._split_any, simd_math._scale_any),
     ],
 )
 def test_splitting_and_scaling_by_powers_of_two(split: Any, scale: Any) -> None:
@@ -93,13 +95,13 @@ def test_extremes() -> None:
 def test_total_of_a_register() -> None:
     @njit
     def sum_first(x: Any) -> float:
-        return total(load(x, 0))
+        return sum_lanes(load(x, 0))
 
     assert sum_first(np.arange(LANES, dtype=np.float32)) == LANES * (LANES - 1) / 2
 
 
-def test_kernels_older_than_a_source_and_left_overs_are_dropped(tmp_path: Path) -> None:
-    """The code goes with its index: numba may name old code in a new index, and be killed then."""
+def test_stale_kernels_and_leftovers_are_dropped(tmp_path: Path) -> None:
+    """Drop code together with its index: a killed process may leave a new index of old code."""
     cache = tmp_path / "__pycache__"
     cache.mkdir()
     now = time.time()
@@ -111,13 +113,13 @@ def test_kernels_older_than_a_source_and_left_overs_are_dropped(tmp_path: Path) 
     (cache / "gone.nbi").symlink_to("dropped by another process since it was listed")
     kernel_cache._drop_stale(now - 8000, cache)
     (cache / "gone.nbi").unlink()
-    kept = {path.name for path in cache.iterdir()}
-    assert kept == {"new.nbi", "new.1.nbc", "written.nbi.tmp.2f"}
+    remaining = {path.name for path in cache.iterdir()}
+    assert remaining == {"new.nbi", "new.1.nbc", "written.nbi.tmp.2f"}
 
 
-def test_kernels_kept_elsewhere_are_dropped_too(tmp_path: Path) -> None:
-    """As numba does it with NUMBA_CACHE_DIR, or where the source's folder cannot be written."""
-    code = "from kinopoisk_ft.ops.simd import kernel_cache; print(kernel_cache.folder())"
+def test_stale_kernels_in_another_folder_are_dropped(tmp_path: Path) -> None:
+    """numba uses another folder with NUMBA_CACHE_DIR, or if the source folder is read-only."""
+    code = "from kinopoisk_ft.ops.simd import kernel_cache; print(kernel_cache.find_folder())"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     run = partial(subprocess.run, [sys.executable, "-c", code], env=environment, check=True)
     folder = Path(run(capture_output=True, text=True).stdout.strip())
@@ -131,7 +133,7 @@ def test_kernels_kept_elsewhere_are_dropped_too(tmp_path: Path) -> None:
     assert not any(file.exists() for file in old)
 
 
-def test_without_a_place_for_the_cache_kernels_still_compile(
+def test_kernels_compile_without_a_cache_folder(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(**options: bool) -> None:
@@ -139,31 +141,32 @@ def test_without_a_place_for_the_cache_kernels_still_compile(
 
     monkeypatch.setattr(kernel_cache, "njit", refuse)
     with caplog.at_level("INFO"):
-        assert kernel_cache._prepare() is False
+        assert kernel_cache._prepare_cache() is False
     assert "no locator" in caplog.text
 
 
-def _halve(a: Any) -> None:
-    """One task: halve the number at an address, tiny ones counting as zero if the table says so."""
-    if take(a) == 0:
-        x, mode = floats(a[1]), np.int64(0)
-        if a[2]:
-            mode = flush_tiny()
+def _multiply(table: Any) -> None:
+    """Multiply a vector by the next one, in one task; flush denormals if table[2] is not 0."""
+    if take_task(table) == 0:
+        x, mode = as_float32(table[1]), np.int64(0)
+        if table[2]:
+            mode = flush_denormals()
         store(x, 0, load(x, 0) * load(x, LANES))
-        if a[2]:
-            restore(mode)
+        if table[2]:
+            restore_mode(mode)
 
 
-def test_tiny_numbers_count_as_zero_in_a_kernel_alone() -> None:
+def test_denormals_are_flushed_only_within_a_kernel() -> None:
     for flushed in (False, True):
         x = torch.cat([torch.full((LANES,), 2e-38), torch.full((LANES,), 0.25)])
-        share(compiled(_halve), 1, [x.data_ptr(), int(flushed)])
+        run_kernel(_multiply, 1, [x.data_ptr(), int(flushed)])
         assert bool((x[:LANES] == 0).all()) == flushed
-        assert (torch.tensor([2e-38]) * 0.25).item() > 0  # PyTorch's own operators keep them
+        # PyTorch's operators keep denormals.
+        assert (torch.tensor([2e-38]) * 0.25).item() > 0
 
 
-def test_decay_to_nothing_costs_no_digits() -> None:
-    """A gradient at the last step alone, which steps far below 1e-38 carry back."""
+def test_gradients_stay_precise_when_states_decay_to_zero() -> None:
+    """Take a gradient at the last step back through decays that fall far below 1e-38."""
     inputs = draw(1, 300, 16, 4)
     inputs["delta"] = inputs["delta"].abs() + 1
     grad = torch.zeros(1, 300, 16)
@@ -178,16 +181,20 @@ def test_setup_compiles_every_kernel(caplog: pytest.LogCaptureFixture) -> None:
     modules = [importlib.import_module(f"kinopoisk_ft.ops.{name}") for name in names]
     own = [f for m in modules for f in vars(m).values()
            if inspect.isfunction(f) and f.__module__ == m.__name__]  # fmt: skip
-    found = {f for f in own if list(inspect.signature(f).parameters) == ["a"]}  # only a table
-    assert set(precompile.kernels()) == found
+    # Kernels are the functions with a table as their only argument.
+    expected_kernels = {f for f in own if list(inspect.signature(f).parameters) == ["table"]}
+    assert set(precompile.list_kernels()) == expected_kernels
     with caplog.at_level("INFO"):
         precompile.main()
-    assert f"{len(found)} CPU kernels are compiled" in caplog.text
+    assert f"{len(expected_kernels)} CPU kernels are compiled" in caplog.text
 
 
-def test_without_numba_there_is_nothing_to_compile(
+def test_precompile_warns_without_numba(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(precompile, "NUMBA_ERROR", "No module named 'numba'")
     precompile.main()
-    assert "no kernels to compile: No module named 'numba'; pip install" in caplog.text
+    assert (
+        "cannot compile the CPU kernels: No module named 'numba'; to fix it: pip install"
+        in caplog.text
+    )

@@ -1,4 +1,4 @@
-"""The scan of Mamba-2: values and gradients against its definition in float64."""
+"""Test the scan of Mamba-2: values and gradients against its definition in float64."""
 
 from __future__ import annotations
 
@@ -57,16 +57,18 @@ def both(inputs: dict[str, Tensor], **options: object) -> tuple[dict[str, Tensor
     states=st.integers(1, 20),
     seed=st.integers(0, 9),
 )
-@example(batch=1, length=85, groups=1, each=2, head_dim=9, states=16, seed=4)  # A's all but cancel
+# The terms of the gradient of A nearly cancel.
+@example(batch=1, length=85, groups=1, each=2, head_dim=9, states=16, seed=4)
 def test_random_shapes(
     batch: int, length: int, groups: int, each: int, head_dim: int, states: int, seed: int
 ) -> None:
     got, want = both(cases(batch, length, groups * each, head_dim, groups, states, seed))
-    assert_close(got, want, floor=1.0)  # a sum over all steps can be near 0 by chance
+    # A sum over all steps can be close to 0 by chance.
+    assert_close(got, want, floor=1.0)
 
 
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK])
-def test_chunk_borders(length: int) -> None:
+def test_lengths_around_the_chunk_size(length: int) -> None:
     assert_close(*both(cases(2, length, 4, 8, 2, 16)))
 
 
@@ -78,7 +80,7 @@ def test_very_small_and_very_large_steps(shift: float) -> None:
 
 
 def test_steps_of_all_sizes_in_one_chunk() -> None:
-    """Long sums of decays must not cost the short ones beside them their digits."""
+    """Long sums of decays must not cost shorter sums in the same chunk their digits."""
     inputs = cases(2, 2 * CHUNK, 4, 6, 1, 8)
     inputs["dt"][:, ::2] += 30
     assert_close(*both(inputs))
@@ -87,13 +89,13 @@ def test_steps_of_all_sizes_in_one_chunk() -> None:
 def test_sums_where_a_device_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     acts = torch.randn(3, 2, 9, 9, dtype=torch.float64).tril()
     crossing = [acts[..., t:, :t].sum((2, 3)) for t in range(9)]
-    torch.testing.assert_close(ssd_chunked._passing(acts), torch.stack(crossing, dim=2))
-    monkeypatch.setattr(ssd_chunked, "_wide", lambda _: torch.float32)
-    torch.testing.assert_close(ssd_chunked._passing(acts), torch.stack(crossing, dim=2))
+    torch.testing.assert_close(ssd_chunked._sum_across_steps(acts), torch.stack(crossing, dim=2))
+    monkeypatch.setattr(ssd_chunked, "_wide_dtype", lambda _: torch.float32)
+    torch.testing.assert_close(ssd_chunked._sum_across_steps(acts), torch.stack(crossing, dim=2))
     assert_close(*both(cases(2, 40, 4, 6, 2, 8)))
 
 
-def test_rows_stop_at_their_own_length() -> None:
+def test_outputs_and_gradients_are_zero_beyond_lengths() -> None:
     lengths = torch.tensor([0, 1, 70, 130])
     inputs = cases(4, 130, 4, 6, 2, 8)
     got, want = both(inputs, lengths=lengths)
@@ -110,8 +112,8 @@ def test_limits_of_the_step() -> None:
     assert_close(*both(cases(2, 40, 4, 6, 2, 8), dt_limit=(0.05, 0.2)), floor=1e-3)
 
 
-def test_is_the_selective_scan_with_one_decay_per_head() -> None:
-    """One group and shared decays: the first Mamba's scan, an independent implementation."""
+def test_equals_the_selective_scan_with_one_decay_per_head() -> None:
+    """With one group and shared decays it is the scan of Mamba, which is implemented separately."""
     plain = draw(2, 90, 12, 5)
     heads, head_dim = 4, 3
     dt, A = plain["delta"][..., :heads], plain["A"][:heads, 0]
@@ -143,11 +145,11 @@ def test_strided_inputs() -> None:
     torch.testing.assert_close(ssd(**views, **OPTIONS), ssd(**inputs, **OPTIONS))
 
 
-def test_wrong_shapes_and_backends_are_refused() -> None:
+def test_invalid_shapes_and_backends_raise() -> None:
     inputs = cases(2, 8, 4, 6, 2, 8)
     with pytest.raises(ValueError, match="dt must be of shape"):
         ssd(**inputs | {"dt": inputs["dt"][:1]})
-    with pytest.raises(ValueError, match="4 heads cannot be dealt to 3 groups"):
+    with pytest.raises(ValueError, match="4 heads cannot be divided into 3 groups"):
         ssd(**inputs | {"B": torch.ones(2, 8, 3, 8), "C": torch.ones(2, 8, 3, 8)})
     with pytest.raises(ValueError, match="x must be"):
         ssd(**inputs | {"x": inputs["x"].flatten(2)})
@@ -165,7 +167,7 @@ def test_compiles() -> None:
     torch.testing.assert_close(scan(**inputs), want)
 
 
-def test_gpu_kernel_is_trusted_only_after_its_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert ssd_cuda.PACKAGE.diagnose(cpu) == "mamba-ssm is not installed"
     stand_ins.mamba_ssm_duality(monkeypatch)

@@ -1,8 +1,14 @@
-"""Attention with dropout on a CPU as PyTorch operators: matrix products and numba kernels.
+"""Provide attention with dropout on a CPU: PyTorch operators of matrix products and numba kernels.
 
-Scores are made for as many matrices as stay in cache, and again in the backward pass: as in
-FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135) what is kept of them is one
-number a row, so that no (batch, heads, queries, keys) tensor exists.
+Scores are computed for as many matrices as stay in cache, and again in the backward pass. As in
+FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135) only one number for each row is
+saved, so that no (batch, heads, queries, keys) tensor exists.
+
+A matrix is one head of one review; a row is one query of a matrix. Fields of the kernels' table: 1
+rows in this chunk, 2 queries, 3 heads, 4 first matrix of the chunk, 5 padded number of keys, 6 key
+of the draws, 7 threshold, 8 to 11 bias with its strides over batch, heads and queries, 12 numbers
+(logit scale, dropout scale, scale), 13 scores. Forward: 14 maxima, 15 sums. Backward: 14 norms, 15
+deltas, 16 gradients.
 """
 
 from __future__ import annotations
@@ -16,181 +22,199 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.dropout.cpu import rate
-from kinopoisk_ft.ops.simd.custom_op import below_autograd, differentiate, operator
+from kinopoisk_ft.ops.dropout.cpu import compute_threshold
+from kinopoisk_ft.ops.simd.custom_op import call_below_autograd, register_autograd, register_op
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import read, scratch, write
+from kinopoisk_ft.ops.simd.load_store import allocate, load, store
 from kinopoisk_ft.ops.simd.math import exp2
-from kinopoisk_ft.ops.simd.random import factors, row_key
-from kinopoisk_ft.ops.simd.register import LANES, larger, load, splat, store, total
-from kinopoisk_ft.ops.simd.threads import bfloats, compiled, floats, share, take
+from kinopoisk_ft.ops.simd.random import derive_row_key, draw_factors
+from kinopoisk_ft.ops.simd.register import LANES, maximum, splat, sum_lanes
+from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
+# Rows of a task.
 ROWS = 16
+# Bytes of scores for each thread: the backward pass keeps two such buffers in a core's L2 cache.
+SCORE_BYTES = 2**19
+LOG2_E = 1 / math.log(2)
 _f = np.float32
 _LOWEST = _f(-np.inf)
 _TINY = _f(2**-126)
 
 
 @njit(forceinline=True)
-def _bias_row(a: Any, row: Any) -> Any:
-    """Return where the bias of a row, counted from the first of the batch, starts."""
-    queries, heads = a[2], a[3]
+def _locate_bias(table: Any, row: Any) -> Any:
+    """Locate the bias of a row; rows count from the first row of the batch."""
+    queries, heads = table[2], table[3]
     matrix = row // queries
-    return matrix // heads * a[9] + matrix % heads * a[10] + row % queries * a[11]
+    return matrix // heads * table[9] + matrix % heads * table[10] + row % queries * table[11]
 
 
 @njit(forceinline=True)
-def _power(x: Any) -> Any:
-    """2**x, and 0 from 2**-126 down: what is masked must not slow products down as denormals."""
-    return larger(splat(_f(0)), exp2(x) - splat(_TINY))
+def _exp2_without_denormals(x: Any) -> Any:
+    """Compute 2**x, but 0 up to 2**-126: denormals of masked keys would slow down products."""
+    return maximum(splat(_f(0)), exp2(x) - splat(_TINY))
 
 
 @njit(**OPTIONS)
-def _highest(
-    scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, room: Any
+def _find_maximum(
+    scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, lanes: Any
 ) -> Any:
-    """Return the largest logit of a row."""
-    top = splat(_LOWEST)
+    """Find the largest logit of a row."""
+    largest = splat(_LOWEST)
     for j in range(0, width, LANES):
-        top = larger(read(scores, at + j) * splat(rate) + load(bias, bias_at + j), top)
-    store(room, 0, top)
-    best = room[0]
+        logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+        largest = maximum(logit, largest)
+    store(lanes, 0, largest)
+    result = lanes[0]
     for j in range(1, LANES):
-        best = max(best, room[j])
-    return best
+        result = max(result, lanes[j])
+    return result
 
 
 @njit(**OPTIONS)
-def _weigh(a: Any, scores: Any, room: Any) -> None:
-    """Put exp2(logit - highest) times 0 or the scale over the scores; keep highest and sum."""
-    rows, queries, first, width, key, threshold = a[1], a[2], a[4], a[5], a[6], a[7]
-    bias, rate, scale = floats(a[8]), floats(a[12])[0], floats(a[12])[1]
-    highest, sums = floats(a[14]), floats(a[15])
+def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
+    """Replace scores by 2**(logit - maximum) times a factor of dropout; fill maxima and sums.
+
+    Logits are in units of log2(e). The caller divides by the sums.
+    """
+    rows, queries, first, width = table[1], table[2], table[4], table[5]
+    key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
+    rate, scale = numbers[0], numbers[1]
+    maxima, sums = as_float32(table[14]), as_float32(table[15])
     while True:
-        start = take(a) * ROWS
+        start = take_task(table) * ROWS
         if start >= rows:
             return
         for i in range(start, min(rows, start + ROWS)):
             row, at = first * queries + i, i * width
-            own, bias_at = row_key(key, row), _bias_row(a, row)
-            top = _highest(scores, at, bias, bias_at, width, rate, room)
-            if top == _LOWEST:  # nothing to attend to: the output and the gradients are zero
-                added = splat(_f(0))
+            row_key, bias_at = derive_row_key(key, row), _locate_bias(table, row)
+            largest = _find_maximum(scores, at, bias, bias_at, width, rate, lanes)
+            total = splat(_f(0))
+            if largest == _LOWEST:
+                # The row has no key to attend to: its output and gradients are zero. If it has no
+                # key because its logits are NaN, the output must be NaN.
                 for j in range(0, width, LANES):
-                    added = added + read(scores, at + j) + load(bias, bias_at + j)
-                    write(scores, at + j, splat(_f(0)))
-                highest[row], sums[row] = -_LOWEST, _f(1)
-                if np.isnan(total(added)):  # or nothing that is a number, which must show
-                    highest[row], sums[row] = _f(np.nan), _f(np.nan)
+                    total = total + load(scores, at + j) + load(bias, bias_at + j)
+                    store(scores, at + j, splat(_f(0)))
+                maxima[row], sums[row] = -_LOWEST, _f(1)
+                if np.isnan(sum_lanes(total)):
+                    maxima[row], sums[row] = _f(np.nan), _f(np.nan)
                 continue
-            added = splat(_f(0))
             for j in range(0, width, LANES):
-                logit = read(scores, at + j) * splat(rate) + load(bias, bias_at + j)
-                e = _power(logit - splat(top))
-                added = added + e
-                write(scores, at + j, e * factors(own, j, threshold, scale))
-            highest[row], sums[row] = top, total(added)
+                logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+                e = _exp2_without_denormals(logit - splat(largest))
+                total = total + e
+                store(scores, at + j, e * draw_factors(row_key, j, threshold, scale))
+            maxima[row], sums[row] = largest, sum_lanes(total)
 
 
 @njit(**OPTIONS)
-def _weigh_back(a: Any, scores: Any, grads: Any) -> None:
-    """Put the dropped probabilities over the scores, and the scores' gradient over theirs."""
-    rows, queries, first, width, key, threshold = a[1], a[2], a[4], a[5], a[6], a[7]
-    bias, rate, scale, slope = floats(a[8]), floats(a[12])[0], floats(a[12])[1], floats(a[12])[2]
-    norms, deltas = floats(a[14]), floats(a[15])
+def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
+    """Replace scores by dropped probabilities, and `grads` by the gradients of q k^T.
+
+    grads: gradients of the dropped probabilities.
+    """
+    rows, queries, first, width = table[1], table[2], table[4], table[5]
+    key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
+    rate, scale, slope = numbers[0], numbers[1], numbers[2]
+    norms, deltas = as_float32(table[14]), as_float32(table[15])
     while True:
-        start = take(a) * ROWS
+        start = take_task(table) * ROWS
         if start >= rows:
             return
         for i in range(start, min(rows, start + ROWS)):
             row, at = first * queries + i, i * width
-            own, bias_at = row_key(key, row), _bias_row(a, row)
+            row_key, bias_at = derive_row_key(key, row), _locate_bias(table, row)
             norm, delta = splat(norms[row]), splat(deltas[row])
             for j in range(0, width, LANES):
-                logit = read(scores, at + j) * splat(rate) + load(bias, bias_at + j)
-                p = _power(logit - norm)
-                f = factors(own, j, threshold, scale)
-                write(scores, at + j, p * f)
-                write(grads, at + j, p * splat(slope) * (read(grads, at + j) * f - delta))
+                logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+                p = _exp2_without_denormals(logit - norm)
+                f = draw_factors(row_key, j, threshold, scale)
+                store(scores, at + j, p * f)
+                store(grads, at + j, p * splat(slope) * (load(grads, at + j) * f - delta))
 
 
-def weigh_float32(a: Any) -> None:
-    """Forward, on float32 scores."""
-    _weigh(a, floats(a[13]), scratch(LANES))
+def softmax_dropout_float32(table: Any) -> None:
+    """Apply softmax and dropout to float32 scores."""
+    _softmax_dropout(table, as_float32(table[13]), allocate(LANES))
 
 
-def weigh_bfloat16(a: Any) -> None:
-    """Forward, on bfloat16 scores."""
-    _weigh(a, bfloats(a[13]), scratch(LANES))
+def softmax_dropout_bfloat16(table: Any) -> None:
+    """Apply softmax and dropout to bfloat16 scores."""
+    _softmax_dropout(table, as_bfloat16(table[13]), allocate(LANES))
 
 
-def weigh_back_float32(a: Any) -> None:
-    """Backward, on float32 scores."""
-    _weigh_back(a, floats(a[13]), floats(a[16]))
+def softmax_dropout_backward_float32(table: Any) -> None:
+    """Compute the gradients of float32 scores."""
+    _softmax_dropout_backward(table, as_float32(table[13]), as_float32(table[16]))
 
 
-def weigh_back_bfloat16(a: Any) -> None:
-    """Backward, on bfloat16 scores."""
-    _weigh_back(a, bfloats(a[13]), bfloats(a[16]))
+def softmax_dropout_backward_bfloat16(table: Any) -> None:
+    """Compute the gradients of bfloat16 scores."""
+    _softmax_dropout_backward(table, as_bfloat16(table[13]), as_bfloat16(table[16]))
 
 
 FORWARD = {
-    torch.float32: weigh_float32,
-    torch.bfloat16: weigh_bfloat16,
+    torch.float32: softmax_dropout_float32,
+    torch.bfloat16: softmax_dropout_bfloat16,
 }
 BACKWARD = {
-    torch.float32: weigh_back_float32,
-    torch.bfloat16: weigh_back_bfloat16,
+    torch.float32: softmax_dropout_backward_float32,
+    torch.bfloat16: softmax_dropout_backward_bfloat16,
 }
-CACHE = 2**19  # bytes of scores a thread: the backward pass holds two such in a core's L2 cache
-LOG2_E = 1 / math.log(2)
 
 
 class _Inputs:
-    """Queries, keys and values as (batch * heads, length, width), and what the kernels read."""
+    """Prepare q, k and v, (batch * heads, length, width) each, and the fields of the kernels."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor,
         p: float, scale: float,
     ) -> None:  # fmt: skip
         self.heads, self.queries, self.keys = q.shape[1], q.shape[2], k.shape[2]
-        extra = -self.keys % LANES
+        padding = -self.keys % LANES
         self.q = q.flatten(0, 1).contiguous()
-        self.k, self.v = (nn.functional.pad(x, (0, 0, 0, extra)).flatten(0, 1).contiguous()
-                          for x in (k, v))  # fmt: skip
-        self.width = self.keys + extra
-        self.bias = _bias(mask, self.keys, self.width)
-        self.threshold, factor = rate(p)
+        self.k, self.v = (
+            nn.functional.pad(x, (0, 0, 0, padding)).flatten(0, 1).contiguous() for x in (k, v)
+        )
+        self.width = self.keys + padding
+        self.bias = _make_bias(mask, self.keys, self.width)
+        self.threshold, factor = compute_threshold(p)
         self.numbers = torch.tensor([scale * LOG2_E, factor, scale])
         self.key = int(key)
 
-    def scores(self) -> Tensor:
-        """Return room for the scores of the matrices of one chunk."""
+    def allocate_scores(self) -> Tensor:
+        """Allocate the scores of one chunk of matrices, (matrices, queries, width)."""
         size = self.queries * self.width * self.q.element_size()
-        matrices = max(1, CACHE * torch.get_num_threads() // max(1, size))
+        matrices = max(1, SCORE_BYTES * torch.get_num_threads() // max(1, size))
         return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.width)
 
-    def chunks(self, size: int) -> Iterator[slice]:
-        """Yield which matrices are done at a time."""
+    def split_chunks(self, size: int) -> Iterator[slice]:
+        """Yield the chunks of matrices, at most `size` at a time."""
         for start in range(0, len(self.q), size):
             yield slice(start, min(start + size, len(self.q)))
 
-    def share(self, kernel: Any, part: slice, *others: Tensor) -> None:
-        """Run a kernel on a chunk, with the tensors that it reads and writes."""
-        rows = (part.stop - part.start) * self.queries
-        fields = [rows, self.queries, self.heads, part.start, self.width, self.key, self.threshold]
-        sizes, steps = self.bias.shape[:3], self.bias.stride()[:3]
-        steps = tuple(0 if n == 1 else s for n, s in zip(sizes, steps, strict=True))
-        fields += [self.bias.data_ptr(), *steps, self.numbers.data_ptr()]
-        fields += [x.data_ptr() for x in others]
-        share(compiled(kernel), -(-rows // ROWS), fields)
+    def run(self, kernel: Any, chunk: slice, *tensors: Tensor) -> None:
+        """Run a kernel on a chunk; `tensors` are the fields from index 13 on."""
+        rows = (chunk.stop - chunk.start) * self.queries
+        fields = [rows, self.queries, self.heads, chunk.start, self.width, self.key, self.threshold]
+        # A stride of 0 repeats a bias that all reviews, heads or queries share.
+        sizes, strides = self.bias.shape[:3], self.bias.stride()[:3]
+        strides = tuple(0 if n == 1 else s for n, s in zip(sizes, strides, strict=True))
+        fields += [self.bias.data_ptr(), *strides, self.numbers.data_ptr()]
+        fields += [x.data_ptr() for x in tensors]
+        run_kernel(kernel, -(-rows // ROWS), fields)
 
 
-def _bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
-    """Return what is added to the logits, (batch or 1, heads or 1, queries or 1, width) float32."""
+def _make_bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
+    """Make the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, width).
+
+    It is -inf at masked keys and at the padding.
+    """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)
     else:
+        # Keep one copy of what a mask repeats.
         for dim in range(3):
             if mask.stride(dim) == 0:
                 mask = mask.narrow(dim, 0, 1)
@@ -209,22 +233,22 @@ def _attend_fake(
     return q.new_empty(batch, heads, queries, v.shape[3]), norms
 
 
-@operator(_attend_fake, "attention")
+@register_op(_attend_fake, "attention")
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the output (batch, heads, queries, width) and log2 of the exponentials' sums."""
+    """Compute the output (batch, heads, queries, width) and log2 of the exponentials' sums."""
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])
-    highest, sums = torch.empty(2, len(x.q), x.queries)
-    room = x.scores()
-    for part in x.chunks(len(room)):
-        scores = room[: part.stop - part.start]
-        torch.bmm(x.q[part], x.k[part].transpose(1, 2), out=scores)
-        x.share(FORWARD[q.dtype], part, scores, highest, sums)
-        torch.bmm(scores, x.v[part], out=out[part])
+    maxima, sums = torch.empty(2, len(x.q), x.queries)
+    buffer = x.allocate_scores()
+    for chunk in x.split_chunks(len(buffer)):
+        scores = buffer[: chunk.stop - chunk.start]
+        torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
+        x.run(FORWARD[q.dtype], chunk, scores, maxima, sums)
+        torch.bmm(scores, x.v[chunk], out=out[chunk])
     out /= sums[..., None]
-    return out.unflatten(0, q.shape[:2]), highest + sums.log2_()
+    return out.unflatten(0, q.shape[:2]), maxima + sums.log2_()
 
 
 def _attend_backward_fake(
@@ -233,26 +257,26 @@ def _attend_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-@operator(_attend_backward_fake, "attention_backward")
+@register_op(_attend_backward_fake, "attention_backward")
 def attend_backward(
     grad: Tensor, out: Tensor, norms: Tensor,
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v."""
+    """Compute the gradients of q, k and v."""
     x = _Inputs(q, k, v, mask, key, p, scale)
-    # The sum over keys of probability times gradient, as a product of the outputs.
+    # The sum over keys of probability times gradient is a product of the outputs.
     deltas = (grad.float() * out.float()).sum(-1).contiguous()
     grad = grad.flatten(0, 1).contiguous()
     grad_q, grad_k, grad_v = (torch.empty_like(y) for y in (x.q, x.k, x.v))
-    rooms = x.scores(), x.scores()
-    for part in x.chunks(len(rooms[0])):
-        scores, slopes = (room[: part.stop - part.start] for room in rooms)
-        torch.bmm(x.q[part], x.k[part].transpose(1, 2), out=scores)
-        torch.bmm(grad[part], x.v[part].transpose(1, 2), out=slopes)
-        x.share(BACKWARD[q.dtype], part, scores, norms, deltas, slopes)
-        torch.bmm(scores.transpose(1, 2), grad[part], out=grad_v[part])
-        torch.bmm(slopes, x.k[part], out=grad_q[part])
-        torch.bmm(slopes.transpose(1, 2), x.q[part], out=grad_k[part])
+    buffers = x.allocate_scores(), x.allocate_scores()
+    for chunk in x.split_chunks(len(buffers[0])):
+        scores, slopes = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
+        torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
+        torch.bmm(grad[chunk], x.v[chunk].transpose(1, 2), out=slopes)
+        x.run(BACKWARD[q.dtype], chunk, scores, norms, deltas, slopes)
+        torch.bmm(scores.transpose(1, 2), grad[chunk], out=grad_v[chunk])
+        torch.bmm(slopes, x.k[chunk], out=grad_q[chunk])
+        torch.bmm(slopes.transpose(1, 2), x.q[chunk], out=grad_k[chunk])
     grads = (grad_q, grad_k[:, : x.keys], grad_v[:, : x.keys])
     grad_q, grad_k, grad_v = (g.contiguous().unflatten(0, q.shape[:2]) for g in grads)
     return grad_q, grad_k, grad_v
@@ -262,7 +286,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         *tensors, ctx.p, ctx.scale = inputs
-        out, norms = below_autograd(attend, *inputs)
+        out, norms = call_below_autograd(attend, *inputs)
         ctx.save_for_backward(out, norms, *tensors)
         ctx.mark_non_differentiable(norms)
         ctx.set_materialize_grads(False)
@@ -274,4 +298,4 @@ class _Attend(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-differentiate(attend, _Attend)
+register_autograd(attend, _Attend)

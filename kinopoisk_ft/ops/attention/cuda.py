@@ -1,4 +1,4 @@
-"""Attention over the real tokens of a padded batch, by the kernel of the package flash-attn."""
+"""Apply attention to the real tokens of a padded batch, by the kernel of the package flash-attn."""
 
 from __future__ import annotations
 
@@ -8,38 +8,47 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.gpu_package import GpuPackage
-from kinopoisk_ft.ops.lengths import real_positions
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.lengths import make_length_mask
+from kinopoisk_ft.ops.self_test import SelfTest
 
-HEADS = 2  # of the self-test
+# Heads in the self-test.
+HEADS = 2
 
 
 @dataclass(frozen=True, eq=False)
 class RealTokens:
-    """Where the real tokens of a padded batch (batch, length) are; found once for all layers."""
+    """Hold the positions of the real tokens of a padded batch; computed once for all layers.
 
-    index: Tensor  # (tokens,) in the flattened batch
-    starts: Tensor  # (batch + 1,) int32: of each row among the real tokens, and their end
-    longest: int
+    Args:
+        index: (tokens,) positions in the flattened batch.
+        cu_seqlens: (batch + 1,) int32, the first real token of each row, and the number of all.
+        max_seqlen: real tokens of the longest row.
+    """
+
+    index: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
 
     @classmethod
-    def of(cls, attention_mask: Tensor) -> RealTokens:
-        """Read a mask (batch, length), nonzero at real tokens; waits for the device."""
+    def from_mask(cls, attention_mask: Tensor) -> RealTokens:
+        """Find the tokens where a mask (batch, length) is nonzero; synchronizes with the device."""
         real = attention_mask != 0
         lengths = real.sum(1, dtype=torch.int32)
-        starts = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(real.flatten().nonzero().flatten(), starts, int(lengths.max()))
+        cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(real.flatten().nonzero().flatten(), cu_seqlens, int(lengths.max()))
 
 
 def attention_unpadded(
-    q: Tensor, k: Tensor, v: Tensor, real: RealTokens, p: float = 0.0, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, tokens: RealTokens, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """Return dropout(softmax(scale q k^T)) v among each row's real tokens, and zeros at pads.
+    """Compute dropout(softmax(scale q k^T)) v over the real tokens of each row; zeros at padding.
 
     Args:
-        q: (batch, heads, length or 1, width), of all tokens or of the first, fp16 or bf16.
+        q: (batch, heads, length or 1, width) in fp16 or bf16, of all tokens or of the first one.
         k, v: (batch, heads, length, width).
-        p: probability of dropout. scale: width**-0.5 if None.
+        tokens: positions of the real tokens.
+        p: probability of dropout.
+        scale: width**-0.5 if None.
 
     Returns:
         (batch, length or 1, heads, width).
@@ -49,43 +58,44 @@ def attention_unpadded(
     batch, heads, length, width = k.shape
     q, k, v = (x.transpose(1, 2).reshape(-1, heads, width) for x in (q, k, v))
     options = {"dropout_p": p, "softmax_scale": scale}
+    starts, longest = tokens.cu_seqlens, tokens.max_seqlen
     if len(q) < len(k):
-        each = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
-        k, v = k[real.index], v[real.index]
-        first = flash_attn_varlen_func(q, k, v, each, real.starts, 1, real.longest, **options)
+        # One query in each row.
+        q_starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+        k, v = k[tokens.index], v[tokens.index]
+        first = flash_attn_varlen_func(q, k, v, q_starts, starts, 1, longest, **options)
         return first.view(batch, 1, heads, width)
-    packed = (x[real.index] for x in (q, k, v))
-    out = flash_attn_varlen_func(
-        *packed, real.starts, real.starts, real.longest, real.longest, **options
-    )
-    padded = out.new_zeros(batch * length, heads, width).index_copy(0, real.index, out)
+    packed = (x[tokens.index] for x in (q, k, v))
+    out = flash_attn_varlen_func(*packed, starts, starts, longest, longest, **options)
+    padded = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.index, out)
     return padded.view(batch, length, heads, width)
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return q, k and v of a self-test, (batch, heads, length, width)."""
+    """Draw q, k and v of a self-test, (batch, heads, length, width)."""
     shape = (batch, HEADS, length, width)
     return {name: torch.randn(shape, generator=generator) for name in "qkv"}
 
 
-def _mask(q: Tensor) -> Tensor:
-    """Each row of the self-test is three tokens shorter than the one before."""
+def _make_mask(q: Tensor) -> Tensor:
+    """Make the mask (batch, length) of the self-test: each row has three tokens fewer."""
     batch, _, length, _ = q.shape
-    return real_positions(length - 3 * torch.arange(batch, device=q.device), length)
+    return make_length_mask(length - 3 * torch.arange(batch, device=q.device), length)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    real = _mask(q)
+def _compute_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    real = _make_mask(q)
     out = nn.functional.scaled_dot_product_attention(q, k, v, real[:, None, None])
     out = torch.where(real[:, None, :, None], out, 0)
     return torch.cat([2 * out[:, :, :1], out[:, :, 1:]], dim=2)
 
 
-def _tested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    dtype, real = q.dtype, RealTokens.of(_mask(q))
+def _run_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Run both forms of the kernel: their outputs for the first token are added."""
+    dtype, tokens = q.dtype, RealTokens.from_mask(_make_mask(q))
     q, k, v = q.half(), k.half(), v.half()
-    whole = attention_unpadded(q, k, v, real)
-    first = attention_unpadded(q[:, :, :1], k, v, real)  # its answer is there twice
+    whole = attention_unpadded(q, k, v, tokens)
+    first = attention_unpadded(q[:, :, :1], k, v, tokens)
     return torch.cat([whole[:, :1] + first, whole[:, 1:]], dim=1).transpose(1, 2).to(dtype)
 
 
@@ -94,9 +104,11 @@ PACKAGE = GpuPackage(
     name="flash-attn",
     module="flash_attn",
     extension="flash_attn_2_cuda",
-    run=_tested,
-    subject=Subject(reference=_reference, draw=draw, tolerance=2e-2),  # fp16
+    run=_run_kernel,
+    # The tolerance allows the rounding of fp16.
+    self_test=SelfTest(reference=_compute_reference, draw=draw, tolerance=2e-2),
     install=_BUILD,
     rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
-    sizes=((2, 40, 32), (2, 300, 64)),  # the widths of heads that encoders have
+    # The head widths of common encoders.
+    sizes=((2, 40, 32), (2, 300, 64)),
 )

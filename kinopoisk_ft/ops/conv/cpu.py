@@ -1,6 +1,11 @@
-"""Causal depthwise convolution and SiLU on a CPU as PyTorch operators over numba kernels.
+"""Provide causal depthwise convolution with SiLU on a CPU: PyTorch operators over numba kernels.
 
-They compute in float32; x and the output may be bfloat16, weight and bias are float32.
+They compute in float32. x and the output may be bfloat16; weight and bias are float32.
+
+Fields of the kernels' table: 1 to 4 batch, length, width, taps; 5 rows, the longest first; 6
+lengths; 7 weight (taps, width); 8 bias; 9 to 11 x with its strides over batch and time. Forward: 12
+out. Backward: 12 to 14 gradient of the output with its strides, 15 gradient of x, 16 gradients of
+weight and bias by row.
 """
 
 from __future__ import annotations
@@ -12,62 +17,78 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kinopoisk_ft.ops.simd.custom_op import below_autograd, differentiate, operator
-from kinopoisk_ft.ops.simd.denormals import flush_tiny, restore
+from kinopoisk_ft.ops.simd import layout
+from kinopoisk_ft.ops.simd.custom_op import call_below_autograd, register_autograd, register_op
+from kinopoisk_ft.ops.simd.denormals import flush_denormals, restore_mode
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.layout import cut, longest_first, pad, rows, strided, zeros
-from kinopoisk_ft.ops.simd.load_store import clear, read, scratch, write
+from kinopoisk_ft.ops.simd.load_store import allocate, load, prefetch, store, zero_padding
 from kinopoisk_ft.ops.simd.math import sigmoid
-from kinopoisk_ft.ops.simd.register import LANES, load, prefetch, splat, store
-from kinopoisk_ft.ops.simd.threads import bfloats, compiled, floats, integers, share, take
+from kinopoisk_ft.ops.simd.register import LANES, splat
+from kinopoisk_ft.ops.simd.threads import (
+    as_bfloat16,
+    as_float32,
+    as_int64,
+    run_kernel,
+    take_task,
+)
 
+# Steps of time that the backward kernel processes at a time.
 CHUNK = 32
+# Channels of a task.
 BLOCK = 128
 _f = np.float32
 
 
 @njit(forceinline=True)
 def _convolve(
-    x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, s: Any
+    x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Add to s the taps that reach no further back than the row's start; x[at] is step t."""
+    """Add the convolution at step t to `total`; x[at] is step t, and steps before 0 are zero."""
     for back in range(min(taps, t + 1)):
-        s = load(weight, w_at + (taps - 1 - back) * width) * read(x, at - back * step) + s
-    return s
+        w = load(weight, w_at + (taps - 1 - back) * width)
+        total = w * load(x, at - back * step) + total
+    return total
 
 
 @njit(**OPTIONS)
-def _forward(a: Any, x: Any, out: Any) -> None:
+def _convolve_forward(table: Any, x: Any, out: Any) -> None:
     """Fill out (batch, length, width)."""
-    batch, length, width, taps = a[1], a[2], a[3], a[4]
-    order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
-    row_step, step = a[10], a[11]
+    batch, length, width, taps = table[1], table[2], table[3], table[4]
+    order, lengths = as_int64(table[5]), as_int64(table[6])
+    weight, bias = as_float32(table[7]), as_float32(table[8])
+    row_stride, step = table[10], table[11]
     blocks = (width + BLOCK - 1) // BLOCK
-    mode = flush_tiny()
-    task = take(a)
+    mode = flush_denormals()
+    task = take_task(table)
     while task < batch * blocks:
         row, origin = order[task // blocks], task % blocks * BLOCK
-        real, wide = lengths[row], min(BLOCK, width - origin)
-        base, source = row * length * width + origin, row * row_step + origin
+        real, channels = lengths[row], min(BLOCK, width - origin)
+        out_at, x_at = row * length * width + origin, row * row_stride + origin
         for t in range(real):
-            for j in range(0, wide, LANES):
-                prefetch(x, source + (t + CHUNK) * step + j)
-                prefetch(out, base + (t + CHUNK) * width + j)
+            for j in range(0, channels, LANES):
+                here = x_at + t * step + j
+                prefetch(x, here + CHUNK * step)
+                prefetch(out, out_at + (t + CHUNK) * width + j)
                 s = load(bias, origin + j)
-                s = _convolve(x, source + t * step + j, step, weight, origin + j, width, taps, t, s)
-                write(out, base + t * width + j, s * sigmoid(s))
-        clear(out, row, length, width, real, task % blocks, blocks)
-        task = take(a)
-    restore(mode)
+                s = _convolve(x, here, step, weight, origin + j, width, taps, t, s)
+                store(out, out_at + t * width + j, s * sigmoid(s))
+        zero_padding(out, row, length, width, real, task % blocks, blocks)
+        task = take_task(table)
+    restore_mode(mode)
 
 
 @njit(**OPTIONS)
-def _enter(
+def _backpropagate_silu(
     x: Any, at: int, step: int, weight: Any, bias: Any, origin: int, width: int, taps: int,
-    start: int, grad: Any, grad_at: int, grad_step: int, ds: Any, own: Any, wide: int, steps: int,
+    start: int, grad: Any, grad_at: int, grad_step: int, grad_s: Any, sums: Any, channels: int,
+    steps: int,
 ) -> None:  # fmt: skip
-    """Put the gradient before SiLU into ds (time, BLOCK), sums into own (taps + 1, BLOCK)."""
-    for j in range(0, wide, LANES):
+    """Take the gradient of a chunk back through SiLU.
+
+    Fills grad_s (steps, BLOCK), the gradient of the convolution's output. Adds to sums (taps + 1,
+    BLOCK), the gradients of weight and bias. `start` is the first step of the chunk.
+    """
+    for j in range(0, channels, LANES):
         for t in range(steps):
             s = load(bias, origin + j)
             here = at + t * step + j
@@ -75,85 +96,97 @@ def _enter(
             prefetch(grad, grad_at + (t - CHUNK) * grad_step + j)
             s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
             p = sigmoid(s)
-            value = read(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
-            store(ds, t * BLOCK + j, value)
+            value = load(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
+            store(grad_s, t * BLOCK + j, value)
             for back in range(min(taps, start + t + 1)):
                 k = (taps - 1 - back) * BLOCK + j
-                store(own, k, value * read(x, here - back * step) + load(own, k))
-            store(own, taps * BLOCK + j, value + load(own, taps * BLOCK + j))
+                store(sums, k, value * load(x, here - back * step) + load(sums, k))
+            store(sums, taps * BLOCK + j, value + load(sums, taps * BLOCK + j))
 
 
 @njit(**OPTIONS)
-def _leave(
-    ds: Any, weight: Any, origin: int, width: int, taps: int, later: int,
-    grad_x: Any, out_at: int, wide: int, steps: int,
+def _store_input_gradient(
+    grad_s: Any, weight: Any, origin: int, width: int, taps: int, known: int,
+    grad_x: Any, out_at: int, channels: int, steps: int,
 ) -> None:  # fmt: skip
-    """Write the gradient of x; later: real steps in ds, those of the following chunk included."""
+    """Write the gradient of x for a chunk.
+
+    known: steps in grad_s, including up to taps - 1 steps of the following chunk.
+    """
     for t in range(steps):
-        for j in range(0, wide, LANES):
+        for j in range(0, channels, LANES):
             s = splat(_f(0))
-            for ahead in range(min(taps, later - t)):
+            for ahead in range(min(taps, known - t)):
                 w = load(weight, origin + j + (taps - 1 - ahead) * width)
-                s = w * load(ds, (t + ahead) * BLOCK + j) + s
+                s = w * load(grad_s, (t + ahead) * BLOCK + j) + s
             prefetch(grad_x, out_at + (t - CHUNK) * width + j)
-            write(grad_x, out_at + t * width + j, s)
+            store(grad_x, out_at + t * width + j, s)
 
 
 @njit(**OPTIONS)
-def _backward(a: Any, x: Any, grad: Any, grad_x: Any) -> None:
-    """Fill grad_x (batch, length, width) and, by row, weight and bias: (batch, taps + 1, width)."""
-    batch, length, width, taps = a[1], a[2], a[3], a[4]
-    order, lengths, weight, bias = integers(a[5]), integers(a[6]), floats(a[7]), floats(a[8])
-    row_step, step, grad_row, grad_step, sums = a[10], a[11], a[13], a[14], floats(a[16])
+def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
+    """Fill grad_x (batch, length, width) and row sums for weight and bias, table[16].
+
+    The row sums are (batch, taps + 1, width).
+    """
+    batch, length, width, taps = table[1], table[2], table[3], table[4]
+    order, lengths = as_int64(table[5]), as_int64(table[6])
+    weight, bias = as_float32(table[7]), as_float32(table[8])
+    row_stride, step, grad_row, grad_step = table[10], table[11], table[13], table[14]
+    row_sums = as_float32(table[16])
     blocks = (width + BLOCK - 1) // BLOCK
-    ds, own = scratch((CHUNK + taps - 1) * BLOCK), scratch((taps + 1) * BLOCK)
-    mode = flush_tiny()
-    task = take(a)
+    grad_s, sums = allocate((CHUNK + taps - 1) * BLOCK), allocate((taps + 1) * BLOCK)
+    mode = flush_denormals()
+    task = take_task(table)
     while task < batch * blocks:
         row, origin = order[task // blocks], task % blocks * BLOCK
-        real, wide = lengths[row], min(BLOCK, width - origin)
+        real, channels = lengths[row], min(BLOCK, width - origin)
         base = row * length * width + origin
-        own[:] = _f(0)
+        sums[:] = _f(0)
+        # Chunks run backward in time, because grad_x needs grad_s of later steps.
         for chunk in range((real + CHUNK - 1) // CHUNK - 1, -1, -1):
             start = chunk * CHUNK
             steps = min(CHUNK, real - start)
-            later = min(steps + taps - 1, real - start)
-            for i in range((later - steps) * BLOCK - 1, -1, -1):
-                ds[steps * BLOCK + i] = ds[i]
-            _enter(
-                x, row * row_step + start * step + origin, step, weight, bias, origin, width, taps,
-                start, grad, row * grad_row + start * grad_step + origin, grad_step,
-                ds, own, wide, steps,
+            known = min(steps + taps - 1, real - start)
+            # Move the first steps of the following chunk behind this one.
+            for i in range((known - steps) * BLOCK - 1, -1, -1):
+                grad_s[steps * BLOCK + i] = grad_s[i]
+            _backpropagate_silu(
+                x, row * row_stride + start * step + origin, step, weight, bias, origin, width,
+                taps, start, grad, row * grad_row + start * grad_step + origin, grad_step,
+                grad_s, sums, channels, steps,
             )  # fmt: skip
-            _leave(
-                ds, weight, origin, width, taps, later, grad_x, base + start * width, wide, steps
-            )
-        clear(grad_x, row, length, width, real, task % blocks, blocks)
-        for j in range(0, wide, LANES):
+            _store_input_gradient(
+                grad_s, weight, origin, width, taps, known, grad_x, base + start * width, channels,
+                steps,
+            )  # fmt: skip
+        zero_padding(grad_x, row, length, width, real, task % blocks, blocks)
+        for j in range(0, channels, LANES):
             for k in range(taps + 1):
-                store(sums, (row * (taps + 1) + k) * width + origin + j, load(own, k * BLOCK + j))
-        task = take(a)
-    restore(mode)
+                at = (row * (taps + 1) + k) * width + origin + j
+                store(row_sums, at, load(sums, k * BLOCK + j))
+        task = take_task(table)
+    restore_mode(mode)
 
 
-def convolve_float32(a: Any) -> None:
-    """Forward, on float32."""
-    _forward(a, floats(a[9]), floats(a[12]))
+def convolve_float32(table: Any) -> None:
+    """Convolve x in float32."""
+    _convolve_forward(table, as_float32(table[9]), as_float32(table[12]))
 
 
-def convolve_bfloat16(a: Any) -> None:
-    """Forward, on bfloat16."""
-    _forward(a, bfloats(a[9]), bfloats(a[12]))
+def convolve_bfloat16(table: Any) -> None:
+    """Convolve x in bfloat16."""
+    _convolve_forward(table, as_bfloat16(table[9]), as_bfloat16(table[12]))
 
 
-def convolve_back_float32(a: Any) -> None:
-    """Backward, on float32."""
-    _backward(a, floats(a[9]), floats(a[12]), floats(a[15]))
+def convolve_backward_float32(table: Any) -> None:
+    """Compute the gradients for x in float32."""
+    _convolve_backward(table, as_float32(table[9]), as_float32(table[12]), as_float32(table[15]))
 
 
-def convolve_back_bfloat16(a: Any) -> None:
-    """Backward, on bfloat16."""
-    _backward(a, bfloats(a[9]), bfloats(a[12]), bfloats(a[15]))
+def convolve_backward_bfloat16(table: Any) -> None:
+    """Compute the gradients for x in bfloat16."""
+    _convolve_backward(table, as_bfloat16(table[9]), as_bfloat16(table[12]), as_bfloat16(table[15]))
 
 
 FORWARD = {
@@ -161,39 +194,40 @@ FORWARD = {
     torch.bfloat16: convolve_bfloat16,
 }
 BACKWARD = {
-    torch.float32: convolve_back_float32,
-    torch.bfloat16: convolve_back_bfloat16,
+    torch.float32: convolve_backward_float32,
+    torch.bfloat16: convolve_backward_bfloat16,
 }
 
 
 class _Inputs:
-    """What both kernels read; padded copies are kept alive here while the kernels run."""
+    """Prepare the inputs of both kernels, and keep padded copies alive while a kernel runs."""
 
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
     ) -> None:
-        taps = pad(weight.t(), LANES).contiguous()
-        offset = zeros(x.shape[2]) if bias is None else pad(bias, LANES).contiguous()
-        self.taps, self.width = taps.shape
-        ordered, source = longest_first(lengths, x), rows(x)
-        self.alive = (ordered, source, taps, offset)
+        # (d_inner, taps) to (taps, width)
+        weight = layout.pad(weight.t(), LANES).contiguous()
+        bias = layout.pad_or_fill(bias, x.shape[2], 0.0)
+        self.taps, self.width = weight.shape
+        rows, source = layout.sort_by_length(lengths, x), layout.align_channels(x)
+        self.alive = (rows, source, weight, bias)
         self.shape = (x.shape[0], x.shape[1], self.width)
         self.tasks = x.shape[0] * -(-self.width // BLOCK)
-        self.fields = [*self.shape, self.taps, *(y.buffer_info()[0] for y in ordered)]
-        self.fields += [taps.data_ptr(), offset.data_ptr(), *strided(source)]
+        self.fields = [*self.shape, self.taps, *(numbers.buffer_info()[0] for numbers in rows)]
+        self.fields += [weight.data_ptr(), bias.data_ptr(), *layout.describe_memory(source)]
 
 
 def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@operator(_conv_fake, "causal_conv1d")
+@register_op(_conv_fake, "causal_conv1d")
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Return silu(causal convolution), (batch, length, d_inner)."""
+    """Compute silu(causal convolution), (batch, length, d_inner)."""
     inputs = _Inputs(x, weight, bias, lengths)
     out = x.new_empty(inputs.shape)
-    share(compiled(FORWARD[x.dtype]), inputs.tasks, [*inputs.fields, out.data_ptr()])
-    return cut(out, x.shape[2])
+    run_kernel(FORWARD[x.dtype], inputs.tasks, [*inputs.fields, out.data_ptr()])
+    return layout.unpad(out, x.shape[2])
 
 
 def _conv_backward_fake(
@@ -202,26 +236,26 @@ def _conv_backward_fake(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[2])
 
 
-@operator(_conv_backward_fake, "causal_conv1d_backward")
+@register_op(_conv_backward_fake, "causal_conv1d_backward")
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias."""
+    """Compute the gradients of x, weight and bias."""
     inputs = _Inputs(x, weight, bias, lengths)
     grad_x = x.new_empty(inputs.shape)
-    parts = weight.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
-    grad = rows(grad)
-    fields = [*inputs.fields, *strided(grad), grad_x.data_ptr(), parts.data_ptr()]
-    share(compiled(BACKWARD[x.dtype]), inputs.tasks, fields)
-    sums = parts.sum(0)[:, : x.shape[2]]
-    return cut(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
+    row_sums = weight.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
+    grad = layout.align_channels(grad)
+    fields = [*inputs.fields, *layout.describe_memory(grad), grad_x.data_ptr(), row_sums.data_ptr()]
+    run_kernel(BACKWARD[x.dtype], inputs.tasks, fields)
+    sums = row_sums.sum(0)[:, : x.shape[2]]
+    return layout.unpad(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         ctx.save_for_backward(*inputs)
-        return below_autograd(conv, *inputs)
+        return call_below_autograd(conv, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -230,4 +264,4 @@ class _Conv(torch.autograd.Function):
         return grad_x, grad_weight, None if bias is None else grad_bias, None
 
 
-differentiate(conv, _Conv)
+register_autograd(conv, _Conv)

@@ -1,19 +1,22 @@
-"""Causal depthwise convolution and SiLU on a GPU by the kernel of the package causal-conv1d."""
+"""Run causal depthwise convolution with SiLU on a GPU, by the kernel of causal-conv1d."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from kinopoisk_ft.ops.conv.reference import SUBJECT
+from kinopoisk_ft.ops.conv.reference import SELF_TEST
 from kinopoisk_ft.ops.gpu_package import GpuPackage
 
-TAPS = range(2, 5)  # the kernel's own limit
+# Numbers of taps that the kernel supports.
+TAPS = range(2, 5)
 
 
 def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `causal_conv1d_torch`; with time last the kernel takes any number of channels."""
+    """Compute `causal_conv1d_torch` with the kernel of causal-conv1d."""
     from causal_conv1d import causal_conv1d_fn
 
+    # With contiguous channels the kernel would need a multiple of 8 of them; with contiguous time
+    # it takes any number.
     out = causal_conv1d_fn(
         x.transpose(1, 2).contiguous(), weight.contiguous(), bias, activation="silu"
     )
@@ -25,9 +28,10 @@ PACKAGE = GpuPackage(
     module="causal_conv1d",
     extension="causal_conv1d_cuda",
     run=causal_conv1d_cuda,
-    subject=SUBJECT,
+    self_test=SELF_TEST,
     install="pip install --no-build-isolation 'causal-conv1d>=1.5'",
     rebuild="CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --force-reinstall --no-deps "
     "--no-cache-dir --no-build-isolation --no-binary causal-conv1d 'causal-conv1d>=1.5'",
-    sizes=((2, 40, 16), (1, 2100, 8)),  # in one block of threads, and from one to the next
+    # One block of threads, and more than one.
+    sizes=((2, 40, 16), (1, 2100, 8)),
 )

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution followed by SiLU: one function, several backends."""
+"""Apply causal depthwise convolution followed by SiLU, by one of several backends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose, full_precision
+from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose_backend, disable_autocast
 from kinopoisk_ft.ops.conv.cuda import TAPS, causal_conv1d_cuda
 from kinopoisk_ft.ops.conv.reference import causal_conv1d_torch
-from kinopoisk_ft.ops.lengths import as_int64, real_positions
+from kinopoisk_ft.ops.lengths import make_length_mask
 
 if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.conv.cpu import FORWARD, conv
 
 BACKENDS = ("auto", "cuda", "numba", "torch")
-_PLAIN = {"cuda": causal_conv1d_cuda, "torch": causal_conv1d_torch}
+# The backends that take tensors without lengths.
+_WITHOUT_LENGTHS = {"cuda": causal_conv1d_cuda, "torch": causal_conv1d_torch}
 
 
 def causal_conv1d(
@@ -26,57 +27,62 @@ def causal_conv1d(
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve each channel with its own past, then apply SiLU.
+    """Convolve each channel with its past, then apply SiLU.
 
     Args:
-        x: (batch, length, d_inner). weight: (d_inner, width). bias: (d_inner,).
-        lengths: (batch,) integers; from there on a row's outputs are 0 and carry no gradient.
+        x: (batch, length, d_inner).
+        weight: (d_inner, width).
+        bias: (d_inner,).
+        lengths: (batch,) integers; beyond its length a row's outputs and gradients are 0.
         backend: auto, cuda (causal-conv1d; 2 to 4 taps), numba (CPU) or torch
-            (nn.functional.conv1d, the reference).
+            (`nn.functional.conv1d`, the reference).
 
     Returns:
         (batch, length, d_inner) in the dtype of x. Half precision is computed in float32.
 
     Raises:
-        ValueError: shapes that do not fit. UserError: a backend that cannot run here.
+        ValueError: the shapes do not fit.
+        UserError: the backend cannot run here.
     """
     if x.dim() != 3 or weight.dim() != 2 or x.shape[2] != weight.shape[0] or not x.shape[1]:
-        raise ValueError(f"x must be (batch, length, d_inner), weight (d_inner, width): "
-                         f"{tuple(x.shape)}, {tuple(weight.shape)}")  # fmt: skip
+        raise ValueError(
+            "x must be of shape (batch, length, d_inner) and weight (d_inner, width), "
+            f"not {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     for name, tensor, size in (("bias", bias, x.shape[2]), ("lengths", lengths, x.shape[0])):
         if tensor is not None and tuple(tensor.shape) != (size,):
             raise ValueError(f"{name} must be of shape {(size,)}, not {tuple(tensor.shape)}")
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
-    unfit = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
-    chosen = choose("causal_conv1d", backend, BACKENDS, x.device, dtype, unfit)
-    with full_precision(x.device):
+    unsupported = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
+    chosen = choose_backend("causal_conv1d", backend, BACKENDS, x.device, dtype, unsupported)
+    with disable_autocast(x.device):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         if chosen == "numba":
-            known = x if x.dtype in FORWARD else x.to(dtype)
-            out: Tensor = conv(known, weight, bias, as_int64(lengths))
+            readable = x if x.dtype in FORWARD else x.to(dtype)
+            out: Tensor = conv(readable, weight, bias, lengths)
         else:
-            out = _masked(_PLAIN[chosen], x.to(dtype), weight, bias, lengths)
+            out = _mask_beyond_lengths(_WITHOUT_LENGTHS[chosen], x.to(dtype), weight, bias, lengths)
         return out.to(x.dtype)
 
 
-def beside(scan_backend: str) -> str:
-    """Return the backend that goes with one of a scan, whose mixer has a convolution, too.
+def match_conv_backend(scan_backend: str) -> str:
+    """Choose the backend of a mixer's convolution from the backend of its scan.
 
-    With mamba-ssm asked for, causal-conv1d may still be missing; `auto` says what it takes.
+    If mamba-ssm is chosen for the scan, causal-conv1d may still be missing: use `auto`.
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 
 
-def _masked(
+def _mask_beyond_lengths(
     conv1d: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     lengths: Tensor | None,
 ) -> Tensor:
-    """Put zeros beyond the lengths before and after: nothing flows from or to there."""
+    """Convolve with zeros beyond the lengths in input and output: no gradient flows there."""
     if lengths is None:
         return conv1d(x, weight, bias)
-    keep = real_positions(lengths, x.shape[1])[..., None]
-    return torch.where(keep, conv1d(torch.where(keep, x, 0), weight, bias), 0)
+    mask = make_length_mask(lengths, x.shape[1])[..., None]
+    return torch.where(mask, conv1d(torch.where(mask, x, 0), weight, bias), 0)

@@ -1,31 +1,34 @@
-"""Causal depthwise convolution and SiLU in plain PyTorch: the specification of other backends."""
+"""Define causal depthwise convolution with SiLU in plain PyTorch: the other backends' reference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The definition, by `F.conv1d`.
+    """Convolve each channel with its past by `nn.functional.conv1d`, then apply SiLU.
 
     Args:
-        x: (batch, length, d_inner). weight: (d_inner, width). bias: (d_inner,).
+        x: (batch, length, d_inner).
+        weight: (d_inner, width).
+        bias: (d_inner,).
 
     Returns:
-        (batch, length, d_inner), in the inputs' dtype.
+        (batch, length, d_inner), in the dtype of the inputs.
     """
+    # (batch, d_inner, width - 1 + length)
     padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     out = nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])
     return nn.functional.silu(out).transpose(1, 2)
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return random arguments with Mamba's four taps."""
+    """Draw random arguments, with four taps as in Mamba."""
     shapes = {"x": (batch, length, width), "weight": (width, 4), "bias": (width,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-SUBJECT = Subject(causal_conv1d_torch, draw)
+SELF_TEST = SelfTest(causal_conv1d_torch, draw)

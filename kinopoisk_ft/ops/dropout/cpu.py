@@ -1,4 +1,7 @@
-"""Dropout on a CPU as a PyTorch operator over numba kernels."""
+"""Provide dropout on a CPU: a PyTorch operator over numba kernels.
+
+Fields of the kernels' table: 1 number of elements, 2 key, 3 threshold, 4 scale, 5 x, 6 out.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,49 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kinopoisk_ft.ops.simd.custom_op import below_autograd, differentiate, operator
+from kinopoisk_ft.ops.simd.custom_op import call_below_autograd, register_autograd, register_op
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import read, write
-from kinopoisk_ft.ops.simd.random import factors, row_key
+from kinopoisk_ft.ops.simd.load_store import load, store
+from kinopoisk_ft.ops.simd.random import derive_row_key, draw_factors
 from kinopoisk_ft.ops.simd.register import LANES
-from kinopoisk_ft.ops.simd.threads import bfloats, compiled, floats, share, take
+from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
-ROW = 8192  # part of the definition: another number draws other masks
+# Elements that share one key. The masks depend on this number.
+ROW = 8192
 
 
 @njit(**OPTIONS)
-def _drop(a: Any, x: Any, out: Any, room: Any) -> None:
-    """Fill out with x times 0 or the scale; room: `LANES` elements for the last few."""
-    size, key, threshold, scale = a[1], a[2], a[3], floats(a[4])[0]
+def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
+    """Fill out with x times 0 or the scale; `tail` holds the last, incomplete vector of a row."""
+    size, key, threshold, scale = table[1], table[2], table[3], as_float32(table[4])[0]
     while True:
-        row = take(a)
+        row = take_task(table)
         start = row * ROW
         if start >= size:
             return
-        own, wide = row_key(key, row), min(ROW, size - start)
-        whole = wide - wide % LANES
+        row_key, length = derive_row_key(key, row), min(ROW, size - start)
+        whole = length - length % LANES
         for j in range(0, whole, LANES):
-            f = factors(own, j, threshold, scale)
-            write(out, start + j, read(x, start + j) * f)
-        if whole < wide:
-            for j in range(wide - whole):
-                room[j] = x[start + whole + j]
-            write(room, 0, read(room, 0) * factors(own, whole, threshold, scale))
-            for j in range(wide - whole):
-                out[start + whole + j] = room[j]
+            factors = draw_factors(row_key, j, threshold, scale)
+            store(out, start + j, load(x, start + j) * factors)
+        if whole < length:
+            for j in range(length - whole):
+                tail[j] = x[start + whole + j]
+            store(tail, 0, load(tail, 0) * draw_factors(row_key, whole, threshold, scale))
+            for j in range(length - whole):
+                out[start + whole + j] = tail[j]
 
 
-def drop_float32(a: Any) -> None:
+def drop_float32(table: Any) -> None:
     """Drop elements of a float32 tensor."""
-    room = np.zeros(LANES, np.float32)
-    _drop(a, floats(a[5]), floats(a[6]), floats(room.ctypes.data))
+    tail = np.zeros(LANES, np.float32)
+    _drop(table, as_float32(table[5]), as_float32(table[6]), as_float32(tail.ctypes.data))
 
 
-def drop_bfloat16(a: Any) -> None:
+def drop_bfloat16(table: Any) -> None:
     """Drop elements of a bfloat16 tensor."""
-    room = np.zeros(LANES, np.uint16)
-    _drop(a, bfloats(a[5]), bfloats(a[6]), bfloats(room.ctypes.data))
+    tail = np.zeros(LANES, np.uint16)
+    _drop(table, as_bfloat16(table[5]), as_bfloat16(table[6]), as_bfloat16(tail.ctypes.data))
 
 
 KERNELS = {
@@ -59,16 +63,17 @@ KERNELS = {
 }
 
 
-def rate(p: float) -> tuple[int, float]:
-    """Return the threshold of a draw that keeps an element, and what a kept one is multiplied by.
+def compute_threshold(p: float) -> tuple[int, float]:
+    """Compute the threshold below which a draw keeps an element, and the scale of kept elements.
 
-    The rate is right to 2**-32.
+    The rate of dropout is precise to 2**-32.
 
     Raises:
-        ValueError: p is not from 0 to 1.
+        ValueError: p is not between 0 and 1.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"the probability of dropout must be from 0 to 1, not {p}")
+    # The threshold must fit 32 bits.
     return min(round((1 - p) * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
@@ -76,18 +81,25 @@ def _drop_fake(x: Tensor, key: Tensor, p: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@operator(_drop_fake, "dropout")
+@register_op(_drop_fake, "dropout")
 def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
-    """Return x, contiguous, with each element zero at rate p, else divided by 1 - p.
+    """Set each element of x to zero with probability p and divide the others by 1 - p.
 
-    key: () int64; it and an element's index decide, whatever the number of threads.
+    Args:
+        x: any shape.
+        key: () int64; the mask depends on it and on an element's index, not on the threads.
+        p: from 0 to 1.
+
+    Returns:
+        A contiguous tensor of the shape and dtype of x.
     """
     x = x.contiguous()
     out = torch.empty_like(x)
-    threshold, scale = rate(p)
+    threshold, scale = compute_threshold(p)
+    # The table holds integers only, so the scale is passed by its address.
     factor = torch.tensor([scale])
     fields = [x.numel(), int(key), threshold, factor.data_ptr(), x.data_ptr(), out.data_ptr()]
-    share(compiled(KERNELS[x.dtype]), -(-x.numel() // ROW), fields)
+    run_kernel(KERNELS[x.dtype], -(-x.numel() // ROW), fields)
     return out
 
 
@@ -96,12 +108,13 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, key: Tensor, p: float) -> Any:
         ctx.save_for_backward(key)
         ctx.p = p
-        return below_autograd(drop, x, key, p)
+        return call_below_autograd(drop, x, key, p)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (key,) = ctx.saved_tensors
+        # The same key draws the same mask.
         return drop(grad, key, ctx.p), None, None
 
 
-differentiate(drop, _Drop)
+register_autograd(drop, _Drop)

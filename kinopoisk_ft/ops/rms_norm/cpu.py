@@ -1,6 +1,10 @@
-"""Root mean square normalisation on a CPU as PyTorch operators over numba kernels.
+"""Provide root mean square normalization on a CPU: PyTorch operators over numba kernels.
 
 They compute in float32; the output may be bfloat16.
+
+Fields of the kernels' table: 1 rows, 2 width, 3 numbers (1 / real width, eps), 4 x, 5 weight.
+Forward: 6 out, 7 scales. Backward: 6 gradient of the output, 7 scales, 8 gradient of x, 9 gradients
+of weight by task.
 """
 
 from __future__ import annotations
@@ -12,149 +16,151 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kinopoisk_ft.ops.simd.custom_op import below_autograd, differentiate, operator
+from kinopoisk_ft.ops.simd import layout
+from kinopoisk_ft.ops.simd.custom_op import call_below_autograd, register_autograd, register_op
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.layout import cut, ones, pad
-from kinopoisk_ft.ops.simd.load_store import read, scratch, write
-from kinopoisk_ft.ops.simd.register import LANES, load, splat, store, total
-from kinopoisk_ft.ops.simd.threads import bfloats, compiled, floats, share, take
+from kinopoisk_ft.ops.simd.load_store import allocate, load, store
+from kinopoisk_ft.ops.simd.register import LANES, splat, sum_lanes
+from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
+# Rows of a task.
 ROWS = 64
 _f = np.float32
 
 
 @njit(**OPTIONS)
-def _normalise(a: Any, out: Any) -> None:
-    """Fill out (rows, width) and scales (rows,), what each row is multiplied by."""
-    rows, width, share, eps = a[1], a[2], floats(a[3])[0], floats(a[3])[1]
-    x, weight, scales = floats(a[4]), floats(a[5]), floats(a[7])
-    task = take(a)
+def _normalize(table: Any, out: Any) -> None:
+    """Fill out (rows, width) and scales (rows,), the factor of each row."""
+    rows, width, numbers = table[1], table[2], as_float32(table[3])
+    x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
+    inverse_width, eps = numbers[0], numbers[1]
+    task = take_task(table)
     while task * ROWS < rows:
         for row in range(task * ROWS, min(rows, (task + 1) * ROWS)):
             at, squares = row * width, splat(_f(0))
             for j in range(0, width, LANES):
                 value = load(x, at + j)
                 squares = value * value + squares
-            scale = _f(1) / np.sqrt(total(squares) * share + eps)
+            scale = _f(1) / np.sqrt(sum_lanes(squares) * inverse_width + eps)
             scales[row] = scale
             for j in range(0, width, LANES):
-                write(out, at + j, load(x, at + j) * splat(scale) * load(weight, j))
-        task = take(a)
+                store(out, at + j, load(x, at + j) * splat(scale) * load(weight, j))
+        task = take_task(table)
 
 
 @njit(**OPTIONS)
-def _normalise_back(a: Any, grad: Any) -> None:
-    """Fill the gradient of x (rows, width) and, by task, that of weight (tasks, width)."""
-    rows, width, x, weight = a[1], a[2], floats(a[4]), floats(a[5])
-    scales, grad_x, parts = floats(a[7]), floats(a[8]), floats(a[9])
-    share, own = floats(a[3])[0], scratch(width)
-    task = take(a)
+def _normalize_backward(table: Any, grad: Any) -> None:
+    """Fill the gradient of x (rows, width) and the gradients of weight by task (tasks, width)."""
+    rows, width, inverse_width = table[1], table[2], as_float32(table[3])[0]
+    x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
+    grad_x, parts, grad_weight = as_float32(table[8]), as_float32(table[9]), allocate(width)
+    task = take_task(table)
     while task * ROWS < rows:
-        own[:] = _f(0)
+        grad_weight[:] = _f(0)
         for row in range(task * ROWS, min(rows, (task + 1) * ROWS)):
             at, scale, products = row * width, scales[row], splat(_f(0))
             for j in range(0, width, LANES):
-                g = read(grad, at + j)
+                g = load(grad, at + j)
                 value = load(x, at + j) * splat(scale)
                 products = g * load(weight, j) * value + products
-                store(own, j, g * value + load(own, j))
-            mean = total(products) * share
+                store(grad_weight, j, g * value + load(grad_weight, j))
+            mean = sum_lanes(products) * inverse_width
             for j in range(0, width, LANES):
                 value = load(x, at + j) * splat(scale)
-                slope = read(grad, at + j) * load(weight, j) - value * splat(mean)
+                slope = load(grad, at + j) * load(weight, j) - value * splat(mean)
                 store(grad_x, at + j, slope * splat(scale))
         for j in range(0, width, LANES):
-            store(parts, task * width + j, load(own, j))
-        task = take(a)
+            store(parts, task * width + j, load(grad_weight, j))
+        task = take_task(table)
 
 
-def normalise_float32(a: Any) -> None:
-    """Forward, to float32."""
-    _normalise(a, floats(a[6]))
+def normalize_float32(table: Any) -> None:
+    """Normalize to float32."""
+    _normalize(table, as_float32(table[6]))
 
 
-def normalise_bfloat16(a: Any) -> None:
-    """Forward, to bfloat16."""
-    _normalise(a, bfloats(a[6]))
+def normalize_bfloat16(table: Any) -> None:
+    """Normalize to bfloat16."""
+    _normalize(table, as_bfloat16(table[6]))
 
 
-def normalise_back_float32(a: Any) -> None:
-    """Backward, from float32."""
-    _normalise_back(a, floats(a[6]))
+def normalize_backward_float32(table: Any) -> None:
+    """Compute the gradients from a float32 gradient of the output."""
+    _normalize_backward(table, as_float32(table[6]))
 
 
-def normalise_back_bfloat16(a: Any) -> None:
-    """Backward, from bfloat16."""
-    _normalise_back(a, bfloats(a[6]))
+def normalize_backward_bfloat16(table: Any) -> None:
+    """Compute the gradients from a bfloat16 gradient of the output."""
+    _normalize_backward(table, as_bfloat16(table[6]))
 
 
 FORWARD = {
-    torch.float32: normalise_float32,
-    torch.bfloat16: normalise_bfloat16,
+    torch.float32: normalize_float32,
+    torch.bfloat16: normalize_bfloat16,
 }
 BACKWARD = {
-    torch.float32: normalise_back_float32,
-    torch.bfloat16: normalise_back_bfloat16,
+    torch.float32: normalize_backward_float32,
+    torch.bfloat16: normalize_backward_bfloat16,
 }
 
 
 class _Inputs:
-    """What both kernels read; padded copies are kept alive here while the kernels run."""
+    """Prepare the inputs of both kernels, and keep padded copies alive while a kernel runs."""
 
     def __init__(self, x: Tensor, weight: Tensor | None, eps: float) -> None:
         real = x.shape[-1]
-        self.x = pad(x.reshape(-1, real), LANES).contiguous()
+        self.x = layout.pad(x.reshape(-1, real), LANES).contiguous()
         self.rows, self.width = self.x.shape
-        self.weight = ones(real) if weight is None else pad(weight, LANES).contiguous()
+        self.weight = layout.pad_or_fill(weight, real, 1.0)
         self.numbers = torch.tensor([1 / real, eps], dtype=torch.float32, device="cpu")
         self.tasks = -(-self.rows // ROWS)
-        alive = (self.numbers, self.x, self.weight)
-        self.fields = [self.rows, self.width, *(y.data_ptr() for y in alive)]
+        tensors = (self.numbers, self.x, self.weight)
+        self.fields = [self.rows, self.width, *(y.data_ptr() for y in tensors)]
 
 
-def _normalise_fake(
+def _normalize_fake(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1].numel())
 
 
-@operator(_normalise_fake, "rms_norm")
-def normalise(
+@register_op(_normalize_fake, "rms_norm")
+def normalize(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return the output, of that dtype, and what each row was multiplied by."""
+    """Normalize x (..., width); return the output in `dtype` and the factor of each row."""
     inputs = _Inputs(x, weight, eps)
     out = x.new_empty(inputs.rows, inputs.width, dtype=dtype)
     scales = x.new_empty(inputs.rows)
     fields = [*inputs.fields, out.data_ptr(), scales.data_ptr()]
-    share(compiled(FORWARD[dtype]), inputs.tasks, fields)
-    return cut(out, x.shape[-1]).view(x.shape), scales
+    run_kernel(FORWARD[dtype], inputs.tasks, fields)
+    return layout.unpad(out, x.shape[-1]).view(x.shape), scales
 
 
-def _normalise_backward_fake(
+def _normalize_backward_fake(
     grad: Tensor, scales: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[-1])
 
 
-@operator(_normalise_backward_fake, "rms_norm_backward")
-def normalise_backward(
+@register_op(_normalize_backward_fake, "rms_norm_backward")
+def normalize_backward(
     grad: Tensor, scales: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight."""
+    """Compute the gradients of x and weight."""
+    # The backward kernel reads the scales and does not need eps.
     inputs = _Inputs(x, weight, 0.0)
-    grad = pad(grad.reshape(inputs.rows, -1), LANES).contiguous()
+    grad = layout.pad(grad.reshape(inputs.rows, -1), LANES).contiguous()
     grad_x, parts = torch.empty_like(inputs.x), x.new_empty(inputs.tasks, inputs.width)
-    alive = (grad, scales, grad_x, parts)
-    fields = [*inputs.fields, *(y.data_ptr() for y in alive)]
-    share(compiled(BACKWARD[grad.dtype]), inputs.tasks, fields)
-    return cut(grad_x, x.shape[-1]).view(x.shape), cut(parts.sum(0), x.shape[-1])
+    fields = [*inputs.fields, *(y.data_ptr() for y in (grad, scales, grad_x, parts))]
+    run_kernel(BACKWARD[grad.dtype], inputs.tasks, fields)
+    return layout.unpad(grad_x, x.shape[-1]).view(x.shape), layout.unpad(parts.sum(0), x.shape[-1])
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Any:
-        out, scales = below_autograd(normalise, x, weight, eps, dtype)
+        out, scales = call_below_autograd(normalize, x, weight, eps, dtype)
         ctx.save_for_backward(scales, x, weight)
         ctx.mark_non_differentiable(scales)
         ctx.set_materialize_grads(False)
@@ -163,8 +169,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         scales, x, weight = ctx.saved_tensors
-        grad_x, grad_weight = normalise_backward(grad, scales, x, weight)
+        grad_x, grad_weight = normalize_backward(grad, scales, x, weight)
         return grad_x, None if weight is None else grad_weight, None, None
 
 
-differentiate(normalise, _Normalise)
+register_autograd(normalize, _Normalize)

@@ -1,6 +1,6 @@
-"""Root mean square normalisation: PyTorch's own, or on a CPU one pass over each row.
+"""Normalize by the root mean square: with PyTorch, or on a CPU with one pass over each row.
 
-PyTorch composes it there from operators that each read and write the whole tensor.
+On a CPU PyTorch composes this from operators that each read and write the whole tensor.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose
+from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose_backend
 
 if NUMBA_ERROR is None:
-    from kinopoisk_ft.ops.rms_norm.cpu import FORWARD, normalise
+    from kinopoisk_ft.ops.rms_norm.cpu import FORWARD, normalize
 
 BACKENDS = ("auto", "numba", "torch")
 
@@ -23,27 +23,32 @@ def rms_norm(
     backend: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
+    """Compute x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
     Args:
-        x: (..., width); the mean is over the last dimension. weight: (width,), one if None.
-        eps: the step from one to the next number of the dtype if None, as in PyTorch.
+        x: (..., width); the mean is over the last dimension.
+        weight: (width,); ones if None.
+        eps: the machine epsilon of the dtype of x if None, as in PyTorch.
         backend: auto, numba (CPU, float32) or torch (`nn.functional.rms_norm`).
-        dtype: of the output, which is rounded once; that of x and weight if None.
+        dtype: dtype of the output, which is rounded once; the dtype of x and weight if None.
 
     Returns:
         A tensor of the shape of x.
 
     Raises:
-        ValueError: shapes that do not fit. UserError: a backend that cannot run here.
+        ValueError: the shapes do not fit.
+        UserError: the backend cannot run here.
     """
     if weight is not None and weight.shape != x.shape[-1:]:
-        raise ValueError(f"weight must be of shape {tuple(x.shape[-1:])}: {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be of shape {tuple(x.shape[-1:])}, not {tuple(weight.shape)}"
+        )
     dtypes = {y.dtype for y in (x, weight) if y is not None}
-    chosen = choose("rms_norm", backend, BACKENDS, x.device, x.dtype)
+    chosen = choose_backend("rms_norm", backend, BACKENDS, x.device, x.dtype)
     if chosen == "torch" or dtypes != {torch.float32}:
-        plain = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-        return plain.to(dtype or plain.dtype)
-    known = dtype if dtype in FORWARD else torch.float32
-    out: Tensor = normalise(x, weight, torch.finfo(x.dtype).eps if eps is None else eps, known)[0]
-    return out.to(dtype or known)
+        out = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+        return out.to(dtype or out.dtype)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    out_dtype = dtype if dtype in FORWARD else torch.float32
+    out = normalize(x, weight, eps, out_dtype)[0]
+    return out.to(dtype or out_dtype)

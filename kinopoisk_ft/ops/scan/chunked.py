@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch, chunk by chunk, on any device and in any float type."""
+"""Compute the selective scan in plain PyTorch, chunk by chunk, on any device in any float dtype."""
 
 from __future__ import annotations
 
@@ -8,72 +8,84 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# Steps of time whose states exist at the same time.
 CHUNK = 16
 
 
-def _decay_and_inflow(u: Tensor, delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as (batch, steps, d_state, d_inner): long rows suit element-wise operations."""
+def _compute_decay_and_inflow(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute exp(delta A) and delta u B, both (batch, steps, d_state, d_inner).
+
+    The channels come last, because element-wise operations are faster on long rows.
+    """
     decay = torch.exp(delta[:, :, None] * A)
     return decay, (delta * u)[:, :, None] * B[..., None]
 
 
-def _over_states(weight: Tensor, states: Tensor) -> Tensor:
-    return torch.matmul(weight[:, :, None], states)[:, :, 0]  # (batch, steps, d_inner)
+def _contract_states(weight: Tensor, states: Tensor) -> Tensor:
+    """Sum weight (batch, steps, d_state) times states over d_state: (batch, steps, d_inner)."""
+    return torch.matmul(weight[:, :, None], states)[:, :, 0]
 
 
-def _recur(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
-    """Turn the inflow into states, in place: h_t = decay_t h_{t-1} + inflow_t."""
+def _run_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
+    """Replace the inflow by the states h_t = decay_t h_{t-1} + inflow_t, in place."""
     for t in range(inflow.shape[1]):
         h = inflow[:, t].addcmul_(decay[:, t], h)
     return inflow
 
 
-def _recur_back(decay: Tensor, grad: Tensor, carried: Tensor) -> Tensor:
-    """Collect the states' gradient from later steps, in place; return what the chunk hands down."""
+def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Tensor:
+    """Add to each state's gradient what later steps contribute, in place.
+
+    grad_h: gradient of the state after the chunk. Returns the gradient of the state before it.
+    """
     for t in range(grad.shape[1] - 1, -1, -1):
-        carried = grad[:, t].add_(carried) * decay[:, t]
-    return carried
+        grad_h = grad[:, t].add_(grad_h) * decay[:, t]
+    return grad_h
 
 
 class ChunkedScan(torch.autograd.Function):
-    """Scan without skip, gate or softplus; saves the states at the chunk starts alone."""
+    """Scan without skip, gate and softplus; save only the states at the chunk starts."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        # (d_state, d_inner)
         A = A.t().contiguous()
         h = u.new_zeros(u.shape[0], *A.shape)
-        outputs, marks = [], []
-        for part in _chunks(u, delta, B, C):
-            marks.append(h)
-            u_c, delta_c, B_c, C_c = part
-            states = _recur(*_decay_and_inflow(u_c, delta_c, A, B_c), h)
-            outputs.append(_over_states(C_c, states))
+        outputs, saved = [], []
+        for u_c, delta_c, B_c, C_c in _split_chunks(u, delta, B, C):
+            saved.append(h)
+            states = _run_recurrence(*_compute_decay_and_inflow(u_c, delta_c, A, B_c), h)
+            outputs.append(_contract_states(C_c, states))
             h = states[:, -1].clone()
-        ctx.save_for_backward(u, delta, A, B, C, torch.stack(marks))
+        ctx.save_for_backward(u, delta, A, B, C, torch.stack(saved))
         return torch.cat(outputs, dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, marks = ctx.saved_tensors
-        carried, grad_A = torch.zeros_like(marks[0]), torch.zeros_like(A)
-        parts = []
-        for part, h in reversed(list(zip(_chunks(u, delta, B, C, grad), marks, strict=True))):
-            u_c, delta_c, B_c, C_c, grad_c = part
-            *grads, from_A, carried = _chunk_back(u_c, delta_c, B_c, C_c, grad_c, A, h, carried)
-            grad_A += from_A
-            parts.append(grads)
+        u, delta, A, B, C, saved = ctx.saved_tensors
+        grad_h, grad_A = torch.zeros_like(saved[0]), torch.zeros_like(A)
+        chunks = list(zip(_split_chunks(u, delta, B, C, grad), saved, strict=True))
+        chunk_grads = []
+        for (u_c, delta_c, B_c, C_c, grad_c), h in reversed(chunks):
+            *grads, chunk_grad_A, grad_h = _backpropagate_chunk(
+                u_c, delta_c, B_c, C_c, grad_c, A, h, grad_h
+            )
+            grad_A += chunk_grad_A
+            chunk_grads.append(grads)
         grad_u, grad_delta, grad_B, grad_C = (
-            torch.cat(pieces, dim=1) for pieces in zip(*reversed(parts), strict=True)
+            torch.cat(parts, dim=1) for parts in zip(*reversed(chunk_grads), strict=True)
         )
         return grad_u, grad_delta, grad_A.t(), grad_B, grad_C
 
 
-def _chunks(*tensors: Tensor) -> list[tuple[Any, ...]]:
+def _split_chunks(*tensors: Tensor) -> list[tuple[Any, ...]]:
     return list(zip(*(x.split(CHUNK, dim=1) for x in tensors), strict=True))
 
 
-def _chunk_back(
+def _backpropagate_chunk(
     u: Tensor,
     delta: Tensor,
     B: Tensor,
@@ -81,21 +93,25 @@ def _chunk_back(
     grad: Tensor,
     A: Tensor,
     h: Tensor,
-    carried: Tensor,
+    grad_h: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of u, delta, B, C, A, and of the state before the chunk."""
-    decay, inflow = _decay_and_inflow(u, delta, A, B)
-    states = _recur(decay, inflow, h)
+    """Compute the gradients of u, delta, B, C, A, and of the state h before the chunk.
+
+    grad_h: gradient of the state after the chunk.
+    """
+    decay, inflow = _compute_decay_and_inflow(u, delta, A, B)
+    states = _run_recurrence(decay, inflow, h)
     grad_C = (states * grad[:, :, None]).sum(-1)
-    grad_h = grad[:, :, None] * C[..., None]
-    carried = _recur_back(decay, grad_h, carried)
-    grad_B = (grad_h * (delta * u)[:, :, None]).sum(-1)
-    grad_inflow = _over_states(B, grad_h)
+    # (batch, steps, d_state, d_inner)
+    grad_states = grad[:, :, None] * C[..., None]
+    grad_h = _run_recurrence_backward(decay, grad_states, grad_h)
+    grad_B = (grad_states * (delta * u)[:, :, None]).sum(-1)
+    grad_inflow = _contract_states(B, grad_states)
     before = torch.cat([h[:, None], states[:, :-1]], dim=1)
-    grad_exponent = grad_h.mul_(decay).mul_(before)
+    grad_exponent = grad_states.mul_(decay).mul_(before)
     grad_delta = (grad_exponent * A).sum(2) + grad_inflow * u
     grad_A = (grad_exponent * delta[:, :, None]).sum((0, 1))
-    return grad_inflow * delta, grad_delta, grad_B, grad_C, grad_A, carried
+    return grad_inflow * delta, grad_delta, grad_B, grad_C, grad_A, grad_h
 
 
 def selective_scan_torch(
@@ -109,7 +125,7 @@ def selective_scan_torch(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """As `selective_scan_reference`, with few and large operations."""
+    """Compute `selective_scan_reference` with few and large operations."""
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:

@@ -1,8 +1,14 @@
-"""The backward kernel of the selective scan, run by every thread at once.
+"""Run the selective scan backward; every thread executes this kernel at the same time.
 
-Tasks and chunks are those of the forward kernel, time running backwards. The sums over a row's
-channels (for B, C) are left per block, those over rows (for A, D, bias) per row, and added up when
-all tasks are done: no two write the same place, and the number of threads makes no difference.
+Tasks and chunks are the same as in the forward kernel, but time runs backward. Gradients of B and C
+are sums over channels and are first stored for each block of channels; gradients of A, D and bias
+are sums over rows and are first stored for each row. When all tasks are finished, these parts are
+added up. No two tasks write to the same place, and the result does not depend on the number of
+threads.
+
+Own fields of the kernel's table: 23 saved states, 24 to 26 gradient of the output with its strides
+over batch and time, 27 to 33 gradients of u, delta, z and parts of A, B, C, (D, bias), 34 number of
+finished tasks, 35 to 41 fields of `GradientSums`.
 """
 
 from __future__ import annotations
@@ -14,29 +20,40 @@ from numba import njit
 
 from kinopoisk_ft.ops.scan.cpu_inputs import (
     CHUNK,
-    Problem,
-    Spot,
-    enter,
-    local,
-    read_problem,
-    row_at,
+    Chunk,
+    ScanInputs,
+    load_chunk,
+    locate_in_scratch,
+    locate_in_tensor,
+    unpack_inputs,
 )
-from kinopoisk_ft.ops.scan.cpu_states import GROUP, recall, retreat, sum_lanes
-from kinopoisk_ft.ops.simd.denormals import flush_tiny, restore
+from kinopoisk_ft.ops.scan.cpu_states import GROUP, backpropagate, recompute, store_lane_sums
+from kinopoisk_ft.ops.simd.denormals import flush_denormals, restore_mode
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import clear, read, scratch, write
+from kinopoisk_ft.ops.simd.load_store import allocate, load, prefetch, store, zero_padding
 from kinopoisk_ft.ops.simd.math import LN_2, sigmoid
-from kinopoisk_ft.ops.simd.register import LANES, load, prefetch, splat, store
-from kinopoisk_ft.ops.simd.threads import await_tasks, bfloats, end_task, floats, take
+from kinopoisk_ft.ops.simd.register import LANES, splat
+from kinopoisk_ft.ops.simd.threads import (
+    as_bfloat16,
+    as_float32,
+    finish_task,
+    take_task,
+    wait_for_tasks,
+)
 
 _f = np.float32
+# Channels of a task.
+BLOCK = 128
+# Elements that a thread adds up at a time once all tasks are finished.
+_ELEMENTS = 4096
 
 
 class Gradients(NamedTuple):
-    """The output's gradient with its strides, and where the inputs' go; out, u, z as in `Problem`.
+    """Pointers to the gradient of the output, with its strides, and to the inputs' gradients.
 
-    u, delta, z: (batch, length, width). A: (batch, states, width). B, C: (blocks, batch, length,
-    states). sums: (batch, 2, width), for D and bias.
+    out, u and z have the dtype of u, the others float32. Shapes: u, delta, z (batch, length,
+    width); A (batch, states, width); B, C (blocks, batch, length, states); sums (batch, 2, width)
+    for D and bias.
     """
 
     out: Any
@@ -51,180 +68,11 @@ class Gradients(NamedTuple):
     sums: Any
 
 
-class Work(NamedTuple):
-    """Scratch of a thread: by step and channel; by step and state; by state or sum and channel."""
+class GradientSums(NamedTuple):
+    """Sizes and pointers of the summed gradients.
 
-    dt: Any
-    inflow: Any
-    y: Any
-    g: Any
-    gx: Any
-    gt: Any
-    hs: Any
-    decays: Any
-    sb: Any
-    sc: Any
-    back: Any
-    A: Any
-    sums: Any
-
-
-@njit(forceinline=True)
-def _room(states: int) -> Work:
-    wide, group = CHUNK * BLOCK, CHUNK * GROUP * LANES
-    return Work(
-        scratch(wide), scratch(wide), scratch(wide), scratch(wide), scratch(wide), scratch(wide),
-        scratch(group + GROUP * LANES), scratch(group), scratch(group), scratch(group),
-        scratch(states * BLOCK), scratch(states * BLOCK), scratch(2 * BLOCK),
-    )  # fmt: skip
-
-
-@njit(**OPTIONS)
-def _enter_gradient(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
-    """Read a chunk of the output's gradient and take it back through the gate."""
-    at, z_at = row_at(spot, to.out_row, to.out_step), row_at(spot, p.z_row, p.z_step)
-    for t in range(spot.steps):
-        for j in range(0, spot.wide, LANES):
-            prefetch(to.out, at + (t - CHUNK) * to.out_step + j)
-            value = read(to.out, at + t * to.out_step + j)
-            if p.gated:
-                prefetch(p.z, z_at + (t - CHUNK) * p.z_step + j)
-                gate = read(p.z, z_at + t * p.z_step + j)
-                value = value * gate * sigmoid(gate)
-            store(w.g, local(t, j), value)
-            store(w.gx, local(t, j), splat(_f(0)))
-            store(w.gt, local(t, j), splat(_f(0)))
-
-
-@njit(**OPTIONS)
-def _leave_gate(p: Problem, spot: Spot, to: Gradients, y: Any) -> None:
-    """Write the gradient of z; y: the output before the gate."""
-    at, z_at = row_at(spot, to.out_row, to.out_step), row_at(spot, p.z_row, p.z_step)
-    out_at = row_at(spot, p.length * p.width, p.width)
-    for t in range(spot.steps):
-        for j in range(0, spot.wide, LANES):
-            gate = read(p.z, z_at + t * p.z_step + j)
-            s = sigmoid(gate)
-            slope = s + s * gate * (splat(_f(1)) - s)
-            value = read(to.out, at + t * to.out_step + j) * load(y, local(t, j)) * slope
-            prefetch(to.z, out_at + (t - CHUNK) * p.width + j)
-            write(to.z, out_at + t * p.width + j, value)
-
-
-@njit(**OPTIONS)
-def _leave(p: Problem, spot: Spot, to: Gradients, w: Work) -> None:
-    """Write the gradients of u and delta; add up those of D and bias."""
-    u_at, delta_at = row_at(spot, p.u_row, p.u_step), row_at(spot, p.delta_row, p.delta_step)
-    out_at = row_at(spot, p.length * p.width, p.width)
-    for j in range(0, spot.wide, LANES):
-        skip, offset = load(p.D, spot.origin + j), load(p.bias, spot.origin + j)
-        sum_skip, sum_offset = load(w.sums, j), load(w.sums, BLOCK + j)
-        for t in range(spot.steps):
-            i, k = local(t, j), out_at + t * p.width + j
-            x, g, gx = read(p.u, u_at + t * p.u_step + j), load(w.g, i), load(w.gx, i)
-            slope = load(w.gt, i) * splat(LN_2) + gx * x
-            if p.soft:
-                slope = slope * sigmoid(load(p.delta, delta_at + t * p.delta_step + j) + offset)
-            prefetch(to.u, k - CHUNK * p.width)
-            prefetch(to.delta, k - CHUNK * p.width)
-            write(to.u, k, gx * load(w.dt, i) + g * skip)
-            store(to.delta, k, slope)
-            sum_skip, sum_offset = g * x + sum_skip, sum_offset + slope
-        store(w.sums, j, sum_skip)
-        store(w.sums, BLOCK + j, sum_offset)
-
-
-@njit(**OPTIONS)
-def _chunk(p: Problem, spot: Spot, to: Gradients, w: Work, marks: Any) -> None:
-    enter(p, spot, -CHUNK, w.dt, w.inflow, w.y)
-    _enter_gradient(p, spot, to, w)
-    piece = spot.origin // BLOCK
-    for n in range(0, p.states, GROUP):
-        w.sb[:] = 0
-        w.sc[:] = 0
-        for j in range(0, spot.wide, LANES):
-            recall(p, spot, n, j, marks, w.dt, w.inflow, w.y, w.hs, w.decays)
-            retreat(
-                p, spot, n, j, w.dt, w.inflow, w.hs, w.decays,
-                w.g, w.gx, w.gt, w.back, w.A, n * BLOCK + j, BLOCK, w.sb, w.sc,
-            )  # fmt: skip
-        at = ((piece * p.batch + spot.row) * p.length + spot.start) * p.states + n
-        sum_lanes(w.sb, to.B, at, p.states, spot.steps)
-        sum_lanes(w.sc, to.C, at, p.states, spot.steps)
-    if p.gated:
-        _leave_gate(p, spot, to, w.y)
-    _leave(p, spot, to, w)
-
-
-@njit(**OPTIONS)
-def _finish(p: Problem, row: int, origin: int, wide: int, to: Gradients, w: Work) -> None:
-    """Write what was added up over the row; zeros beyond its length."""
-    real, piece, pieces = p.lengths[row], origin // BLOCK, (p.width + BLOCK - 1) // BLOCK
-    clear(to.u, row, p.length, p.width, real, piece, pieces)
-    clear(to.delta, row, p.length, p.width, real, piece, pieces)
-    if p.gated:
-        clear(to.z, row, p.length, p.width, real, piece, pieces)
-    clear(to.B, piece * p.batch + row, p.length, p.states, real, 0, 1)
-    clear(to.C, piece * p.batch + row, p.length, p.states, real, 0, 1)
-    for j in range(0, wide, LANES):
-        for n in range(p.states):
-            store(to.A, (row * p.states + n) * p.width + origin + j, load(w.A, n * BLOCK + j))
-        for i in range(2):
-            store(to.sums, (row * 2 + i) * p.width + origin + j, load(w.sums, i * BLOCK + j))
-
-
-@njit(**OPTIONS)
-def _backward(a: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
-    """Fill every gradient of a `Problem` from the saved states and the output's gradient.
-
-    a[34] counts the tasks that are done.
+    Shapes: A (d_inner, d_state); B, C (batch, length, states); D, bias (width,).
     """
-    mode = flush_tiny()
-    p, marks, w = read_problem(a, u, z), floats(a[23]), _room(a[4])
-    to = Gradients(
-        out, a[25], a[26], grad_u, floats(a[28]), grad_z,
-        floats(a[30]), floats(a[31]), floats(a[32]), floats(a[33]),
-    )  # fmt: skip
-    blocks = (p.width + BLOCK - 1) // BLOCK
-    tasks = p.batch * blocks
-    task = take(a)
-    while task < tasks:
-        row, origin = p.order[task // blocks], task % blocks * BLOCK
-        wide, real = min(BLOCK, p.width - origin), p.lengths[row]
-        w.back[:] = 0
-        w.A[:] = 0
-        w.sums[:] = 0
-        for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
-            spot = Spot(row, origin, wide, start, min(CHUNK, real - start))
-            _chunk(p, spot, to, w, marks)
-        _finish(p, row, origin, wide, to, w)
-        end_task(a, 34)
-        task = take(a)
-    await_tasks(a, 34, tasks)
-    sums = Sums(
-        a[35], a[36], floats(a[37]), floats(a[38]), floats(a[39]), floats(a[40]), floats(a[41])
-    )
-    while gather(p, to.A, to.B, to.C, to.sums, task - tasks, sums):
-        task = take(a)
-    restore(mode)
-
-
-def backward_float32(a: Any) -> None:
-    """On float32 u, z and out."""
-    _backward(a, floats(a[9]), floats(a[15]), floats(a[24]), floats(a[27]), floats(a[29]))
-
-
-def backward_bfloat16(a: Any) -> None:
-    """On bfloat16 u, z and out."""
-    _backward(a, bfloats(a[9]), bfloats(a[15]), bfloats(a[24]), bfloats(a[27]), bfloats(a[29]))
-
-
-BLOCK = 128  # channels of a task of the backward kernel
-_ELEMENTS = 4096  # of a piece of work here
-
-
-class Sums(NamedTuple):
-    """Where the sums go: A (d_inner, d_state); B, C (batch, length, states); D, bias (width,)."""
 
     d_inner: int
     d_state: int
@@ -235,51 +83,259 @@ class Sums(NamedTuple):
     bias: Any
 
 
+class Scratch(NamedTuple):
+    """Scratch of one thread for one chunk.
+
+    By step and channel, in the layout of `locate_in_scratch`: dt, inflow and y as in `load_chunk`,
+    and the gradients of y, inflow and dt. By step, state and lane: states, decays, and the
+    gradients of B and C. By state and channel: the gradients of the states and of A. By channel:
+    sums for D and bias.
+    """
+
+    dt: Any
+    inflow: Any
+    y: Any
+    grad_y: Any
+    grad_inflow: Any
+    grad_dt: Any
+    states: Any
+    decays: Any
+    grad_b: Any
+    grad_c: Any
+    grad_h: Any
+    grad_a: Any
+    sums: Any
+
+
+@njit(forceinline=True)
+def _allocate_scratch(states: int) -> Scratch:
+    wide, group = CHUNK * BLOCK, CHUNK * GROUP * LANES
+    return Scratch(
+        allocate(wide), allocate(wide), allocate(wide), allocate(wide), allocate(wide),
+        allocate(wide), allocate(group + GROUP * LANES), allocate(group), allocate(group),
+        allocate(group), allocate(states * BLOCK), allocate(states * BLOCK), allocate(2 * BLOCK),
+    )  # fmt: skip
+
+
 @njit(**OPTIONS)
-def _add(parts: Any, count: int, stride: int, i: int) -> Any:
-    """Return the sum over n < count of a register at parts[n * stride + i], in that order."""
-    found = load(parts, i)
+def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch) -> None:
+    """Load a chunk of the output's gradient, take it back through the gate, clear the others."""
+    at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
+    z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
+    for t in range(chunk.steps):
+        for j in range(0, chunk.channels, LANES):
+            prefetch(grads.out, at + (t - CHUNK) * grads.out_step + j)
+            value = load(grads.out, at + t * grads.out_step + j)
+            if inputs.has_gate:
+                prefetch(inputs.z, z_at + (t - CHUNK) * inputs.z_step + j)
+                z = load(inputs.z, z_at + t * inputs.z_step + j)
+                value = value * z * sigmoid(z)
+            i = locate_in_scratch(t, j)
+            store(scratch.grad_y, i, value)
+            store(scratch.grad_inflow, i, splat(_f(0)))
+            store(scratch.grad_dt, i, splat(_f(0)))
+
+
+@njit(**OPTIONS)
+def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: Any) -> None:
+    """Write the gradient of z; y is the output before the gate."""
+    at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
+    z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
+    out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
+    for t in range(chunk.steps):
+        for j in range(0, chunk.channels, LANES):
+            z = load(inputs.z, z_at + t * inputs.z_step + j)
+            s = sigmoid(z)
+            slope = s + s * z * (splat(_f(1)) - s)
+            value = load(grads.out, at + t * grads.out_step + j) * load(y, locate_in_scratch(t, j))
+            prefetch(grads.z, out_at + (t - CHUNK) * inputs.width + j)
+            store(grads.z, out_at + t * inputs.width + j, value * slope)
+
+
+@njit(**OPTIONS)
+def _store_input_gradients(
+    inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch
+) -> None:
+    """Write the gradients of u and delta; add to the sums for D and bias."""
+    u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
+    delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)
+    out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
+    for j in range(0, chunk.channels, LANES):
+        D, bias = load(inputs.D, chunk.origin + j), load(inputs.bias, chunk.origin + j)
+        sum_D, sum_bias = load(scratch.sums, j), load(scratch.sums, BLOCK + j)
+        for t in range(chunk.steps):
+            i, k = locate_in_scratch(t, j), out_at + t * inputs.width + j
+            u = load(inputs.u, u_at + t * inputs.u_step + j)
+            grad_y, grad_inflow = load(scratch.grad_y, i), load(scratch.grad_inflow, i)
+            grad_delta = load(scratch.grad_dt, i) * splat(LN_2) + grad_inflow * u
+            if inputs.has_softplus:
+                # The derivative of softplus is the sigmoid.
+                delta = load(inputs.delta, delta_at + t * inputs.delta_step + j)
+                grad_delta = grad_delta * sigmoid(delta + bias)
+            prefetch(grads.u, k - CHUNK * inputs.width)
+            prefetch(grads.delta, k - CHUNK * inputs.width)
+            store(grads.u, k, grad_inflow * load(scratch.dt, i) + grad_y * D)
+            store(grads.delta, k, grad_delta)
+            sum_D, sum_bias = grad_y * u + sum_D, sum_bias + grad_delta
+        store(scratch.sums, j, sum_D)
+        store(scratch.sums, BLOCK + j, sum_bias)
+
+
+@njit(**OPTIONS)
+def _backpropagate_chunk(
+    inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch, saved: Any
+) -> None:
+    load_chunk(inputs, chunk, -CHUNK, scratch.dt, scratch.inflow, scratch.y)
+    _load_gradient(inputs, chunk, grads, scratch)
+    block = chunk.origin // BLOCK
+    for n in range(0, inputs.states, GROUP):
+        scratch.grad_b[:] = 0
+        scratch.grad_c[:] = 0
+        for j in range(0, chunk.channels, LANES):
+            recompute(
+                inputs, chunk, n, j, saved, scratch.dt, scratch.inflow, scratch.y,
+                scratch.states, scratch.decays,
+            )  # fmt: skip
+            backpropagate(
+                inputs, chunk, n, j, scratch.dt, scratch.inflow, scratch.states, scratch.decays,
+                scratch.grad_y, scratch.grad_inflow, scratch.grad_dt, scratch.grad_h,
+                scratch.grad_a, n * BLOCK + j, BLOCK, scratch.grad_b, scratch.grad_c,
+            )  # fmt: skip
+        row = block * inputs.batch + chunk.row
+        at = (row * inputs.length + chunk.start) * inputs.states + n
+        store_lane_sums(scratch.grad_b, grads.B, at, inputs.states, chunk.steps)
+        store_lane_sums(scratch.grad_c, grads.C, at, inputs.states, chunk.steps)
+    if inputs.has_gate:
+        _store_gate_gradient(inputs, chunk, grads, scratch.y)
+    _store_input_gradients(inputs, chunk, grads, scratch)
+
+
+@njit(**OPTIONS)
+def _store_row_gradients(
+    inputs: ScanInputs, row: int, origin: int, channels: int, grads: Gradients, scratch: Scratch
+) -> None:
+    """Write a row's gradients of A, D and bias, and zeros beyond the row's length."""
+    length, width, real = inputs.length, inputs.width, inputs.lengths[row]
+    block, blocks = origin // BLOCK, (width + BLOCK - 1) // BLOCK
+    zero_padding(grads.u, row, length, width, real, block, blocks)
+    zero_padding(grads.delta, row, length, width, real, block, blocks)
+    if inputs.has_gate:
+        zero_padding(grads.z, row, length, width, real, block, blocks)
+    zero_padding(grads.B, block * inputs.batch + row, length, inputs.states, real, 0, 1)
+    zero_padding(grads.C, block * inputs.batch + row, length, inputs.states, real, 0, 1)
+    for j in range(0, channels, LANES):
+        for n in range(inputs.states):
+            at = (row * inputs.states + n) * width + origin + j
+            store(grads.A, at, load(scratch.grad_a, n * BLOCK + j))
+        for i in range(2):
+            at = (row * 2 + i) * width + origin + j
+            store(grads.sums, at, load(scratch.sums, i * BLOCK + j))
+
+
+@njit(**OPTIONS)
+def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
+    """Compute all gradients from the saved states and the output's gradient `out`."""
+    mode = flush_denormals()
+    inputs, saved = unpack_inputs(table, u, z), as_float32(table[23])
+    scratch = _allocate_scratch(inputs.states)
+    grads = Gradients(
+        out, table[25], table[26], grad_u, as_float32(table[28]), grad_z,
+        as_float32(table[30]), as_float32(table[31]), as_float32(table[32]), as_float32(table[33]),
+    )  # fmt: skip
+    blocks = (inputs.width + BLOCK - 1) // BLOCK
+    tasks = inputs.batch * blocks
+    task = take_task(table)
+    while task < tasks:
+        row, origin = inputs.order[task // blocks], task % blocks * BLOCK
+        channels, real = min(BLOCK, inputs.width - origin), inputs.lengths[row]
+        scratch.grad_h[:] = 0
+        scratch.grad_a[:] = 0
+        scratch.sums[:] = 0
+        for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
+            chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
+            _backpropagate_chunk(inputs, chunk, grads, scratch, saved)
+        _store_row_gradients(inputs, row, origin, channels, grads, scratch)
+        finish_task(table, 34)
+        task = take_task(table)
+    wait_for_tasks(table, 34, tasks)
+    sums = GradientSums(
+        table[35], table[36], as_float32(table[37]), as_float32(table[38]), as_float32(table[39]),
+        as_float32(table[40]), as_float32(table[41]),
+    )  # fmt: skip
+    # Task numbers beyond the last task number the parts of the final sums.
+    while _add_parts(inputs, grads, task - tasks, sums):
+        task = take_task(table)
+    restore_mode(mode)
+
+
+def scan_backward_float32(table: Any) -> None:
+    """Scan backward with u, z and out in float32."""
+    _scan_backward(
+        table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]),
+        as_float32(table[27]), as_float32(table[29]),
+    )  # fmt: skip
+
+
+def scan_backward_bfloat16(table: Any) -> None:
+    """Scan backward with u, z and out in bfloat16."""
+    _scan_backward(
+        table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]),
+        as_bfloat16(table[27]), as_bfloat16(table[29]),
+    )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
+    """Add up the vectors at parts[n * stride + i] for n < count, in this order."""
+    result = load(parts, i)
     for n in range(1, count):
-        found = found + load(parts, n * stride + i)
-    return found
+        result = result + load(parts, n * stride + i)
+    return result
 
 
 @njit(**OPTIONS)
-def _over_blocks(parts: Any, count: int, size: int, piece: int, out: Any) -> None:
-    first, last = piece * _ELEMENTS, min((piece + 1) * _ELEMENTS, size)
+def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
+    """Add up one part of `count` tensors of `size` elements, one for each block of channels."""
+    first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
     whole = last - last % LANES
     for i in range(first, whole, LANES):
-        store(out, i, _add(parts, count, size, i))
+        store(out, i, _add_vectors(parts, count, size, i))
     for i in range(whole, last):
-        found = parts[i]
+        result = parts[i]
         for n in range(1, count):
-            found += parts[n * size + i]
-        out[i] = found
+            result += parts[n * size + i]
+        out[i] = result
 
 
 @njit(**OPTIONS)
-def _over_rows(p: Problem, A: Any, sums: Any, piece: int, to: Sums, room: Any) -> None:
-    first, last = piece * BLOCK, min((piece + 1) * BLOCK, p.width)
-    for j in range(first, last, LANES):
-        store(to.D, j, _add(sums, p.batch, 2 * p.width, j))
-        store(to.bias, j, _add(sums, p.batch, 2 * p.width, p.width + j))
-        for n in range(to.d_state):
-            store(room, 0, _add(A, p.batch, p.states * p.width, n * p.width + j))
-            for i in range(min(LANES, to.d_inner - j)):
-                to.A[(j + i) * to.d_state + n] = room[i]
+def _add_rows(
+    inputs: ScanInputs, grads: Gradients, block: int, sums: GradientSums, lanes: Any
+) -> None:
+    """Add up the rows' gradients of A, D and bias for one block of channels."""
+    batch, width = inputs.batch, inputs.width
+    for j in range(block * BLOCK, min((block + 1) * BLOCK, width), LANES):
+        store(sums.D, j, _add_vectors(grads.sums, batch, 2 * width, j))
+        store(sums.bias, j, _add_vectors(grads.sums, batch, 2 * width, width + j))
+        for n in range(sums.d_state):
+            total = _add_vectors(grads.A, batch, inputs.states * width, n * width + j)
+            # The result is (d_inner, d_state): consecutive channels are not contiguous.
+            store(lanes, 0, total)
+            for i in range(min(LANES, sums.d_inner - j)):
+                sums.A[(j + i) * sums.d_state + n] = lanes[i]
 
 
 @njit(**OPTIONS)
-def gather(p: Problem, A: Any, B: Any, C: Any, sums: Any, piece: int, to: Sums) -> bool:
-    """Do a piece of the work on the parts; returns whether there was such a piece."""
-    size = p.batch * p.length * p.states
-    flat, blocks = (size + _ELEMENTS - 1) // _ELEMENTS, (p.width + BLOCK - 1) // BLOCK
-    if piece < flat:
-        _over_blocks(B, blocks, size, piece, to.B)
-    elif piece < 2 * flat:
-        _over_blocks(C, blocks, size, piece - flat, to.C)
-    elif piece < 2 * flat + blocks:
-        _over_rows(p, A, sums, piece - 2 * flat, to, scratch(LANES))
+def _add_parts(inputs: ScanInputs, grads: Gradients, part: int, sums: GradientSums) -> bool:
+    """Compute one part of the final sums; return False if there is no such part."""
+    size = inputs.batch * inputs.length * inputs.states
+    flat = (size + _ELEMENTS - 1) // _ELEMENTS
+    blocks = (inputs.width + BLOCK - 1) // BLOCK
+    if part < flat:
+        _add_blocks(grads.B, blocks, size, part, sums.B)
+    elif part < 2 * flat:
+        _add_blocks(grads.C, blocks, size, part - flat, sums.C)
+    elif part < 2 * flat + blocks:
+        _add_rows(inputs, grads, part - 2 * flat, sums, allocate(LANES))
     else:
         return False
     return True

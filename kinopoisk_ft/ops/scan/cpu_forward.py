@@ -1,7 +1,9 @@
-"""The forward kernel of the selective scan, run by every thread at once.
+"""Run the selective scan forward; every thread executes this kernel at the same time.
 
-A task is a row of the batch and a block of channels, the longest rows first. Time runs in chunks,
-at whose starts the states are saved (`marks`) for the backward pass.
+A task is one row of the batch and one block of channels; the tasks of the longest rows come first.
+The states are saved at the start of each chunk of time for the backward pass.
+
+Own fields of the kernel's table: 23 saved states, 24 out, 25 whether to save the states.
 """
 
 from __future__ import annotations
@@ -12,82 +14,85 @@ from numba import njit
 
 from kinopoisk_ft.ops.scan.cpu_inputs import (
     CHUNK,
-    Problem,
-    Spot,
-    enter,
-    local,
-    mark_at,
-    read_problem,
-    row_at,
+    Chunk,
+    ScanInputs,
+    load_chunk,
+    locate_in_saved,
+    locate_in_scratch,
+    locate_in_tensor,
+    unpack_inputs,
 )
 from kinopoisk_ft.ops.scan.cpu_states import GROUP, advance, load_group, store_group
-from kinopoisk_ft.ops.simd.denormals import flush_tiny, restore
+from kinopoisk_ft.ops.simd.denormals import flush_denormals, restore_mode
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import clear, read, scratch, write
+from kinopoisk_ft.ops.simd.load_store import allocate, load, prefetch, store, zero_padding
 from kinopoisk_ft.ops.simd.math import sigmoid
-from kinopoisk_ft.ops.simd.register import LANES, load, prefetch
-from kinopoisk_ft.ops.simd.threads import bfloats, floats, take
+from kinopoisk_ft.ops.simd.register import LANES
+from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, take_task
 
-BLOCK = 32  # so that the work of a chunk lies in the first cache
-
-
-@njit(**OPTIONS)
-def _leave(p: Problem, spot: Spot, y: Any, out: Any) -> None:
-    """Write a chunk of the output, through the gate."""
-    z_at = row_at(spot, p.z_row, p.z_step)
-    out_at = row_at(spot, p.length * p.width, p.width)
-    for t in range(spot.steps):
-        for j in range(0, spot.wide, LANES):
-            s = load(y, local(t, j))
-            if p.gated:
-                prefetch(p.z, z_at + (t + CHUNK) * p.z_step + j)
-                gate = read(p.z, z_at + t * p.z_step + j)
-                s = s * gate * sigmoid(gate)
-            prefetch(out, out_at + (t + CHUNK) * p.width + j)
-            write(out, out_at + t * p.width + j, s)
+# Channels of a task; the scratch of a chunk then fits the first-level cache.
+BLOCK = 32
 
 
 @njit(**OPTIONS)
-def _chunk(
-    p: Problem, spot: Spot, h: Any, dt: Any, inflow: Any, y: Any, marked: bool, marks: Any, out: Any
-) -> None:
-    enter(p, spot, CHUNK, dt, inflow, y)
-    for j in range(0, spot.wide, LANES):
-        for n in range(0, p.states, GROUP):
-            at = j * p.states + n * LANES
-            if marked:
-                store_group(marks, mark_at(p, spot, n, j), p.width, load_group(h, at, LANES))
-            advance(p, spot, n, j, h, at, dt, inflow, y)
-    _leave(p, spot, y, out)
+def _store_output(inputs: ScanInputs, chunk: Chunk, y: Any, out: Any) -> None:
+    """Write a chunk of the output, multiplied by silu(z) if there is a gate."""
+    z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
+    out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
+    for t in range(chunk.steps):
+        for j in range(0, chunk.channels, LANES):
+            value = load(y, locate_in_scratch(t, j))
+            if inputs.has_gate:
+                prefetch(inputs.z, z_at + (t + CHUNK) * inputs.z_step + j)
+                z = load(inputs.z, z_at + t * inputs.z_step + j)
+                value = value * z * sigmoid(z)
+            prefetch(out, out_at + (t + CHUNK) * inputs.width + j)
+            store(out, out_at + t * inputs.width + j, value)
 
 
 @njit(**OPTIONS)
-def _forward(a: Any, u: Any, z: Any, out: Any) -> None:
-    """Fill out (batch, length, width) and, where wanted, marks (batch, chunks, states, width)."""
-    mode = flush_tiny()
-    p = read_problem(a, u, z)
-    marks, marked = floats(a[23]), a[25] != 0
-    blocks = (p.width + BLOCK - 1) // BLOCK
-    dt, inflow, y = scratch(CHUNK * BLOCK), scratch(CHUNK * BLOCK), scratch(CHUNK * BLOCK)
-    h = scratch(p.states * BLOCK)
-    task = take(a)
-    while task < p.batch * blocks:
-        row, origin = p.order[task // blocks], task % blocks * BLOCK
-        wide, real = min(BLOCK, p.width - origin), p.lengths[row]
+def _scan_chunk(
+    inputs: ScanInputs, chunk: Chunk, h: Any, dt: Any, inflow: Any, y: Any, save: bool, saved: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    load_chunk(inputs, chunk, CHUNK, dt, inflow, y)
+    for j in range(0, chunk.channels, LANES):
+        for n in range(0, inputs.states, GROUP):
+            at = j * inputs.states + n * LANES
+            if save:
+                saved_at = locate_in_saved(inputs, chunk, n, j)
+                store_group(saved, saved_at, inputs.width, load_group(h, at, LANES))
+            advance(inputs, chunk, n, j, h, at, dt, inflow, y)
+    _store_output(inputs, chunk, y, out)
+
+
+@njit(**OPTIONS)
+def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
+    """Fill out (batch, length, width) and the saved states (batch, chunks, states, width)."""
+    mode = flush_denormals()
+    inputs = unpack_inputs(table, u, z)
+    saved, save = as_float32(table[23]), table[25] != 0
+    blocks = (inputs.width + BLOCK - 1) // BLOCK
+    dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)
+    h = allocate(inputs.states * BLOCK)
+    task = take_task(table)
+    while task < inputs.batch * blocks:
+        row, origin = inputs.order[task // blocks], task % blocks * BLOCK
+        channels, real = min(BLOCK, inputs.width - origin), inputs.lengths[row]
         h[:] = 0
         for start in range(0, real, CHUNK):
-            spot = Spot(row, origin, wide, start, min(CHUNK, real - start))
-            _chunk(p, spot, h, dt, inflow, y, marked, marks, out)
-        clear(out, row, p.length, p.width, real, task % blocks, blocks)
-        task = take(a)
-    restore(mode)
+            chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
+            _scan_chunk(inputs, chunk, h, dt, inflow, y, save, saved, out)
+        zero_padding(out, row, inputs.length, inputs.width, real, task % blocks, blocks)
+        task = take_task(table)
+    restore_mode(mode)
 
 
-def forward_float32(a: Any) -> None:
-    """On float32 u, z and out."""
-    _forward(a, floats(a[9]), floats(a[15]), floats(a[24]))
+def scan_forward_float32(table: Any) -> None:
+    """Scan forward with u, z and out in float32."""
+    _scan_forward(table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]))
 
 
-def forward_bfloat16(a: Any) -> None:
-    """On bfloat16 u, z and out."""
-    _forward(a, bfloats(a[9]), bfloats(a[15]), bfloats(a[24]))
+def scan_forward_bfloat16(table: Any) -> None:
+    """Scan forward with u, z and out in bfloat16."""
+    _scan_forward(table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]))

@@ -1,4 +1,8 @@
-"""What the kernels of the selective scan are given, and where in it they are at work."""
+"""Unpack the inputs of the selective scan's CPU kernels, and load them chunk by chunk.
+
+A kernel gets one table of integers. Indices 1 to 22 are the fields of `ScanInputs`, the same for
+the forward and the backward kernel; the kernel's own fields begin at index 23.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,29 @@ from typing import Any, NamedTuple
 from numba import njit
 
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
-from kinopoisk_ft.ops.simd.load_store import read
+from kinopoisk_ft.ops.simd.load_store import load, prefetch, store
 from kinopoisk_ft.ops.simd.math import softplus
-from kinopoisk_ft.ops.simd.register import LANES, load, prefetch, store
-from kinopoisk_ft.ops.simd.threads import floats, integers
+from kinopoisk_ft.ops.simd.register import LANES
+from kinopoisk_ft.ops.simd.threads import as_float32, as_int64
 
-CHUNK = 32  # steps of time between saved states; the work of one chunk stays in the fast caches
+# Steps of time between saved states; the scratch of one chunk stays in the fast caches.
+CHUNK = 32
 
 
-class Problem(NamedTuple):
-    """Sizes, and pointers; `*_row`, `*_step`: strides in elements over batch and time.
+class ScanInputs(NamedTuple):
+    """Sizes of a scan and pointers to its inputs.
 
-    u and z point to float32 or bfloat16, all else to float32.
-    A: (states, width). B, C: (batch, length, states). D, bias: (width,).
+    `*_row` and `*_step` are strides in elements over batch and time. u and z point to float32 or
+    bfloat16, everything else to float32. Shapes: A (states, width); B, C (batch, length, states);
+    D, bias (width,). `order` lists the rows, the longest first.
     """
 
     batch: int
     length: int
     width: int
     states: int
-    soft: bool
-    gated: bool
+    has_softplus: bool
+    has_gate: bool
     order: Any
     lengths: Any
     u: Any
@@ -46,62 +52,73 @@ class Problem(NamedTuple):
     bias: Any
 
 
-class Spot(NamedTuple):
-    """A chunk of a task: `wide` channels from `origin` on, `steps` steps from `start` on."""
+class Chunk(NamedTuple):
+    """Part of a task: `steps` steps from `start` on of `channels` channels from `origin` on."""
 
     row: int
     origin: int
-    wide: int
+    channels: int
     start: int
     steps: int
 
 
 @njit(forceinline=True)
-def read_problem(a: Any, u: Any, z: Any) -> Problem:
-    """Unpack the first fields of a kernel's table; the kernel's own begin at index 23."""
-    return Problem(
-        a[1], a[2], a[3], a[4], a[5] != 0, a[6] != 0, integers(a[7]), integers(a[8]),
-        u, a[10], a[11], floats(a[12]), a[13], a[14], z, a[16], a[17],
-        floats(a[18]), floats(a[19]), floats(a[20]), floats(a[21]), floats(a[22]),
+def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
+    """Unpack indices 1 to 22 of a kernel's table; u and z are passed for their dtype."""
+    return ScanInputs(
+        table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
+        as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],
+        as_float32(table[12]), table[13], table[14], z, table[16], table[17],
+        as_float32(table[18]), as_float32(table[19]), as_float32(table[20]),
+        as_float32(table[21]), as_float32(table[22]),
     )  # fmt: skip
 
 
 @njit(forceinline=True)
-def row_at(spot: Spot, row_stride: int, step_stride: int) -> int:
-    """Return the index of the spot's first element."""
-    return spot.row * row_stride + spot.start * step_stride + spot.origin
+def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
+    """Locate the chunk's first element in a tensor (batch, length, width)."""
+    return chunk.row * row_stride + chunk.start * step_stride + chunk.origin
 
 
 @njit(forceinline=True)
-def mark_at(p: Problem, spot: Spot, n: int, j: int) -> int:
-    """Return the index of state n, channel j in the saved states (batch, chunks, states, width)."""
-    chunks = (p.length + CHUNK - 1) // CHUNK
-    return ((spot.row * chunks + spot.start // CHUNK) * p.states + n) * p.width + spot.origin + j
+def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
+    """Locate state n, channel j in the saved states (batch, chunks, states, width).
+
+    j counts from the chunk's first channel.
+    """
+    chunks = (inputs.length + CHUNK - 1) // CHUNK
+    first_state = (chunk.row * chunks + chunk.start // CHUNK) * inputs.states
+    return (first_state + n) * inputs.width + chunk.origin + j
 
 
 @njit(forceinline=True)
-def local(t: int, j: int) -> int:
-    """Return where a chunk's scratch keeps step t of the LANES channels from j on.
+def locate_in_scratch(t: int, j: int) -> int:
+    """Locate step t of the `LANES` channels from j on in the scratch of a chunk.
 
-    All steps of a register's channels lie in a row: with channels in a row, the steps would fall
-    into the same few sets of the cache.
+    The steps of one vector of channels are contiguous. With contiguous channels, the steps would
+    compete for the same few sets of the cache.
     """
     return j * CHUNK + t * LANES
 
 
 @njit(**OPTIONS)
-def enter(p: Problem, spot: Spot, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
-    """Read a chunk: dt, the step after softplus; inflow = dt u; y = D u. Fetch the one `ahead`."""
-    u_at, delta_at = row_at(spot, p.u_row, p.u_step), row_at(spot, p.delta_row, p.delta_step)
-    for t in range(spot.steps):
-        for j in range(0, spot.wide, LANES):
-            prefetch(p.u, u_at + (t + ahead) * p.u_step + j)
-            prefetch(p.delta, delta_at + (t + ahead) * p.delta_step + j)
-            x = read(p.u, u_at + t * p.u_step + j)
-            d = load(p.delta, delta_at + t * p.delta_step + j) + load(p.bias, spot.origin + j)
-            if p.soft:
-                d = softplus(d)
-            i = local(t, j)
-            store(dt, i, d)
-            store(inflow, i, d * x)
-            store(y, i, x * load(p.D, spot.origin + j))
+def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
+    """Load a chunk into scratch: the step dt, after softplus; inflow = dt u; y = D u.
+
+    ahead: steps to the chunk that is prefetched: CHUNK forward, -CHUNK backward.
+    """
+    u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
+    delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)
+    for t in range(chunk.steps):
+        for j in range(0, chunk.channels, LANES):
+            prefetch(inputs.u, u_at + (t + ahead) * inputs.u_step + j)
+            prefetch(inputs.delta, delta_at + (t + ahead) * inputs.delta_step + j)
+            u = load(inputs.u, u_at + t * inputs.u_step + j)
+            step = load(inputs.delta, delta_at + t * inputs.delta_step + j)
+            step = step + load(inputs.bias, chunk.origin + j)
+            if inputs.has_softplus:
+                step = softplus(step)
+            i = locate_in_scratch(t, j)
+            store(dt, i, step)
+            store(inflow, i, step * u)
+            store(y, i, u * load(inputs.D, chunk.origin + j))

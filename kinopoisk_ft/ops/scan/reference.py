@@ -1,11 +1,11 @@
-"""The selective scan as its definition reads: the specification of every other backend."""
+"""Define the selective scan step by step: the specification of every other backend."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def selective_scan_reference(
@@ -19,27 +19,31 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Selective scan of Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752), step by step.
+    """Compute Mamba's scan (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752) step by step.
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
 
     Args:
-        u, delta, z: (batch, length, d_inner). A: (d_inner, d_state).
-        B, C: (batch, length, d_state). D, delta_bias: (d_inner,).
-        delta_softplus: the step is softplus(delta + delta_bias).
+        u, delta, z: (batch, length, d_inner).
+        A: (d_inner, d_state).
+        B, C: (batch, length, d_state).
+        D, delta_bias: (d_inner,).
+        delta_softplus: use softplus(delta + delta_bias) as the step.
 
     Returns:
-        (batch, length, d_inner), in the inputs' dtype.
+        (batch, length, d_inner), in the dtype of the inputs.
     """
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
         delta = nn.functional.softplus(delta)
+    # (batch, d_inner, d_state)
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     outputs = []
     for u_t, delta_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
         h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
-        outputs.append((h * C_t[:, None]).sum(-1))  # (batch, d_inner)
+        # (batch, d_inner)
+        outputs.append((h * C_t[:, None]).sum(-1))
     y = torch.stack(outputs, dim=1)
     if D is not None:
         y = y + D * u
@@ -49,7 +53,7 @@ def selective_scan_reference(
 def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 16
 ) -> dict[str, Tensor]:
-    """Return random arguments, of a size that a trained layer could meet."""
+    """Draw random arguments, of the size that values have in a trained layer."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -66,4 +70,4 @@ def draw(
     }
 
 
-SUBJECT = Subject(selective_scan_reference, draw, {"delta_softplus": True})
+SELF_TEST = SelfTest(selective_scan_reference, draw, {"delta_softplus": True})

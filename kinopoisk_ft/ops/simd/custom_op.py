@@ -1,6 +1,7 @@
-"""Register kernels and their derivatives with PyTorch, as `torch.library.custom_op` does.
+"""Register kernels and their derivatives with PyTorch.
 
-Its checks of each call take some 50 us forward and backward, as long as a small kernel runs.
+`torch.library.custom_op` does the same, but its checks of each call take about 50 us forward and
+backward, as long as a small kernel runs.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ _LIBRARY = torch.library.Library("kinopoisk_ft", "FRAGMENT")
 Operator = Callable[..., Any]
 
 
-def operator(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Make the decorated function a CPU operator; it writes to none of the tensors it is given.
+def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Register the decorated function as a CPU operator that does not modify its arguments.
 
     Args:
-        fake: returns empty tensors of the shapes that the operator returns for its arguments.
+        fake: takes the same arguments and returns empty tensors of the operator's output shapes.
+        name: name of the operator in `torch.ops.kinopoisk_ft`.
     """
 
     def register(kernel: Callable[..., Any]) -> Operator:
@@ -28,26 +30,29 @@ def operator(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., Any
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, kernel, "CPU")
         torch.library.register_fake(f"kinopoisk_ft::{name}", fake, lib=_LIBRARY)
-        found: Operator = getattr(torch.ops.kinopoisk_ft, name).default
-        return found
+        op: Operator = getattr(torch.ops.kinopoisk_ft, name).default
+        return op
 
     return register
 
 
-def below_autograd(op: Operator, *inputs: Any) -> Any:
-    """Call an operator without recording it."""
+def call_below_autograd(op: Operator, *inputs: Any) -> Any:
+    """Call an operator without recording it for the backward pass."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs)
 
 
-def differentiate(op: Operator, function: type[torch.autograd.Function]) -> None:
-    """Give an operator its derivative: `function` takes and returns what it does."""
+def register_autograd(op: Operator, function: type[torch.autograd.Function]) -> None:
+    """Register the derivative of an operator.
+
+    function: has the arguments and the outputs of the operator.
+    """
 
     def record(*inputs: Any) -> Any:
         if torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in inputs
         ):
             return function.apply(*inputs)
-        return below_autograd(op, *inputs)
+        return call_below_autograd(op, *inputs)
 
     _LIBRARY.impl(op, record, "Autograd")

@@ -1,10 +1,11 @@
-"""Random numbers that are a function of where they are used: key, row and column.
+"""Draw random numbers as a function of their place: key, row and column.
 
 A draw is the 32-bit hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) of the
-column, offset by one half of the row's key and with the other half added between its rounds: two
-rows whose offsets overlap still differ. A row's key is SplitMix64 (Steele, Lea & Flood, 2014) of
-the call's key and the row's number. One draw decides one element: halves or quarters of a draw
-would round the rate of dropout to 2**-16 or 2**-8, and save little where memory is the limit.
+column plus one half of the row's key; the other half is added between the rounds of the hash, so
+that two rows whose first halves are close still differ. The key of a row is SplitMix64 (Steele, Lea
+& Flood, 2014) of the call's key and the row's number. One draw decides one element: a half or a
+quarter of a draw would round the rate of dropout to 2**-16 or 2**-8, and would save little time,
+because memory is the limit.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kinopoisk_ft.ops.simd.register import FLOATS, INTS, LANES, lanes_type
+from kinopoisk_ft.ops.simd.register import FLOAT_VECTOR, INT_VECTOR, LANES, vector_type
 
+# Constants of SplitMix64.
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 @njit(forceinline=True)
-def row_key(key: Any, row: Any) -> Any:
-    """Return the 64-bit key of a row; key and row are int64."""
+def derive_row_key(key: Any, row: Any) -> Any:
+    """Derive the uint64 key of a row from the call's key and the row's number, both int64."""
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]
     z = (z ^ (z >> _27)) * _MIX[1]
@@ -33,33 +35,41 @@ def row_key(key: Any, row: Any) -> Any:
 
 
 @intrinsic
-def factors(typing_context: Any, key: Any, column: Any, threshold: Any, scale: Any) -> Any:
-    """Return `scale` in each of `LANES` columns whose draw is below the threshold, else 0.
+def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, scale: Any) -> Any:
+    """Draw the factors of dropout for `LANES` columns: `scale` if the draw is below the threshold.
 
-    key: of the row, uint64. column: the first, below 2**32. threshold: keep rate times 2**32.
+    The other factors are 0.
+
+    Args:
+        key: uint64 key of the row.
+        column: first column, below 2**32.
+        threshold: probability of keeping an element times 2**32.
+        scale: float32 factor of a kept element.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(32)
 
-        def every(value: Any) -> Any:
-            single = builder.insert_element(ir.Constant(INTS, ir.Undefined), value, word(0))
-            return builder.shuffle_vector(single, single, ir.Constant(INTS, [0] * LANES))
+        def broadcast(value: Any) -> Any:
+            single = builder.insert_element(ir.Constant(INT_VECTOR, ir.Undefined), value, word(0))
+            return builder.shuffle_vector(single, single, ir.Constant(INT_VECTOR, [0] * LANES))
 
-        def fold(x: Any, bits: int) -> Any:
-            return builder.xor(x, builder.lshr(x, INTS([bits] * LANES)))
+        def xor_shift(x: Any, bits: int) -> Any:
+            return builder.xor(x, builder.lshr(x, INT_VECTOR([bits] * LANES)))
 
         key, column, threshold, scale = args
         low = builder.trunc(key, word)
         high = builder.trunc(builder.lshr(key, ir.IntType(64)(32)), word)
         start = builder.add(builder.trunc(column, word), low)
-        x = builder.add(every(start), INTS(list(range(LANES))))
-        x = builder.mul(fold(x, 17), INTS([0xED5AD4BB] * LANES))
-        x = builder.add(fold(x, 11), every(high))
-        x = builder.mul(x, INTS([0xAC4C1B51] * LANES))
-        x = builder.mul(fold(x, 15), INTS([0x31848BAB] * LANES))
-        kept = builder.icmp_unsigned("<", fold(x, 14), every(builder.trunc(threshold, word)))
-        bits = every(builder.bitcast(scale, word))
-        return builder.bitcast(builder.select(kept, bits, INTS([0] * LANES)), FLOATS)
+        x = builder.add(broadcast(start), INT_VECTOR(list(range(LANES))))
+        x = builder.mul(xor_shift(x, 17), INT_VECTOR([0xED5AD4BB] * LANES))
+        x = builder.add(xor_shift(x, 11), broadcast(high))
+        x = builder.mul(x, INT_VECTOR([0xAC4C1B51] * LANES))
+        x = builder.mul(xor_shift(x, 15), INT_VECTOR([0x31848BAB] * LANES))
+        limit = broadcast(builder.trunc(threshold, word))
+        is_kept = builder.icmp_unsigned("<", xor_shift(x, 14), limit)
+        bits = broadcast(builder.bitcast(scale, word))
+        factors = builder.select(is_kept, bits, INT_VECTOR([0] * LANES))
+        return builder.bitcast(factors, FLOAT_VECTOR)
 
-    return lanes_type(types.uint64, types.int64, types.int64, types.float32), codegen
+    return vector_type(types.uint64, types.int64, types.int64, types.float32), codegen

@@ -1,8 +1,9 @@
 """Run a compiled kernel on PyTorch's own threads.
 
-A kernel is C code `void kernel(int64_t *table)`; its first entry counts the tasks taken, so that a
-thread that drew short rows draws more of them. PyTorch's idle OpenMP threads spin for a while and
-would starve any thread of another pool, which is why its own pool is used where it can be reached.
+A kernel is C code `void kernel(int64_t *table)`. The first entry of the table counts the tasks that
+are taken, so that a thread with short rows takes more of them. Idle OpenMP threads of PyTorch spin
+for a while and would slow down the threads of another pool; therefore PyTorch's own pool is used if
+it can be called.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @intrinsic
-def take(typing_context: Any, table: Any) -> Any:
-    """Return the number of the next task, atomically."""
+def take_task(typing_context: Any, table: Any) -> Any:
+    """Take the number of the next task, atomically."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
@@ -38,11 +39,12 @@ def take(typing_context: Any, table: Any) -> Any:
 
 
 @intrinsic
-def end_task(typing_context: Any, table: Any, index: Any) -> Any:
-    """Count one more task as done, and let other threads see what it wrote."""
+def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
+    """Count one more finished task in table[index], after all that the task wrote."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)
+        # "release" here and "acquire" below make the task's results visible to other threads.
         builder.atomic_rmw("add", builder.gep(args[0], [args[1]]), one, "release")
         return context.get_dummy_value()
 
@@ -50,7 +52,7 @@ def end_task(typing_context: Any, table: Any, index: Any) -> Any:
 
 
 @intrinsic
-def _done(typing_context: Any, table: Any, index: Any) -> Any:
+def _count_finished(typing_context: Any, table: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
 
@@ -58,36 +60,42 @@ def _done(typing_context: Any, table: Any, index: Any) -> Any:
 
 
 @njit(forceinline=True)
-def await_tasks(table: Any, index: int, tasks: int) -> None:
-    """Wait until `tasks` tasks are counted as done; the last of each thread are about as long."""
-    while _done(table, index) < tasks:
+def wait_for_tasks(table: Any, index: int, tasks: int) -> None:
+    """Wait until table[index] counts `tasks` finished tasks.
+
+    A busy loop is enough: the last tasks of all threads end at about the same time.
+    """
+    while _count_finished(table, index) < tasks:
         pass
 
 
-def _address(target: types.Type) -> Any:
+def _define_cast(target: types.Type) -> Any:
+    """Define a function for kernels that converts an address to a pointer."""
+
     @intrinsic
-    def pointer(typing_context: Any, address: Any) -> Any:
+    def cast(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
         return types.CPointer(target)(types.int64), codegen
 
-    return pointer
+    return cast
 
 
-floats = _address(types.float32)
-integers = _address(types.int64)
-bfloats = _address(types.uint16)
+as_float32 = _define_cast(types.float32)
+as_int64 = _define_cast(types.int64)
+# Numba has no bfloat16; `load` and `store` convert its bits.
+as_bfloat16 = _define_cast(types.uint16)
 
 
 @cache
-def _openmp() -> Callable[..., None] | None:
-    """Return the entry of the OpenMP runtime that PyTorch is linked to, if it speaks GNU's."""
+def _find_openmp() -> Callable[..., None] | None:
+    """Find the entry point of PyTorch's OpenMP runtime; None if it lacks GNU's interface."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         parallel = ctypes.CDLL(str(library)).GOMP_parallel
     except (OSError, AttributeError):
-        log.debug("no GNU OpenMP in %s: kernels run on threads of their own", library)
+        log.debug("no GNU OpenMP in %s: kernels run on a thread pool of their own", library)
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
@@ -95,23 +103,25 @@ def _openmp() -> Callable[..., None] | None:
 
 
 @cache
-def compiled(kernel: Callable[..., None]) -> Any:
-    """Compile `kernel(table)` to C code, or fetch it from numba's cache on disk."""
+def compile_kernel(kernel: Callable[..., None]) -> Any:
+    """Compile `kernel(table)` to C code, or load it from numba's cache on disk."""
     return cfunc(types.void(types.CPointer(types.int64)), cache=CACHED)(kernel)
 
 
-def share(kernel: Any, tasks: int, fields: Sequence[int]) -> None:
-    """Run a numba `cfunc` over `tasks` tasks on at most `torch.get_num_threads()` threads.
+def run_kernel(kernel: Callable[..., None], tasks: int, fields: Sequence[int]) -> None:
+    """Run a kernel over `tasks` tasks on at most `torch.get_num_threads()` threads.
 
-    fields: sizes, strides and addresses that the kernel finds in its table from index 1 on.
+    fields: sizes, strides and addresses, in the kernel's table from index 1 on.
     """
+    code = compile_kernel(kernel)
     table = array("q", [0, *fields])
     address, _ = table.buffer_info()
-    threads, parallel = min(torch.get_num_threads(), tasks), _openmp()
+    threads, parallel = min(torch.get_num_threads(), tasks), _find_openmp()
     if threads > 1 and parallel:
-        parallel(kernel.address, address, threads, 0)
+        parallel(code.address, address, threads, 0)
         return
-    call = _KERNEL(kernel.address)  # ctypes lets go of the interpreter's lock
+    # A ctypes call releases the interpreter's lock.
+    call = _KERNEL(code.address)
     if threads < 2:
         call(address)
     else:

@@ -1,4 +1,4 @@
-"""The scan of Mamba-2 (state space duality): one function, several backends."""
+"""Apply the scan of Mamba-2 (state space duality), by one of several backends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.backends import choose, full_precision
-from kinopoisk_ft.ops.lengths import real_positions
+from kinopoisk_ft.ops.backends import choose_backend, disable_autocast
+from kinopoisk_ft.ops.lengths import make_length_mask
 from kinopoisk_ft.ops.ssd.chunked import ssd_torch
 from kinopoisk_ft.ops.ssd.cuda import ssd_cuda
 from kinopoisk_ft.ops.ssd.reference import ssd_reference
@@ -30,58 +30,63 @@ def ssd(
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Scan of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
+    """Compute the scan of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t
 
     Args:
-        x: (batch, length, heads, head_dim). dt: (batch, length, heads).
-        A, D, dt_bias: (heads,). B, C: (batch, length, groups, d_state).
-        dt_softplus: the step is softplus(dt + dt_bias), then held within dt_limit.
-        lengths: (batch,) integers; from there on a row's outputs are 0 and carry no gradient.
+        x: (batch, length, heads, head_dim).
+        dt: (batch, length, heads).
+        A, D, dt_bias: (heads,).
+        B, C: (batch, length, groups, d_state).
+        dt_softplus: use softplus(dt + dt_bias) as the step.
+        dt_limit: limits of the step, applied last.
+        lengths: (batch,) integers; beyond its length a row's outputs and gradients are 0.
         backend: auto, cuda (mamba-ssm), torch (matrix products by chunks) or reference.
 
     Returns:
         (batch, length, heads, head_dim) in the dtype of x. Half precision is computed in float32.
 
     Raises:
-        ValueError: shapes that do not fit. UserError: a backend that cannot run here.
+        ValueError: the shapes do not fit.
+        UserError: the backend cannot run here.
     """
-    _check(x, dt, A, B, C, D, dt_bias, lengths)
+    _check_shapes(x, dt, A, B, C, D, dt_bias, lengths)
     dtype = torch.float32
-    for given in (x, dt, A, B, C):
-        dtype = torch.promote_types(dtype, given.dtype)
-    chosen = choose("ssd", backend, BACKENDS, x.device, dtype)
-    with full_precision(x.device):
-        values, dt, A, B, C = (part.to(dtype) for part in (x, dt, A, B, C))
+    for tensor in (x, dt, A, B, C):
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    chosen = choose_backend("ssd", backend, BACKENDS, x.device, dtype)
+    with disable_autocast(x.device):
+        values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
         if dt_bias is not None:
             dt = dt + dt_bias
         if dt_softplus:
             dt = nn.functional.softplus(dt)
         if dt_limit != (0.0, float("inf")):
             dt = dt.clamp(*dt_limit)
-        keep = None if lengths is None else real_positions(lengths, x.shape[1])
-        if keep is not None:
-            dt = torch.where(keep[..., None], dt, 0)
-            values, B, C = (torch.where(keep[..., None, None], part, 0) for part in (values, B, C))
+        if lengths is not None:
+            mask = make_length_mask(lengths, x.shape[1])[..., None]
+            dt = torch.where(mask, dt, 0)
+            mask = mask[..., None]
+            values, B, C = (torch.where(mask, tensor, 0) for tensor in (values, B, C))
         y = _SCANS[chosen](values, dt, A, B, C)
         if D is not None:
             y = y + D[:, None] * values
         return y.to(x.dtype)
 
 
-def _check(
+def _check_shapes(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, dt_bias: Tensor | None, lengths: Tensor | None,
 ) -> None:  # fmt: skip
     if x.dim() != 4 or B.dim() != 4 or not x.shape[1]:
         raise ValueError(
-            f"x must be (batch, length, heads, head_dim), B (batch, length, groups, d_state): "
-            f"{tuple(x.shape)}, {tuple(B.shape)}"
+            "x must be of shape (batch, length, heads, head_dim) and B (batch, length, groups, "
+            f"d_state), not {tuple(x.shape)} and {tuple(B.shape)}"
         )
     batch, length, heads, _ = x.shape
     if heads % B.shape[2]:
-        raise ValueError(f"{heads} heads cannot be dealt to {B.shape[2]} groups")
+        raise ValueError(f"{heads} heads cannot be divided into {B.shape[2]} groups")
     expected = {
         "dt": (dt, (batch, length, heads)),
         "A": (A, (heads,)),

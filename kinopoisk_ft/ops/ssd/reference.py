@@ -1,32 +1,35 @@
-"""The scan of Mamba-2 as its definition reads: the specification of every other backend."""
+"""Define the scan of Mamba-2 step by step: the specification of every other backend."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.ops.self_test import Subject
+from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Scan of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060), step by step.
+    """Compute Mamba-2's scan (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060) step by step.
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t
 
     Args:
-        x: (batch, length, heads, head_dim). dt: (batch, length, heads). A: (heads,).
-        B, C: (batch, length, groups, d_state); heads are dealt to groups in order.
+        x: (batch, length, heads, head_dim).
+        dt: (batch, length, heads).
+        A: (heads,).
+        B, C: (batch, length, groups, d_state); consecutive heads share a group.
 
     Returns:
-        (batch, length, heads, head_dim), in the inputs' dtype.
+        (batch, length, heads, head_dim), in the dtype of the inputs.
     """
-    each = x.shape[2] // B.shape[2]
-    B, C = (matrix.repeat_interleave(each, dim=2) for matrix in (B, C))
+    heads_per_group = x.shape[2] // B.shape[2]
+    B, C = (matrix.repeat_interleave(heads_per_group, dim=2) for matrix in (B, C))
+    # (batch, heads, head_dim, d_state)
     h = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3])
     outputs = []
     for x_t, dt_t, B_t, C_t in zip(*(part.unbind(1) for part in (x, dt, B, C)), strict=True):
         inflow = (dt_t[..., None] * x_t)[..., None] * B_t[:, :, None]
-        h = torch.exp(dt_t * A)[..., None, None] * h + inflow  # (batch, heads, head_dim, d_state)
+        h = torch.exp(dt_t * A)[..., None, None] * h + inflow
         outputs.append((h * C_t[:, :, None]).sum(-1))
     return torch.stack(outputs, dim=1)
 
@@ -34,7 +37,7 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 64
 ) -> dict[str, Tensor]:
-    """Return random arguments, of a size that a trained layer could meet; two groups of heads."""
+    """Draw random arguments with two groups of heads, of the size that trained layers have."""
     heads = 4
 
     def normal(*shape: int) -> Tensor:
@@ -49,4 +52,4 @@ def draw(
     }
 
 
-SUBJECT = Subject(ssd_reference, draw)
+SELF_TEST = SelfTest(ssd_reference, draw)

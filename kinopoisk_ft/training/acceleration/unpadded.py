@@ -35,7 +35,7 @@ def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs:
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
-        return RealTokens.of(attention_mask)
+        return RealTokens.from_mask(attention_mask)
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
 
 
@@ -84,7 +84,7 @@ def unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, KEEPS_ALL) if wanted else []
-    if parts and (wrong := gpu_package.trouble(PACKAGE, precision.device)):
+    if parts and (wrong := gpu_package.find_problem(PACKAGE, precision.device)):
         log.info("attention runs by PyTorch's kernels over padded batches: %s", wrong)
         parts = []
     before = [part.config._attn_implementation for part in parts]

@@ -55,13 +55,13 @@ def test_logits_and_gradients_are_those_of_sdpa(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, adapter: str
 ) -> None:
     stand_ins.flash_attn(monkeypatch)
-    monkeypatch.setattr(gpu_package, "trouble", lambda package, device: None)
+    monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: None)
     module, inputs = encoder(adapter), padded()
     want, want_grads = answer(module, inputs)
     tokens: list[int] = []
-    found = RealTokens.of
+    found = RealTokens.from_mask
     monkeypatch.setattr(
-        RealTokens, "of", lambda mask: (tokens.append(int(mask.sum())), found(mask))[1]
+        RealTokens, "from_mask", lambda mask: (tokens.append(int(mask.sum())), found(mask))[1]
     )
     with caplog.at_level(logging.INFO), unpadded_attention(module, on("cuda", "bf16")):
         got, grads = answer(module, inputs)
@@ -81,12 +81,12 @@ def test_the_first_token_alone_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (torch.randn(3, 2, 9, 16).bfloat16() for _ in "qkv")
     mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
     whole = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None])
-    got = attention_unpadded(q[:, :, :1], k, v, RealTokens.of(mask))
+    got = attention_unpadded(q[:, :, :1], k, v, RealTokens.from_mask(mask))
     torch.testing.assert_close(got.transpose(1, 2), whole[:, :, :1], rtol=2e-2, atol=2e-2)
 
 
 def test_rows_without_pads_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_package, "trouble", lambda package, device: None)
+    monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: None)
     module, inputs = encoder("none"), padded()
     del inputs["attention_mask"]
     want, _ = answer(module, inputs)
@@ -98,7 +98,7 @@ def test_without_attention_dropout_real_tokens_alone_are_read_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stand_ins.flash_attn(monkeypatch)
-    monkeypatch.setattr(gpu_package, "trouble", lambda package, device: None)
+    monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: None)
     dropped: list[float] = []
     attend = unpadded.attention_unpadded
 
@@ -127,7 +127,7 @@ def test_sdpa_stays_elsewhere_and_where_the_kernel_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: str, kind: str,
     wrong: str | None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(gpu_package, "trouble", lambda package, device: wrong)
+    monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: wrong)
     module: Any = encoder("none")
     with caplog.at_level(logging.INFO), unpadded_attention(module, on(device, kind)):
         parts = [m for m in module.modules() if hasattr(m, "config")]
