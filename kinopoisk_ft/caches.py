@@ -1,57 +1,58 @@
-"""Find folders for caches: the user's, or temporary ones where those cannot be written."""
+"""Choose cache folders: the user's own, or temporary ones if those cannot be written."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kinopoisk_ft.text import visible
+from kinopoisk_ft.text import replace_controls
 from kinopoisk_ft.training.distributed import torchrun
 
-if TYPE_CHECKING:
-    import tempfile
+CACHE_VARIABLE = "KINOPOISK_FT_CACHE"
+# The variable that moves a library's cache, and the name of the cache inside ~/.cache.
+LIBRARY_VARIABLES = {
+    "HF_HOME": "huggingface",
+    "MPLCONFIGDIR": "matplotlib",
+    "TRITON_CACHE_DIR": "triton",
+}
 
-OWN = "KINOPOISK_FT_CACHE"
-# Libraries whose cache a variable moves: its folder's name below the user's folder of caches.
-LIBRARIES = {"HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib", "TRITON_CACHE_DIR": "triton"}
-
-_temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted when the process ends
+# This reference keeps the temporary folder; it is deleted when the process ends.
+_temporary: tempfile.TemporaryDirectory[str] | None = None
 
 
-def cache_dir() -> Path:
-    """Return the folder of caches: `KINOPOISK_FT_CACHE`, else `~/.cache/kinopoisk_ft`.
+def get_cache_dir() -> Path:
+    """Return this project's cache folder: `KINOPOISK_FT_CACHE`, or else `~/.cache/kinopoisk_ft`.
 
     Raises:
         RuntimeError: the user has no home folder.
     """
-    return Path(os.environ.get(OWN) or Path.home() / ".cache" / "kinopoisk_ft")
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "kinopoisk_ft")
 
 
 def prepare_caches() -> None:
-    """Move caches that cannot be written to a temporary folder, and print so once.
+    """Move caches that cannot be written to a temporary folder, and print one warning.
 
-    It has to be called before libraries are imported, which read their variables once. A cache of
-    a library that is there stays in use: it may be shared, for reading only.
+    Call this before libraries are imported, because they read their variables only once. A
+    library's existing cache stays in use: it may be a shared, read-only one.
     """
     global _temporary
-    import tempfile
-
     moved = {}
     try:
         shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        if _refusal(shared):
+        if _find_write_error(shared):
             moved = {
                 key: name
-                for key, name in LIBRARIES.items()
+                for key, name in LIBRARY_VARIABLES.items()
                 if not (key in os.environ or (shared / name).is_dir())
             }
-        reason = _refusal(cache_dir())
+        reason = _find_write_error(get_cache_dir())
     except RuntimeError as error:
-        moved, reason = {k: v for k, v in LIBRARIES.items() if k not in os.environ}, str(error)
+        moved = {k: name for k, name in LIBRARY_VARIABLES.items() if k not in os.environ}
+        reason = str(error)
     if reason:
-        moved[OWN] = "kinopoisk_ft"
+        moved[CACHE_VARIABLE] = "kinopoisk_ft"
     if not moved:
         return
     _temporary = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_", ignore_cleanup_errors=True)
@@ -59,19 +60,17 @@ def prepare_caches() -> None:
     if torchrun.rank() == 0:
         why = f" ({reason})" if reason else ""
         print(
-            f"warning: the folder of caches cannot be written{why}: what is cached is deleted when "
-            f"this command ends; to keep it, name a folder in {', '.join(sorted(moved))}",
+            f"warning: the cache folder cannot be written{why}; cached files are deleted when this "
+            f"command ends. To keep them, set {', '.join(sorted(moved))} to a writable folder",
             file=sys.stderr,
         )
 
 
-def _refusal(folder: Path) -> str:
-    """Return why nothing can be written in a folder, "" where it can; the folder is made."""
-    import tempfile
-
+def _find_write_error(folder: Path) -> str:
+    """Create a folder and return why no file can be written in it; return "" if one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return ""
     except OSError as error:
-        return visible(f"{folder}: {error.strerror or error}")
+        return replace_controls(f"{folder}: {error.strerror or error}")

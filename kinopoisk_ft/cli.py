@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.config.groups import conf_dir
 from kinopoisk_ft.config.help import check_commas, explain, help_text, in_composing
-from kinopoisk_ft.console import ends_quietly, prepare_output
+from kinopoisk_ft.console import guard_output, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
 from kinopoisk_ft.training.distributed import torchrun
 
@@ -38,7 +38,7 @@ VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
-@ends_quietly
+@guard_output
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failure, 2 for bad usage."""
     args = sys.argv[1:] if argv is None else argv

@@ -1,4 +1,4 @@
-"""Standard output and error that never fail a command: any text, any encoding, no reader."""
+"""Keep commands working when their output fails: wrong encoding, closed pipe, full disk."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from typing import Any, ClassVar, ParamSpec, TextIO
 
 P = ParamSpec("P")
 
-# Signs of tables and messages that cp1251 or ASCII may lack; others become escapes as \u0444.
-PLAIN = {
+# Characters of tables and messages that cp1251 or ASCII may lack. Others become \u0444 and so on.
+REPLACEMENTS = {
     "±": "+/-", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "…": "...",
     "\N{NO-BREAK SPACE}": " ", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "«": '"', "»": '"',
 }  # fmt: skip
-ERRORS = "kinopoisk_ft.plain"
+ERROR_HANDLER = "kinopoisk_ft.plain"
 
 
-def ends_quietly(main: Callable[P, int]) -> Callable[P, int]:
-    """Run a command whatever becomes of its output; returns its exit code.
+def guard_output(main: Callable[P, int]) -> Callable[P, int]:
+    """Wrap a command so that a failing output does not stop it.
 
-    A reader that goes away, as `head` does, or an output that is closed changes neither the work
-    nor the exit code. An output that takes no more for another reason, such as a full disk, is
-    reported, and the exit code is then at least 1.
+    A closed output, or a reader that exits early as `head` does, changes neither the work nor the
+    exit code. Any other write error, such as a full disk, is reported, and the exit code is then
+    at least 1.
     """
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         if not (args or kwargs):
-            _leave_ascii()
+            _restart_in_utf8()
         prepare_output()
         try:
             code = main(*args, **kwargs)
         finally:
             sys.stdout.flush()
         if _Output.failure:
-            print(f"error: the output is cut off: {_Output.failure}", file=sys.stderr)
+            print(f"error: the output is incomplete: {_Output.failure}", file=sys.stderr)
             return code or 1
         return code
 
     return run
 
 
-def _leave_ascii() -> None:
-    """Start this process again in UTF-8 mode where names of files could only be ASCII.
+def _restart_in_utf8() -> None:
+    """Restart this process in UTF-8 mode if file names are limited to ASCII.
 
-    That is LC_ALL=C with PYTHONUTF8=0: a Cyrillic path would then be neither read nor recorded.
+    This is the case for LC_ALL=C with PYTHONUTF8=0. Cyrillic paths could not be read or recorded.
     """
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
@@ -59,51 +59,57 @@ def _leave_ascii() -> None:
 
 
 def prepare_output() -> None:
-    """Make standard output and error take what is printed, in this process; works repeatedly.
+    """Make standard output and error of this process accept any text; may be called repeatedly.
 
-    Streams that a notebook or a test has put in their place only get another treatment of signs
-    that their encoding lacks.
+    Streams that a notebook or a test has substituted only get the handler for characters that
+    their encoding lacks.
     """
-    _fill_descriptors()
-    sys.stdout = _prepared(sys.stdout, sys.__stdout__)
-    sys.stderr = _prepared(sys.stderr, sys.__stderr__)
+    _open_closed_descriptors()
+    sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
+    sys.stderr = _wrap_stream(sys.stderr, sys.__stderr__)
 
 
-def _fill_descriptors() -> None:
-    """Open closed ones on the null device: the next file would else become standard output."""
+def _open_closed_descriptors() -> None:
+    """Open closed standard descriptors on the null device.
+
+    Otherwise the next file that the process opens would become its standard output.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the system takes the lowest free descriptor
+            # The system gives the lowest free number to a new descriptor.
+            os.open(os.devnull, os.O_RDWR)
 
 
-def _prepared(stream: Any, original: Any) -> TextIO:
-    if stream is None:  # as Python starts with a closed descriptor, or without a console
+def _wrap_stream(stream: Any, original: Any) -> TextIO:
+    # Python has no stream for a descriptor that was closed at its start.
+    if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is original and not stream.isatty():
         stream.flush()
         raw = _Output(stream.fileno(), "wb", closefd=False)
         return io.TextIOWrapper(
-            io.BufferedWriter(raw), stream.encoding, ERRORS,
+            io.BufferedWriter(raw), stream.encoding, ERROR_HANDLER,
             line_buffering=stream.line_buffering, write_through=stream.write_through,
         )  # fmt: skip
     if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors=ERRORS)
+        stream.reconfigure(errors=ERROR_HANDLER)
     return stream
 
 
 class _Output(io.FileIO):
-    """A descriptor that goes on as the null device once nothing more can be written to it.
+    """Write to a descriptor, and to the null device after the first write error.
 
-    SIGPIPE would end the process for a connection that a server closes, too
-    (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
+    The default action of SIGPIPE is no alternative: it would also end the process when a server
+    closes a connection (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
     """
 
-    failure: ClassVar[str] = ""  # other than a reader that has gone
+    # The write error to report; a reader that exits early is not an error.
+    failure: ClassVar[str] = ""
 
     def write(self, data: Any, /) -> int:
-        """Write, or drop what nobody can take."""
+        """Write the data, or drop it after a write error; return its length in bytes."""
         try:
             return super().write(data)
         except OSError as error:
@@ -115,22 +121,24 @@ class _Output(io.FileIO):
             return len(data)
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands for signs that an encoding lacks, and where to go on."""
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return a replacement for characters that an encoding lacks, and the position after them."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    signs = error.object[error.start : error.end]
-    escaped = (PLAIN.get(s) or s.encode("ascii", "backslashreplace").decode() for s in signs)
+    lacking = error.object[error.start : error.end]
+    escaped = (
+        REPLACEMENTS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking
+    )
     return "".join(escaped), error.end
 
 
-codecs.register_error(ERRORS, _plain)
+codecs.register_error(ERROR_HANDLER, _replace_unencodable)
 
 
-def quiet_libraries() -> None:
-    """Turn off progress bars and load reports of transformers, datasets and MLflow.
+def silence_libraries() -> None:
+    """Turn off the progress bars and loading messages of transformers, datasets and MLflow.
 
-    What they say of fresh weights is said by the run itself, once and by name.
+    The run itself logs once which weights are newly initialized.
     """
     import datasets
     import transformers
@@ -143,9 +151,10 @@ def quiet_libraries() -> None:
 
 
 @cache
-def spare_libraries() -> None:
-    """Let the collector pass over what imports left, once in a process.
+def freeze_imported_objects() -> None:
+    """Exclude the objects that imports created from garbage collection, once per process.
 
-    A million objects that live as long as the process take it 0.4 s each time.
+    Imports leave about a million objects that live as long as the process. Without this, each full
+    collection spends 0.4 s on them.
     """
     gc.freeze()

@@ -1,17 +1,22 @@
-"""The one exception that a user is meant to read."""
+"""Errors that the command line prints as a message instead of a traceback."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-from kinopoisk_ft.text import visible
+from kinopoisk_ft.text import replace_controls
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: says what was wrong, where, and what to do.
+    """Report a mistake that the user can correct.
 
-    The command line prints it without a traceback; the traceback goes to the log file.
+    The command line prints the message without a traceback; the traceback goes to the log file.
+
+    Args:
+        what: what is wrong.
+        where: the file, option or store that has the problem.
+        fix: what to do about it.
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
@@ -21,11 +26,12 @@ class UserError(Exception):
             lines.append(f"  where: {where}")
         if fix:
             lines.append(f"  to do: {fix}")
-        super().__init__(visible("\n".join(lines)))
+        # The parts may quote file names and labels, which can contain control characters.
+        super().__init__(replace_controls("\n".join(lines)))
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the closest valid name, else the list of valid names."""
+def suggest_name(name: str, valid: Iterable[str]) -> str:
+    """Return `did you mean 'x'?` for the closest valid name, or else the list of valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -34,4 +40,4 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 class RunError(Exception):
-    """A job failed and its message has been shown."""
+    """Tell Hydra that a job failed; the job has already printed its message."""

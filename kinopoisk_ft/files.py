@@ -1,4 +1,4 @@
-"""Write files and folders that a crash leaves whole, and report full disks."""
+"""Write files and folders so that a crash leaves no half-written ones, and report full disks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from kinopoisk_ft.errors import UserError
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file beside its place, force it to disk, then rename it; its folder is made."""
+def write_atomically(file: Path, text: str) -> None:
+    """Write a text file atomically: write a temporary file, sync it to disk, then rename it.
+
+    The parent folder is created if it does not exist.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(file)
+    part = temporary_path(file)
     with part.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
@@ -30,34 +33,35 @@ def write_whole(file: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder; its files then move into `folder`, the one named `last` at the end.
+def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
+    """Yield a temporary folder, then move its files into `folder`, the file `last` at the end.
 
-    Whoever reads the folder looks for `last` first. A crash leaves the old files, all new ones, or
-    no `last`: never a mixture that can be read. Other files in the folder stay.
+    Readers look for `last` first. A crash leaves the old files, all the new files, or no `last`,
+    but never a readable mixture of old and new files. Other files in the folder stay.
     """
-    part = beside(folder)
+    part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
-        made = [file for file in part.rglob("*") if file.is_file()]
-        for file in made:
-            force(file)
+        files = [file for file in part.rglob("*") if file.is_file()]
+        for file in files:
+            sync_to_disk(file)
         folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
-        force(folder)
-        for file in sorted(made, key=lambda file: file == part / last):
+        sync_to_disk(folder)
+        for file in sorted(files, key=lambda file: file == part / last):
             target = folder / file.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
-        force(folder)
+        sync_to_disk(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def force(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk; not for folders on Windows."""
+def sync_to_disk(path: Path) -> None:
+    """Call fsync on a file, or on a folder so that its list of names is on disk."""
+    # Windows cannot open a folder as a file.
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -68,33 +72,41 @@ def force(path: Path) -> None:
 
 
 def check_writable(file: Path, asked_by: str) -> None:
-    """Make a file's folder and try to write there; UserError names the option that asks for it."""
+    """Create a file's folder and test whether the file can be written.
+
+    Args:
+        asked_by: the option that gives the file, for the message.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        beside(file).touch()
-        beside(file).unlink()
+        temporary_path(file).touch()
+        temporary_path(file).unlink()
     except OSError as error:
         raise UserError(
-            f"nothing can be written there: {error.strerror}",
+            f"the file cannot be written: {error.strerror}",
             where=str(file),
-            fix=f"give {asked_by} a file in a folder that you may write to",
+            fix=f"set {asked_by} to a file in a writable folder",
         ) from error
 
 
-def beside(file: Path) -> Path:
-    """Return where a file is written before it is renamed."""
+def temporary_path(file: Path) -> Path:
+    """Return the path to which a file is written before it is renamed."""
     return file.with_name(file.name + ".part")
 
 
-NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-MARGIN = 2**26  # bytes left to the log, the store and the result
+DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Bytes that must stay free for the log, the store and the result.
+MARGIN = 2**26
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into a UserError."""
+def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
+    """Turn an error in writing a checkpoint into a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -102,49 +114,51 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the checkpoint could not be written: {error}",
             where=str(folder),
-            fix="free some space or mend the rights, and start the same command again: it goes on "
-            "from the checkpoint before; or choose another output_dir",
+            fix="free some disk space or make the folder writable, and run the same command "
+            "again: it resumes from the previous checkpoint; or choose another output_dir",
         ) from error
 
 
 @contextmanager
-def told_if_disk_ends(folder: Path) -> Iterator[None]:
-    """Turn a disk that takes no more, whatever was written, into a UserError."""
+def wrap_disk_full(folder: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk into a UserError; other errors pass."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else _system_code(error)
-        if code not in NO_MORE:
+        code = error.errno if isinstance(error, OSError) else _read_os_code(error)
+        if code not in DISK_FULL_CODES:
             raise
         raise UserError(
-            f"nothing more could be written: {os.strerror(code)}",
+            f"the disk is full or read-only: {os.strerror(code)}",
             where=str(getattr(error, "filename", None) or folder),
-            fix="free some space and start the same command again: it goes on from its last "
+            fix="free some disk space and run the same command again: it resumes from its last "
             "checkpoint; or choose another output_dir",
         ) from error
 
 
-def _system_code(error: SafetensorError) -> int:
-    """Return the system's number for an error of safetensors, 0 where there is none."""
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else 0
+def _read_os_code(error: SafetensorError) -> int:
+    """Read the operating system's error number from a safetensors message; 0 if it has none."""
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else 0
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError unless `needed` bytes and a margin are free where the folder is."""
+    """Raise OSError if the disk of a folder has less than `needed` bytes and a margin free."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
-        text = f"it takes {needed / 2**20:.0f} MiB, and {MARGIN / 2**20:.0f} MiB are to stay free"
-        raise OSError(f"{text}: there are {free / 2**20:.0f} MiB")
+        raise OSError(
+            f"it needs {needed / 2**20:.0f} MiB and a margin of {MARGIN / 2**20:.0f} MiB, "
+            f"but only {free / 2**20:.0f} MiB are free"
+        )
 
 
-def write_plain(value: Any, file: Path) -> None:
-    """Write a value as JSON (numbers keep every bit) and force it to disk."""
+def write_json_durably(value: Any, file: Path) -> None:
+    """Write a value as one line of JSON and sync it to disk; floats keep every bit."""
     file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-    force(file)
+    sync_to_disk(file)
 
 
-def sha256(file: Path) -> str:
-    """Return a file's SHA-256 digest, hex."""
+def compute_sha256(file: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

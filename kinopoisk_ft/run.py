@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kinopoisk_ft.config.prepared import Prepared
-from kinopoisk_ft.console import quiet_libraries, spare_libraries
-from kinopoisk_ft.files import check_writable, told_if_disk_ends
+from kinopoisk_ft.console import freeze_imported_objects, silence_libraries
+from kinopoisk_ft.files import check_writable, wrap_disk_full
 from kinopoisk_ft.provenance import RESULT
 from kinopoisk_ft.run_folder import Unfinished
 from kinopoisk_ft.search.trial import Pruned, watch_trial
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
     """Run the task of a checked config; a failure is recorded as such and raised again."""
-    quiet_libraries()
-    spare_libraries()
+    silence_libraries()
+    freeze_imported_objects()
     cfg = prepared.cfg
     tracker = watch_trial(instantiate(cfg.tracking), prepared.job)
     plain: Any = OmegaConf.to_container(cfg)
@@ -54,7 +54,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
             unfinished.begin(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
             tracker.artifact(out_dir / "config.yaml")
-            with told_if_disk_ends(out_dir):
+            with wrap_disk_full(out_dir):
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
                 if wanted is not None:
                     result.write(wanted)
@@ -87,8 +87,8 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
 
 def _take_part(prepared: Prepared) -> None:
     """Train with rank 0, which alone records and keeps what comes of it."""
-    quiet_libraries()
-    spare_libraries()
+    silence_libraries()
+    freeze_imported_objects()
     logging.disable(logging.WARNING)  # rank 0 says the same
     tracker = NoTracker(uri=None, experiment="")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:

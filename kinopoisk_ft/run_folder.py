@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.config.trust import with_current_targets
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Unfinished:
     def begin(self, run_id: str) -> None:
         """Write the file: from now on the run is to be finished."""
         text = json.dumps({"run_id": run_id, "config": self.config}, ensure_ascii=False, indent=2)
-        write_whole(self.file, text + "\n")
+        write_atomically(self.file, text + "\n")
 
     def end(self) -> None:
         """Delete the file, then the checkpoints; the best weights stay."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kinopoisk_ft import caches
-from kinopoisk_ft.caches import LIBRARIES, OWN, cache_dir, prepare_caches
+from kinopoisk_ft.caches import CACHE_VARIABLE, LIBRARY_VARIABLES, get_cache_dir, prepare_caches
 
-VARIABLES = (OWN, *LIBRARIES)
+VARIABLES = (CACHE_VARIABLE, *LIBRARY_VARIABLES)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def moved() -> set[str]:
 def test_a_home_that_can_be_written_is_used(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare_caches()
     assert moved() == set()
-    assert cache_dir() == home / ".cache" / "kinopoisk_ft"
+    assert get_cache_dir() == home / ".cache" / "kinopoisk_ft"
     assert capfd.readouterr() == ("", "")
 
 
@@ -46,8 +46,8 @@ def test_an_unusable_home_is_reported_once(
     name = "XDG_CACHE_HOME" if "XDG" in kind else "HOME"
     monkeypatch.setenv(name, "/proc/nowhere" if "no such" in kind else str(home / "file"))
     prepare_caches()
-    assert moved() == (set(LIBRARIES) if "XDG" in kind else set(VARIABLES))
-    cache_dir().mkdir(parents=True, exist_ok=True)
+    assert moved() == (set(LIBRARY_VARIABLES) if "XDG" in kind else set(VARIABLES))
+    get_cache_dir().mkdir(parents=True, exist_ok=True)
     assert "cannot be written" in capfd.readouterr().err
     prepare_caches()  # as a worker process of a sweep does, which inherits the variables
     assert capfd.readouterr().err == ""
@@ -65,9 +65,9 @@ def test_a_user_without_a_home_has_temporary_caches(
 
 
 def test_a_named_cache_needs_no_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OWN, str(home / "mine"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(home / "mine"))
     monkeypatch.setattr(Path, "home", lambda: pytest.fail("asked for a home folder"))
-    assert cache_dir() == home / "mine"
+    assert get_cache_dir() == home / "mine"
 
 
 def test_a_library_keeps_the_cache_that_it_can_read(
@@ -75,12 +75,12 @@ def test_a_library_keeps_the_cache_that_it_can_read(
 ) -> None:
     """Models on a disk that is read only are found there."""
     (home / ".cache" / "huggingface").mkdir(parents=True)
-    refusal = caches._refusal
+    refusal = caches._find_write_error
     monkeypatch.setattr(
-        caches, "_refusal", lambda f: "read only" if f == home / ".cache" else refusal(f)
+        caches, "_find_write_error", lambda f: "read only" if f == home / ".cache" else refusal(f)
     )
     prepare_caches()
-    assert moved() == set(LIBRARIES) - {"HF_HOME"}
+    assert moved() == set(LIBRARY_VARIABLES) - {"HF_HOME"}
 
 
 @pytest.mark.slow

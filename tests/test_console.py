@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kinopoisk_ft.console import ERRORS
+from kinopoisk_ft.console import ERROR_HANDLER
 
 # A command as the others are, without their imports: text beyond ASCII, then work, then more text.
 COMMAND = """
 import pathlib, sys
-from kinopoisk_ft.console import ends_quietly
-@ends_quietly
+from kinopoisk_ft.console import guard_output
+@guard_output
 def main():
     for _ in range(3000):
         print("0,91 ± 0,02 − Фильм ∀")
@@ -55,7 +55,7 @@ def test_a_full_output_is_reported_once(tmp_path: Path) -> None:
     done = command(tmp_path, "{} >/dev/full")
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[1:] == [
-        "error: the output is cut off: No space left on device"
+        "error: the output is incomplete: No space left on device"
     ]
 
 
@@ -78,16 +78,16 @@ def test_the_c_locale_is_left_for_utf_8(tmp_path: Path) -> None:
     assert done.stdout.decode("utf-8").splitlines()[0] == "0,91 ± 0,02 − Фильм ∀"
 
 
-def test_the_handler_of_signs_decodes_nothing() -> None:
+def test_the_error_handler_only_encodes() -> None:
     with pytest.raises(UnicodeDecodeError):
-        b"\xff".decode("utf-8", ERRORS)
-    stream = io.TextIOWrapper(io.BytesIO(), "ascii", ERRORS)
+        b"\xff".decode("utf-8", ERROR_HANDLER)
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", ERROR_HANDLER)
     stream.write("\udcd0")  # half of a name that no encoding has
     stream.flush()
 
 
 @pytest.mark.parametrize("module", ["kinopoisk_ft", "kinopoisk_ft.predict"])
-def test_help_that_nobody_reads_ends_quietly(module: str) -> None:
+def test_help_that_nobody_reads_ends_without_an_error(module: str) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(

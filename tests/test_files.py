@@ -14,7 +14,7 @@ from tracked import offline, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import whole_folder, write_whole
+from kinopoisk_ft.files import write_atomically, write_folder_atomically
 from kinopoisk_ft.models.card import CARD, read_card
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.search.study import JOURNAL, open_study
@@ -24,7 +24,7 @@ NAMES = ("a.bin", "inner/b.bin", CARD)
 
 
 def fill(folder: Path, content: str) -> None:
-    with whole_folder(folder, CARD) as part:
+    with write_folder_atomically(folder, CARD) as part:
         for name in NAMES:
             (part / name).parent.mkdir(exist_ok=True)
             (part / name).write_text(content)
@@ -65,8 +65,8 @@ def test_other_files_of_a_folder_stay(tmp_path: Path) -> None:
 def test_a_small_file_has_the_old_content_or_the_new(tmp_path: Path) -> None:
     file = tmp_path / "note.json"
     for moment, expected in ((0, "old"), (1, "new")):
-        write_whole(file, "old")
-        dies(functools.partial(write_whole, file, "new"), moment)
+        write_atomically(file, "old")
+        dies(functools.partial(write_atomically, file, "new"), moment)
         assert file.read_text() == expected
 
 

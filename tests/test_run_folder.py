@@ -71,8 +71,8 @@ def test_the_command_waits_for_no_work_that_it_would_spoil(
     (tmp_path / "file").touch()
     assert command([*args, "result_json=file/result.json"]) == 1
     told = capsys.readouterr().err
-    assert "nothing can be written there" in told
-    assert "give result_json a file" in told
+    assert "the file cannot be written" in told
+    assert "set result_json to a file" in told
     assert not (tmp_path / "run" / "unfinished.json").exists()
 
 
@@ -91,9 +91,9 @@ def test_a_disk_that_fills_up_anywhere_is_told(
     monkeypatch.setattr("kinopoisk_ft.tasks.finetune.record_data", fail)
     assert command(["experiment=demo_tfidf", "tracking=none", "output_dir=run"]) == 1
     told = capsys.readouterr().err
-    assert "nothing more could be written: No space left on device" in told
+    assert "the disk is full or read-only: No space left on device" in told
     assert ("run/model/model.safetensors" in told) == isinstance(error, OSError)
-    assert "start the same command again" in told
+    assert "run the same command again" in told
     assert (tmp_path / "run" / "unfinished.json").exists()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kinopoisk_ft.adapters.base import Adapter
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.untrusted import check_imports
 
@@ -129,7 +129,7 @@ def check_targets(network: Network, targets: Any) -> None:
         raise UserError(
             f"the target '{target}' matches no module of the model",
             where=WHERE,
-            fix=f"{nearest(target, names)} ({_listed(network)})",
+            fix=f"{suggest_name(target, names)} ({_listed(network)})",
         )
     for target in targets:
         reason = network.no_adapter.get(target.split(".")[-1])

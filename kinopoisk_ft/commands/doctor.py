@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from kinopoisk_ft.checks.finding import Finding, told
-from kinopoisk_ft.console import ends_quietly
+from kinopoisk_ft.console import guard_output
 
 # Each is imported only when its turn comes: a package that cannot be imported spoils one section.
 SECTIONS = {
@@ -28,7 +28,7 @@ SECTIONS = {
 REINSTALL = "make setup, or: pip install --editable ."
 
 
-@ends_quietly
+@guard_output
 def main(argv: list[str] | None = None) -> int:
     """Print what was found; returns 0, or 1 if something needed is broken or missing."""
     parser = argparse.ArgumentParser(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.caches import prepare_caches
-from kinopoisk_ft.console import ends_quietly
+from kinopoisk_ft.console import guard_output
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import check_writable
-from kinopoisk_ft.text import one_line
+from kinopoisk_ft.text import to_one_line
 
 if TYPE_CHECKING:
     from kinopoisk_ft.data.tables import Table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PREFIX = "predicted_"  # of the columns that are added
 
 
-@ends_quietly
+@guard_output
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
         write(found.add_prefix(PREFIX))
         print(f"{len(found)} rows written to {args.output}")
     else:
-        shown = found.assign(text=[one_line(text)[:60] for text in texts])
+        shown = found.assign(text=[to_one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 

@@ -9,13 +9,13 @@ import textwrap
 from pathlib import Path
 
 from kinopoisk_ft.caches import prepare_caches
-from kinopoisk_ft.console import ends_quietly
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError, suggest_name
 
 OPTIONS = ("uri", "experiment", "parent", "output", "language")
 
 
-@ends_quietly
+@guard_output
 def main(argv: list[str] | None = None) -> int:
     """Print the comparison and write it to a folder; returns 0, or 1 for a user's mistake."""
     try:
@@ -59,7 +59,7 @@ def _dashed(args: list[str]) -> list[str]:
         elif found and found[-1] in {f"--{option}" for option in OPTIONS}:
             found.append(arg)
         else:
-            raise UserError(f"there is no option '{name}'", fix=nearest(name, OPTIONS))
+            raise UserError(f"there is no option '{name}'", fix=suggest_name(name, OPTIONS))
     return found
 
 

@@ -9,11 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from kinopoisk_ft.console import ends_quietly
+from kinopoisk_ft.console import guard_output
 from kinopoisk_ft.errors import UserError
 
 
-@ends_quietly
+@guard_output
 def main(argv: list[str] | None = None) -> int:
     """Send the runs in folders; return 0, 1 if something could not be sent, or 130."""
     parser = argparse.ArgumentParser(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.config.groups import conf_dir, group_options
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 
 USAGE = """\
 Fine-tune one text classifier and log what a fair comparison needs.
@@ -67,13 +67,14 @@ def explain(error: Exception, args: list[str]) -> str:
             return f"there is no config '{option}': leave out --config-name, or correct it"
         if group == "hydra/launcher" and option in EXTRAS:
             return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{EXTRAS[option]}]'"
-        return f"there is no '{option}' in group '{group}': {nearest(option, error.options or [])}"
+        known = error.options or []
+        return f"there is no '{option}' in group '{group}': {suggest_name(option, known)}"
     missing = re.match(r"Could not override '([^']*)'", text)
     if missing:
         key = missing.group(1)
         if not key:
             return "an override needs a name before its '='; see --help"
-        return f"there is no option '{key}': {nearest(key, _known_keys(args, key))}"
+        return f"there is no option '{key}': {suggest_name(key, _known_keys(args, key))}"
     return text.strip()
 
 

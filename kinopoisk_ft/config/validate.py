@@ -22,7 +22,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from kinopoisk_ft.config.command import NO_INFLUENCE, command, from_environment
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten
 from kinopoisk_ft.config.trust import foreign_targets, with_current_targets
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.provenance import identity, run_tags
 from kinopoisk_ft.training.distributed import torchrun
 
@@ -149,7 +149,7 @@ def check(plain: dict[str, Any]) -> list[str]:
     if foreign := foreign_targets(plain):
         return foreign
     known = {*SETTINGS, *GROUPS}
-    errors = [f"unknown key '{k}': {nearest(k, known)}" for k in plain if k not in known]
+    errors = [f"unknown key '{k}': {suggest_name(k, known)}" for k in plain if k not in known]
     errors += [f"key '{k}' is missing" for k in known if k not in plain]
     for key, hint in SETTINGS.items():
         if key in plain:
@@ -186,7 +186,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
     parameters = inspect.signature(target).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     errors = [
-        f"unknown option '{path}.{key}': {nearest(key, parameters)}"
+        f"unknown option '{path}.{key}': {suggest_name(key, parameters)}"
         for key in keys
         if key not in parameters and not takes_any
     ]

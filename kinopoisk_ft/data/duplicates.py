@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.data.splits import linked
-from kinopoisk_ft.text import nfc, one_line
+from kinopoisk_ft.text import normalize_nfc, to_one_line
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def ends(text: str) -> tuple[str | None, str | None]:
     """
     head = _folded(text, _head)
     if head is None or len(head) < LETTERS:
-        whole = " ".join(nfc(text).casefold().replace("ё", "е").split()) or None
+        whole = " ".join(normalize_nfc(text).casefold().replace("ё", "е").split()) or None
         return whole, whole
     return head, _folded(text, _tail)
 
@@ -100,5 +100,5 @@ def _pair(rows: pd.DataFrame) -> str:
 
 
 def _excerpt(text: str) -> str:
-    line = one_line(text)
+    line = to_one_line(text)
     return line if len(line) <= _EXCERPT else f"{line[: _EXCERPT // 2]} … {line[-_EXCERPT // 2 :]}"

@@ -17,8 +17,8 @@ import pandas as pd
 from kinopoisk_ft.data.cleaning import shown
 from kinopoisk_ft.data.recipe import METADATA, DataRecipe
 from kinopoisk_ft.data.tables import SUFFIXES, Table, read_table
-from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.text import clean_name, is_number, one_line
+from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.text import clean_name, is_number, to_one_line
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _not_a(
 ) -> UserError:
     """Return the error for rows with values that are no text or label."""
     found = values[wrong]
-    excerpt = one_line(str(found.iloc[0]))[:_EXCERPT]
+    excerpt = to_one_line(str(found.iloc[0]))[:_EXCERPT]
     return UserError(
         f"{len(found):,} of {len(values):,} rows hold {kinds_of(found)} in the {role} column "
         f"'{name}', such as {excerpt}",
@@ -163,7 +163,7 @@ class LabelledTables(DataRecipe):
             _warn_of_case(frame["label"])
         for label in set(found) - set(names):
             raise UserError(
-                f"label '{label}' is not among data.class_names: {nearest(label, names)}",
+                f"label '{label}' is not among data.class_names: {suggest_name(label, names)}",
                 where=shown(frame.loc[frame["label"] == label, "place"]),
                 fix="name it in data.class_names, or remove these rows",
             )

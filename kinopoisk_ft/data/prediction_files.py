@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from kinopoisk_ft.data.local import kinds_of
 from kinopoisk_ft.data.tables import Table
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import beside
+from kinopoisk_ft.files import temporary_path
 
 Encode = Callable[[Any], str]
 Write = Callable[[pd.DataFrame], None]  # of the columns to add
@@ -121,7 +121,7 @@ def _write_parquet(table: pa.Table, added: pd.DataFrame, output: Path) -> None:
 
 def _replace(output: Path, write: Callable[[Path], None]) -> None:
     """Write to another name, then rename: an earlier file stays whole if this fails."""
-    part = beside(output)
+    part = temporary_path(output)
     try:
         write(part)
         os.replace(part, output)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 
 # How much of the room the head of a text takes; the tail takes the rest. Sun et al., 2019,
 # https://arxiv.org/abs/1905.05583, found 128 + 382 of 510 tokens best: a quarter, rounded up.
@@ -61,7 +61,7 @@ class Preprocessing:
             raise UserError(
                 f"truncation cannot be {self.truncation!r}",
                 where="data.truncation",
-                fix=nearest(str(self.truncation), TRUNCATIONS),
+                fix=suggest_name(str(self.truncation), TRUNCATIONS),
             )
 
     def clean(self, text: str) -> str:

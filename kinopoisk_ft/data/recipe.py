@@ -26,7 +26,7 @@ from kinopoisk_ft.data.splits import (
     split_rows,
     tied,
 )
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 
 _NAMES: dict[str, Iterable[str]] = {
     "empty": ("drop", "refuse"),
@@ -42,7 +42,7 @@ def check_options(recipe: Any) -> None:
     for name, valid in _NAMES.items():
         # Only recipes that read tables have `quoting`.
         if (value := getattr(recipe, name, None)) is not None and value not in valid:
-            raise invalid(name, value, nearest(str(value), valid))
+            raise invalid(name, value, suggest_name(str(value), valid))
     for name in ("limit", "max_length", "max_characters"):
         value = getattr(recipe, name)
         if value is not None and value < 1:

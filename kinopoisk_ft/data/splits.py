@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from kinopoisk_ft.data.cleaning import shown
 from kinopoisk_ft.data.split_rules import ByChance, ByDate, ByGroup, Rule
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import fold_name
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -233,7 +233,7 @@ def _as_named(frame: pd.DataFrame) -> Parts:
         name = str(folded[unknown].iloc[0])
         raise UserError(
             f"{unknown.sum():,} of {len(frame):,} rows are in an unknown part, as '{name}': "
-            f"{nearest(name, (*PARTS, *_OTHER_NAMES))}",
+            f"{suggest_name(name, (*PARTS, *_OTHER_NAMES))}",
             where=shown(frame.loc[unknown, "place"]),
             fix="name the part of each row train, val or test in data.split_column",
         )

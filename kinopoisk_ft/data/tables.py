@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from kinopoisk_ft.data import formats
 from kinopoisk_ft.data.cleaning import shown
-from kinopoisk_ft.errors import UserError, nearest
-from kinopoisk_ft.text import nfc
+from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.text import normalize_nfc
 
 MOST_TIMES = 100  # what a file may grow when unpacked; reviews do by 3 to 5
 LEAST_BOMB = 2**28  # bytes that any may grow to
@@ -50,7 +50,7 @@ class Table:
             return self._decoded(found)
         columns = [str(column) for column in self.frame.columns]
         raise UserError(
-            f"there is no column '{name}': {nearest(name, columns)}",
+            f"there is no column '{name}': {suggest_name(name, columns)}",
             where=f"{self.path}, columns {', '.join(columns)}",
             fix=fix,
         )
@@ -59,8 +59,8 @@ class Table:
         """Return the column of that name, up to white space around it and its Unicode form."""
         if name in self.frame:
             return name
-        wanted = nfc(name).strip()
-        return next((str(n) for n in self.frame if nfc(str(n)).strip() == wanted), None)
+        wanted = normalize_nfc(name).strip()
+        return next((str(n) for n in self.frame if normalize_nfc(str(n)).strip() == wanted), None)
 
     def _decoded(self, name: str) -> pd.Series:
         values, wrong = self.frame[name].copy(), []

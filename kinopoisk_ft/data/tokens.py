@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from kinopoisk_ft.caches import cache_dir
+from kinopoisk_ft.caches import get_cache_dir
 from kinopoisk_ft.data.preprocessing import Preprocessing, Seen, ends, share_cut
 from kinopoisk_ft.errors import UserError
 
@@ -50,7 +50,7 @@ class Tokens:
 def tokenize(texts: Sequence[str], tokenizer: Any, how: Preprocessing) -> Tokens:
     """Return token ids of clean texts, of each the part that `how` leaves."""
     key = _key(texts, tokenizer, how)
-    file = cache_dir() / "tokens" / f"{key}.arrow"
+    file = get_cache_dir() / "tokens" / f"{key}.arrow"
     table = _kept(file)
     if table is None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 
 POOLINGS = ("cls", "mean", "last", "last_position")
 
@@ -17,7 +17,7 @@ def check_pooling(kind: str) -> str:
         UserError: it is not.
     """
     if kind not in POOLINGS:
-        raise UserError(f"unknown pooling '{kind}'", fix=nearest(kind, POOLINGS))
+        raise UserError(f"unknown pooling '{kind}'", fix=suggest_name(kind, POOLINGS))
     return kind
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.card import CARD, Card, read_card
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
@@ -87,7 +87,7 @@ def save_base(network: Network, folder: Path) -> None:
     """Write a network that no checkpoint gave, before an adapter goes on it."""
     # An adapter that is there already belongs to another base.
     (folder / CARD).unlink(missing_ok=True)
-    with whole_folder(folder / "base", "config.json") as part:
+    with write_folder_atomically(folder / "base", "config.json") as part:
         network.layout.save(network.module, part)
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.conv import cuda as conv_cuda
 from kinopoisk_ft.ops.scan import cuda as scan_cuda
@@ -39,7 +39,9 @@ def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> Non
         UserError: the operator has no backend of this name.
     """
     if backend not in valid:
-        raise UserError(f"unknown backend '{backend}' of {operator}", fix=nearest(backend, valid))
+        raise UserError(
+            f"unknown backend '{backend}' of {operator}", fix=suggest_name(backend, valid)
+        )
 
 
 def choose_backend(

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from kinopoisk_ft.caches import cache_dir
+from kinopoisk_ft.caches import get_cache_dir
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import force, write_whole
+from kinopoisk_ft.files import sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +85,11 @@ class CachedActivations:
         started, part = time.perf_counter(), self.file.with_suffix(".part")
         try:
             self._write_array(part, blocks)
-            force(part)
+            sync_to_disk(part)
             self.build_seconds = time.perf_counter() - started
             card = {**about, "crc32": _checksum(part), "build_seconds": self.build_seconds}
             os.replace(part, self.file)
-            write_whole(self.card, json.dumps(card, indent=2) + "\n")
+            write_atomically(self.card, json.dumps(card, indent=2) + "\n")
         except OSError as error:
             raise UserError(
                 f"could not write the prefix cache: {error}",
@@ -138,7 +138,7 @@ def _checksum(file: Path) -> int:
 def cache_folder(digest: str) -> Path:
     """Return the folder for the activations of frozen layers with this digest."""
     name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
-    return cache_dir() / "hidden" / name
+    return get_cache_dir() / "hidden" / name
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -17,7 +17,7 @@ from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line, results
-from kinopoisk_ft.text import no_formula
+from kinopoisk_ft.text import escape_formula
 
 MAJORITY_ROW = "majority class"
 PARAMETERS = ("trainable_parameters", "total_parameters")
@@ -59,7 +59,7 @@ SLICE_FIELDS = (
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
     """Return the lines as CSV, with nothing that a spreadsheet would read as a formula."""
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
-    return str(frame.map(no_formula).to_csv(index=False, lineterminator="\n"))
+    return str(frame.map(escape_formula).to_csv(index=False, lineterminator="\n"))
 
 
 def _pairs(table: Table) -> Iterator[dict[str, Any]]:

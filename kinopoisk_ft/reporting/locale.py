@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import yaml
 
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.reporting.columns import Column
 from kinopoisk_ft.statistics.bootstrap import Interval
 
@@ -35,7 +35,7 @@ class Locale:
 
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
-            fix = nearest(language, LANGUAGES)
+            fix = suggest_name(language, LANGUAGES)
             raise UserError(f"there is no language '{language}'", where="--language", fix=fix)
         self.language = language
 

@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.search.best_trial import BEST
 from kinopoisk_ft.statistics.metrics import MARKED
-from kinopoisk_ft.text import one_line, visible
+from kinopoisk_ft.text import replace_controls, to_one_line
 from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
@@ -109,7 +109,7 @@ def _approach(tags: dict[str, str]) -> str:
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
     """Return tags or params fit for a table: whoever may write to a store sets them."""
-    return {key: one_line(value) for key, value in values.items()}
+    return {key: to_one_line(value) for key, value in values.items()}
 
 
 def read_trained(run: Run) -> TrainedRun:
@@ -124,7 +124,7 @@ def read_trained(run: Run) -> TrainedRun:
         adapter=tags.get("adapter", "none"),
         seed=tags.get("seed") or params.get("seed", ""),
         # The spaces within its quotes stay as they are.
-        command=visible(run.data.tags.get("command", "")),
+        command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
         searched=_searched(tags),
         start_time=run.info.start_time,
@@ -187,7 +187,7 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
         )
     kept = _newest(trained, by_settings=parent is not None)
     return Collected(
-        experiment=one_line(found.name),
+        experiment=to_one_line(found.name),
         runs=kept,
         failed=failed,
         superseded=len(trained) - len(kept),
@@ -201,7 +201,7 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
         raise UserError(
             f"there is no experiment '{name}' in the store",
             where="--experiment",
-            fix=nearest(name, [e.name for e in client.search_experiments()]),
+            fix=suggest_name(name, [e.name for e in client.search_experiments()]),
         )
     return _active(client, found)
 
@@ -229,7 +229,7 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
         raise UserError(
             f"there is no run '{parent}' in the store",
             where="--parent",
-            fix=nearest(parent, ids) if ids else "the store has no sweeps: leave it out",
+            fix=suggest_name(parent, ids) if ids else "the store has no sweeps: leave it out",
         ) from error
     if run.data.tags.get("kinopoisk_ft.kind") in ("train", "skipped"):
         sweep = run.data.tags.get("mlflow.parentRunId")
@@ -288,7 +288,7 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
     line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
     if not line:
         return "no_traceback", ""
-    return "raised", textwrap.shorten(one_line(line), CAUSE_CHARACTERS, placeholder=" …")
+    return "raised", textwrap.shorten(to_one_line(line), CAUSE_CHARACTERS, placeholder=" …")
 
 
 def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:

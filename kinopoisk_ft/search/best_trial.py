@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.command import NO_INFLUENCE
 from kinopoisk_ft.config.prepared import flatten
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 
 BEST = Path("experiment", "best.yaml")  # in the folder of the search
 # Choices that a file in the group `experiment` cannot make, or that say where results go.
@@ -43,7 +43,7 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, told: str)
     defaults = OmegaConf.to_yaml(DictConfig({"defaults": chosen}))
     file = folder / BEST
     text = f"# @package _global_\n# {told}\n{defaults}{OmegaConf.to_yaml(content)}"
-    write_whole(file, text)
+    write_atomically(file, text)
 
 
 def command(trial: DictConfig, folder: Path) -> str:

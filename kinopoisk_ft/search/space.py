@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.prepared import flatten
-from kinopoisk_ft.errors import UserError, nearest
+from kinopoisk_ft.errors import UserError, suggest_name
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -83,7 +83,9 @@ def space(words: Words, base: DictConfig) -> dict[str, BaseDistribution]:
             raise UserError(
                 f"{override.key_or_group} cannot be searched: {why}",
                 where=str(override.input_line),
-                fix=nearest(override.key_or_group, [key for key in known if _may_vary(str(key))]),
+                fix=suggest_name(
+                    override.key_or_group, [key for key in known if _may_vary(str(key))]
+                ),
             )
         found[override.key_or_group] = distribution(override, base)
     if not found:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.console import quiet_libraries
+from kinopoisk_ft.console import silence_libraries
 from kinopoisk_ft.data.cleaning import has_half_a_pair
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import read
@@ -46,7 +46,7 @@ class Predictor:
     """Reads a model folder once and answers for lists of texts."""
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
-        quiet_libraries()
+        silence_libraries()
         self.card: Card = read_card(folder)
         keys = ("max_length", "truncation", "max_characters", "strip_scores")
         self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.text import fold_name, one_line
+from kinopoisk_ft.text import fold_name, to_one_line
 
 # What may be known of a review beside its label: the slices of a comparison are made of these.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
@@ -57,7 +57,7 @@ class Predictions:
             labels=table["label"].to_numpy(np.int64),
             predicted=table["predicted"].to_numpy(np.int64),
             probabilities=table[names].to_numpy(np.float64),
-            class_names=tuple(one_line(name.removeprefix(PREFIX)) for name in names),
+            class_names=tuple(to_one_line(name.removeprefix(PREFIX)) for name in names),
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
 

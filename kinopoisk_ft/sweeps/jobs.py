@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
@@ -50,7 +50,7 @@ class Outcome:
     def write(self, sweep_dir: Path) -> None:
         """Leave the note in the sweep's folder: jobs may be other processes."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
-        write_whole(file, json.dumps(asdict(self), ensure_ascii=False))
+        write_atomically(file, json.dumps(asdict(self), ensure_ascii=False))
 
 
 def outcomes(sweep_dir: Path) -> list[Outcome]:

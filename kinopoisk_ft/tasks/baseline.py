@@ -11,7 +11,7 @@ import torch
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import Seen, share_cut
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD, Card
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.statistics.metrics import classification_scores, log_loss_of
@@ -48,7 +48,7 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
     with clock.section("save"):
         # It reads words, not tokens, so that no number of tokens says how many.
         card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
-        with whole_folder(inputs.out_dir / "model", CARD) as part:
+        with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)
     whole = {name: _characters(getattr(data, name)["text"]) for name in ("train", "val", "test")}

@@ -17,7 +17,7 @@ from kinopoisk_ft.data.leakage import Overlap, TextsRead
 from kinopoisk_ft.data.preprocessing import Seen
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Tokens, check_length, ids_digest, log_example, tokenize
-from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
@@ -121,7 +121,7 @@ def _save(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs)
         card = make_card(
             network, adapted, data.class_names, recipe=inputs.options, **asdict(data.preprocessing)
         )
-        with whole_folder(inputs.out_dir / "model", CARD) as part:
+        with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             save_network(network, adapted, tokenizer, card, part)
 
 

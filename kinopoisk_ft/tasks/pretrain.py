@@ -13,7 +13,7 @@ from kinopoisk_ft.data.leakage import TextsRead
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import whole_folder
+from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.run_folder import CHECKPOINTS
@@ -67,7 +67,7 @@ def pretrain(
     if is_main():
         texts = itertools.chain(data.train["text"], data.val["text"])
         read = TextsRead.of(network.base).and_of(texts)
-        with whole_folder(folder, "config.json") as part:
+        with write_folder_atomically(folder, "config.json") as part:
             save_language_model(network, tokenizer, part)
             read.write(part)
         write_json(out_dir / "environment.json", describe_environment(precision.device))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.metrics import (
@@ -25,7 +25,7 @@ from kinopoisk_ft.statistics.metrics import (
 )
 from kinopoisk_ft.statistics.predictions import as_table
 from kinopoisk_ft.tasks.result import Fitted, Result
-from kinopoisk_ft.text import one_line
+from kinopoisk_ft.text import to_one_line
 from kinopoisk_ft.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
         scores = classification_scores(probabilities, labels)
         floor = majority_scores(train, labels)
         if all(scores[key] <= floor[key] for key in MARKED):
-            usual = one_line(data.class_names[int(np.bincount(train).argmax())])
+            usual = to_one_line(data.class_names[int(np.bincount(train).argmax())])
             parts.append(name)
             lines.append(
                 f"Not above the majority class: {HEADLINE} {scores[HEADLINE]:.3f} on {name}, "
@@ -172,4 +172,4 @@ def _files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -
 
 def write_json(file: Path, value: Any) -> None:
     """Write a value as indented JSON."""
-    write_whole(file, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    write_atomically(file, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import Seen
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.statistics.metrics import COUNTED
 
 
@@ -55,7 +55,7 @@ class Result:
 
     def write(self, file: Path) -> None:
         """Write one JSON object."""
-        write_whole(file, json.dumps(self._reported(), indent=2) + "\n")
+        write_atomically(file, json.dumps(self._reported(), indent=2) + "\n")
 
     def _reported(self) -> dict[str, object]:
         return {k: v for k, v in self._flat().items() if k not in ("objective", "warning")}

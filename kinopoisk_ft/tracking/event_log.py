@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class EventLog:
     def save_state(self) -> None:
         """Write the state; if the disk is full, a later replay sends some events again."""
         try:
-            write_whole(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
+            write_atomically(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
         except OSError as error:
             log.debug("%s is not up to date: %s", self.state_file, error)
 

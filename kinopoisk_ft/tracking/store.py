@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import beside, force
+from kinopoisk_ft.files import sync_to_disk, temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ def _ensure_database(uri: str, file: Path) -> None:
 
     The caller holds the store's lock, so a file under the temporary name belongs to no process.
     """
-    _delete_database(beside(file))
+    _delete_database(temporary_path(file))
     if not file.exists():
         _create_database(file)
     while True:
@@ -298,7 +298,7 @@ def _create_database(file: Path) -> None:
     MLflow's hundreds of statements are no transaction, so a killed process must not leave a part
     of them. A store that another program has put there in the meantime stays.
     """
-    part = beside(file)
+    part = temporary_path(file)
     engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{part}")
     # One fsync at the end instead of one per statement halves the time.
     sqlalchemy.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
@@ -307,7 +307,7 @@ def _create_database(file: Path) -> None:
         mlflow_db._initialize_tables(engine)
     finally:
         engine.dispose()
-    force(part)
+    sync_to_disk(part)
     # SQLite would apply the journal of an earlier file of this name to the new one.
     Path(f"{file}-journal").unlink(missing_ok=True)
     try:
@@ -317,7 +317,7 @@ def _create_database(file: Path) -> None:
     except OSError:
         # The file system has no hard links.
         os.replace(part, file)
-    force(file.parent)
+    sync_to_disk(file.parent)
     _delete_database(part)
 
 

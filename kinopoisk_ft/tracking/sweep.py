@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_whole
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.run_folder import check_sweep_folders, folder_refused
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
@@ -99,7 +99,7 @@ class ParentRun(Callback):
         parent = self._read_parent() if resumed else None
         for old in [] if resumed else notes.glob("[0-9]*.json"):
             old.unlink()
-        write_whole(notes / PARENT, json.dumps(self._start(config, parent)))
+        write_atomically(notes / PARENT, json.dumps(self._start(config, parent)))
         ParentRun.opened = self
 
     def _read_parent(self) -> str | None:

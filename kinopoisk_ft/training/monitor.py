@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import write_plain, writing
+from kinopoisk_ft.files import wrap_checkpoint_errors, write_json_durably
 from kinopoisk_ft.statistics.metrics import LOWER_IS_BETTER
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.folder import write_tensors
@@ -23,8 +23,8 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 BAD_BATCH = "bad_batch.safetensors"
-# A recorded loss is a spike above SPIKE_FACTOR times the median of the last WINDOW records. A record
-# is the mean over trainer.log_every steps: single batches vary more than that without any harm.
+# A recorded loss is a spike above SPIKE_FACTOR times the median of the last WINDOW records. A
+# record is the mean over trainer.log_every steps, because the losses of single batches vary more.
 SPIKE_FACTOR = 3
 WINDOW = 20
 # The median of fewer records says little.
@@ -124,9 +124,9 @@ class Monitor:
             for key, value in batch.items()
         }
         about = {"step": state.step, "lr": state.schedule.get_last_lr(), "keys": sorted(tensors)}
-        with writing(folder):
+        with wrap_checkpoint_errors(folder):
             write_tensors(tensors, folder / BAD_BATCH)
-            write_plain(about, (folder / BAD_BATCH).with_suffix(".json"))
+            write_json_durably(about, (folder / BAD_BATCH).with_suffix(".json"))
         raise UserError(
             f"the loss or a gradient was not finite in {row} steps in a row, up to step "
             f"{state.step}",

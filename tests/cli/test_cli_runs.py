@@ -180,7 +180,7 @@ def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: P
         (["first"], "either texts or --input"),
         (["first", "--input", "gap.csv"], "row 2"),
         (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),
-        (["first", "text", "--output", "gap.csv/out.csv"], "nothing can be written there"),
+        (["first", "text", "--output", "gap.csv/out.csv"], "the file cannot be written"),
         (["first", "--input", "again.csv"], "has a column 'predicted_label' already"),
     ]
     for args, told in cases:

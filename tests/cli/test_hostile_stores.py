@@ -24,7 +24,7 @@ from places import ROOT
 
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import sha256
+from kinopoisk_ft.files import compute_sha256
 from kinopoisk_ft.run_folder import kept_seed
 from kinopoisk_ft.serving.locate import model_folder
 from kinopoisk_ft.serving.predictor import Predictor
@@ -127,7 +127,7 @@ def test_a_checkpoint_names_files_of_its_own_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"x")
-    outside = {"../best.safetensors": sha256(tmp_path / "best.safetensors")}
+    outside = {"../best.safetensors": compute_sha256(tmp_path / "best.safetensors")}
     assert checkpoint(tmp_path / "a", {"step": 1}).newest() is not None
     assert checkpoint(tmp_path / "b", {"step": 1}, beside=outside).newest() is None
     assert "names a file outside its folder: ../best.safetensors" in caplog.text

@@ -15,7 +15,7 @@ from report_store import Store, answers, report
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.data_files import escape_latex
 from kinopoisk_ft.reporting.plots.run_plots import plot_confusion
-from kinopoisk_ft.text import no_formula, one_line, visible
+from kinopoisk_ft.text import escape_formula, replace_controls, to_one_line
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = (
@@ -85,8 +85,8 @@ def test_tables_have_no_formula(page: tuple[Path, str]) -> None:
                 for cell in row:
                     number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", cell)
                     assert number or not cell.startswith(("=", "+", "-", "@"))
-    assert no_formula("=1+1") == "'=1+1"
-    assert [no_formula(value) for value in (-1.5, "bert + lora", "", None)] == [
+    assert escape_formula("=1+1") == "'=1+1"
+    assert [escape_formula(value) for value in (-1.5, "bert + lora", "", None)] == [
         -1.5, "bert + lora", "", None
     ]  # fmt: skip
 
@@ -94,8 +94,8 @@ def test_tables_have_no_formula(page: tuple[Path, str]) -> None:
 def test_terminal_is_not_commanded(
     page: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert visible("a\x1b[2Jb\nc\td\u202ee\ud800") == "a\ufffd[2Jb\nc\td\ufffde\ufffd"
-    assert one_line(" a\r\nb\x00 ") == "a\ufffd b\ufffd"
+    assert replace_controls("a\x1b[2Jb\nc\td\u202ee\ud800") == "a\ufffd[2Jb\nc\td\ufffde\ufffd"
+    assert to_one_line(" a\r\nb\x00 ") == "a\ufffd b\ufffd"
     assert "\x1b" not in str(UserError("label '\x1b[2J'", where="a\x07"))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS, Predictions
-from kinopoisk_ft.text import visible
+from kinopoisk_ft.text import replace_controls
 
 MOST_SHOWN = 10
 
@@ -94,7 +94,7 @@ def _excerpt(first: Predictions, i: int) -> str:
 
     A text of that length was cut when it was recorded. Earlier versions recorded more.
     """
-    text = visible(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
+    text = replace_controls(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
     if len(text) >= TEXT_CHARACTERS:
         text = text[: TEXT_CHARACTERS - 1].rstrip() + "…"
     return text

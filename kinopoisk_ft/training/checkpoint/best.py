@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import check_space, force, sha256, writing
+from kinopoisk_ft.files import check_space, compute_sha256, sync_to_disk, wrap_checkpoint_errors
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder, write_tensors
 from kinopoisk_ft.training.distributed.processes import (
     broadcast_from_main,
@@ -41,12 +41,12 @@ class BestWeights:
         if not is_main():
             return
         part = file.with_suffix(".part")
-        with writing(self.folder):
+        with wrap_checkpoint_errors(self.folder):
             check_space(self.folder, sum(value.nbytes for value in tensors.values()))
             write_tensors(tensors, part)
-            digest = sha256(part)
+            digest = compute_sha256(part)
             os.replace(part, file)
-            force(self.folder)
+            sync_to_disk(self.folder)
         self.file, self.digest = file, digest
         self.discard()
 
@@ -58,7 +58,7 @@ class BestWeights:
 
     def _read(self) -> dict[str, Tensor]:
         try:
-            if self.file and self.file.is_file() and sha256(self.file) == self.digest:
+            if self.file and self.file.is_file() and compute_sha256(self.file) == self.digest:
                 return load_file(self.file)
         except OSError as error:
             raise UserError(

@@ -21,7 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import check_space, force, sha256, write_plain, writing
+from kinopoisk_ft.files import (
+    check_space,
+    compute_sha256,
+    sync_to_disk,
+    wrap_checkpoint_errors,
+    write_json_durably,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +75,18 @@ class CheckpointFolder:
         target = self.folder / f"checkpoint-{number:06}"
         part = target.with_suffix(".part")
         try:
-            with writing(self.folder):
+            with wrap_checkpoint_errors(self.folder):
                 shutil.rmtree(part, ignore_errors=True)
                 check_space(self.folder, sum(v.nbytes for v in tensors.values()) + ROOM)
                 part.mkdir()
                 write_tensors(tensors, part / TENSORS)
-                write_plain(plain, part / PLAIN)
-                files = {name: sha256(part / name) for name in (TENSORS, PLAIN)}
+                write_json_durably(plain, part / PLAIN)
+                files = {name: compute_sha256(part / name) for name in (TENSORS, PLAIN)}
                 manifest = {"format": FORMAT, "files": files, "beside": dict(beside)}
-                write_plain(manifest, part / MANIFEST)
-                force(part)
+                write_json_durably(manifest, part / MANIFEST)
+                sync_to_disk(part)
                 os.replace(part, target)
-                force(self.folder)
+                sync_to_disk(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         for old in self.folders()[:-KEPT]:
@@ -145,7 +151,7 @@ class CheckpointFolder:
         for file, digest in files.items():
             if not file.is_file():
                 return f"{file.name} is missing"
-            if sha256(file) != digest:
+            if compute_sha256(file) != digest:
                 return f"{file.name} is damaged: its SHA-256 digest differs"
         if not _read_object(folder / PLAIN):
             return f"{PLAIN} is not a JSON object"
@@ -155,7 +161,7 @@ class CheckpointFolder:
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors of any device to a safetensors file and force it to disk."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
-    force(file)
+    sync_to_disk(file)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.stateful import Stateful
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import check_space, writing
+from kinopoisk_ft.files import check_space, wrap_checkpoint_errors
 from kinopoisk_ft.training.checkpoint.best import BestWeights, trained_tensors
 from kinopoisk_ft.training.checkpoint.contents import (
     join_tensors,
@@ -135,7 +135,7 @@ class CheckpointManager:
     def _check_room(self) -> None:
         """Check for the room of the best weights and of a checkpoint before training."""
         weights = _count_trained_bytes(self.state.model)
-        with writing(self.checkpoints.folder):
+        with wrap_checkpoint_errors(self.checkpoints.folder):
             needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
             check_space(self.checkpoints.folder, needed)
 

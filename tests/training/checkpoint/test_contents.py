@@ -75,7 +75,7 @@ def test_a_file_that_holds_no_tensors_is_refused(checkpoints: Path) -> None:
     last = CheckpointFolder(checkpoints).folders()[-1]
     (last / "state.safetensors").write_bytes(b"x" * 100)
     manifest = json.loads((last / "manifest.json").read_text())
-    manifest["files"]["state.safetensors"] = files.sha256(last / "state.safetensors")
+    manifest["files"]["state.safetensors"] = files.compute_sha256(last / "state.safetensors")
     (last / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="does not fit this run: SafetensorError"):
         fit(checkpoints)
