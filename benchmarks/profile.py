@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.data.tokens import tokenize
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.objective import Classification
@@ -62,7 +62,7 @@ def kind_of(operator: str) -> str:
 
 def time_by_kind(overrides: list[str], steps: int) -> tuple[dict[str, float], float]:
     """Train twice and profile the second; returns ms a step by kind, and tokens a step."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
         cfg = compose("train", [*overrides, "data=demo", f"trainer.max_steps={steps}",
                                 "trainer.epochs=100", "trainer.eval_every=100000"])  # fmt: skip
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))

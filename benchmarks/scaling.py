@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed.processes import is_main, processes
 from kinopoisk_ft.training.objective import Classification
@@ -41,7 +41,7 @@ def measure(shape: str, strategy: str, steps: int) -> None:
     settings = [f"trainer.strategy={strategy}", "trainer.device=cpu", "trainer.precision=fp32",
                 f"trainer.batch_size={BATCH}", "trainer.lr=1e-5",
                 "trainer.head_lr=null"]  # fmt: skip
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=settings)
     rng = np.random.default_rng(0)
     ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))

@@ -1,6 +1,6 @@
-"""The command line: help at once, one clear message for a mistake, Hydra for the rest.
+"""Run the command line: print help, start Hydra, and turn errors into messages and exit codes.
 
-Heavy packages are imported only when a run starts, so that `--help` and typos answer at once.
+Heavy packages are imported only when a run starts, so that `--help` and typos are fast.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.caches import prepare_caches
-from kinopoisk_ft.config.groups import conf_dir
-from kinopoisk_ft.config.help import check_commas, explain, help_text, in_composing
+from kinopoisk_ft.config.groups import get_conf_dir
+from kinopoisk_ft.config.help import build_help, check_commas, explain_error, is_composition_error
 from kinopoisk_ft.console import guard_output, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
 from kinopoisk_ft.training.distributed import torchrun
@@ -27,44 +27,53 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of torchrun's processes the first alone has a folder and a log.
-NO_FOLDER = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none",
-             "hydra/hydra_logging=none"]  # fmt: skip
-
-# Hydra's flags that are followed by a value.
-VALUED = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
-          "--package", "-p", "--cfg", "-c"}  # fmt: skip
-# Of a sweep's parent, by exit code: signals that stop a run give the last two.
+# Among the processes of torchrun, only rank 0 has an output folder and a log.
+NO_OUTPUT = [
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+]
+# Hydra's flags that take a value.
+FLAGS_WITH_VALUE = {
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c"),
+}
+# MLflow status of a sweep's parent run by exit code; SIGINT gives 130 and SIGTERM 143.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for a failure, 2 for bad usage."""
+    """Run the command line and return its exit code: 0, 1 for a failure, or 2 for wrong usage."""
     args = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(args):
-        print(help_text(_config_dirs(args)))
+        print(build_help(_find_config_dirs(args)))
         return 0
     prepare_caches()
-    # Hydra then raises instead of printing its own report, and the message is ours to write.
+    # Hydra then raises its errors instead of printing them, so that they can be explained.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.argv = [sys.argv[0], *_flags_first(args), *(NO_FOLDER if torchrun.rank() else [])]
+    sys.argv = [sys.argv[0], *_move_flags_first(args), *(NO_OUTPUT if torchrun.rank() else [])]
     import hydra
 
-    from kinopoisk_ft.config.trust import trust_held
+    from kinopoisk_ft.config.trust import freeze_trust
 
-    launch = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
-    code = 1  # of an error that nobody foresaw, such as a worker that was killed
-    with trust_held():
+    launch = hydra.main(version_base="1.3", config_path=str(get_conf_dir()), config_name="train")(
+        _job
+    )
+    # The exit code after an unexpected error, such as a killed worker.
+    code = 1
+    with freeze_trust():
         try:
-            code = _exit_code(launch, args)
+            code = _launch(launch, args)
         finally:
             code = _close_sweep(code)
     return code
 
 
-def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
+def _launch(launch: Callable[[], None], args: list[str]) -> int:
+    """Call Hydra's main function, print a message for each known error, return the exit code."""
     from hydra.errors import HydraException
 
     try:
@@ -80,26 +89,26 @@ def _exit_code(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (HydraException, ValueError) as error:
-        print(f"error: {explain(error, args)}", file=sys.stderr)
+        print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None:
             raise
-        from kinopoisk_ft.run_folder import folder_refused
+        from kinopoisk_ft.run_folder import explain_folder_error
 
-        print(f"error: {folder_refused(error)}", file=sys.stderr)
+        print(f"error: {explain_folder_error(error)}", file=sys.stderr)
         return 1
     except TypeError as error:
-        if not in_composing(error):
+        if not is_composition_error(error):
             raise
-        told = "a group's choice is a name, or a list of names"
-        print(f"error: Hydra cannot compose this; {told}: {' '.join(args)}", file=sys.stderr)
+        fix = "choose one option of a group by its name, or a list of names"
+        print(f"error: Hydra cannot compose {' '.join(args)}: {fix}", file=sys.stderr)
         return 2
     return 0
 
 
 def _close_sweep(code: int) -> int:
-    """Show how a sweep's jobs ended and close their parent run; returns the exit code."""
+    """Print how a sweep's jobs ended, close their parent run, and return the exit code."""
     from kinopoisk_ft.tracking.sweep import ParentRun
 
     sweep = ParentRun.opened
@@ -107,34 +116,34 @@ def _close_sweep(code: int) -> int:
         return code
     from kinopoisk_ft.sweeps.jobs import outcomes, table
 
-    found = outcomes(sweep.sweep_dir)
-    print(table(found))
-    code = code or int(any(job.status in ("failed", "unfinished") for job in found))
+    jobs = outcomes(sweep.sweep_dir)
+    print(table(jobs))
+    code = code or int(any(job.status in ("failed", "unfinished") for job in jobs))
     sweep.close(STATUSES.get(code, "FAILED"))
     return code
 
 
-def _flags_first(args: list[str]) -> list[str]:
-    """Put flags before overrides: Hydra's parser refuses a flag between two of them."""
+def _move_flags_first(args: list[str]) -> list[str]:
+    """Put flags before overrides, because Hydra refuses a flag between two overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     for previous, arg in zip(["", *args], args, strict=False):
-        is_flag = arg.startswith("-") or previous in VALUED
+        is_flag = arg.startswith("-") or previous in FLAGS_WITH_VALUE
         (flags if is_flag else overrides).append(arg)
     return flags + overrides
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """Check the config, run it, and give a sweeper the validation score."""
-    # A worker process of a sweep begins here.
+    """Validate the config, run it, and return the objective for Hydra's sweeper."""
+    # A worker process of a sweep starts here, so it has not prepared these yet.
     prepare_output()
     prepare_caches()
-    from kinopoisk_ft.config.validate import current_job, output_dir, prepare
-    from kinopoisk_ft.run_folder import kept_seed
+    from kinopoisk_ft.config.validate import get_job, get_output_dir, prepare
+    from kinopoisk_ft.run_folder import read_seed
 
-    out_dir, job = output_dir(), current_job()
+    out_dir, job = get_output_dir(), get_job()
     try:
-        prepared = prepare(cfg, conf_dir(), kept_seed(out_dir, cfg.get("resume", "auto")))
+        prepared = prepare(cfg, get_conf_dir(), read_seed(out_dir, cfg.get("resume", "auto")))
         if job:
             from kinopoisk_ft.sweeps.jobs import run_job
 
@@ -143,23 +152,24 @@ def _job(cfg: DictConfig) -> float | None:
 
         return run_together(prepared, out_dir)
     except Exception as raised:
-        error = _cause(raised)
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        error = _find_cause(raised)
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         if torchrun.rank():
-            print(f"rank {torchrun.rank()}: error: {told}", file=sys.stderr)
+            print(f"rank {torchrun.rank()}: error: {message}", file=sys.stderr)
             sys.exit(1)
-        print(f"error: {told}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
+        print(f"error: {message}\n  traceback: {_write_traceback(out_dir)}", file=sys.stderr)
         if job:
             from kinopoisk_ft.sweeps.jobs import Outcome
 
-            failed = Outcome(job.number, "failed", job.overrides, told=told.splitlines()[0])
+            failed = Outcome(job.number, "failed", job.overrides, told=message.splitlines()[0])
             failed.write(job.sweep_dir)
-            raise RunError from raised  # Hydra notes it and goes on with the next job
+            # Hydra continues with the next job.
+            raise RunError from raised
         sys.exit(1)
 
 
-def _cause(error: Exception) -> BaseException:
-    """Return the UserError that Hydra wrapped while it built an object, else the error itself."""
+def _find_cause(error: Exception) -> BaseException:
+    """Return the UserError that Hydra wrapped while instantiating, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
@@ -167,14 +177,15 @@ def _cause(error: Exception) -> BaseException:
 
 
 def _write_traceback(out_dir: Path) -> Path:
-    """Add the traceback to the log file alone: the screen has the message."""
+    """Append the current traceback to the log file, and return that file."""
     file = out_dir / "run.log"
-    with suppress(OSError), file.open("a", encoding="utf-8") as stream:  # the disk may be full
+    # The disk may be full.
+    with suppress(OSError), file.open("a", encoding="utf-8") as stream:
         stream.write(traceback.format_exc())
     return file
 
 
-def _config_dirs(args: list[str]) -> list[Path]:
-    """Return the folders of the user's own config groups, for `--help`."""
+def _find_config_dirs(args: list[str]) -> list[Path]:
+    """Return the folders of the user's own config groups that the arguments name."""
     pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
     return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

@@ -114,7 +114,7 @@ def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the checkpoint could not be written: {error}",
             where=str(folder),
-            fix="free some disk space or make the folder writable, and run the same command "
+            fix="free some disk space or make the folder writable, and start the same command "
             "again: it resumes from the previous checkpoint; or choose another output_dir",
         ) from error
 
@@ -131,7 +131,7 @@ def wrap_disk_full(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the disk is full or read-only: {os.strerror(code)}",
             where=str(getattr(error, "filename", None) or folder),
-            fix="free some disk space and run the same command again: it resumes from its last "
+            fix="free some disk space and start the same command again: it resumes from its last "
             "checkpoint; or choose another output_dir",
         ) from error
 

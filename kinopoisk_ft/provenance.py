@@ -1,4 +1,4 @@
-"""What a result depends on: config, files, code, packages, hardware and commit."""
+"""Identify a run by everything its result depends on: config, files, code, packages, hardware."""
 
 from __future__ import annotations
 
@@ -19,115 +19,121 @@ import psutil
 import torch
 from hydra.utils import get_object
 
+from kinopoisk_ft.files import compute_sha256
+
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = (
     "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "mlflow",
     "hydra-core", "numba", "numpy", "scikit-learn",
 )  # fmt: skip
-# Tags by which a later sweep finds what is finished.
+# Tags by which a later sweep finds finished runs.
 IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
-NAMED = ("model", "adapter", "data")  # reports call a run by its choices, not by their values
+# Groups whose chosen options name a run in reports.
+NAME_GROUPS = ("model", "adapter", "data")
 
 
-def identity(config: dict[str, Any], choices: dict[str, str]) -> str:
-    """Digest what makes two runs the same: the second of two with one digest need not be trained.
+def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
+    """Compute a digest that is equal for two runs only if they would give the same result.
 
-    Files and folders that the config names count by their content, a hub repository by its name
-    and revision. Code counts by the content of the package's own files and of the modules of other
-    `_target_`s, so that an edit counts before it is committed, and a commit without one does not.
-    Hardware counts because times are compared.
+    The digest covers the content of the files and folders that the config names, but only the name
+    and revision of a hub repository. It covers the source code of this package and of other
+    `_target_`s, so an edit counts before it is committed, and a commit without an edit does not.
+    It covers the hardware, because reports compare times.
 
     Args:
-        config: plain values, without the keys that change no result.
+        config: plain values, without the keys that do not change the result.
         choices: option by config group.
+
+    Returns:
+        A SHA-256 digest in hexadecimal.
     """
     parts = {
         "config": config,
-        "choices": [choices[group] for group in NAMED],
-        "files": {text: content(path) for text, path in sorted(_files(config))},
-        "code": content(PACKAGE, "*.py"),
-        "own": {target: _source(target) for target in sorted(_targets(config))},
-        "packages": {"python": platform.python_version(), **versions()},
-        "hardware": hardware(config["trainer"]["device"]),
+        "choices": [choices[group] for group in NAME_GROUPS],
+        "files": {text: digest_content(path) for text, path in sorted(_find_files(config))},
+        "code": digest_content(PACKAGE, "*.py"),
+        "targets": {target: _digest_source(target) for target in sorted(_find_targets(config))},
+        "packages": {"python": platform.python_version(), **get_versions()},
+        "hardware": get_hardware(config["trainer"]["device"]),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def content(path: Path, pattern: str = "*") -> str:
-    """Return the SHA-256 of a file, or of a folder's files that fit the pattern, with their names.
+def digest_content(path: Path, pattern: str = "*") -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's matching files.
 
-    A file whose size and time have not changed is read once in a process.
+    A file is read only once per process, unless its size or modification time changes.
     """
     files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         if file.is_file():
             name, stat = file.relative_to(path).as_posix(), file.stat()
-            whole.update(f"{name}\0{_read(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()
+            part = _digest_file(file, stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{name}\0{part}\n".encode())
+    return digest.hexdigest()
 
 
+# The size and the time of modification are arguments so that they are part of the cache's key.
 @cache
-def _read(file: Path, size: int, modified: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest_file(file: Path, size: int, modified: int) -> str:
+    return compute_sha256(file)
 
 
-def hardware(device: str) -> str:
-    """Return the name of what trains when this device is asked for."""
+def get_hardware(device: str) -> str:
+    """Return the name of the GPU or CPU that trains with this setting of `trainer.device`."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return processor()
+    return get_processor()
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each text of a config with its key."""
+def _iterate_texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the text of each string in a config."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _leaves(value, str(name))
+            yield from _iterate_texts(value, str(name))
     elif isinstance(node, list):
         for value in node:
-            yield from _leaves(value, key)
+            yield from _iterate_texts(value, key)
     elif isinstance(node, str):
         yield key, node
 
 
-def _files(config: dict[str, Any]) -> set[tuple[str, Path]]:
-    """Return what the config of model, adapter and data names that is there to be read."""
-    texts = {text for group in NAMED for _, text in _leaves(config[group]) if text}
+def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
+    """Return the existing files and folders that the config of model, adapter and data names."""
+    texts = {text for group in NAME_GROUPS for _, text in _iterate_texts(config[group]) if text}
     return {(text, Path(text)) for text in texts if os.path.exists(text)}
 
 
-def _targets(config: dict[str, Any]) -> set[str]:
-    """Return the `_target_`s from packages that nobody has listed with their versions."""
-    known = {"kinopoisk_ft", *versions()}
-    found = {text for key, text in _leaves(config) if key == "_target_"}
-    return {target for target in found if target.partition(".")[0] not in known}
+def _find_targets(config: dict[str, Any]) -> set[str]:
+    """Return the `_target_`s from packages whose versions the digest does not cover."""
+    known = {"kinopoisk_ft", *get_versions()}
+    targets = {text for key, text in _iterate_texts(config) if key == "_target_"}
+    return {target for target in targets if target.partition(".")[0] not in known}
 
 
-def _source(target: str) -> str:
+def _digest_source(target: str) -> str:
     module = inspect.getmodule(get_object(target))
     file = getattr(module, "__file__", None)
-    return content(Path(file)) if file else ""
+    return digest_content(Path(file)) if file else ""
 
 
-def approach(choices: dict[str, str]) -> str:
-    """Return what a table calls this run: "bert", or "bert + lora"."""
+def name_approach(choices: dict[str, str]) -> str:
+    """Return the name of a run's approach in tables: "bert", or "bert + lora"."""
     model, adapter = choices["model"], choices["adapter"]
     return model if adapter == "none" else f"{model} + {adapter}"
 
 
-def run_tags(
+def make_tags(
     choices: dict[str, str], seed: int, digest: str, overrides: list[str], command: str
 ) -> dict[str, str]:
-    """Return the tags that a run starts with; `digest` is its `identity`."""
-    chosen = {key: choices[key] for key in ("model", "adapter", "data", "experiment")}
+    """Return the tags that a run has from its start; `digest` comes from `compute_identity`."""
     return {
-        **chosen,
+        **{group: choices[group] for group in (*NAME_GROUPS, "experiment")},
         "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
-        "approach": approach(choices),
+        "approach": name_approach(choices),
         "seed": str(seed),
-        "commit": commit(),
+        "commit": get_commit(),
         IDENTITY: digest,
         "overrides": shlex.join(overrides),
         "command": command,
@@ -135,59 +141,48 @@ def run_tags(
 
 
 @cache
-def commit() -> str:
-    """Return the commit of the checkout that the package runs from, `-dirty` if it was changed."""
-    here = Path(__file__).resolve().parent
+def get_commit() -> str:
+    """Return the git commit of the package's checkout, with "-dirty" if files have changed."""
+    # Without `--exclude=*`, `git describe` would name the commit after a tag.
+    command = "git describe --always --dirty --abbrev=12 --exclude=*"
     try:
-        found = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(here),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=12",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+        done = subprocess.run(
+            command.split(), cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
+    return done.stdout.strip()
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, hardware and commit as plain values for a JSON file."""
+    """Return versions, hardware and commit as plain values for a JSON file; memory is in GiB."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": processor(),
+        "processor": get_processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "commit": commit(),
-        "packages": versions(),
+        "commit": get_commit(),
+        "packages": get_versions(),
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on, None of one not installed."""
-    found: dict[str, str | None] = {}
+def get_versions() -> dict[str, str | None]:
+    """Return the version of each package that results depend on; None if it is not installed."""
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
-def processor() -> str:
-    """Return the processor's name as the system tells it."""
+def get_processor() -> str:
+    """Return the name of the processor."""
+    # On Linux, `platform.processor` often returns an empty text.
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The table of contents of a run: data, model, adapter, trainer, result."""
+"""Run one experiment: lock its folder, start tracking, run the task, record the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.console import freeze_imported_objects, silence_libraries
 from kinopoisk_ft.files import check_writable, wrap_disk_full
 from kinopoisk_ft.provenance import RESULT
-from kinopoisk_ft.run_folder import Unfinished
+from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
@@ -35,77 +35,87 @@ log = logging.getLogger(__name__)
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
-    """Run the task of a checked config; a failure is recorded as such and raised again."""
+    """Run the task of a validated config.
+
+    A failure is recorded in the tracker and in the output folder, then raised again.
+    """
     silence_libraries()
     freeze_imported_objects()
     cfg = prepared.cfg
     tracker = watch_trial(instantiate(cfg.tracking), prepared.job)
     plain: Any = OmegaConf.to_container(cfg)
-    unfinished = Unfinished(out_dir, plain)
-    wanted = prepared.result_file
-    if wanted is not None:
-        check_writable(wanted, "result_json")
-    with StopSignals(), unfinished.held():
+    folder = RunFolder(out_dir, plain)
+    # Find out now, and not after hours of training.
+    if prepared.result_file is not None:
+        check_writable(prepared.result_file, "result_json")
+    with StopSignals(), folder.lock():
         tags = prepared.tags
-        name, kept = f"{tags['approach']}, seed {tags['seed']}", unfinished.reopen()
-        close_killed(instantiate(cfg.tracking), out_dir, kept)
-        run_id = tracker.start(name, plain, tags, _parent(prepared), kept, folder=out_dir)
+        name, resumed_id = f"{tags['approach']}, seed {tags['seed']}", folder.find_run()
+        close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
+        parent_id = _find_parent_run(prepared)
+        run_id = tracker.start(name, plain, tags, parent_id, resumed_id, folder=out_dir)
         try:
-            unfinished.begin(run_id)
+            folder.mark_started(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
             tracker.artifact(out_dir / "config.yaml")
             with wrap_disk_full(out_dir):
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
-                if wanted is not None:
-                    result.write(wanted)
+                if prepared.result_file is not None:
+                    result.write(prepared.result_file)
         except Pruned:
             tracker.finish("FINISHED")
-            unfinished.end()
+            folder.mark_finished()
             raise
         except BaseException as error:
-            _fail(tracker, error, out_dir)
+            _record_failure(tracker, error, out_dir)
             raise
         tracker.tags({RESULT: result.as_json()})
         tracker.finish("FINISHED")
-        unfinished.end()
+        folder.mark_finished()
     print(f"{prepared.tags['approach']}\n{result.table()}")
     return result
 
 
 def run_together(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run the task in all processes that torchrun started, or in this one; returns the objective.
+    """Run the task in this process, together with the other processes that torchrun started.
 
-    What rank 0 was given counts for all: a drawn seed, and a folder named by the time.
+    All processes use the config of rank 0, because a random seed and a folder named by the time
+    differ between processes.
+
+    Returns:
+        The objective of the result in rank 0, None in the other processes.
     """
     with StopSignals(), processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
         prepared = broadcast_from_main(lambda: prepared)
         if is_main():
             return run(prepared, out_dir).objective
-        _take_part(prepared)
+        _run_worker(prepared)
         return None
 
 
-def _take_part(prepared: Prepared) -> None:
-    """Train with rank 0, which alone records and keeps what comes of it."""
+def _run_worker(prepared: Prepared) -> None:
+    """Run the task in a process other than rank 0, without recording anything."""
     silence_libraries()
     freeze_imported_objects()
-    logging.disable(logging.WARNING)  # rank 0 says the same
+    # Rank 0 logs the same messages.
+    logging.disable(logging.WARNING)
     tracker = NoTracker(uri=None, experiment="")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:
         instantiate(prepared.cfg.task)(prepared.cfg, tracker, "", Path(folder))
 
 
-def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
-    """Record a failure as well as the disk and the store let us: the error itself is to be told.
+def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
+    """Record the traceback, the error and the status of a failed run.
 
-    What cannot be recorded keeps nothing else from being: the run is always closed.
+    Each is recorded even if another cannot be, and an error in recording does not replace the
+    error that is recorded.
     """
     if world_size() > 1 and not isinstance(error, KeyboardInterrupt):
-        # torchrun ends the other processes when one has failed: this one is ending by itself.
+        # After a failure, torchrun sends SIGTERM to all processes; this one is already ending.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
     steps: list[Callable[[], None]] = [
-        lambda: _keep_traceback(tracker, out_dir / "traceback.txt"),
+        lambda: _log_traceback(tracker, out_dir / "traceback.txt"),
         lambda: tracker.tags({"error": str(error)[:500]}),
         lambda: tracker.finish(status),
     ]
@@ -113,14 +123,14 @@ def _fail(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
         try:
             step()
         except Exception as second:
-            log.warning("the failure could not be recorded in full: %s", second)
+            log.warning("the failure could not be recorded completely: %s", second)
 
 
-def _keep_traceback(tracker: Tracker, file: Path) -> None:
+def _log_traceback(tracker: Tracker, file: Path) -> None:
     file.write_text(traceback.format_exc(), encoding="utf-8")
     tracker.artifact(file)
 
 
-def _parent(prepared: Prepared) -> str | None:
+def _find_parent_run(prepared: Prepared) -> str | None:
     """Return the id of the sweep's parent run, None for a run outside a sweep."""
     return read_parent(prepared.job.sweep_dir) if prepared.job else None

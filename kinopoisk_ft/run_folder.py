@@ -1,4 +1,4 @@
-"""Name, lock and resume output folders; refuse names that no file system takes."""
+"""Lock and resume the output folder of a run, and refuse folder names that are too long."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from kinopoisk_ft.config.prepared import flatten
-from kinopoisk_ft.config.trust import with_current_targets
+from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-FILE = "unfinished.json"
-LOCK = "run.lock"
-LOCK_PATIENCE = 10.0  # seconds for a process that was told to stop and is at its end
+UNFINISHED = "unfinished.json"
+LOCK_FILE = "run.lock"
+# Seconds to wait for a process that is about to end after a stop signal.
+LOCK_TIMEOUT = 10.0
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
-# Where results go, and what may be changed when a run goes on.
-FREE = (
+# Prefixes of the options that may change when a run is resumed.
+MAY_DIFFER = (
     "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
     "trainer.strategy",
 )  # fmt: skip
@@ -41,70 +42,78 @@ ADDED = {
 }
 
 
-class Unfinished:
-    """The file in an output folder that is there from a run's start to its end.
+class RunFolder:
+    """Track whether the run in an output folder is finished, so that it can be resumed.
+
+    The folder has the file `unfinished.json` from the start of a run to its end.
 
     Args:
         config: the composed config, resolved.
     """
 
     def __init__(self, out_dir: Path, config: dict[str, Any]) -> None:
-        self.file, self.folder = out_dir / FILE, out_dir / CHECKPOINTS
+        self.file, self.folder = out_dir / UNFINISHED, out_dir / CHECKPOINTS
         self.config = config
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from training in the folder: each would delete the other's work.
+    def lock(self) -> Iterator[None]:
+        """Lock the folder, so that no other process writes to it at the same time.
+
+        Two processes would delete each other's checkpoints.
 
         Raises:
-            UserError: another process trains there.
+            UserError: another process has locked the folder.
         """
-        lock = FileLock(self.file.with_name(LOCK))
+        lock = FileLock(self.file.with_name(LOCK_FILE))
         try:
-            lock.acquire(timeout=LOCK_PATIENCE)
+            lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout as error:
             raise UserError(
                 "another process trains in this folder",
                 where=str(self.file.parent),
-                fix="wait for its end, or choose another output_dir",
+                fix="wait until it ends, or choose another output_dir",
             ) from error
         except (OSError, NotImplementedError) as error:
-            log.warning("that no other process trains here could not be made sure: %s", error)
+            log.warning(
+                "could not lock the folder: another process may be training here: %s", error
+            )
         try:
             yield
         finally:
             lock.release()
 
-    def reopen(self) -> str | None:
-        """Return the id of the run to go on with; None, and checkpoints deleted, to start one.
+    def find_run(self) -> str | None:
+        """Return the id of the unfinished run to resume.
+
+        If there is none, delete old checkpoints and return None.
 
         Raises:
-            UserError: there are checkpoints of another config.
+            UserError: the folder has checkpoints of a run with another config.
         """
-        found = None if self.config["resume"] == "never" else _read(self.file)
-        if found is None:
+        unfinished = None if self.config["resume"] == "never" else _read_unfinished(self.file)
+        if unfinished is None:
             self._clear()
             return None
-        differing = _differing(found["config"], self.config)
-        if not differing:
-            log.info("going on with the run that was not finished in %s", self.file.parent)
-            return str(found["run_id"])
+        differences = _list_differences(unfinished["config"], self.config)
+        if not differences:
+            log.info("resuming the unfinished run in %s", self.file.parent)
+            return str(unfinished["run_id"])
         if any(self.folder.glob("checkpoint-*")):
             raise UserError(
-                "this folder has checkpoints of another config:\n    " + "\n    ".join(differing),
+                "this folder has checkpoints of another config:\n    " + "\n    ".join(differences),
                 where=str(self.folder),
                 fix=START_OVER,
             )
         self._clear()
         return None
 
-    def begin(self, run_id: str) -> None:
-        """Write the file: from now on the run is to be finished."""
+    def mark_started(self, run_id: str) -> None:
+        """Record that the run has started, so that the same command resumes it."""
         text = json.dumps({"run_id": run_id, "config": self.config}, ensure_ascii=False, indent=2)
         write_atomically(self.file, text + "\n")
 
-    def end(self) -> None:
-        """Delete the file, then the checkpoints; the best weights stay."""
+    def mark_finished(self) -> None:
+        """Record that the run is finished, and delete its checkpoints; the best weights stay."""
         self._clear()
 
     def _clear(self) -> None:
@@ -113,114 +122,119 @@ class Unfinished:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def kept_seed(out_dir: Path, resume: str) -> int | None:
-    """Return the seed that an unfinished run in the folder drew; None where there is none."""
-    found = None if resume == "never" else _read(out_dir / FILE)
-    return None if found is None else int(found["config"]["seed"])
+def read_seed(out_dir: Path, resume: str) -> int | None:
+    """Return the seed of the unfinished run in a folder; None if there is no run to resume."""
+    unfinished = None if resume == "never" else _read_unfinished(out_dir / UNFINISHED)
+    return None if unfinished is None else int(unfinished["config"]["seed"])
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read_unfinished(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        flatten(found["config"]), found["run_id"], int(found["config"]["seed"])
+        unfinished: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        # A damaged file fails here, and not later in the middle of a run.
+        flatten(unfinished["config"]), unfinished["run_id"], int(unfinished["config"]["seed"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"what is known of the unfinished run cannot be read: {error}",
+            f"the record of the unfinished run cannot be read: {error}",
             where=str(file),
             fix=START_OVER,
         ) from error
-    # A run that an earlier version started is resumed under the current names.
-    return found | {"config": with_current_targets(found["config"])}
+    # An earlier version may have started the run and recorded names that have moved since.
+    return unfinished | {"config": rename_moved_targets(unfinished["config"])}
 
 
-def _differing(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each key whose values differ, but for those that may."""
+def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each key whose values differ, except the keys of `MAY_DIFFER`."""
     after = flatten(now)
     before = {key: value for key, value in ADDED.items() if key in after} | flatten(kept)
-    keys = [k for k in sorted({*before, *after}) if not k.startswith(FREE)]
+    keys = [k for k in sorted({*before, *after}) if not k.startswith(MAY_DIFFER)]
     missing = object()
     return [
-        f"{key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} now"
+        f"{key}: {before.get(key, 'nothing')!r} in this folder, {after.get(key, 'nothing')!r} now"
         for key in keys
         if before.get(key, missing) != after.get(key, missing)
     ]
 
 
-MAX_NAME = 255  # bytes, of ext4, XFS and btrfs; NTFS and APFS take as many characters
-SHOWN = 60  # characters of a name that is too long
+# The limit of ext4, XFS and btrfs in bytes; NTFS and APFS allow as many characters.
+MAX_NAME = 255
+# Characters that a message quotes of a name that is too long.
+SHOWN_CHARACTERS = 60
 
 
 def check_sweep_folders(config: DictConfig) -> None:
-    """Raise UserError if the folder of a sweep, or of any of its jobs, has too long a name."""
-    _check_names(str(config.hydra.sweep.dir), "output_dir", "choose a shorter output_dir")
+    """Raise UserError if the name of a sweep's folder, or of a job's folder, is too long."""
+    _check_name_lengths(str(config.hydra.sweep.dir), "output_dir", "choose a shorter output_dir")
     plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if "override_dirname" in str(plain["subdir"]):
-        # A config of the user's may refer to what only a job has.
+        # A user's config may interpolate values that exist only inside a job.
         with suppress(OmegaConfBaseException):
-            _check_names(
-                _longest_folder(config.copy()),
+            _check_name_lengths(
+                _compose_longest_folder(config.copy()),
                 f"hydra.sweep.subdir={plain['subdir']}",
-                "leave long overrides out of the names, "
-                "hydra.job.config.override_dirname.exclude_keys=[data.path], or number the jobs, "
-                "'hydra.sweep.subdir=${hydra.job.num}'",
+                "leave long overrides out of the names with "
+                "hydra.job.config.override_dirname.exclude_keys=[data.path], or number the jobs "
+                "with 'hydra.sweep.subdir=${hydra.job.num}'",
             )
 
 
-def folder_refused(error: OSError) -> UserError:
-    """Return what to do about a folder or file that the system does not let Hydra make or open."""
+def explain_folder_error(error: OSError) -> UserError:
+    """Return the UserError for a folder or file that Hydra could not create or open."""
     folder = str(error.filename)
     if _has_long_name(folder):
-        return _too_long(folder, "output_dir", "choose a shorter output_dir")
+        return _explain_long_name(folder, "output_dir", "choose a shorter output_dir")
     return UserError(
-        f"this folder or file cannot be made or opened: {error.strerror}",
+        f"this folder or file cannot be created or opened: {error.strerror}",
         where=folder,
-        fix="choose another output_dir, in a folder that you may write to",
+        fix="choose another output_dir in a writable folder",
     )
 
 
-def _longest_folder(config: DictConfig) -> str:
-    """Return the longest of the folders that the jobs would have, from the longest of each value.
+def _compose_longest_folder(config: DictConfig) -> str:
+    """Return the longest folder name that a job of the sweep could have.
 
-    As Hydra puts `hydra.job.override_dirname` together.
+    The name is composed as Hydra composes `hydra.job.override_dirname`, from the longest value of
+    each override.
     """
-    asked = [*config.hydra.overrides.task]
-    asked += [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    how = config.hydra.job.config.override_dirname
-    lines = []
-    for override in OverridesParser.create().parse_overrides(asked):
-        if override.key_or_group in how.exclude_keys:
+    overrides = [*config.hydra.overrides.task]
+    params = config.hydra.sweeper.get("params") or {}
+    overrides += [f"{key}={value}" for key, value in params.items()]
+    options = config.hydra.job.config.override_dirname
+    parts = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group in options.exclude_keys:
             continue
         if override.is_sweep_override():
-            value = max(override.sweep_string_iterator(), key=_size)
+            value = max(override.sweep_string_iterator(), key=_count_bytes)
         else:
             value = override.get_value_element_as_str()
-        lines.append(f"{override.get_key_element()}={value}".replace("=", how.kv_sep))
+        parts.append(f"{override.get_key_element()}={value}".replace("=", options.kv_sep))
     with read_write(config), open_dict(config):
-        config.hydra.job.override_dirname = how.item_sep.join(sorted(lines))
+        config.hydra.job.override_dirname = options.item_sep.join(sorted(parts))
         config.hydra.job.num, config.hydra.job.id = 0, "0"
     return str(config.hydra.sweep.subdir)
 
 
-def _check_names(folder: str, where: str, fix: str) -> None:
+def _check_name_lengths(folder: str, where: str, fix: str) -> None:
     if _has_long_name(folder):
-        raise _too_long(folder, where, fix)
+        raise _explain_long_name(folder, where, fix)
 
 
 def _has_long_name(folder: str) -> bool:
-    return any(_size(name) > MAX_NAME for name in Path(folder).parts)
+    return any(_count_bytes(name) > MAX_NAME for name in Path(folder).parts)
 
 
-def _too_long(folder: str, where: str, fix: str) -> UserError:
-    name = max(Path(folder).parts, key=_size)
+def _explain_long_name(folder: str, where: str, fix: str) -> UserError:
+    name = max(Path(folder).parts, key=_count_bytes)
     return UserError(
-        f"the folder's name '{name[:SHOWN]}…' has {_size(name)} bytes; a file system takes at most "
-        f"{MAX_NAME}",
+        f"the folder name '{name[:SHOWN_CHARACTERS]}…' has {_count_bytes(name)} bytes; "
+        f"a file system allows at most {MAX_NAME}",
         where=where,
         fix=fix,
     )
 
 
-def _size(name: str) -> int:
+def _count_bytes(name: str) -> int:
     return len(os.fsencode(name))

@@ -11,7 +11,7 @@ from command_line import _here as _here
 from command_line import place as place
 from command_line import run
 
-from kinopoisk_ft.provenance import _files
+from kinopoisk_ft.provenance import _find_files
 from kinopoisk_ft.run_folder import MAX_NAME
 
 DIRNAME = "hydra.sweep.subdir=${hydra.job.override_dirname}"
@@ -32,7 +32,7 @@ def test_a_long_output_dir_is_refused(
     assert run(*mode, "model=tfidf", f'output_dir="{folder}"') == 1
     shown = capsys.readouterr()
     size = max(len(name.encode()) for name in folder.split("/"))
-    assert f"has {size} bytes; a file system takes at most 255" in shown.err
+    assert f"has {size} bytes; a file system allows at most 255" in shown.err
     assert "Traceback" not in shown.err
     assert "job  status" not in shown.out
 
@@ -55,7 +55,7 @@ def test_a_sweep_whose_jobs_would_have_long_names_does_not_begin(
     long = f"data.text_column=text,{'x' * 200}"
     assert run("-m", "model=tfidf", "output_dir=long", long, DIRNAME) == 1
     error = capsys.readouterr().err
-    assert "a file system takes at most 255" in error
+    assert "a file system allows at most 255" in error
     assert "exclude_keys" in error
     assert not (place / "long" / "jobs").exists()
 
@@ -73,4 +73,4 @@ def test_names_without_the_long_override_are_made(place: Path) -> None:
 
 def test_a_long_text_in_a_config_is_no_file() -> None:
     groups = {"model": {"name": "x" * 300}, "adapter": {}, "data": {"text_column": "y" * 5000}}
-    assert _files(groups) == set()
+    assert _find_files(groups) == set()

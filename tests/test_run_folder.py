@@ -13,39 +13,39 @@ from safetensors import SafetensorError
 from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.run_folder import Unfinished, kept_seed
+from kinopoisk_ft.run_folder import RunFolder, read_seed
 
 CONFIG = {"seed": 1, "resume": "auto"}
 
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.0)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.0)
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    first, second = Unfinished(tmp_path, CONFIG), Unfinished(tmp_path, CONFIG)
-    with first.held():
+    first, second = RunFolder(tmp_path, CONFIG), RunFolder(tmp_path, CONFIG)
+    with first.lock():
         with pytest.raises(UserError, match="another process trains in this folder") as raised:
-            second.held().__enter__()
+            second.lock().__enter__()
         assert str(tmp_path) in str(raised.value)
-    with second.held():
+    with second.lock():
         pass
 
 
 def test_a_run_from_before_losses_could_be_chosen_goes_on(tmp_path: Path) -> None:
     """It trained with cross-entropy, and is no run with another loss."""
-    Unfinished(tmp_path, {**CONFIG, "trainer": {"lr": 0.1}}).begin("old run")
+    RunFolder(tmp_path, {**CONFIG, "trainer": {"lr": 0.1}}).mark_started("old run")
     (tmp_path / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
 
-    def now(loss: str) -> Unfinished:
+    def now(loss: str) -> RunFolder:
         target = f"kinopoisk_ft.training.losses.{loss}"
         settings = {"lr": 0.1, "loss": {"_target_": target, "_partial_": True}}
-        return Unfinished(tmp_path, {**CONFIG, "trainer": settings})
+        return RunFolder(tmp_path, {**CONFIG, "trainer": settings})
 
-    assert now("cross_entropy").reopen() == "old run"
+    assert now("cross_entropy").find_run() == "old run"
     with pytest.raises(UserError, match=r"trainer\.loss\._target_: .*cross_entropy.* there"):
-        now("focal").reopen()
+        now("focal").find_run()
 
 
 def test_where_files_cannot_be_locked_a_run_goes_on(
@@ -55,7 +55,7 @@ def test_where_files_cannot_be_locked_a_run_goes_on(
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with Unfinished(tmp_path, CONFIG).held():
+    with RunFolder(tmp_path, CONFIG).lock():
         assert "does not appear to support flock" in caplog.text
 
 
@@ -65,7 +65,7 @@ def test_the_command_waits_for_no_work_that_it_would_spoil(
     """Nor for a result that it could not write: both are told before anything is done."""
     monkeypatch.chdir(tmp_path)
     args = ["experiment=demo_tfidf", "tracking=none", "output_dir=run"]
-    with Unfinished(tmp_path / "run", CONFIG).held():
+    with RunFolder(tmp_path / "run", CONFIG).lock():
         assert command(args) == 1
     assert "another process trains in this folder" in capsys.readouterr().err
     (tmp_path / "file").touch()
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_anywhere_is_told(
     told = capsys.readouterr().err
     assert "the disk is full or read-only: No space left on device" in told
     assert ("run/model/model.safetensors" in told) == isinstance(error, OSError)
-    assert "run the same command again" in told
+    assert "start the same command again" in told
     assert (tmp_path / "run" / "unfinished.json").exists()
 
 
@@ -106,17 +106,17 @@ def command(args: list[str]) -> int:
 
 def test_config_decides_whether_a_run_goes_on(tmp_path: Path) -> None:
     config = {"seed": 7, "resume": "auto", "trainer": {"lr": 0.1}, "output_dir": "a"}
-    assert Unfinished(tmp_path, config).reopen() is None
-    Unfinished(tmp_path, config).begin("id")
-    assert kept_seed(tmp_path, "auto") == 7
-    assert kept_seed(tmp_path, "never") is None
-    assert Unfinished(tmp_path, {**config, "output_dir": "b"}).reopen() == "id"
+    assert RunFolder(tmp_path, config).find_run() is None
+    RunFolder(tmp_path, config).mark_started("id")
+    assert read_seed(tmp_path, "auto") == 7
+    assert read_seed(tmp_path, "never") is None
+    assert RunFolder(tmp_path, {**config, "output_dir": "b"}).find_run() == "id"
     other = {**config, "trainer": {"lr": 0.2}}
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000001"
     checkpoint.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"trainer.lr: 0.1 there, 0.2 now"):
-        Unfinished(tmp_path, other).reopen()
+    with pytest.raises(UserError, match=r"trainer.lr: 0.1 in this folder, 0.2 now"):
+        RunFolder(tmp_path, other).find_run()
     assert checkpoint.exists()
-    assert Unfinished(tmp_path, {**other, "resume": "never"}).reopen() is None
+    assert RunFolder(tmp_path, {**other, "resume": "never"}).find_run() is None
     assert not checkpoint.exists()
-    assert kept_seed(tmp_path, "auto") is None
+    assert read_seed(tmp_path, "auto") is None

@@ -13,7 +13,7 @@ import torch
 
 from kinopoisk_ft.checks.finding import Finding
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, NUMBA_FIX
-from kinopoisk_ft.provenance import processor, versions
+from kinopoisk_ft.provenance import get_processor, get_versions
 from kinopoisk_ft.training.device import choose_device, keep_freed_memory
 from kinopoisk_ft.training.precision import choose_precision
 
@@ -23,7 +23,7 @@ SPARED = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba":
 
 def packages() -> Iterator[Finding]:
     """Name the version of each key package."""
-    for name, version in versions().items():
+    for name, version in get_versions().items():
         needed = name not in SPARED
         if version:
             yield Finding(name, "ok", version, needed)
@@ -36,7 +36,7 @@ def devices() -> Iterator[Finding]:
     """Name the devices, the one that `trainer.device=auto` takes, and the threads."""
     memory = psutil.virtual_memory().total / 2**30
     instructions = torch.backends.cpu.get_cpu_capability()
-    yield Finding("cpu", "ok", f"{processor()}, {memory:.1f} GiB, {instructions}", needed=True)
+    yield Finding("cpu", "ok", f"{get_processor()}, {memory:.1f} GiB, {instructions}", needed=True)
     yield from _gpus()
     taken = choose_device("auto")
     yield Finding("trainer.device=auto", "ok", f"takes {taken.type}", needed=True)

@@ -1,4 +1,4 @@
-"""The command line that repeats a run by itself: the same recipe, and the same identity."""
+"""Build the command line that repeats a run with the same config and the same identity."""
 
 from __future__ import annotations
 
@@ -13,82 +13,91 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.training.distributed import torchrun
 
-# Keys that change no result: where it goes, and how it is kept from loss.
-NO_INFLUENCE = {"output_dir", "result_json", "rerun", "resume", "tracking"}
-NAME = "train"  # of the config that has all groups
+# Keys that do not change the result, only where it is written and whether it is resumed.
+KEYS_WITHOUT_EFFECT = {"output_dir", "result_json", "rerun", "resume", "tracking"}
+# The config file that composes all groups.
+MAIN_CONFIG = "train"
 
 
-def command(hydra: Any, values: dict[str, Any]) -> str:
-    """Return the command that repeats a run, for the folder in which the run was started.
+def build_command(hydra: Any, values: dict[str, Any]) -> str:
+    """Return the shell command that repeats a run in the working directory of that run.
 
-    A job of a sweep keeps the sweep's config file, which may say more, but no longer sweeps.
+    The command of a sweep's job keeps the sweep's config file, because that may set other values,
+    but it runs only this job.
 
     Args:
         hydra: Hydra's own part of the config.
-        values: by key, the seed and all values from the environment, as the run had them.
+        values: by key, the seed and all values that the run took from environment variables.
     """
-    fixed = {*NO_INFLUENCE, *values}
-    overrides = [o for o in hydra.overrides.task if not {top(o), _key(o)} & fixed]
-    overrides += [as_override(key, value) for key, value in values.items()]
-    several = torchrun.world_size() > 1
-    start = ["torchrun", "--nproc-per-node", str(torchrun.world_size())] if several else ["python"]
-    return shlex.join([*start, "-m", "kinopoisk_ft", *_configs(hydra), *overrides])
+    replaced = {*KEYS_WITHOUT_EFFECT, *values}
+    overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]
+    overrides += [format_override(key, value) for key, value in values.items()]
+    processes = torchrun.world_size()
+    start = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
+    return shlex.join([*start, "-m", "kinopoisk_ft", *_build_config_flags(hydra), *overrides])
 
 
-def from_environment(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return by key what a config takes from environment variables, as `plain` has it resolved."""
+def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that a config takes from environment variables.
+
+    Args:
+        cfg: the composed config with its interpolations.
+        plain: the same config, resolved.
+    """
     texts, values = flatten(OmegaConf.to_container(cfg)), flatten(plain)
     return {
         key: values[key]
         for key, text in texts.items()
-        if "${oc.env:" in str(text) and key in values and top(key) not in NO_INFLUENCE
+        if "${oc.env:" in str(text)
+        and key in values
+        and get_top_key(key) not in KEYS_WITHOUT_EFFECT
     }
 
 
-def top(override: str) -> str:
-    """Return the first part of an override's key."""
-    return _key(override).partition(".")[0]
+def get_top_key(override: str) -> str:
+    """Return the first part of an override's key: "trainer" for "trainer.lr=1"."""
+    return _get_key(override).partition(".")[0]
 
 
-def as_override(key: str, value: Any) -> str:
-    """Return an override that Hydra reads as this very value."""
+def format_override(key: str, value: Any) -> str:
+    """Return an override that Hydra's grammar reads as exactly this value."""
     plain = f"{key}={value}"
     try:
         read = OverridesParser.create().parse_override(plain).value()
     except HydraException:
         read = None
     if isinstance(value, str) and read != value:
-        # Hydra halves backslashes before a quote, and no others.
-        return f'{key}="' + re.sub(r'(\\*)("|$)', _escaped, value) + '"'
+        # In a quoted value, Hydra reads \\ as \ only before a quote.
+        return f'{key}="' + re.sub(r'(\\*)("|$)', _escape_quote, value) + '"'
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return 2 * found[1] + found[2].replace('"', '\\"')
+def _escape_quote(match: re.Match[str]) -> str:
+    return 2 * match[1] + match[2].replace('"', '\\"')
 
 
-def _key(override: str) -> str:
+def _get_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _configs(hydra: Any) -> list[str]:
-    """Return what adds a user's own configs, and what makes of a sweep's job a run."""
-    places = {source.provider: source.path for source in hydra.runtime.config_sources}
-    found = []
-    if places["main"] != str(conf_dir()):
-        found += ["--config-path", places["main"]]
-    if hydra.job.config_name != NAME:
-        found += ["--config-name", hydra.job.config_name]
-    if "command-line" in places:
-        found += ["--config-dir", _shown(places["command-line"], hydra.runtime.cwd)]
-    found += [o for o in hydra.overrides.hydra if _key(o) == "hydra.searchpath"]
-    return found + (["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else [])
+def _build_config_flags(hydra: Any) -> list[str]:
+    """Return the arguments that add the user's own configs and run a sweep's job on its own."""
+    folders = {source.provider: source.path for source in hydra.runtime.config_sources}
+    flags = []
+    if folders["main"] != str(get_conf_dir()):
+        flags += ["--config-path", folders["main"]]
+    if hydra.job.config_name != MAIN_CONFIG:
+        flags += ["--config-name", hydra.job.config_name]
+    if "command-line" in folders:
+        flags += ["--config-dir", _make_relative(folders["command-line"], hydra.runtime.cwd)]
+    flags += [o for o in hydra.overrides.hydra if _get_key(o) == "hydra.searchpath"]
+    return flags + (["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else [])
 
 
-def _shown(path: str, home: str) -> str:
-    """Return a path as it may be given in the folder `home`."""
+def _make_relative(path: str, home: str) -> str:
+    """Return a path relative to the folder `home` if it is inside, or else unchanged."""
     return str(Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path

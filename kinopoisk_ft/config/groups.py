@@ -1,4 +1,4 @@
-"""Where the config groups are, in a checkout and in an installed wheel."""
+"""Find the config groups and list their options."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def conf_dir() -> Path:
-    """Return the folder of the groups: inside the package in a wheel, else beside it."""
+def get_conf_dir() -> Path:
+    """Return the folder of the config groups.
+
+    In an installed wheel it is inside the package; in a checkout it is next to the package.
+    """
     inside = _PACKAGE / "conf"
     return inside if inside.is_dir() else _PACKAGE.parent / "conf"
 
 
-def group_options(folder: Path) -> dict[str, dict[str, str]]:
-    """Return group → option → its one-line description (the first plain comment of the file)."""
+def list_options(folder: Path) -> dict[str, dict[str, str]]:
+    """Return {group: {option: description}} for a folder of config groups.
+
+    The description of an option is the first comment in its file.
+    """
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         group = file.parent.relative_to(folder).as_posix()
         if group != "." and not file.name.startswith("_"):
-            groups.setdefault(group, {})[file.stem] = _description(file)
+            groups.setdefault(group, {})[file.stem] = _read_description(file)
     return groups
 
 
-def _description(file: Path) -> str:
+def _read_description(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ")

@@ -1,4 +1,4 @@
-"""Show `--help`, and explain mistakes on the command line."""
+"""Build the text of `--help`, and explain mistakes on the command line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from kinopoisk_ft.config.groups import conf_dir, group_options
+from kinopoisk_ft.config.groups import get_conf_dir, list_options
 from kinopoisk_ft.errors import UserError, suggest_name
 
 USAGE = """\
-Fine-tune one text classifier and log what a fair comparison needs.
+Fine-tune a text classifier and record what a fair comparison needs.
 
   python -m kinopoisk_ft model=bert adapter=lora data=kinopoisk
   python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
@@ -20,78 +20,88 @@ Fine-tune one text classifier and log what a fair comparison needs.
   python -m kinopoisk_ft sweep=study
   python -m kinopoisk_ft sweep=lr_search model=bert_scratch adapter=lora data=demo
 
-group=option chooses a file of a group, group.key=value changes a value.
-Flags: --multirun (-m), --config-dir DIR (your own groups), --cfg job (show
-the composed config and stop), --hydra-help.
-A sweep skips jobs that are finished and identical; rerun=true trains them again.
+group=option selects an option of a config group; group.key=value sets a value.
+Flags: --multirun (-m), --config-dir DIR (your own config groups), --cfg job (print
+the composed config and exit), --hydra-help.
+A sweep skips jobs that have already finished with the same config; rerun=true runs them again.
 Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
-In parallel: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'), on a cluster
+Parallel jobs: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'); on a cluster
 hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
 One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
 """
 
+# Groups that `--help` lists first; the others follow in alphabetical order.
+FIRST_GROUPS = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
+# The extra of this package that installs each Hydra launcher.
+LAUNCHER_EXTRAS = {
+    "joblib": "parallel",
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "ray_base": "ray",
+}
+# All jobs of a sweep write below one folder, so these options take a single value.
+SINGLE_VALUE_KEYS = ("output_dir", "result_json")
 
-def help_text(extra: list[Path]) -> str:
-    """Return usage, then each group with its options and a line on each."""
-    groups = group_options(conf_dir())
-    for folder in extra:
-        for group, options in group_options(folder).items():
+
+def build_help(user_folders: list[Path]) -> str:
+    """Return the usage, then each config group with its options and their descriptions.
+
+    Args:
+        user_folders: folders of the user's own config groups.
+    """
+    groups = list_options(get_conf_dir())
+    for folder in user_folders:
+        for group, options in list_options(folder).items():
             groups.setdefault(group, {}).update(options)
-    order = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
+    first = [group for group in FIRST_GROUPS if group in groups]
     lines = [USAGE]
-    for group in sorted(groups, key=lambda g: (order.index(g) if g in order else 99, g)):
+    for group in [*first, *sorted(groups.keys() - set(first))]:
         lines.append(f"{group}")
         lines += [f"  {name:18} {text}" for name, text in groups[group].items()]
     return "\n".join(lines)
 
 
-# Launchers that are there when their extra is installed.
-EXTRAS = {"joblib": "parallel", "submitit_slurm": "slurm", "submitit_local": "slurm",
-          "ray_base": "ray"}  # fmt: skip
-# All jobs of a sweep write below one folder, so these take one value.
-ONE_VALUE = ("output_dir", "result_json")
-
-
-def explain(error: Exception, args: list[str]) -> str:
-    """Turn Hydra's message on an override into one that says what to write instead."""
+def explain_error(error: Exception, args: list[str]) -> str:
+    """Turn Hydra's error message about an override into one that says what to write instead."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return str(_unread(error.override, args))
+        return str(_explain_syntax_error(error.override, args))
     if ambiguous := re.match(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
-        return str(_several_values(ambiguous[1]))
+        return str(_explain_comma(ambiguous[1]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if not group:
-            return f"there is no config '{option}': leave out --config-name, or correct it"
-        if group == "hydra/launcher" and option in EXTRAS:
-            return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{EXTRAS[option]}]'"
+            return f"there is no config '{option}': correct --config-name, or remove it"
+        if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
+            extra = LAUNCHER_EXTRAS[option]
+            return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{extra}]'"
         known = error.options or []
-        return f"there is no '{option}' in group '{group}': {suggest_name(option, known)}"
+        return f"there is no option '{option}' in group '{group}': {suggest_name(option, known)}"
     missing = re.match(r"Could not override '([^']*)'", text)
     if missing:
         key = missing.group(1)
         if not key:
-            return "an override needs a name before its '='; see --help"
-        return f"there is no option '{key}': {suggest_name(key, _known_keys(args, key))}"
+            return "an override needs a name before its '=': write group.key=value, see --help"
+        return f"there is no option '{key}': {suggest_name(key, _list_keys(args, key))}"
     return text.strip()
 
 
 def check_commas(args: list[str]) -> None:
-    """Raise UserError for a value with a comma that is one path, not the values of a sweep."""
+    """Raise UserError for an unquoted value with a comma that is one path, not several values."""
     for arg in args:
         key, _, value = arg.partition("=")
         if "," not in value or value[:1] in tuple("[{'\""):
             continue
-        if key in ONE_VALUE or os.path.exists(value):
-            raise _several_values(arg)
+        if key in SINGLE_VALUE_KEYS or os.path.exists(value):
+            raise _explain_comma(arg)
 
 
-def _several_values(override: str) -> UserError:
+def _explain_comma(override: str) -> UserError:
     key, _, value = override.partition("=")
-    fixes = [f"as one value: {_quoted(key, value)}"]
-    if key not in ONE_VALUE:
+    fixes = [f"as one value: {_quote_override(key, value)}"]
+    if key not in SINGLE_VALUE_KEYS:
         fixes.append(f"as a list: {shlex.quote(f'{key}=[{value}]')}")
         fixes.append(f"as a sweep over {len(value.split(','))} values: add --multirun")
     return UserError(
@@ -99,75 +109,76 @@ def _several_values(override: str) -> UserError:
     )
 
 
-def _unread(override: str, args: list[str]) -> UserError:
-    """Return what to write instead of an override that Hydra's grammar does not have."""
+def _explain_syntax_error(override: str, args: list[str]) -> UserError:
+    """Return the error for an override that Hydra's grammar cannot parse."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     key, equals, value = override.partition("=")
     if not equals:
-        return _stray(override, args)
+        return _explain_stray_argument(override, args)
     try:
         OverridesParser.create().parse_override(f"{key}=1")
     except HydraException:
         fix = "write group=option or group.key=value; --help lists the groups and options"
-        return UserError(f"'{key}' in {override} cannot be the name of an option", fix=fix)
-    fix = f"quote the value for Hydra and the whole for the shell: {_quoted(key, value)}"
+        return UserError(f"'{key}' in {override} is not a valid option name", fix=fix)
+    quoted = _quote_override(key, value)
+    fix = f"quote the value for Hydra and the whole argument for the shell: {quoted}"
     if value.startswith(("[", "{")):
-        fix += "; or close the brackets: a list is [a,b], a mapping {a: 1}"
+        fix += "; or close the brackets: a list is [a,b], a mapping is {a: 1}"
     return UserError(f"Hydra cannot read this value without quotes: {override}", fix=fix)
 
 
-def _stray(arg: str, args: list[str]) -> UserError:
-    """Return what to do about an argument without `=`, such as the end of a path with spaces."""
-    at = args.index(arg) if arg in args else 0
-    end = next((i for i in range(at, len(args)) if "=" in args[i] or args[i][:1] == "-"), len(args))
+def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
+    """Return the error for an argument without `=`, such as the end of a path with spaces."""
+    start = args.index(arg) if arg in args else 0
+    end = start
+    while end < len(args) and "=" not in args[end] and not args[end].startswith("-"):
+        end += 1
     fix = "write group=option or group.key=value; see --help"
-    if at:
-        whole = " ".join(args[at - 1 : end])
-        key, equals, value = whole.partition("=")
-        quoted = _quoted(key, value) if equals and key[:1] != "-" else shlex.quote(whole)
+    if start:
+        joined = " ".join(args[start - 1 : end])
+        key, equals, value = joined.partition("=")
+        quoted = _quote_override(key, value) if equals and key[:1] != "-" else shlex.quote(joined)
         fix += f". If it belongs to the argument before it: {quoted}"
     return UserError(f"'{arg}' is not an override: it has no '='", fix=fix)
 
 
-def _quoted(key: str, value: str) -> str:
-    """Return an override with this text as its value, as it is typed in a POSIX shell."""
-    from kinopoisk_ft.config.command import as_override
+def _quote_override(key: str, value: str) -> str:
+    """Return an override with this text as its value, quoted for a POSIX shell."""
+    from kinopoisk_ft.config.command import format_override
 
-    # A shell expands ~ at the start of a word only, and no shell expands it inside quotes.
+    # Shells do not expand ~ inside quotes.
     expanded = str(Path(value).expanduser()) if value.startswith("~/") else value
-    return shlex.quote(as_override(key, expanded))
+    return shlex.quote(format_override(key, expanded))
 
 
-def _known_keys(args: list[str], bad: str) -> list[str]:
-    """Return each key and group of the config as composed without the overrides of `bad`."""
+def _list_keys(args: list[str], unknown: str) -> list[str]:
+    """Return all groups and keys of the config that `args` compose without the key `unknown`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    choices = [a for a in args if re.match(r"^[\w/]+=[\w/]+$", a) and not a.startswith(bad)]
-    groups = group_options(conf_dir())
-    chosen = [
-        a
-        for a in choices
-        if a.split("=")[0] in groups and a.split("=")[1] in groups[a.split("=")[0]]
+    groups = list_options(get_conf_dir())
+    choices = [
+        f"{group}={option}"
+        for group, _, option in (arg.partition("=") for arg in args)
+        if option in groups.get(group, {}) and not group.startswith(unknown)
     ]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=chosen)
-    return sorted({*_leaves(OmegaConf.to_container(config)), *groups})
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
+        config = compose("train", overrides=choices)
+    return sorted({*_list_nodes(OmegaConf.to_container(config)), *groups})
 
 
-def _leaves(node: Any, prefix: str = "") -> list[str]:
+def _list_nodes(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
-        return [prefix]
-    keys = [f"{prefix}.{k}" if prefix else str(k) for k in node if k != "_target_"]
-    return keys + [
-        leaf for k, v in node.items() for leaf in _leaves(v, f"{prefix}.{k}" if prefix else str(k))
-    ]
+        return []
+    nodes = {f"{prefix}{key}": value for key, value in node.items() if key != "_target_"}
+    inner = [path for key, value in nodes.items() for path in _list_nodes(value, f"{key}.")]
+    return [*nodes, *inner]
 
 
-def in_composing(error: TypeError) -> bool:
-    """Return whether Hydra itself tripped, over a choice such as `adapter=[1]`."""
+def is_composition_error(error: TypeError) -> bool:
+    """Return whether a TypeError comes from Hydra's own code, as for `adapter=[1]`."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

@@ -1,4 +1,4 @@
-"""What a run needs to know: the checked config and the facts that Hydra knows of the command."""
+"""Describe a run: the validated config, and what Hydra knows about the command."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
+    """Describe one job of a sweep.
 
     Args:
-        overrides: what was asked of this job, without the options that say where results go.
-        parallel: other jobs may run at the same time.
-        pruner: config of the pruner if the sweep is a search and this job one of its trials.
+        overrides: the overrides of this job, without those that choose where results are written.
+        parallel: whether other jobs may run at the same time.
+        pruner: config of the pruner if the job is a trial of a search.
     """
 
     sweep_dir: Path
@@ -28,14 +28,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked run; the only place in which Hydra's own state is read.
+    """Describe a validated run, so that no other code has to read Hydra's own state.
 
     Args:
         cfg: resolved and read-only.
         choices: option by config group, for example {"model": "bert"}.
-        tags: what the tracked run is tagged with from its start: choices, identity, command.
-        result_file: where the result is written as JSON; a job of a sweep has its number in it.
-        job: None for a run outside a sweep.
+        tags: tags that the tracked run has from its start: choices, identity, command.
+        result_file: JSON file for the result; for a job of a sweep, its name has the job's number.
+        job: None if the run is not part of a sweep.
     """
 
     cfg: DictConfig

@@ -1,4 +1,4 @@
-"""Check a composed config before any work: every node's keys and values, all errors at once."""
+"""Validate a composed config before any work, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-from kinopoisk_ft.config.command import NO_INFLUENCE, command, from_environment
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, build_command, read_environment_values
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten
-from kinopoisk_ft.config.trust import foreign_targets, with_current_targets
+from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
 from kinopoisk_ft.errors import UserError, suggest_name
-from kinopoisk_ft.provenance import identity, run_tags
+from kinopoisk_ft.provenance import compute_identity, make_tags
 from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
@@ -35,119 +35,123 @@ SETTINGS = {
     "result_json": str | None,
     "rerun": bool,
 }
-# Names of options that seed generators, and the largest seed that all of them take: NumPy's old
-# generator and scikit-learn read 32 bits.
-SEED = re.compile(r"(.*_)?seed|random_state")
+# Names of options that seed random generators.
+SEED_KEY = re.compile(r"(.*_)?seed|random_state")
+# NumPy's legacy generator and scikit-learn accept seeds of 32 bits.
 MAX_SEED = 2**32 - 1
 SEARCH_SWEEPER = "hydra_plugins.kinopoisk_ft.SearchSweeper"
-# Overrides that say where results go.
-RESULT_PLACES = ("output_dir=", "result_json=", "tracking.", "tracking=")
+# Prefixes of overrides that choose where results are written.
+OUTPUT_KEYS = ("output_dir=", "result_json=", "tracking.", "tracking=")
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
-def prepare(cfg: DictConfig, conf: Path, kept_seed: int | None = None) -> Prepared:
-    """Resolve and check a composed config, and read what Hydra knows of the command.
+def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Prepared:
+    """Resolve and validate a composed config, and read what Hydra knows about the command.
 
     Args:
         conf: folder of the project's config groups, for messages.
-        kept_seed: seed of the unfinished run that is resumed; without one, a null seed is drawn.
+        resumed_seed: seed of the unfinished run in the output folder. If there is none, a null
+            seed in the config is replaced by a random one.
 
     Raises:
-        UserError: all that is wrong with the config.
+        UserError: the config is invalid; the message lists all errors.
     """
     hydra = HydraConfig.get()
     _check_restarts(cfg)
     cfg = cfg.copy()
     try:
-        _draw_seed(cfg, kept_seed)
-        plain: Any = with_current_targets(
+        _set_seed(cfg, resumed_seed)
+        plain: Any = rename_moved_targets(
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         )
     except OmegaConfBaseException as error:
         raise UserError(
-            f"the config does not resolve: {str(error).splitlines()[0]}",
+            f"the config cannot be resolved: {str(error).splitlines()[0]}",
             where=f"key {error.full_key}" if error.full_key else None,
-            fix=f"give it on the command line: {error.full_key}=…" if error.full_key else None,
+            fix=f"set it on the command line: {error.full_key}=…" if error.full_key else None,
         ) from error
-    errors = check(plain)
+    errors = find_errors(plain)
     if errors:
         where = f"experiment '{hydra.runtime.choices.get('experiment')}' or the command line"
-        raise UserError("\n".join(errors), where=where, fix=f"see --help and {conf}")
+        fix = f"correct these options; see --help and the config groups in {conf}"
+        raise UserError("\n".join(errors), where=where, fix=fix)
     resolved = DictConfig(plain)
     OmegaConf.set_readonly(resolved, True)
-    job = current_job()
+    job = get_job()
+    choices = _read_choices(hydra)
     return Prepared(
         cfg=resolved,
-        choices=(choices := _choices(hydra)),
-        tags=_tags(hydra, plain, choices, from_environment(cfg, plain)),
-        result_file=_result_file(resolved.result_json, job),
+        choices=choices,
+        tags=_make_tags(hydra, plain, choices, read_environment_values(cfg, plain)),
+        result_file=_name_result_file(resolved.result_json, job),
         job=job,
     )
 
 
-def _choices(hydra: Any) -> dict[str, str]:
+def _read_choices(hydra: Any) -> dict[str, str]:
     return {key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key}
 
 
-def _tags(
-    hydra: Any, plain: dict[str, Any], choices: dict[str, str], from_variables: dict[str, Any]
+def _make_tags(
+    hydra: Any, plain: dict[str, Any], choices: dict[str, str], environment: dict[str, Any]
 ) -> dict[str, str]:
-    digest = identity({k: v for k, v in plain.items() if k not in NO_INFLUENCE}, choices)
-    repeat = command(hydra, {**from_variables, "seed": plain["seed"]})
-    return run_tags(choices, plain["seed"], digest, list(hydra.overrides.task), repeat)
+    relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
+    identity = compute_identity(relevant, choices)
+    command = build_command(hydra, {**environment, "seed": plain["seed"]})
+    return make_tags(choices, plain["seed"], identity, list(hydra.overrides.task), command)
 
 
-def output_dir() -> Path:
-    """Return the absolute folder that Hydra made for this run."""
+def get_output_dir() -> Path:
+    """Return the absolute path of the output folder that Hydra created for this run."""
     return Path(HydraConfig.get().runtime.output_dir).absolute()
 
 
-def current_job() -> Job | None:
-    """Return this job of a sweep; None outside one, and before a sweep's jobs start."""
+def get_job() -> Job | None:
+    """Return the running job of a sweep; None if no job of a sweep is running."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN or OmegaConf.is_missing(hydra.job, "num"):
         return None
-    searches = hydra.sweeper.get("_target_") == SEARCH_SWEEPER
+    is_search = hydra.sweeper.get("_target_") == SEARCH_SWEEPER
     return Job(
         sweep_dir=Path(hydra.sweep.dir),
         number=hydra.job.num,
-        overrides=[o for o in hydra.overrides.task if not o.startswith(RESULT_PLACES)],
+        overrides=[o for o in hydra.overrides.task if not o.startswith(OUTPUT_KEYS)],
         parallel=hydra.launcher.get("n_jobs", 1) != 1,
-        pruner=hydra.sweeper.pruner if searches else None,
+        pruner=hydra.sweeper.pruner if is_search else None,
     )
 
 
-def _result_file(result_json: str | None, job: Job | None) -> Path | None:
-    """Return the file that was asked for; a job of a sweep puts its number before the ending."""
+def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
+    """Return the file of `result_json`; a job of a sweep adds its number: result.3.json."""
     if not result_json:
         return None
     file = Path(result_json)
     return file if job is None else file.with_name(f"{file.stem}.{job.number}{file.suffix}")
 
 
-def _draw_seed(cfg: DictConfig, kept: int | None) -> None:
-    """Replace a null seed by that of the run that is resumed, or by a drawn one."""
+def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
+    """Replace a null seed by the seed of the resumed run, or by a random one."""
     if cfg.get("seed") is None and "seed" in cfg:
-        cfg.seed = secrets.randbelow(2**31) if kept is None else kept
-        log.info("seed %s: %d", "drawn" if kept is None else "drawn at first", cfg.seed)
+        cfg.seed = secrets.randbelow(2**31) if resumed is None else resumed
+        log.info("%s seed: %d", "random" if resumed is None else "resumed run's", cfg.seed)
 
 
 def _check_restarts(cfg: DictConfig) -> None:
-    """Raise UserError where a run that torchrun starts again would not find its folder."""
+    """Raise UserError if a run that torchrun restarts would not find its output folder."""
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
     if torchrun.max_restarts() and "${now:" in folder:
         raise UserError(
-            f"torchrun may start this run again (--max-restarts {torchrun.max_restarts()}), and "
-            "its folder is named by the time: it would start over in another one",
+            f"torchrun may restart this run (--max-restarts {torchrun.max_restarts()}), but the "
+            "name of its folder contains the time: each restart would begin in a new folder",
             where=f"output_dir={folder}",
-            fix="name the folder in which it is to go on, for example output_dir=outputs/run1",
+            fix="choose a fixed folder, for example output_dir=outputs/run1",
         )
 
 
-def check(plain: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a resolved config, a line each; empty when all is right."""
-    if foreign := foreign_targets(plain):
-        return foreign
+def find_errors(plain: dict[str, Any]) -> list[str]:
+    """Return a message for each error in a resolved config; an empty list if it is valid."""
+    if refused := check_targets(plain):
+        return refused
     known = {*SETTINGS, *GROUPS}
     errors = [f"unknown key '{k}': {suggest_name(k, known)}" for k in plain if k not in known]
     errors += [f"key '{k}' is missing" for k in known if k not in plain]
@@ -158,16 +162,19 @@ def check(plain: dict[str, Any]) -> list[str]:
         if isinstance(plain.get(group), dict):
             errors += _check_node(group, plain[group])
         elif group in plain:
-            errors.append(f"'{group}' must be a group's choice, not the value {plain[group]!r}")
-    return errors + _check_seeds(plain)
+            errors.append(f"'{group}' must be an option of the group, not {plain[group]!r}")
+    return errors + _check_seed_values(plain)
 
 
-def _check_seeds(plain: dict[str, Any]) -> list[str]:
-    """Return a line for each seed out of range; one that repeats the run's is named once."""
+def _check_seed_values(plain: dict[str, Any]) -> list[str]:
+    """Return a message for each seed out of range.
+
+    Seeds that repeat the run's own seed, as `trainer.seed` does, are reported once.
+    """
     return [
         f"{key}={value}: a seed is an integer from 0 to {MAX_SEED}"
         for key, value in flatten(plain).items()
-        if SEED.fullmatch(key.rpartition(".")[2])
+        if SEED_KEY.fullmatch(key.rpartition(".")[2])
         and isinstance(value, int)
         and not 0 <= value <= MAX_SEED
         and (key == "seed" or value != plain.get("seed"))
@@ -175,7 +182,7 @@ def _check_seeds(plain: dict[str, Any]) -> list[str]:
 
 
 def _check_node(path: str, node: dict[str, Any]) -> list[str]:
-    """Bind a node to the signature of its `_target_`; a node without one is plain values."""
+    """Compare a node with the signature of its `_target_`; other nodes are not checked."""
     if "_target_" not in node:
         return []
     try:
@@ -200,19 +207,20 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             and name not in keys
         ]
-    hints = _hints(target)
+    hints = _get_type_hints(target)
     for key in keys:
-        made = isinstance(node[key], dict) and "_target_" in node[key]
-        if made:
+        is_node = isinstance(node[key], dict) and "_target_" in node[key]
+        if is_node:
             errors += _check_node(f"{path}.{key}", node[key])
-        if made and "Callable" in str(hints.get(key)):
+        # The node is a dict here and becomes a callable only when it is instantiated.
+        if is_node and "Callable" in str(hints.get(key)):
             continue
         if key in hints and target.__module__.startswith("kinopoisk_ft"):
             errors += _check_value(f"{path}.{key}", node[key], hints[key])
     return errors
 
 
-def _hints(target: Any) -> dict[str, Any]:
+def _get_type_hints(target: Any) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     if isinstance(function, functools.partial):
         function = function.func
@@ -223,8 +231,9 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _check_value(path: str, value: Any, hint: Any) -> list[str]:
-    """Compare a value with an annotation made of plain types; other annotations are not judged."""
+    """Compare a value with an annotation of plain types; other annotations are not checked."""
     try:
+        # Strict mode does not accept "1" as an int, or 1 as a bool.
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(strict=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
         return []

@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from kinopoisk_ft.config.trust import refused
+from kinopoisk_ft.config.trust import check_target
 from kinopoisk_ft.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -150,7 +150,7 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
     """
     values = dict(options or {})
     target = values.pop("_target_", None)
-    reason = refused(target)
+    reason = check_target(target)
     kind = None if reason else get_object(target)
     if not (isinstance(kind, type) and issubclass(kind, ModelRecipe)):
         raise UserError(

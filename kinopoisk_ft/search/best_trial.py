@@ -10,7 +10,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.command import NO_INFLUENCE
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.files import write_atomically
 
@@ -59,4 +59,4 @@ def command(trial: DictConfig, folder: Path) -> str:
 
 def _values(cfg: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(cfg)
-    return flatten({k: v for k, v in plain.items() if k not in {"hydra", *NO_INFLUENCE}})
+    return flatten({k: v for k, v in plain.items() if k not in {"hydra", *KEYS_WITHOUT_EFFECT}})

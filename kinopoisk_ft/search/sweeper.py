@@ -15,8 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kinopoisk_ft.config.command import NO_INFLUENCE
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared, flatten
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best_trial import BEST, command, write_best
@@ -184,13 +184,13 @@ def _prepared(composed: DictConfig) -> Prepared:
     cfg = composed.copy()
     with open_dict(cfg):
         del cfg["hydra"]
-    return prepare(cfg, conf_dir())
+    return prepare(cfg, get_conf_dir())
 
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """Return what all trials have in common: their config, and the digest of the rest."""
     plain: Any = OmegaConf.to_container(prepared.cfg)
-    common = flatten({key: value for key, value in plain.items() if key not in NO_INFLUENCE})
+    common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
     common.pop("trainer.checkpoint_every")
     return {"config": common, "identity": prepared.tags["kinopoisk_ft.identity"]}
 

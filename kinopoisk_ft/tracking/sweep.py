@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
-from kinopoisk_ft.run_folder import check_sweep_folders, folder_refused
+from kinopoisk_ft.run_folder import check_sweep_folders, explain_folder_error
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.training.distributed import torchrun
@@ -83,7 +83,7 @@ class ParentRun(Callback):
             if not self.by_sweeper:
                 self.open(config)
         except (UserError, OSError) as raised:
-            error = folder_refused(raised) if isinstance(raised, OSError) else raised
+            error = explain_folder_error(raised) if isinstance(raised, OSError) else raised
             # Hydra would only warn, and then every job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

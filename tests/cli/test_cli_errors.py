@@ -51,7 +51,7 @@ def test_a_disk_that_takes_no_traceback_leaves_no_run_open(
     (failed,) = client.search_runs([client.get_experiment_by_name("full").experiment_id])
     assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "no words")
     log = (place / "full" / "run.log").read_text()
-    assert "the failure could not be recorded in full" in log
+    assert "the failure could not be recorded completely" in log
 
 
 MISTAKES = [

@@ -25,7 +25,7 @@ from places import ROOT
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import compute_sha256
-from kinopoisk_ft.run_folder import kept_seed
+from kinopoisk_ft.run_folder import read_seed
 from kinopoisk_ft.serving.locate import model_folder
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.checkpoint.best import BestWeights
@@ -152,7 +152,7 @@ def test_odd_notes_of_an_unfinished_run_are_told(tmp_path: Path) -> None:
                  '{"run_id": "a", "config": 5}', "\0"):  # fmt: skip
         (tmp_path / "unfinished.json").write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
-            kept_seed(tmp_path, "auto")
+            read_seed(tmp_path, "auto")
 
 
 def test_the_store_is_shown_to_this_machine_alone() -> None:

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.config.command import as_override
+from kinopoisk_ft.config.command import format_override
 from kinopoisk_ft.provenance import IDENTITY
 from kinopoisk_ft.reporting.page.reproduce import _command
 from kinopoisk_ft.reporting.runs import read_trained
@@ -148,7 +148,7 @@ def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch
 def test_overrides_are_read_as_they_were(value: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return  # no resolved value has it
-    read = OverridesParser.create().parse_override(as_override("a.b", value)).value()
+    read = OverridesParser.create().parse_override(format_override("a.b", value)).value()
     assert (read, type(read)) == (value, type(value))
 
 

@@ -10,12 +10,12 @@ import pytest
 from composing import compose_config, plain
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.config.groups import conf_dir, group_options
-from kinopoisk_ft.config.validate import check, prepare
+from kinopoisk_ft.config.groups import get_conf_dir, list_options
+from kinopoisk_ft.config.validate import find_errors, prepare
 from kinopoisk_ft.errors import UserError
 
 OPTIONS = [
-    (group, option) for group, options in group_options(conf_dir()).items() for option in options
+    (group, option) for group, options in list_options(get_conf_dir()).items() for option in options
 ]
 STUDY = {
     "study_bert_full": (5e-5, 3, 16, 256),
@@ -26,7 +26,7 @@ STUDY = {
 
 
 def test_options_are_found() -> None:
-    groups = group_options(conf_dir())
+    groups = list_options(get_conf_dir())
     assert set(groups["model"]) >= {
         "bert", "bert_tiny", "mamba", "bert_scratch", "mamba_scratch", "encoder", "tfidf",
     }  # fmt: skip
@@ -35,7 +35,7 @@ def test_options_are_found() -> None:
     }  # fmt: skip
     assert set(groups["data"]) == {"kinopoisk", "demo", "file", "hub"}
     assert len(OPTIONS) == len(
-        [f for f in conf_dir().rglob("[!_]*.yaml") if f.parent != conf_dir()]
+        [f for f in get_conf_dir().rglob("[!_]*.yaml") if f.parent != get_conf_dir()]
     )
 
 
@@ -57,16 +57,16 @@ def test_each_option_composes_and_binds(group: str, option: str) -> None:
         overrides.append("task.save_to=somewhere")
     cfg = compose_config(overrides)
     assert "experiment" not in cfg
-    assert check(plain(cfg)) == []
+    assert find_errors(plain(cfg)) == []
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_each_option_has_a_description(group: str, option: str) -> None:
-    text = group_options(conf_dir())[group][option]
+    text = list_options(get_conf_dir())[group][option]
     assert 10 < len(text) <= 110
 
 
-@pytest.mark.parametrize("file", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("file", sorted((get_conf_dir() / "experiment").glob("*.yaml")), ids=str)
 def test_experiments_are_global(file: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("# @package _global_\n")
 
@@ -115,7 +115,7 @@ def test_near_duplicates_stay_only_where_the_studys_rows_are_meant() -> None:
 
 
 def test_study_sweep_runs_the_four_and_the_baseline() -> None:
-    text = (conf_dir() / "sweep" / "study.yaml").read_text()
+    text = (get_conf_dir() / "sweep" / "study.yaml").read_text()
     assert all(name in text for name in [*STUDY, "study_tfidf"])
 
 
@@ -126,7 +126,7 @@ def broken(change: str, value: object) -> list[str]:
     for key in path:
         node = node[key]
     node[last] = value
-    return check(cfg)
+    return find_errors(cfg)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     cfg["trainer"]["max_epochs"] = 1
     cfg["model"]["hiden_size"] = 1
     cfg["seeds"] = 1
-    assert len(check(cfg)) == 3
+    assert len(find_errors(cfg)) == 3
 
 
 @pytest.mark.parametrize("value", [-1, 2**32, -(10**30), 1.5, "one", True])
@@ -165,7 +165,7 @@ def test_a_seed_that_no_generator_takes_is_told(key: str, value: object) -> None
     """NumPy and scikit-learn take 32 bits; torch would take more."""
     cfg = plain(compose_config(["model=bert_scratch", "data=demo"]))
     OmegaConf.update(holder := OmegaConf.create(cfg), key, value)
-    errors = check(plain(holder))
+    errors = find_errors(plain(holder))
     assert errors
     assert all(key in error and "integer" in error for error in errors)
 
@@ -174,34 +174,34 @@ def test_the_first_and_the_last_seed_are_fine() -> None:
     for seed in (0, 2**32 - 1):
         np.random.RandomState(seed)
         overrides = ["model=bert_scratch", "data=demo", f"seed={seed}", f"data.split_seed={seed}"]
-        assert check(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
+        assert find_errors(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
 
 
 def test_seeds_are_told_with_the_other_mistakes() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
     with pytest.raises(UserError) as caught:
-        prepare(cfg, conf_dir())
+        prepare(cfg, get_conf_dir())
     found = str(caught.value)
     assert [found.count(key) for key in ("seed=-1", "split_seed=-2", "data.classes")] == [1, 1, 1]
 
 
 def test_missing_value_is_told_with_its_key() -> None:
     with pytest.raises(UserError, match=r"model\.name"):
-        prepare(compose_config(["model=encoder"]), conf_dir())
+        prepare(compose_config(["model=encoder"]), get_conf_dir())
 
 
 def test_null_seed_is_drawn_and_written() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=null"])
-    prepared = prepare(cfg, conf_dir())
+    prepared = prepare(cfg, get_conf_dir())
     assert isinstance(prepared.cfg.seed, int)
     assert prepared.cfg.trainer.seed == prepared.cfg.seed
 
 
 def test_seed_zero_is_a_seed() -> None:
-    assert prepare(compose_config(["model=bert_scratch", "seed=0"]), conf_dir()).cfg.seed == 0
+    assert prepare(compose_config(["model=bert_scratch", "seed=0"]), get_conf_dir()).cfg.seed == 0
 
 
 def test_frozen_config_cannot_be_changed() -> None:
-    prepared = prepare(compose_config(["model=bert_scratch"]), conf_dir())
+    prepared = prepare(compose_config(["model=bert_scratch"]), get_conf_dir())
     with pytest.raises(Exception, match="read-only"):
         prepared.cfg.seed = 1

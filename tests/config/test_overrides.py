@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.config.help import check_commas, explain
+from kinopoisk_ft.config.help import check_commas, explain_error
 from kinopoisk_ft.errors import UserError
 
 UNREADABLE = [
@@ -25,7 +25,7 @@ def explained(*args: str) -> str:
     parser = OverridesParser.create()
     with pytest.raises(HydraException) as caught:
         parser.parse_overrides(list(args))
-    return explain(caught.value, list(args))
+    return explain_error(caught.value, list(args))
 
 
 def corrected(message: str, key: str) -> str:

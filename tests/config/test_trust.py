@@ -17,8 +17,13 @@ from hydra.utils import get_object
 from places import ROOT
 
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.config.trust import MOVED, trust_held, trusted_packages, with_current_targets
-from kinopoisk_ft.config.validate import check
+from kinopoisk_ft.config.trust import (
+    MOVED,
+    freeze_trust,
+    get_trusted_packages,
+    rename_moved_targets,
+)
+from kinopoisk_ft.config.validate import find_errors
 from kinopoisk_ft.serving.locate import model_folder
 from kinopoisk_ft.serving.predictor import Predictor
 
@@ -51,7 +56,7 @@ def test_targets_of_others_are_not_run(
     (tmp_path / "my_module.py").write_text("import os\n")
     monkeypatch.syspath_prepend(tmp_path)
     cfg = plain(compose_config(["model=bert_scratch", "adapter=lora"]))
-    assert check(cfg) == []
+    assert find_errors(cfg) == []
     for node in hostile_targets(marker):
         for place in ("adapter", "adapter.config.target_modules", "trainer.optimizer", "data.name"):
             changed = json.loads(json.dumps(cfg, default=str))
@@ -63,7 +68,7 @@ def test_targets_of_others_are_not_run(
                 inner[rest[-1]] = [node] if rest[-1] == "target_modules" else node
             else:
                 changed[group] = node
-            errors = check(changed)
+            errors = find_errors(changed)
             assert errors, node
             assert any("_target_" in error for error in errors)
     assert not marker.exists()
@@ -72,9 +77,9 @@ def test_targets_of_others_are_not_run(
 def test_trusted_packages_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = plain(compose_config(["model=bert_scratch"]))
     cfg["adapter"] = {"_target_": "fractions.Fraction", "numerator": 1}
-    assert "KINOPOISK_FT_TARGETS=fractions" in check(cfg)[0]
+    assert "KINOPOISK_FT_TARGETS=fractions" in find_errors(cfg)[0]
     monkeypatch.setenv("KINOPOISK_FT_TARGETS", "another, fractions")
-    assert check(cfg) == []
+    assert find_errors(cfg) == []
 
 
 def test_what_a_saved_run_says_of_itself_is_not_run(
@@ -96,10 +101,10 @@ def test_what_a_saved_run_says_of_itself_is_not_run(
 
 
 def test_trust_is_what_the_environment_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with trust_held():
+    with freeze_trust():
         monkeypatch.setenv("KINOPOISK_FT_TARGETS", "fractions")
-        assert trusted_packages() == ()
-    assert trusted_packages() == ("fractions",)
+        assert get_trusted_packages() == ()
+    assert get_trusted_packages() == ("fractions",)
 
 
 def test_a_job_changes_no_trust(
@@ -124,7 +129,7 @@ def test_a_job_changes_no_trust(
 
 @pytest.mark.parametrize("old", MOVED)
 def test_moved_targets_still_resolve(old: str) -> None:
-    node = with_current_targets({"model": [{"_target_": old, "other": 1}]})
+    node = rename_moved_targets({"model": [{"_target_": old, "other": 1}]})
     assert callable(get_object(node["model"][0]["_target_"]))
     assert node["model"][0]["other"] == 1
 

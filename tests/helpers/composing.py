@@ -9,12 +9,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the composed job config with Hydra's own part set up for `${hydra:…}`."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
         OmegaConf.set_readonly(cfg.hydra, False)
         cfg.hydra.job.num = 0

@@ -25,7 +25,7 @@ from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
-from kinopoisk_ft.run_folder import Unfinished
+from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.tasks.pretrain import make_language_model
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
@@ -47,7 +47,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "card": (Card, "write"),
     "result": (Result, "write"),
     "finish": (MlflowTracker, "finish"),
-    "end": (Unfinished, "end"),
+    "end": (RunFolder, "mark_finished"),
 }
 SETTINGS = [
     "trainer.precision=fp32", "trainer.device=cpu", "trainer.batch_size=4", "trainer.accumulate=2",

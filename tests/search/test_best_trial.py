@@ -15,8 +15,8 @@ from sweeping import _here as _here
 from sweeping import newest_parent
 from sweeping import place as place
 
-from kinopoisk_ft.config.command import NO_INFLUENCE
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.search.best_trial import command
 from kinopoisk_ft.sweeps.jobs import Outcome, outcomes
@@ -49,11 +49,11 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     typed = shlex.split(line.removeprefix("to run it: "))[3:]
     best = int(next(line for line in shown.splitlines() if "best: trial" in line).split()[2][:-1])
     trained = OmegaConf.load(place / "real" / str(best) / "config.yaml")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
         path = f"hydra.searchpath=[file://{place / 'real'}]"
         again = compose("train", ["experiment=best", path])
-    assert {k: v for k, v in plain(again).items() if k not in NO_INFLUENCE} == {
-        k: v for k, v in plain(DictConfig(trained)).items() if k not in NO_INFLUENCE
+    assert {k: v for k, v in plain(again).items() if k not in KEYS_WITHOUT_EFFECT} == {
+        k: v for k, v in plain(DictConfig(trained)).items() if k not in KEYS_WITHOUT_EFFECT
     }
     assert search("tracking=none", "output_dir=again", typed=typed) == 0
     scores = [OmegaConf.load(place / f / "result.json").f1_macro for f in (f"real/{best}", "again")]

@@ -15,14 +15,14 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.space import read_words, space, spread, usual
 
 
 def read(*args: str) -> tuple[dict[str, BaseDistribution], DictConfig]:
     """Return the space of a search with these arguments, and the config it starts from."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="test"):
+    with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
         whole = compose("train", ["sweep=lr_search"], return_hydra_config=True)
         params = whole.hydra.sweeper.params
         words = read_words(OverridesParser.create(), params, args)

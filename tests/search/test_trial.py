@@ -92,7 +92,7 @@ def test_another_search_in_the_folder_is_told(
     assert "config.trainer.epochs: 3 there, 5 now" in capsys.readouterr().err
     assert search(*args, "adapter.lr=interval(1e-4,1e-2)") == 1
     assert "space.adapter.lr" in capsys.readouterr().err
-    monkeypatch.setattr("kinopoisk_ft.provenance.processor", lambda: "another")
+    monkeypatch.setattr("kinopoisk_ft.provenance.get_processor", lambda: "another")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert search(*args) == 1
     assert "hardware have changed" in capsys.readouterr().err

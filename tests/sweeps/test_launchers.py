@@ -39,10 +39,10 @@ def needs(launcher: str) -> pytest.MarkDecorator:
 LAUNCHERS = [pytest.param(name, marks=needs(name)) for name in NEEDS]
 
 
-@pytest.mark.parametrize("option", help.EXTRAS)
+@pytest.mark.parametrize("option", help.LAUNCHER_EXTRAS)
 def test_the_missing_extra_is_named(option: str) -> None:
     error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])
-    assert f"kinopoisk-ft[{help.EXTRAS[option]}]" in help.explain(error, [])
+    assert f"kinopoisk-ft[{help.LAUNCHER_EXTRAS[option]}]" in help.explain_error(error, [])
 
 
 def start(place: Path, *args: str) -> subprocess.Popen[str]:
@@ -110,7 +110,7 @@ def assert_one_whole_run(place: Path) -> None:
     (run,) = collect(client, "kinopoisk_ft", parent).runs
     steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
     assert sorted(steps) == list(range(1, 301))
-    assert "going on with the run" in (place / "out/0/run.log").read_text()
+    assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from sweeping import _here as _here
 from sweeping import place as place
 
 from kinopoisk_ft import cli, provenance
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
@@ -172,7 +172,7 @@ def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
 
 
 def prepared(*overrides: str) -> Prepared:
-    return prepare(compose_config([*DATA, "model=tfidf", *overrides]), conf_dir())
+    return prepare(compose_config([*DATA, "model=tfidf", *overrides]), get_conf_dir())
 
 
 def identity(*overrides: str) -> str:
@@ -196,7 +196,7 @@ def test_identity_is_of_what_decides_a_result(place: Path, monkeypatch: pytest.M
     assert identity() != first
     write_reviews(place)
     assert identity() == first
-    monkeypatch.setattr(provenance, "processor", lambda: "another")
+    monkeypatch.setattr(provenance, "get_processor", lambda: "another")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert identity() != first
 
@@ -205,13 +205,13 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "a.py"
     file.write_text("x = 1\n")
-    first = provenance.content(tmp_path, "*.py")
+    first = provenance.digest_content(tmp_path, "*.py")
     (tmp_path / "notes.md").write_text("told")
-    assert provenance.content(tmp_path, "*.py") == first
+    assert provenance.digest_content(tmp_path, "*.py") == first
     file.write_text("x = 22\n")
-    second = provenance.content(tmp_path, "*.py")
+    second = provenance.digest_content(tmp_path, "*.py")
     file.rename(tmp_path / "sub" / "b.py")
-    assert len({first, second, provenance.content(tmp_path, "*.py")}) == 3
+    assert len({first, second, provenance.digest_content(tmp_path, "*.py")}) == 3
 
 
 def test_pretraining_is_never_skipped() -> None:

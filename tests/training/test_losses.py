@@ -15,7 +15,7 @@ from short_fit import short_fit, weights
 from torch import Tensor
 from torch.nn import functional
 
-from kinopoisk_ft.config.validate import check
+from kinopoisk_ft.config.validate import find_errors
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.losses import IGNORED, cross_entropy, focal, label_smoothing
 from kinopoisk_ft.training.objective import Classification, LanguageModel
@@ -143,4 +143,4 @@ def test_options_of_a_loss_are_checked() -> None:
     cfg = plain(
         compose_config(["model=bert_scratch", "trainer/loss=focal", "+trainer.loss.gama=1"])
     )
-    assert any("'trainer.loss.gama'" in error for error in check(cfg))
+    assert any("'trainer.loss.gama'" in error for error in find_errors(cfg))

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
-from kinopoisk_ft.config.validate import check
+from kinopoisk_ft.config.validate import find_errors
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples, draw_balanced_rows
 from kinopoisk_ft.training.evaluate import evaluate
@@ -129,7 +129,7 @@ def test_balance_that_nothing_would_heed_is_refused(key: str) -> None:
         trainer(f"trainer.{key}=balanced").refuse_balance("pretraining has no classes")
     trainer().refuse_balance("")
     cfg = plain(compose_config(["model=bert_scratch", f"trainer.{key}=balancd"]))
-    assert any(f"trainer.{key}='balancd'" in error for error in check(cfg))
+    assert any(f"trainer.{key}='balancd'" in error for error in find_errors(cfg))
 
 
 def test_weights_and_draws_help_a_rare_class(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from kinopoisk_ft.config.command import NO_INFLUENCE, top
+from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, get_top_key
 from kinopoisk_ft.reporting.columns import columns_in
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
@@ -86,7 +86,11 @@ def _command(run: TrainedRun) -> str:
     try:
         if start:
             return shlex.join([*shlex.split(start[0]), *shlex.split(run.command[start.end() :])])
-        kept = [o for o in shlex.split(run.overrides) if top(o) not in {SWEEP, *NO_INFLUENCE}]
+        kept = [
+            o
+            for o in shlex.split(run.overrides)
+            if get_top_key(o) not in {SWEEP, *KEYS_WITHOUT_EFFECT}
+        ]
     except ValueError:
         return run.overrides
     return f"python -m kinopoisk_ft {shlex.join(kept)}"

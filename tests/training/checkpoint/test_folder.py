@@ -88,7 +88,7 @@ def test_best_weights_that_cannot_be_read_are_told(
 
     best = BestWeights(checkpoints)
     best.file, best.digest = next(checkpoints.glob("best-*")), "0" * 64
-    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.best.sha256", fail)
+    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.best.compute_sha256", fail)
     with pytest.raises(UserError, match="best weights of this run cannot be read") as raised:
         best.restore(nn.Linear(1, 1))
     assert str(best.file) in str(raised.value)

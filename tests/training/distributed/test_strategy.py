@@ -11,12 +11,13 @@ from composing import compose_config
 from distributed_child import environment
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.config.groups import conf_dir
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.distributed import processes as distributed
-from kinopoisk_ft.training.distributed.processes import processes, strategy
+from kinopoisk_ft.training.distributed import strategy
+from kinopoisk_ft.training.distributed.processes import processes
 from kinopoisk_ft.training.distributed.strategy import check_strategy
 from kinopoisk_ft.training.memory import explain_out_of_memory
 
@@ -64,11 +65,11 @@ def test_a_sweep_is_refused(
 def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in environment(0, 2, 1).items():
         monkeypatch.setenv(key, value)
-    prepare(compose_config(), conf_dir())
+    prepare(compose_config(), get_conf_dir())
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    prepare(compose_config(["output_dir=run"]), conf_dir())
+    prepare(compose_config(["output_dir=run"]), get_conf_dir())
     with pytest.raises(UserError, match=r"max-restarts 3(.|\n)*to do: .*output_dir=outputs/run1"):
-        prepare(compose_config(), conf_dir())
+        prepare(compose_config(), get_conf_dir())
 
 
 @pytest.mark.parametrize(
