@@ -1,1 +1,1 @@
-"""Runs of the MLflow store, turned into a table, pictures, conclusions and recommendations."""
+"""Turn runs of an MLflow store into tables, figures, conclusions and recommendations."""

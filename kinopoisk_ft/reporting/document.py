@@ -1,4 +1,4 @@
-"""The report before it takes a format: tables with their notes, conclusions, failed runs."""
+"""Build the report before it takes a format: tables, notes, conclusions, failed runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table and what is said of it; pictures are by what they show, without their endings."""
+    """One table with its text; `pictures` has file names without suffix by what they show."""
 
     table: Table
     pictures: dict[str, str]
@@ -29,7 +29,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of one approach that failed for one cause."""
+    """Runs of one approach that failed for the same cause."""
 
     approach: str
     kind: str
@@ -55,7 +55,7 @@ def build(
     parent: str | None,
     locale: Locale,
 ) -> Document:
-    """Group the runs into tables and say what follows from each."""
+    """Group the runs into tables, and write the notes and conclusions of each."""
     found = tables(collected.runs, predictions)
     names = (
         ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
@@ -80,7 +80,7 @@ def build(
 
 
 def _pictures(table: Table, stem: str) -> dict[str, str]:
-    """Return the file names of those pictures that the table has something for."""
+    """Return the file names of the figures for which the table has data."""
     found = {"comparison": stem}
     if table.comparison.pairs:
         found["differences"] = f"{stem}-differences"

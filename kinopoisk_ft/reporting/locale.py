@@ -11,7 +11,8 @@ from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.reporting.columns import Column
 from kinopoisk_ft.statistics.bootstrap import Interval
 
-NOTHING = "-"  # stands where nothing was measured
+# Stands for a value that was not measured.
+NOTHING = "-"
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
 EN_DASH = "\N{EN DASH}"

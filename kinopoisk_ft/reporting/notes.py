@@ -1,4 +1,4 @@
-"""What a reader must know beside the table: what is missing, left out or unequal."""
+"""Write notes on a table: what is missing, left out, or differs between approaches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-UNLIKE = 1.5  # times of one recipe on one machine are within some percent of each other
-MOST_NAMED = 3  # rows named one by one in a note
+# Training times of one recipe on an idle machine differ by a few percent only.
+DOUBTFUL_RATIO = 1.5
+# A note names at most this many rows one by one.
+MOST_NAMED = 3
 
 
 def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
@@ -65,7 +67,7 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
 
 
 def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
-    """Say how intervals are made and what could not be compared."""
+    """Return notes on how intervals are computed and on what could not be compared."""
     notes = []
     if comparison.means:
         notes.append(locale("note_intervals"))
@@ -93,7 +95,7 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
 
 
 def _cut_differently(comparison: Comparison) -> bool:
-    """Return whether the parts by the share cut off are of other sizes for some approach."""
+    """Return whether the parts by truncation differ in size between approaches."""
     sizes = {
         tuple((one.value, one.n) for one in found if one.by == "truncated")
         for found in comparison.slices.values()
@@ -102,7 +104,7 @@ def _cut_differently(comparison: Comparison) -> bool:
 
 
 def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
-    """Say which rows have which value; those that have the most common one may go unnamed."""
+    """List the rows by their value; many rows with the most common value are not named."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[value or NOTHING][name] = None
@@ -115,18 +117,18 @@ def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
 
 
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
-    """Doubt the times of rows whose runs, alike but for the seed, took unlike times."""
+    """Return a note for each row whose training times differ too much between seeds."""
     notes = []
     for row in rows:
         times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
-        if row.is_network and times and max(times) > UNLIKE * min(times):
+        if row.is_network and times and max(times) > DOUBTFUL_RATIO * min(times):
             low, high = locale.seconds(min(times)), locale.seconds(max(times))
             notes.append(locale("note_times", name=row.name, low=low, high=high))
     return notes
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:
-    """Spell out the settings of rows that a number tells apart."""
+    """List the settings of rows whose names differ only by a number."""
     return [
         f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
         for row in rows

@@ -1,4 +1,4 @@
-"""The report's files: all are made before the first of them takes its place."""
+"""Write the report's files all at once, and log them to the sweep's parent run in MLflow."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -22,29 +23,31 @@ from kinopoisk_ft.reporting.document import Document
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.page.render import as_html
-from kinopoisk_ft.reporting.plots.calibration_plot import plot_calibration
-from kinopoisk_ft.reporting.plots.forest import plot_forest
-from kinopoisk_ft.reporting.plots.scatter import plot_comparison
+from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
+from kinopoisk_ft.reporting.plots.run_plots import save_both
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 STEM = "comparison"
 PREFIX = ".report-"
-# Seconds after which nobody writes to a temporary folder any more: a report takes a minute.
+# A report takes a minute, so an older temporary folder belongs to a killed one. In seconds.
 LEFT_OVER = 3600.0
-PICTURES = {
-    "comparison": plot_comparison,
-    "differences": plot_forest,
-    "calibration": plot_calibration,
+FIGURES: dict[str, Callable[[Table, Locale], Figure]] = {
+    "comparison": scatter.draw,
+    "differences": forest.draw,
+    "calibration": calibration_plot.draw,
 }
+FOLDER = "report"
+# A view that the UI saves is a tag of the experiment. Without one it shows no metrics.
+VIEW = "mlflow.sharedViewState.kinopoisk_ft"
 
 
 def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
-    """Write tables and pictures to the folder and return their paths.
+    """Write tables and figures to the folder and return their paths.
 
-    A failure leaves earlier files as they were. Raises UserError where the folder cannot be
-    written.
+    A failure leaves earlier files as they were. Raises UserError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
                 for what, stem in section.pictures.items():
-                    parts += PICTURES[what](section.table, locale, made, stem)
+                    parts += save_both(FIGURES[what](section.table, locale), made, stem)
             for part in parts:
                 os.replace(part, folder / part.name)
     except OSError as error:
@@ -85,13 +88,8 @@ def _delete_left_over(folder: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-FOLDER = "report"
-# A view that the UI saves is a tag of the experiment. Without one it shows no metrics.
-VIEW = "mlflow.sharedViewState.kinopoisk_ft"
-
-
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
-    """Return the one sweep that all runs are of, None where there is no such."""
+    """Return the sweep that all runs belong to, None if they do not share one."""
     parents = {run.parent for run in runs}
     return parents.pop() or None if len(parents) == 1 else None
 
@@ -99,7 +97,7 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Keep the files in the folder `FOLDER` of the parent run, and tell its UI the same."""
+    """Log the files to the folder `FOLDER` of the parent run, with a note and a view for the UI."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)

@@ -23,7 +23,8 @@ SEARCH = "search"
 # Facts of each run, whatever its settings: the setting `auto` takes what the machine has.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
-LIMITS = ("trainer.epochs", "trainer.max_steps")  # trainer.budget overrules them
+# trainer.budget overrules these.
+LIMITS = ("trainer.epochs", "trainer.max_steps")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a report knows of a run."""
+"""Read the training runs of an MLflow store: which finished, which failed and why."""
 
 from __future__ import annotations
 
@@ -21,12 +21,38 @@ from kinopoisk_ft.text import replace_controls, to_one_line
 from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
-BASELINE = "tfidf"  # the model that is no network
+# The model that is not a network.
+BASELINE = "tfidf"
+# Tags that a run has under the name of the field.
+TAGS = (
+    "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
+    "overrides", "precision", "not_above_majority",
+)  # fmt: skip
+GROUPS = ("model.", "adapter.", "data.", "trainer.")
+# These do not change what is learned. All other keys of the groups make a recipe.
+NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
+# The baseline is fitted in one pass, on words.
+NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
+NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
+# What a run reads of the test rows: a run that reads something else does not replace an older one.
+READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
+CAUSE_CHARACTERS = 160
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """One finished training run; `settings` are the parameters that make its recipe."""
+    """One finished training run.
+
+    Args:
+        start_time: in ms since 1970.
+        settings: the parameters that make its recipe.
+        experiment: the chosen file of conf/experiment.
+        overrides: of the command line.
+        command: repeats the run.
+        parent: run id of its sweep.
+        not_above_majority: the splits, test and validation, where it does not beat the majority.
+        searched: "trial" for a trial of a search, "experiment=best" for the config that one chose.
+    """
 
     run_id: str
     approach: str
@@ -38,20 +64,20 @@ class TrainedRun:
     source_digest: str
     device: str
     commit: str
-    start_time: int  # ms since 1970
+    start_time: int
     settings: dict[str, str]
     metrics: dict[str, float]
-    experiment: str = ""  # the chosen file of conf/experiment
-    overrides: str = ""  # of the command line
-    command: str = ""  # that repeats it
+    experiment: str = ""
+    overrides: str = ""
+    command: str = ""
     precision: str = ""
-    parent: str = ""  # run id of its sweep
-    not_above_majority: str = ""  # the parts, test and validation, where it does not beat it
-    searched: str = ""  # "trial" of a search, "experiment=best" for what one chose
+    parent: str = ""
+    not_above_majority: str = ""
+    searched: str = ""
 
     @property
     def max_length(self) -> str:
-        """Return the tokens of context, or "" where a run has none (TF-IDF)."""
+        """Return the tokens of context, "" if the model has none (TF-IDF)."""
         return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
 
 
@@ -72,7 +98,7 @@ class FailedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What a report is made of; `superseded` and `unfinished` count the runs left out."""
+    """The runs of a report; `superseded` and `unfinished` count the runs left out."""
 
     experiment: str
     runs: list[TrainedRun]
@@ -81,21 +107,8 @@ class Collected:
     unfinished: int = 0
 
 
-# Tags that a run has under the name of the field.
-TAGS = (
-    "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
-    "overrides", "precision", "not_above_majority",
-)  # fmt: skip
-GROUPS = ("model.", "adapter.", "data.", "trainer.")
-# These do not change what is learned; the rest of a group's keys tells one recipe from another.
-NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
-# Of the baseline: it is fitted in one go, on words.
-NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
-NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
-
-
 def read_missing(run: Run) -> str:
-    """Return the names of what a finished run lacks, "" where it lacks nothing."""
+    """Return the names of what a finished run lacks, "" if it lacks nothing."""
     metrics = run.data.metrics
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
     found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
@@ -108,12 +121,12 @@ def _approach(tags: dict[str, str]) -> str:
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags or params fit for a table: whoever may write to a store sets them."""
+    """Return tags or params as single lines: anyone who can write to the store sets them."""
     return {key: to_one_line(value) for key, value in values.items()}
 
 
 def read_trained(run: Run) -> TrainedRun:
-    """Return a finished run that lacks nothing."""
+    """Read a finished run that lacks nothing."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     if tags.get("source_digest"):
@@ -145,7 +158,7 @@ def _searched(tags: dict[str, str]) -> str:
 
 
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
-    """Return a run without a result; kind and detail as in `FailedRun`."""
+    """Read a run without a result; kind and detail as in `FailedRun`."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(
@@ -153,17 +166,12 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
     )
 
 
-# What is read of the same test rows: a run that reads otherwise does not replace an older one.
-READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
-CAUSE_CHARACTERS = 160
-
-
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
     """Read the training runs of an experiment, or of the sweep `parent` wherever it is.
 
-    Of runs with the same approach, seed and test rows that read the same of each (`READ`) the
-    newest counts; within a sweep, runs with different settings all count. Raises UserError where
-    there is no such experiment or sweep, or nothing has finished.
+    Of runs with the same approach, seed, test rows and `READ` settings only the newest counts;
+    within a sweep, runs with different settings all count. Raises UserError if there is no such
+    experiment or sweep, or if no run has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
@@ -207,7 +215,7 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
 
 
 def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
-    """Return the experiment; UserError where it is deleted, and its runs with it."""
+    """Return the experiment. Raises UserError if it is deleted, and its runs with it."""
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         uri, name = client.tracking_uri, experiment.name
         raise UserError(
@@ -234,15 +242,17 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
     if run.data.tags.get("kinopoisk_ft.kind") in ("train", "skipped"):
         sweep = run.data.tags.get("mlflow.parentRunId")
         raise UserError(
-            f"run '{parent}' is no sweep but one training run",
+            f"run '{parent}' is a training run, not a sweep",
             where="--parent",
-            fix=f"give its sweep: {sweep}" if sweep else "leave it out: it was of no sweep",
+            fix=f"give its sweep: {sweep}"
+            if sweep
+            else "leave it out: the run belongs to no sweep",
         )
     return _active(client, client.get_experiment(run.info.experiment_id))
 
 
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
-    """Return the training runs, of a sweep also those that its skipped jobs point to."""
+    """Return the training runs; for a sweep also the runs that its skipped jobs point to."""
     if parent is None:
         return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
     of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
@@ -273,7 +283,7 @@ def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[
 
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
-    """Return kind and detail: the first line at the margin after the last traceback's head."""
+    """Return kind and detail: the first unindented line after the last traceback's heading."""
     if run.info.status == "KILLED":
         return "killed", ""
     try:

@@ -1,1 +1,1 @@
-"""What chance explains: intervals, tests, calibration and slices of per-review predictions."""
+"""Metrics of per-review predictions, with intervals, tests, calibration and slices."""

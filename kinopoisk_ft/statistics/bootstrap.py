@@ -1,4 +1,4 @@
-"""The chance of the test reviews: scores of many test sets drawn from the one at hand.
+"""Resample the test reviews, and take intervals and p-values from the resampled scores.
 
 Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
 """
@@ -13,7 +13,8 @@ from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-CHUNK = 4_000_000  # numbers held at once: counts of patterns in a block of resamples, 32 MB
+# Counts of patterns held at once in a block of resamples: 32 MB.
+CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Return whether zero lies within."""
+        """Return whether the interval contains zero."""
         return self.low <= 0 <= self.high
 
 
@@ -52,11 +53,12 @@ def resample(
 ) -> Sample:
     """Draw N of N reviews with replacement, `resamples` times; predicted is (runs, N).
 
-    Reviews with one label and one answer of every run are alike, and how often each kind comes up
-    in N draws is multinomial: the kinds are drawn, not the reviews, with the same distribution.
+    Reviews with the same label and the same answer of every run are interchangeable, and their
+    counts in N draws are multinomial. Drawing these counts is faster than drawing reviews, with
+    the same distribution.
 
     Args:
-        groups: (N,) numbers of reviews that stand and fall together, as those of a film: whole
+        groups: (N,) numbers of reviews that depend on each other, such as those of one film. Whole
             groups are drawn, as many as there are (Davison and Hinkley, 1997, section 3.8).
     """
     runs = len(predicted)
@@ -89,9 +91,9 @@ def percentiles(mean: float, resampled: np.ndarray) -> Interval:
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Return the two-sided p-value of "the difference is zero": the percentile interval inverted.
+    """Return the two-sided p-value of a zero difference by inverting the percentile interval.
 
-    It is below 0.05 where the 95% interval leaves out zero, and never below 2 / (resamples + 1).
+    It is below 0.05 if the 95% interval excludes zero, and at least 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

@@ -84,7 +84,8 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     """
     order = np.argsort(second)
     values, starts = np.unique(second[order], return_index=True)
-    below = np.append(starts, len(labels))  # reviews below each threshold
+    # Reviews below each threshold.
+    below = np.append(starts, len(labels))
     positives = np.concatenate([[0], np.cumsum(labels[order])])[below]
     negatives = below - positives
     ones = int(labels.sum())
@@ -106,10 +107,10 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Reviews whose highest probability falls between two bounds."""
+    """Reviews whose highest probability falls between two bounds; `confidence` is its mean."""
 
     count: int
-    confidence: float  # mean of the highest probability
+    confidence: float
     accuracy: float
 
 

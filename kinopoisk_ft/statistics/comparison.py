@@ -1,4 +1,4 @@
-"""The whole comparison of approaches, computed once: intervals, pairs, slices, and what was not."""
+"""Compare approaches: intervals, pairs, slices, reliability, and what could not be compared."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 
 @dataclass(frozen=True, kw_only=True)
 class Approach:
-    """An approach with its runs by seed, None for one without predictions.
+    """An approach with its runs by seed; a run without predictions is None.
 
-    `temperatures` are those fitted on each run's validation reviews; without them, calibration is
-    left out.
+    `temperatures` were fitted on each run's validation reviews; without them, reliability is left
+    out.
     """
 
     name: str
@@ -33,11 +33,14 @@ class Approach:
 
 @dataclass(frozen=True)
 class Problem:
-    """What could not be compared as it should.
+    """A comparison that could not be made as intended.
 
-    `kind` is "no_predictions" (an approach has runs without), "own_mismatch" (its runs cannot be
-    put together) or "unpaired" (two approaches; compared as if on independent reviews, or with
-    other classes not at all); `names` are the approaches, `detail` the seeds or the reason.
+    Args:
+        kind: "no_predictions" (an approach has runs without them), "own_mismatch" (its runs
+            answered different reviews) or "unpaired" (two approaches on different reviews are
+            compared as independent samples, with different classes not at all).
+        names: of the approaches.
+        detail: the seeds or the reason.
     """
 
     kind: Literal["no_predictions", "own_mismatch", "unpaired"]
@@ -47,22 +50,26 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the predictions of several approaches say.
+    """The comparison of several approaches by their predictions.
 
-    `means` are by approach and metric, `slices` by approach, `reliability` by approach before and
-    after the temperature.
+    Args:
+        means: by approach and metric.
+        slices: by approach.
+        reliability: by approach, before and after the temperature.
+        absent_slices: facts that no run recorded.
+        groups: the number of groups in each set of grouped test reviews.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     reliability: dict[str, tuple[list[Bin], list[Bin]]] = field(default_factory=dict)
-    absent_slices: tuple[str, ...] = ()  # facts that no run recorded
-    groups: tuple[int, ...] = ()  # how many each set of grouped test reviews has
+    absent_slices: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def pair(self, a: str, b: str) -> Pair | None:
-        """Return the comparison of a with b; None where there is none."""
+        """Return the comparison of a with b, None if there is none."""
         for pair in self.pairs:
             if (pair.a, pair.b) == (a, b):
                 return pair
@@ -73,7 +80,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """An approach with its columns of a sample."""
+    """An approach with its runs' part of a sample."""
 
     name: str
     seeds: tuple[str, ...]
@@ -94,10 +101,9 @@ class _Drawn:
 
 
 def compare(approaches: list[Approach]) -> Comparison:
-    """Compare every two approaches; those on other reviews are drawn apart, with a problem named.
+    """Compare every two approaches; name a problem if they answered different reviews.
 
-    Runs of two approaches are matched by seed where both have the same several seeds, each once;
-    else the seeds of each are drawn apart.
+    Runs of two approaches are matched by seed if both have the same seeds, each of them once.
     """
     usable, problems = _usable(approaches)
     drawn = _draw(usable)
@@ -144,7 +150,7 @@ def _usable(
 
 
 def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
-    """Resample each set of test reviews once, for all approaches that answered it."""
+    """Resample each set of test reviews once for all approaches that answered it."""
     groups: list[list[tuple[Approach, list[Predictions]]]] = []
     for item in usable:
         group = next((g for g in groups if not g[0][1][0].mismatch(item[1][0])), None)

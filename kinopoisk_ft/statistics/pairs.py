@@ -1,4 +1,4 @@
-"""Two approaches on the same test reviews: paired bootstrap, McNemar's test, Holm's correction."""
+"""Compare two approaches: paired bootstrap, McNemar's test, Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.seeds import Seeds, total
 
 ALPHA = 0.05
-FEW = 25  # discordant reviews below which the chi-squared approximation is not trusted
+# The chi-squared approximation needs at least this many discordant reviews.
+FEW = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """Reviews that only one of two runs got right, as a mean over the pairs of runs, and p-values.
+    """Reviews that only one of two runs got right (mean over the pairs of runs), and p-values.
 
-    McNemar, Q. (1947). It asks whether these runs differ, not whether their recipes would.
+    The test asks whether these runs differ, not whether their recipes do. McNemar, Q. (1947).
     """
 
     only_a: float
@@ -42,10 +43,10 @@ class Pair:
     """The comparison of two approaches.
 
     Args:
-        paired: both answered the same reviews; else the reviews of each were drawn apart.
-        same_seeds: the runs were matched by seed; else every run of one meets all of the other.
-        measured: both sides have several seeds, so that intervals hold the chance of training.
-        mcnemar: None where the reviews are not the same.
+        paired: both answered the same reviews; otherwise their reviews were drawn independently.
+        same_seeds: the runs were matched by seed; otherwise all pairs of runs are compared.
+        measured: both sides have several seeds, so that intervals include the chance of training.
+        mcnemar: None if the reviews are not the same.
     """
 
     a: str
@@ -58,7 +59,7 @@ class Pair:
 
     @property
     def beyond_chance(self) -> bool:
-        """Return whether the headline's interval leaves out zero and survives the correction."""
+        """Return whether interval and corrected p-value of the headline metric exclude chance."""
         found = self.differences[HEADLINE]
         return not found.holds_zero and found.p_holm <= ALPHA
 
@@ -75,7 +76,7 @@ class Pair:
 
 
 def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
-    """Return mean of a - mean of b; matched seeds are subtracted one by one, others drawn apart."""
+    """Return mean of a - mean of b; seeds are subtracted in pairs if they are the same."""
     mean, resampled = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
     interval = percentiles(mean, resampled)
     p = p_value(resampled)
@@ -89,12 +90,12 @@ def mcnemar_of(
     same_seeds: bool,
     groups: np.ndarray | None = None,
 ) -> McNemar:
-    """Test runs a (S_a, N) against runs b (S_b, N), true where a review was answered rightly.
+    """Test runs a (S_a, N) against runs b (S_b, N); True means that a review was answered rightly.
 
-    With `groups` (N,) whole groups change sides, in all ways that there are: where each review is
-    a group of its own, this is McNemar's exact test. Same seeds meet one another, else every run
-    of a meets every run of b. The p-values of several meetings, dependent as they are, are combined
-    as twice their median (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)).
+    With `groups` (N,) it is a permutation test that exchanges the answers of whole groups; if each
+    review is its own group, this is McNemar's exact test. Runs are paired by seed, or all pairs are
+    tested. Their dependent p-values are combined as twice the median (Rüschendorf, L. (1982);
+    DiCiccio, C. J. et al. (2020)).
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -117,9 +118,10 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _flipped(differences: np.ndarray) -> float:
-    """Return how often a sum this far from zero comes up when each sign (groups,) is tossed."""
+    """Return the probability of a sum at least this far from zero under random signs (groups,)."""
     sizes = np.abs(differences).astype(int)
-    chances = np.ones(1)  # of each sum from the lowest on, in steps of one
+    # Probability of each sum, from the lowest to the highest in steps of one.
+    chances = np.ones(1)
     for size in sizes[sizes > 0]:
         chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
     sums = np.arange(len(chances)) - sizes.sum()
@@ -127,7 +129,7 @@ def _flipped(differences: np.ndarray) -> float:
 
 
 def holm(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs with p-values corrected over all of them, each metric and test by itself.
+    """Return the pairs with p-values corrected over all of them, for each metric and test.
 
     Holm, S. (1979).
     """

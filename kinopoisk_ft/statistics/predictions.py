@@ -1,4 +1,4 @@
-"""One run's answers, review by review: as a table on disk and as arrays."""
+"""Hold one run's answers by review: as a table on disk and as arrays."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pandas as pd
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.text import fold_name, to_one_line
 
-# What may be known of a review beside its label: the slices of a comparison are made of these.
+# Facts of a review besides its label. Slices of a comparison are formed by them.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
-# Kept and published of a review: enough to see what it is about, and a quotation by any measure.
+# Length of the excerpt of a review that is kept and published: short enough to be a quotation.
 TEXT_CHARACTERS = 200
 PREFIX = "p_"
 
@@ -22,18 +22,23 @@ Mismatch = Literal["rows", "labels", "classes"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Answers of one run to N reviews, in the order of their rows.
+    """Answers of one run to N reviews in the order of their rows.
 
-    `facts` has the columns of `FACTS` that the run recorded: characters (int), truncated (share of
-    them that the model did not read), film (str), film_in_train (bool), grade10 (1 to 10, 0 where
-    none was given), group (int, the same of reviews that the split keeps together), text (its first
-    `TEXT_CHARACTERS`).
+    Args:
+        rows: (N,) int64, the review's row in the source.
+        labels: (N,) int64.
+        predicted: (N,) int64.
+        probabilities: (N, classes) float64.
+        facts: the columns of `FACTS` that the run recorded: characters (int), truncated (share of
+            them that the model did not read), film (str), film_in_train (bool), grade10 (1 to 10,
+            0 if none was given), group (int, the same for reviews that the split keeps together),
+            text (its first `TEXT_CHARACTERS`).
     """
 
-    rows: np.ndarray  # (N,) int64, the review's row in the source
-    labels: np.ndarray  # (N,) int64
-    predicted: np.ndarray  # (N,) int64
-    probabilities: np.ndarray  # (N, classes) float64
+    rows: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
     class_names: tuple[str, ...]
     facts: pd.DataFrame
 
@@ -50,7 +55,7 @@ class Predictions:
             raise _unusable(f"the predictions have row {first} twice", where)
         numbers = table[names].to_numpy(np.float64)
         if not len(table) or not np.isfinite(numbers).all():
-            raise _unusable("the predictions are empty or no numbers", where)
+            raise _unusable("the predictions are empty or not numbers", where)
         table = table.sort_values("row")
         return cls(
             rows=table["row"].to_numpy(np.int64),
@@ -63,11 +68,11 @@ class Predictions:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """Return the group number of each review (N,); None where the split keeps none together."""
+        """Return the group of each review (N,), None if the split keeps no reviews together."""
         return self.facts["group"].to_numpy() if "group" in self.facts else None
 
     def mismatch(self, other: Predictions) -> Mismatch | None:
-        """Return what keeps two runs from being compared review by review; None where nothing."""
+        """Return why two runs cannot be compared review by review, None if they can."""
         if self.class_names != other.class_names:
             return "classes"
         if not np.array_equal(self.rows, other.rows):
@@ -86,7 +91,7 @@ def as_table(
     Args:
         part: the reviews: text, label, row and, where known, film, grade10, group, truncated.
         probabilities: (N, classes), in the order of `part`.
-        train: the reviews that the model learnt from: its films are the ones seen.
+        train: the reviews of training, whose films count as seen.
     """
     table = pd.DataFrame({"row": part["row"].to_numpy(), "label": part["label"].to_numpy()})
     table["predicted"] = probabilities.argmax(axis=1)

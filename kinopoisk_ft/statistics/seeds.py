@@ -1,10 +1,10 @@
-"""The chance of training beside that of the test reviews: a bootstrap of two levels.
+"""Combine the chance of training with the chance of the test reviews in a two-level bootstrap.
 
-The upper level cannot be resampled as it stands: the mean of three seeds drawn out of three takes
-ten values, and their 95% interval misses the truth one time in four. It is drawn from Student's t
-with the seeds' own deviation instead (a parametric bootstrap); the lower level, reviews, is
-resampled. Two approaches' seeds have the freedom of Welch, B. L. (1947). Davison, A. C. and
-Hinkley, D. V. (1997). Bootstrap Methods and their Application, sections 2.2 and 3.8.
+Seeds cannot be resampled: the mean of three seeds drawn out of three takes ten values, and its 95%
+interval misses the true mean one time in four. Their error is drawn from Student's t with the
+deviation between seeds (a parametric bootstrap); the reviews are resampled. For two approaches the
+degrees of freedom follow Welch, B. L. (1947). Davison, A. C. and Hinkley, D. V. (1997). Bootstrap
+Methods and their Application, sections 2.2 and 3.8.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STREAM = (1, 0)  # of the generator: no stream of reviews, so the two levels are independent
+# A seed that no resampling of reviews uses, so that the two levels are independent.
+STREAM = (1, 0)
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """One score of the seeds of an approach: observed (S,), resampled (resamples, S)."""
+    """One metric of the S seeds of an approach: observed (S,), resampled (resamples, S)."""
 
     observed: np.ndarray
     resampled: np.ndarray
 
     @property
     def own_variance(self) -> float:
-        """Return the variance, over resamples, of what a seed does not share with the others."""
+        """Return the variance over resamples that a seed does not share with the other seeds."""
         n = len(self.observed)
         if n == 1:
             return 0.0
@@ -42,9 +43,9 @@ class Seeds:
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
     """Return the sum of sign · mean over seeds, and its resamples over both levels (resamples,).
 
-    What a seed makes of these very reviews is in the deviation between seeds already, so the
-    reviews' part is narrowed to what the seeds share. With one seed on a side, the chance of
-    training is not measured there and the reviews' part stays whole.
+    The deviation between seeds already contains how each seed reacts to these reviews, so the
+    variance of the reviews is reduced to the part that the seeds share. A side with one seed has no
+    measured variance of training, and the variance of the reviews is kept in full.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
@@ -55,7 +56,7 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
 
 
 def _training(sides: list[Seeds], resamples: int) -> np.ndarray:
-    """Return draws (resamples,) of the error that the choice of seeds leaves in a sum of means."""
+    """Return draws (resamples,) of the error of a sum of means due to the choice of seeds."""
     counted = [seeds.observed for seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
     if not sum(parts):

@@ -1,4 +1,4 @@
-"""Scores on parts of the test set: by length, truncation, grade, and film known or new."""
+"""Score parts of the test set: by length, truncation, grade, and whether the film is new."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from kinopoisk_ft.statistics.metrics import shown_in
 from kinopoisk_ft.statistics.predictions import Predictions
 
 QUARTERS = 4
-# An interval of a slice is read to two digits.
+# Intervals of slices are read to two digits, for which fewer resamples are enough.
 RESAMPLES = 2_000
 SLICED_BY = ("characters", "truncated", "grade10", "film_in_train")
 TRUNCATED = ("0", "0-50%", "50-100%")
 SEEN = ("yes", "no")
-NO_GRADE = "0"  # of reviews whose author gave none
+# The grade of reviews whose author gave none.
+NO_GRADE = "0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Slice:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Return where the slice stands among others: by what it is of, then from low to high."""
+        """Return the sort key of the slice: its kind, then its values from low to high."""
         known = {"truncated": TRUNCATED, "film_in_train": SEEN}.get(self.by)
         at = known.index(self.value) if known else float(self.value.partition("-")[0])
         return SLICED_BY.index(self.by), at
@@ -57,7 +58,7 @@ def slices(runs: list[Predictions]) -> list[Slice]:
 
 
 def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
-    """Return the name and the reviews (n,) of each part, those with an unknown value in none."""
+    """Return name and mask (n,) of each part; reviews with an unknown value are in none."""
     if known.empty:
         return []
     if by == "characters":
@@ -103,8 +104,9 @@ def _slice(
 
 
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
-    """Return how many single reviews would leave accuracy the variance that these groups do."""
+    """Return the effective sample size: as many single reviews give the same variance."""
     variance = float(resampled.mean(axis=1).var())
-    if not variance:  # all right or all wrong: no more is known than that each group is
+    # If all answers are right (or wrong), only the number of groups is known.
+    if not variance:
         return len(np.unique(groups))
     return min(float(len(groups)), accuracy * (1 - accuracy) / variance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from report_rows import one_table, trained
 
@@ -70,3 +71,10 @@ def test_times_that_one_recipe_does_not_explain_are_doubted() -> None:
         runs = [trained(seed=i, train_seconds=s) for i, s in enumerate(seconds)]
         notes = " ".join(table_notes(one_table(*runs), EN))
         assert ("vary from 100.0 to 900.0 s between seeds" in notes) == doubted
+
+
+def test_majority_scores_of_versions_that_rounded_to_single_precision_agree() -> None:
+    score = 0.5542123456789
+    rounded = float(np.float32(score))
+    runs = [trained(majority_f1_weighted=score), trained("gru", majority_f1_weighted=rounded)]
+    assert not one_table(*runs).majority_differs

@@ -74,7 +74,7 @@ def test_a_failure_leaves_the_earlier_report(
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(output.PICTURES, "comparison", full_disk)
+    monkeypatch.setitem(output.FIGURES, "comparison", full_disk)
     assert main(["--uri", store.uri, f"output={tmp_path}", "language=ru"]) == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -172,7 +172,7 @@ def test_a_parent_without_results_is_told(
     home = store.client.get_run(store.sweep).info.experiment_id
     child = store.client.search_runs([home], f"tags.`mlflow.parentRunId` = '{store.sweep}'")[0]
     single = complaint(capsys, *uri, f"parent={child.info.run_id}")
-    assert "is no sweep but one training run" in single
+    assert "is a training run, not a sweep" in single
     assert f"give its sweep: {store.sweep}" in single
     assert not (tmp_path / "out").exists()
 

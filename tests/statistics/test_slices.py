@@ -35,7 +35,7 @@ def part(n: int = 80) -> tuple[pd.DataFrame, pd.DataFrame]:
         ({"row": None}, "lack row"),
         ({"p_1": None}, "two classes"),
         ({"row": 3}, "row 3 twice"),
-        ({"p_0": np.nan}, "no numbers"),
+        ({"p_0": np.nan}, "not numbers"),
     ],
 )
 def test_unusable_predictions_are_refused(change: dict, message: str) -> None:

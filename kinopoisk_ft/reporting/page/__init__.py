@@ -1,1 +1,1 @@
-"""The report as one HTML page that loads nothing."""
+"""Render the report as one HTML page that loads nothing."""

@@ -59,7 +59,7 @@ def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return the forest plot, if anything was compared."""
+    """Return the forest plot, if approaches were compared."""
     if not table.comparison.pairs:
         return []
     said = []
@@ -76,7 +76,7 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return a reliability picture an approach, of those with a temperature."""
+    """Return a reliability diagram for each approach with a temperature."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
@@ -91,7 +91,7 @@ def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 def curves(
     table: Table, details: Mapping[str, Details], stem: str, locale: Locale
 ) -> list[PageFigure]:
-    """Return the learning curves of each approach that recorded them, a line a seed."""
+    """Return the learning curves of each approach that recorded them, a line for each seed."""
     found = []
     for number, row in enumerate(table.rows):
         histories = [details[run.run_id].history for run in row.runs if run.run_id in details]
@@ -111,7 +111,7 @@ def _best(row: Row, locale: Locale) -> str:
 def confusion(
     table: Table, predictions: Mapping[str, Predictions], stem: str, locale: Locale
 ) -> list[PageFigure]:
-    """Return the confusion matrix of each approach, all its seeds added up."""
+    """Return the confusion matrix of each approach, summed over its seeds."""
     found = []
     names = (locale("true"), locale("predicted"), locale("share_of_true"))
     for number, row in enumerate(table.rows):
@@ -141,9 +141,9 @@ COLOUR = re.compile("|".join(INKS))
 
 
 def inline(figure: Figure, stem: str, alt: str, *, recolour: bool = True) -> Markup:
-    """Return the figure with its alternative text; `stem` keeps its ids apart from others'.
+    """Return the figure as SVG with its alternative text; `stem` makes its ids unique on the page.
 
-    Without `recolour` it stays on white, for pictures whose text lies on colours of its own.
+    Without `recolour` it stays on white, for figures with text on coloured cells.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):

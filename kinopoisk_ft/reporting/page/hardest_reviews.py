@@ -1,4 +1,4 @@
-"""The reviews that most approaches answer wrongly, the surest mistakes first."""
+"""Find the reviews that most approaches answer wrongly, the most confident mistakes first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """What one approach says, its seeds' probabilities averaged."""
+    """The answer of one approach, with its probability averaged over seeds."""
 
     name: str
     label: str
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class HardReview:
-    """A review with its row in the source, an excerpt of its text, "" if not recorded."""
+    """A review: its row in the source, its label, and an excerpt ("" if not recorded)."""
 
     row: int
     label: str
@@ -38,16 +38,17 @@ class HardReview:
 def hardest(
     table: Table, predictions: Mapping[str, Predictions], locale: Locale
 ) -> list[HardReview]:
-    """Return the reviews wrong in more than half of the approaches that answered the same rows.
+    """Return the reviews that more than half of the approaches on the same rows get wrong.
 
-    First those that more approaches get wrong, then those whose right answer got less probability.
+    They are ordered by the number of wrong approaches, then by the probability of the right answer.
     """
     answered = _answered(table, predictions)
     if not answered:
         return []
     first = next(iter(answered.values()))[0]
     means = np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
-    guesses = means.argmax(axis=2)  # (approaches, N)
+    # (approaches, N)
+    guesses = means.argmax(axis=2)
     wrong = (guesses != first.labels).sum(axis=0)
     given = means[:, np.arange(len(first.labels)), first.labels].mean(axis=0)
     order = np.lexsort((given, -wrong))
@@ -56,7 +57,7 @@ def hardest(
 
 
 def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
-    """Return the runs of each approach whose rows are those of the best approach's."""
+    """Return the runs of each approach that answered the same rows as the best approach."""
     found: dict[str, list[Predictions]] = {}
     first = None
     for row in table.rows:
@@ -90,9 +91,9 @@ def _review(
 
 
 def _excerpt(first: Predictions, i: int) -> str:
-    """Return at most `TEXT_CHARACTERS` of a review; "" where the run recorded no text.
+    """Return at most `TEXT_CHARACTERS` of a review, "" if the run recorded no text.
 
-    A text of that length was cut when it was recorded. Earlier versions recorded more.
+    A text of this length was cut when it was recorded; earlier versions recorded more.
     """
     text = replace_controls(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
     if len(text) >= TEXT_CHARACTERS:

@@ -22,15 +22,16 @@ from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
 from kinopoisk_ft.reporting.table import Table, frame_of, write_measured, write_value
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
-SWEEP = "sweep"  # chooses many runs
+# The group that chooses many runs at once.
+SWEEP = "sweep"
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one row was made: commands, and facts by name.
+    """The commands of one row, and facts by name.
 
-    They are `partial` where a run recorded no more than its overrides.
+    `partial` is True if a run recorded only its overrides.
     """
 
     name: str
@@ -62,7 +63,7 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
 
 
 def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> list[Recipe]:
-    """Return the recipe of each row."""
+    """Return the commands and facts of each row."""
     return [
         Recipe(
             row.name,
@@ -77,10 +78,10 @@ def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> lis
 
 
 def _command(run: TrainedRun) -> str:
-    """Return the command of one run, every word quoted anew: whoever may write to a store sets it.
+    """Return the command of one run, with every word quoted again.
 
-    Of mere overrides, what chose a whole sweep and where things went are left out. What cannot be
-    split into words is shown as it is.
+    Anyone who can write to the store sets the recorded command. Of overrides alone, the choice of
+    a sweep and of output folders is left out. Text that cannot be split into words stays as it is.
     """
     start = COMMAND.match(run.command)
     try:

@@ -1,9 +1,8 @@
-"""The picture of calibration: how often answers of each probability are right."""
+"""Draw reliability diagrams: how often answers of each probability are right."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,7 +15,6 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     INK,
     literal,
     new_figure,
-    save_both,
     tidy,
 )
 from kinopoisk_ft.reporting.run_rows import Row
@@ -26,20 +24,19 @@ from kinopoisk_ft.statistics.metrics import shown_in
 
 (ERROR,) = (metric.name for metric in shown_in("reliability"))
 IN_A_LINE = 3
-SIDE = 2.9  # inches of a panel
+# Inches of a panel.
+SIDE = 2.9
 FONT = 9
-FEWEST = 10  # reviews in a bin below which its share of right answers says nothing
-HEADROOM = 1.2  # of the share of right answers: the legend stands above the curves
-LARGEST = 120.0  # square points of the mark of the fullest bin
-
-
-def plot_calibration(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
-    """Draw each approach's reliability as `stem`.png and `stem`.svg; returns the two paths."""
-    return save_both(draw(table, locale), folder, stem)
+# The share of right answers means nothing in a bin with fewer reviews.
+FEWEST = 10
+# Upper end of the axis of shares: the legend stands above the curves.
+HEADROOM = 1.2
+# Area of the mark of the fullest bin, in square points.
+LARGEST = 120.0
 
 
 def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
-    """Return the figure: a panel an approach, or one approach's alone."""
+    """Draw a panel for each approach, or for `only` one of them."""
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
     columns = min(IN_A_LINE, len(rows))
@@ -72,7 +69,7 @@ def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
 
 
 def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
-    """Draw a mark for each bin, its area by the number of reviews."""
+    """Draw a mark for each bin with an area proportional to its number of reviews."""
     kept = [one for one in bins if one.count >= FEWEST]
     fullest = max((one.count for one in kept), default=1)
     x, y = [one.confidence for one in kept], [one.accuracy for one in kept]

@@ -1,8 +1,7 @@
-"""The picture of pairwise differences: each with its interval, beside the line of zero."""
+"""Draw the pairwise differences with their intervals as a forest plot."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,25 +17,18 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     INK,
     literal,
     new_figure,
-    save_both,
     tidy,
 )
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-WIDTH = 8.0  # inches
-NARROW_WIDTH = 4.4
-ROW_HEIGHT = 0.34
+# Inches.
+WIDTH, NARROW_WIDTH, ROW_HEIGHT = 8.0, 4.4, 0.34
 FONT = 9
 
 
-def plot_forest(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
-    """Draw the table's pairs as `stem`.png and `stem`.svg; returns the two paths."""
-    return save_both(draw(table, locale), folder, stem)
-
-
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Return the figure: a row for each pair, weighted F1; if narrow, names above their rows."""
+    """Draw a row for each pair, in weighted F1; names stand above their rows if narrow."""
     pairs = table.comparison.pairs
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
     figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))

@@ -1,4 +1,4 @@
-"""Pictures of one run: the confusion matrix and the learning curve."""
+"""Draw one run's confusion matrix and learning curve; shared helpers of all figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 
 INK = "#222222"
 GREY = "#8a8a8a"
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Keeps lines that pass behind a name from striking it out.
 BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
@@ -51,7 +51,7 @@ def new_figure(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write PNG or SVG, by the ending; equal figures give equal bytes, and no half file is left."""
+    """Write PNG or SVG by the suffix, atomically; equal figures give equal bytes."""
     form = path.suffix.removeprefix(".")
     part = path.with_name(f".{path.name}.part")
     metadata = {"Date": None} if form == "svg" else {}
@@ -72,16 +72,16 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, most: int = LONGEST_NAME) -> str:
-    """Return a name as matplotlib writes it out, cut to `most` letters.
+    """Return a name that matplotlib shows as it is, cut to `most` letters.
 
-    Between two $ it would set a formula; beside a long name nothing would be left of a picture.
+    Matplotlib sets the text between two $ as a formula. A long name would leave no room to draw.
     """
     cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
 
 def tidy(axes: Axes) -> None:
-    """Leave what carries information: two axes and a faint grid."""
+    """Keep two axes and a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -99,7 +99,7 @@ def draw_confusion(
     class_names: Sequence[str],
     names: tuple[str, str, str] = CONFUSION_NAMES,
 ) -> Figure:
-    """Return the figure of counts (C, C); `names` are those of rows, columns and colours."""
+    """Draw counts (C, C), rows true and columns predicted; `names` label rows, columns, colours."""
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(f"matrix of shape {counts.shape} for {size} class names")

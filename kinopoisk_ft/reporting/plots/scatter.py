@@ -1,11 +1,10 @@
-"""The comparison's picture: weighted F1 against time, trainable parameters and memory."""
+"""Draw weighted F1 against training time, trainable parameters and memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from adjustText import adjust_text
 from matplotlib.axes import Axes
@@ -21,36 +20,38 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     INK,
     literal,
     new_figure,
-    save_both,
     tidy,
 )
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-WIDTH = 8.0  # inches: at 100 px an inch the text is read at its own size
-NARROW_WIDTH = 4.4
-PANEL_HEIGHT = 3.6
-ROWS_IN_NARROW_PANEL = 5
-ROWS_IN_PANEL = 8  # more rows make a panel higher, to keep room for labels
+# Inches.
+WIDTH, NARROW_WIDTH, PANEL_HEIGHT = 8.0, 4.4, 3.6
+# More rows make a panel higher, to keep room for labels.
+ROWS_IN_PANEL, ROWS_IN_NARROW_PANEL = 8, 5
 FONT = 9.5
-MARKER = 8.0  # points across
-MARGIN = 2.0  # px around a marker that labels leave free
-EXPAND = (1.08, 1.3)  # of a label's box, across and upwards: the gap to the next label
-FORCE = (0.2, 0.4)  # between labels, across and upwards
+# Diameter of a marker in points.
+MARKER = 8.0
+# Pixels around a marker that labels leave free.
+MARGIN = 2.0
+# Of adjustText, across and upwards: the size of a label with its gap, the force between labels.
+EXPAND, FORCE = (1.08, 1.3), (0.2, 0.4)
 ITERATIONS = 500
-FAR = 12.0  # px from a point to its label that need a line between them
-# Ticks in a decade, the first of these that give enough of them.
+# A label farther from its point, in pixels, gets a line to it.
+FAR = 12.0
+# Ticks in a decade: the first of these with enough ticks is used.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 3
-ZERO_SHARE = 0.14  # of the axis, for the place of zero
+# Share of the axis for the place of zero, which has no logarithm.
+ZERO_SHARE = 0.14
 SHAPES = "osD^vPX"
 COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One approach in one panel; `std` is that of F1, 0 where unknown."""
+    """One approach in one panel; `std` is the deviation of F1 over seeds, 0 if unknown."""
 
     name: str
     colour: str
@@ -60,13 +61,8 @@ class Point:
     std: float
 
 
-def plot_comparison(table: Table, locale: Locale, folder: Path, stem: str) -> list[Path]:
-    """Draw the table's rows as `stem`.png and `stem`.svg in the folder; returns the two paths."""
-    return save_both(draw(table, locale), folder, stem)
-
-
 def draw(table: Table, locale: Locale) -> Figure:
-    """Return the figure: a panel for each cost that was measured, one above the other."""
+    """Draw a panel for each cost that was measured, one above the other."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
     columns = measured(table)
     figure = new_figure(WIDTH, len(columns) * height)
@@ -81,7 +77,7 @@ def draw(table: Table, locale: Locale) -> Figure:
 
 
 def draw_one(table: Table, column: str, locale: Locale) -> Figure:
-    """Return a narrow figure of one cost, for a page that puts several beside one another."""
+    """Draw one cost in a narrow figure, for a page with several in a row."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
     figure = new_figure(NARROW_WIDTH, height)
     axes = figure.add_subplot()
@@ -163,17 +159,14 @@ def _panel(
 
 
 def _front(axes: Axes, points: list[Point]) -> None:
-    """Draw the steps below which nothing measured is both cheaper and better."""
+    """Draw the Pareto front as steps."""
     kept = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
     x, y = [p.x for p in kept], [p.y for p in kept]
     axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
 
 
 def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
-    """Scale x by decades; zero, which has no logarithm, gets a place of its own on the left.
-
-    Returns where each value stands on the axis.
-    """
+    """Scale x by decades, with a place for zero on the left; return the place of each value."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
@@ -204,8 +197,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _label(axes: Axes, points: list[Point]) -> None:
     """Name each point beside it, with a thin line to it if the label is far away."""
-    unit = axes.figure.dpi / 72  # px in a point
-    half = MARKER / 2 * unit + MARGIN
+    # Pixels; a point is 1/72 inch.
+    half = MARKER / 2 * axes.figure.dpi / 72 + MARGIN
     texts, marks = [], []
     for point in points:
         name = literal(point.name)
@@ -230,9 +223,9 @@ def _label(axes: Axes, points: list[Point]) -> None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the (cost, score) points on the front, the cheapest first.
+    """Return the indices of the (cost, score) points on the Pareto front, the cheapest first.
 
-    A point is on it where no other costs as little and scores as high, one of the two strictly.
+    A point is on the front if no other point is at least as good in both and better in one.
     """
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
