@@ -23,6 +23,7 @@ try:
 except ImportError as error:
     NUMBA_ERROR = str(error)
 NUMBA_FIX = "pip install 'numba>=0.61'"
+# By name of the operator.
 GPU_PACKAGES = {
     "selective_scan": scan_cuda.PACKAGE,
     "ssd": ssd_cuda.PACKAGE,
@@ -93,7 +94,7 @@ def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def get_matmul_dtype(x: Tensor) -> torch.dtype:
-    """Get the dtype that a matrix product converts x to: autocast's, else the dtype of x."""
+    """Get the dtype that a matrix product converts x to: the dtype of autocast, or of x."""
     device = x.device.type
     # Autocast does not support the meta device, and it leaves float64 as it is.
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):

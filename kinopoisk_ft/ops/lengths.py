@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def make_length_mask(lengths: Tensor, length: int) -> Tensor:
-    """Make a boolean mask (batch, length), true at each row's first `lengths` positions.
+    """Make a boolean mask (batch, length), true before each row's length.
 
     lengths: (batch,) integers.
     """
+    # (length,) < (batch, 1)
     return torch.arange(length, device=lengths.device) < lengths[:, None]

@@ -67,6 +67,7 @@ class SelfTest:
             torch.inference_mode(False), torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):  # fmt: skip
+            # Stop at the first size with a mismatch.
             mismatches = (self._compare(function, device, size) for size in sizes)
             return next(filter(None, mismatches), None)
 

@@ -4,11 +4,7 @@ Scores are computed for as many matrices as stay in cache, and again in the back
 FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135) only one number for each row is
 saved, so that no (batch, heads, queries, keys) tensor exists.
 
-A matrix is one head of one review; a row is one query of a matrix. Fields of the kernels' table: 1
-rows in this chunk, 2 queries, 3 heads, 4 first matrix of the chunk, 5 padded number of keys, 6 key
-of the draws, 7 threshold, 8 to 11 bias with its strides over batch, heads and queries, 12 numbers
-(logit scale, dropout scale, scale), 13 scores. Forward: 14 maxima, 15 sums. Backward: 14 norms, 15
-deltas, 16 gradients.
+A matrix is one head of one review; a row is one query of a matrix; a chunk is some matrices.
 """
 
 from __future__ import annotations
@@ -36,6 +32,11 @@ ROWS = 16
 # Bytes of scores for each thread: the backward pass keeps two such buffers in a core's L2 cache.
 SCORE_BYTES = 2**19
 LOG2_E = 1 / math.log(2)
+# Fields of the kernels' table, the same forward and backward: 1 rows of the chunk, 2 queries,
+# 3 heads, 4 first matrix of the chunk, 5 keys (padded), 6 key of the draws, 7 threshold of the
+# draws, 8 bias, 9 to 11 its strides over batch, heads and queries, 12 float32 numbers: factor of
+# the logits, factor of kept probabilities, factor of the gradient; 13 scores.
+# Forward: 14 maxima and 15 sums by row. Backward: 14 norms and 15 deltas by row, 16 gradients.
 _f = np.float32
 _LOWEST = _f(-np.inf)
 _TINY = _f(2**-126)
@@ -51,7 +52,8 @@ def _locate_bias(table: Any, row: Any) -> Any:
 
 @njit(forceinline=True)
 def _exp2_without_denormals(x: Any) -> Any:
-    """Compute 2**x, but 0 up to 2**-126: denormals of masked keys would slow down products."""
+    """Compute 2**x, but 0 up to 2**-126."""
+    # Masked keys would otherwise give denormals, which slow down matrix products.
     return maximum(splat(_f(0)), exp2(x) - splat(_TINY))
 
 
@@ -60,6 +62,8 @@ def _find_maximum(
     scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, lanes: Any
 ) -> Any:
     """Find the largest logit of a row."""
+    # `maximum` takes its second argument if the first one is NaN: a NaN logit is ignored here and
+    # appears in the sum.
     largest = splat(_LOWEST)
     for j in range(0, width, LANES):
         logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
@@ -130,7 +134,9 @@ def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
                 logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
                 p = _exp2_without_denormals(logit - norm)
                 f = draw_factors(row_key, j, threshold, scale)
+                # The probability after dropout multiplies the gradient of the output: grad of v.
                 store(scores, at + j, p * f)
+                # The derivative of softmax: p (g - sum of p g), where delta is that sum.
                 store(grads, at + j, p * splat(slope) * (load(grads, at + j) * f - delta))
 
 
@@ -154,10 +160,7 @@ def softmax_dropout_backward_bfloat16(table: Any) -> None:
     _softmax_dropout_backward(table, as_bfloat16(table[13]), as_bfloat16(table[16]))
 
 
-FORWARD = {
-    torch.float32: softmax_dropout_float32,
-    torch.bfloat16: softmax_dropout_bfloat16,
-}
+FORWARD = {torch.float32: softmax_dropout_float32, torch.bfloat16: softmax_dropout_bfloat16}
 BACKWARD = {
     torch.float32: softmax_dropout_backward_float32,
     torch.bfloat16: softmax_dropout_backward_bfloat16,
@@ -174,6 +177,7 @@ class _Inputs:
         self.heads, self.queries, self.keys = q.shape[1], q.shape[2], k.shape[2]
         padding = -self.keys % LANES
         self.q = q.flatten(0, 1).contiguous()
+        # Padded keys get a bias of -inf.
         self.k, self.v = (
             nn.functional.pad(x, (0, 0, 0, padding)).flatten(0, 1).contiguous() for x in (k, v)
         )
@@ -243,10 +247,12 @@ def attend(
     maxima, sums = torch.empty(2, len(x.q), x.queries)
     buffer = x.allocate_scores()
     for chunk in x.split_chunks(len(buffer)):
+        # (matrices, queries, keys)
         scores = buffer[: chunk.stop - chunk.start]
         torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
         x.run(FORWARD[q.dtype], chunk, scores, maxima, sums)
         torch.bmm(scores, x.v[chunk], out=out[chunk])
+    # (matrices, queries): dividing the output is cheaper than dividing the scores.
     out /= sums[..., None]
     return out.unflatten(0, q.shape[:2]), maxima + sums.log2_()
 
@@ -265,6 +271,7 @@ def attend_backward(
     """Compute the gradients of q, k and v."""
     x = _Inputs(q, k, v, mask, key, p, scale)
     # The sum over keys of probability times gradient is a product of the outputs.
+    # (batch, heads, queries)
     deltas = (grad.float() * out.float()).sum(-1).contiguous()
     grad = grad.flatten(0, 1).contiguous()
     grad_q, grad_k, grad_v = (torch.empty_like(y) for y in (x.q, x.k, x.v))

@@ -17,16 +17,13 @@ HEADS = 2
 
 @dataclass(frozen=True, eq=False)
 class RealTokens:
-    """Hold the positions of the real tokens of a padded batch; computed once for all layers.
+    """Hold the positions of the real tokens of a padded batch; computed once for all layers."""
 
-    Args:
-        index: (tokens,) positions in the flattened batch.
-        cu_seqlens: (batch + 1,) int32, the first real token of each row, and the number of all.
-        max_seqlen: real tokens of the longest row.
-    """
-
+    # (tokens,): positions in the flattened batch.
     index: Tensor
+    # (batch + 1,) int32: the number of real tokens before each row, and of all rows.
     cu_seqlens: Tensor
+    # Number of real tokens of the longest row.
     max_seqlen: int
 
     @classmethod
@@ -56,6 +53,7 @@ def attention_unpadded(
     from flash_attn import flash_attn_varlen_func
 
     batch, heads, length, width = k.shape
+    # (batch * length, heads, width)
     q, k, v = (x.transpose(1, 2).reshape(-1, heads, width) for x in (q, k, v))
     options = {"dropout_p": p, "softmax_scale": scale}
     starts, longest = tokens.cu_seqlens, tokens.max_seqlen
@@ -65,6 +63,7 @@ def attention_unpadded(
         k, v = k[tokens.index], v[tokens.index]
         first = flash_attn_varlen_func(q, k, v, q_starts, starts, 1, longest, **options)
         return first.view(batch, 1, heads, width)
+    # (tokens, heads, width)
     packed = (x[tokens.index] for x in (q, k, v))
     out = flash_attn_varlen_func(*packed, starts, starts, longest, longest, **options)
     padded = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.index, out)
@@ -85,13 +84,14 @@ def _make_mask(q: Tensor) -> Tensor:
 
 def _compute_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     real = _make_mask(q)
+    # (batch, heads, length, width)
     out = nn.functional.scaled_dot_product_attention(q, k, v, real[:, None, None])
     out = torch.where(real[:, None, :, None], out, 0)
     return torch.cat([2 * out[:, :, :1], out[:, :, 1:]], dim=2)
 
 
 def _run_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run both forms of the kernel: their outputs for the first token are added."""
+    """Run the kernel for all queries and for the first one; add both outputs of the first token."""
     dtype, tokens = q.dtype, RealTokens.from_mask(_make_mask(q))
     q, k, v = q.half(), k.half(), v.half()
     whole = attention_unpadded(q, k, v, tokens)

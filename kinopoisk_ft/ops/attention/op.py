@@ -42,6 +42,7 @@ def attention(
     chosen = choose_backend("attention", backend, BACKENDS, q.device, q.dtype)
     if p == 0 or chosen == "torch":
         return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
+    # A view: the kernel reads what a mask repeats only once.
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])
     # The kernels do not read float16.

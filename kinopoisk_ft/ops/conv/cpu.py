@@ -1,11 +1,6 @@
 """Provide causal depthwise convolution with SiLU on a CPU: PyTorch operators over numba kernels.
 
 They compute in float32. x and the output may be bfloat16; weight and bias are float32.
-
-Fields of the kernels' table: 1 to 4 batch, length, width, taps; 5 rows, the longest first; 6
-lengths; 7 weight (taps, width); 8 bias; 9 to 11 x with its strides over batch and time. Forward: 12
-out. Backward: 12 to 14 gradient of the output with its strides, 15 gradient of x, 16 gradients of
-weight and bias by row.
 """
 
 from __future__ import annotations
@@ -34,9 +29,15 @@ from kinopoisk_ft.ops.simd.threads import (
 
 # Steps of time that the backward kernel processes at a time.
 CHUNK = 32
-# Channels of a task.
+# Channels of a task; the other dimension of a task is one row of the batch.
 BLOCK = 128
 _f = np.float32
+
+# Fields of the kernels' table, the same forward and backward: 1 batch, 2 length, 3 width, 4 taps,
+# 5 row numbers (the longest row first), 6 lengths, 7 weight (taps, width), 8 bias (width,), 9 x,
+# 10 and 11 its strides over batch and time.
+# Forward: 12 out. Backward: 12 gradient of the output, 13 and 14 its strides, 15 gradient of x,
+# 16 gradients of weight and bias by row (batch, taps + 1, width).
 
 
 @njit(forceinline=True)
@@ -44,6 +45,7 @@ def _convolve(
     x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
     """Add the convolution at step t to `total`; x[at] is step t, and steps before 0 are zero."""
+    # The last tap belongs to the current step, the first one to the oldest.
     for back in range(min(taps, t + 1)):
         w = load(weight, w_at + (taps - 1 - back) * width)
         total = w * load(x, at - back * step) + total
@@ -71,6 +73,7 @@ def _convolve_forward(table: Any, x: Any, out: Any) -> None:
                 prefetch(out, out_at + (t + CHUNK) * width + j)
                 s = load(bias, origin + j)
                 s = _convolve(x, here, step, weight, origin + j, width, taps, t, s)
+                # silu(s) = s sigmoid(s)
                 store(out, out_at + t * width + j, s * sigmoid(s))
         zero_padding(out, row, length, width, real, task % blocks, blocks)
         task = take_task(table)
@@ -83,7 +86,7 @@ def _backpropagate_silu(
     start: int, grad: Any, grad_at: int, grad_step: int, grad_s: Any, sums: Any, channels: int,
     steps: int,
 ) -> None:  # fmt: skip
-    """Take the gradient of a chunk back through SiLU.
+    """Backpropagate a chunk through SiLU.
 
     Fills grad_s (steps, BLOCK), the gradient of the convolution's output. Adds to sums (taps + 1,
     BLOCK), the gradients of weight and bias. `start` is the first step of the chunk.
@@ -95,6 +98,7 @@ def _backpropagate_silu(
             prefetch(x, here - CHUNK * step)
             prefetch(grad, grad_at + (t - CHUNK) * grad_step + j)
             s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
+            # silu'(s) = p + s p (1 - p) with p = sigmoid(s).
             p = sigmoid(s)
             value = load(grad, grad_at + t * grad_step + j) * (p + s * p * (splat(_f(1)) - p))
             store(grad_s, t * BLOCK + j, value)
@@ -125,16 +129,14 @@ def _store_input_gradient(
 
 @njit(**OPTIONS)
 def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
-    """Fill grad_x (batch, length, width) and row sums for weight and bias, table[16].
-
-    The row sums are (batch, taps + 1, width).
-    """
+    """Fill grad_x (batch, length, width) and the row sums of the gradients of weight and bias."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
     row_stride, step, grad_row, grad_step = table[10], table[11], table[13], table[14]
     row_sums = as_float32(table[16])
     blocks = (width + BLOCK - 1) // BLOCK
+    # grad_s (steps, BLOCK) also holds the first steps of the following chunk.
     grad_s, sums = allocate((CHUNK + taps - 1) * BLOCK), allocate((taps + 1) * BLOCK)
     mode = flush_denormals()
     task = take_task(table)
@@ -189,14 +191,8 @@ def convolve_backward_bfloat16(table: Any) -> None:
     _convolve_backward(table, as_bfloat16(table[9]), as_bfloat16(table[12]), as_bfloat16(table[15]))
 
 
-FORWARD = {
-    torch.float32: convolve_float32,
-    torch.bfloat16: convolve_bfloat16,
-}
-BACKWARD = {
-    torch.float32: convolve_backward_float32,
-    torch.bfloat16: convolve_backward_bfloat16,
-}
+FORWARD = {torch.float32: convolve_float32, torch.bfloat16: convolve_bfloat16}
+BACKWARD = {torch.float32: convolve_backward_float32, torch.bfloat16: convolve_backward_bfloat16}
 
 
 class _Inputs:
@@ -205,7 +201,7 @@ class _Inputs:
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
     ) -> None:
-        # (d_inner, taps) to (taps, width)
+        # From (d_inner, taps) to (taps, width).
         weight = layout.pad(weight.t(), LANES).contiguous()
         bias = layout.pad_or_fill(bias, x.shape[2], 0.0)
         self.taps, self.width = weight.shape
@@ -247,6 +243,7 @@ def conv_backward(
     grad = layout.align_channels(grad)
     fields = [*inputs.fields, *layout.describe_memory(grad), grad_x.data_ptr(), row_sums.data_ptr()]
     run_kernel(BACKWARD[x.dtype], inputs.tasks, fields)
+    # (taps + 1, d_inner): the taps, then the bias.
     sums = row_sums.sum(0)[:, : x.shape[2]]
     return layout.unpad(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
 

@@ -56,6 +56,7 @@ def causal_conv1d(
     taps = weight.shape[1]
     unsupported = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
     chosen = choose_backend("causal_conv1d", backend, BACKENDS, x.device, dtype, unsupported)
+    # Under autocast conv1d would round to half precision.
     with disable_autocast(x.device):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         if chosen == "numba":

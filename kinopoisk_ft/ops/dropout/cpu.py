@@ -1,7 +1,4 @@
-"""Provide dropout on a CPU: a PyTorch operator over numba kernels.
-
-Fields of the kernels' table: 1 number of elements, 2 key, 3 threshold, 4 scale, 5 x, 6 out.
-"""
+"""Provide dropout on a CPU: a PyTorch operator over numba kernels."""
 
 from __future__ import annotations
 
@@ -22,6 +19,9 @@ from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, t
 # Elements that share one key. The masks depend on this number.
 ROW = 8192
 
+# Fields of the kernels' table: 1 number of elements, 2 key, 3 threshold of the draws, 4 float32
+# scale, 5 x, 6 out.
+
 
 @njit(**OPTIONS)
 def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
@@ -33,6 +33,7 @@ def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
         if start >= size:
             return
         row_key, length = derive_row_key(key, row), min(ROW, size - start)
+        # Whole vectors first. The rest is copied to `tail`, because a vector would reach beyond x.
         whole = length - length % LANES
         for j in range(0, whole, LANES):
             factors = draw_factors(row_key, j, threshold, scale)
@@ -57,10 +58,7 @@ def drop_bfloat16(table: Any) -> None:
     _drop(table, as_bfloat16(table[5]), as_bfloat16(table[6]), as_bfloat16(tail.ctypes.data))
 
 
-KERNELS = {
-    torch.float32: drop_float32,
-    torch.bfloat16: drop_bfloat16,
-}
+KERNELS = {torch.float32: drop_float32, torch.bfloat16: drop_bfloat16}
 
 
 def compute_threshold(p: float) -> tuple[int, float]:

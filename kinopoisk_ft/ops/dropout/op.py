@@ -1,4 +1,4 @@
-"""Apply dropout: PyTorch's, or on a CPU a kernel that draws in vectors and on all threads.
+"""Apply dropout by PyTorch, or on a CPU by a kernel that uses vectors and all threads.
 
 PyTorch's `bernoulli_` runs on one CPU thread. The kernel's mask is a function of one number that is
 drawn from PyTorch's generator at each call, as on a GPU. Therefore seeding, a generator state in a

@@ -1,10 +1,6 @@
 """Provide root mean square normalization on a CPU: PyTorch operators over numba kernels.
 
 They compute in float32; the output may be bfloat16.
-
-Fields of the kernels' table: 1 rows, 2 width, 3 numbers (1 / real width, eps), 4 x, 5 weight.
-Forward: 6 out, 7 scales. Backward: 6 gradient of the output, 7 scales, 8 gradient of x, 9 gradients
-of weight by task.
 """
 
 from __future__ import annotations
@@ -27,6 +23,11 @@ from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, t
 ROWS = 64
 _f = np.float32
 
+# Fields of the kernels' table, the same forward and backward: 1 rows, 2 width (padded), 3 float32
+# numbers: 1 / width without padding, eps; 4 x, 5 weight.
+# Forward: 6 out, 7 scales by row. Backward: 6 gradient of the output, 7 scales, 8 gradient of x,
+# 9 gradients of weight by task.
+
 
 @njit(**OPTIONS)
 def _normalize(table: Any, out: Any) -> None:
@@ -41,6 +42,7 @@ def _normalize(table: Any, out: Any) -> None:
             for j in range(0, width, LANES):
                 value = load(x, at + j)
                 squares = value * value + squares
+            # Padding adds zeros to the sum, so the mean divides by the width without padding.
             scale = _f(1) / np.sqrt(sum_lanes(squares) * inverse_width + eps)
             scales[row] = scale
             for j in range(0, width, LANES):
@@ -64,6 +66,7 @@ def _normalize_backward(table: Any, grad: Any) -> None:
                 value = load(x, at + j) * splat(scale)
                 products = g * load(weight, j) * value + products
                 store(grad_weight, j, g * value + load(grad_weight, j))
+            # With y = x scale weight: grad_x = scale (g weight - x scale mean(g weight x scale)).
             mean = sum_lanes(products) * inverse_width
             for j in range(0, width, LANES):
                 value = load(x, at + j) * splat(scale)
@@ -94,14 +97,8 @@ def normalize_backward_bfloat16(table: Any) -> None:
     _normalize_backward(table, as_bfloat16(table[6]))
 
 
-FORWARD = {
-    torch.float32: normalize_float32,
-    torch.bfloat16: normalize_bfloat16,
-}
-BACKWARD = {
-    torch.float32: normalize_backward_float32,
-    torch.bfloat16: normalize_backward_bfloat16,
-}
+FORWARD = {torch.float32: normalize_float32, torch.bfloat16: normalize_bfloat16}
+BACKWARD = {torch.float32: normalize_backward_float32, torch.bfloat16: normalize_backward_bfloat16}
 
 
 class _Inputs:
@@ -163,6 +160,7 @@ class _Normalize(torch.autograd.Function):
         out, scales = call_below_autograd(normalize, x, weight, eps, dtype)
         ctx.save_for_backward(scales, x, weight)
         ctx.mark_non_differentiable(scales)
+        # The scales have no gradient: do not allocate zeros for it.
         ctx.set_materialize_grads(False)
         return out, scales
 

@@ -48,7 +48,9 @@ def rms_norm(
     if chosen == "torch" or dtypes != {torch.float32}:
         out = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
         return out.to(dtype or out.dtype)
+    # The same default as in PyTorch.
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    # The kernels write float32 and bfloat16; other dtypes are cast from float32.
     out_dtype = dtype if dtype in FORWARD else torch.float32
     out = normalize(x, weight, eps, out_dtype)[0]
     return out.to(dtype or out_dtype)

@@ -15,10 +15,8 @@ CHUNK = 16
 def _compute_decay_and_inflow(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute exp(delta A) and delta u B, both (batch, steps, d_state, d_inner).
-
-    The channels come last, because element-wise operations are faster on long rows.
-    """
+    """Compute exp(delta A) and delta u B, both (batch, steps, d_state, d_inner)."""
+    # The channels come last, because element-wise operations are faster on long rows.
     decay = torch.exp(delta[:, :, None] * A)
     return decay, (delta * u)[:, :, None] * B[..., None]
 
@@ -58,6 +56,7 @@ class ChunkedScan(torch.autograd.Function):
             saved.append(h)
             states = _run_recurrence(*_compute_decay_and_inflow(u_c, delta_c, A, B_c), h)
             outputs.append(_contract_states(C_c, states))
+            # A copy, because a view would keep the states of the whole chunk in memory.
             h = states[:, -1].clone()
         ctx.save_for_backward(u, delta, A, B, C, torch.stack(saved))
         return torch.cat(outputs, dim=1)
@@ -101,13 +100,16 @@ def _backpropagate_chunk(
     """
     decay, inflow = _compute_decay_and_inflow(u, delta, A, B)
     states = _run_recurrence(decay, inflow, h)
+    # (batch, steps, d_state)
     grad_C = (states * grad[:, :, None]).sum(-1)
     # (batch, steps, d_state, d_inner)
     grad_states = grad[:, :, None] * C[..., None]
     grad_h = _run_recurrence_backward(decay, grad_states, grad_h)
     grad_B = (grad_states * (delta * u)[:, :, None]).sum(-1)
     grad_inflow = _contract_states(B, grad_states)
+    # The state before each step, (batch, steps, d_state, d_inner).
     before = torch.cat([h[:, None], states[:, :-1]], dim=1)
+    # The exponent of the decay is delta A.
     grad_exponent = grad_states.mul_(decay).mul_(before)
     grad_delta = (grad_exponent * A).sum(2) + grad_inflow * u
     grad_A = (grad_exponent * delta[:, :, None]).sum((0, 1))

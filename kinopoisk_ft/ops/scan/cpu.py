@@ -88,6 +88,7 @@ def scan(
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     out = u.new_empty(x.batch, x.length, x.width)
     saved = A.new_empty(_saved_shape(u, A) if save else 0)
+    # A task is a row and a block of channels; -(-a // b) rounds up.
     tasks = x.batch * -(-x.width // cpu_forward.BLOCK)
     fields = [*x.fields, saved.data_ptr(), out.data_ptr(), int(save)]
     run_kernel(FORWARD[u.dtype], tasks, fields)
@@ -98,6 +99,7 @@ def _scan_backward_fake(
     grad: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    # The operator returns a tensor for each input; without a gate the one of z is empty.
     width, gate = (u.shape[2],), (0,) if z is None else u.shape
     grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
     return (*grads, A.new_empty(width), u.new_empty(gate), A.new_empty(width))
@@ -123,8 +125,10 @@ def scan_backward(
     # One allocation for the parts of A, B, C and (D, bias) that the kernel adds up.
     sizes = [x.batch * x.states * x.width, *[blocks * grad_B.numel()] * 2, 2 * x.batch * x.width]
     parts = A.new_empty(sum(sizes))
+    # A float32 has 4 bytes.
     addresses = [parts.data_ptr() + 4 * start for start in accumulate([0, *sizes[:-1]])]
     grad = layout.align_channels(grad)
+    # The order of the fields is given in `cpu_backward`; the 0 counts finished tasks.
     fields = [*x.fields, saved.data_ptr(), *layout.describe_memory(grad)]
     fields += [*(g.data_ptr() for g in (grad_u, grad_delta, grad_z)), *addresses, 0, *A.shape]
     fields += [g.data_ptr() for g in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
@@ -152,6 +156,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         saved, *tensors = ctx.saved_tensors
         grads = scan_backward(grad, saved, *tensors, ctx.delta_softplus)
+        # Inputs: 8 tensors, lengths, delta_softplus and save; the last three have no gradient.
         present = (g if x is not None else None for x, g in zip(tensors[:8], grads, strict=True))
         return (*present, None, None, None)
 

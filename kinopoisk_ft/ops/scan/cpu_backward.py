@@ -6,8 +6,7 @@ are sums over rows and are first stored for each row. When all tasks are finishe
 added up. No two tasks write to the same place, and the result does not depend on the number of
 threads.
 
-Own fields of the kernel's table: 23 saved states, 24 to 26 gradient of the output with its strides
-over batch and time, 27 to 33 gradients of u, delta, z and parts of A, B, C, (D, bias), 34 number of
+Own fields of the kernel's table: 23 saved states, 24 to 33 fields of `Gradients`, 34 number of
 finished tasks, 35 to 41 fields of `GradientSums`.
 """
 
@@ -49,33 +48,32 @@ _ELEMENTS = 4096
 
 
 class Gradients(NamedTuple):
-    """Pointers to the gradient of the output, with its strides, and to the inputs' gradients.
+    """Pointers to the gradient of the output and to the gradients of the inputs."""
 
-    out, u and z have the dtype of u, the others float32. Shapes: u, delta, z (batch, length,
-    width); A (batch, states, width); B, C (blocks, batch, length, states); sums (batch, 2, width)
-    for D and bias.
-    """
-
+    # (batch, length, width) in the dtype of u, with strides in elements over batch and time.
     out: Any
     out_row: int
     out_step: int
+    # (batch, length, width); u and z in the dtype of u, the following ones in float32.
     u: Any
     delta: Any
     z: Any
+    # By row: (batch, states, width).
     A: Any
+    # By block of channels: (blocks, batch, length, states).
     B: Any
     C: Any
+    # By row, D and bias: (batch, 2, width).
     sums: Any
 
 
 class GradientSums(NamedTuple):
-    """Sizes and pointers of the summed gradients.
+    """Sizes and pointers of the summed gradients."""
 
-    Shapes: A (d_inner, d_state); B, C (batch, length, states); D, bias (width,).
-    """
-
+    # Sizes without padding.
     d_inner: int
     d_state: int
+    # (d_inner, d_state), twice (batch, length, states), twice (width,).
     A: Any
     B: Any
     C: Any
@@ -84,26 +82,24 @@ class GradientSums(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Scratch of one thread for one chunk.
+    """Scratch of one thread."""
 
-    By step and channel, in the layout of `locate_in_scratch`: dt, inflow and y as in `load_chunk`,
-    and the gradients of y, inflow and dt. By step, state and lane: states, decays, and the
-    gradients of B and C. By state and channel: the gradients of the states and of A. By channel:
-    sums for D and bias.
-    """
-
+    # Of a chunk, by step and channel in the layout of `locate_in_scratch`.
     dt: Any
     inflow: Any
     y: Any
     grad_y: Any
     grad_inflow: Any
     grad_dt: Any
+    # Of a group of states in a chunk: (steps + 1, GROUP, LANES), then (steps, GROUP, LANES).
     states: Any
     decays: Any
     grad_b: Any
     grad_c: Any
+    # Of a task: (states, BLOCK); the gradients of the states are passed from chunk to chunk.
     grad_h: Any
     grad_a: Any
+    # Of a task, D and bias: (2, BLOCK).
     sums: Any
 
 
@@ -119,7 +115,7 @@ def _allocate_scratch(states: int) -> Scratch:
 
 @njit(**OPTIONS)
 def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch) -> None:
-    """Load a chunk of the output's gradient, take it back through the gate, clear the others."""
+    """Load a chunk of the output's gradient, backpropagate it through the gate, clear the sums."""
     at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     for t in range(chunk.steps):
@@ -145,6 +141,7 @@ def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: 
     for t in range(chunk.steps):
         for j in range(0, chunk.channels, LANES):
             z = load(inputs.z, z_at + t * inputs.z_step + j)
+            # The derivative of silu(z) = z sigmoid(z).
             s = sigmoid(z)
             slope = s + s * z * (splat(_f(1)) - s)
             value = load(grads.out, at + t * grads.out_step + j) * load(y, locate_in_scratch(t, j))
@@ -167,6 +164,7 @@ def _store_input_gradients(
             i, k = locate_in_scratch(t, j), out_at + t * inputs.width + j
             u = load(inputs.u, u_at + t * inputs.u_step + j)
             grad_y, grad_inflow = load(scratch.grad_y, i), load(scratch.grad_inflow, i)
+            # grad_dt is the gradient through the decay times log2(e); inflow = dt u.
             grad_delta = load(scratch.grad_dt, i) * splat(LN_2) + grad_inflow * u
             if inputs.has_softplus:
                 # The derivative of softplus is the sigmoid.
@@ -189,6 +187,7 @@ def _backpropagate_chunk(
     _load_gradient(inputs, chunk, grads, scratch)
     block = chunk.origin // BLOCK
     for n in range(0, inputs.states, GROUP):
+        # B and C are shared by the channels: their gradients are summed over the block.
         scratch.grad_b[:] = 0
         scratch.grad_c[:] = 0
         for j in range(0, chunk.channels, LANES):
@@ -251,6 +250,7 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         scratch.grad_h[:] = 0
         scratch.grad_a[:] = 0
         scratch.sums[:] = 0
+        # A row of length 0 has no chunk.
         for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
             chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
             _backpropagate_chunk(inputs, chunk, grads, scratch, saved)
@@ -262,7 +262,7 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         table[35], table[36], as_float32(table[37]), as_float32(table[38]), as_float32(table[39]),
         as_float32(table[40]), as_float32(table[41]),
     )  # fmt: skip
-    # Task numbers beyond the last task number the parts of the final sums.
+    # Once all tasks are finished, further numbers are parts of the final sums.
     while _add_parts(inputs, grads, task - tasks, sums):
         task = take_task(table)
     restore_mode(mode)
@@ -297,6 +297,7 @@ def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
 def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
     """Add up one part of `count` tensors of `size` elements, one for each block of channels."""
     first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
+    # Whole vectors first, then single elements.
     whole = last - last % LANES
     for i in range(first, whole, LANES):
         store(out, i, _add_vectors(parts, count, size, i))

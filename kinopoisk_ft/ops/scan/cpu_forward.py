@@ -2,8 +2,6 @@
 
 A task is one row of the batch and one block of channels; the tasks of the longest rows come first.
 The states are saved at the start of each chunk of time for the backward pass.
-
-Own fields of the kernel's table: 23 saved states, 24 out, 25 whether to save the states.
 """
 
 from __future__ import annotations
@@ -58,6 +56,7 @@ def _scan_chunk(
     load_chunk(inputs, chunk, CHUNK, dt, inflow, y)
     for j in range(0, chunk.channels, LANES):
         for n in range(0, inputs.states, GROUP):
+            # h is (channels / LANES, states, LANES).
             at = j * inputs.states + n * LANES
             if save:
                 saved_at = locate_in_saved(inputs, chunk, n, j)
@@ -71,6 +70,7 @@ def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
     """Fill out (batch, length, width) and the saved states (batch, chunks, states, width)."""
     mode = flush_denormals()
     inputs = unpack_inputs(table, u, z)
+    # Own fields of the table: 23 saved states, 24 out (passed for its dtype), 25 whether to save.
     saved, save = as_float32(table[23]), table[25] != 0
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)
@@ -79,6 +79,7 @@ def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
     while task < inputs.batch * blocks:
         row, origin = inputs.order[task // blocks], task % blocks * BLOCK
         channels, real = min(BLOCK, inputs.width - origin), inputs.lengths[row]
+        # The state before the first step is zero.
         h[:] = 0
         for start in range(0, real, CHUNK):
             chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))

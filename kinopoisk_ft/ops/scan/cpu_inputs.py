@@ -21,21 +21,20 @@ CHUNK = 32
 
 
 class ScanInputs(NamedTuple):
-    """Sizes of a scan and pointers to its inputs.
-
-    `*_row` and `*_step` are strides in elements over batch and time. u and z point to float32 or
-    bfloat16, everything else to float32. Shapes: A (states, width); B, C (batch, length, states);
-    D, bias (width,). `order` lists the rows, the longest first.
-    """
+    """Sizes of a scan and pointers to its inputs."""
 
     batch: int
     length: int
+    # Channels, padded to whole vectors, and states, padded to whole groups.
     width: int
     states: int
     has_softplus: bool
     has_gate: bool
+    # int64 (batch,): the row numbers, the longest row first, and the length of each row.
     order: Any
     lengths: Any
+    # (batch, length, width), with strides in elements over batch and time. u and z are float32 or
+    # bfloat16, delta is float32.
     u: Any
     u_row: int
     u_step: int
@@ -45,6 +44,7 @@ class ScanInputs(NamedTuple):
     z: Any
     z_row: int
     z_step: int
+    # float32, contiguous: (states, width), twice (batch, length, states), twice (width,).
     A: Any
     B: Any
     C: Any
@@ -53,11 +53,13 @@ class ScanInputs(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Part of a task: `steps` steps from `start` on of `channels` channels from `origin` on."""
+    """Part of a task: some steps of one block of channels in one row."""
 
     row: int
+    # First channel, and number of channels.
     origin: int
     channels: int
+    # First step, and number of steps.
     start: int
     steps: int
 
@@ -87,17 +89,16 @@ def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
     j counts from the chunk's first channel.
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK
+    # Index of (row, chunk, 0) over the first three dimensions.
     first_state = (chunk.row * chunks + chunk.start // CHUNK) * inputs.states
     return (first_state + n) * inputs.width + chunk.origin + j
 
 
 @njit(forceinline=True)
 def locate_in_scratch(t: int, j: int) -> int:
-    """Locate step t of the `LANES` channels from j on in the scratch of a chunk.
-
-    The steps of one vector of channels are contiguous. With contiguous channels, the steps would
-    compete for the same few sets of the cache.
-    """
+    """Locate step t of the `LANES` channels from j on in the scratch of a chunk."""
+    # The steps of one vector of channels are contiguous. With contiguous channels, the steps would
+    # compete for the same few sets of the cache.
     return j * CHUNK + t * LANES
 
 

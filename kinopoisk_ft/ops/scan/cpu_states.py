@@ -49,7 +49,8 @@ def store_group(memory: Any, at: int, stride: int, group: Any) -> None:
 
 @njit(forceinline=True)
 def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
-    """Load A of a group times log2(e): the decay is then a power of two."""
+    """Load A of a group times log2(e)."""
+    # exp(dt A) = 2**(dt A log2(e)): the factor is applied here once and not at each step.
     a, b, c, d = load_group(inputs.A, n * inputs.width + chunk.origin + j, inputs.width)
     scale = splat(LOG2_E)
     return a * scale, b * scale, c * scale, d * scale
@@ -58,6 +59,7 @@ def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
 @njit(forceinline=True)
 def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
     """Advance one state h by one step; return it and y + c h."""
+    # h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, with inflow = dt_t u_t.
     h = decay * h + inflow * splat(b)
     return h, h * splat(c) + y
 
@@ -70,6 +72,7 @@ def advance(
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
     B, C = inputs.B, inputs.C
+    # B and C are (batch, length, states): their index moves by `states` at each step.
     k = (chunk.row * inputs.length + chunk.start) * inputs.states + n
     for t in range(chunk.steps):
         i = locate_in_scratch(t, j)
@@ -93,7 +96,7 @@ def recompute(
     Fills states (steps + 1, GROUP, LANES), the saved ones first, and decays (steps, GROUP, LANES).
     """
     saved_at = locate_in_saved(inputs, chunk, n, j)
-    # The backward pass reads the states of the previous chunk next.
+    # Chunks run backward in time: the states of the previous chunk are read next.
     for i in range(GROUP):
         prefetch(saved, saved_at + (i - inputs.states) * inputs.width)
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
@@ -120,7 +123,7 @@ def _step_back(
     grad_h: Any, grad_a: Any, h: Any, before: Any, a: Any, r: Any, b: Any, c: Any, d: Any, x: Any,
     g: Any, grad_x: Any, grad_d: Any, grad_B: Any, grad_C: Any, m: int,
 ) -> Any:  # fmt: skip
-    """Take the gradients of one state one step back.
+    """Backpropagate one state through one step.
 
     Args:
         grad_h: gradient of the state from later steps.
@@ -134,10 +137,14 @@ def _step_back(
     Returns:
         grad_h, grad_a, grad_x and grad_d after the step.
     """
+    # Output of the step: y_t = C_t h_t + ...
     grad_h = g * splat(c) + grad_h
     store(grad_C, m, g * h + load(grad_C, m))
+    # Inflow of the step: h_t = ... + B_t x_t.
     store(grad_B, m, grad_h * x + load(grad_B, m))
     grad_x = grad_h * splat(b) + grad_x
+    # Decay of the step: h_t = exp(dt_t A) h_{t-1} + ...; its exponent has the gradient
+    # grad_h exp(dt_t A) h_{t-1}.
     grad_h = grad_h * a
     grad_exponent = grad_h * before
     return grad_h, grad_exponent * d + grad_a, grad_x, grad_exponent * r + grad_d
@@ -149,7 +156,7 @@ def backpropagate(
     decays: Any, grad_y: Any, grad_inflow: Any, grad_dt: Any, grad_h: Any, grad_A: Any, at: int,
     stride: int, grad_B: Any, grad_C: Any,
 ) -> None:  # fmt: skip
-    """Take the gradients of a group of states back through a chunk.
+    """Backpropagate a group of states through a chunk.
 
     Args:
         states, decays: filled by `recompute`.
@@ -160,6 +167,8 @@ def backpropagate(
         grad_B, grad_C: gradients by lane to add to, (steps, GROUP, LANES).
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
+    # Per state of the group: r rates, p gradients of h, q gradients of A, h states after the step,
+    # e states before it, a decays.
     p0, p1, p2, p3 = load_group(grad_h, at, stride)
     q0, q1, q2, q3 = load_group(grad_A, at, stride)
     h0, h1, h2, h3 = load_group(states, chunk.steps * _STEP, LANES)
@@ -168,6 +177,7 @@ def backpropagate(
     for t in range(chunk.steps - 1, -1, -1):
         i, m = locate_in_scratch(t, j), t * _STEP
         k -= inputs.states
+        # u and v are the gradients of inflow and dt.
         d, x, g = load(dt, i), load(inflow, i), load(grad_y, i)
         u, v = load(grad_inflow, i), load(grad_dt, i)
         e0, e1, e2, e3 = load_group(states, m, LANES)
@@ -189,9 +199,9 @@ def backpropagate(
 
 @njit(**OPTIONS)
 def store_lane_sums(partial: Any, out: Any, at: int, stride: int, steps: int) -> None:
-    """Sum the lanes of `partial` (steps, GROUP, LANES); write step t, state n to out.
+    """Sum the lanes of `partial` (steps, GROUP, LANES); write to out[at + t * stride + n].
 
-    The sum is at out[at + t * stride + n].
+    t is the step and n the state within the group.
     """
     for t in range(steps):
         store_sums(out, at + t * stride, *load_group(partial, t * _STEP, LANES))

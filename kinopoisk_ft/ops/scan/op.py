@@ -64,6 +64,7 @@ def selective_scan(
     dtypes = {x.dtype for x in tensors if x is not None}
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype)
+    # Under autocast the matrix products of the chunked scan would round to half precision.
     with disable_autocast(u.device):
         if chosen == "numba":
             out = selective_scan_numba(tensors, delta_softplus, lengths)

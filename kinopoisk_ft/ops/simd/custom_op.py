@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# PyTorch removes the operators when this object is deleted.
 _LIBRARY = torch.library.Library("kinopoisk_ft", "FRAGMENT")
 
 Operator = Callable[..., Any]
@@ -30,6 +31,7 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, kernel, "CPU")
         torch.library.register_fake(f"kinopoisk_ft::{name}", fake, lib=_LIBRARY)
+        # The overload, because a call of the packet would look for it each time.
         op: Operator = getattr(torch.ops.kinopoisk_ft, name).default
         return op
 
@@ -38,6 +40,7 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
 
 def call_below_autograd(op: Operator, *inputs: Any) -> Any:
     """Call an operator without recording it for the backward pass."""
+    # Without this, `record` in `register_autograd` would dispatch to itself.
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs)
 

@@ -27,6 +27,7 @@ def _read_mode(builder: Any) -> Any:
     """Read the floating-point mode of this thread as a 64-bit integer."""
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
+        # The instruction writes MXCSR to memory.
         memory = builder.alloca(ir.IntType(32))
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer])
         function = _get_function(builder.module, kind, "llvm.x86.sse.stmxcsr")

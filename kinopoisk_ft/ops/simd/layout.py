@@ -56,6 +56,8 @@ def sort_by_length(lengths: Tensor | None, x: Tensor) -> tuple[array[int], array
     batch, length = x.shape[:2]
     # Python integers: on so few numbers PyTorch's operators take longer than a short row's scan.
     numbers = [length] * batch if lengths is None else lengths.tolist()
+    # Lengths out of range would make a kernel write outside of its tensors.
     numbers = [min(max(0, number), length) for number in numbers]
+    # With the longest rows first, all threads finish at about the same time.
     order = sorted(range(batch), key=numbers.__getitem__, reverse=True)
     return array("q", order), array("q", numbers)

@@ -40,6 +40,7 @@ def load(typing_context: Any, memory: Any, index: Any) -> Any:
         value = builder.load(pointer, align=memory_type.dtype.bitwidth // 8)
         if memory_type.dtype == types.float32:
             return value
+        # A bfloat16 is the upper half of a float32.
         bits = builder.shl(builder.zext(value, INT_VECTOR), INT_VECTOR([16] * LANES))
         return builder.bitcast(bits, FLOAT_VECTOR)
 
@@ -48,6 +49,7 @@ def load(typing_context: Any, memory: Any, index: Any) -> Any:
 
 def _round_to_bfloat16(builder: Any, value: Any) -> Any:
     """Round float32 lanes to the nearest bfloat16, ties to even."""
+    # Add just under half of the last bit that remains, plus one if that bit is odd, and cut off.
     bits = builder.bitcast(value, INT_VECTOR)
     odd = builder.and_(builder.lshr(bits, INT_VECTOR([16] * LANES)), INT_VECTOR([1] * LANES))
     rounded = builder.add(bits, builder.add(odd, INT_VECTOR([0x7FFF] * LANES)))
@@ -82,6 +84,7 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # LLVM's arguments: 0 read, 1 write; locality, where 3 is the closest cache; 1 data cache.
         read, keep_in_l2, data = (ir.Constant(number, value) for value in (0, 2, 1))
         builder.call(function, [pointer, read, keep_in_l2, data])
         return context.get_dummy_value()
@@ -111,6 +114,7 @@ def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: 
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # Join a and b, c and d, then all four; then fold until one lane of each is left.
         first, second = _add_halves(builder, args[2:4], 1), _add_halves(builder, args[4:6], 1)
         sums = _add_halves(builder, (first, second), 2)
         while sums.type.count > 4:
@@ -125,6 +129,7 @@ def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: 
 @njit(**OPTIONS)
 def allocate(size: int) -> Any:
     """Allocate `size` float32 that start at a cache line; their values are undefined."""
+    # np.empty does not guarantee this alignment.
     memory = np.empty(size + _LINE, np.float32)
     skip = -(memory.ctypes.data // memory.itemsize) % _LINE
     return memory[skip : skip + size]
@@ -134,10 +139,11 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Write one task's part of the zeros to steps real .. length of a row (length, width) of out.
+    """Zero the steps from `real` on in a row of out (batch, length, width).
 
-    The tasks of a row divide the padding by steps, because whole steps are contiguous in memory.
+    `tasks` tasks work on the row, and each of them zeroes some of the steps.
     """
+    # The tasks divide the padding by steps and not by channels: whole steps are contiguous.
     padding, first = length - real, row * length + real
     start, end = first + padding * task // tasks, first + padding * (task + 1) // tasks
     for i in range(start * width, end * width):

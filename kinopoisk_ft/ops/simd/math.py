@@ -53,6 +53,7 @@ def sigmoid(x: Any) -> Any:
 @njit(forceinline=True)
 def softplus(x: Any) -> Any:
     """Compute log(1 + exp(x)), with a small relative error even where the result is tiny."""
+    # softplus(x) = max(x, 0) + log(1 + exp(-|x|)), with size = |x|.
     positive = clamp(x, splat(_ZERO), splat(_LARGE))
     size = positive + positive - x
     # log(1 + e) = 2 atanh(e / (2 + e)) keeps the digits of a small e.

@@ -57,6 +57,7 @@ def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, sca
         def xor_shift(x: Any, bits: int) -> Any:
             return builder.xor(x, builder.lshr(x, INT_VECTOR([bits] * LANES)))
 
+        # `triple32` of the column, with the halves of the row's key added.
         key, column, threshold, scale = args
         low = builder.trunc(key, word)
         high = builder.trunc(builder.lshr(key, ir.IntType(64)(32)), word)
@@ -68,6 +69,7 @@ def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, sca
         x = builder.mul(xor_shift(x, 15), INT_VECTOR([0x31848BAB] * LANES))
         limit = broadcast(builder.trunc(threshold, word))
         is_kept = builder.icmp_unsigned("<", xor_shift(x, 14), limit)
+        # Select the bits of the scale or zero.
         bits = broadcast(builder.bitcast(scale, word))
         factors = builder.select(is_kept, bits, INT_VECTOR([0] * LANES))
         return builder.bitcast(factors, FLOAT_VECTOR)

@@ -16,11 +16,12 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 def _count_native_lanes() -> int:
-    """Choose the vector width that pays: 16 float32 with AVX-512, else 8."""
+    """Count the lanes of the widest fast vector: 16 with AVX-512, else 8."""
     return 16 if llvm.get_host_cpu_features().get("avx512f", False) else 8
 
 
 LANES = _count_native_lanes()
+# LLVM types of a vector, and of its bits or of a shuffle's indices.
 FLOAT_VECTOR = ir.VectorType(ir.FloatType(), LANES)
 INT_VECTOR = ir.VectorType(ir.IntType(32), LANES)
 
@@ -47,6 +48,7 @@ def _define_operator(function: Any, instruction: str) -> None:
     @intrinsic
     def apply(typing_context: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            # "contract" allows fused multiply-adds, and no other reordering.
             return getattr(builder, instruction)(*args, flags=("contract",))
 
         return vector_type(vector_type, vector_type), codegen
@@ -106,6 +108,7 @@ def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
     """Limit each lane to low .. high; NaN stays NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # Ordered comparisons are false for NaN, so that NaN is selected unchanged.
         value, low, high = args
         value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
         return builder.select(builder.fcmp_ordered(">", value, high), high, value)

@@ -97,6 +97,7 @@ def _find_openmp() -> Callable[..., None] | None:
     except (OSError, AttributeError):
         log.debug("no GNU OpenMP in %s: kernels run on a thread pool of their own", library)
         return None
+    # void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel
@@ -114,10 +115,12 @@ def run_kernel(kernel: Callable[..., None], tasks: int, fields: Sequence[int]) -
     fields: sizes, strides and addresses, in the kernel's table from index 1 on.
     """
     code = compile_kernel(kernel)
+    # int64; index 0 is the counter of tasks.
     table = array("q", [0, *fields])
     address, _ = table.buffer_info()
     threads, parallel = min(torch.get_num_threads(), tasks), _find_openmp()
     if threads > 1 and parallel:
+        # Every thread runs the kernel, which takes tasks until none is left.
         parallel(code.address, address, threads, 0)
         return
     # A ctypes call releases the interpreter's lock.

@@ -18,18 +18,15 @@ CHUNK = 64
 
 
 class Decay(NamedTuple):
-    """Factors by which a signal decays within a chunk.
+    """Factors by which a signal decays within a chunk."""
 
-    Args:
-        total: (K, H), over the whole chunk.
-        from_start: (K, T, H), from the start of the chunk to each step.
-        to_end: (K, T, H), from each step to the end of the chunk.
-        between: (K, H, T, T), from step j to step i; 0 above the diagonal.
-    """
-
+    # (K, H): over the whole chunk.
     total: Tensor
+    # (K, T, H): from the start of the chunk to each step.
     from_start: Tensor
+    # (K, T, H): from each step to the end of the chunk.
     to_end: Tensor
+    # (K, H, T, T): from step j to step i; 0 above the diagonal.
     between: Tensor
 
 
@@ -41,6 +38,7 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
 
 def _compute_decay(dt: Tensor, A: Tensor) -> Decay:
     wide = _wide_dtype(dt)
+    # (K, T, H): logarithm of the decay from the start of the chunk.
     sums = (dt.to(wide) * A.to(wide)).cumsum(1)
     last = sums[:, -1:]
     # The difference of two long sums in float32 would lose its digits: split each sum into a
@@ -82,6 +80,7 @@ def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tens
     Returns:
         (K, G, N, V).
     """
+    # (rows, chunks, G, N, V) and (rows, chunks, 1, H, 1)
     local = local.view(rows, -1, *local.shape[1:])
     total = total.view(rows, local.shape[1], 1, total.shape[1], 1)
     reached = torch.empty_like(local)
@@ -89,6 +88,7 @@ def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tens
     order = range(local.shape[1])
     for k in reversed(order) if reverse else order:
         reached[:, k] = state
+        # (rows, G, N, H / G, P): each head has its own decay.
         heads = state.unflatten(-1, (total.shape[3] // state.shape[1], -1))
         decayed = heads * total[:, k].reshape(rows, state.shape[1], 1, -1, 1)
         state = decayed.flatten(-2) + local[:, k]
@@ -105,10 +105,12 @@ class ChunkedSSD(torch.autograd.Function):
         heads, groups = x.shape[2], B.shape[1]
         decay = _compute_decay(dt, A)
         values = x * dt[..., None]
+        # What reaches the end of its chunk (K, G, T, V); the state before each chunk (K, G, N, V).
         to_end = _group_heads(values * decay.to_end[..., None], groups)
         before = _pass_states(B.transpose(2, 3) @ to_end, decay.total, rows, reverse=False)
         # The output is the sum of two parts: from earlier chunks, and from within the chunk.
         y = _ungroup_heads(C @ before, heads) * decay.from_start[..., None]
+        # (K, G, H / G, T, T), then (K, H, T, P)
         scores = decay.between.unflatten(1, (groups, -1)) * (C @ B.transpose(2, 3))[:, :, None]
         inside = scores.flatten(1, 2) @ values.transpose(1, 2).contiguous()
         ctx.save_for_backward(x, dt, A, B, C, before)
@@ -126,6 +128,7 @@ class ChunkedSSD(torch.autograd.Function):
 
         started = _group_heads(grad * decay.from_start[..., None], groups)
         grad_C += started @ before.transpose(2, 3)
+        # The gradient of the state after each chunk, (K, G, N, V).
         later = _pass_states(C.transpose(2, 3) @ started, decay.total, ctx.rows, reverse=True)
         to_end = values * decay.to_end[..., None]
         grad_B += _group_heads(to_end, groups) @ later.transpose(2, 3)
@@ -181,6 +184,7 @@ def _sum_across_steps(effects: Tensor) -> Tensor:
         own = effects.sum(3, dtype=torch.float64) - effects.sum(2, dtype=torch.float64)
         return own.flip(2).cumsum(2).flip(2)
     # In float32 a difference of such sums would lose its digits.
+    # (T, T): step j is earlier than step t.
     earlier = torch.ones(effects.shape[2:], dtype=effects.dtype, device=effects.device).triu_(1)
     return (effects @ earlier).tril_().sum(2)
 
@@ -189,11 +193,13 @@ def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Compute `ssd_reference` with few and large operations."""
     rows, length = x.shape[:2]
     steps = min(CHUNK, length)
+    # The last chunk is padded to a whole number of steps.
     missing = -length % steps
     if missing:
         # A step dt of 0 does not change the state.
         x, B, C = (nn.functional.pad(part, (0, 0, 0, 0, 0, missing)) for part in (x, B, C))
         dt = nn.functional.pad(dt, (0, 0, 0, missing))
+    # (K, T, ...)
     x, dt, B, C = (part.reshape(-1, steps, *part.shape[2:]) for part in (x, dt, B, C))
     y = ChunkedSSD.apply(x, dt, A, B.transpose(1, 2), C.transpose(1, 2), rows)
     return y.reshape(rows, -1, *y.shape[2:])[:, :length]

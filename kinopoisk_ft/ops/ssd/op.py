@@ -56,15 +56,18 @@ def ssd(
     for tensor in (x, dt, A, B, C):
         dtype = torch.promote_types(dtype, tensor.dtype)
     chosen = choose_backend("ssd", backend, BACKENDS, x.device, dtype)
+    # Under autocast the matrix products would round to half precision.
     with disable_autocast(x.device):
         values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
         if dt_bias is not None:
             dt = dt + dt_bias
         if dt_softplus:
             dt = nn.functional.softplus(dt)
+        # The limits of Mamba-2's config; the default does not limit.
         if dt_limit != (0.0, float("inf")):
             dt = dt.clamp(*dt_limit)
         if lengths is not None:
+            # Zeros beyond the lengths give zero outputs and gradients there.
             mask = make_length_mask(lengths, x.shape[1])[..., None]
             dt = torch.where(mask, dt, 0)
             mask = mask[..., None]

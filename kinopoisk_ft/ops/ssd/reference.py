@@ -24,12 +24,13 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
     """
     heads_per_group = x.shape[2] // B.shape[2]
     B, C = (matrix.repeat_interleave(heads_per_group, dim=2) for matrix in (B, C))
-    # (batch, heads, head_dim, d_state)
     h = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3])
     outputs = []
     for x_t, dt_t, B_t, C_t in zip(*(part.unbind(1) for part in (x, dt, B, C)), strict=True):
+        # (batch, heads, head_dim, d_state)
         inflow = (dt_t[..., None] * x_t)[..., None] * B_t[:, :, None]
         h = torch.exp(dt_t * A)[..., None, None] * h + inflow
+        # (batch, heads, head_dim)
         outputs.append((h * C_t[:, :, None]).sum(-1))
     return torch.stack(outputs, dim=1)
 
