@@ -1,4 +1,4 @@
-"""Inputs for the selective scan, and the comparison with its definition in float64."""
+"""Draw inputs of the selective scan, and compare results with its definition in float64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def expected(inputs: dict[str, Tensor], grad: Tensor, **options: object) -> dict
 def assert_close(
     got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-5, floor: float = 0.0
 ) -> None:
-    """Compare norms; `floor`: the least size per element that an error is held against."""
+    """Compare the norm of each error with the norm of the exact tensor.
+
+    floor: smallest root mean square of an exact tensor that its error is divided by.
+    """
     assert got.keys() == want.keys()
     for name, exact in want.items():
         assert got[name].isfinite().all(), name

@@ -44,8 +44,8 @@ def reference(
     if mask is not None:
         bias = mask.double() if mask.is_floating_point() else torch.where(mask, 0.0, -math.inf)
         logits = logits + bias
-    alone = (logits == -math.inf).all(-1, keepdim=True)
-    weights = logits.masked_fill(alone, 0.0).softmax(-1).masked_fill(alone, 0.0)
+    no_keys = (logits == -math.inf).all(-1, keepdim=True)
+    weights = logits.masked_fill(no_keys, 0.0).softmax(-1).masked_fill(no_keys, 0.0)
     return (weights * dropout_factors(tuple(logits.shape), p)) @ v
 
 
@@ -56,11 +56,11 @@ def compare(inputs: list[Tensor], mask: Tensor | None, p: float, tolerance: floa
     want = reference(*exact, mask, p, 0.4)
     grad = torch.randn_like(out)
     got = [out, *torch.autograd.grad(out, leaves, grad)]
-    for one, other in zip(
+    for actual, expected in zip(
         got, [want, *torch.autograd.grad(want, exact, grad.double())], strict=True
     ):
-        assert one.shape == other.shape
-        assert (one.double() - other).norm() <= tolerance * max(other.norm().item(), 1.0)
+        assert actual.shape == expected.shape
+        assert (actual.double() - expected).norm() <= tolerance * max(expected.norm().item(), 1.0)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -136,14 +136,14 @@ def test_expectation_is_attention_without_dropout() -> None:
 
 def test_result_depends_on_the_generator_and_not_on_threads() -> None:
     leaves = [torch.randn(3, 2, 50, 8, requires_grad=True) for _ in range(3)]
-    found = []
+    results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         torch.manual_seed(1)
         out = attention(*leaves, None, 0.3, backend="numba")
-        found.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
-    for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     assert not torch.equal(out, attention(*leaves, None, 0.3))
 

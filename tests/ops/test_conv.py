@@ -134,12 +134,12 @@ def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.Mon
     stand_ins.causal_conv1d(monkeypatch)
     assert package.diagnose(device) is None
     stand_ins.causal_conv1d(monkeypatch, bias_scale=0.9)
-    found = package.diagnose(device)
-    assert found is not None
-    assert "differs from the reference in values" in found
+    problem = package.diagnose(device)
+    assert problem is not None
+    assert "differs from the reference in values" in problem
     stand_ins.causal_conv1d_without_kernel(monkeypatch)
-    found = package.diagnose(device)
-    assert found == "causal-conv1d is installed without its compiled causal_conv1d_cuda"
+    problem = package.diagnose(device)
+    assert problem == "causal-conv1d is installed without its compiled causal_conv1d_cuda"
     assert "CAUSAL_CONV1D_FORCE_BUILD=TRUE" in package.get_install_command()
 
 

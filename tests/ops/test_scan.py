@@ -80,8 +80,8 @@ def test_outputs_and_gradients_are_zero_beyond_lengths(backend: str) -> None:
     assert not got["out"][2, 13:].any()
     assert not got["u"][2, 13:].any()
     short = {name: x[2:, :13] if x.dim() == 3 else x for name, x in inputs.items()}
-    alone = selective_scan(**short, delta_softplus=True, backend=backend)
-    torch.testing.assert_close(got["out"][2:, :13], alone, rtol=1e-5, atol=1e-6)
+    unpadded = selective_scan(**short, delta_softplus=True, backend=backend)
+    torch.testing.assert_close(got["out"][2:, :13], unpadded, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

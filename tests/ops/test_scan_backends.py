@@ -127,9 +127,9 @@ def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.Mon
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert package.diagnose(device) is None
     stand_ins.mamba_ssm(monkeypatch, skip_scale=1.1)
-    found = package.diagnose(device)
-    assert found is not None
-    assert found == (
+    problem = package.diagnose(device)
+    assert problem is not None
+    assert problem == (
         "mamba-ssm fails its self-test on cpu: it differs from the reference in "
         "values, gradient of u, gradient of D, gradient of z at length 40"
     )
@@ -142,8 +142,8 @@ def test_package_without_its_compiled_kernel_is_logged_with_the_fix(
     assert "--force-reinstall" not in package.get_install_command()
     stand_ins.mamba_ssm_without_kernel(monkeypatch)
     for _ in range(2):
-        found = gpu_package.find_problem(package, torch.device("cpu"))
-        assert found == "mamba-ssm is installed without its compiled selective_scan_cuda"
+        problem = gpu_package.find_problem(package, torch.device("cpu"))
+        assert problem == "mamba-ssm is installed without its compiled selective_scan_cuda"
     assert len(caplog.records) == 1
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in caplog.text
     assert "--force-reinstall" in caplog.text
@@ -159,8 +159,8 @@ def test_auto_on_a_gpu_uses_each_kernel_that_works(
     monkeypatch.setattr(GpuPackage, "diagnose", lambda package, device: None if installed else "no")
     gpu_package.find_problem.cache_clear()
     for operator, names in (("selective_scan", scans), ("causal_conv1d", conv.BACKENDS)):
-        taken = backends.choose_backend(operator, "auto", names, gpu, torch.float32)
-        assert taken == ("cuda" if installed else "torch")
+        chosen = backends.choose_backend(operator, "auto", names, gpu, torch.float32)
+        assert chosen == ("cuda" if installed else "torch")
         assert backends.choose_backend(operator, "auto", names, gpu, torch.float64) == "torch"
         assert (
             backends.choose_backend(operator, "auto", names, gpu, torch.float32, "5 taps")

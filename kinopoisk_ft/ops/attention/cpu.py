@@ -59,14 +59,14 @@ def _exp2_without_denormals(x: Any) -> Any:
 
 @njit(**OPTIONS)
 def _find_maximum(
-    scores: Any, at: int, bias: Any, bias_at: int, width: int, rate: Any, lanes: Any
+    scores: Any, at: int, bias: Any, bias_at: int, width: int, logit_scale: Any, lanes: Any
 ) -> Any:
     """Find the largest logit of a row."""
     # `maximum` takes its second argument if the first one is NaN: a NaN logit is ignored here and
     # appears in the sum.
     largest = splat(_LOWEST)
     for j in range(0, width, LANES):
-        logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+        logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
         largest = maximum(logit, largest)
     store(lanes, 0, largest)
     result = lanes[0]
@@ -79,11 +79,11 @@ def _find_maximum(
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
     """Replace scores by 2**(logit - maximum) times a factor of dropout; fill maxima and sums.
 
-    Logits are in units of log2(e). The caller divides by the sums.
+    Logits are multiplied by log2(e). The caller divides by the sums.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
-    rate, scale = numbers[0], numbers[1]
+    logit_scale, keep_scale = numbers[0], numbers[1]
     maxima, sums = as_float32(table[14]), as_float32(table[15])
     while True:
         start = take_task(table) * ROWS
@@ -92,7 +92,7 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
         for i in range(start, min(rows, start + ROWS)):
             row, at = first * queries + i, i * width
             row_key, bias_at = derive_row_key(key, row), _locate_bias(table, row)
-            largest = _find_maximum(scores, at, bias, bias_at, width, rate, lanes)
+            largest = _find_maximum(scores, at, bias, bias_at, width, logit_scale, lanes)
             total = splat(_f(0))
             if largest == _LOWEST:
                 # The row has no key to attend to: its output and gradients are zero. If it has no
@@ -105,10 +105,10 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
                     maxima[row], sums[row] = _f(np.nan), _f(np.nan)
                 continue
             for j in range(0, width, LANES):
-                logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+                logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
                 e = _exp2_without_denormals(logit - splat(largest))
                 total = total + e
-                store(scores, at + j, e * draw_factors(row_key, j, threshold, scale))
+                store(scores, at + j, e * draw_factors(row_key, j, threshold, keep_scale))
             maxima[row], sums[row] = largest, sum_lanes(total)
 
 
@@ -120,7 +120,7 @@ def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
-    rate, scale, slope = numbers[0], numbers[1], numbers[2]
+    logit_scale, keep_scale, grad_scale = numbers[0], numbers[1], numbers[2]
     norms, deltas = as_float32(table[14]), as_float32(table[15])
     while True:
         start = take_task(table) * ROWS
@@ -131,13 +131,13 @@ def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
             row_key, bias_at = derive_row_key(key, row), _locate_bias(table, row)
             norm, delta = splat(norms[row]), splat(deltas[row])
             for j in range(0, width, LANES):
-                logit = load(scores, at + j) * splat(rate) + load(bias, bias_at + j)
+                logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
                 p = _exp2_without_denormals(logit - norm)
-                f = draw_factors(row_key, j, threshold, scale)
+                f = draw_factors(row_key, j, threshold, keep_scale)
                 # The probability after dropout multiplies the gradient of the output: grad of v.
                 store(scores, at + j, p * f)
                 # The derivative of softmax: p (g - sum of p g), where delta is that sum.
-                store(grads, at + j, p * splat(slope) * (load(grads, at + j) * f - delta))
+                store(grads, at + j, p * splat(grad_scale) * (load(grads, at + j) * f - delta))
 
 
 def softmax_dropout_float32(table: Any) -> None:

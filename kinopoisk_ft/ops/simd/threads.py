@@ -95,7 +95,7 @@ def _find_openmp() -> Callable[..., None] | None:
     try:
         parallel = ctypes.CDLL(str(library)).GOMP_parallel
     except (OSError, AttributeError):
-        log.debug("no GNU OpenMP in %s: kernels run on a thread pool of their own", library)
+        log.debug("no GNU OpenMP in %s: kernels run on a separate thread pool", library)
         return None
     # void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
