@@ -170,7 +170,7 @@ def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyP
         return 2 * u
 
     only(monkeypatch, "selective_scan")
-    monkeypatch.setitem(scan_op._PLAIN, "torch", wrong)
+    monkeypatch.setitem(scan_op._WITHOUT_LENGTHS, "torch", wrong)
     code, printed = run()
     assert code == 1
     assert printed.splitlines()[-1] == "needed and not working: selective_scan: torch"
