@@ -15,12 +15,13 @@ from hydra.utils import instantiate
 from short_fit import Recorder
 from transformers import BertConfig, BertForSequenceClassification
 
-from kinopoisk_ft.training import memory as probe
+from kinopoisk_ft.training import loop, memory
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.device import peak_growth
+from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.state import State
 
+CPU = torch.device("cpu")
 ROWS, LENGTH = 32, 512
 SIZES = {
     "vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -28,11 +29,11 @@ SIZES = {
 }  # fmt: skip
 
 
-def train(limit: int | None, probes: bool, folder: Path, answers: Any) -> None:
+def train(limit: int | None, predicts: bool, folder: Path, answers: Any) -> None:
     """Train two steps with `limit` MiB more than are taken; tells what was chosen and measured."""
     torch.set_num_threads(1)
     _fit(folder / "warm", 2, 8)  # loads libraries and starts threads, whose room is counted too
-    told = _watch(limit, probes)
+    told = _watch(limit, predicts)
     if limit is not None:
         space = psutil.Process().memory_info().vms + limit * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (space, resource.RLIM_INFINITY))
@@ -58,25 +59,26 @@ def _fit(folder: Path, count: int, length: int) -> tuple[State, Recorder]:
     return state, recorder
 
 
-def _watch(limit: int | None, probes: bool) -> dict[str, float]:
-    """Note failures for lack of memory, the prediction, and, without a limit, what was taken."""
+def _watch(limit: int | None, predicts: bool) -> dict[str, float]:
+    """Note failures for lack of memory, and, without a limit, bytes predicted and taken."""
     told: dict[str, float] = {"failures": 0}
-    measure = probe._measure
+    fit_rows = memory.fit_rows_to_memory
 
-    def watched(state: State, train: Examples) -> probe.Need:
-        need = measure(state, train)
-        told["predicted"] = need.of(ROWS) / 2**20
+    def watched(state: State, train: Examples) -> int:
         if limit is None:
-            taken = peak_growth(lambda: probe.forward_and_back(state, state.model, train, ROWS))
-            told["growth"] = (taken + probe._count_optimizer_bytes(state)) / 2**20
-            told["kept"] = probe._count_saved_bytes(state, train) * ROWS / 2**20
-        return need
+            row = memory.PEAK_FACTOR * memory._count_saved_bytes(state, train)
+            told["predicted"] = row * ROWS / 2**20
+            reset_peak_memory(CPU)
+            before = peak_memory_mb(CPU)
+            state.precision.backward(memory.run_longest(state, state.model, train, ROWS))
+            told["growth"] = peak_memory_mb(CPU) - before
+            state.optimizer.zero_grad(set_to_none=True)
+        return fit_rows(state, train) if predicts else state.micro_batch_size
 
     class Failures(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             told["failures"] += "memory ran out" in record.getMessage()
 
     logging.getLogger("kinopoisk_ft").addHandler(Failures())
-    probe._measure = watched
-    probe.AT_ONCE = 2**40 if probes else 0  # nothing passes for plenty, or all does
+    loop.fit_rows_to_memory = watched
     return told

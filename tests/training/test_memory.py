@@ -18,7 +18,7 @@ from short_fit import Recorder, examples, short_fit, train_examples, weights
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.training import loop, memory
+from kinopoisk_ft.training import loop
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 from kinopoisk_ft.training.distributed import strategy
 from kinopoisk_ft.training.evaluate import evaluate, predict
@@ -147,7 +147,8 @@ def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -
 def test_a_single_row_too_many_is_told(
     probed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "can_measure_growth", lambda: probed)
+    if not probed:
+        monkeypatch.setattr(loop, "fit_rows_to_memory", lambda state, _: state.micro_batch_size)
     with pytest.raises(UserError, match="training with a single row at once") as told:
         short_fit(tmp_path, prepare=forward_fails(LACKS[0], 0))
     assert "lower data.max_length" in str(told.value)

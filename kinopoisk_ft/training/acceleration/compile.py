@@ -10,7 +10,7 @@ from torch import nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.memory import forward_and_back, preserve_state
+from kinopoisk_ft.training.memory import preserve_state, run_longest
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,6 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile before the first step, by the largest batch; weights and generators stay."""
+    """Compile before the first step, with the largest batch; weights and generators stay."""
     with preserve_state(state):
-        forward_and_back(state, state.wrapped_model, train, rows)
+        state.precision.backward(run_longest(state, state.wrapped_model, train, rows))
