@@ -114,10 +114,10 @@ def _close_sweep(code: int) -> int:
     sweep = ParentRun.opened
     if sweep is None:
         return code
-    from kinopoisk_ft.sweeps.jobs import outcomes, table
+    from kinopoisk_ft.sweeps.jobs import format_outcomes, read_outcomes
 
-    jobs = outcomes(sweep.sweep_dir)
-    print(table(jobs))
+    jobs = read_outcomes(sweep.sweep_dir)
+    print(format_outcomes(jobs))
     code = code or int(any(job.status in ("failed", "unfinished") for job in jobs))
     sweep.close(STATUSES.get(code, "FAILED"))
     return code
@@ -161,7 +161,7 @@ def _job(cfg: DictConfig) -> float | None:
         if job:
             from kinopoisk_ft.sweeps.jobs import Outcome
 
-            failed = Outcome(job.number, "failed", job.overrides, told=message.splitlines()[0])
+            failed = Outcome(job.number, "failed", job.overrides, message=message.splitlines()[0])
             failed.write(job.sweep_dir)
             # Hydra continues with the next job.
             raise RunError from raised

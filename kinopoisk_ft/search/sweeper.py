@@ -86,7 +86,7 @@ class Search(Sweeper):
         self._begin(arguments)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         returns = []
-        at_once = jobs_at_once(self.launcher, self.config.hydra.launcher)
+        at_once = count_parallel_jobs(self.launcher, self.config.hydra.launcher)
         try:
             for batch in self.proposals.batches(self.n_trials, at_once):
                 jobs = [self._job(trial) for trial in batch]
@@ -195,13 +195,14 @@ def _about(prepared: Prepared) -> dict[str, Any]:
     return {"config": common, "identity": prepared.tags["kinopoisk_ft.identity"]}
 
 
-def jobs_at_once(launcher: Launcher, options: DictConfig) -> int:
-    """Return how many jobs the launcher runs side by side: it says so itself, or its options do."""
-    if hasattr(launcher, "jobs_at_once"):
-        return int(launcher.jobs_at_once())
+def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
+    """Return how many jobs the launcher runs at the same time: ask it, or read its options."""
+    if hasattr(launcher, "count_parallel_jobs"):
+        return int(launcher.count_parallel_jobs())
     if "array_parallelism" in options:
         return int(options.array_parallelism)
-    if "submitit_folder" in options:  # it starts all at once, whatever the machine has
+    if "submitit_folder" in options:
+        # Submitit starts all jobs of a batch at once, whatever resources the machine has.
         from joblib import cpu_count
 
         return max(1, cpu_count() // (options.cpus_per_task or 1))

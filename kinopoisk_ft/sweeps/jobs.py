@@ -1,15 +1,19 @@
-"""The jobs of a sweep: what is finished is not trained again, and each leaves a note of its end."""
+"""Run the jobs of a sweep: skip finished ones, and note in the sweep's folder how each ended."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
@@ -18,7 +22,6 @@ from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.sweeps.device_pool import own_device
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
@@ -27,34 +30,38 @@ from kinopoisk_ft.training.signals import Stopped
 
 log = logging.getLogger(__name__)
 
-
 Status = Literal["done", "skipped", "failed", "pruned", "unfinished"]
+# The summary counts these even if there are none.
 ALWAYS_COUNTED = ("done", "skipped", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `told` is the cause if it failed or was pruned, or its result's warning.
+    """How a job ended.
 
-    It is "unfinished" from its start on, and stays so if it is stopped or its process is killed.
+    A job is "unfinished" from its start, and stays so if it is stopped or its process is killed.
+
+    Args:
+        objective: the validation score.
+        message: the cause if the job failed or was pruned, else the warning of its result.
     """
 
     job: int
     status: Status
     overrides: list[str]
     run_id: str = ""
-    test_score: float | None = None  # the headline metric
-    objective: float | None = None  # on validation
-    told: str = ""
+    test_score: float | None = None
+    objective: float | None = None
+    message: str = ""
 
     def write(self, sweep_dir: Path) -> None:
-        """Leave the note in the sweep's folder: jobs may be other processes."""
+        """Write a note to the sweep's folder, because the job may run in another process."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
         write_atomically(file, json.dumps(asdict(self), ensure_ascii=False))
 
 
-def outcomes(sweep_dir: Path) -> list[Outcome]:
-    """Return the notes of a sweep's jobs in their order; a damaged one tells of no end."""
+def read_outcomes(sweep_dir: Path) -> list[Outcome]:
+    """Read the notes of a sweep's jobs, in their order; a damaged note counts as unfinished."""
     found = [_read(file) for file in notes_folder(sweep_dir).glob("[0-9]*.json")]
     return sorted(found, key=lambda outcome: outcome.job)
 
@@ -62,15 +69,16 @@ def outcomes(sweep_dir: Path) -> list[Outcome]:
 def _read(file: Path) -> Outcome:
     try:
         note = json.loads(file.read_text(encoding="utf-8"))
-        # Earlier versions wrote the score under the metric's own name.
-        return Outcome(**{"test_score" if k == HEADLINE else k: v for k, v in note.items()})
+        # Earlier versions used the name of the metric and `told` for these two.
+        names = {HEADLINE: "test_score", "told": "message"}
+        return Outcome(**{names.get(key, key): value for key, value in note.items()})
     except (OSError, ValueError, TypeError) as error:
-        told = f"its note {file} cannot be read: {error}"
-        return Outcome(int(file.stem), "unfinished", [], told=told)
+        message = f"its note {file} cannot be read: {error}"
+        return Outcome(int(file.stem), "unfinished", [], message=message)
 
 
-def table(found: list[Outcome]) -> str:
-    """Return a line for each job, with the overrides that tell it from the others, and counts."""
+def format_outcomes(found: list[Outcome]) -> str:
+    """Return a table with a line for each job, its own overrides only, and the counts."""
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
@@ -80,62 +88,62 @@ def table(found: list[Outcome]) -> str:
         own = " ".join(override for override in one.overrides if override not in shared)
         scores = f"{val:7}  {score:7}"
         lines.append(f"  {one.job:>3}  {one.status:10}  {scores}  {one.run_id:32}  {own}".rstrip())
-        lines += [f"       {one.told}"] if one.told else []
+        lines += [f"       {one.message}"] if one.message else []
     counts = {s: sum(o.status == s for o in found) for s in get_args(Status)}
     unfinished = counts["unfinished"]
     counts = {s: count for s, count in counts.items() if count or s in ALWAYS_COUNTED}
     lines.append("jobs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     if unfinished:
-        lines.append("the same command, with its output_dir, goes on with what is unfinished")
+        lines.append("run the same command with the same output_dir to resume the unfinished jobs")
     if found and counts["skipped"] == len(found):
-        lines.append("nothing was left to do: rerun=true trains the jobs again")
+        lines.append("all jobs were finished already; use rerun=true to train them again")
     return "\n".join(lines)
 
 
 def run_job(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run a job of a sweep, or point to the finished run that is identical.
+    """Run a job of a sweep, or refer to an identical run that is finished.
 
-    Returns the validation score, None of a trial that was pruned.
+    Returns the validation score, or None if the job is a trial that was pruned.
     """
-    job = _job_of(prepared)
+    job = _get_job(prepared)
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
     Outcome(**note, status="unfinished").write(job.sweep_dir)
-    result = None if prepared.cfg.rerun else _finished(prepared)
+    result = None if prepared.cfg.rerun else _find_finished(prepared)
     if result is None:
         try:
             result = _train(prepared, out_dir)
         except Pruned as pruned:
-            note |= {"status": "pruned", "told": str(pruned), "run_id": pruned.run_id}
+            note |= {"status": "pruned", "message": str(pruned), "run_id": pruned.run_id}
             Outcome(**note).write(job.sweep_dir)
             return None
         note["status"] = "done"
     else:
-        _point_to(result.run_id, prepared, out_dir)
-        log.info("skipped: run %s is finished and identical", result.run_id)
+        _record_skipped(result.run_id, prepared, out_dir)
+        log.info("skipped: the identical run %s is finished", result.run_id)
         if prepared.result_file is not None:
             result.write(prepared.result_file)
         note["status"] = "skipped"
-    note |= {"run_id": result.run_id, "objective": result.objective, "told": result.warning}
+    note |= {"run_id": result.run_id, "objective": result.objective, "message": result.warning}
     Outcome(**note, test_score=result.scores.get(HEADLINE)).write(job.sweep_dir)
     return result.objective
 
 
-def _job_of(prepared: Prepared) -> Job:
+def _get_job(prepared: Prepared) -> Job:
     if prepared.job is None:
-        raise ValueError("this run is no job of a sweep")
+        raise ValueError("this run is not a job of a sweep")
     return prepared.job
 
 
 def _train(prepared: Prepared, out_dir: Path) -> Result:
-    """Run a job, on a GPU of its own where there are several that its launcher does not deal out.
+    """Run a job on its own GPU if the machine has several and the launcher assigns none.
 
-    A signal that stops it is then given to the launcher, which may start the job again: submitit
-    has Slurm requeue it.
+    A signal that stops the job is raised again for the launcher, which may restart the job: with
+    submitit, Slurm requeues it.
     """
-    job = _job_of(prepared)
-    pool = own_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
+    job = _get_job(prepared)
+    device = reserve_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
     try:
-        with pool:
+        with device:
             return run(prepared, out_dir)
     except Stopped as stop:
         if stop.number != signal.SIGINT and callable(signal.getsignal(stop.number)):
@@ -143,20 +151,48 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
         raise
 
 
-def _finished(prepared: Prepared) -> Result | None:
-    """Return the result of an identical fine-tuning; pretraining always runs, for its folder."""
+@contextmanager
+def reserve_device(folder: Path) -> Iterator[int | None]:
+    """Make `cuda` mean the GPU with the fewest jobs, inside a `with` block.
+
+    Yields the number of the GPU, or None if the machine has fewer than two. A place on a GPU is a
+    locked file in the folder, which the system unlocks however the process ends.
+    """
+    devices = torch.cuda.device_count()
+    if devices < 2:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        place, device = divmod(number, devices)
+        lock = FileLock(folder / f"gpu-{device}.{place}.lock")
+        try:
+            held = lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        with held:
+            torch.cuda.set_device(device)
+            yield device
+        return
+
+
+def _find_finished(prepared: Prepared) -> Result | None:
+    """Return the result of an identical fine-tuning run; pretraining always runs again."""
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
-    found = tracker.find(wanted) or find_unsent(_job_of(prepared).sweep_dir, wanted)
+    found = tracker.find(wanted) or find_unsent(_get_job(prepared).sweep_dir, wanted)
     return Result.read(found[RESULT]) if found else None
 
 
-def _point_to(run_id: str, prepared: Prepared, out_dir: Path) -> None:
-    """Add a child to the new parent that names the finished run; reports follow it."""
+def _record_skipped(run_id: str, prepared: Prepared, out_dir: Path) -> None:
+    """Add a child run that names the finished run to the new parent; reports follow it."""
     tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
     pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
-    name, parent = f"skipped: {prepared.tags['approach']}", read_parent(_job_of(prepared).sweep_dir)
+    name, parent = (
+        f"skipped: {prepared.tags['approach']}",
+        read_parent(_get_job(prepared).sweep_dir),
+    )
     tracker.start(name, {}, pointer, parent, folder=out_dir)
     tracker.finish("FINISHED")

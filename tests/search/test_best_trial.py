@@ -19,7 +19,7 @@ from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.search.best_trial import command
-from kinopoisk_ft.sweeps.jobs import Outcome, outcomes
+from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes
 
 
 @pytest.mark.slow
@@ -35,14 +35,14 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     ]  # fmt: skip
     assert search(*args) == 0
     shown = capsys.readouterr().out
-    found = {outcome.job: outcome for outcome in outcomes(place / "real")}
+    found = {outcome.job: outcome for outcome in read_outcomes(place / "real")}
     pruned = [one for one in found.values() if one.status == "pruned"]
     assert pruned
     assert {rate(one) for one in pruned} == {"1e-09"}
     assert {rate(one) for one in found.values() if one.status == "done"} == {"0.01"}
     check_store(place, found)
     assert search(*args) == 0
-    assert {outcome.job: outcome for outcome in outcomes(place / "real")} == found
+    assert {outcome.job: outcome for outcome in read_outcomes(place / "real")} == found
     check_store(place, found)
 
     line = next(line for line in shown.splitlines() if line.startswith("to run it: "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from omegaconf import DictConfig
 from searching import SMALL
 from sweeping import DATA, environment, newest_parent, write_reviews
 
-from kinopoisk_ft.search.sweeper import jobs_at_once
-from kinopoisk_ft.sweeps.jobs import outcomes
+from kinopoisk_ft.search.sweeper import count_parallel_jobs
+from kinopoisk_ft.sweeps.jobs import read_outcomes
 
 SIDE_BY_SIDE = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
@@ -44,7 +45,7 @@ def test_parallel_trials_share_one_study(tmp_path: Path, launcher: str) -> None:
             cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    found = outcomes(tmp_path / "out")
+    found = read_outcomes(tmp_path / "out")
     assert [one.job for one in found] == list(range(6))
     assert "pruned" in {one.status for one in found}
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -56,7 +57,7 @@ def test_parallel_trials_share_one_study(tmp_path: Path, launcher: str) -> None:
 
 
 class Counting(BasicLauncher):
-    def jobs_at_once(self) -> int:
+    def count_parallel_jobs(self) -> int:
         return 3
 
 
@@ -74,18 +75,18 @@ def test_as_many_trials_at_once_as_the_launcher_runs_jobs(
     monkeypatch: pytest.MonkeyPatch, launcher: type[BasicLauncher], options: Any, expected: int
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)
-    assert jobs_at_once(launcher(), DictConfig(options)) == expected
+    assert count_parallel_jobs(launcher(), DictConfig(options)) == expected
 
 
 def test_the_room_of_a_ray_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
-    from kinopoisk_ft.sweeps.ray_jobs import RayJobs
+    from kinopoisk_ft.sweeps import ray_jobs
 
     machines = [({"CPU": 8.0, "GPU": 2.0}, True), ({"CPU": 3.0}, True), ({"CPU": 64.0}, False)]
     nodes = [{"Resources": has, "Alive": alive} for has, alive in machines]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 11.0, "GPU": 2.0})
-    monkeypatch.setattr(RayJobs, "_connect", lambda *_: None)
-    jobs = RayJobs(None)
+    monkeypatch.setattr(ray_jobs, "connect", nullcontext)
     asked = [(1, None), (1, 0.5), (2, 0), (8, 1), (16, None)]
-    assert [jobs.room(*one) for one in asked] == [2, 4, 5, 1, 1]
+    options = [{"address": None, "num_cpus": cpus, "num_gpus": gpus} for cpus, gpus in asked]
+    assert [ray_jobs.count_parallel_jobs(one) for one in options] == [2, 4, 5, 1, 1]

@@ -15,7 +15,7 @@ from sweeping import place as place
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.trial import watch_trial
-from kinopoisk_ft.sweeps.jobs import outcomes
+from kinopoisk_ft.sweeps.jobs import read_outcomes
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker
 
@@ -72,7 +72,7 @@ def test_a_stopped_search_proposes_what_it_would_have(
     assert [folder.name for folder, _ in seen] == [str(i) for i in range(5)]
     shown = capsys.readouterr().out
     assert "jobs: 2 done, 0 skipped, 0 failed" in shown
-    before, after = (outcomes(place / folder) for folder in ("whole", "parts"))
+    before, after = (read_outcomes(place / folder) for folder in ("whole", "parts"))
     assert [(o.job, o.status, o.objective) for o in before] == [
         (o.job, o.status, o.objective) for o in after
     ]
@@ -118,7 +118,7 @@ def test_a_failed_trial_stops_nothing_and_runs_again(
     assert search(*args) == 0
     assert [folder.name for folder, _ in seen] == ["0", "1", "2", "3", "4", "5"]
     assert [lr for _, lr in seen[1:3]] == [lr for _, lr in seen[4:]]
-    assert {outcome.job for outcome in outcomes(place / "failing")} == {0, 3, 4, 5}
+    assert {outcome.job for outcome in read_outcomes(place / "failing")} == {0, 3, 4, 5}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Jobs of a launcher are told of signals, and an end without a word fails the sweep."""
+"""Jobs of a launcher receive signals, and a job that disappears fails the sweep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sweeping import DATA, write_reviews
 from kinopoisk_ft import cli
 from kinopoisk_ft.errors import RunError
 from kinopoisk_ft.sweeps import joblib_jobs
-from kinopoisk_ft.sweeps.joblib_jobs import Pooled
+from kinopoisk_ft.sweeps.joblib_jobs import WorkerTask
 from kinopoisk_ft.sweeps.jobs import Outcome
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.signals import Stopped, StopSignals
@@ -29,7 +29,7 @@ def sweep(place: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., objec
     return cli.main(["-m", *DATA, "model=tfidf", "tracking=none", "output_dir=out"])
 
 
-def test_a_signal_is_given_to_the_launcher_once_the_run_is_closed(
+def test_a_signal_is_raised_again_for_the_launcher_after_the_run_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*_: object) -> None:
@@ -45,12 +45,12 @@ def test_a_signal_is_given_to_the_launcher_once_the_run_is_closed(
     assert told == [signal.SIGUSR2]
     shown = capsys.readouterr().out
     assert "jobs: 0 done, 0 skipped, 0 failed, 1 unfinished" in shown
-    assert "with its output_dir, goes on" in shown
+    assert "with the same output_dir to resume" in shown
     # Nobody else waits for it here, and the default would end the process.
     assert sweep(tmp_path, monkeypatch, stopped) == 143
 
 
-def test_a_job_that_ends_without_a_word_fails_the_sweep(
+def test_a_job_that_disappears_fails_the_sweep(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Outcome(0, "unfinished", []).write(tmp_path)
@@ -69,22 +69,22 @@ def test_a_worker_that_was_stopped_begins_no_other_job() -> None:
     with StopSignals():  # puts back the handlers
         for _ in range(2):
             with pytest.raises(RunError):  # which Hydra returns, and joblib kills nobody for it
-                Pooled(stopped)(None)
+                WorkerTask(stopped)(None)
     assert begun == [1]
-    joblib_jobs._told.clear()
+    joblib_jobs._received.clear()
 
 
-BORN = """
+WORKERS = """
 import signal
 from joblib import Parallel, delayed
-from kinopoisk_ft.sweeps.joblib_jobs import stoppable
+from kinopoisk_ft.sweeps.joblib_jobs import run_stoppable
 
 blocked = delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
-print(*(len(found) for found in stoppable(lambda: Parallel(2)([blocked] * 2))))
+print(*(len(found) for found in run_stoppable(lambda: Parallel(2)([blocked] * 2))))
 print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 """
 
 
 def test_no_signal_ends_a_worker_that_is_starting() -> None:
-    command = [sys.executable, "-c", BORN]
+    command = [sys.executable, "-c", WORKERS]
     assert subprocess.check_output(command, text=True, timeout=60) == "4 4\n0\n"

@@ -1,12 +1,14 @@
-"""The notes of a sweep are whole, and a damaged one is told."""
+"""Notes on how jobs ended, and the devices of parallel jobs."""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from kinopoisk_ft.errors import UserError
@@ -14,7 +16,7 @@ from kinopoisk_ft.sweeps import jobs
 from kinopoisk_ft.tracking.sweep import ParentRun, notes_folder, read_parent
 
 
-def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
+def test_notes_are_atomic_and_a_damaged_one_counts_as_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -26,12 +28,23 @@ def test_notes_are_whole_and_a_damaged_one_tells_of_no_end(
         with pytest.raises(OSError, match="no space"):
             jobs.Outcome(0, "done", ["seed=0"]).write(tmp_path)
     (notes_folder(tmp_path) / "1.json").write_text('{"job": 1, "sta')
-    found = jobs.outcomes(tmp_path)
+    found = jobs.read_outcomes(tmp_path)
     assert [(one.job, one.status) for one in found] == [(0, "unfinished"), (1, "unfinished")]
-    assert "1.json cannot be read" in jobs.table(found)
+    assert "1.json cannot be read" in jobs.format_outcomes(found)
 
 
-def test_a_damaged_note_of_the_parent_is_told(
+def test_a_note_of_the_first_version_is_read(tmp_path: Path) -> None:
+    note = notes_folder(tmp_path) / "3.json"
+    note.parent.mkdir()
+    note.write_text(
+        '{"job": 3, "status": "failed", "overrides": ["seed=3"], "run_id": "",'
+        ' "f1_weighted": null, "objective": null, "told": "memory ran out"}'
+    )
+    (found,) = jobs.read_outcomes(tmp_path)
+    assert found == jobs.Outcome(3, "failed", ["seed=3"], message="memory ran out")
+
+
+def test_a_damaged_note_of_the_parent_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     parent = ParentRun()
@@ -58,5 +71,32 @@ def test_a_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     file = notes_folder(tmp_path) / "0.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(note))
-    (found,) = jobs.outcomes(tmp_path)
+    (found,) = jobs.read_outcomes(tmp_path)
     assert (found.status, found.test_score, found.objective) == ("done", 0.9, 0.8)
+
+
+def test_jobs_share_devices_evenly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with ExitStack() as others:
+        first = ExitStack()
+        first.enter_context(jobs.reserve_device(tmp_path))
+        others.enter_context(jobs.reserve_device(tmp_path))
+        # The device of the job that ends first is free for the next job.
+        first.close()
+        held = [others.enter_context(jobs.reserve_device(tmp_path)) for _ in range(5)]
+        assert held == [0, 2, 0, 1, 2]
+    assert chosen == [0, 1, 0, 2, 0, 1, 2]
+    with jobs.reserve_device(tmp_path) as device:
+        assert device == 0
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_one_device_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    with jobs.reserve_device(tmp_path) as device:
+        assert device is None
+    assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def test_finished_jobs_are_skipped_and_reported(
     assert len(collect(client, "again").runs) == 3
 
     assert sweep(*common, "seed=0,1", "output_dir=one") == 0
-    assert "nothing was left to do: rerun=true" in capsys.readouterr().out
+    assert "all jobs were finished already; use rerun=true" in capsys.readouterr().out
     assert {run.run_id for run in collect(client, "again", newest_parent(client, "again")[0]).runs
             } == set(trained)  # fmt: skip
     assert sweep(*common, "seed=0", "output_dir=one", "rerun=true") == 0
@@ -216,7 +216,7 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
 
 def test_pretraining_is_never_skipped() -> None:
     task = ["task=pretrain", "task.save_to=base", "model=bert_scratch"]
-    assert jobs._finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task)) is None
+    assert jobs._find_finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task)) is None
 
 
 def test_a_parent_of_another_store_is_told(place: Path) -> None:
