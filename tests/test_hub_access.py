@@ -176,8 +176,8 @@ def test_what_is_missing_is_reported(seen: dict[str, Any], state: str, what: str
 def test_a_data_set_whose_tables_are_in_doubt(seen: dict[str, Any]) -> None:
     formats, missing, revision = seen["live"][7:]
     assert formats[0].endswith("has tables in several formats: .csv, .parquet")
-    assert formats[2] == "choose one, as data.files='*.csv'"
-    assert "has no table named de/*.jsonl or" in missing[0]
+    assert formats[2] == "choose one format, for example data.files='*.csv'"
+    assert "has no table that matches de/*.jsonl or" in missing[0]
     assert revision[0] == "data set 'some/tables' has no such revision"
 
 
@@ -215,7 +215,7 @@ def test_answers_of_a_living_hub(
     hub.repo("open/tables", "datasets")
     (hub.repo("gated/tables", "datasets") / GATED).touch()
     with pytest.raises(UserError, match=message) as caught, access_hub("file", repo, FIX):
-        hf_hub_download(repo, file, repo_type="dataset", cache_dir=tmp_path / "cache")
+        hf_hub_download(repo, file, repo_type="dataset", get_cache_dir=tmp_path / "cache")
     assert FIX in (caught.value.fix or "")
 
 
@@ -239,7 +239,7 @@ def test_a_silent_hub_is_given_up_once(
         file = {"filename": "a.csv"} if download is hf_hub_download else {}
         expected = pytest.raises(UserError, match="the hub cannot be reached")
         with expected as caught, access_hub("file", "some/repo", FIX):
-            download("some/repo", cache_dir=tmp_path / "cache", **file)
+            download("some/repo", get_cache_dir=tmp_path / "cache", **file)
         assert caught.value.where == f"{silent_url}: timed out"
     assert constants.HF_HUB_OFFLINE is False
     assert caplog.text.count("the hub cannot be reached, only its cache is used") == 1
@@ -265,7 +265,7 @@ def test_a_block_inside_another_gives_the_same_reason(
     monkeypatch.setattr(hub_access, "_TIMEOUT", 0.2)
     expected = pytest.raises(UserError, match="the hub cannot be reached")
     with access_hub("model", "some/repo", FIX), expected, access_hub("file", "some/repo", FIX):
-        hf_hub_download("some/repo", "a.csv", cache_dir=tmp_path / "cache")
+        hf_hub_download("some/repo", "a.csv", get_cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

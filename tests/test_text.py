@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinopoisk_ft.data.duplicates import (
-    _folded,
-    _head,
-    _tail,
+    _fold_end,
+    _take_head,
+    _take_tail,
     drop_near_duplicates,
     fold_text,
-    near_duplicates,
+    group_near_duplicates,
 )
 from kinopoisk_ft.data.split_rules import parse_date
-from kinopoisk_ft.data.splits import linked
+from kinopoisk_ft.data.splits import group_linked_rows
 from kinopoisk_ft.text import fold_name
 
 
@@ -57,7 +57,7 @@ def test_names_of_films(one: str, other: str, same: bool) -> None:
     )
 )
 def test_linked_rows_are_the_connected_ones(rows: list[tuple[int | None, int | None]]) -> None:
-    groups = linked([a for a, _ in rows], [b for _, b in rows])
+    groups = group_linked_rows([a for a, _ in rows], [b for _, b in rows])
     expected = list(range(len(rows)))
     for _ in rows:  # spread the least number until nothing moves
         for i, first in enumerate(rows):
@@ -76,7 +76,7 @@ def test_near_duplicates() -> None:
         "Ещё раз: хорошо!", "еще   РАЗ: хорошо!\n", "еще раз: плохо!", LONG, f"{LONG} 9 из 10",
         f"А вот. {LONG}", LONG[:100], "!!!", "???", f"{LONG[:300]} иначе", f"другое {LONG[-130:]}",
     ]  # fmt: skip
-    groups = near_duplicates(texts).tolist()
+    groups = group_near_duplicates(texts).tolist()
     assert groups[0] == groups[1] != groups[2]
     assert groups[3] == groups[4] == groups[5] == groups[9]
     assert len({groups[row] for row in (0, 2, 3, 6, 7, 8, 10)}) == 7
@@ -95,7 +95,7 @@ def test_near_duplicates() -> None:
     ],
 )  # fmt: skip
 def test_short_texts_are_compared_with_their_signs(one: str, other: str, same: bool) -> None:
-    first, second = near_duplicates([one, other])
+    first, second = group_near_duplicates([one, other])
     assert bool(first == second) is same
 
 
@@ -109,8 +109,8 @@ def letters_only(text: str) -> tuple[str, str]:
 def test_long_texts_are_compared_by_letters_alone(pieces: list[str]) -> None:
     texts = [f"{piece} {LONG}" for piece in pieces] + [f"{LONG} {piece}" for piece in pieces]
     keys = [letters_only(text) for text in texts]
-    expected = linked([head for head, _ in keys], [tail for _, tail in keys])
-    assert near_duplicates(texts).tolist() == expected.tolist()
+    expected = group_linked_rows([head for head, _ in keys], [tail for _, tail in keys])
+    assert group_near_duplicates(texts).tolist() == expected.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,7 +121,7 @@ def test_ends_of_texts_are_those_of_the_text_in_letters(pieces: list[tuple[str, 
     text = "".join(piece * count for piece, count in pieces)
     letters = fold_text(text)
     ends = [letters[:120] or None, letters[-120:] or None]
-    assert [_folded(text, _head), _folded(text, _tail)] == ends
+    assert [_fold_end(text, _take_head), _fold_end(text, _take_tail)] == ends
 
 
 def test_dropping_near_duplicates() -> None:
@@ -144,7 +144,7 @@ def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
     frame.loc[21, "label"] = "Bad"
     drop_near_duplicates(frame)
     *_, long_one, long_other, short_one, short_other = caplog.text.splitlines()
-    assert "5 of 200 reviews are dropped as near-duplicates" in caplog.text
+    assert "dropped 5 of 200 reviews as near-duplicates" in caplog.text
     assert (
         long_one
         == "  a.csv:8, Good: слово0 слово1 слово2 слово3 сл … лово56 слово57 слово58 слово59"

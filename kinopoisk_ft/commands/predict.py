@@ -78,14 +78,14 @@ def _read(args: argparse.Namespace) -> tuple[Table, list[str]]:
     """Return the table to label, from --input or the command line, and its texts."""
     import pandas as pd
 
-    from kinopoisk_ft.data.local import text_values
+    from kinopoisk_ft.data.local import read_texts
     from kinopoisk_ft.data.tables import Table, read_table
 
     if not args.input:
         table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
         return table, args.texts
     table = read_table(args.input, args.quoting)
-    return table, text_values(table, args.text_column, "give --text-column").tolist()
+    return table, read_texts(table, args.text_column, "give --text-column").tolist()
 
 
 def _check_output(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any data set of tables on the Hugging Face hub; no code of a data set is ever run."""
+"""Load the tables of a data set on the Hugging Face hub, without running its code."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from kinopoisk_ft.data.local import LabelledTables
-from kinopoisk_ft.data.tables import SUFFIXES, Table, read_table, table_suffix
+from kinopoisk_ft.data.tables import SUFFIXES, Table, find_suffix, read_table
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 
-_NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]  # what `datasets` keeps beside tables
+# Metadata files that the library `datasets` writes into the folders of tables.
+_NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]
 
 
 @dataclass(kw_only=True)
 class HubDataset(LabelledTables):
-    """The tables of a data set, all its own splits together: this project makes the split.
+    """Load all tables of a data set; its own splits are joined and split anew.
 
     Args:
-        name: of the data set, "owner/name".
-        subset: a folder of the data set, where it has several; None takes all folders.
-        files: a pattern of the file names in it ("*train*"); None takes every table.
-        revision: branch, tag or commit; None takes main.
+        name: name of the data set, "owner/name".
+        subset: folder in the data set; None reads all folders.
+        files: pattern of the file names to read, for example "*train*"; None reads every table.
+        revision: branch, tag or commit; None reads the main branch.
     """
 
     name: str | None = None
@@ -35,12 +36,12 @@ class HubDataset(LabelledTables):
 
     def tables(self) -> Iterable[Table]:
         if self.name is None:
-            fix = "give data.name=<owner/name>"
+            fix = "set data.name=<owner/name>"
             raise UserError("data=hub needs the name of a data set", where="data.name", fix=fix)
         patterns = [self.files] if self.files else [f"*{suffix}" for suffix in SUFFIXES]
         if self.subset:
             patterns = [f"{self.subset}/{pattern}" for pattern in patterns]
-        fix = "download the data set and give it as data=file data.path=<file>"
+        fix = "download the data set and read it with data=file data.path=<file>"
         with access_hub("data set", self.name, fix):
             folder = Path(
                 snapshot_download(
@@ -51,26 +52,26 @@ class HubDataset(LabelledTables):
                     ignore_patterns=_NOT_TABLES,
                 )
             )
-        # An earlier run may have put there more than this one asked for.
+        # The folder may also contain files that an earlier run downloaded with other patterns.
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         chosen = [p for p in paths if _matches(p, patterns) and not _matches(p, _NOT_TABLES)]
-        self._refuse_doubtful(chosen, patterns)
+        self._check_formats(chosen, patterns)
         return [read_table(folder / path, self.quoting) for path in chosen]
 
-    def _refuse_doubtful(self, chosen: list[Path], patterns: list[str]) -> None:
-        """Raise UserError on no table, and on several formats, which may be copies of one."""
-        formats = sorted({table_suffix(path) for path in chosen})
+    def _check_formats(self, chosen: list[Path], patterns: list[str]) -> None:
+        """Raise UserError if there is no table, or tables in several formats (likely copies)."""
+        formats = sorted({find_suffix(path) for path in chosen})
         if not formats:
             raise UserError(
-                f"data set '{self.name}' has no table named {' or '.join(patterns)}",
+                f"data set '{self.name}' has no table that matches {' or '.join(patterns)}",
                 where="data.subset and data.files",
-                fix="name a folder and a pattern of files that it has",
+                fix="choose a folder and a file name pattern that exist in the data set",
             )
         if len(formats) > 1:
             raise UserError(
                 f"data set '{self.name}' has tables in several formats: {', '.join(formats)}",
                 where="data.files",
-                fix=f"choose one, as data.files='*{formats[0]}'",
+                fix=f"choose one format, for example data.files='*{formats[0]}'",
             )
 
 

@@ -1,4 +1,4 @@
-"""How much of the test set training has met: films, authors, near-duplicates."""
+"""Measure leakage: how much of the test set also occurs in the data that a model is trained on."""
 
 from __future__ import annotations
 
@@ -14,43 +14,50 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.stats import binomtest
 
-from kinopoisk_ft.data.duplicates import ends
+from kinopoisk_ft.data.duplicates import compute_match_keys
 from kinopoisk_ft.text import fold_name
 
 log = logging.getLogger(__name__)
 
-BY_FAR = 0.05  # accuracy by which guessing a film's label beats the majority class, to be told
-CHANCE = 0.01  # probability by chance below which it is believed
+# A warning is logged if guessing each film's usual label beats the majority class by more than this
+# accuracy, and if the p-value of the difference is below MAX_P_VALUE.
+MIN_GAIN = 0.05
+MAX_P_VALUE = 0.01
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of the test set's films (authors, texts with near-duplicates) train has too."""
+    """Count the films (or authors, or texts) of the test set that also occur in train.
+
+    Args:
+        shared: number that occurs in both.
+        total: number in the test set.
+    """
 
     shared: int
     total: int
 
     @property
     def share(self) -> float:
-        """Return shared / total, 0 where there is none."""
+        """Return shared / total, or 0 if the total is 0."""
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return number and share by the name that a store has for them."""
+        """Return the number and the share under their metric names in MLflow."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What a model could know of the test set without reading it.
+    """Describe what a model can know about the test set without reading its texts.
 
     Args:
-        overlaps: by "films", "authors" (names) and "near_duplicates" (test rows); without those
-            that the data do not name.
-        film_guess: accuracy on test of each film's majority label in train, for new films train's
-            majority class; None without films.
-        majority: accuracy on test of train's majority class.
-        p_value: of the difference of these two by McNemar's exact test, one-sided.
+        overlaps: overlap by kind: "films" and "authors" (counted by name, present only if the data
+            have these columns) and "near_duplicates" (counted in test rows).
+        film_guess: test accuracy of guessing each film's majority label in train (train's majority
+            class for films that train lacks); None if the data have no films.
+        majority: test accuracy of guessing train's majority class.
+        p_value: p-value of the difference between these two (one-sided exact McNemar test).
     """
 
     overlaps: dict[str, Overlap]
@@ -59,59 +66,66 @@ class Leakage:
     p_value: float
 
     @property
-    def film_tells(self) -> bool:
-        """Return whether the film alone says more of the label than chance and BY_FAR allow."""
+    def film_predicts_label(self) -> bool:
+        """Check whether the film predicts the label clearly better than the majority class."""
         gain = (self.film_guess or 0.0) - self.majority
-        return gain > BY_FAR and self.p_value < CHANCE
+        return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
     def metrics(self) -> dict[str, float]:
-        """Return numbers and shares by name, all starting with `leakage_`."""
-        found: dict[str, float] = {"leakage_majority_accuracy": self.majority}
+        """Return all numbers and shares by metric name; each name starts with `leakage_`."""
+        values: dict[str, float] = {"leakage_majority_accuracy": self.majority}
         for name, overlap in self.overlaps.items():
-            found |= overlap.metrics(name)
+            values |= overlap.metrics(name)
         if self.film_guess is not None:
-            found["leakage_film_guess_accuracy"] = self.film_guess
-        return found
+            values["leakage_film_guess_accuracy"] = self.film_guess
+        return values
 
-    def tell(self) -> None:
-        """Log all of it, and warn where a comparison would be flattered."""
+    def log_summary(self) -> None:
+        """Log all numbers, and warn about those that make test results look too good."""
         for name, overlap in self.overlaps.items():
-            found = (overlap.shared, overlap.total, 100 * overlap.share)
-            log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *found)
+            numbers = (overlap.shared, overlap.total, 100 * overlap.share)
+            log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *numbers)
         if self.film_guess is not None:
-            text = "guessing each film's usual label: accuracy %.3f; the majority class: %.3f"
-            log.info(text, self.film_guess, self.majority)
-        if self.film_tells:
-            log.warning(
-                "the film alone tells the label (%.3f against %.3f): on films that are new, models "
-                "may do worse; data.split=film measures that", self.film_guess, self.majority,
+            log.info(
+                "test accuracy of guessing each film's usual label: %.3f; of the majority class: "
+                "%.3f", self.film_guess, self.majority,
             )  # fmt: skip
-        if (twins := self.overlaps["near_duplicates"]).shared:
+        if self.film_predicts_label:
             log.warning(
-                "%d test reviews have a near-duplicate in train: data.near_duplicates=drop removes "
-                "them", twins.shared,
+                "the film alone predicts the label (accuracy %.3f, majority class %.3f), so models "
+                "may do worse on new films; measure this with data.split=film",
+                self.film_guess, self.majority,
+            )  # fmt: skip
+        if (duplicates := self.overlaps["near_duplicates"]).shared:
+            log.warning(
+                "%d test reviews have a near-duplicate in train; remove them with "
+                "data.near_duplicates=drop", duplicates.shared,
             )  # fmt: skip
 
 
 def measure_leakage(
     train: pd.DataFrame, test: pd.DataFrame, near_train: np.ndarray, near_test: np.ndarray
 ) -> Leakage:
-    """Compare test with train: columns label and, where known, film and author.
+    """Compare the test set with the train set.
 
     Args:
-        near_train: group numbers (N,) of near-duplicates, the same numbering as in `near_test`.
+        train: column label, and film and author if the data have them; `test` has the same.
+        near_train: near-duplicate group of each train row (N,), numbered as in `near_test`.
     """
     overlaps = {"near_duplicates": Overlap(int(np.isin(near_test, near_train).sum()), len(test))}
     for name, column in (("films", "film"), ("authors", "author")):
         if column in test:
-            known, met = ({fold_name(n) for n in part[column]} - {None} for part in (test, train))
-            overlaps[name] = Overlap(len(known & met), len(known))
+            tested, trained = (
+                {fold_name(value) for value in part[column]} - {None} for part in (test, train)
+            )
+            overlaps[name] = Overlap(len(tested & trained), len(tested))
     labels = test["label"].to_numpy()
     usual = int(np.bincount(train["label"]).argmax())
     majority = float((labels == usual).mean())
     if "film" not in test:
         return Leakage(overlaps, None, majority, 1.0)
-    right = _guess_by_film(train, test, usual) == labels
+    # McNemar's test compares the rows on which exactly one of the two guesses is right.
+    right = _guess_labels_by_film(train, test, usual) == labels
     better = int((right & (labels != usual)).sum())
     worse = int((~right & (labels == usual)).sum())
     odds = binomtest(better, better + worse, alternative="greater") if better + worse else None
@@ -119,73 +133,89 @@ def measure_leakage(
     return Leakage(overlaps, float(right.mean()), majority, p_value)
 
 
-def _guess_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
-    """Return for each test row its film's most frequent label in train, of equals `usual`."""
+def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
+    """Guess the label of each test row: the most frequent label of its film in train.
+
+    The label `usual` wins ties and is the guess for films that train lacks.
+    """
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
-    if counts.empty:  # no film has a name
+    # The table is empty if no row names its film.
+    if counts.empty:
         return np.full(len(test), usual)
     usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
     guesses = usual_first.idxmax(axis=1)
     return test["film"].map(fold_name).map(guesses).fillna(usual).to_numpy(dtype=np.int64)
 
 
-FILE = "pretraining_texts.safetensors"  # in the folder of a base
+# The file lies in the folder of a pretrained base model.
+FILE = "pretraining_texts.safetensors"
 DIGESTS = "digests"
 
 
 @dataclass(frozen=True)
-class TextsRead:
-    """Texts that a model was pretrained on, by the digests of their ends.
+class PretrainingTexts:
+    """Record the texts that a base model was pretrained on, as digests of their match keys.
 
     Args:
-        digests: sorted (N,) int64, of the first and the last letters of each text.
-        complete: whether that is all it has read.
+        digests: sorted (N,) int64 digests of the first and of the last letters of each text.
+        complete: whether the record covers everything that the model was pretrained on.
     """
 
     digests: np.ndarray
     complete: bool
 
     @classmethod
-    def of(cls, base: str | None) -> TextsRead:
-        """Return what a base has read: nothing after a random start (None), unknown of a hub's."""
+    def of(cls, base: str | None) -> PretrainingTexts:
+        """Read the record of a base model.
+
+        It is empty and complete for a random start (None), and incomplete for a base that this
+        project did not pretrain.
+        """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)
         if base is None or not file.is_file():
             return cls(nothing, complete=base is None)
         try:
-            with safe_open(file, "numpy") as kept:
-                complete = (kept.metadata() or {}).get("complete") == "True"
-                return cls(kept.get_tensor(DIGESTS), complete)
+            with safe_open(file, "numpy") as record:
+                complete = (record.metadata() or {}).get("complete") == "True"
+                return cls(record.get_tensor(DIGESTS), complete)
         except (OSError, SafetensorError) as error:
-            log.warning("what %s was pretrained on cannot be read: %s", base, error)
+            log.warning("the record of the texts that %s was pretrained on cannot be read: %s",
+                        base, error)  # fmt: skip
             return cls(nothing, complete=False)
 
-    def and_of(self, texts: Iterable[str]) -> TextsRead:
-        """Return these and further texts."""
-        return TextsRead(np.union1d(self.digests, _digests(texts).ravel()), self.complete)
+    def add(self, texts: Iterable[str]) -> PretrainingTexts:
+        """Return a record of these texts and the given ones."""
+        return PretrainingTexts(
+            np.union1d(self.digests, _digest_texts(texts).ravel()), self.complete
+        )
 
     def write(self, folder: Path) -> None:
-        """Leave the record in the folder of a base."""
+        """Write the record into the folder of a base model."""
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
-        """Return how many of the texts, or near-duplicates of them, it has read.
+        """Count the texts that the model was pretrained on, near-duplicates included.
 
-        None where that is unknown: none of what is recorded, and there was more.
+        Returns:
+            None if the number is unknown: the record is incomplete and contains none of the texts.
         """
-        met = 0
+        shared = 0
         if len(self.digests):
-            met = int(np.isin(_digests(texts), self.digests).any(axis=1).sum())
-        return Overlap(met, len(texts)) if met or self.complete else None
+            shared = int(np.isin(_digest_texts(texts), self.digests).any(axis=1).sum())
+        return Overlap(shared, len(texts)) if shared or self.complete else None
 
 
-def _digests(texts: Iterable[str]) -> np.ndarray:
-    """Return digests (N, 2) of the ends of texts; a text without letters is like no other."""
-    found = [
-        [_digest(f"{side}{end or text}") for side, end in zip("<>", ends(text), strict=True)]
+def _digest_texts(texts: Iterable[str]) -> np.ndarray:
+    """Digest the two match keys of each text, (N, 2); a blank text is digested as it is."""
+    digests = [
+        [
+            _digest(f"{side}{end or text}")
+            for side, end in zip("<>", compute_match_keys(text), strict=True)
+        ]
         for text in texts
     ]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+    return np.array(digests, dtype=np.int64).reshape(-1, 2)
 
 
 def _digest(text: str) -> int:

@@ -1,4 +1,4 @@
-"""A local file of labelled texts."""
+"""Load labelled texts from a local file, with text and label columns that the user names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kinopoisk_ft.data.cleaning import shown
+from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.data.recipe import METADATA, DataRecipe
 from kinopoisk_ft.data.tables import SUFFIXES, Table, read_table
 from kinopoisk_ft.errors import UserError, suggest_name
@@ -22,9 +22,11 @@ from kinopoisk_ft.text import clean_name, is_number, to_one_line
 
 log = logging.getLogger(__name__)
 
-NAMES = ("film", "author")  # of METADATA, compared as names are
-_EXCERPT = 60  # characters
-_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+# The columns of METADATA that contain names. Names are normalised before they are compared.
+NAMES = ("film", "author")
+# Length in characters of a value that an error message quotes.
+_MAX_EXCERPT = 60
+_TYPE_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "texts"),
     (bool, "true or false"),
     (Number, "numbers"),
@@ -35,18 +37,27 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 )
 
 
-def labelled_texts(
+def read_labelled_texts(
     table: Table, text_column: str, label_column: str, fix: str, split_column: str | None = None
 ) -> pd.DataFrame:
-    """Return the columns text, label, row, place, part if asked, and what METADATA the table has.
+    """Read labelled texts from a table.
 
-    Raises UserError on a missing column (with `fix`), and with their lines on rows without a label,
-    and on rows whose text or label is no text.
+    Args:
+        fix: hint of the error for a missing text or label column.
+        split_column: column that names the part of each row; None reads no parts.
+
+    Returns:
+        The columns text, label, row, place, the METADATA columns that the table has, and part if
+        `split_column` is given.
+
+    Raises:
+        UserError: a column is missing; rows have no label; a text is not a string; a label is a
+            list or an object.
     """
     frame = pd.DataFrame(
         {
-            "text": text_values(table, text_column, fix),
-            "label": _class_names(table, label_column, fix),
+            "text": read_texts(table, text_column, fix),
+            "label": _read_labels(table, label_column, fix),
             "row": range(len(table.frame)),
             "place": table.places(),
         }
@@ -55,8 +66,8 @@ def labelled_texts(
     if missing.any():
         raise UserError(
             f"{missing.sum():,} of {len(frame):,} rows have no label in '{label_column}'",
-            where=shown(frame.loc[missing, "place"]),
-            fix="label or remove these rows",
+            where=list_first(frame.loc[missing, "place"]),
+            fix="add the labels, or remove these rows",
         )
     for name in METADATA:
         if table.find(name) is not None:
@@ -69,41 +80,44 @@ def labelled_texts(
     return frame
 
 
-def text_values(table: Table, name: str, fix: str) -> pd.Series:
-    """Return the texts of a column, where rows may lack one.
+def read_texts(table: Table, name: str, fix: str) -> pd.Series:
+    """Read the texts of a column, some of which may be missing; warn if all texts are numbers.
 
-    Raises UserError on a missing column (with `fix`) and on rows that hold something else, and
-    warns where all texts are numbers.
+    Raises:
+        UserError: the column is missing (with the hint `fix`), or values are not strings.
     """
     values = table.column(name, fix)
-    other = [not isinstance(value, str) and not _is_missing(value) for value in values]
-    if any(other):
-        raise _not_a("text", name, values, other, table, fix)
+    wrong = [not isinstance(value, str) and not _is_missing(value) for value in values]
+    if any(wrong):
+        raise _type_error("text", name, values, wrong, table, fix)
     texts = [text for text in values if isinstance(text, str) and text.strip()]
     if texts and all(is_number(text.strip()) for text in texts):
-        log.warning("all texts in the column '%s' are numbers, such as %s: %s", name, texts[0], fix)
+        log.warning(
+            "all texts in the column '%s' are numbers, such as %s; if this is the wrong column, %s",
+            name, texts[0], fix,
+        )  # fmt: skip
     return values
 
 
-def _class_names(table: Table, name: str, fix: str) -> pd.Series:
+def _read_labels(table: Table, name: str, fix: str) -> pd.Series:
     values = table.column(name, fix)
     nested = [isinstance(value, (list, dict, np.ndarray)) for value in values]
     if any(nested):
-        raise _not_a("label", name, values, nested, table, fix)
+        raise _type_error("label", name, values, nested, table, fix)
     return values.map(clean_name).astype(object)
 
 
-def _not_a(
+def _type_error(
     role: str, name: str, values: pd.Series, wrong: list[bool], table: Table, fix: str
 ) -> UserError:
-    """Return the error for rows with values that are no text or label."""
-    found = values[wrong]
-    excerpt = to_one_line(str(found.iloc[0]))[:_EXCERPT]
+    """Build the error for rows whose values have a type that no text or label can have."""
+    invalid = values[wrong]
+    excerpt = to_one_line(str(invalid.iloc[0]))[:_MAX_EXCERPT]
     return UserError(
-        f"{len(found):,} of {len(values):,} rows hold {kinds_of(found)} in the {role} column "
-        f"'{name}', such as {excerpt}",
-        where=shown(np.array(table.places())[wrong]),
-        fix=f"{fix} to a column with one {role} in each row, or write these values as texts",
+        f"{len(invalid):,} of {len(values):,} rows contain {describe_types(invalid)} in the {role} "
+        f"column '{name}', such as {excerpt}",
+        where=list_first(np.array(table.places())[wrong]),
+        fix=f"{fix} (one {role} in each row), or store these values as texts",
     )
 
 
@@ -115,27 +129,28 @@ def _text_or_none(value: Any) -> str | None:
     return None if _is_missing(value) else str(value)
 
 
-def kinds_of(values: Iterable[Any]) -> str:
-    """Return in words what values are: "numbers and texts"."""
-    kinds = dict.fromkeys(_kind(value) for value in values if not _is_missing(value))
+def describe_types(values: Iterable[Any]) -> str:
+    """Describe the types of values in words, for example "numbers and texts"."""
+    kinds = dict.fromkeys(_name_type(value) for value in values if not _is_missing(value))
     return " and ".join(kinds) or "nothing"
 
 
-def _kind(value: Any) -> str:
-    kinds = (name for types, name in _KINDS if isinstance(value, types))
+def _name_type(value: Any) -> str:
+    kinds = (name for types, name in _TYPE_NAMES if isinstance(value, types))
     return next(kinds, f"values of type {type(value).__name__}")
 
 
 @dataclass(kw_only=True)
 class LabelledTables(DataRecipe):
-    """Tables whose text and label columns are named by the user.
+    """Base class of the data sets whose text and label columns the user names.
 
     Args:
-        text_column: holds the texts.
-        label_column: holds the labels: names or numbers.
-        class_names: the labels in the order of their numbers; None sorts those found.
-        classes: their number, as a check; None takes what is found.
-        quoting: of .csv and .tsv files, one of QUOTING.
+        text_column: name of the column with the texts.
+        label_column: name of the column with the labels, which are names or numbers.
+        class_names: class names in the order of their label numbers; None sorts the labels in the
+            data.
+        classes: expected number of classes; None accepts any number.
+        quoting: quoting of .csv and .tsv files, one of QUOTING.
     """
 
     text_column: str
@@ -145,48 +160,51 @@ class LabelledTables(DataRecipe):
 
     @abstractmethod
     def tables(self) -> Iterable[Table]:
-        """Yield the tables, in an order that does not change from run to run."""
+        """Yield the tables in an order that is the same in every run."""
 
     def read(self) -> pd.DataFrame:
         fix = "set data.text_column and data.label_column"
         frames = [
-            labelled_texts(table, self.text_column, self.label_column, fix, self.split_column)
+            read_labelled_texts(table, self.text_column, self.label_column, fix, self.split_column)
             for table in self.tables()
         ]
         frame = pd.concat(frames, ignore_index=True)
         return frame.assign(row=range(len(frame)))
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
-        found = sorted(frame["label"].unique(), key=_numbers_first)
+        found = sorted(frame["label"].unique(), key=_sort_key)
         names = [clean_name(name) or "" for name in self.class_names or found]
         if self.class_names is None:
-            _warn_of_case(frame["label"])
+            _warn_about_case(frame["label"])
         for label in set(found) - set(names):
             raise UserError(
                 f"label '{label}' is not among data.class_names: {suggest_name(label, names)}",
-                where=shown(frame.loc[frame["label"] == label, "place"]),
-                fix="name it in data.class_names, or remove these rows",
+                where=list_first(frame.loc[frame["label"] == label, "place"]),
+                fix="add it to data.class_names, or remove these rows",
             )
         if self.classes is not None and self.classes != len(names):
             raise UserError(
-                f"data.classes={self.classes}, but there are {len(names)}: {shown(names)}",
+                f"data.classes={self.classes}, but there are {len(names)} classes: "
+                f"{list_first(names)}",
                 where=f"label column '{self.label_column}'",
-                fix="data.classes=null takes the classes as found",
+                fix="set data.classes=null to accept any number of classes",
             )
         return tuple(names)
 
 
-def _warn_of_case(labels: pd.Series) -> None:
-    """Warn of classes whose names differ only in case: they may be one."""
+def _warn_about_case(labels: pd.Series) -> None:
+    """Warn about classes whose names differ only in case and may be one class."""
     counts = labels.value_counts()
     for _, same in counts.groupby(counts.index.str.casefold()):
         if len(same) > 1:
             sizes = ", ".join(f"'{name}' ({size:,} rows)" for name, size in same.items())
-            log.warning("classes differ only in case: %s; if they are one, rename them", sizes)
+            log.warning(
+                "class names differ only in case: %s; if they are one class, rename them", sizes
+            )
 
 
-def _numbers_first(name: str) -> tuple[float, str]:
-    """Order '2' before '10', and both before names."""
+def _sort_key(name: str) -> tuple[float, str]:
+    """Return the key that sorts '2' before '10', and numbers before names."""
     try:
         number = float(name)
     except ValueError:
@@ -196,12 +214,12 @@ def _numbers_first(name: str) -> tuple[float, str]:
 
 @dataclass(kw_only=True)
 class LocalFile(LabelledTables):
-    """One table on disk, in any format that `read_table` knows."""
+    """Load one table from disk, in any format that `read_table` reads."""
 
     path: str | None = None
 
     def tables(self) -> Iterable[Table]:
         if self.path is None:
-            fix = f"give data.path=<file>, one of {', '.join(SUFFIXES)}"
+            fix = f"set data.path=<file> to a file that ends in {', '.join(SUFFIXES)}"
             raise UserError("data=file needs a file", where="data.path", fix=fix)
         yield read_table(self.path, self.quoting)

@@ -1,4 +1,4 @@
-"""Write predictions next to the user's own columns, whose values stay exactly as they are."""
+"""Write predictions next to the user's own columns, without changing the user's values."""
 
 from __future__ import annotations
 
@@ -14,57 +14,62 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kinopoisk_ft.data.local import kinds_of
+from kinopoisk_ft.data.local import describe_types
 from kinopoisk_ft.data.tables import Table
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import temporary_path
 
 Encode = Callable[[Any], str]
-Write = Callable[[pd.DataFrame], None]  # of the columns to add
+# Takes the columns to add and writes the file.
+Write = Callable[[pd.DataFrame], None]
 
 
 def prepare_output(table: Table, output: Path) -> Write:
-    """Convert a table to the format of `output`; the function returned adds columns and writes it.
+    """Convert a table to the format of `output` before the predictions are made.
 
-    Raises UserError where a value cannot be written in this format, before anything is predicted.
+    Returns:
+        A function that adds columns to the table and writes the file.
+
+    Raises:
+        UserError: the format of `output` cannot store a value of the table.
     """
     if output.suffix == ".parquet":
-        arrow = table.arrow if table.arrow is not None else _arrow(table)
+        arrow = table.arrow if table.arrow is not None else _to_arrow(table)
         return lambda added: _write_parquet(arrow, added, output)
-    encode = _json_text if output.suffix == ".jsonl" else _csv_text
-    cells = {name: _cells(table, name, encode) for name in map(str, table.frame)}
+    encode = _encode_json if output.suffix == ".jsonl" else _encode_csv
+    cells = {name: _encode_column(table, name, encode) for name in map(str, table.frame)}
     return lambda added: _write_text(cells, added, encode, output)
 
 
-def _arrow(table: Table) -> pa.Table:
+def _to_arrow(table: Table) -> pa.Table:
     columns = {}
     for name in table.frame:
         values = table.frame[name].tolist()
         try:
             columns[name] = pa.array(values)
-            # A struct without fields fails as late as here.
+            # Arrow accepts a struct without fields, and Parquet refuses it: try it here.
             pq.write_table(pa.table({name: columns[name][:0]}), io.BytesIO())
-            # Objects get each other's keys.
+            # Arrow gives all objects of a column the same keys, which would change the values.
             if pa.types.is_nested(columns[name].type) and columns[name].to_pylist() != values:
-                raise pa.ArrowInvalid("objects with different keys")
+                raise pa.ArrowInvalid("the objects have different keys")
         except (pa.ArrowException, OverflowError) as error:
             raise UserError(
-                f"the column '{name}' holds {kinds_of(values)}, which Parquet cannot keep exactly "
-                f"in one column: {error}",
-                where=_second_kind(values, table.places()) or str(table.path),
+                f"the column '{name}' contains {describe_types(values)}, which Parquet cannot "
+                f"store exactly in one column: {error}",
+                where=_find_other_type(values, table.places()) or str(table.path),
                 fix="give --output a name that ends in .jsonl, or make the column one type",
             ) from error
     return pa.table(columns)
 
 
-def _second_kind(values: list[Any], places: list[str]) -> str | None:
-    """Return the place of the first value of another type than the first, None without one."""
+def _find_other_type(values: list[Any], places: list[str]) -> str | None:
+    """Find the place of the first value whose type differs from the first value's type."""
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)
 
 
-def _cells(table: Table, name: str, encode: Encode) -> list[str]:
+def _encode_column(table: Table, name: str, encode: Encode) -> list[str]:
     values = table.frame[name].tolist()
     if table.arrow is not None and pa.types.is_nested(table.arrow[name].type):
         values = table.arrow[name].to_pylist()
@@ -72,24 +77,24 @@ def _cells(table: Table, name: str, encode: Encode) -> list[str]:
         return [encode(value) for value in values]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"the column '{name}' holds bytes that are not UTF-8",
+            f"the column '{name}' contains bytes that are not UTF-8",
             where=str(table.path),
             fix="give --output a name that ends in .parquet",
         ) from error
 
 
-def _json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+def _encode_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_to_text)
 
 
-def _csv_text(value: Any) -> str:
+def _encode_csv(value: Any) -> str:
     if isinstance(value, (list, dict)):
-        return _json_text(value)
-    return "" if value is None else _plain(value)
+        return _encode_json(value)
+    return "" if value is None else _to_text(value)
 
 
-def _plain(value: Any) -> str:
-    """Return a value that JSON has no form for, such as a date or a decimal number, as text."""
+def _to_text(value: Any) -> str:
+    """Convert a value without a JSON form, such as a date or a decimal number, to text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -102,25 +107,25 @@ def _write_text(
 
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8", newline="") as stream:
-            if encode is _csv_text:
+            if encode is _encode_csv:
                 csv.writer(stream, lineterminator="\n").writerows([names, *rows])
             else:
-                keys = [_json_text(name) for name in names]
+                keys = [_encode_json(name) for name in names]
                 for row in rows:
                     pairs = (f"{key}: {value}" for key, value in zip(keys, row, strict=True))
                     stream.write("{" + ", ".join(pairs) + "}\n")
 
-    _replace(output, write)
+    _write_atomically(output, write)
 
 
 def _write_parquet(table: pa.Table, added: pd.DataFrame, output: Path) -> None:
     for name in added:
         table = table.append_column(name, pa.array(added[name].tolist()))
-    _replace(output, lambda part: pq.write_table(table, part))
+    _write_atomically(output, lambda part: pq.write_table(table, part))
 
 
-def _replace(output: Path, write: Callable[[Path], None]) -> None:
-    """Write to another name, then rename: an earlier file stays whole if this fails."""
+def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary name, then rename, so that a failure keeps an earlier file intact."""
     part = temporary_path(output)
     try:
         write(part)
@@ -130,5 +135,5 @@ def _replace(output: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"the file cannot be written: {error.strerror or error}",
             where=str(output),
-            fix="free space on the disk, or give --output a file elsewhere",
+            fix="free disk space, or give --output a path on another disk",
         ) from error

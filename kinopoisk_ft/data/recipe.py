@@ -1,4 +1,4 @@
-"""From a source of labelled texts to the three parts of a split."""
+"""Turn a source of labelled texts into the train, validation and test parts of a split."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.data.cleaning import clean_text, clean_texts
-from kinopoisk_ft.data.duplicates import drop_near_duplicates, near_duplicates
+from kinopoisk_ft.data.duplicates import drop_near_duplicates, group_near_duplicates
 from kinopoisk_ft.data.formats import QUOTING
 from kinopoisk_ft.data.leakage import Leakage, measure_leakage
 from kinopoisk_ft.data.preprocessing import TRUNCATIONS, Preprocessing
 from kinopoisk_ft.data.splits import (
+    GROUPED,
     PREDEFINED,
     SPLITS,
-    WHOLE,
     Shares,
     digest_rows,
+    group_rows,
     split_rows,
-    tied,
 )
 from kinopoisk_ft.errors import UserError, suggest_name
 
@@ -38,83 +38,98 @@ _NAMES: dict[str, Iterable[str]] = {
 
 
 def check_options(recipe: Any) -> None:
-    """Raise UserError for an option that is out of range or goes with no other."""
+    """Raise UserError for an option that is out of range or contradicts another option."""
     for name, valid in _NAMES.items():
-        # Only recipes that read tables have `quoting`.
+        # Only the recipes that read tables have the option `quoting`.
         if (value := getattr(recipe, name, None)) is not None and value not in valid:
-            raise invalid(name, value, suggest_name(str(value), valid))
+            raise option_error(name, value, suggest_name(str(value), valid))
     for name in ("limit", "max_length", "max_characters"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
-            raise invalid(name, value, "give a positive number")
+            raise option_error(name, value, "give a positive number")
     for name in ("test_size", "val_size"):
         if not 0 < getattr(recipe, name) < 1:
-            raise invalid(name, getattr(recipe, name), "give a share between 0 and 1, as 0.2")
+            raise option_error(
+                name, getattr(recipe, name), "give a share between 0 and 1, for example 0.2"
+            )
     _check_folds(recipe.split, recipe.folds, recipe.fold)
     if (recipe.split == PREDEFINED) != (recipe.split_column is not None):
-        fix = "give data.split=predefined and data.split_column=<column>, both or neither"
-        raise invalid("split_column", recipe.split_column, fix, f" with data.split={recipe.split}")
+        fix = "set data.split=predefined together with data.split_column=<column>, or neither"
+        raise option_error(
+            "split_column", recipe.split_column, fix, f" with data.split={recipe.split}"
+        )
 
 
 def _check_folds(split: str, folds: int | None, fold: int | None) -> None:
     if folds is None and fold is not None:
-        raise invalid("fold", fold, "give data.folds too, as data.folds=5", " without data.folds")
+        raise option_error(
+            "fold", fold, "give data.folds too, as data.folds=5", " without data.folds"
+        )
     if folds is None:
         return
     if folds < 2:
-        raise invalid("folds", folds, "give 2 or more, or null for no folds")
+        raise option_error("folds", folds, "give 2 or more, or null for no folds")
     if split == PREDEFINED:
-        fix = "a column that names the parts leaves no fold to choose: give data.folds=null"
-        raise invalid("folds", folds, fix, f" with data.split={split}")
+        fix = "set data.folds=null: split_column already names the part of each row"
+        raise option_error("folds", folds, fix, f" with data.split={split}")
     if fold is None or not 0 <= fold < folds:
-        fix = f"give the fold that tests, from 0 to {folds - 1}; a sweep takes all: "
+        fix = f"give the number of the test fold, from 0 to {folds - 1}; a sweep over all folds: "
         fix += f"-m data.fold={','.join(map(str, range(min(folds, 5))))}" + ",…" * (folds > 5)
-        raise invalid("fold", fold, fix, f" with data.folds={folds}")
+        raise option_error("fold", fold, fix, f" with data.folds={folds}")
 
 
-def invalid(name: str, value: object, fix: str, why: str = "") -> UserError:
-    """Return the error for a value that an option of `data` cannot have."""
-    return UserError(f"{name} cannot be {value!r}{why}", where=f"data.{name}", fix=fix)
+def option_error(name: str, value: object, fix: str, why: str = "") -> UserError:
+    """Build the error for an invalid value of the option data.<name>."""
+    return UserError(f"data.{name} cannot be {value!r}{why}", where=f"data.{name}", fix=fix)
 
 
 log = logging.getLogger(__name__)
 
 GRADES = ("Bad", "Neutral", "Good")
-METADATA = ("film", "author", "date", "title", "grade10")  # kept beside a text where known
+# Optional columns that stay with each text.
+METADATA = ("film", "author", "date", "title", "grade10")
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Cleaned texts with labels, in three parts.
+    """Hold cleaned texts with labels in three parts.
 
     Each part has the columns text (str), label (int64, index into `class_names`), row (int64,
-    0-based row of the source) and, where known, film, author, date, title and grade10; after a
-    split by film or author also group (int), the same for rows that it kept together.
+    0-based row of the source) and those of METADATA that the source has. After a split by film or
+    author it also has group (int), which is equal for rows that the split kept together.
+
+    Args:
+        counts: number of rows read, dropped or changed by each step, and in each part.
+        source_digest: SHA-256 (hex) of the texts and labels before cleaning.
+        split_digest: SHA-256 (hex) of the row ids of each part.
+        preprocessing: cleaning that was applied, and truncation that each model applies itself.
     """
 
     train: pd.DataFrame
     val: pd.DataFrame
     test: pd.DataFrame
     class_names: tuple[str, ...]
-    counts: dict[str, int]  # rows read, dropped or changed by each step, and in each part
-    source_digest: str  # SHA-256, hex, of the texts and labels as they were read
-    split_digest: str  # SHA-256, hex, of the row ids of each part
-    preprocessing: Preprocessing  # what was done to the texts, and what each model has yet to do
+    counts: dict[str, int]
+    source_digest: str
+    split_digest: str
+    preprocessing: Preprocessing
     leakage: Leakage
 
 
 @dataclass(kw_only=True)
 class DataRecipe(ABC):
-    """Where texts come from and how they are cleaned and split.
+    """Base class of the objects that the files of the group `data` build.
+
+    A new source of texts is a subclass with `read`.
 
     Args:
-        limit: keep the first rows after cleaning, before the split; None keeps all.
-        classes: 2 leaves Neutral out (0 Bad, 1 Good), 3 keeps it (0 Bad, 1 Neutral, 2 Good).
+        limit: number of rows to keep after cleaning and before the split; None keeps all.
+        classes: 2 drops Neutral (0 Bad, 1 Good), 3 keeps it (0 Bad, 1 Neutral, 2 Good).
         max_length, truncation, max_characters, strip_scores: see Preprocessing.
         empty: "drop" or "refuse" rows without a text.
-        near_duplicates: "drop" keeps one of each group, "keep" all.
+        near_duplicates: "drop" keeps one review of each group, "keep" keeps all.
         split: one of SPLITS.
-        split_column: names each row's part, for split="predefined".
+        split_column: column that names the part of each row, for split="predefined".
         test_size, val_size, split_seed, folds, fold: see Shares.
     """
 
@@ -139,7 +154,7 @@ class DataRecipe(ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What happens to each text, here and in prediction."""
+        """Return the options of preprocessing, for training and for prediction."""
         return Preprocessing(
             self.max_length, self.truncation, self.max_characters, self.strip_scores
         )
@@ -153,32 +168,36 @@ class DataRecipe(ABC):
         """
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
-        """Return the names of the classes to learn, in label order; rows of others are dropped."""
+        """Return the class names in label order; `load` drops the rows of other classes."""
         if self.classes not in (2, 3):
-            raise invalid("classes", self.classes, "give 2 (Neutral left out) or 3")
+            raise option_error("classes", self.classes, "give 2 (Neutral left out) or 3")
         return GRADES if self.classes == 3 else ("Bad", "Good")
 
     def load(self) -> DataSplit:
-        """Read, clean, choose classes, limit and split. Raises UserError on unusable data."""
+        """Read, clean and split the texts, and measure leakage between the parts.
+
+        Raises:
+            UserError: the data cannot be read, cleaned or split.
+        """
         frame = self.read()
         if "place" not in frame:
             frame = frame.assign(place="row " + frame["row"].astype(str))
         digest = _digest_source(frame)
         class_names = self.choose_classes(frame)
         frame, counts = self._select(frame, class_names)
-        near = near_duplicates(frame["text"].tolist())
+        near = group_near_duplicates(frame["text"].tolist())
         shares = Shares(self.test_size, self.val_size, self.split_seed, self.folds, self.fold)
-        groups = tied(frame, near, self.split)
+        groups = group_rows(frame, near, self.split)
         positions = split_rows(frame, groups, class_names, self.split, shares)
-        if self.split in WHOLE:
+        if self.split in GROUPED:
             frame = frame.assign(group=groups)
-        known = (name for name in (*METADATA, "group") if name in frame)
-        columns = ["text", "label", "row", *known]
+        optional = (name for name in (*METADATA, "group") if name in frame)
+        columns = ["text", "label", "row", *optional]
         train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)
         counts |= {"train": len(train), "val": len(val), "test": len(test)}
         log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
         leakage = measure_leakage(train, test, near[positions[0]], near[positions[2]])
-        leakage.tell()
+        leakage.log_summary()
         rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
         return DataSplit(
             train, val, test, class_names, counts, digest, rows, self.preprocessing, leakage
@@ -187,24 +206,29 @@ class DataRecipe(ABC):
     def _select(
         self, frame: pd.DataFrame, class_names: tuple[str, ...]
     ) -> tuple[pd.DataFrame, dict[str, int]]:
-        """Return the rows to split, with numbers for labels, and what each step did to how many."""
+        """Clean and filter the rows, and replace class names by label numbers.
+
+        Returns:
+            The rows to split, and the number of rows that each step dropped or changed.
+        """
         counts = {"rows_read": len(frame)}
         raw = frame["text"]
         frame, counts["dropped_empty"] = clean_texts(frame, self.empty, self.preprocessing.clean)
         if self.strip_scores:
             changed = frame["text"] != raw[frame.index].map(clean_text)
             counts["grades_removed"] = int(changed.sum())
-        known = frame["label"].isin(class_names)
-        counts["dropped_neutral"] = int((~known).sum())
-        frame = frame[known]
+        chosen = frame["label"].isin(class_names)
+        counts["dropped_neutral"] = int((~chosen).sum())
+        frame = frame[chosen]
         if self.near_duplicates == "drop":
-            kept, dropped = drop_near_duplicates(frame)
+            before = len(frame)
+            frame, dropped = drop_near_duplicates(frame)
             counts |= dropped
-            if len(kept) < len(frame) / 2:
-                text = "more than half of the reviews are near-duplicates: %d of %d stay; "
-                text += "data.near_duplicates=keep keeps all"
-                log.warning(text, len(kept), len(frame))
-            frame = kept
+            if len(frame) < before / 2:
+                log.warning(
+                    "more than half of the reviews are near-duplicates: %d of %d stay; "
+                    "data.near_duplicates=keep keeps all", len(frame), before,
+                )  # fmt: skip
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
         number = {name: label for label, name in enumerate(class_names)}
@@ -215,8 +239,10 @@ class DataRecipe(ABC):
 
 
 def _digest_source(frame: pd.DataFrame) -> str:
-    """Hash texts and labels, so that a compressed copy of the same data has the same digest."""
+    """Hash texts and labels rather than the file, so that a compressed copy has the same digest."""
     digest = hashlib.sha256()
     for text, label in zip(frame["text"], frame["label"], strict=True):
+        # ASCII's separators of units and records keep labels and texts apart. Lone surrogates are
+        # reported later, with their rows.
         digest.update(f"{label}\x1f{text}\x1e".encode(errors="surrogatepass"))
     return digest.hexdigest()

@@ -1,7 +1,6 @@
-"""How rows are held out: which belong together, and which of them go.
+"""Rules that hold out a share of the rows or cut all rows into folds.
 
-A rule holds out a share of some rows, or cuts all rows into folds; near-duplicates always go
-together.
+Every rule keeps near-duplicates together: at random, by film or author, or by date.
 """
 
 from __future__ import annotations
@@ -19,96 +18,113 @@ from sklearn.model_selection import (
     train_test_split,
 )
 
-from kinopoisk_ft.data.cleaning import shown
+from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.errors import UserError
 
-DRAWS = 300  # random choices of films of which the best balanced is taken
+# Number of random choices of films from which the best balanced one is taken.
+DRAWS = 300
 
 
 class Rule(Protocol):
-    """The verbs of a rule; rows are positions, and come back sorted."""
+    """Interface of a rule; rows are positions (int), and results are sorted."""
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Return about `share` of the rows. Raises ValueError where that cannot be done."""
+        """Choose about `share` of the rows.
+
+        Raises:
+            ValueError: there are too few rows or groups.
+        """
         ...
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Return all rows in `count` parts. Raises ValueError where that cannot be done."""
+        """Cut all rows into `count` parts.
+
+        Raises:
+            ValueError: there are too few rows or groups.
+        """
         ...
 
 
-class ByChance:
-    """At random, stratified by label: near-duplicates go with the first of them."""
+class RandomRule:
+    """Hold out rows at random, stratified by label; a group has the label of its first row."""
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Return rows whose first near-duplicate is drawn."""
+        """Draw groups of near-duplicates with scikit-learn's train_test_split."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
-        _, held = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
-        return rows[np.isin(self.near[rows], held)]
+        _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
+        return rows[np.isin(self.near[rows], test)]
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Return the folds of scikit-learn's StratifiedKFold over groups of near-duplicates."""
+        """Cut the groups of near-duplicates with scikit-learn's StratifiedKFold."""
         groups, first = np.unique(self.near, return_index=True)
-        cut = StratifiedKFold(count, shuffle=True, random_state=self.seed)
-        parts = (groups[held] for _, held in cut.split(groups, self.labels[first]))
+        splitter = StratifiedKFold(count, shuffle=True, random_state=self.seed)
+        parts = (groups[test] for _, test in splitter.split(groups, self.labels[first]))
         return [np.flatnonzero(np.isin(self.near, part)) for part in parts]
 
 
-class ByGroup:
-    """Whole groups, balanced: films, or authors."""
+class GroupRule:
+    """Hold out whole groups (films or authors) with balanced classes."""
 
     def __init__(self, frame: pd.DataFrame, groups: np.ndarray, seed: int) -> None:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Return the best of many draws: each class gives as near to `share` as films allow."""
+        """Draw many random sets of groups and return the one that holds out closest to `share`.
+
+        The distance is summed over the classes, so that each class gives about the same share.
+        """
         draws = GroupShuffleSplit(DRAWS, test_size=share, random_state=self.seed)
         labels = self.labels[rows]
         totals = np.bincount(labels)
 
-        def imbalance(held: np.ndarray) -> float:
-            shares = np.bincount(labels[held], minlength=len(totals)) / np.maximum(totals, 1)
+        def measure_imbalance(test: np.ndarray) -> float:
+            shares = np.bincount(labels[test], minlength=len(totals)) / np.maximum(totals, 1)
             return float(np.abs(shares - share)[totals > 0].sum())
 
-        held = (held for _, held in draws.split(rows, groups=self.groups[rows]))
-        return np.sort(rows[min(held, key=imbalance)])
+        candidates = (test for _, test in draws.split(rows, groups=self.groups[rows]))
+        return np.sort(rows[min(candidates, key=measure_imbalance)])
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Return the folds of scikit-learn's StratifiedGroupKFold."""
-        cut = StratifiedGroupKFold(count, shuffle=True, random_state=self.seed)
-        return [held for _, held in cut.split(self.labels, self.labels, self.groups)]
+        """Cut the groups with scikit-learn's StratifiedGroupKFold."""
+        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=self.seed)
+        return [test for _, test in splitter.split(self.labels, self.labels, self.groups)]
 
 
-class ByDate:
-    """The newest rows; near-duplicates count as of the newest of them, so that none is foreseen.
+class DateRule:
+    """Hold out the newest rows.
 
-    Folds are stretches of time, the oldest first: around a fold in the middle, training sees what
-    came later (Bergmeir and Benítez, 2012, call it blocked cross-validation).
+    Each group of near-duplicates is dated by its newest review, so that no text from the test
+    period reaches training. Folds are periods of time, the oldest first; a model tested on a fold
+    in the middle is also trained on later reviews (blocked cross-validation, Bergmeir and Benítez,
+    2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
-        newest = pd.Series(days(frame)).groupby(near).transform("max").to_numpy()
+        newest = pd.Series(read_days(frame)).groupby(near).transform("max").to_numpy()
         self.near = near
+        # Sorting by group within a date keeps near-duplicates adjacent.
         self.order = np.lexsort((near, newest))
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Return the newest rows."""
+        """Choose the newest rows."""
         ordered = self.order[np.isin(self.order, rows)]
         cut = len(ordered) - int(np.ceil(share * len(ordered)))
-        return np.sort(ordered[self._between_groups(ordered, cut) :])
+        return np.sort(ordered[self._move_cut_between_groups(ordered, cut) :])
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Return stretches of about equal numbers of rows."""
+        """Cut the rows into periods with about equal numbers of rows."""
         size = len(self.order)
-        cuts = [self._between_groups(self.order, size * i // count) for i in range(1, count)]
+        cuts = [
+            self._move_cut_between_groups(self.order, size * i // count) for i in range(1, count)
+        ]
         return [np.sort(part) for part in np.split(self.order, cuts)]
 
-    def _between_groups(self, ordered: np.ndarray, cut: int) -> int:
-        """Move a cut back to where no near-duplicates stand on both sides."""
+    def _move_cut_between_groups(self, ordered: np.ndarray, cut: int) -> int:
+        """Move a cut back until it no longer separates near-duplicates."""
         while 0 < cut < len(ordered) and self.near[ordered[cut]] == self.near[ordered[cut - 1]]:
             cut -= 1
         return cut
@@ -121,36 +137,45 @@ _WRITTEN = re.compile(r"(\d{1,2})\s+([а-я]+)\s+(\d{4})(?:\D.*)?", re.IGNORECAS
 
 
 def parse_date(text: object) -> date | None:
-    """Return the day that a text names, None where it names none; a time of day may follow."""
+    """Parse a date such as 2009-03-07, 7.3.2009 or 7 марта 2009; a time of day may follow.
+
+    Returns:
+        None if the value is not a text that contains a valid date.
+    """
     if not isinstance(text, str):
         return None
     text = text.strip()
+    # `date` raises ValueError for 31 February, and for the month 0 of an unknown month name.
     try:
-        if found := _ISO.fullmatch(text):
-            year, month, day = map(int, found.groups())
+        if match := _ISO.fullmatch(text):
+            year, month, day = map(int, match.groups())
             return date(year, month, day)
-        if found := _DOTTED.fullmatch(text):
-            day, month, year = map(int, found.groups())
+        if match := _DOTTED.fullmatch(text):
+            day, month, year = map(int, match.groups())
             return date(year, month, day)
-        if found := _WRITTEN.fullmatch(text):
-            name = found[2].lower()
-            # "ма" stands for "мая", so "март" has to be looked for first: it comes first.
+        if match := _WRITTEN.fullmatch(text):
+            name = match[2].lower()
+            # "мар" (March) is listed before "ма" (May, "мая"), so that "марта" means March.
             month = next((i for i, m in enumerate(_MONTHS, 1) if name.startswith(m)), 0)
-            return date(int(found[3]), month, int(found[1]))
-    except ValueError:  # a 31st of February, or a word that is no month
+            return date(int(match[3]), month, int(match[1]))
+    except ValueError:
         return None
     return None
 
 
-def days(frame: pd.DataFrame) -> np.ndarray:
-    """Return the column `date` as day numbers (N,); raises UserError that names unreadable ones."""
-    found = [parse_date(value) for value in frame["date"]]
-    wrong = np.array([day is None for day in found])
+def read_days(frame: pd.DataFrame) -> np.ndarray:
+    """Read the column `date` as day numbers (N,) int64.
+
+    Raises:
+        UserError: rows have a date that cannot be read.
+    """
+    dates = [parse_date(value) for value in frame["date"]]
+    wrong = np.array([day is None for day in dates])
     if wrong.any():
         value = frame.loc[wrong, "date"].iloc[0]
         raise UserError(
-            f"{wrong.sum():,} of {len(frame):,} rows have no date that can be read, as {value!r}",
-            where=shown(frame.loc[wrong, "place"]),
+            f"{wrong.sum():,} of {len(frame):,} rows have no readable date, such as {value!r}",
+            where=list_first(frame.loc[wrong, "place"]),
             fix="write dates as 2009-03-07, or choose another data.split",
         )
-    return np.array([day.toordinal() for day in found if day is not None], dtype=np.int64)
+    return np.array([day.toordinal() for day in dates if day is not None], dtype=np.int64)

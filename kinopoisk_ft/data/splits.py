@@ -1,4 +1,4 @@
-"""The split by name: at random, by film, author or date, or as a column says; and folds of each."""
+"""Split rows into train, validation and test: at random, by film, author, date or a column."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
 
-from kinopoisk_ft.data.cleaning import shown
-from kinopoisk_ft.data.split_rules import ByChance, ByDate, ByGroup, Rule
+from kinopoisk_ft.data.cleaning import list_first
+from kinopoisk_ft.data.split_rules import DateRule, GroupRule, RandomRule, Rule
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import fold_name
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def random_split(
+def split_randomly(
     labels: np.ndarray,
     *,
     class_names: tuple[str, ...],
@@ -31,8 +31,11 @@ def random_split(
 ) -> Parts:
     """Split rows at random, stratified by label, into positions of train, validation and test.
 
-    Two calls of scikit-learn's `train_test_split`: `test_size` of all rows, then `val_size` of the
-    rest. Raises UserError where some part would miss a class.
+    scikit-learn's `train_test_split` first takes `test_size` of all rows, then `val_size` of the
+    rest.
+
+    Raises:
+        UserError: a part would have no row of some class.
     """
     counts = check_classes(labels, class_names)
     try:
@@ -42,17 +45,19 @@ def random_split(
         train, val = train_test_split(
             rest, test_size=val_size, random_state=seed, stratify=labels[rest]
         )
-    except ValueError as error:  # a part with fewer rows than classes, a class with one row
-        raise too_few(counts, class_names) from error
+    except ValueError as error:
+        # A part has fewer rows than there are classes, or a class has a single row.
+        raise too_few_rows_error(counts, class_names) from error
     for part in (train, val, test):
         if np.bincount(labels[part], minlength=len(counts)).min() == 0:
-            raise too_few(counts, class_names)
+            raise too_few_rows_error(counts, class_names)
     return train, val, test
 
 
 def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """Return the SHA-256, in hex, of the row ids of each part in their order."""
+    """Compute the SHA-256 (hex) of the row ids of each part, in their order."""
     digest = hashlib.sha256()
+    # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
         digest.update(f"{name} {len(rows)}\n".encode())
         digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
@@ -60,36 +65,45 @@ def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
 
 
 def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
-    """Return the number of rows of each class; raises UserError where a class has none."""
+    """Count the rows of each class.
+
+    Raises:
+        UserError: a class has no rows, or there is only one class.
+    """
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() == 0 or len(counts) < 2:
         absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
         raise UserError(
-            f"a classifier needs rows of two classes or more; of {len(labels):,} rows, "
+            f"a classifier needs rows of at least two classes; of {len(labels):,} rows, "
             + (f"none is '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
-            fix="check the label column, data.classes and data.limit: the first rows may lack one",
+            fix="check the label column, data.classes and data.limit: the first rows may lack a "
+            "class",
         )
     return counts
 
 
-def too_few(
+def too_few_rows_error(
     counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
 ) -> UserError:
-    """Return the error for classes with so few rows that some part would have none."""
+    """Build the error for classes with so few rows that some part would have none."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows for a split in which every part has every class: {sizes}",
         where=where,
-        fix="give more rows (data.limit), larger data.test_size and data.val_size, "
+        fix="use more rows (data.limit), increase data.test_size and data.val_size, "
         "or merge or remove the rare classes",
     )
 
 
-def linked(*keys: Sequence[Hashable | None]) -> np.ndarray:
-    """Return group numbers (N,) of rows that share a key, directly or through other rows.
+def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
+    """Group rows that share a key, directly or through other rows.
 
     Args:
-        keys: one sequence (N,) for each way of being tied; None ties a row to no other.
+        keys: sequences (N,) of keys. Rows with an equal key in the same sequence are linked; a key
+            None links nothing.
+
+    Returns:
+        Group numbers (N,), in the order of the rows.
     """
     size = len(keys[0])
     rows, nodes, first = [], [], size
@@ -100,35 +114,39 @@ def linked(*keys: Sequence[Hashable | None]) -> np.ndarray:
         nodes.append(codes[known] + first)
         first += len(names)
     row, node = np.concatenate(rows), np.concatenate(nodes)
+    # The nodes of the graph are the rows, then the distinct keys; an edge links a row to its key.
     graph = coo_array((np.ones(len(row), dtype=bool), (row, node)), shape=(first, first))
-    _, groups = connected_components(graph, directed=False)
-    # Numbers in the order of the rows, without those of keys.
-    return pd.factorize(groups[:size])[0]
+    _, components = connected_components(graph, directed=False)
+    return pd.factorize(components[:size])[0]
 
 
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 PREDEFINED = "predefined"
-# The column that a split reads, and the rule made of it.
+# Maps the name of a split to the column that it reads and to its rule.
 RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
-    "random": ("label", ByChance),
-    "film": ("film", ByGroup),
-    "author": ("author", ByGroup),
-    "time": ("date", ByDate),
+    "random": ("label", RandomRule),
+    "film": ("film", GroupRule),
+    "author": ("author", GroupRule),
+    "time": ("date", DateRule),
 }
-WHOLE = ("film", "author")  # columns whose names a split by them keeps whole
+# Splits that keep all rows with the same name in this column together.
+GROUPED = ("film", "author")
 SPLITS = (*RULES, PREDEFINED)
-_OTHER_NAMES = {"validation": "val", "valid": "val", "dev": "val"}  # as val is called elsewhere
+# Names that other data sets use for the validation part.
+_ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How much is held out: first for the test, then `val_size` of the rest.
+    """Say how much is held out: first the test part, then `val_size` of the rest.
 
     Args:
-        test_size: share of all rows, where `folds` is None.
-        folds: into how many parts all rows are cut; the one numbered `fold`, from 0, tests.
+        test_size: share of all rows; not used if `folds` is given.
+        val_size: share of the rows outside the test part.
+        folds: number of parts into which all rows are cut; None for no folds.
+        fold: number of the part that is the test part, from 0.
     """
 
     test_size: float
@@ -138,111 +156,121 @@ class Shares:
     fold: int | None = None
 
 
-def tied(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
-    """Return group numbers (N,) of the rows that a split keeps on one side.
+def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
+    """Number the groups of rows (N,) that a split must not separate.
 
-    These are near-duplicates, and by film or author all rows of one name; a row without a name is
-    a film of its own. Raises UserError where there are no names.
+    Near-duplicates form a group. A split by film or author also joins all rows with the same name;
+    a row without a name stays alone.
+
+    Args:
+        near: near-duplicate group of each row (N,).
+        kind: one of SPLITS.
+
+    Raises:
+        UserError: the split is by film or author, and no row has a name.
     """
-    if kind not in WHOLE:
+    if kind not in GROUPED:
         return near
     _check_column(frame, kind, kind)
     names = [fold_name(name) for name in frame[kind]]
     if not any(names):
         raise UserError(
-            f"no row names its {kind}, so data.split={kind} cannot be made",
+            f"data.split={kind} is not possible: no row names its {kind}",
             fix=f"fill the column '{kind}', or choose another data.split",
         )
-    if nameless := names.count(None):
-        log.info("%d of %d rows name no %s: each goes alone", nameless, len(frame), kind)
-    return linked(names, near.tolist())
+    if unnamed := names.count(None):
+        log.info("%d of %d rows name no %s: each is a group by itself", unnamed, len(frame), kind)
+    return group_linked_rows(names, near.tolist())
 
 
 def split_rows(
     frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
-    """Return positions of train, validation and test, each sorted but for the random split.
+    """Split rows into positions of train, validation and test.
 
-    The random split without folds is the study's, bit for bit, so it alone may part
-    near-duplicates; a predefined one is as the user made it. Raises UserError on a missing column,
-    and where some part would miss a class.
+    The positions are sorted, except for the random split without folds. That split reproduces the
+    split of the study exactly and may therefore separate near-duplicates, as may a predefined one.
 
     Args:
-        frame: columns label, place, and the one that the split reads ("part" where predefined).
-        groups: those of `tied`.
+        frame: columns label, place, and the column that the split reads ("part" if predefined).
+        groups: result of `group_rows`.
         kind: one of SPLITS.
+
+    Raises:
+        UserError: a column is missing, or a part would have no row of some class.
     """
     labels = frame["label"].to_numpy()
     if kind == "random" and shares.folds is None:
         sizes = {"test_size": shares.test_size, "val_size": shares.val_size}
-        return random_split(labels, class_names=class_names, **sizes, seed=shares.seed)
+        return split_randomly(labels, class_names=class_names, **sizes, seed=shares.seed)
     check_classes(labels, class_names)
     if kind == PREDEFINED:
-        parts = _as_named(frame)
+        parts = _split_by_column(frame)
     else:
-        parts = _by_rule(frame, groups, class_names, kind, shares)
+        parts = _split_by_rule(frame, groups, class_names, kind, shares)
     for name, part in zip(PARTS, parts, strict=True):
         counts = np.bincount(labels[part], minlength=len(class_names))
         if counts.min() == 0:
             raise UserError(
-                f"of the {len(part):,} rows in {name} by data.split={kind}, none is "
+                f"data.split={kind} puts {len(part):,} rows into {name}, and none of them is "
                 f"'{class_names[counts.argmin()]}'",
                 fix="move rows between the parts of data.split_column"
                 if kind == PREDEFINED
-                else "give more rows, or another data.split_seed, data.fold or data.split",
+                else "use more rows, or another data.split_seed, data.fold or data.split",
             )
     return parts
 
 
-def _by_rule(
+def _split_by_rule(
     frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
-    column, make = RULES[kind]
+    column, build_rule = RULES[kind]
     _check_column(frame, column, kind)
-    rule = make(frame, groups, shares.seed)
-    everything = np.arange(len(frame))
+    rule = build_rule(frame, groups, shares.seed)
+    rows = np.arange(len(frame))
     try:
         if shares.folds is None:
-            test = rule.hold_out(everything, shares.test_size)
+            test = rule.hold_out(rows, shares.test_size)
         else:
             test = rule.folds(shares.folds)[shares.fold or 0]
-        rest = np.setdiff1d(everything, test)
+        rest = np.setdiff1d(rows, test)
         val = rule.hold_out(rest, shares.val_size)
-    except ValueError as error:  # fewer films, or rows of a class, than parts
+    except ValueError as error:
+        # There are fewer films, or rows of a class, than parts.
         counts = np.bincount(frame["label"], minlength=len(class_names))
-        raise too_few(counts, class_names, f"data.split={kind}: {error}") from error
+        raise too_few_rows_error(counts, class_names, f"data.split={kind}: {error}") from error
     return np.setdiff1d(rest, val), val, test
 
 
 def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
     if column not in frame:
         raise UserError(
-            f"data.split={kind} needs a column '{column}', which the data lack",
+            f"data.split={kind} needs a column '{column}', which the data do not have",
             where=f"columns {', '.join(map(str, frame.columns.drop('place')))}",
-            fix=f"name the file's own column '{column}', or choose another data.split",
+            fix=f"rename a column of the file to '{column}', or choose another data.split",
         )
 
 
-def _as_named(frame: pd.DataFrame) -> Parts:
-    """Return the parts that the column "part" names."""
+def _split_by_column(frame: pd.DataFrame) -> Parts:
+    """Read the positions of train, validation and test from the column "part"."""
     _check_column(frame, "part", PREDEFINED)
     folded = frame["part"].map(lambda name: str(name or "").casefold())
-    parts = folded.replace(_OTHER_NAMES)
+    parts = folded.replace(_ALIASES)
     unknown = ~parts.isin(PARTS)
     if unknown.any():
         name = str(folded[unknown].iloc[0])
         raise UserError(
-            f"{unknown.sum():,} of {len(frame):,} rows are in an unknown part, as '{name}': "
-            f"{suggest_name(name, (*PARTS, *_OTHER_NAMES))}",
-            where=shown(frame.loc[unknown, "place"]),
-            fix="name the part of each row train, val or test in data.split_column",
+            f"{unknown.sum():,} of {len(frame):,} rows are in an unknown part, such as '{name}': "
+            f"{suggest_name(name, (*PARTS, *_ALIASES))}",
+            where=list_first(frame.loc[unknown, "place"]),
+            fix="write train, val or test for each row in data.split_column",
         )
     missing = [name for name in PARTS if name not in set(parts)]
     if missing:
         raise UserError(
             f"no row is in {' nor in '.join(missing)}",
             where="data.split_column",
-            fix="name rows of all three parts: train, val and test",
+            fix="assign rows to each of the three parts train, val and test",
         )
     train, val, test = (np.flatnonzero(parts == name) for name in PARTS)
     return train, val, test

@@ -1,7 +1,7 @@
-"""Read tables from disk; errors name the line or row.
+"""Read tables from disk, with errors that name the line or row.
 
-.jsonl .json (one object a line), .csv, .tsv, each also as .gz, and .parquet. Text is UTF-8, or
-UTF-16 or UTF-32 with a byte order mark.
+The formats are .jsonl and .json (one object per line), .csv and .tsv, each also compressed as .gz,
+and .parquet. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ import pandas as pd
 import pyarrow as pa
 
 from kinopoisk_ft.data import formats
-from kinopoisk_ft.data.cleaning import shown
+from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import normalize_nfc
 
-MOST_TIMES = 100  # what a file may grow when unpacked; reviews do by 3 to 5
-LEAST_BOMB = 2**28  # bytes that any may grow to
+# A .gz file is refused if it grows by more than this factor when unpacked. Reviews grow by 3 to 5.
+MAX_EXPANSION = 100
+# Size in bytes up to which any file may be unpacked, whatever the factor.
+MIN_BOMB_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file.
+    """Hold the rows of a file.
 
     Args:
         frame: the values as Python objects.
-        lines: the 1-based line of each row, None if the format has no lines.
-        arrow: the same rows with the types of a Parquet file, None for other formats.
+        lines: the 1-based line of each row; None if the format has no lines.
+        arrow: the same rows with the types of the Parquet file; None for other formats.
     """
 
     path: Path
@@ -41,13 +43,14 @@ class Table:
     arrow: pa.Table | None = None
 
     def column(self, name: str, fix: str) -> pd.Series:
-        """Return a column, bytes decoded as UTF-8.
+        """Return a column, with bytes decoded as UTF-8.
 
         Raises:
-            UserError: there is no such column (with `fix`), or it holds bytes that are not UTF-8.
+            UserError: there is no such column (with the hint `fix`), or it contains bytes that are
+                not UTF-8.
         """
-        if (found := self.find(name)) is not None:
-            return self._decoded(found)
+        if (own_name := self.find(name)) is not None:
+            return self._decode_column(own_name)
         columns = [str(column) for column in self.frame.columns]
         raise UserError(
             f"there is no column '{name}': {suggest_name(name, columns)}",
@@ -56,13 +59,13 @@ class Table:
         )
 
     def find(self, name: str) -> str | None:
-        """Return the column of that name, up to white space around it and its Unicode form."""
+        """Find the table's own name of a column, ignoring outer white space and Unicode form."""
         if name in self.frame:
             return name
         wanted = normalize_nfc(name).strip()
         return next((str(n) for n in self.frame if normalize_nfc(str(n)).strip() == wanted), None)
 
-    def _decoded(self, name: str) -> pd.Series:
+    def _decode_column(self, name: str) -> pd.Series:
         values, wrong = self.frame[name].copy(), []
         for row, value in enumerate(values):
             if isinstance(value, bytes):
@@ -73,58 +76,65 @@ class Table:
         if wrong:
             places = self.places()
             raise UserError(
-                f"{len(wrong):,} of {len(values):,} rows of the column '{name}' hold bytes that "
+                f"{len(wrong):,} of {len(values):,} rows of the column '{name}' contain bytes that "
                 "are not UTF-8",
-                where=shown(places[row] for row in wrong),
+                where=list_first(places[row] for row in wrong),
                 fix="store the column as text, or as bytes of text in UTF-8",
             )
         return values
 
     def places(self) -> list[str]:
-        """Return for each row what a message can name: path:line, or the row of a path."""
+        """Return the place of each row for messages: "path:line" or "path row number"."""
         if self.lines is not None:
             return [f"{self.path}:{line}" for line in self.lines]
         return [f"{self.path} row {row}" for row in range(len(self.frame))]
 
 
 def read_table(path: str | Path, quoting: str = "auto") -> Table:
-    """Read a table by its extension. Raises UserError on a file that cannot be read in full.
+    """Read a table in the format that the extension names.
 
     Args:
-        quoting: of .csv and .tsv, one of QUOTING.
+        quoting: quoting of .csv and .tsv files, one of QUOTING.
+
+    Raises:
+        UserError: the file cannot be read completely, or has no rows.
     """
     path = Path(path).expanduser()
     data = _read_bytes(path)
-    suffix = table_suffix(path)
+    suffix = find_suffix(path)
     if suffix.endswith(".gz"):
         data = _decompress(data, path)
         suffix = suffix.removesuffix(".gz")
     if not data or data.isspace():
         raise UserError("the file is empty", where=str(path), fix="give a file with reviews")
     if suffix == ".parquet":
-        arrow, frame = formats.parquet(data, path)
+        arrow, frame = formats.parse_parquet(data, path)
         table = Table(path, frame, None, arrow)
     else:
         text = _decode(data, path)
         if delimiter := _DELIMITERS.get(suffix):
-            columns, lines = formats.separated(text, path, delimiter, quoting)
+            columns, lines = formats.parse_separated(text, path, delimiter, quoting)
         else:
-            columns, lines = formats.json_lines(text, path)
+            columns, lines = formats.parse_json_lines(text, path)
         table = Table(path, pd.DataFrame(columns, dtype=object), lines)
     if table.frame.empty:
         raise UserError("the file has no rows", where=str(path), fix="give a file with reviews")
     return table
 
 
-def table_suffix(path: Path) -> str:
-    """Return a table's extension, `.gz` included; raises UserError on one that is not known."""
+def find_suffix(path: Path) -> str:
+    """Return the extension of a table in lower case, `.gz` included.
+
+    Raises:
+        UserError: the extension is not in SUFFIXES.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
     if suffix not in SUFFIXES:
         raise UserError(
-            f"cannot tell the format of a file named '{path.name}'",
+            f"the format of the file '{path.name}' is unknown",
             where=str(path.absolute()),
-            fix="give a file that ends in " + ", ".join(SUFFIXES),
+            fix="use a file that ends in " + ", ".join(SUFFIXES),
         )
     return suffix
 
@@ -133,41 +143,45 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        what, fix = "there is no such file", "check the path; it is relative to where you started"
-        raise UserError(what, where=str(path.absolute()), fix=fix) from error
+        fix = "check the path; it is relative to the folder in which you started the command"
+        raise UserError("there is no such file", where=str(path.absolute()), fix=fix) from error
     except OSError as error:
-        what = f"the file cannot be read: {error.strerror}"
-        raise UserError(what, where=str(path.absolute()), fix="give a file you can read") from error
+        raise UserError(
+            f"the file cannot be read: {error.strerror}",
+            where=str(path.absolute()),
+            fix="use a file that you have permission to read",
+        ) from error
 
 
 def _decompress(data: bytes, path: Path) -> bytes:
-    """Unpack; refuses what grows beyond all that reviews do, before it fills the memory."""
-    most = max(LEAST_BOMB, len(data) * MOST_TIMES)
+    """Unpack a gzip file, and refuse a decompression bomb before it fills the memory."""
+    limit = max(MIN_BOMB_BYTES, len(data) * MAX_EXPANSION)
     try:
         with gzip.open(io.BytesIO(data)) as stream:
-            found = stream.read(most + 1)
-        if len(found) > most:
+            unpacked = stream.read(limit + 1)
+        if len(unpacked) > limit:
             raise UserError(
-                f"unpacked, the file is over {MOST_TIMES} times as large: no text is so repetitive",
+                f"the file is over {MAX_EXPANSION} times as large after unpacking, which no text "
+                "is",
                 where=str(path),
-                fix="unpack it yourself if you trust it, and give the unpacked file",
+                fix="if you trust the file, unpack it yourself and use the unpacked file",
             )
-        return found
+        return unpacked
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"the gzip file is damaged or cut short: {error}",
+            f"the gzip file is damaged or incomplete: {error}",
             where=str(path),
             fix="copy or download it again",
         ) from error
 
 
 def _decode(data: bytes, path: Path) -> str:
-    # The mark of UTF-32 begins with the mark of UTF-16.
+    # UTF-32 is tried before UTF-16, because the UTF-16 mark is a prefix of the UTF-32 mark.
     marks = (mark for mark in _BYTE_ORDER_MARKS if data.startswith(mark))
     encoding = _BYTE_ORDER_MARKS.get(next(marks, b""), "utf-8")
     if encoding == "utf-8" and b"\0" in data[:2]:
         raise UserError(
-            "the file seems to be UTF-16 or UTF-32 without a byte order mark",
+            "the file is probably UTF-16 or UTF-32 without a byte order mark",
             where=str(path),
             fix="save the file as UTF-8 (iconv -f utf-16le -t utf-8)",
         )
@@ -177,11 +191,11 @@ def _decode(data: bytes, path: Path) -> str:
         before = data[: error.start].decode(encoding, errors="ignore")
         fix = "save the file as UTF-8"
         if data.startswith(b"\x1f\x8b"):
-            fix = "the file is compressed: let its name end in .gz"
+            fix = "rename the file to end in .gz: it is compressed"
         elif encoding == "utf-8":
             fix += " (from Windows Cyrillic: iconv -f cp1251 -t utf-8)"
         raise UserError(
-            f"not {encoding.upper().removesuffix('-SIG')}: {error.reason} at byte "
+            f"the file is not {encoding.upper().removesuffix('-SIG')}: {error.reason} at byte "
             f"0x{data[error.start]:02x}",
             where=f"{path}:{before.count(chr(10)) + 1}",
             fix=fix,

@@ -1,44 +1,50 @@
-"""Written grades ("8 из 10", "оценка: 7") taken out of a review, so that it does not say its label.
+"""Remove written grades ("8 из 10", "оценка: 7") from a review, because they reveal its label.
 
-Two thirds of the published reviews hold one. Dates, fractions and counts ("24/7", "2/3 фильма",
-"9 из 10 зрителей") stay.
+Two thirds of the published reviews contain a grade. Dates, fractions and counts ("24/7",
+"2/3 фильма", "9 из 10 зрителей") stay.
 """
 
 from __future__ import annotations
 
 import re
 
-_ALONE = r"(?<!\d)(?<!\d[.,:/\\])"  # no digits of the same number, date or fraction before it
-_CASE = r"(?:-?(?:ти|ка|ку|ки|кой|х|ми|ю)\b)?"  # "10-ти", "8ки", "7ка"
+# No digits of the same number, date or fraction stand before the match.
+_ALONE = r"(?<!\d)(?<!\d[.,:/\\])"
+# Endings of numerals: "10-ти", "8ки", "7ка".
+_CASE = r"(?:-?(?:ти|ка|ку|ки|кой|х|ми|ю)\b)?"
 _WORDS = r"""\b(?:ноль|нуля|два|двух|три|тр[её]х|четыре|четыр[её]х|пять|пяти|шесть|шести|семь|семи
     |восемь|восьми|девять|девяти|десять|десяти|сто|бесконечность)\b"""
 _NOUNS = r"""\b(?:(?:десят|девят|восьм[её]р|сем[её]р|шест[её]р|пят[её]р|четв[её]р|трой|двой)к[ауи]
     |единиц[ауы])\b"""
-_TEN = r"(?:10|\d)(?:[.,]\s?\d{1,2})?(?!\d|[.,]\d)"  # 0 to 10
-_ANY = r"(?:\d{1,2},\s?\d{1,2}|\d\.\d{1,2}|\d{1,4})[.+–-]?"  # also in jest: 11, 1408, "9.5."
+# A number from 0 to 10.
+_TEN = r"(?:10|\d)(?:[.,]\s?\d{1,2})?(?!\d|[.,]\d)"
+# Any number, because some grades are jokes: 11, 1408, "9.5.".
+_ANY = r"(?:\d{1,2},\s?\d{1,2}|\d\.\d{1,2}|\d{1,4})[.+–-]?"
 _GRADE = rf"""(?:{_ALONE}[-–]?{_ANY}{_CASE}|{_WORDS}|{_NOUNS}|∞|\*+)
     (?:\s?[-–—/]\s?(?:{_WORDS}|\d{{1,2}}(?:[.,]\d)?))?"""
 _POINTS = r"(?:балл?(?:а|ов|ы|ах|ам)?|очк(?:о|а|ов)|зв[её]зд[аы]?)\b"
-# Of these ten may be counted: "9 из 10 зрителей" is no grade, "9 из 10 за музыку" is.
+# Nouns that can be counted: "9 из 10 зрителей" is not a grade, "9 из 10 за музыку" is one.
 _COUNTED = r"""(?:человек|люд|зрител|друз|знаком|случа|фильмов|картин\b|лент\b|сери[йия]|сезонов
     |раз\b|мужчин|женщин|девуш|парн|дет(?:ей|ям)|критик|стран\b|отзыв|рецензи|сцен\b|минут|шут(?:ок|кам)
     |акт[её]ров|героев|персонаж|номинац|эпизод|лучших|худших|самых|главных|част|забит)"""
-_WHOLE = r"(?:фильма|хронометраж|времени|истории|сюжета|всего|доля)"  # "3/10 фильма" is a fraction
-_END = r"""(?=\s*(?:\Z|[.,;:!?…()\[\]«»"'—]|-\s))"""  # of a phrase
-# What may stand between "ставлю" or "оценка" and its number.
+# Wholes of which a fraction may be named: "3/10 фильма" is not a grade.
+_WHOLE = r"(?:фильма|хронометраж|времени|истории|сюжета|всего|доля)"
+# The end of a phrase.
+_END = r"""(?=\s*(?:\Z|[.,;:!?…()\[\]«»"'—]|-\s))"""
+# Words that may stand between "ставлю" or "оценка" and the number.
 _BETWEEN = r"""(?:\s+(?:бы|ему|ей|этому|этой|этот|сему|данно\w+|фильму?|картине|сериалу|ленте|кино
     |в|на|от|до|по|оценку|ниже|выше|не|только|лишь|максимум|тв[её]рд\w+|моя|моей|мою|меня|из\s+10
     |балл\w*|всего|все|целых))*\s*[:—–\-=(«"'`]*\s*[-–—:]?\s*"""
 
 _WRITTEN = re.compile(
     rf"""
-    (?:(?=[-–∞*\d])|\b(?=[бвдеинопрстчш]))  # how a grade can start: the rest is slow to try
+    (?:(?=[-–∞*\d])|\b(?=[бвдеинопрстчш]))  # fast check of the first character of a grade
     (?:
     {_GRADE}(?:\s*{_POINTS})?\s+из\s+(?:10|100|десяти|ста){_CASE}(?![.,/]?\d)
         (?:\s+(?:{_POINTS}|возможных\b))?(?!\s+{_COUNTED})
     # "7 барабанных перепонок из 10."
     | {_GRADE}(?:\s+(?!{_COUNTED}|из\b)[а-яё-]+){{1,4}}\s+из\s+(?:10|десяти)\b{_END}
-    # "3 из 5.", "8,6 из 11.": scales on which things are counted as often
+    # "3 из 5.", "8,6 из 11.": such numbers are as often counts, so the phrase must end here
     | {_ALONE}(?:[0-5](?:[.,]\d)?[+-]?|100)\s+из\s+(?:5|пяти|100)\b{_END}
     | {_ALONE}\d[.,]\d{{1,2}}\s+из\s+\d{{1,2}}\b{_END}
     | {_ALONE}(?:10|\d(?:[.,]\d{{1,2}})?)\s?[/\\]\s?10(?!\s?[/\\]|[.,]?\d)
@@ -58,23 +64,24 @@ _HINT = re.compile(
     re.IGNORECASE,
 )
 _LAST_LINE = re.compile(rf"\n[ \t\xa0]*{_TEN}[.!]*\s*\Z")
-# Points that are no grade of a film, by a word shortly before.
+# Words before points that do not grade a film, such as the magnitude of an earthquake.
 _OTHER_POINTS = re.compile(r"землетряс|шторм|рихтер|магнитуд|\biq\b|\bегэ\b|экзам", re.IGNORECASE)
-_SHORTLY = 40  # characters
+# Number of characters before the points in which these words are searched.
+_CONTEXT = 40
 
 
 def strip_scores(text: str) -> str:
-    """Return a text without the grades written in it; nothing else of it changes.
+    """Remove the grades that are written in a text; the rest stays unchanged.
 
     Grades are numbers on a scale ("8 из 10", "9/10", "3 из 5."), points ("7 баллов"), numbers
-    after a word for a grade ("оценка: 7", "ставлю 8", "твёрдая семёрка"), also in jest ("11 из 10",
+    after a word for a grade ("оценка: 7", "ставлю 8", "твёрдая семёрка"), jokes ("11 из 10",
     "7 черепов из 10."), and a last line that is a number.
     """
     lines = text.split("\n")
-    found = (_WRITTEN.sub(_without, line) if _HINT.search(line) else line for line in lines)
-    return _LAST_LINE.sub("\n", "\n".join(found))
+    stripped = (_WRITTEN.sub(_remove_grade, line) if _HINT.search(line) else line for line in lines)
+    return _LAST_LINE.sub("\n", "\n".join(stripped))
 
 
-def _without(match: re.Match[str]) -> str:
-    before = match.string[max(0, match.start() - _SHORTLY) : match.start()]
+def _remove_grade(match: re.Match[str]) -> str:
+    before = match.string[max(0, match.start() - _CONTEXT) : match.start()]
     return match.group() if _OTHER_POINTS.search(before) else ""

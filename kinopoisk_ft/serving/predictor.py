@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kinopoisk_ft.console import silence_libraries
-from kinopoisk_ft.data.cleaning import has_half_a_pair
+from kinopoisk_ft.data.cleaning import has_lone_surrogate
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import read
+from kinopoisk_ft.data.tokens import encode_ids
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.saving import load_estimator, load_network
@@ -39,7 +39,7 @@ def check_texts(texts: Sequence[object], where: str) -> None:
 
 
 def _is_text(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip()) and not has_half_a_pair(text)
+    return isinstance(text, str) and bool(text.strip()) and not has_lone_surrogate(text)
 
 
 class Predictor:
@@ -79,7 +79,7 @@ class Predictor:
         if not cleaned:
             return torch.zeros((0, len(self.card.class_names)))
         objective = Classification(self._tokenizer.pad_token_id)
-        examples = Examples(read(cleaned, self._tokenizer, self._preprocessing))
+        examples = Examples(encode_ids(cleaned, self._tokenizer, self._preprocessing))
         return predict(self._module, examples, objective, self._precision, BATCH)
 
     def _clean(self, texts: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kinopoisk_ft.data.leakage import Overlap
-from kinopoisk_ft.data.preprocessing import Seen, share_cut
+from kinopoisk_ft.data.preprocessing import TextCoverage, compute_truncated_share
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD, Card
@@ -65,8 +65,10 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
         peak_memory_mb=peak_memory_mb(device),
         device="cpu",
         precision="fp64",
-        seen=Seen(sum(map(sum, whole.values())), sum(map(sum, read.values()))),
-        truncated={name: share_cut(whole[name], read[name]) for name in ("val", "test")},
+        seen=TextCoverage(sum(map(sum, whole.values())), sum(map(sum, read.values()))),
+        truncated={
+            name: compute_truncated_share(whole[name], read[name]) for name in ("val", "test")
+        },
         read_before=Overlap(0, len(test)),
         history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
     )

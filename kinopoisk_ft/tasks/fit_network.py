@@ -13,8 +13,8 @@ import torch
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
 from kinopoisk_ft.adapters.base import Adapter
-from kinopoisk_ft.data.leakage import Overlap, TextsRead
-from kinopoisk_ft.data.preprocessing import Seen
+from kinopoisk_ft.data.leakage import Overlap, PretrainingTexts
+from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import Tokens, check_length, ids_digest, log_example, tokenize
 from kinopoisk_ft.files import write_folder_atomically
@@ -89,7 +89,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         peak_memory_mb=peak,
         device=str(precision.device),
         precision=precision.kind,
-        seen=sum((part.seen for part in tokens.values()), Seen()),
+        seen=sum((part.seen for part in tokens.values()), TextCoverage()),
         truncated={name: tokens[name].truncated for name in ("val", "test")},
         read_before=read_before,
         history=state.history,
@@ -98,7 +98,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
 
 def _read_before(network: Network, data: DataSplit) -> Overlap | None:
     """Return which test reviews the base was pretrained on, and warn where there are any."""
-    found = TextsRead.of(network.base).overlap(data.test["text"].tolist())
+    found = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if found is None:
         log.info("whether the base was pretrained on test reviews is unknown: it has no record")
     elif found.shared:

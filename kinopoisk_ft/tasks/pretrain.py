@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
-from kinopoisk_ft.data.leakage import TextsRead
+from kinopoisk_ft.data.leakage import PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.errors import UserError
@@ -66,7 +66,7 @@ def pretrain(
     gather_model(network.module)
     if is_main():
         texts = itertools.chain(data.train["text"], data.val["text"])
-        read = TextsRead.of(network.base).and_of(texts)
+        read = PretrainingTexts.of(network.base).add(texts)
         with write_folder_atomically(folder, "config.json") as part:
             save_language_model(network, tokenizer, part)
             read.write(part)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kinopoisk_ft.data.leakage import Overlap
-from kinopoisk_ft.data.preprocessing import Seen
+from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.statistics.metrics import COUNTED
 
@@ -87,7 +87,7 @@ class Fitted:
     peak_memory_mb: float
     device: str
     precision: str
-    seen: Seen
+    seen: TextCoverage
     truncated: dict[str, np.ndarray]  # of val and test, the share of each review that was cut off
     read_before: Overlap | None  # test reviews that its base was pretrained on, None if unknown
     history: list[dict[str, float]] = field(default_factory=list)

@@ -59,7 +59,7 @@ MISTAKES = [
     (["model=brt"], "did you mean 'bert'?"),
     (["modle=bert"], "did you mean 'model'?"),
     (["model=encoder", "model.name=./nowhere"], "there is no folder './nowhere'"),
-    ([*BERT, "data.max_length=65"], "not within the model's 64 positions"),
+    ([*BERT, "data.max_length=65"], "the model has 64 positions"),
     ([*BERT, "adapter=freeze"], "cannot freeze 10 layers: the model has 2"),
     ([*BERT, "adapter=lora", "adapter.config.target_modules=[qeury]"], "matches no module"),
     (["model=tfidf", "adapter=head"], "no layers to adapt"),

@@ -174,17 +174,17 @@ def test_a_parquet_file_whose_text_is_not_unicode(tmp_path: Path) -> None:
         pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     )
     (tmp_path / "a.parquet").write_bytes(parquet_file(text=raw, label=["a"]))
-    with pytest.raises(UserError, match="column 'text' hold bytes that are not UTF-8") as caught:
+    with pytest.raises(UserError, match="column 'text' contain bytes that are not UTF-8") as caught:
         LocalFile(path=str(tmp_path / "a.parquet"), **OPTIONS).load()
     assert caught.value.where == f"{tmp_path / 'a.parquet'} row 0"
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinopoisk_ft.data.tables.LEAST_BOMB", 2**16)
+    monkeypatch.setattr("kinopoisk_ft.data.tables.MIN_BOMB_BYTES", 2**16)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,label\n" + b" " * 2**22))
     with pytest.raises(UserError, match="over 100 times as large"):
         read_table(tmp_path / "a.csv.gz")
-    monkeypatch.setattr("kinopoisk_ft.data.formats.MOST_CELLS", 1000)
+    monkeypatch.setattr("kinopoisk_ft.data.formats.MAX_CELLS", 1000)
     (tmp_path / "a.parquet").write_bytes(parquet_file(text=["а"] * 50_000, label=["б"] * 50_000))
     with pytest.raises(UserError, match="100,000 cells in"):
         read_table(tmp_path / "a.parquet")

@@ -81,7 +81,7 @@ def test_overlaps_by_hand() -> None:
 def test_without_films_nothing_is_guessed() -> None:
     bare = pd.DataFrame({"label": [0, 1, 1]})
     found = measure(bare, bare)
-    assert (found.film_guess, found.film_tells, found.majority) == (None, False, 2 / 3)
+    assert (found.film_guess, found.film_predicts_label, found.majority) == (None, False, 2 / 3)
     nameless = bare.assign(film=["", None, " "])
     found = measure(nameless, nameless)
     assert (found.film_guess, found.overlaps["films"]) == (found.majority, Overlap(0, 0))
@@ -98,10 +98,10 @@ def test_warning_when_the_film_tells(
     train = frame([(row % 3 > 0, f"фильм {row % 3}") for row in range(rows)]).astype({"label": int})
     test = train if seen else train.assign(film="новый")
     with caplog.at_level(logging.INFO):
-        measure(train, test).tell()
+        measure(train, test).log_summary()
     warned = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert ["film alone tells" in r.getMessage() for r in warned] == [True] * told
-    assert "guessing each film's usual label: accuracy" in caplog.text
+    assert ["the film alone predicts" in r.getMessage() for r in warned] == [True] * told
+    assert "accuracy of guessing each film's usual label" in caplog.text
 
 
 def kinopoisk(folder: Path, **options: Any) -> DataSplit:
@@ -163,7 +163,7 @@ def test_films_of_real_reviews(shared: Path) -> None:
     by_chance = Kinopoisk(path=path, **base).load().leakage
     by_film = Kinopoisk(path=path, **base, split="film").load().leakage
     assert by_chance.overlaps["films"].share > 0.9
-    assert by_chance.film_tells
+    assert by_chance.film_predicts_label
     assert by_film.overlaps["films"].shared == 0
     assert by_film.film_guess == by_film.majority
     assert by_chance.overlaps["near_duplicates"].shared == 0

@@ -78,7 +78,7 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     found = pq.read_table(written(tmp_path / "a.parquet", tmp_path / "out.parquet"))
     assert found.select(table.column_names).equals(table)
     assert found["predicted_p_Good"].to_pylist() == ADDED["predicted_p_Good"].tolist()
-    with pytest.raises(UserError, match="column 'raw' holds bytes that are not UTF-8") as caught:
+    with pytest.raises(UserError, match="column 'raw' contains bytes that are not UTF-8") as caught:
         prepare_output(read_table(tmp_path / "a.parquet"), tmp_path / "out.jsonl")
     assert ".parquet" in (caught.value.fix or "")
     pq.write_table(table.drop_columns("raw"), tmp_path / "b.parquet")
@@ -110,7 +110,7 @@ def test_what_parquet_cannot_keep_is_refused(
 ) -> None:
     rows = [{"text": "да", "x": value} for value in values]
     path = jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=f"the column 'x' holds {held}") as caught:
+    with pytest.raises(UserError, match=f"the column 'x' contains {held}") as caught:
         prepare_output(read_table(path), tmp_path / "out.parquet")
     assert caught.value.where == (f"{path}:{line}" if line else str(path))
     assert ".jsonl" in (caught.value.fix or "")
@@ -133,7 +133,7 @@ def test_a_refusal_comes_before_the_model_is_read(
     jsonl(tmp_path / "a.jsonl", ROWS)
     output = ["--output", "out.parquet"]
     assert predict.main(["no model", "--input", "a.jsonl", *output]) == 1
-    assert "the column 'id' holds texts and numbers" in capsys.readouterr().err
+    assert "the column 'id' contains texts and numbers" in capsys.readouterr().err
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -149,7 +149,7 @@ def test_the_input_is_read_as_in_training(
     for args, told in (
         (["a.tsv"], "--quoting none"),
         (["a.tsv", "--quoting", "none", "--text-column", "texts"], "did you mean 'text'"),
-        (["numbers.jsonl"], "1 of 1 rows hold numbers in the text column 'text', such as 5"),
+        (["numbers.jsonl"], "1 of 1 rows contain numbers in the text column 'text', such as 5"),
     ):
         assert predict.main(["no model", "--input", *args]) == 1
         assert told in capsys.readouterr().err

@@ -16,7 +16,7 @@ from networks import NAMES, make
 from transformers import AutoTokenizer
 
 from kinopoisk_ft.data import tokens
-from kinopoisk_ft.data.preprocessing import Preprocessing, Seen, cut_text, ends
+from kinopoisk_ft.data.preprocessing import Preprocessing, TextCoverage, cut_text, split_room
 from kinopoisk_ft.data.tokens import encode, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
@@ -38,9 +38,9 @@ def tokenizer(kind: str) -> Any:
 
 
 def test_a_quarter_and_three_of_the_paper() -> None:
-    assert ends(510, "head_tail") == (128, 382)
-    assert [ends(room, "head_tail") for room in (1, 2, 4)] == [(1, 0), (1, 1), (1, 3)]
-    assert (ends(9, "head"), ends(9, "tail")) == ((9, 0), (0, 9))
+    assert split_room(510, "head_tail") == (128, 382)
+    assert [split_room(room, "head_tail") for room in (1, 2, 4)] == [(1, 0), (1, 1), (1, 3)]
+    assert (split_room(9, "head"), split_room(9, "tail")) == ((9, 0), (0, 9))
 
 
 @pytest.mark.parametrize("kind", ["bert", "mamba"])
@@ -58,7 +58,7 @@ def test_tokens_are_those_of_transformers(kind: str, length: int) -> None:
     left.truncation_side = "left"
     assert found["tail"] == left(TEXTS, **options)["input_ids"]
     special = len(ours("")["input_ids"])
-    head, tail = ends(length - special, "head_tail")
+    head, tail = split_room(length - special, "head_tail")
     uncut = ours(TEXTS, split_special_tokens=True)["input_ids"]
     for mixed, whole in zip(found["head_tail"], uncut, strict=True):
         if len(whole) <= length:
@@ -80,19 +80,19 @@ def test_what_was_seen_is_counted() -> None:
     for way, characters in expected.items():
         found = tokenize([text, "фильм"], tokenizer("bert"), Preprocessing(6, way))
         assert [len(ids) for ids in found.input_ids] == [6, 3]
-        assert found.seen == Seen(len(text) + 5, characters + 5, 21, 5)
+        assert found.seen == TextCoverage(len(text) + 5, characters + 5, 21, 5)
         assert found.truncated.tolist() == [(len(text) - characters) / len(text), 0]
     shares = found.seen.metrics()
     assert shares["tokens_seen_share"] == 5 / 21
     assert shares["characters_per_token"] == (len(text) + 5) / 21
-    assert Seen(10, 5).metrics() == {"characters_seen_share": 0.5}
+    assert TextCoverage(10, 5).metrics() == {"characters_seen_share": 0.5}
 
 
 def test_characters_are_cut_before_tokens_and_counted_of_the_whole() -> None:
     text = "отличный фильм " * 10
     found = tokenize([text], tokenizer("bert"), Preprocessing(64, "head", 14))
     assert found.input_ids == tokenizer("bert")(["отличный фильм"])["input_ids"]
-    assert found.seen == Seen(150, 14, 20, 2)
+    assert found.seen == TextCoverage(150, 14, 20, 2)
 
 
 @given(
@@ -105,7 +105,7 @@ def test_cut_texts_keep_to_their_budget(text: str, characters: int, way: str) ->
     assert len(cut) == min(len(text), characters)
     assert cut_text(text, None, way) == text
     if len(text) > characters:
-        head, tail = ends(characters, way)
+        head, tail = split_room(characters, way)
         assert cut[:head] == text[:head]
         assert cut.endswith(text[len(text) - max(0, tail - bool(head)) :])
 
@@ -140,11 +140,13 @@ def test_kept_tokens_are_read_and_damaged_ones_made_again(
     file.write_bytes(file.read_bytes()[:700])
     again = tokenize(texts, tokenizer("bert"), Preprocessing(8))
     assert again.input_ids == want.input_ids
-    assert "is damaged, and the reviews are tokenized again" in caplog.text
+    assert "is damaged; the reviews are tokenized again" in caplog.text
 
 
 def test_no_room_beside_special_tokens() -> None:
-    with pytest.raises(UserError, match="no room beside 2 special tokens") as caught:
+    with pytest.raises(
+        UserError, match="leaves no token for the text: 2 tokens are special"
+    ) as caught:
         encode(["фильм"], tokenizer("bert"), Preprocessing(2))
     assert caught.value.fix == "give 3 or more"
 

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from report_rows import one_table, trained
 
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.data.duplicates import near_duplicates
-from kinopoisk_ft.data.leakage import FILE, Overlap, TextsRead
+from kinopoisk_ft.data.duplicates import group_near_duplicates
+from kinopoisk_ft.data.leakage import FILE, Overlap, PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
@@ -35,24 +35,24 @@ BERT = ["model=bert_scratch", "model.hidden_size=16", "model.num_layers=2",
 
 @given(NAMES, NAMES)
 def test_what_was_read_are_the_near_duplicates(read: list[str], tests: list[str]) -> None:
-    groups = near_duplicates([*read, *tests])
+    groups = group_near_duplicates([*read, *tests])
     met = np.isin(groups[len(read) :], groups[: len(read)]).sum()
-    assert TextsRead.of(None).and_of(read).overlap(tests) == Overlap(int(met), len(tests))
+    assert PretrainingTexts.of(None).add(read).overlap(tests) == Overlap(int(met), len(tests))
 
 
 def test_a_record_says_how_much_it_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert TextsRead.of(None).overlap(["да"]) == Overlap(0, 1)
-    assert TextsRead.of("a/hub-name").overlap(["да"]) is None
-    assert TextsRead.of(str(tmp_path)).overlap(["да"]) is None
-    TextsRead.of(str(tmp_path)).and_of(["да"]).write(tmp_path)  # of a base without a record
-    assert TextsRead.of(str(tmp_path)).overlap(["нет"]) is None
-    assert TextsRead.of(str(tmp_path)).overlap(["Да", "нет"]) == Overlap(1, 2)
-    TextsRead.of(None).and_of(["да"]).write(tmp_path)
-    TextsRead.of(str(tmp_path)).and_of(["нет"]).write(tmp_path)  # one base after another
-    assert TextsRead.of(str(tmp_path)).overlap(["да", "нет", "что"]) == Overlap(2, 3)
+    assert PretrainingTexts.of(None).overlap(["да"]) == Overlap(0, 1)
+    assert PretrainingTexts.of("a/hub-name").overlap(["да"]) is None
+    assert PretrainingTexts.of(str(tmp_path)).overlap(["да"]) is None
+    PretrainingTexts.of(str(tmp_path)).add(["да"]).write(tmp_path)  # of a base without a record
+    assert PretrainingTexts.of(str(tmp_path)).overlap(["нет"]) is None
+    assert PretrainingTexts.of(str(tmp_path)).overlap(["Да", "нет"]) == Overlap(1, 2)
+    PretrainingTexts.of(None).add(["да"]).write(tmp_path)
+    PretrainingTexts.of(str(tmp_path)).add(["нет"]).write(tmp_path)  # one base after another
+    assert PretrainingTexts.of(str(tmp_path)).overlap(["да", "нет", "что"]) == Overlap(2, 3)
     assert caplog.text == ""
     (tmp_path / FILE).write_bytes(b"damaged")
-    assert TextsRead.of(str(tmp_path)).overlap(["да"]) is None
+    assert PretrainingTexts.of(str(tmp_path)).overlap(["да"]) is None
     assert "cannot be read" in caplog.text
 
 

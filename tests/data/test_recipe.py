@@ -22,7 +22,7 @@ from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.data.local import LocalFile
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.splits import digest_rows, random_split
+from kinopoisk_ft.data.splits import digest_rows, split_randomly
 from kinopoisk_ft.errors import UserError
 
 SHARES = {"test_size": 0.2, "val_size": 0.2, "seed": 42}
@@ -65,7 +65,7 @@ def every_row(split: DataSplit) -> pd.DataFrame:
 def test_split_has_the_sizes_and_rows_of_scikit_learn() -> None:
     labels = (np.random.default_rng(0).random(32_015) < 0.8).astype(np.int64)
     names = ("Bad", "Good")
-    train, val, test = random_split(labels, class_names=names, **SHARES)
+    train, val, test = split_randomly(labels, class_names=names, **SHARES)
     assert (len(train), len(val), len(test)) == (20_489, 5_123, 6_403)
     stated = labels.tolist()
     rest, expected_test, y_rest, _ = train_test_split(
@@ -152,8 +152,8 @@ def test_empty_texts_can_be_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grade", "message"),
     [
-        ("good", "1 rows have an unknown grade3, as 'good'"),
-        (7, "1 rows have an unknown grade3, as '7'"),
+        ("good", "1 rows have an unknown grade3, such as 'good'"),
+        (7, "1 rows have an unknown grade3, such as '7'"),
         (None, "1 of 100 rows have no label in 'grade3'"),
     ],
 )
@@ -203,12 +203,12 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([0, 1] * 20, {"classes": 3}, "data.classes=3, but there are 2: 0, 1"),
+        ([0, 1] * 20, {"classes": 3}, "data.classes=3, but there are 2 classes: 0, 1"),
         ([0, 1] * 20, {"class_names": ["0", "2"]}, "label '1' is not among data.class_names"),
         ([0, 1] * 19 + [0, None], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 19 + [0, ""], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 19 + [0, " "], {}, "1 of 40 rows have no label in 'label'"),
-        ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows hold lists in the label column 'label'"),
+        ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows contain lists in the label column 'label'"),
         ([0, 1] * 20, {"label_column": "labels"}, "no column 'labels': did you mean 'label'"),
         ([0, 1] * 20, {"text_column": "content"}, "no column 'content'"),
         ([0] * 40, {}, "of 40 rows, all are '0'"),

@@ -13,7 +13,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from kinopoisk_ft.data.splits import Parts, Shares, split_rows, tied
+from kinopoisk_ft.data.splits import Parts, Shares, group_rows, split_rows
 from kinopoisk_ft.errors import UserError
 
 NAMES = ("Bad", "Good")
@@ -40,7 +40,7 @@ def table(number: int, seed: int = 0) -> pd.DataFrame:
 
 
 def parted(frame: pd.DataFrame, near: np.ndarray, way: str, shares: Shares = SHARES) -> Parts:
-    return split_rows(frame, tied(frame, near, way), NAMES, way, shares)
+    return split_rows(frame, group_rows(frame, near, way), NAMES, way, shares)
 
 
 def alone(number: int) -> np.ndarray:

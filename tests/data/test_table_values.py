@@ -91,7 +91,7 @@ def test_class_names_that_differ_in_case(tmp_path: Path, caplog: pytest.LogCaptu
     path = write(tmp_path / "a.csv", {"text": TEXTS, "label": ["Bad", "bad", "Good", "Good"] * 10})
     recipe = LocalFile(path=str(path), **OPTIONS)
     recipe.choose_classes(recipe.read())
-    assert "classes differ only in case: 'Bad' (10 rows), 'bad' (10 rows)" in caplog.text
+    assert "class names differ only in case: 'Bad' (10 rows), 'bad' (10 rows)" in caplog.text
     caplog.clear()
     given = LocalFile(path=str(path), **OPTIONS, class_names=["bad", "Bad ", "Good"])
     assert given.choose_classes(given.read()) == ("bad", "Bad", "Good")
@@ -124,7 +124,9 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path, column: str) -> None:
     columns: dict[str, list[Any]] = {"text": TEXTS, "label": ["а"] * 40, "film": ["б"] * 40}
     columns[column] = [b"a"] * 39 + ["плохо".encode("cp1251")]
     path = write(tmp_path / "a.parquet", columns)
-    with pytest.raises(UserError, match=f"column '{column}' hold bytes that are not UTF") as caught:
+    with pytest.raises(
+        UserError, match=f"column '{column}' contain bytes that are not UTF"
+    ) as caught:
         read(path)
     assert caught.value.where == f"{path} row 39"
 
@@ -144,7 +146,7 @@ def test_a_text_column_of_other_values(
         values = [[1], [2]]
     columns: dict[str, list[Any]] = {"text": [*values, None], "label": [0, 1, 0]}
     path = write(tmp_path / f"a{suffix}", columns)
-    with pytest.raises(UserError, match=f"2 of 3 rows hold {held} in the text column") as caught:
+    with pytest.raises(UserError, match=f"2 of 3 rows contain {held} in the text column") as caught:
         read(path)
     first = f"{path}:1" if suffix == ".jsonl" else f"{path} row 0"
     assert (caught.value.where or "").startswith(first)
@@ -161,7 +163,9 @@ def test_texts_that_are_all_numbers(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_a_label_of_several_values(tmp_path: Path, suffix: str, value: Any) -> None:
     path = write(tmp_path / f"a{suffix}", {"text": TEXTS, "label": [value] * 40})
     kind = "objects" if isinstance(value, dict) else "lists"
-    with pytest.raises(UserError, match=f"40 of 40 rows hold {kind} in the label column 'label'"):
+    with pytest.raises(
+        UserError, match=f"40 of 40 rows contain {kind} in the label column 'label'"
+    ):
         read(path)
 
 

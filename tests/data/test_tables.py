@@ -71,10 +71,10 @@ PACKED = gzip.compress(
 )  # the same bytes in every worker, whose tests bear them as names
 BAD_FILES = [
     ("a.jsonl", GOOD + b'{"text": \n', "a.jsonl:2", "malformed JSON", "each line is one object"),
-    ("a.jsonl", GOOD * 2 + b"[1, 2]\n", "a.jsonl:3", "a JSON list", "each line is one object"),
-    ("a.jsonl", GOOD + b"\n" + b"null", "a.jsonl:3", "a JSON NoneType", "each line is one object"),
+    ("a.jsonl", GOOD * 2 + b"[1, 2]\n", "a.jsonl:3", "found a list", "each line is one object"),
+    ("a.jsonl", GOOD + b"\n" + b"null", "a.jsonl:3", "found a NoneType", "each line is one object"),
     ("a.jsonl", GOOD + b"[" * 100_000, "a.jsonl:2", "malformed JSON", "each line is one object"),
-    ("a.jsonl", GOOD + rb'{"text": "\ud83d"}', "a.jsonl:2", "surrogate", "mend or remove"),
+    ("a.jsonl", GOOD + rb'{"text": "\ud83d"}', "a.jsonl:2", "surrogate", "correct or remove"),
     ("a.jsonl", GOOD + "да".encode("cp1251"), "a.jsonl:2", "not UTF-8", "iconv -f cp1251"),
     ("a.csv", "text\nда\n".encode("cp1251"), "a.csv:2", "not UTF-8", "iconv -f cp1251"),
     ("a.jsonl", PACKED, "a.jsonl:1", "not UTF-8", "end in .gz"),
@@ -82,7 +82,7 @@ BAD_FILES = [
     ("a.jsonl", b"{}\n", "a.jsonl", "no rows", "give a file with reviews"),
     ("a.csv", b"\n \n", "a.csv", "empty", "give a file with reviews"),
     ("a.csv", b"text,label\n", "a.csv", "no rows", "give a file with reviews"),
-    ("a.csv", b"text,label\na,b\nc\n", "a.csv:3", "1 fields where the header has 2", "quote"),
+    ("a.csv", b"text,label\na,b\nc\n", "a.csv:3", "1 fields and the header has 2", "quote"),
     ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv:3", "malformed row", "close the quotes"),
     ("a.csv", b"text,text\na,b\n", "a.csv:1", "column 'text' twice", "rename"),
     ("a.jsonl.gz", PACKED[:-9], "a.jsonl.gz", "damaged", "download it again"),
@@ -90,8 +90,8 @@ BAD_FILES = [
     ("a.jsonl.gz", PACKED[:12] + b"xx" * 9, "a.jsonl.gz", "damaged", "again"),
     ("a.parquet", b"PAR1" + b"\0" * 40, "a.parquet", "damaged", "download it again"),
     ("a.parquet", GOOD, "a.parquet", "damaged", "download it again"),
-    ("a.xlsx", b"PK", "a.xlsx", "cannot tell the format", ".jsonl"),
-    ("reviews", GOOD, "reviews", "cannot tell the format", ".jsonl"),
+    ("a.xlsx", b"PK", "a.xlsx", "the format of the file", ".jsonl"),
+    ("reviews", GOOD, "reviews", "the format of the file", ".jsonl"),
 ]
 
 

@@ -13,8 +13,8 @@ from hostile import saved
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from kinopoisk_ft.data.preprocessing import Preprocessing, ends
-from kinopoisk_ft.data.tokens import encode, groups, read
+from kinopoisk_ft.data.preprocessing import Preprocessing, split_room
+from kinopoisk_ft.data.tokens import batch_texts, encode, encode_ids
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tokenizers import END, load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
@@ -55,13 +55,13 @@ def unigram(with_spaces: bool) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(params=["wordpiece", "bpe", "unigram", "unigram over spaces"])
 def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("kinopoisk_ft.data.tokens.AT_ONCE", 500)
+    monkeypatch.setattr("kinopoisk_ft.data.tokens.MAX_BATCH_CHARACTERS", 500)
     if request.param.startswith("unigram"):
         return unigram(request.param == "unigram")
     return load_tokenizer(tiny.bert() if request.param == "wordpiece" else tiny.mamba())
 
 
-def expected(text: str, tokenizer: Any, how: Preprocessing) -> list[int]:
+def expected(text: str, tokenizer: Any, preprocessing: Preprocessing) -> list[int]:
     """What the tokenizer says of the whole text, cut afterwards."""
     ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
     bare = tokenizer(
@@ -69,27 +69,29 @@ def expected(text: str, tokenizer: Any, how: Preprocessing) -> list[int]:
     )["input_ids"]  # fmt: skip
     left = (len(ids) - len(bare) + 1) // 2
     right = len(ids) - len(bare) - left
-    room = how.max_length - left - right
+    room = preprocessing.max_length - left - right
     if len(bare) > room:
-        head, tail = ends(room, how.truncation)
+        head, tail = split_room(room, preprocessing.truncation)
         bare = bare[:head] + bare[len(bare) - tail :]
     return [*ids[:left], *bare, *ids[len(ids) - right :]]
 
 
 @pytest.mark.parametrize("truncation", MODES)
 def test_ids_are_those_of_the_whole_text(tokenizer: Any, truncation: str) -> None:
-    how = Preprocessing(24, truncation)
+    preprocessing = Preprocessing(24, truncation)
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(0, 400))) for _ in range(40)]
     texts += ["а" * 3000, " " * 3000, "кино фильм " * 200, "кино" + " " * 900 + "фильм"]
-    assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
+    assert encode_ids(texts, tokenizer, preprocessing) == [
+        expected(text, tokenizer, preprocessing) for text in texts
+    ]
 
 
 def test_what_is_seen_is_counted_of_the_whole(tokenizer: Any) -> None:
     rng = random.Random(1)
     texts = [" ".join(rng.choices(WORDS[:4], k=300)) for _ in range(10)]
-    for how in (Preprocessing(24, "head"), Preprocessing(24, "tail", max_characters=700)):
-        found = encode(texts, tokenizer, how)
+    for preprocessing in (Preprocessing(24, "head"), Preprocessing(24, "tail", max_characters=700)):
+        found = encode(texts, tokenizer, preprocessing)
         alone = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         assert found["tokens"] == [len(ids) for ids in alone]
         assert found["characters"] == [len(text) for text in texts]
@@ -97,7 +99,7 @@ def test_what_is_seen_is_counted_of_the_whole(tokenizer: Any) -> None:
 
 
 def test_groups_have_a_bounded_number_of_characters() -> None:
-    assert list(groups(["a" * 2**21, "b", "c"])) == [["a" * 2**21], ["b", "c"]]
+    assert list(batch_texts(["a" * 2**21, "b", "c"])) == [["a" * 2**21], ["b", "c"]]
 
 
 @pytest.mark.parametrize("mark", ["[SEP]", "[PAD]", "[MASK]", "[CLS]", END])
@@ -105,8 +107,8 @@ def test_marks_in_a_review_are_text(mark: str) -> None:
     """Nobody ends, pads or masks a review by writing so in it."""
     for folder in (tiny.bert(), tiny.mamba()):
         tokenizer = load_tokenizer(folder)
-        how = Preprocessing(64)
-        plain, marked = read(["фильм", f"фильм {mark} фильм"], tokenizer, how)
+        preprocessing = Preprocessing(64)
+        plain, marked = encode_ids(["фильм", f"фильм {mark} фильм"], tokenizer, preprocessing)
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         ours = [token for token in plain if token in special]
         assert [token for token in marked if token in special] == ours
@@ -147,5 +149,7 @@ def test_ids_of_a_real_tokenizer(shared: Path) -> None:
     rng = random.Random(2)
     texts = [" ".join(rng.choices(WORDS, k=3_000)) for _ in range(2)]
     for truncation in MODES:
-        how = Preprocessing(128, truncation)
-        assert read(texts, tokenizer, how) == [expected(text, tokenizer, how) for text in texts]
+        preprocessing = Preprocessing(128, truncation)
+        assert encode_ids(texts, tokenizer, preprocessing) == [
+            expected(text, tokenizer, preprocessing) for text in texts
+        ]

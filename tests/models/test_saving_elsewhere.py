@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import read
+from kinopoisk_ft.data.tokens import encode_ids
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.models.heads import ENCODER
@@ -120,12 +120,12 @@ def test_other_tools_cut_long_texts_as_training_did(
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.model_max_length == 9
     text = f"{tiny.GOOD} {tiny.BAD}"
-    (expected,) = read([text], tokenizer, Preprocessing(9, truncation))
+    (expected,) = encode_ids([text], tokenizer, Preprocessing(9, truncation))
     assert theirs(text, truncation=True)["input_ids"] == expected
     assert load_tokenizer(str(tmp_path))(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert read([text], load_tokenizer(str(tmp_path)), Preprocessing(9, "tail")) == read(
-        [text], tokenizer, Preprocessing(9, "tail")
-    )
+    assert encode_ids(
+        [text], load_tokenizer(str(tmp_path)), Preprocessing(9, "tail")
+    ) == encode_ids([text], tokenizer, Preprocessing(9, "tail"))
 
 
 def test_the_card_says_where_other_tools_differ(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import read
+from kinopoisk_ft.data.tokens import encode_ids
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tokenizers import load_tokenizer, train_bpe, train_wordpiece
 
@@ -25,14 +25,14 @@ def test_empty_vocabularies_are_told(tmp_path: Path) -> None:
     empty = save(tmp_path / "a", models.WordPiece({}, unk_token="[UNK]"), pad_token="[PAD]")
     latin = save(tmp_path / "b", models.BPE({"a": 0}, []), pad_token="[PAD]")
     for folder in (empty, latin):
-        with pytest.raises(UserError, match="cannot read the letter 'а'"):
+        with pytest.raises(UserError, match="cannot encode the letter 'а'"):
             load_tokenizer(folder)
 
 
 def test_a_tokenizer_that_knows_nothing_else_still_reads(tmp_path: Path) -> None:
     vocab = {"[PAD]": 0, "[UNK]": 1}
     folder = save(tmp_path, models.WordPiece(vocab, unk_token="[UNK]"), pad_token="[PAD]")
-    assert read(["да нет", "да"], load_tokenizer(folder), Preprocessing(4)) == [[1, 1], [1]]
+    assert encode_ids(["да нет", "да"], load_tokenizer(folder), Preprocessing(4)) == [[1, 1], [1]]
 
 
 def test_no_pad_token(tmp_path: Path) -> None:
@@ -43,13 +43,13 @@ def test_no_pad_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save(tmp_path / "b", model, eos_token="</s>"))
     assert tokenizer.pad_token_id == 1
     # the pad's mark in a review is no pad: the last real token stays the last
-    assert read(["да </s>"], tokenizer, Preprocessing(8))[0][-1] != 1
+    assert encode_ids(["да </s>"], tokenizer, Preprocessing(8))[0][-1] != 1
 
 
 def test_no_text_to_train_on() -> None:
     """Nothing but marks and bytes: any text is still read, as unknown or byte by byte."""
     for train in (train_wordpiece, train_bpe):
         tokenizer = train(["", " "], 300)
-        (ids,) = read(["кино"], tokenizer, Preprocessing(64))
+        (ids,) = encode_ids(["кино"], tokenizer, Preprocessing(64))
         assert ids
         assert tokenizer.pad_token_id is not None
