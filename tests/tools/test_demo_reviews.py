@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from kinopoisk_ft.data.demo import FILE
 from tools.demo_reviews.films import FILMS
 from tools.demo_reviews.generate import generate, main
-from tools.demo_reviews.grammar import Dice, adjective, surname
+from tools.demo_reviews.grammar import PortableRandom, inflect_adjective, inflect_surname
 
 WORD = r"(?u)\b\w+\b"
 
@@ -38,7 +38,7 @@ def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return train, test
 
 
-def weighted(true: np.ndarray, predicted: np.ndarray) -> float:
+def weighted_f1(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(f1_score(true, predicted, average="weighted"))
 
 
@@ -49,7 +49,7 @@ def tfidf_score(frame: pd.DataFrame, ngrams: int) -> float:
     model = LogisticRegression(C=10, max_iter=500).fit(
         words.fit_transform(texts[train]), labels[train]
     )
-    return weighted(labels[test], model.predict(words.transform(texts[test])))
+    return weighted_f1(labels[test], model.predict(words.transform(texts[test])))
 
 
 def test_same_bytes_everywhere() -> None:
@@ -106,7 +106,7 @@ def test_no_single_word_tells(binary: pd.DataFrame) -> None:
     scores = _weighted_f1(np.concatenate([present.T, ~present.T]), good[test])
     everyone = np.ones(len(test), dtype=bool)
     assert _weighted_f1(everyone[None], good[test])[0] == pytest.approx(
-        weighted(good[test], everyone)
+        weighted_f1(good[test], everyone)
     )
     assert scores.max() < 0.72
 
@@ -141,21 +141,21 @@ def test_both_grades_use_the_same_words(binary: pd.DataFrame, phrase: str) -> No
 
 
 def test_grammar_agrees() -> None:
-    assert adjective("скучный", "ins", "f") == "скучной"
-    assert adjective("плоский", "gen", "n") == "плоского"
-    assert adjective("захватывающий", "nom", "n") == "захватывающее"
-    assert adjective("искренний", "acc", "f") == "искреннюю"
-    assert adjective("живой", "ins", "p") == "живыми"
-    assert adjective("плохой", "nom", "p") == "плохие"
-    assert surname("Орлов", "gen", "f") == "Орловой"
+    assert inflect_adjective("скучный", "ins", "f") == "скучной"
+    assert inflect_adjective("плоский", "gen", "n") == "плоского"
+    assert inflect_adjective("захватывающий", "nom", "n") == "захватывающее"
+    assert inflect_adjective("искренний", "acc", "f") == "искреннюю"
+    assert inflect_adjective("живой", "ins", "p") == "живыми"
+    assert inflect_adjective("плохой", "nom", "p") == "плохие"
+    assert inflect_surname("Орлов", "gen", "f") == "Орловой"
 
 
-def test_dice_is_fair() -> None:
-    dice = Dice(3)
-    faces = np.bincount([dice.below(6) for _ in range(6000)], minlength=6)
+def test_random_choices_are_fair() -> None:
+    rng = PortableRandom(3)
+    faces = np.bincount([rng.draw_integer(6) for _ in range(6000)], minlength=6)
     assert faces.min() > 850
     items = list(range(20))
-    dice.shuffle(items)
+    rng.shuffle(items)
     assert sorted(items) == list(range(20))
 
 

@@ -1,29 +1,29 @@
-"""The invented films, people and retellings of the demo reviews: all that carries no opinion."""
+"""List the invented films, people and neutral sentences of the demo reviews."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.demo_reviews.grammar import surname
+from tools.demo_reviews.grammar import inflect_surname
 
 
 @dataclass(frozen=True)
 class Person:
-    """A first name, and a surname kept in the masculine nominative."""
+    """Hold a first name, and a surname in the masculine nominative."""
 
     first: str
     last: str
     gender: str
 
-    def name(self, case: str = "nom") -> str:
-        """Return both names in the nominative, the surname alone in the other cases."""
-        last = surname(self.last, case, self.gender)
+    def format_name(self, case: str = "nom") -> str:
+        """Format both names in the nominative, and the surname alone in the other cases."""
+        last = inflect_surname(self.last, case, self.gender)
         return f"{self.first} {last}" if case == "nom" else last
 
 
 @dataclass(frozen=True)
 class Film:
-    """What a review may say of a film without judging it."""
+    """Hold the facts about a film that a review can state without an opinion."""
 
     title: str
     genre: str
@@ -106,7 +106,7 @@ AUTHORS = tuple(
 )
 
 
-# Fields: the film's, `past` and `refl` of the person named, and those of the author.
+# Fields: facts of the film, past tense endings of the named person, and endings of the author.
 FACTS = (
     "«{title}» — {genre} {year} года",
     "фильм «{title}» вышел на экраны в {year} году",

@@ -1,8 +1,8 @@
-"""Write the bundled data set: invented reviews in Russian.
+"""Generate the bundled data set of invented reviews in Russian.
 
     python -m tools.demo_reviews.generate [--reviews 4000] [--seed 0] [--output FILE]
 
-Without options it writes kinopoisk_ft/data/demo_reviews.jsonl.gz with the same content again.
+Without options, write kinopoisk_ft/data/demo_reviews.jsonl.gz again with the same content.
 """
 
 from __future__ import annotations
@@ -18,93 +18,99 @@ import pandas as pd
 from kinopoisk_ft.data.demo import FILE
 from kinopoisk_ft.data.recipe import GRADES
 from tools.demo_reviews.films import AUTHORS, FILMS, Film
-from tools.demo_reviews.grammar import Dice
+from tools.demo_reviews.grammar import PortableRandom
 from tools.demo_reviews.phrases import TITLES
 from tools.demo_reviews.writer import Writer
 
-SHARES = (0.23, 0.15, 0.62)  # of GRADES: most reviews praise, as on Kinopoisk
-# How far the share of Good of the best and the worst film is from the mean: films leak, mildly.
+# Shares of the GRADES. Most reviews praise, as on Kinopoisk.
+SHARES = (0.23, 0.15, 0.62)
+# Distance of the best and the worst film's share of Good from the mean, so that films reveal a
+# little about the label, as in real data.
 FILM_BIAS = 0.16
+# Grades from 1 to 10 that belong to each of the GRADES.
 GRADES10 = ((1, 2, 3, 4), (5, 6), (7, 8, 9, 10))
-# Evenly spaced quantiles of the number of words: near to log-normal, median 90, sigma 0.6.
+# Evenly spaced quantiles of the number of words, close to log-normal (median 90, sigma 0.6).
 WORDS = (20, 35, 47, 57, 67, 78, 90, 104, 121, 143, 172, 225, 420)
-LAST_SENTENCE = 6  # words, on average by which the last sentence goes beyond the wanted length
-# Opinions are dealt four at a time. Of each grade: how many of the four may praise, with weights.
+# Mean number of words by which the last sentence exceeds the target length.
+LAST_SENTENCE = 6
+# Opinions are dealt in hands of four. For each grade: possible numbers of praising opinions in a
+# hand, and their weights.
 HANDS = (((0, 1), (7, 3)), ((1, 2, 3), (1, 8, 1)), ((3, 4), (3, 7)))
-# Share of sentences with an opinion before and after the first words that a short model reads.
+# Share of sentences with an opinion, within and after the first FIRST_WORDS words.
 OPINIONS = (0.85, 0.4)
 FIRST_WORDS = 90
-OPENING, CLOSING = 0.3, 0.4  # how often a review starts and ends with its overall judgement
+# Share of reviews that start, and that end, with an overall judgement.
+OPENING, CLOSING = 0.3, 0.4
 
 
 def generate(reviews: int, seed: int) -> pd.DataFrame:
-    """Write reviews: columns text, label, film, author, date, title, grade10, row.
+    """Generate reviews with the columns text, label, film, author, date, title, grade10, row.
 
-    The same seed gives the same bytes on every platform, and the first n reviews do not depend on
-    how many follow.
+    The same seed gives the same reviews on every platform, and the first n reviews do not depend on
+    the total number.
     """
-    dice = Dice(seed)
+    rng = PortableRandom(seed)
     biases = [FILM_BIAS * (2 * i / (len(FILMS) - 1) - 1) for i in range(len(FILMS))]
-    dice.shuffle(biases)
+    rng.shuffle(biases)
     bias = {film.title: shift for film, shift in zip(FILMS, biases, strict=True)}
     seen: set[str] = set()
     rows: list[dict[str, object]] = []
     while len(rows) < reviews:
-        film = dice.pick(FILMS)
-        text, columns = _review(dice, film, bias[film.title])
+        film = rng.pick(FILMS)
+        text, columns = _write_review(rng, film, bias[film.title])
         if text not in seen:
             seen.add(text)
             rows.append({"text": text, **columns, "row": len(rows)})
     return pd.DataFrame(rows)
 
 
-def _review(dice: Dice, film: Film, bias: float) -> tuple[str, dict[str, object]]:
-    author, gender = dice.pick(AUTHORS)
+def _write_review(rng: PortableRandom, film: Film, bias: float) -> tuple[str, dict[str, object]]:
+    author, gender = rng.pick(AUTHORS)
     bad, neutral, good = SHARES
     weights = (bad - 0.6 * bias, neutral - 0.4 * bias, good + bias)
-    grade = dice.weighted(range(len(GRADES)), weights)
-    return _text(Writer(dice, film, gender), dice, grade), {
+    grade = rng.pick_weighted(range(len(GRADES)), weights)
+    return _write_text(Writer(rng, film, gender), rng, grade), {
         "label": GRADES[grade],
         "film": film.title,
         "author": author,
-        "date": (date(2006, 1, 1) + timedelta(days=dice.below(6000))).isoformat(),
-        "title": dice.pick(TITLES),
-        "grade10": float(dice.pick(GRADES10[grade])),
+        "date": (date(2006, 1, 1) + timedelta(days=rng.draw_integer(6000))).isoformat(),
+        "title": rng.pick(TITLES),
+        "grade10": float(rng.pick(GRADES10[grade])),
     }
 
 
-def _text(writer: Writer, dice: Dice, grade: int) -> str:
-    length = max(WORDS[0], dice.quantile(WORDS) - LAST_SENTENCE)
-    praises = dice.weighted(*HANDS[grade])
+def _write_text(writer: Writer, rng: PortableRandom, grade: int) -> str:
+    length = max(WORDS[0], rng.draw_from_quantiles(WORDS) - LAST_SENTENCE)
+    praises = rng.pick_weighted(*HANDS[grade])
     hand: list[int] = []
     sentences: list[str] = []
     words = 0
-    if dice.chance(OPENING):
-        sentences.append(writer.conclusion(grade))
+    if rng.flip(OPENING):
+        sentences.append(writer.write_conclusion(grade))
     while words < length:
-        if dice.chance(OPINIONS[words > FIRST_WORDS]):
+        if rng.flip(OPINIONS[words > FIRST_WORDS]):
             if not hand:
                 hand = [1] * praises + [0] * (4 - praises)
-                dice.shuffle(hand)
-            sentences.append(writer.opinion(hand.pop()))
+                rng.shuffle(hand)
+            sentences.append(writer.write_opinion(hand.pop()))
         else:
-            sentences.append(writer.filler())
+            sentences.append(writer.write_filler())
         words += len(sentences[-1].split())
-    if dice.chance(CLOSING):
-        sentences.append(writer.conclusion(grade))
+    if rng.flip(CLOSING):
+        sentences.append(writer.write_conclusion(grade))
     return " ".join(sentences)
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reviews", type=int, default=4000, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the generator (%(default)s)")
-    parser.add_argument("--output", type=Path, help="a .jsonl.gz file (the package's own)")
+    parser.add_argument("--reviews", type=int, default=4000, help="number of reviews (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    parser.add_argument("--output", type=Path, help="a .jsonl.gz file (the bundled file)")
     args = parser.parse_args()
     rows = generate(args.reviews, args.seed).to_dict("records")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # Without a time in its header the file has the same bytes each time.
+    # The header contains no time, so that the file always has the same bytes.
     (args.output or FILE).write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
 
 

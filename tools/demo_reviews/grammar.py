@@ -1,4 +1,4 @@
-"""Just enough Russian morphology for the demo reviews: agreement in gender, number and case."""
+"""Inflect Russian words for the demo reviews, and draw random choices reproducibly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-GENDERS = "mfnp"  # masculine, feminine, neuter, plural
-# Endings in the order of GENDERS; vowels depend on the last letter of the stem and on the stress.
+# Masculine, feminine, neuter, plural.
+GENDERS = "mfnp"
+# Endings in the order of GENDERS. The vowels depend on the last letter of the stem.
 HARD = {
     "nom": "ый ая ое ые",
     "gen": "ого ой ого ых",
@@ -36,7 +37,7 @@ SOFT = {
     "acc": "ий юю ее ие",
     "ins": "им ей им ими",
 }
-# What a verb or a pronoun takes to agree with its subject.
+# Endings by which a verb or a pronoun agrees with its subject.
 AGREEMENT = {
     "past": ("", "а", "о", "и"),
     "refl": ("ся", "ась", "ось", "ись"),
@@ -48,7 +49,7 @@ AGREEMENT = {
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun phrase in the four cases that the templates use."""
+    """Hold a noun phrase in the four cases that the templates use."""
 
     gender: str
     nom: str
@@ -57,19 +58,19 @@ class Noun:
     prep: str
 
     @property
-    def animate(self) -> bool:
-        """True for plurals whose accusative is the genitive: people."""
+    def is_animate(self) -> bool:
+        """Check for a plural of people, whose accusative equals the genitive."""
         return self.gender == "p" and self.acc == self.gen
 
 
-def noun(gender: str, forms: str) -> Noun:
-    """Read `nom/gen/acc/prep`."""
+def parse_noun(gender: str, forms: str) -> Noun:
+    """Parse the forms "nominative/genitive/accusative/prepositional"."""
     return Noun(gender, *forms.split("/"))
 
 
 @cache
-def adjective(word: str, case: str, gender: str) -> str:
-    """Inflect an adjective given in the masculine nominative, such as `скучный` or `живой`."""
+def inflect_adjective(word: str, case: str, gender: str) -> str:
+    """Inflect an adjective from its masculine nominative, such as `скучный` or `живой`."""
     stem, ending = word[:-2], word[-2:]
     if stem[-1] in "кгх":
         table = VELAR
@@ -86,56 +87,61 @@ def adjective(word: str, case: str, gender: str) -> str:
 
 
 @cache
-def surname(name: str, case: str, gender: str) -> str:
-    """Inflect a surname in -ов, -ев, -ин given in the masculine nominative."""
+def inflect_surname(name: str, case: str, gender: str) -> str:
+    """Inflect a surname in -ов, -ев or -ин from its masculine nominative."""
     if gender == "f":
         return name + {"nom": "а", "gen": "ой", "ins": "ой"}[case]
     return name + {"nom": "", "gen": "а", "ins": "ым"}[case]
 
 
 @cache
-def agreement(subject: Noun, words: tuple[str, ...], join: str) -> dict[str, str]:
-    """Return the template fields for a noun and the adjectives, joined, that agree with it."""
+def inflect_fields(subject: Noun, words: tuple[str, ...], join: str) -> dict[str, str]:
+    """Build the template fields for a noun and the adjectives that agree with it.
+
+    Args:
+        words: adjectives in the masculine nominative.
+        join: text between the adjectives.
+    """
     column = GENDERS.index(subject.gender)
-    accusative = "gen" if subject.animate else "acc"
+    accusative = "gen" if subject.is_animate else "acc"
     return {
         "noun": subject.nom,
         "noun_gen": subject.gen,
         "noun_acc": subject.acc,
         "noun_prep": subject.prep,
-        "adj": join.join(adjective(word, "nom", subject.gender) for word in words),
-        "adj_acc": join.join(adjective(word, accusative, subject.gender) for word in words),
-        "adj_ins": join.join(adjective(word, "ins", subject.gender) for word in words),
-        "any_nom": join.join(adjective(word, "nom", "n") for word in words),
-        "any_gen": join.join(adjective(word, "gen", "n") for word in words),
+        "adj": join.join(inflect_adjective(word, "nom", subject.gender) for word in words),
+        "adj_acc": join.join(inflect_adjective(word, accusative, subject.gender) for word in words),
+        "adj_ins": join.join(inflect_adjective(word, "ins", subject.gender) for word in words),
+        "any_nom": join.join(inflect_adjective(word, "nom", "n") for word in words),
+        "any_gen": join.join(inflect_adjective(word, "gen", "n") for word in words),
         **{name: endings[column] for name, endings in AGREEMENT.items()},
     }
 
 
-class Dice:
-    """Random choices that come out the same on every platform and Python version.
+class PortableRandom:
+    """Draw random choices that are the same on every platform and Python version.
 
-    Only `random.Random.random` is documented to be reproducible, so all else is built on it, with
-    no transcendental function that a C library could round differently.
+    Python documents only `random.Random.random` as reproducible, so everything else is built on it,
+    without transcendental functions, which C libraries round differently.
     """
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
 
-    def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+    def flip(self, probability: float) -> bool:
+        """Return True with the given probability."""
         return self._random() < probability
 
-    def below(self, n: int) -> int:
-        """Return a whole number from 0 to n - 1."""
+    def draw_integer(self, n: int) -> int:
+        """Draw an integer from 0 to n - 1."""
         return int(self._random() * n)
 
     def pick(self, options: Sequence[T]) -> T:
-        """Return one of the options, all equally likely."""
+        """Pick one of the options with equal probability."""
         return options[int(self._random() * len(options))]
 
-    def weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
-        """Return one of the options with probability proportional to its weight."""
+    def pick_weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
+        """Pick one of the options with a probability proportional to its weight."""
         point = self._random() * sum(weights)
         for option, weight in zip(options, weights, strict=True):
             point -= weight
@@ -143,14 +149,14 @@ class Dice:
                 return option
         return options[-1]
 
-    def quantile(self, knots: Sequence[float]) -> float:
+    def draw_from_quantiles(self, knots: Sequence[float]) -> float:
         """Draw from the distribution whose evenly spaced quantiles are the knots."""
         position = self._random() * (len(knots) - 1)
         left = int(position)
         return knots[left] + (position - left) * (knots[left + 1] - knots[left])
 
     def shuffle(self, items: list[T]) -> None:
-        """Shuffle in place (Fisher and Yates)."""
+        """Shuffle a list in place by the algorithm of Fisher and Yates."""
         for i in range(len(items) - 1, 0, -1):
-            j = self.below(i + 1)
+            j = self.draw_integer(i + 1)
             items[i], items[j] = items[j], items[i]

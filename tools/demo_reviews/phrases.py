@@ -1,11 +1,11 @@
-"""Sentence templates of the demo reviews that carry an opinion.
+"""List the sentence templates of the demo reviews that express an opinion.
 
-Fields are those of `demo_grammar.agreement`; those in `my` agree with the author of the review.
+`grammar.inflect_fields` builds the fields; fields that start with `my` agree with the author.
 """
 
 from __future__ import annotations
 
-# The adjective means what it says...
+# The sentence affirms the adjective.
 AFFIRMED = (
     "{noun} здесь {adj}",
     "{noun} тут действительно {adj}",
@@ -23,7 +23,7 @@ AFFIRMED = (
     "не могу не отметить {adj_acc} {noun_acc}",
     "много {any_gen} есть в {noun_prep}",
 )
-# ...or the opposite.
+# The sentence negates the adjective.
 NEGATED = (
     "{noun} здесь не {adj}",
     "{noun} вовсе не {adj}",
@@ -79,7 +79,7 @@ ADVERB_NEGATED = (
     "мне было совсем не {adverb}",
     "за героями наблюдать не {adverb}",
 )
-# Indexed by polarity. The same words stand on both sides.
+# Indexed by polarity. The same words occur in both, so that single words do not decide the label.
 REACTIONS = (
     (
         "верить героям не получается",
@@ -104,7 +104,7 @@ REACTIONS = (
         "внимание удержать удаётся",
     ),
 )
-# The film (by case) is what was promised to be `adj` and turned out the other way...
+# The film was expected to be `adj` and was not.
 EXPECTED_WRONGLY = (
     "ждал{my} {any_gen} кино, а {clause}",
     "думал{my}, что {noun} будет {adj_ins}, но {clause}",
@@ -112,14 +112,14 @@ EXPECTED_WRONGLY = (
     "друзья называли {noun_acc} {adj_ins}, а {clause}",
     "критики пишут, что {noun} {adj}, но {clause}",
 )
-# ...or as promised.
+# The film was expected to be `adj` and was.
 EXPECTED_RIGHTLY = (
     "ждал{my} {any_gen} кино и не ошиб{my_err}: {clause}",
     "думал{my}, что {noun} будет {adj_ins}, так и есть: {clause}",
     "друзья называли {noun_acc} {adj_ins} и были правы: {clause}",
     "критики пишут, что {noun} {adj}, и я соглас{my_agree}: {clause}",
 )
-# Joins: the first clause speaks against the sentence, the second for it.
+# The clause `against` contradicts the opinion of the sentence, and the other clause states it.
 CONTRASTS = (
     "{against}, но {clause}",
     "{against}, зато {clause}",
@@ -143,7 +143,7 @@ ASIDES = (
     "надо сказать, ",
     "отдельно скажу: ",
 )
-# By grade: Bad, Neutral, Good. They open or close a review.
+# Overall judgements by grade (Bad, Neutral, Good), which open or close a review.
 CONCLUSIONS = (
     (
         "рекомендовать фильм не могу",
@@ -170,5 +170,5 @@ CONCLUSIONS = (
         "в целом картина мне понравилась",
     ),
 )
-# Headings of reviews: they judge nothing.
+# Titles of reviews, without an opinion.
 TITLES = ("О фильме", "После сеанса", "Мысли вслух", "Вечер в кино", "Коротко", "По порядку")

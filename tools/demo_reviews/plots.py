@@ -1,8 +1,8 @@
-"""Retellings in the demo reviews. Words of opinion describe people here, and judge no film."""
+"""List the retellings of the demo reviews, in which words of opinion describe people, not films."""
 
 from __future__ import annotations
 
-# What the demo calls a hero: gender and profession.
+# Gender and profession of each hero.
 HEROES = (
     ("m", "врач"),
     ("m", "следователь"),
