@@ -29,7 +29,7 @@ from transformers import BertConfig, BertModel
 
 from kinopoisk_ft.adapters.plain import Freeze, Head
 from kinopoisk_ft.models.encoder import Encoder
-from kinopoisk_ft.models.heads import pooled_network
+from kinopoisk_ft.models.heads import build_pooled_network
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.training.batching import Examples, group_by_length
@@ -49,7 +49,7 @@ def network(folder: Path | None) -> Network:
             vocab_size=20_000, hidden_size=384, num_attention_heads=12, intermediate_size=1536
         )
         encoder = BertModel(config, add_pooling_layer=False)
-        return pooled_network(encoder, config, 2, "mean", [], None, None)
+        return build_pooled_network(encoder, config, 2, "mean", [], None, None)
     recipe = Encoder(
         name=str(folder), revision=None, tokenizer=str(folder), pooling="auto", dropout=None,
         lr=5e-5, head_lr=None, targets={},

@@ -1,4 +1,4 @@
-"""Adapters of the PEFT library, with their targets chosen or checked before wrapping."""
+"""Apply the adapters of the PEFT library, after choosing or checking their targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ WHERE = "adapter.config.target_modules"
 
 
 class Peft(Adapter):
-    """Any PEFT method: `config` is its own config object."""
+    """Apply any PEFT method.
+
+    Args:
+        config: the config object of the method, for example `LoraConfig`.
+    """
 
     needs_saved_base = True
 
@@ -34,14 +38,16 @@ class Peft(Adapter):
         self.config = config
 
     def apply(self, network: Network) -> Adapted:
-        """Wrap the module; raises UserError for targets that match nothing or cannot be adapted.
+        """Wrap the module; the modules of the head train completely and are saved with the adapter.
 
-        Head and fresh modules are trained whole and saved with the adapter.
+        Raises:
+            UserError: a target matches no module, or PEFT cannot adapt this network.
         """
         config: Any = self.config
         check_imports(vars(config), "adapter.config")
         choose_targets(network, config)
         check_targets(network, getattr(config, "target_modules", None))
+        # The modules of the head are copied, trained completely and saved with the adapter.
         config.modules_to_save = list(network.head)
         task = network.layout.peft_task
         if task is not None:
@@ -50,9 +56,9 @@ class Peft(Adapter):
             module = get_peft_model(network.module, config)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise UserError(
-                f"{type(config).__name__} cannot work with this model: {str(error)[:1000]}",
+                f"{type(config).__name__} does not support this model: {str(error)[:1000]}",
                 where="adapter.config",
-                fix=f"choose another adapter, or other {WHERE} ({_listed(network)})",
+                fix=f"choose another adapter, or other {WHERE} ({_list_linear_layers(network)})",
             ) from error
         config.base_model_name_or_path = network.base
         names = getattr(module.base_model, "targeted_module_names", [])
@@ -70,34 +76,34 @@ class Peft(Adapter):
 
 
 def choose_targets(network: Network, config: Any) -> None:
-    """Replace `auto` and `all-linear` in a PEFT config with names of this network's modules.
+    """Replace `auto` and `all-linear` in a PEFT config by names of this network's modules.
 
-    `auto` is the choice that PEFT makes for the model type. Where PEFT has none, or names modules
-    that this model does not have, it is every linear layer of the body, never of the head.
+    `auto` means PEFT's choice for the model type. If PEFT has no choice for this type, or names
+    modules that this model does not have, `auto` means every linear layer below the head.
     """
     targets = getattr(config, "target_modules", None)
-    # PEFT's configs turn a list into a set, and refuse layers_to_transform next to a string.
+    # PEFT's configs turn a list into a set, and refuse layers_to_transform if targets are a string.
     is_auto = targets in (AUTO, {AUTO})
     body = network.module.get_submodule(network.body)
     model_type = getattr(getattr(body, "config", None), "model_type", None)
     if is_auto:
-        # IA3 keeps its map elsewhere than PEFT's other methods.
+        # PEFT's classes have their own map of targets, except IA3.
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         mapping = getattr(tuner, "target_module_mapping", ia3)
         targets = mapping.get(model_type)
-        chosen = targets is not None and not _missing(network, targets)
+        chosen = targets is not None and not _find_unmatched(network, targets)
         targets = targets if chosen else ALL_LINEAR
-        by = f"PEFT's choice for '{model_type}'" if chosen else "all linear layers of the body"
-        log.info("adapter targets are %s", by)
+        choice = f"PEFT's choice for '{model_type}'" if chosen else "all linear layers of the body"
+        log.info("adapter targets: %s", choice)
         config.target_modules = targets if isinstance(targets, str) else set(targets)
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        config.target_modules = set(linear_layers(network))
+        config.target_modules = set(find_linear_layers(network))
         if not config.target_modules:
             raise UserError(
-                "the model has no linear layers below its head for an adapter",
+                "the model has no linear layers below its head that an adapter can change",
                 where=WHERE,
-                fix="choose adapter=none, freeze, head or bitfit, or name modules of another kind",
+                fix="choose adapter=none, freeze, head or bitfit, or name other kinds of modules",
             )
     if getattr(config, "feedforward_modules", None) in (AUTO, {AUTO}):
         known = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, [])
@@ -107,8 +113,8 @@ def choose_targets(network: Network, config: Any) -> None:
         }
 
 
-def linear_layers(network: Network) -> list[str]:
-    """Return the names of the linear layers of the body that an adapter can change."""
+def find_linear_layers(network: Network) -> list[str]:
+    """Find the names of the linear layers below the head that an adapter can change."""
     heads = tuple(f"{head}." for head in network.head)
     return [
         name
@@ -121,28 +127,28 @@ def linear_layers(network: Network) -> list[str]:
 
 
 def check_targets(network: Network, targets: Any) -> None:
-    """Raise UserError unless every target name is the end of some module's name."""
+    """Raise UserError if a target name matches no module, or a module that cannot be adapted."""
     if isinstance(targets, str) or targets is None:
         return
-    for target in _missing(network, targets):
-        names = {name.split(".")[-1] for name in linear_layers(network)}
+    for target in _find_unmatched(network, targets):
+        names = {name.split(".")[-1] for name in find_linear_layers(network)}
         raise UserError(
             f"the target '{target}' matches no module of the model",
             where=WHERE,
-            fix=f"{suggest_name(target, names)} ({_listed(network)})",
+            fix=f"{suggest_name(target, names)} ({_list_linear_layers(network)})",
         )
     for target in targets:
         reason = network.no_adapter.get(target.split(".")[-1])
         if reason:
             raise UserError(
-                f"an adapter on '{target}' would train nothing: {reason}",
+                f"an adapter on '{target}' would have no effect: {reason}",
                 where=WHERE,
-                fix=f"choose others: {_listed(network)}",
+                fix=f"choose other targets ({_list_linear_layers(network)})",
             )
 
 
-def _missing(network: Network, targets: str | Iterable[str]) -> list[str]:
-    """Return the targets, or the regular expression, that match no module of the network."""
+def _find_unmatched(network: Network, targets: str | Iterable[str]) -> list[str]:
+    """Find the target names, or the regular expression, that match no module of the network."""
     names = [name for name, _ in network.module.named_modules() if name]
     if isinstance(targets, str):
         return [] if any(re.fullmatch(targets, name) for name in names) else [targets]
@@ -153,16 +159,16 @@ def _missing(network: Network, targets: str | Iterable[str]) -> list[str]:
     )
 
 
-def _listed(network: Network) -> str:
-    names = {name.split(".")[-1] for name in linear_layers(network)}
+def _list_linear_layers(network: Network) -> str:
+    names = {name.split(".")[-1] for name in find_linear_layers(network)}
     return f"linear modules: {', '.join(sorted(names)) or 'none'}"
 
 
 def _write_full_names(config: Any, names: list[str]) -> None:
-    """Write the full names of the adapted modules into a config that is going to be saved.
+    """Write the full names of the adapted modules into a config before it is saved.
 
-    They exist in our own network alone. With short names, PEFT and `transformers` would put the
-    adapter on a classifier of theirs and leave its head random, without an error.
+    The full names exist only in our network. With short names, PEFT and `transformers` would put
+    the adapter on one of their own classifiers, with a random head and without an error.
     """
     if hasattr(config, "target_modules") and names:
         config.target_modules = set(names)

@@ -1,15 +1,15 @@
-"""Adapters that only choose which of the network's own weights train."""
+"""Adapters that add no weights and only choose which weights of the network train."""
 
 from __future__ import annotations
 
-from kinopoisk_ft.adapters.audit import check_frozen, trainable_below
+from kinopoisk_ft.adapters.audit import check_frozen, find_trainable_below
 from kinopoisk_ft.adapters.base import Adapter, train_fresh
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import Adapted, Network, blocks_of
+from kinopoisk_ft.models.network import Adapted, Network, list_blocks
 
 
 class Full(Adapter):
-    """Every weight trains, except those that the architecture keeps fixed."""
+    """Train every weight, except those that the architecture keeps fixed."""
 
     freezes = False
 
@@ -19,19 +19,19 @@ class Full(Adapter):
 
 
 class Freeze(Adapter):
-    """Freeze the embeddings and the first `layers` blocks; the weights above train."""
+    """Freeze the embeddings and the first `layers` blocks; train the weights above them."""
 
     def __init__(self, *, layers: int, lr: float) -> None:
         super().__init__(lr=lr)
         self.layers = layers
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all weights that the states at the cut depend on, whatever their names.
+        """Freeze all weights that the hidden states after the last frozen block depend on.
 
         Raises:
-            UserError: there are fewer layers, or something below the cut would train.
+            UserError: the model has fewer blocks, or a weight below the cut would still train.
         """
-        blocks = blocks_of(network)
+        blocks = list_blocks(network)
         if not 0 <= self.layers <= len(blocks):
             raise UserError(
                 f"cannot freeze {self.layers} layers: the model has {len(blocks)}",
@@ -42,8 +42,9 @@ class Freeze(Adapter):
             network.module.get_submodule(name).requires_grad_(False)
         for block in blocks[: self.layers]:
             block.requires_grad_(False)
-        # The rest below the cut: positions, token types, projections, biases of relative attention.
-        for parameter in trainable_below(network, self.layers):
+        # Some weights below the cut belong to neither the embeddings nor the blocks: positions,
+        # token types, projections, biases of relative attention.
+        for parameter in find_trainable_below(network, self.layers):
             parameter.requires_grad_(False)
         adapted = train_fresh(network)
         check_frozen(network, self.layers)
@@ -51,19 +52,19 @@ class Freeze(Adapter):
 
 
 class Head(Adapter):
-    """Only the head, and whatever else has no trained weights yet, trains."""
+    """Train only the head and newly initialized weights."""
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all but fresh weights."""
+        """Freeze everything except the head and newly initialized weights."""
         network.module.requires_grad_(False)
         return train_fresh(network)
 
 
 class BitFit(Adapter):
-    """Biases and the head train (Ben Zaken, Ravfogel & Goldberg, 2022, arXiv 2106.10199)."""
+    """Train biases and the head (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199)."""
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze everything except biases and fresh weights."""
+        """Freeze everything except biases, the head and newly initialized weights."""
         for name, parameter in network.module.named_parameters():
             if name.split(".")[-1] != "bias":
                 parameter.requires_grad_(False)

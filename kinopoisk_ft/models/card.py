@@ -1,4 +1,4 @@
-"""The card of a model folder: what it holds, and how its texts were prepared."""
+"""Read and write the card of a model folder: its kind, classes and text preprocessing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from kinopoisk_ft.models.untrusted import check_contents
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 3
-# In format 1 the encoder lies in the folder itself; format 3 adds `recipe`.
-READABLE = (1, 2, FORMAT)
+# Format 1 stores the encoder in the folder itself; format 3 adds `recipe`.
+READABLE_FORMATS = (1, 2, FORMAT)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model folder says of itself.
+    """Describe a model folder.
 
-    max_length, truncation, max_characters and strip_scores are what training did to each text, so
-    that prediction does the same; a folder without the last three was trained on the heads. `note`
-    says where other tools, which know only the saved tokenizer's settings, treat texts differently.
-    `kind` names the layout of the weights; `recipe` holds the options that build the network again
-    if the layout has no config of its own.
+    Args:
+        kind: layout of the weights.
+        max_length, truncation, max_characters, strip_scores: preprocessing of the texts in
+            training, which prediction repeats; the defaults are those of folders that lack the
+            last three.
+        base: hub name or folder of the base model, for an adapter.
+        note: how other tools, which read only the tokenizer's settings, prepare texts differently.
+        recipe: options of the model recipe that rebuilds the network, for a layout without a
+            config.
     """
 
+    # A card may come from an untrusted folder, so it must have exactly these fields and types.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     kind: Literal["recipe", "hf", "pooled", "mamba", "tfidf"]
@@ -52,25 +57,25 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """Read a folder's card.
+    """Read the card of a model folder.
 
     Raises:
-        UserError: there is none, it is not ours, or files of the folder lead out of it.
+        UserError: the card is missing or malformed, or a link in the folder leads out of it.
     """
     file = folder / CARD
     if not file.is_file():
         raise UserError(
             f"'{folder}' is not a model folder of this project: it has no {CARD}",
-            fix="give the folder `model` inside a run's output_dir, or a run id",
+            fix="use the folder `model` in the output_dir of a run, or a run id",
         )
     check_contents(folder)
     try:
         card = TypeAdapter(Card).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
-    if card.format not in READABLE:
+    if card.format not in READABLE_FORMATS:
         raise UserError(
-            f"the model folder has format {card.format}, this version reads 1 to {FORMAT}",
+            f"the model folder has format {card.format}, and this version reads 1 to {FORMAT}",
             where=str(file),
             fix="use the version of kinopoisk_ft that wrote it",
         )

@@ -1,8 +1,10 @@
-"""Read a checkpoint of Hugging Face's layout: its config, its dropout, and the encoder in it."""
+"""Read the config and the encoder of a checkpoint in the layout of Hugging Face."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,79 +17,110 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
-from kinopoisk_ft.models.tokenizers import HUB_FIX
+from kinopoisk_ft.models.network import ModelRecipe
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import refuse_adapter
 
-log = logging.getLogger(__name__)
+
+@dataclass(kw_only=True, eq=False)
+class CheckpointRecipe(ModelRecipe):
+    """Base class of the recipes that load a checkpoint and its tokenizer.
+
+    Args:
+        name: hub name or folder of the checkpoint.
+        revision: branch, tag or commit of the checkpoint on the hub.
+        tokenizer: hub name or folder of the tokenizer.
+        tokenizer_revision: revision of a tokenizer from another repository than the checkpoint's.
+    """
+
+    name: str
+    revision: str | None
+    tokenizer: str
+    tokenizer_revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_folder(self.name, "model.name")
+
+    @property
+    def base(self) -> str:
+        """Return the hub name of the checkpoint, or the absolute path of its folder."""
+        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+
+    def load_tokenizer(self, texts: Sequence[str]) -> Any:
+        """Load the checkpoint's tokenizer; `texts` is not used."""
+        own = self.tokenizer == self.name
+        return load_tokenizer(self.tokenizer, self.revision if own else self.tokenizer_revision)
 
 
 def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     """Read config.json of a folder or hub repository.
 
     Raises:
-        UserError: it cannot be read, or the place holds an adapter instead of a model.
+        UserError: the config cannot be read, or belongs to an adapter instead of a model.
     """
     with access_hub("model", name, HUB_FIX):
+        # `from_pretrained` would load the adapter's base model and put the adapter on it.
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is not None:
             refuse_adapter(adapter, name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=False
         )
-    for part in configs_of(config):
+    for part in list_configs(config):
         pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
         if pad is not None and rows is not None and not -rows <= pad < rows:
-            # PyTorch builds no embedding with it. The tokenizer's id is written after loading.
+            # PyTorch refuses this padding index. `match_tokenizer` sets the tokenizer's pad id.
             part.pad_token_id = None
     if getattr(config, "attention_type", None) == "block_sparse":
-        # BigBird would choose between sparse and full attention by the length of each batch.
+        # BigBird chooses sparse or full attention by the length of the batch, so that logits would
+        # depend on the other texts in the batch.
         config.attention_type = "original_full"
     return config
 
 
-def configs_of(config: PreTrainedConfig) -> list[Any]:
-    """Return a config and the config of its text part, where that is a separate one."""
+def list_configs(config: PreTrainedConfig) -> list[Any]:
+    """List a config and, if it is a separate object, the config of its text part."""
     text = config.get_text_config()
     return [config] if text is config else [config, text]
 
 
-def class_names_of(config: PreTrainedConfig) -> list[str]:
-    """Return the names of the classes in the order of their ids, whatever the order in the file."""
+def read_class_names(config: PreTrainedConfig) -> list[str]:
+    """Read the class names from a config, in the order of their ids."""
     return [name for _, name in sorted((config.id2label or {}).items())]
 
 
 def check_dropout(dropout: float | None) -> None:
-    """Raise UserError for a dropout that is not a probability below 1."""
+    """Raise UserError unless a dropout is None or at least 0 and less than 1."""
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(
-            f"model.dropout={dropout}: it must be 0 or more and less than 1", where="model.dropout"
+            f"model.dropout={dropout} is not a dropout probability",
+            where="model.dropout",
+            fix="give a number that is at least 0 and less than 1",
         )
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float, name: str) -> None:
-    """Write a dropout probability into every setting for it that the architecture has.
+    """Write a dropout probability into every dropout setting of an architecture.
 
     Raises:
-        UserError: it is not 0, and the architecture has none.
+        UserError: the probability is not 0, and the architecture has no dropout.
     """
-    found = False
-    for part in configs_of(config):
-        for key in dropout_keys(part):
-            setattr(part, key, dropout)
-            found = True
-    if dropout and not found:
+    settings = [(part, key) for part in list_configs(config) for key in find_dropout_keys(part)]
+    for part, key in settings:
+        setattr(part, key, dropout)
+    if dropout and not settings:
         raise UserError(
-            f"model.dropout={dropout}: '{name}' is a '{config.model_type}' model, which has no "
-            "dropout",
+            f"model.dropout={dropout} has no effect: '{name}' is a '{config.model_type}' model, "
+            "which has no dropout",
             where="model.dropout",
             fix="use model.dropout=null or model.dropout=0",
         )
 
 
-def dropout_keys(config: PreTrainedConfig) -> list[str]:
-    """Return the names of an architecture's dropout probabilities, such as `attention_dropout`.
+def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
+    """Find the names of an architecture's dropout probabilities, such as `attention_dropout`.
 
-    `classifier_dropout: null` is left out: the classifier then uses `hidden_dropout_prob`. So are
+    Not included are `classifier_dropout: null` (the classifier then uses `hidden_dropout_prob`),
     flags (ESM's `token_dropout`) and LayerDrop, which skips whole layers.
     """
     return [
@@ -100,45 +133,45 @@ def dropout_keys(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def is_encoder_of_two(config: PreTrainedConfig) -> bool:
-    """Return whether `AutoModel` would load more than the encoder: a decoder, too."""
-    return config.is_encoder_decoder or _has_text_encoder(config)
+def has_decoder(config: PreTrainedConfig) -> bool:
+    """Check whether `AutoModel` would load a decoder in addition to the encoder."""
+    return config.is_encoder_decoder or _has_separate_encoder(config)
 
 
 def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple[Any, set[str]]:
-    """Load the encoder without a head, and of an encoder-decoder without the decoder.
+    """Load the encoder of a checkpoint, without head and decoder, in fp32.
 
     Args:
-        source: a hub name or folder, of the whole checkpoint or of an encoder that was saved alone.
+        source: hub name or folder, of a whole checkpoint or of an encoder that was saved alone.
+        options: options of `from_pretrained`.
 
     Returns:
-        The encoder, and the names of its weights that the checkpoint does not have.
+        The encoder, and the names of its weights that the checkpoint does not contain.
     """
-    kind: Any = AutoModel
-    both = False
-    if _has_text_encoder(config):
-        kind = AutoModelForTextEncoding  # of T5 and its relatives
+    model_class: Any = AutoModel
+    with_decoder = False
+    if _has_separate_encoder(config):
+        model_class = AutoModelForTextEncoding
     elif config.is_encoder_decoder:
+        # transformers has no encoder class for this architecture, so its type is read from a model
+        # without memory. A folder that holds the encoder alone names that type.
         with torch.device("meta"):
-            encoder_kind = type(AutoModel.from_config(config).get_encoder())
-        both = config.architectures != [encoder_kind.__name__]
-        kind = AutoModel if both else encoder_kind
-    model, info = kind.from_pretrained(
+            encoder_class = type(AutoModel.from_config(config).get_encoder())
+        with_decoder = config.architectures != [encoder_class.__name__]
+        model_class = AutoModel if with_decoder else encoder_class
+    model, info = model_class.from_pretrained(
         source, config=config, output_loading_info=True, dtype=torch.float32,
         trust_remote_code=False, **options,
     )  # fmt: skip
     missing = set(info["missing_keys"])
-    if not both:
+    if not with_decoder:
         return model, missing
     return model.get_encoder(), {
         name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")
     }
 
 
-def _has_text_encoder(config: PreTrainedConfig) -> bool:
-    """Return whether transformers has a text encoder apart from the whole model, as for T5."""
-    kind = type(config)
-    return (
-        kind in MODEL_FOR_TEXT_ENCODING_MAPPING
-        and MODEL_FOR_TEXT_ENCODING_MAPPING[kind] != MODEL_MAPPING[kind]
-    )
+def _has_separate_encoder(config: PreTrainedConfig) -> bool:
+    """Check whether transformers has an encoder class apart from the whole model, as for T5."""
+    encoder_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    return encoder_class is not None and encoder_class != MODEL_MAPPING[type(config)]

@@ -1,10 +1,10 @@
-"""Any Hugging Face encoder as a classifier: its own head, or pooling and ours."""
+"""Build classifiers from Hugging Face encoders, with their own head or our pooling and head."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,36 +20,35 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import (
+    CheckpointRecipe,
     check_dropout,
-    class_names_of,
-    is_encoder_of_two,
+    has_decoder,
     load_config,
     load_encoder,
+    read_class_names,
     set_dropout,
 )
-from kinopoisk_ft.models.first_token import shorten
+from kinopoisk_ft.models.first_token import shorten_last_block
 from kinopoisk_ft.models.heads import (
     HuggingFaceLayout,
+    build_pooled_network,
     describe_encoder,
+    find_head_module,
+    find_output_layer,
     freeze_unused_pooler,
-    head_module,
-    output_layer,
-    pooled_network,
+    reset_layer,
     set_classes,
-    start_anew,
 )
-from kinopoisk_ft.models.network import ModelRecipe, Network
+from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.padding import (
     check_padding,
-    hugging_face_model,
-    lengthen,
+    find_hugging_face_model,
     match_tokenizer,
+    pad_for_funnel,
 )
 from kinopoisk_ft.models.tokenizers import (
     HUB_FIX,
-    check_folder,
     check_ids,
-    checkpoint_tokenizer,
 )
 
 log = logging.getLogger(__name__)
@@ -57,129 +56,154 @@ log = logging.getLogger(__name__)
 Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
 
 
-class Encoder(ModelRecipe):
-    """The group `model`'s `encoder`, `bert` and `bert_tiny`."""
+@dataclass(kw_only=True, eq=False)
+class Encoder(CheckpointRecipe):
+    """Build the classifiers of model=encoder, bert and bert_tiny.
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        revision: str | None,
-        tokenizer: str,
-        tokenizer_revision: str | None = None,
-        pooling: Pooling,
-        dropout: float | None,
-        lr: float,
-        head_lr: float | None,
-        targets: dict[str, list[str] | str],
-    ) -> None:
-        self.name, self.revision = name, revision
-        self.tokenizer, self.tokenizer_revision = tokenizer, tokenizer_revision
-        self.pooling, self.dropout, self.lr = pooling, dropout, lr
-        self.head_lr, self.targets = head_lr, targets
-        check_dropout(dropout)
-        check_folder(name, "model.name")
+    Args:
+        pooling: "pooler" uses the classifier of transformers, the others our pooling and head;
+            "auto" uses the classifier of transformers if all its weights below the last layer are
+            in the checkpoint, and otherwise "mean".
+        dropout: dropout probability everywhere in the model; None keeps the checkpoint's.
+    """
 
-    def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Return the checkpoint's tokenizer."""
-        return checkpoint_tokenizer(self)
+    pooling: Pooling
+    dropout: float | None
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+        super().__post_init__()
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Return the classifier in fp32, whatever the checkpoint's dtype.
+        """Build the classifier in fp32, whatever the checkpoint's dtype.
 
         Args:
-            tokenizer: is compared with the checkpoint; None to compare nothing.
+            tokenizer: tokenizer to check against the checkpoint; None skips the check.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded or does not fit the tokenizer, or its logits
+                depend on padding.
         """
-        config = self._config()
-        trained_for = class_names_of(config)
+        config = self._read_config()
+        original_names = read_class_names(config)
         set_classes(config, class_names)
         network = None
         if self._has_classifier(config):
-            network = self._hugging_face(config, trained_for)
+            network = self._build_hugging_face(config, original_names)
         if network is None:
-            network = self._pooled(config, len(class_names))
+            network = self._build_pooled(config, len(class_names))
         if network.fresh:
-            log.info("fresh weights, all of them trained: %s", ", ".join(sorted(network.fresh)))
+            log.info(
+                "newly initialized weights, which always train: %s",
+                ", ".join(sorted(network.fresh)),
+            )
+        # The padding check comes last, because it depends on the pad id and on Funnel's padding.
         if tokenizer is not None:
             match_tokenizer(network.module, tokenizer, self.name)
-            lengthen(network.module, tokenizer.pad_token_id)
+            pad_for_funnel(network.module, tokenizer.pad_token_id)
             check_padding(network.module, tokenizer.pad_token_id, self.name)
-        return shorten(network)
+        return shorten_last_block(network)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Return the encoder with its masked-token head."""
-        config = self._config()
+        """Build the encoder with its masked-token head."""
+        config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
-            module = AutoModelForMaskedLM.from_pretrained(self.name, **self._source(config))
-        rows = len(hugging_face_model(module).get_input_embeddings().weight)
+            module = AutoModelForMaskedLM.from_pretrained(
+                self.name, **self._loading_options(config)
+            )
+        rows = len(find_hugging_face_model(module).get_input_embeddings().weight)
         check_ids(tokenizer, rows, self.name, every_id=True)
         match_tokenizer(module, tokenizer, self.name)
         return describe_encoder(
-            module, config, HuggingFaceLayout(), [], set(), self._base(), self.revision, ""
+            module,
+            config,
+            HuggingFaceLayout(),
+            [],
+            set(),
+            self.base,
+            self.revision,
+            "",
         )
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
-        """Return whether to try Hugging Face's classifier; of two-part models only the encoder."""
+        """Check whether to try Hugging Face's classifier; models with a decoder are pooled."""
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        possible = known and not is_encoder_of_two(config)
+        possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
-                f"'{self.name}' is a '{config.model_type}' model, which has no pooler here",
+                f"'{self.name}' is a '{config.model_type}' model, which has no pooler",
                 where="model.pooling",
                 fix="use model.pooling=auto, mean, cls or last",
             )
         return possible and self.pooling in ("auto", "pooler")
 
-    def _hugging_face(self, config: PreTrainedConfig, trained_for: list[str]) -> Network | None:
+    def _build_hugging_face(
+        self, config: PreTrainedConfig, original_names: list[str]
+    ) -> Network | None:
         """Return Hugging Face's classifier; None if `auto` and more than its last layer is new."""
         with access_hub("model", self.name, HUB_FIX):
+            # The last layer may have been trained for another number of classes.
             module, info = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **self._source(config),
+                **self._loading_options(config),
             )
-        last = output_layer(module)
+        last = find_output_layer(module)
         self._check_sizes(info["mismatched_keys"], last)
         unused = freeze_unused_pooler(module)
         fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - unused
         if self.pooling == "auto" and any(not name.startswith(f"{last}.") for name in fresh):
-            log.info("%s has no trained classifier below its last layer: mean pooling and our own "
-                     "head instead", self.name)  # fmt: skip
+            log.info("%s contains no trained weights for its classifier below the last layer; "
+                     "mean pooling and a linear head are used instead", self.name)  # fmt: skip
             return None
-        if not fresh and trained_for != class_names_of(config):
-            log.info("%s was trained for the classes %s: its last layer starts from random weights",
-                     self.name, trained_for)  # fmt: skip
-            fresh = start_anew(module, last)
-        heads = sorted({head_module(name) for name in fresh | {f"{last}.weight"}})
+        if not fresh and original_names != read_class_names(config):
+            log.info("%s was trained for other classes (%s), so its last layer starts from random "
+                     "weights", self.name, ", ".join(original_names))  # fmt: skip
+            fresh = reset_layer(module, last)
+        heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
         return describe_encoder(
-            module, config, HuggingFaceLayout(), heads, fresh, self._base(), self.revision, "pooler"
+            module,
+            config,
+            HuggingFaceLayout(),
+            heads,
+            fresh,
+            self.base,
+            self.revision,
+            "pooler",
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
-        """Raise UserError for weights below the last layer whose shape is not the config's."""
-        for name, found, expected in mismatched:
+        """Raise UserError if weights below the last layer have another shape than the config's."""
+        for name, actual, expected in mismatched:
             if not name.startswith(f"{last}."):
                 raise UserError(
-                    f"'{self.name}' has '{name}' in the shape {[*found]}, and its config.json says "
-                    f"{[*expected]}",
+                    f"'{name}' has the shape {[*actual]} in '{self.name}', but its config.json "
+                    f"requires {[*expected]}",
                     where="model.name",
                     fix="use the config.json that belongs to these weights",
                 )
 
-    def _pooled(self, config: PreTrainedConfig, num_labels: int) -> Network:
+    def _build_pooled(self, config: PreTrainedConfig, num_labels: int) -> Network:
         pooling = "mean" if self.pooling == "auto" else self.pooling
         with access_hub("model", self.name, HUB_FIX):
             encoder, missing = load_encoder(self.name, config, revision=self.revision)
-        return pooled_network(
-            encoder, config, num_labels, pooling, missing, self._base(), self.revision, self.dropout
+        return build_pooled_network(
+            encoder,
+            config,
+            num_labels,
+            pooling,
+            missing,
+            self.base,
+            self.revision,
+            self.dropout,
         )
 
-    def _config(self) -> PreTrainedConfig:
+    def _read_config(self) -> PreTrainedConfig:
         config = load_config(self.name, self.revision)
         if isinstance(config, MambaConfig | Mamba2Config):
             raise UserError(
-                f"'{self.name}' is a '{config.model_type}' model",
+                f"'{self.name}' is a '{config.model_type}' model, not an encoder",
                 where="model.name",
                 fix=f"use model={config.model_type}",
             )
@@ -187,13 +211,10 @@ class Encoder(ModelRecipe):
             set_dropout(config, self.dropout, self.name)
         return config
 
-    def _source(self, config: PreTrainedConfig) -> dict[str, Any]:
+    def _loading_options(self, config: PreTrainedConfig) -> dict[str, Any]:
         return {
             "config": config,
             "revision": self.revision,
             "dtype": torch.float32,
             "trust_remote_code": False,
         }
-
-    def _base(self) -> str:
-        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name

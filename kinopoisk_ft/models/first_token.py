@@ -1,7 +1,7 @@
-"""The last block of an encoder run for the first token alone, where the head reads no other.
+"""Run the last block of an encoder for the first token only, if the head reads no other token.
 
-Keys and values still come from all tokens. What the other tokens would ask, and all that follows
-their attention, reaches neither logits nor gradients: ten twelfths of the products of that block.
+Keys and values still come from all tokens. The queries of the other tokens, and everything computed
+from their attention, affect neither logits nor gradients: 10/12 of the block's multiplications.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kinopoisk_ft.models.network import TOLERANCE, Network, blocks_of, run_once
+from kinopoisk_ft.models.network import TOLERANCE, Network, list_blocks, run_example_batch
 
 log = logging.getLogger(__name__)
 
 
 class FirstTokenAttention(nn.Module):
-    """The attention of a block of the BERT family, whose parts it takes over under their names."""
+    """Replace the attention of a BERT-like block, keeping its submodules and parameter names."""
 
-    def __init__(self, whole: Any) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
-        self.self, self.output = whole.self, whole.output
+        self.self, self.output = attention.self, attention.output
 
     def forward(
         self,
@@ -33,17 +33,21 @@ class FirstTokenAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Map hidden states (batch, length, d_model) to those of the first token: length 1."""
+        """Map hidden states (batch, length, d_model) to the first token's (batch, 1, d_model)."""
         core: Any = self.self
         first = hidden_states[:, :1]
+        # The query has the shape (batch, heads, 1, head_dim); key and value have
+        # (batch, heads, length, head_dim).
         query, key, value = (
             layer(x).unflatten(-1, (-1, core.attention_head_size)).transpose(1, 2)
             for layer, x in ((core.query, first), (core.key, hidden_states),
                              (core.value, hidden_states))
         )  # fmt: skip
-        if past_key_values is not None:  # of virtual tokens, which an adapter puts in front
+        # An adapter such as prefix tuning puts the keys and values of virtual tokens in front.
+        if past_key_values is not None:
             key, value = past_key_values.update(key, value, core.layer_idx)
-        if isinstance(attention_mask, Tensor):  # (batch, heads or 1, queries, keys)
+        # The mask has the shape (batch, heads or 1, queries, keys).
+        if isinstance(attention_mask, Tensor):
             attention_mask = attention_mask[:, :, :1]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             core.config._attn_implementation, sdpa_attention_forward
@@ -53,45 +57,48 @@ class FirstTokenAttention(nn.Module):
             core, query, key, value, attention_mask,
             dropout=dropout, scaling=core.scaling, **kwargs,
         )[0]  # fmt: skip
+        # The result of attention has the shape (batch, 1, heads, head_dim).
         return self.output(out.flatten(2), first), None
 
 
-def shorten(network: Network) -> Network:
-    """Shorten the last block of a classifier that pools the first token; returns the network."""
+def shorten_last_block(network: Network) -> Network:
+    """Limit the last block of a classifier that pools the first token; return the network."""
     if network.layers and network.pooling in ("pooler", "cls"):
-        read_first_token(network.module, blocks_of(network)[-1])
+        limit_to_first_token(network.module, list_blocks(network)[-1])
     return network
 
 
-def read_first_token(module: nn.Module, block: nn.Module) -> bool:
-    """Let an encoder's last block run for the first token, if that gives the same logits.
+def limit_to_first_token(module: nn.Module, block: nn.Module) -> bool:
+    """Run an encoder's last block for the first token only, if the logits stay the same.
 
     Args:
-        module: a classifier of input_ids and attention_mask, with its whole last `block`.
+        module: classifier of input_ids and attention_mask.
+        block: the last block of the module; it is changed in place.
 
     Returns:
-        Whether the block is shortened; if not, it is what it was.
+        Whether the block was changed.
     """
     attention: Any = getattr(block, "attention", None)
     core = getattr(attention, "self", None)
     if not all(hasattr(core, name) for name in ("query", "key", "value", "scaling")):
         return False
-    expected = _logits(module)
+    expected = _compute_logits(module)
     block.attention = FirstTokenAttention(attention).train(attention.training)
+    # Blocks of other families fail here in different ways, and then keep their own attention.
     try:
-        found = _logits(module)
-        same = bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+        logits = _compute_logits(module)
+        same = bool((logits - expected).abs().max() <= TOLERANCE * expected.abs().max())
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        log.debug("the last block cannot run for one token: %s", error)
+        log.debug("the last block cannot run for the first token only: %s", error)
         same = False
     if same:
-        log.info("the last block runs for the first token, the only one that the head reads")
+        log.info("the last block runs for the first token only, because the head reads no other")
     else:
         block.attention = attention
     return same
 
 
-def _logits(module: nn.Module) -> Tensor:
+def _compute_logits(module: nn.Module) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = run_once(module).logits
+        logits: Tensor = run_example_batch(module).logits
     return logits

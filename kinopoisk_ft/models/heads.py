@@ -1,4 +1,4 @@
-"""An encoder with our pooling and head, and the description of a network's parts."""
+"""Put our pooling and head on an encoder, and describe the parts of a network."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
-from kinopoisk_ft.models.network import Layout, Network, parameters_behind, run_once
+from kinopoisk_ft.models.network import Layout, Network, find_parameters_in_graph, run_example_batch
 from kinopoisk_ft.models.padding import (
-    hugging_face_model,
-    lengthen,
+    find_hugging_face_model,
+    find_position_offset,
     match_tokenizer,
-    position_offset,
+    pad_for_funnel,
 )
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import check_contents
 
 ENCODER, HEAD = "encoder", "head.safetensors"
-# Error messages of transformers quote an unknown model type, so that this one explains itself.
-FOREIGN_TYPE = (
+# The error message of transformers quotes an unknown model type, so this text reaches the user.
+UNREADABLE_MODEL_TYPE = (
     "kinopoisk_ft (transformers cannot read this classifier's pooling and head: use "
     "`python -m kinopoisk_ft.predict`, or read the encoder alone from the folder 'encoder')"
 )
 
 
 class PooledClassifier(nn.Module):
-    """An encoder, pooling over its tokens, dropout and one linear layer.
+    """Classify with an encoder, pooling over its tokens, dropout and one linear layer.
 
     Args:
-        dropout: before the linear layer; None for the config's.
+        pooling: one of POOLINGS.
+        dropout: dropout before the linear layer; None uses the dropout of the config.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class PooledClassifier(nn.Module):
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
         config: Any = encoder.config
-        self.dropout = nn.Dropout(head_dropout(config) if dropout is None else dropout)
-        # Longformer and LED were trained to classify with global attention at the first token.
+        self.dropout = nn.Dropout(read_head_dropout(config) if dropout is None else dropout)
+        # Longformer and LED were pretrained to classify with global attention at the first token.
         forward = inspect.signature(encoder.forward).parameters
         self.attends_globally = "global_attention_mask" in forward
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -58,48 +59,47 @@ class PooledClassifier(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, **_: Any
     ) -> SequenceClassifierOutput:
         """Map ids and mask (batch, length) to logits (batch, classes)."""
-        more: dict[str, Tensor] = {}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.attends_globally:
-            more["global_attention_mask"] = torch.zeros_like(input_ids)
-            more["global_attention_mask"][:, 0] = 1
-        hidden = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **more
-        ).last_hidden_state[:, : input_ids.shape[1]]  # Funnel's is longer: see `lengthen`.
-        vectors = pool(hidden, attention_mask, self.pooling)
+            inputs["global_attention_mask"] = torch.zeros_like(input_ids)
+            inputs["global_attention_mask"][:, 0] = 1
+        hidden = self.encoder(**inputs).last_hidden_state
+        # Funnel returns more states than tokens; see `pad_for_funnel`.
+        vectors = pool(hidden[:, : input_ids.shape[1]], attention_mask, self.pooling)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
 
 
 class EncoderLayout(Layout):
-    """What the folders of encoders have in common: a config of transformers with our classes."""
+    """Base class of the layouts of encoders, which have a config of transformers."""
 
     def backbone_output(self, hidden: Tensor) -> BaseModelOutput:
-        """Return hidden states as an encoder of transformers does."""
+        """Wrap hidden states (batch, length, d_model) like the output of an encoder."""
         return BaseModelOutput(last_hidden_state=hidden)
 
     def config(self, source: str, card: Any) -> PreTrainedConfig:
-        """Read the config of a folder or hub repository and write the card's classes into it."""
+        """Read the config of a folder or hub repository and set the card's class names in it."""
         config = load_config(source, card.revision)
         set_classes(config, card.class_names)
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Compare embeddings and pad id with the tokenizer, and lengthen short positions."""
+        """Check embeddings and pad id against the tokenizer, and add Funnel's padding."""
         match_tokenizer(module, tokenizer, source, trained=True)
-        lengthen(module, tokenizer.pad_token_id)
+        pad_for_funnel(module, tokenizer.pad_token_id)
 
 
 class HuggingFaceLayout(EncoderLayout):
-    """A classifier of transformers, in its own layout."""
+    """Store a classifier of transformers in the layout of transformers."""
 
     name = "hf"
     peft_task = "SEQ_CLS"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Write config and weights as transformers does."""
+        """Save config and weights as transformers does."""
         module.save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load the classifier; a base of an adapter may have its weights in a pickle."""
+        """Load the classifier; only an adapter's base may have its weights in a pickle."""
         options = {"use_safetensors": True} if trained else {}
         module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
@@ -109,20 +109,20 @@ class HuggingFaceLayout(EncoderLayout):
 
 
 class PooledLayout(EncoderLayout):
-    """An encoder in its own layout in a folder of its own, and our head beside it."""
+    """Store an encoder in the subfolder `encoder` and our head in head.safetensors."""
 
     name = "pooled"
     backbone = "encoder"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Write encoder and head, and a config.json that transformers refuses."""
+        """Save encoder and head, and a config.json that transformers refuses to load."""
         module.encoder.save_pretrained(folder / ENCODER)
         save_file(module.classifier.state_dict(), folder / HEAD)
-        notice = json.dumps({"model_type": FOREIGN_TYPE}, indent=2)
+        notice = json.dumps({"model_type": UNREADABLE_MODEL_TYPE}, indent=2)
         (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load encoder and head; in format 1 the encoder lies in the folder itself."""
+        """Load encoder and head; format 1 stores the encoder in the folder itself."""
         head = Path(source) / HEAD
         if head.is_file() and (head.parent / ENCODER).is_dir():
             source = str(head.parent / ENCODER)
@@ -130,6 +130,7 @@ class PooledLayout(EncoderLayout):
         options = {"use_safetensors": True} if trained else {}
         config = self.config(source, card)
         encoder, _ = load_encoder(source, config, revision=card.revision, **options)
+        # transformers adds a random pooler, which our head does not read.
         encoder.pooler = None
         module = PooledClassifier(encoder, len(card.class_names), card.pooling)
         if trained:
@@ -137,21 +138,21 @@ class PooledLayout(EncoderLayout):
         return module
 
 
-def head_dropout(config: PreTrainedConfig) -> float:
-    """Return the dropout before the head as Hugging Face's classifiers take it from a config."""
+def read_head_dropout(config: PreTrainedConfig) -> float:
+    """Read the dropout before the head from a config, as the classifiers of transformers do."""
     own = getattr(config, "classifier_dropout", None)
     return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
 
 
 def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
-    """Write the class names into a config, so that `pipeline` answers with them."""
+    """Set the class names in a config, so that `pipeline` of transformers returns them."""
     if class_names:
         config.num_labels = len(class_names)
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: i for i, name in enumerate(class_names)}
 
 
-def pooled_network(
+def build_pooled_network(
     encoder: nn.Module,
     config: PreTrainedConfig,
     num_labels: int,
@@ -161,36 +162,50 @@ def pooled_network(
     revision: str | None,
     dropout: float | None = None,
 ) -> Network:
-    """Return an encoder with our head; a pooler that nothing reads is taken out."""
+    """Put our pooling and head on an encoder, and remove the encoder's own pooler.
+
+    Args:
+        missing: names of the encoder's weights that the checkpoint does not contain.
+        base: hub name or absolute folder of the checkpoint; None after a random start.
+        dropout: dropout before the head; None uses the dropout of the config.
+    """
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
     module = PooledClassifier(encoder, num_labels, pooling, dropout)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {"classifier.weight", "classifier.bias"}
-    heads = sorted({head_module(name) for name in fresh})
+    heads = sorted({find_head_module(name) for name in fresh})
     return describe_encoder(module, config, PooledLayout(), heads, fresh, base, revision, pooling)
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
-    """Freeze a pooler that the logits do not depend on, as BigBird's; return its weights' names."""
+    """Freeze a pooler that the logits do not depend on, such as BigBird's.
+
+    Returns:
+        The names of its parameters.
+    """
     named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
     if not named:
         return set()
     with torch.enable_grad():
-        behind = parameters_behind(run_once(module).logits)
-    unused = {name for name, parameter in named.items() if parameter not in behind}
+        used = find_parameters_in_graph(run_example_batch(module).logits)
+    unused = {name for name, parameter in named.items() if parameter not in used}
     for name in unused:
         named[name].requires_grad_(False)
     return unused
 
 
-def output_layer(module: nn.Module) -> str:
-    """Return the name of the last linear layer of one of Hugging Face's classifiers."""
+def find_output_layer(module: nn.Module) -> str:
+    """Find the name of the last linear layer of a classifier of transformers."""
     return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
 
 
-def start_anew(module: nn.Module, layer: str) -> set[str]:
-    """Give a layer random weights as Hugging Face does; return its parameters' names."""
+def reset_layer(module: nn.Module, layer: str) -> set[str]:
+    """Initialize a linear layer with random weights as transformers does.
+
+    Returns:
+        The names of its parameters.
+    """
     linear: Any = module.get_submodule(layer)
     config: Any = module.config
     nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
@@ -199,8 +214,8 @@ def start_anew(module: nn.Module, layer: str) -> set[str]:
     return {f"{layer}.{name}" for name, _ in linear.named_parameters()}
 
 
-def head_module(parameter: str) -> str:
-    """Return the module to train whole for a fresh parameter: `classifier`, `bert.pooler`…"""
+def find_head_module(parameter: str) -> str:
+    """Find the module to train completely for a new parameter, such as `bert.pooler`."""
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):
         if name in parts:
@@ -218,29 +233,34 @@ def describe_encoder(
     revision: str | None,
     pooling: str,
 ) -> Network:
-    """Return the description of a classifier or language model around one of Hugging Face's."""
+    """Describe a classifier or language model that contains a model of transformers.
+
+    Args:
+        head: dotted names of the modules that always train.
+        fresh: names of the newly initialized parameters.
+    """
     for part in module.modules():
         if "Sinusoidal" in type(part).__name__:
-            # Fixed by a formula. Loading a checkpoint makes them trainable.
+            # A formula fixes these embeddings, but loading a checkpoint makes them trainable.
             part.requires_grad_(False)
     return Network(
         module=module,
         layout=layout,
-        layers=_layers(module, getattr(config.get_text_config(), "num_hidden_layers", 0)),
-        embeddings=_embeddings(module),
+        layers=_find_layers(module, getattr(config.get_text_config(), "num_hidden_layers", 0)),
+        embeddings=_find_embeddings(module),
         head=head,
         fresh=fresh,
         base=base,
-        max_positions=_positions(module, config),
+        max_positions=_count_positions(module, config),
         pooling=pooling,
         revision=revision,
     )
 
 
-def _layers(module: nn.Module, count: int) -> str:
-    """Return the name of the list of `count` blocks; "" if there is none, or lists within a list.
+def _find_layers(module: nn.Module, count: int) -> str:
+    """Find the name of the list of `count` blocks; return "" if there is no such list.
 
-    ALBERT runs one block many times; Funnel's blocks lie in several lists, one for each length.
+    ALBERT runs one block several times, and Funnel has several lists, one for each length.
     """
     lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
     if any(isinstance(child, nn.ModuleList) for part in lists.values() for child in part):
@@ -248,18 +268,18 @@ def _layers(module: nn.Module, count: int) -> str:
     return next((name for name, part in lists.items() if len(part) == count), "")
 
 
-def _embeddings(module: nn.Module) -> list[str]:
-    """Return the name of the module that embeds tokens, with their positions where it can."""
+def _find_embeddings(module: nn.Module) -> list[str]:
+    """Find the module that embeds tokens and positions, or else the one that embeds tokens."""
     names = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
     if names:
         return names
-    tokens = hugging_face_model(module).get_input_embeddings()
+    tokens = find_hugging_face_model(module).get_input_embeddings()
     return [name for name, part in module.named_modules(remove_duplicate=False) if part is tokens]
 
 
-def _positions(module: nn.Module, config: Any) -> int | None:
-    """Return how many tokens the positions reach; None if there is no limit."""
+def _count_positions(module: nn.Module, config: Any) -> int | None:
+    """Count the tokens that the model has positions for; None if there is no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
-    return positions - position_offset(module) - 1
+    return positions - find_position_offset(module) - 1

@@ -1,8 +1,8 @@
-"""Mamba and Mamba-2 for classification, their weights named as in `transformers`.
+"""Mamba and Mamba-2 for classification, with the weight names of `transformers`.
 
 Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752; the mixer of Mamba-2 is in mamba2.py. Every
-projection is called as a module, so that adapters put on it take part; padding is on the right and
-takes no part. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
+projection is called as a module, so that an adapter on it takes effect. Padding is on the right and
+is not read. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class MambaMixer(nn.Module):
-    """Projection, causal convolution, selective scan with gate, projection."""
+    """Mix tokens: projection, causal convolution, gated selective scan, projection."""
 
     def __init__(self, config: MambaConfig, scan_backend: str) -> None:
         super().__init__()
@@ -51,13 +51,19 @@ class MambaMixer(nn.Module):
         self.reset_parameters(config)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        """Mix hidden (B, L, D) along time; zeros (or the bias) from `lengths` (B,) on."""
-        u, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
+        """Mix hidden (B, L, D) along time.
+
+        From position `lengths` (B,) on, the output is zero (or the bias of the projection).
+        """
+        # u and the gate z have the shape (B, L, E).
+        u, z = self.in_proj(hidden).chunk(2, dim=-1)
         kernel = self.conv1d.weight.squeeze(1)
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
-        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
-        with disable_autocast(dt.device):  # in bf16 a step would be wrong by a hundredth
-            delta = self.dt_proj(dt.float())  # (B, L, E)
+        # dt has the shape (B, L, R), B and C have (B, L, N), and delta has (B, L, E).
+        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
+        # In bf16 a step size would have a relative error of about 1 %.
+        with disable_autocast(dt.device):
+            delta = self.dt_proj(dt.float())
         A = -torch.exp(self.A_log.float())
         y = selective_scan(
             u, delta, A, B, C, self.D.float(), z,
@@ -67,7 +73,8 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, config: MambaConfig) -> None:
-        """Initialise as `transformers` does."""
+        """Initialize the weights as `transformers` does."""
+        # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rows).expand_as(self.A_log))
         nn.init.ones_(self.D)
@@ -76,13 +83,15 @@ class MambaMixer(nn.Module):
             nn.init.constant_(self.dt_proj.weight, bound)
         else:
             nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        # so that softplus(bias) is log-uniform between time_step_min and time_step_max
+        # softplus(bias) is log-uniform between time_step_min and time_step_max.
         low, high = math.log(config.time_step_min), math.log(config.time_step_max)
         dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
         dt = dt.clamp(min=config.time_step_floor)
+        # This is the inverse of softplus.
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        # GPT-2's initialization keeps the variance of the residual stream independent of depth.
         if config.rescale_prenorm_residual:
             self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
         for layer in (self.in_proj, self.x_proj):
@@ -93,7 +102,7 @@ class MambaMixer(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """Pre-norm residual block; the residual stream is float32 under autocast too."""
+    """Add a mixer to a pre-norm residual stream, which stays float32 under autocast."""
 
     def __init__(self, config: AnyConfig, scan_backend: str) -> None:
         super().__init__()
@@ -102,26 +111,36 @@ class MambaBlock(nn.Module):
         self.mixer = mixer(config, scan_backend)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        # Written at once in what the projection reads, which a cast of its own would have to make.
+        # The norm writes the dtype that the projection reads, which saves a separate cast.
         normalised = self.norm(hidden, get_matmul_dtype(hidden))
         return hidden + self.mixer(normalised, lengths).to(hidden.dtype)
 
 
 class MambaBackbone(nn.Module):
-    """Embeddings, blocks and final norm; loads the weights of `transformers` by name.
+    """Compute hidden states with embeddings, blocks and a final norm.
 
-    The config says which: MambaConfig or Mamba2Config.
+    Args:
+        config: MambaConfig or Mamba2Config, which selects the mixer.
+        scan_backend: backend of the scan; "auto" chooses one for the device.
+
+    Raises:
+        UserError: the activation or the backend is not supported.
     """
 
     def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()
         if config.hidden_act not in ("silu", "swish"):
-            raise UserError(f"Mamba with hidden_act '{config.hidden_act}': only silu is supported")
+            raise UserError(
+                f"Mamba does not support hidden_act '{config.hidden_act}'",
+                where="model.name",
+                fix="choose a checkpoint with hidden_act 'silu'",
+            )
         if isinstance(config, Mamba2Config):
             validate_backend("ssd", scan_backend, SSD_BACKENDS)
         else:
             validate_backend("selective_scan", scan_backend, BACKENDS)
-        # not `config`: PEFT reads that name and refuses to adapt some layers of a "mamba"
+        # The name is not `config`, because PEFT reads that attribute and refuses to adapt some
+        # layers of a "mamba".
         self.mamba_config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         blocks = (MambaBlock(config, scan_backend) for _ in range(config.num_hidden_layers))
@@ -130,13 +149,14 @@ class MambaBackbone(nn.Module):
         nn.init.normal_(self.embeddings.weight, std=config.initializer_range)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the hidden states (B, L, D) after the final norm.
+        """Compute the hidden states (B, L, D) after the final norm.
 
         Args:
-            input_ids: (B, L) integers. attention_mask: (B, L), ones before zeros in each row.
+            input_ids: token ids (B, L).
+            attention_mask: (B, L), with ones before zeros in each row; None if nothing is padded.
 
         Raises:
-            ValueError: padding on the left or between tokens.
+            ValueError: there is padding on the left or between tokens.
         """
         lengths = None if attention_mask is None else right_padded_lengths(attention_mask)
         hidden = self.embeddings(input_ids)
@@ -146,11 +166,11 @@ class MambaBackbone(nn.Module):
 
 
 def right_padded_lengths(attention_mask: Tensor) -> Tensor:
-    """Return the number of real tokens of each row, (B,).
+    """Count the real tokens of each row, (B,).
 
     Raises:
-        ValueError: padding on the left or between tokens (on a GPU: a device-side assertion, since
-            reading the mask back would stall the queue).
+        ValueError: there is padding on the left or between tokens. On a GPU this is a device-side
+            assertion, because reading the mask back would make the CPU wait for the GPU.
     """
     real = attention_mask != 0
     message = "Mamba reads from left to right: pad on the right only (padding_side='right')"
@@ -164,10 +184,10 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 
 
 class MambaClassifier(nn.Module):
-    """A linear head over the pooled states of the backbone.
+    """Classify with a linear head on the pooled states of the backbone.
 
-    With pooling "last_position" the pads are read as tokens: it takes the last column's state, as
-    if there were no mask.
+    Pooling "last_position" takes the state of the last column and reads padding as tokens, as if
+    there were no attention mask.
     """
 
     def __init__(
@@ -181,8 +201,9 @@ class MambaClassifier(nn.Module):
         self.mamba_config, self.pooling = config, check_pooling(pooling)
         if pooling == "last_position":
             log.warning(
-                "model.pooling=last_position reads pads as tokens: a review's logits depend on the "
-                "longest of its batch; the study did so, last takes the last real token"
+                "model.pooling=last_position reproduces the study: it reads padding as tokens, so "
+                "the logits of a review depend on the longest review in its batch; "
+                "model.pooling=last reads the last real token"
             )
         self.backbone = MambaBackbone(config, scan_backend)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -190,14 +211,14 @@ class MambaClassifier(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Return logits (B, num_labels) in float32; labels are the caller's and ignored here."""
+        """Compute logits (B, num_labels) in float32; `labels` is ignored."""
         mask = None if self.pooling == "last_position" else attention_mask
         pooled = pool(self.backbone(input_ids, mask), attention_mask, self.pooling)
         return SequenceClassifierOutput(logits=self.classifier(pooled).float())
 
 
 class MambaLM(nn.Module):
-    """Next-token prediction with the embeddings as head, for pretraining from scratch."""
+    """Predict the next token with the embeddings as head, for pretraining."""
 
     def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()
@@ -207,6 +228,6 @@ class MambaLM(nn.Module):
         self.lm_head.weight = self.backbone.embeddings.weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> CausalLMOutput:
-        """Return logits (B, L, vocab) in float32."""
+        """Compute logits (B, L, vocabulary) in float32."""
         hidden = self.backbone(input_ids, attention_mask)
         return CausalLMOutput(logits=self.lm_head(hidden).float())

@@ -1,7 +1,7 @@
 """The mixer of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
 
-Its weights are named as in `transformers`. Shapes: B batch, L length, D d_model, E d_inner,
-H heads, G groups, N d_state.
+The weights are named as in `transformers`. Shapes: B batch, L length, D d_model, E d_inner,
+H heads, P head_dim, G groups, N d_state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from kinopoisk_ft.ops.ssd.op import ssd
 
 
 class Mamba2Mixer(nn.Module):
-    """Projection, causal convolution, scan with one decay per head, gated norm, projection."""
+    """Mix tokens: projection, causal convolution, scan, gated norm, projection.
+
+    The scan has one decay per head.
+    """
 
     def __init__(self, config: Mamba2Config, scan_backend: str) -> None:
         super().__init__()
@@ -44,11 +47,13 @@ class Mamba2Mixer(nn.Module):
         self.reset_parameters(config)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        """Mix hidden (B, L, D) along time; `lengths` (B,): what comes later is not read."""
+        """Mix hidden (B, L, D) along time; positions from `lengths` (B,) on are not read."""
         inner, convolved, heads = self.parts[0], sum(self.parts), len(self.A_log)
+        # The gate z has the shape (B, L, E), xBC has (B, L, E + 2GN), and dt has (B, L, H).
         z, xBC, dt = self.in_proj(hidden).split((inner, convolved, heads), dim=-1)
         kernel = self.conv1d.weight.squeeze(1)
         xBC = causal_conv1d(xBC, kernel, self.conv1d.bias, lengths, self.conv_backend)
+        # The scan reads x as (B, L, H, P), and B and C as (B, L, G, N).
         x, B, C = xBC.split(self.parts, dim=-1)
         y = ssd(
             x.unflatten(-1, (heads, self.head_dim)), dt, -torch.exp(self.A_log.float()),
@@ -60,15 +65,17 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, config: Mamba2Config) -> None:
-        """Initialise as `transformers` does."""
+        """Initialize the weights as `transformers` does."""
         count = len(self.A_log)
+        # A = -(1, 2, …, H), one decay per head.
         numbers = torch.arange(1, count + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(numbers))
         nn.init.ones_(self.D)
-        # so that softplus(bias) is log-uniform between time_step_min and time_step_max
+        # softplus(bias) is log-uniform between time_step_min and time_step_max.
         low, high = math.log(config.time_step_min), math.log(config.time_step_max)
         dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
         dt = dt.clamp(min=config.time_step_floor)
+        # This is the inverse of softplus.
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))

@@ -1,4 +1,4 @@
-"""Normalisation by the root mean square: before each block of a Mamba, and within Mamba-2's."""
+"""RMS normalization for Mamba (Zhang & Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kinopoisk_ft.ops.rms_norm.op import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's layer over the last dimension, by this project's operator."""
+    """Normalize the last dimension with this project's operator instead of PyTorch's."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Map x (..., width) to the same shape, in `dtype` if it is given."""
+        """Normalize x (..., width); the result has the dtype `dtype`, or the dtype of x if None."""
         return rms_norm(x, self.weight, self.eps, dtype=dtype)
 
 
 class GatedRMSNorm(nn.Module):
-    """y silu(z), normalised within each of `groups` equal parts."""
+    """Normalize y * silu(z) within each of `groups` equal parts of the last dimension."""
 
     def __init__(self, size: int, groups: int, eps: float) -> None:
         super().__init__()
@@ -25,6 +25,6 @@ class GatedRMSNorm(nn.Module):
         self.groups, self.eps = groups, eps
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Map y and the gate z, (B, L, E) each, to (B, L, E) in float32."""
+        """Map y and the gate z, both (B, L, E), to (B, L, E) in float32."""
         gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
         return self.weight * rms_norm(gated, eps=self.eps).flatten(-2)

@@ -1,4 +1,4 @@
-"""Make a model and its tokenizer agree about padding, and check that padding changes no logits."""
+"""Make a model and its tokenizer agree on padding, and check that padding changes no logits."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.checkpoints import configs_of
-from kinopoisk_ft.models.network import run_once
+from kinopoisk_ft.models.checkpoints import list_configs
+from kinopoisk_ft.models.network import run_example_batch
 from kinopoisk_ft.models.tokenizers import check_ids
 
-# Of the largest logit. Rounding gives about 1e-6 in fp32.
+# Relative to the largest logit. Rounding in fp32 causes differences of about 1e-6.
 TOLERANCE = 1e-3
 
 
-def hugging_face_model(module: nn.Module) -> PreTrainedModel:
-    """Return the outermost of Hugging Face's models in a module, which may be the module."""
+def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
+    """Find the outermost model of transformers in a module, which may be the module itself."""
     return next(part for part in module.modules() if isinstance(part, PreTrainedModel))
 
 
-def position_offset(module: nn.Module) -> int:
-    """Return the id behind which positions start, as RoBERTa's behind its pad id; -1 for most."""
+def find_position_offset(module: nn.Module) -> int:
+    """Find the number after which position ids start: RoBERTa's pad id, -1 for most models."""
     for name, part in module.named_modules():
         if name.split(".")[-1] == "position_embeddings" and isinstance(part, nn.Embedding):
             return -1 if part.padding_idx is None else part.padding_idx
@@ -31,49 +31,53 @@ def position_offset(module: nn.Module) -> int:
 
 
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
-    """Write the tokenizer's pad id into a model, and check that it has a row for each token id.
+    """Set the tokenizer's pad id in a model, and check that each token id has an embedding.
 
-    A classifier on a decoder finds the last token by the pad id in its config, and would read
-    padding as text if that were another id.
+    A classifier on a decoder finds the last token by the pad id in its config. With another pad id
+    it would read padding as text.
 
     Args:
-        trained: the model was trained with this tokenizer.
+        name: name of the model for error messages.
+        trained: whether the model was trained with this tokenizer.
 
     Raises:
         UserError: the tokenizer belongs to another model.
     """
-    model: Any = hugging_face_model(module)
+    model: Any = find_hugging_face_model(module)
     embedding, pad = model.get_input_embeddings(), tokenizer.pad_token_id
     check_ids(tokenizer, len(embedding.weight), name)
-    offset = position_offset(module)
+    offset = find_position_offset(module)
     if offset >= 0 and offset != pad:
         if trained:
-            return  # Another pad id would move the positions that it was trained with.
+            # The model keeps its pad id, because another one would shift its position ids.
+            return
         raise UserError(
-            f"the tokenizer pads with the id {pad}, and the positions of '{name}' start behind "
-            f"its own pad id, {offset}",
+            f"the tokenizer's pad id is {pad}, but '{name}' needs the pad id {offset}, after which "
+            "its position ids start",
             where="model.tokenizer",
             fix="use the checkpoint's own tokenizer, or set pad_token in tokenizer_config.json to "
             f"the token with the id {offset}",
         )
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            for config in configs_of(part.config):
+            for config in list_configs(part.config):
                 config.pad_token_id = pad
+    # PyTorch computes no gradient for the row `padding_idx`.
     if getattr(embedding, "padding_idx", None) is not None:
-        embedding.padding_idx = pad  # PyTorch gives the row of this id no gradient.
+        embedding.padding_idx = pad
 
 
-def lengthen(module: nn.Module, pad_id: int) -> None:
-    """Let Funnel read more padding than it pools over, whatever the batch.
+def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
+    """Add padding to each batch of a Funnel model; other models stay unchanged.
 
-    It pools neighbouring tokens, the last one with padding or, in the longest row of a batch, with
-    nothing, so that a text's logits would depend on the other texts.
+    Funnel pools neighbouring tokens. The last token is pooled with padding, or with nothing in the
+    longest row of a batch, so without extra padding the logits of a text depend on the other texts.
     """
-    model: Any = hugging_face_model(module).base_model
+    model: Any = find_hugging_face_model(module).base_model
     if model.config.model_type != "funnel":
         return
-    more = 2 ** len(model.config.block_sizes)  # tokens that one state of the last block stands for
+    # Number of tokens that one state of the last block represents.
+    more = 2 ** len(model.config.block_sizes)
 
     def pad_more(_: nn.Module, args: Any, kwargs: Any) -> Any:
         ids, mask = args[0] if args else kwargs["input_ids"], kwargs["attention_mask"]
@@ -87,18 +91,23 @@ def lengthen(module: nn.Module, pad_id: int) -> None:
 
 
 def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
-    """Raise UserError if the logits of a text depend on the padding behind it.
+    """Raise UserError if the logits of a text depend on the padding after it.
 
-    They do in XLNet's classifier, which reads the last position, and FNet has no attention mask.
+    This happens in XLNet's classifier, which reads the last position, and in FNet, which has no
+    attention mask.
     """
+    # The second row is compared alone and in a batch with the longer first row.
     rows = [[0, 1, 2, 3, 1], [3, 1, 2]]
-    rows = [[i + (i >= pad_id) for i in row] for row in rows]  # any ids other than the pad id
+    # Any ids will do, except the pad id.
+    rows = [[i + (i >= pad_id) for i in row] for row in rows]
     longest, text = rows
     padded = text + [pad_id] * (len(longest) - len(text))
     try:
         with torch.no_grad():
-            alone = run_once(module, [text], [len(text)]).logits[-1]
-            batched = run_once(module, [longest, padded], [len(longest), len(text)]).logits[-1]
+            alone = run_example_batch(module, [text], [len(text)]).logits[-1]
+            batched = run_example_batch(
+                module, [longest, padded], [len(longest), len(text)]
+            ).logits[-1]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
             f"'{name}' cannot classify two texts of different lengths: {error}",
@@ -108,8 +117,8 @@ def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
     difference, size = float((alone - batched).abs().max()), float(alone.abs().max())
     if not difference <= TOLERANCE * size:
         raise UserError(
-            f"the logits of '{name}' depend on the padding of a batch: {difference:.2g} between a "
-            f"text alone and in a batch, where the largest logit is {size:.2g}",
+            f"the logits of '{name}' depend on padding: they differ by {difference:.2g} between a "
+            f"text alone and in a batch, and the largest logit is {size:.2g}",
             where="model.name",
             fix="use model.pooling=mean, or choose another model",
         )

@@ -1,4 +1,4 @@
-"""One vector per text from the hidden states of its tokens."""
+"""Pool the hidden states of the tokens of a text into one vector."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ POOLINGS = ("cls", "mean", "last", "last_position")
 
 
 def check_pooling(kind: str) -> str:
-    """Return `kind` if it is a pooling.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Return `kind`, or raise UserError if it is not one of POOLINGS."""
     if kind not in POOLINGS:
-        raise UserError(f"unknown pooling '{kind}'", fix=suggest_name(kind, POOLINGS))
+        raise UserError(
+            f"unknown pooling '{kind}'", where="model.pooling", fix=suggest_name(kind, POOLINGS)
+        )
     return kind
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
-    """Reduce hidden (batch, length, d_model) to (batch, d_model).
+    """Pool hidden states (batch, length, d_model) into vectors (batch, d_model).
 
     Args:
-        attention_mask: (batch, length), nonzero at real tokens; None: all are real.
-        kind: cls, the first position; mean, over the real tokens; last, the rightmost real token;
-            last_position, the last column whatever is in it, pads included. A row without a real
-            token gives zeros by mean and last.
+        attention_mask: (batch, length), nonzero at real tokens; None if all tokens are real.
+        kind: "cls" takes the first position, "mean" the mean over the real tokens, "last" the
+            rightmost real token, and "last_position" the last column, even if it is padding. For a
+            row without real tokens, "mean" and "last" return zeros.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: `kind` is not one of POOLINGS.
     """
     check_pooling(kind)
     if kind == "cls":
@@ -42,8 +40,10 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
         attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)
     real = attention_mask != 0
     if kind == "mean":
+        # The sum is float32, because bf16 has only 8 bits of precision for hundreds of terms.
         total = torch.where(real[..., None], hidden, 0).sum(1, dtype=torch.float32)
         return (total / real.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
+    # The index of the last nonzero value of the mask: argmax finds the first one from the right.
     last = hidden.shape[1] - 1 - real.flip(1).to(torch.int8).argmax(1)
     chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     return torch.where(real.any(1, keepdim=True), chosen, 0)

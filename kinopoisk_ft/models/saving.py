@@ -1,15 +1,15 @@
 """Save and load model folders: weights in safetensors, the rest in JSON.
 
-`kinopoisk_ft.json` says what a folder holds. `transformers` and PEFT read these folders with the
-same logits, or refuse them; they never answer with a random head:
+The card `kinopoisk_ft.json` describes the folder. `transformers` and PEFT either compute the same
+logits from a folder or refuse to load it; they never use a random head:
 
 - a classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` read it, and
-  PEFT its adapter;
-- an encoder with our pooling and head: the folder's own config.json is one that `transformers`
-  refuses; `AutoModel` reads the encoder from the folder `encoder`; the head is head.safetensors;
-- Mamba with our head: in the layout of its checkpoints, `MambaModel` reads the backbone;
-- a network of a user's own recipe: model.safetensors, for this project alone;
-- an adapter on our head: it names modules that exist in our network alone, so that PEFT refuses it.
+  PEFT reads its adapter;
+- an encoder with our pooling and head: `transformers` refuses the config.json of the folder;
+  `AutoModel` reads the encoder from the subfolder `encoder`; the head is head.safetensors;
+- Mamba with our head: the layout is that of its checkpoints, and `MambaModel` reads the backbone;
+- a network of a user's own recipe: model.safetensors, which only this project reads;
+- an adapter on our head: it names modules that exist only in our network, so PEFT refuses it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
-from kinopoisk_ft.models.untrusted import check_adapter, fits_together
+from kinopoisk_ft.models.untrusted import check_adapter, explain_load_errors
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout())
@@ -45,11 +45,12 @@ def make_card(
     recipe: Mapping[str, Any] | None = None,
     **preprocessing: Any,
 ) -> Card:
-    """Return the card of a trained network.
+    """Build the card of a trained network.
 
     Args:
-        recipe: the options of the group `model`, for a network that its recipe builds again.
-        preprocessing: the card's fields of that.
+        max_length: number of tokens that the model reads.
+        recipe: options of the group `model`, stored if loading needs the recipe.
+        preprocessing: the card's other fields about the preprocessing of texts.
     """
     layout: Any = network.layout.name
     return Card(
@@ -62,30 +63,30 @@ def make_card(
         is_peft=adapted.is_peft,
         base=network.base,
         revision=network.revision,
-        note=_differences(max_length, **preprocessing),
+        note=_describe_differences(max_length, **preprocessing),
     )
 
 
-def _differences(
+def _describe_differences(
     max_length: int,
     truncation: str = "head",
     max_characters: int | None = None,
     strip_scores: bool = False,
 ) -> str:
-    """Return how other tools treat texts differently from training; empty if they do not."""
-    found = []
+    """Describe how other tools prepare texts differently from training; "" if they do not."""
+    notes = []
     if truncation == "head_tail":
-        found.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
+        notes.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
     if max_characters is not None:
-        found.append(f"do not cut texts to {max_characters} characters before tokenizing")
+        notes.append(f"do not cut texts to {max_characters} characters before tokenizing")
     if strip_scores:
-        found.append("do not remove written grades")
-    return f"Tools other than kinopoisk_ft {'; they '.join(found)}." if found else ""
+        notes.append("do not remove written grades")
+    return f"Tools other than kinopoisk_ft {'; they '.join(notes)}." if notes else ""
 
 
 def save_base(network: Network, folder: Path) -> None:
-    """Write a network that no checkpoint gave, before an adapter goes on it."""
-    # An adapter that is there already belongs to another base.
+    """Save a base without a checkpoint, before an adapter is put on it."""
+    # An adapter that an earlier run left in the folder belongs to another base.
     (folder / CARD).unlink(missing_ok=True)
     with write_folder_atomically(folder / "base", "config.json") as part:
         network.layout.save(network.module, part)
@@ -94,42 +95,50 @@ def save_base(network: Network, folder: Path) -> None:
 def save_network(
     network: Network, adapted: Adapted, tokenizer: Any, card: Card, folder: Path
 ) -> None:
-    """Write a trained model so that it can be used without the run that made it."""
+    """Save a trained model with its tokenizer and card, so that it can be used without the run."""
     folder.mkdir(parents=True, exist_ok=True)
     module: Any = adapted.module
     if adapted.is_peft:
-        # "auto" would ask the hub whether the vocabulary has changed.
+        # The default "auto" would ask the hub whether the vocabulary has changed.
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
         network.layout.save(module, folder)
-    # Other tools truncate with truncation=True to this length, at this side; there is no setting
-    # for truncation=head_tail, which the card's note says.
+    # With truncation=True, other tools cut texts to this length at this side. Tokenizers have no
+    # setting for truncation=head_tail; the card's note explains the difference.
     tokenizer = copy.copy(tokenizer)
     tokenizer.model_max_length = card.max_length
     tokenizer.truncation_side = "left" if card.truncation == "tail" else "right"
-    # save_pretrained writes the attributes that init_kwargs names.
+    # `save_pretrained` writes the attributes that `init_kwargs` names.
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "truncation_side": tokenizer.truncation_side}
     tokenizer.save_pretrained(folder)
     card.write(folder)
 
 
 def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
-    """Write a pretrained base in the layout of its kind's checkpoints, for `model.name`."""
+    """Save a pretrained base as a checkpoint that `model.name` can name."""
     folder.mkdir(parents=True, exist_ok=True)
     network.layout.save(network.module, folder)
     tokenizer.save_pretrained(folder)
 
 
 def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
-    """Return module (evaluation mode, fp32), tokenizer and card of a saved folder."""
+    """Load a network from a model folder.
+
+    Returns:
+        The module (fp32, in evaluation mode), the tokenizer and the card.
+
+    Raises:
+        UserError: the folder is damaged, unsafe or not a model folder of a network.
+    """
     card = read_card(folder)
     layout = LAYOUTS[card.kind]
-    inner = folder / "base"
-    source = str(folder) if not card.is_peft else str(inner) if inner.is_dir() else str(card.base)
+    source = str(folder)
     if card.is_peft:
+        saved_base = folder / "base"
+        source = str(saved_base) if saved_base.is_dir() else str(card.base)
         check_adapter(folder)
         check_folder(source, CARD)
-    with fits_together(folder):
+    with explain_load_errors(folder):
         with access_hub("model", source, HUB_FIX):
             tokenizer = load_tokenizer(str(folder))
             module = layout.load(source, card, tokenizer, trained=not card.is_peft)
@@ -140,5 +149,5 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
 
 
 def load_estimator(folder: Path, card: Card) -> Tfidf | None:
-    """Return the estimator of a saved folder; None if it holds a network."""
+    """Load the estimator of a model folder; return None if the folder contains a network."""
     return None if card.kind in LAYOUTS else Tfidf.load(folder)

@@ -1,9 +1,10 @@
-"""The baseline: TF-IDF of words and word pairs, and logistic regression, by scikit-learn."""
+"""Classify with TF-IDF and logistic regression of scikit-learn, as a baseline."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,47 +13,55 @@ from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from kinopoisk_ft.models.network import Fitting, ModelRecipe
+from kinopoisk_ft.models.network import ModelRecipe, Trainer
 
 
+@dataclass(kw_only=True, eq=False)
 class Tfidf(ModelRecipe):
-    """The group `model`'s `tfidf`: the same verbs as scikit-learn, saved without pickle.
+    """Build and fit the estimator of model=tfidf; it is saved without pickle.
 
-    Its parameters are the coefficients and intercepts of the logistic regression.
+    Args:
+        ngrams: longest n-gram of words, from 1.
+        min_df: number of texts that must contain an n-gram.
+        C: inverse strength of the L2 regularization.
+        lr, head_lr, targets: not used; adapters and networks need them.
     """
 
-    def __init__(
-        self,
-        *,
-        ngrams: int,
-        min_df: int,
-        sublinear_tf: bool,
-        C: float,
-        class_weight: Literal["balanced"] | None,
-        lr: float = 0.0,
-        head_lr: float | None = None,
-        targets: dict[str, list[str]] | None = None,
-    ) -> None:
-        self.ngrams, self.min_df, self.sublinear_tf, self.C = ngrams, min_df, sublinear_tf, C
-        self.class_weight, self.lr, self.head_lr, self.targets = class_weight, lr, head_lr, targets
-        self.vectorizer = self._vectorizer(None)
-        self.regression = LogisticRegression(C=C, class_weight=class_weight, max_iter=1000)
+    ngrams: int
+    min_df: int
+    sublinear_tf: bool
+    C: float
+    class_weight: Literal["balanced"] | None
+    lr: float = 0.0
+    head_lr: float | None = None
+    targets: dict[str, list[str] | str] | None = None
 
-    def fit(self, fitting: Fitting) -> Any:
-        """Train on whole texts."""
-        return fitting.fit_estimator(self)
+    def __post_init__(self) -> None:
+        self.vectorizer = self._build_vectorizer(None)
+        self.regression = LogisticRegression(
+            C=self.C, class_weight=self.class_weight, max_iter=1000
+        )
+
+    def fit(self, trainer: Trainer) -> Any:
+        """Choose to fit on whole texts; return the result of the trainer's method."""
+        return trainer.fit_estimator(self)
 
     def fit_texts(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Tfidf:
-        """Fit on the train split; a vocabulary without words falls to scikit-learn's own error."""
+        """Fit vectorizer and regression on the train split.
+
+        Raises:
+            ValueError: the texts contain no words, by scikit-learn.
+        """
         self.num_classes = num_classes
         self.regression.fit(self.vectorizer.fit_transform(texts), labels)
         return self
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
-        """Return probabilities (N, classes); a class that training lacked gets zero."""
-        found = self.regression.predict_proba(self.vectorizer.transform(texts))
+        """Predict probabilities (N, classes); classes missing from the train split get 0."""
         probabilities = np.zeros((len(texts), self.num_classes))
-        probabilities[:, self.regression.classes_.astype(int)] = found
+        probabilities[:, self.regression.classes_.astype(int)] = self.regression.predict_proba(
+            self.vectorizer.transform(texts)
+        )
         return probabilities
 
     @property
@@ -61,7 +70,7 @@ class Tfidf(ModelRecipe):
         return int(self.regression.coef_.size + self.regression.intercept_.size)
 
     def save(self, folder: Path) -> None:
-        """Write settings and vocabulary as JSON, numbers as safetensors."""
+        """Save settings and vocabulary as JSON and the numbers as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "ngrams": self.ngrams,
@@ -79,25 +88,26 @@ class Tfidf(ModelRecipe):
             "intercept": self.regression.intercept_,
             "classes": self.regression.classes_.astype(np.int64),
         }
+        # safetensors writes the buffer of an array as it is, whatever the strides.
         save_file(
             {k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "tfidf.safetensors"
         )
 
     @classmethod
     def load(cls, folder: Path) -> Tfidf:
-        """Read what `save` wrote."""
+        """Load an estimator that `save` wrote."""
         settings = json.loads((folder / "tfidf.json").read_text("utf-8"))
         arrays = load_file(folder / "tfidf.safetensors")
         keys = ("ngrams", "min_df", "sublinear_tf", "C", "class_weight")
         model = cls(**{key: settings[key] for key in keys})
         model.num_classes = settings["num_classes"]
-        model.vectorizer = model._vectorizer(settings["vocabulary"])
+        model.vectorizer = model._build_vectorizer(settings["vocabulary"])
         model.vectorizer.idf_ = arrays["idf"]
         model.regression.coef_, model.regression.intercept_ = arrays["coef"], arrays["intercept"]
         model.regression.classes_ = arrays["classes"]
         return model
 
-    def _vectorizer(self, vocabulary: dict[str, int] | None) -> TfidfVectorizer:
+    def _build_vectorizer(self, vocabulary: dict[str, int] | None) -> TfidfVectorizer:
         return TfidfVectorizer(
             ngram_range=(1, self.ngrams),
             min_df=self.min_df,

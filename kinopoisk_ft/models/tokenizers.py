@@ -1,11 +1,10 @@
-"""Tokenizers: loaded from a hub or folder, or trained on the train split."""
+"""Load tokenizers from the hub or a folder, or train them on the train split."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from tokenizers import (
     Tokenizer,
@@ -25,15 +24,21 @@ from kinopoisk_ft.models.untrusted import ADAPTER, check_contents, refuse_adapte
 log = logging.getLogger(__name__)
 
 HUB_FIX = (
-    "give model.name=<folder> (and model.tokenizer=<folder> where it lies elsewhere), "
-    "or model=bert_scratch or mamba_scratch, which need no hub"
+    "use model.name=<folder> (and model.tokenizer=<folder> if the tokenizer is in another folder), "
+    "or model=bert_scratch or mamba_scratch, which do not need the hub"
 )
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub name or folder; pads right, with the end mark if it has no pad."""
+    """Load a tokenizer by hub name or folder, and make it pad on the right.
+
+    A tokenizer without a pad token pads with its end-of-text token.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or cannot pad or tokenize Russian text.
+    """
     check_folder(name, "model.tokenizer")
     with access_hub("tokenizer", name, HUB_FIX):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -46,48 +51,38 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    _check_reads(tokenizer, name)
+    _check_tokenizes(tokenizer, name)
     return tokenizer
 
 
-class Checkpoint(Protocol):
-    """Where a model and its tokenizer come from."""
-
-    name: str
-    revision: str | None
-    tokenizer: str
-    tokenizer_revision: str | None
-
-
-def checkpoint_tokenizer(source: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; from the model's own repository, at the model's revision."""
-    own = source.tokenizer == source.name
-    return load_tokenizer(source.tokenizer, source.revision if own else source.tokenizer_revision)
-
-
-def _check_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise UserError for a tokenizer that makes nothing of a letter, not even an unknown one."""
+def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError if a tokenizer gives no token for a Russian letter."""
+    # The Rust library raises plain `Exception`.
     try:
-        found, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "no token"
-    except Exception as error:  # the Rust library's own has no other name
-        found, reason = [], str(error)
-    if not found:
+        ids, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "it gives no token"
+    except Exception as error:
+        ids, reason = [], str(error)
+    if not ids:
         raise UserError(
-            f"tokenizer '{name}' cannot read the letter 'а': {reason}",
+            f"tokenizer '{name}' cannot encode the letter 'а': {reason}",
             where="model.tokenizer",
             fix="choose a tokenizer with Russian letters or an unknown token in its vocabulary",
         )
 
 
 def check_folder(name: str, key: str) -> None:
-    """Raise UserError for the path of a missing folder, an unsafe folder, or an adapter's folder.
+    """Check a name that may be the path of a folder.
 
-    An adapter is refused as `model.name` only.
+    Args:
+        key: the config key with the name, for error messages.
+
+    Raises:
+        UserError: the folder is missing or unsafe, or `model.name` names an adapter's folder.
     """
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
-            f"there is no folder '{name}'", where=key, fix="check the path, or give a hub name"
+            f"there is no folder '{name}'", where=key, fix="check the path, or use a hub name"
         )
     if Path(name).is_dir():
         check_contents(Path(name))
@@ -98,14 +93,14 @@ def check_folder(name: str, key: str) -> None:
 def check_ids(
     tokenizer: PreTrainedTokenizerBase, rows: int, name: str, every_id: bool = False
 ) -> None:
-    """Raise UserError if a text can give a token id for which the model has no embedding.
+    """Raise UserError if a text can contain a token id for which the model has no embedding.
 
-    Special tokens count if the tokenizer adds them to a text: others, such as Gemma's image token,
-    are split like any text.
+    Only the special tokens that the tokenizer adds to a text can occur. Others, such as Gemma's
+    image token, are split like ordinary text.
 
     Args:
-        rows: of the model's embedding matrix, one for each id from 0.
-        every_id: count all special tokens, for pretraining, which draws random ids.
+        rows: number of rows of the embedding matrix, one for each id from 0.
+        every_id: include all special tokens, for pretraining, which draws random ids.
     """
     added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added
@@ -113,10 +108,10 @@ def check_ids(
     largest = max(ids)
     if largest >= rows:
         raise UserError(
-            f"the tokenizer can give the token id {largest} ('{ids[largest]}'), and the "
-            f"embedding of '{name}' has {rows} rows, for the ids 0 to {rows - 1}",
+            f"the tokenizer can produce the token id {largest} ('{ids[largest]}'), and the "
+            f"embedding of '{name}' has only {rows} rows, for the ids 0 to {rows - 1}",
             where="model.tokenizer",
-            fix="use the checkpoint's own tokenizer; for tokens that were added, call "
+            fix="use the checkpoint's own tokenizer; if you added tokens, call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again",
         )
 
@@ -126,8 +121,8 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
     The same texts give the same tokenizer in every process.
     """
-    vocab = _wordpiece_vocab(texts, vocab_size)
-    tokenizer = _wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
+    vocab = _train_wordpiece_vocab(texts, vocab_size)
+    tokenizer = _build_wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -144,25 +139,27 @@ def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _wordpiece(model: models.WordPiece) -> Tokenizer:
+def _build_wordpiece(model: models.WordPiece) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    # ё and й stay letters of their own: BERT's accent stripping would make е and и of them.
+    # BERT's accent stripping would turn ё into е and й into и.
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
 
-def _wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
-    """Return token → id; single letters go first and in order.
+def _train_wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
+    """Train a vocabulary that maps tokens to ids, with single letters first and in order.
 
-    The trainer numbers the letters inside words by the order of a hash table, which differs from
-    process to process and decides between pairs of equal counts: so they are given in advance.
+    The trainer would number the letters inside words by the order of a hash table, which differs
+    between processes and breaks ties between pairs of equal count. Passing the letters as special
+    tokens fixes their order.
     """
-    tokenizer = _wordpiece(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = _build_wordpiece(models.WordPiece(unk_token="[UNK]"))
     letters = sorted(
         {letter for text in texts for letter in tokenizer.normalizer.normalize_str(text)}
     )
     inner = [f"##{letter}" for letter in letters if not letter.isspace()]
+    # The vocabulary must contain each letter at the start of words and inside of words.
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(WORDPIECE_SPECIALS) + 2 * len(letters)),
         special_tokens=WORDPIECE_SPECIALS + inner,
@@ -174,10 +171,11 @@ def _wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, the kind of Mamba's checkpoints, on these texts."""
+    """Train a byte-level BPE tokenizer, as Mamba's checkpoints have, on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    # With all 256 bytes in the alphabet, no text has unknown tokens.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.data.tokens import ids_digest
-from kinopoisk_ft.models.network import Network, blocks_of
+from kinopoisk_ft.models.network import Network, list_blocks
 from kinopoisk_ft.prefix_cache.split import SplitNetwork, find_split
 from kinopoisk_ft.prefix_cache.storage import (
     CachedActivations,
@@ -121,7 +121,7 @@ class PrefixCache:
         log.info(
             "prefix cache: run %d of %d layers once and keep %s of each review: %.1f MiB in %s",
             split.layer,
-            len(blocks_of(network)),
+            len(list_blocks(network)),
             "one vector" if split.pooling else "the activations of every token",
             sum(part.nbytes for part in activations.values()) / 2**20,
             folder,

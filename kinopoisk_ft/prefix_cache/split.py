@@ -21,10 +21,10 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import (
     TOLERANCE,
     Network,
-    blocks_of,
-    outputs_of,
-    parameters_behind,
-    replaced,
+    find_parameters_in_graph,
+    list_blocks,
+    record_outputs,
+    replace_modules,
 )
 from kinopoisk_ft.models.pooling import pool
 
@@ -60,10 +60,10 @@ class SplitNetwork:
 
     def run_lower(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map ids and mask (batch, length) to activations (batch, length or 1, d_model)."""
-        root, blocks = self.network.module, blocks_of(self.network)[: self.layer]
+        root, blocks = self.network.module, list_blocks(self.network)[: self.layer]
         last = root.get_submodule(self.backbone) if self.backbone else blocks[-1]
         lower = {self.network.layers: nn.ModuleList(blocks)}
-        with replaced(root, lower), outputs_of([last]) as outputs:
+        with replace_modules(root, lower), record_outputs([last]) as outputs:
             self.module(input_ids=input_ids, attention_mask=attention_mask)
         if not self.pooling:
             return outputs[last]
@@ -75,11 +75,11 @@ class SplitNetwork:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
         else:
-            blocks = blocks_of(self.network)[self.layer :]
+            blocks = list_blocks(self.network)[self.layer :]
             upper = dict.fromkeys(self.network.embeddings, _Constant(activations))
             upper[self.network.layers] = nn.ModuleList(blocks)
         mask = attention_mask[:, : activations.shape[1]]
-        with replaced(self.network.module, upper):
+        with replace_modules(self.network.module, upper):
             # No layer reads these ids; only their shape counts.
             return self.module(input_ids=mask, attention_mask=mask)
 
@@ -106,7 +106,7 @@ class SplitNetwork:
             parameter.requires_grad_(True)
         try:
             with torch.enable_grad():
-                behind = parameters_behind(self.run_lower(**few))
+                behind = find_parameters_in_graph(self.run_lower(**few))
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -171,14 +171,14 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
 
 def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
     """Return the number of frozen blocks, and the backbone's name if all of it is frozen."""
-    blocks = blocks_of(network)
+    blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []
-    with torch.enable_grad(), outputs_of([*blocks, *backbone]) as outputs:
+    with torch.enable_grad(), record_outputs([*blocks, *backbone]) as outputs:
         module(**batch)
     layer = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
     if layer == 0:
-        behind = parameters_behind(outputs[blocks[0]])
+        behind = find_parameters_in_graph(outputs[blocks[0]])
         lowest = next(name for name, p in module.named_parameters() if p in behind)
         raise UserError(
             f"no layer can be cached: '{lowest}' trains, and the first layer depends on it",
@@ -196,7 +196,7 @@ def _candidates(
     """Yield possible splits, the smallest cache first."""
     if backbone:
         yield SplitNetwork(network, module, layer, backbone, network.pooling)
-    if layer == len(blocks_of(network)):
+    if layer == len(list_blocks(network)):
         pooling = network.pooling if network.layout.backbone else "cls"
         yield SplitNetwork(network, module, layer, pooling=pooling)
     yield SplitNetwork(network, module, layer)

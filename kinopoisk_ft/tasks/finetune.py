@@ -31,13 +31,13 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
     record_data(data, tracker, out_dir)
     options: Any = OmegaConf.to_container(cfg.model)
     inputs = FitInputs(adapter, trainer, data, tracker, out_dir, options)
-    fitted: Fitted = recipe.fit(ClassifierFitting(inputs))
+    fitted: Fitted = recipe.fit(ClassifierTrainer(inputs))
     return record(fitted, data, tracker, run_id, out_dir) if is_main() else None
 
 
 @dataclass(frozen=True)
-class ClassifierFitting:
-    """The ways to train that a recipe chooses from, see `models.network.Fitting`."""
+class ClassifierTrainer:
+    """The ways to train that a recipe chooses from, see `models.network.Trainer`."""
 
     inputs: FitInputs
 

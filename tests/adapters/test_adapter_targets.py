@@ -29,7 +29,7 @@ from transformers import (
 
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.heads import HuggingFaceLayout, describe_encoder, pooled_network
+from kinopoisk_ft.models.heads import HuggingFaceLayout, build_pooled_network, describe_encoder
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.saving import make_card, save_network
 
@@ -51,7 +51,7 @@ CONFIGS = {
 def network(name: str) -> Network:
     """Return a random encoder of this type under our pooling and head."""
     config = CONFIGS[name]
-    return pooled_network(AutoModel.from_config(config), config, 2, "mean", [], None, None)
+    return build_pooled_network(AutoModel.from_config(config), config, 2, "mean", [], None, None)
 
 
 def with_its_own_head(name: str, head: list[str]) -> Network:
@@ -167,7 +167,7 @@ def test_the_choice_is_logged_and_saved(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         _, made, found, tokenizer = make("bert", "lora")
         adapted = made.apply(found)
-    assert "adapter targets are PEFT's choice for 'bert'" in caplog.text
+    assert "adapter targets: PEFT's choice for 'bert'" in caplog.text
     assert "LORA adapts 6 modules: query x3, value x3" in caplog.text
     card = make_card(found, adapted, ("Bad", "Good"), 64)
     save_network(found, adapted, tokenizer, card, tmp_path)

@@ -20,7 +20,7 @@ from transformers import (
     RobertaModel,
 )
 
-from kinopoisk_ft.models import tokenizers
+from kinopoisk_ft.models import checkpoints
 from kinopoisk_ft.models.network import Network
 
 
@@ -107,7 +107,7 @@ def test_other_layouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["encoder", "mamba", "mamba2"])
 def test_a_revision_is_of_its_own_repository(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda *given: asked.append(given))
+    monkeypatch.setattr(checkpoints, "load_tokenizer", lambda *given: asked.append(given))
     for more in (["model.tokenizer=b/b"], ["model.tokenizer=b/b", "model.tokenizer_revision=2"],
                  ["model.tokenizer=a/a"]):  # fmt: skip
         cfg = compose_config([f"model={model}", "model.name=a/a", "model.revision='1'", *more])

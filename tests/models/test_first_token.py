@@ -23,9 +23,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from kinopoisk_ft.models.first_token import FirstTokenAttention, read_first_token
+from kinopoisk_ft.models.first_token import FirstTokenAttention, limit_to_first_token
 from kinopoisk_ft.models.heads import PooledClassifier
-from kinopoisk_ft.models.network import blocks_of
+from kinopoisk_ft.models.network import list_blocks
 from kinopoisk_ft.training.acceleration.dropout import training_dropout
 
 SIZES: dict[str, Any] = {
@@ -79,7 +79,7 @@ def assert_same(whole: nn.Module, short: nn.Module) -> None:
 def test_logits_and_gradients_are_those_of_the_whole_block(kind: Any, config: Any) -> None:
     whole = kind(config(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
-    assert read_first_token(short, last_block(short))
+    assert limit_to_first_token(short, last_block(short))
     assert short.state_dict().keys() == whole.state_dict().keys()
     widths: list[int] = []
     last_block(short).intermediate.register_forward_hook(lambda *a: widths.append(a[2].shape[1]))
@@ -91,7 +91,7 @@ def test_logits_and_gradients_are_those_of_the_whole_block(kind: Any, config: An
 def test_lora_trains_alike() -> None:
     whole = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
-    assert read_first_token(short, last_block(short))
+    assert limit_to_first_token(short, last_block(short))
     config = peft.LoraConfig(target_modules=["query", "value", "dense"], init_lora_weights=False)
     adapted = []
     for module in (whole, short):
@@ -104,7 +104,7 @@ def test_virtual_tokens_in_front_take_part() -> None:
     """Prefix tuning hands keys and values of its own to every layer."""
     whole = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
-    assert read_first_token(short, last_block(short))
+    assert limit_to_first_token(short, last_block(short))
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
     adapted = []
     for module in (whole, short):
@@ -117,7 +117,7 @@ def test_first_token_pooled_by_us() -> None:
     encoder = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).bert
     whole = PooledClassifier(encoder, 3, "cls").double()
     short = copy.deepcopy(whole)
-    assert read_first_token(short, last_block(short))
+    assert limit_to_first_token(short, last_block(short))
     assert_same(whole, short)
 
 
@@ -131,7 +131,7 @@ def test_what_needs_more_stays_whole(reads: str) -> None:
         module = RobertaPreLayerNormForSequenceClassification(RobertaPreLayerNormConfig(**SIZES))
     want = module.eval()(**(given := inputs())).logits
     before = last_block(module).attention
-    assert not read_first_token(module, last_block(module))
+    assert not limit_to_first_token(module, last_block(module))
     assert last_block(module).attention is before
     assert torch.equal(module(**given).logits, want)
 
@@ -146,7 +146,7 @@ def test_what_needs_more_stays_whole(reads: str) -> None:
 def test_recipes_ask_for_it_where_the_first_token_is_pooled(
     kind: str, more: list[str], short: bool
 ) -> None:
-    block: Any = blocks_of(make(kind, "none", *more)[2])[-1]
+    block: Any = list_blocks(make(kind, "none", *more)[2])[-1]
     assert isinstance(block.attention, FirstTokenAttention) == short
 
 
@@ -154,7 +154,7 @@ def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> No
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
     module = BertForSequenceClassification(BertConfig(**SIZES, **dropout)).train()
     state = torch.get_rng_state()
-    assert read_first_token(module, last_block(module))
+    assert limit_to_first_token(module, last_block(module))
     assert torch.equal(torch.get_rng_state(), state)
     assert module.training
     assert isinstance(last_block(module).attention, FirstTokenAttention)

@@ -129,7 +129,7 @@ def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFi
         model(tokens(2, 5), torch.ones(2, 5))
     said = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(said) == 1
-    assert "model.pooling=last_position reads pads" in said[0]
+    assert "model.pooling=last_position reproduces the study" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -228,5 +228,5 @@ def test_unknown_choices_are_refused() -> None:
         MambaClassifier(tiny(), 2, pooling="meen")
     with pytest.raises(UserError, match="did you mean 'numba'"):
         MambaClassifier(tiny(), 2, scan_backend="nunba")
-    with pytest.raises(UserError, match="only silu"):
+    with pytest.raises(UserError, match="does not support hidden_act"):
         MambaBackbone(tiny(hidden_act="gelu"))

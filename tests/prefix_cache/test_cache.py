@@ -20,7 +20,7 @@ from kinopoisk_ft.data.leakage import Leakage
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import Adapted, Network, blocks_of
+from kinopoisk_ft.models.network import Adapted, Network, list_blocks
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.reporting.locale import Locale
@@ -84,7 +84,7 @@ class Nowhere:
 def hold_in_evaluation(network: Network, layers: int) -> None:
     """Keep what lies below a layer in evaluation mode whatever the loop says."""
     below = [network.module.get_submodule(name) for name in network.embeddings]
-    for part in [*below, *blocks_of(network)[:layers]]:
+    for part in [*below, *list_blocks(network)[:layers]]:
         part.eval()
         part.train = lambda mode=True, part=part: part  # type: ignore[method-assign]
 

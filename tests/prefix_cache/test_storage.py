@@ -12,7 +12,7 @@ import torch
 from prefixed import FP32, UPPER, apply, examples, prepared
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import blocks_of
+from kinopoisk_ft.models.network import list_blocks
 from kinopoisk_ft.prefix_cache import storage
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 
@@ -38,7 +38,7 @@ def test_whatever_changes_the_activations_makes_other_files(cache: Path) -> None
     apply("bert", "fp32", "freeze")
     network, adapted, parts, tokenizer = prepared("bert", "freeze")
     with torch.no_grad():
-        blocks_of(network)[1].output.dense.bias[0] += 1e-3  # type: ignore[union-attr,index]
+        list_blocks(network)[1].output.dense.bias[0] += 1e-3  # type: ignore[union-attr,index]
     moved = PrefixCache("fp32", tokenizer.pad_token_id, FP32, 8)
     assert moved.apply(network, adapted.module, parts).origin == "built"
     assert apply("bert", "fp16", "freeze")[2].origin == "built"
