@@ -1,4 +1,4 @@
-"""Which kernels of attention run on the device; whether ours with dropout, and flash-attn, work."""
+"""Check PyTorch's attention kernels, this project's kernel with dropout, and flash-attn."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinopoisk_ft.checks.finding import Finding
-from kinopoisk_ft.checks.kernels import numba, packaged
-from kinopoisk_ft.checks.machine import automatic
+from kinopoisk_ft.checks.kernels import check_gpu_package, check_numba
+from kinopoisk_ft.checks.machine import choose_auto
 from kinopoisk_ft.ops.attention import op as attention_op
 from kinopoisk_ft.ops.attention.cuda import PACKAGE, draw
 from kinopoisk_ft.ops.self_test import SelfTest
@@ -26,37 +26,45 @@ KERNELS = {
 }
 
 
-def _with_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=HARDLY)
+# A probability that selects the code path with dropout but drops none of the few values here.
+TINY_DROPOUT = 1e-9
 
 
-HARDLY = 1e-9  # drops nothing from so few numbers, and goes the way of dropout
-DROPPING = SelfTest(reference=_with_dropout, draw=draw)
+def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=TINY_DROPOUT)
 
 
-def kernels() -> Iterator[Finding]:
-    """Try each kernel forward and backward, without a padding mask and with one."""
-    device, kind, _ = automatic()
+DROPOUT_SELF_TEST = SelfTest(reference=_attend_with_dropout, draw=draw)
+
+
+def check_attention() -> Iterator[Finding]:
+    """Run each kernel forward and backward, without and with a padding mask."""
+    device, kind, _ = choose_auto()
     dtype = DTYPES[kind]
+    where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
     for name, kernel in KERNELS.items():
-        works = [text for text, mask in (("without", False), ("with", True))
-                 if _runs(kernel, device, dtype, mask)]  # fmt: skip
-        where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
-        needed = name == "math"  # it takes over wherever the others cannot run
-        if works:
-            detail = f"runs {where} {' and '.join(works)} a padding mask"
+        masks = {"without": False, "with": True}
+        modes = [text for text, mask in masks.items() if _can_run(kernel, device, dtype, mask)]
+        # PyTorch uses the math kernel if the others do not support the inputs.
+        needed = name == "math"
+        if modes:
+            detail = f"runs {where} {' and '.join(modes)} a padding mask"
             yield Finding(name, "ok", detail, needed)
         else:
             yield Finding(name, "missing", f"does not run {where}", needed)
-    yield numba(DROPPING, partial(attention_op.attention, mask=None, p=HARDLY, backend="numba"))
-    yield packaged(PACKAGE, device)
+    yield check_numba(
+        DROPOUT_SELF_TEST,
+        partial(attention_op.attention, mask=None, p=TINY_DROPOUT, backend="numba"),
+    )
+    yield check_gpu_package(PACKAGE, device)
 
 
-def _runs(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
+def _can_run(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
+    # (batch, heads, length, width)
     x = torch.ones(2, 2, 16, 64, device=device, dtype=dtype, requires_grad=True)
     mask = torch.ones(2, 1, 1, 16, device=device, dtype=torch.bool) if masked else None
     try:
-        # PyTorch gives its reasons as warnings of half a page.
+        # PyTorch explains in long warnings why it cannot use a kernel.
         with warnings.catch_warnings(action="ignore"), sdpa_kernel([kernel]):
             nn.functional.scaled_dot_product_attention(x, x, x, mask).sum().backward()
     except RuntimeError:

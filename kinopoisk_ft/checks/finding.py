@@ -1,4 +1,4 @@
-"""What a check of this machine found."""
+"""Describe the result of a check of this machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Describe the state of one package, device, kernel or store.
 
     Args:
-        needed: a run with the default config fails without it.
-        fix: the line that would mend it; None where all is well or nothing helps.
-        speedup: how many times as fast as the definition, forward and backward, measured here.
+        needed: whether a run with the default config fails without it.
+        fix: a command or an advice that corrects the problem; None if there is none.
+        speedup: time of the reference divided by the time of this kernel, for one forward and
+            backward pass, measured on this machine.
     """
 
     name: str
@@ -24,6 +25,6 @@ class Finding:
     speedup: float | None = None
 
 
-def told(error: Exception) -> str:
-    """Return an exception on one line."""
+def format_error(error: Exception) -> str:
+    """Return the type and the first line of an exception."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -1,4 +1,4 @@
-"""Devices, threads, precision and memory, and the versions of what results depend on."""
+"""Check packages, devices, threads, precision, memory and the kernel cache."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from kinopoisk_ft.provenance import get_processor, get_versions
 from kinopoisk_ft.training.device import choose_device, keep_freed_memory
 from kinopoisk_ft.training.precision import choose_precision
 
-# What a run does without, and the line that brings it.
-SPARED = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba": NUMBA_FIX}
+# Packages that runs do not need, with the command that installs them.
+OPTIONAL = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba": NUMBA_FIX}
 
 
-def packages() -> Iterator[Finding]:
-    """Name the version of each key package."""
+def check_packages() -> Iterator[Finding]:
+    """Report the version of each package that results depend on."""
     for name, version in get_versions().items():
-        needed = name not in SPARED
+        needed = name not in OPTIONAL
         if version:
             yield Finding(name, "ok", version, needed)
         else:
-            fix = SPARED.get(name, f"pip install {name}")
+            fix = OPTIONAL.get(name, f"pip install {name}")
             yield Finding(name, "missing", "it is not installed", needed, fix)
 
 
-def devices() -> Iterator[Finding]:
-    """Name the devices, the one that `trainer.device=auto` takes, and the threads."""
-    memory = psutil.virtual_memory().total / 2**30
+def check_devices() -> Iterator[Finding]:
+    """Report the devices, the device that `trainer.device=auto` takes, and the threads."""
+    gib = psutil.virtual_memory().total / 2**30
     instructions = torch.backends.cpu.get_cpu_capability()
-    yield Finding("cpu", "ok", f"{get_processor()}, {memory:.1f} GiB, {instructions}", needed=True)
-    yield from _gpus()
+    yield Finding("cpu", "ok", f"{get_processor()}, {gib:.1f} GiB, {instructions}", needed=True)
+    yield from _check_gpus()
     taken = choose_device("auto")
     yield Finding("trainer.device=auto", "ok", f"takes {taken.type}", needed=True)
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -46,20 +46,20 @@ def devices() -> Iterator[Finding]:
     yield Finding("threads", "ok", f"{torch.get_num_threads()} on {free} cores{limited}")
 
 
-def _gpus() -> Iterator[Finding]:
+def _check_gpus() -> Iterator[Finding]:
     for i in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(i)
-        detail = f"{found.name}, {found.total_memory / 2**30:.1f} GiB, "
-        detail += f"compute capability {found.major}.{found.minor}, CUDA {torch.version.cuda}"
+        gpu = torch.cuda.get_device_properties(i)
+        detail = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, "
+        detail += f"compute capability {gpu.major}.{gpu.minor}, CUDA {torch.version.cuda}"
         yield Finding(f"cuda:{i}", "ok", detail)
     if torch.backends.mps.is_available():
         yield Finding("mps", "ok", "Apple's GPU")
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         if torch.version.cuda:
-            detail = f"nvidia-smi is here, and torch (CUDA {torch.version.cuda}) finds no GPU"
-            fix = "look at what nvidia-smi says of the driver; unset CUDA_VISIBLE_DEVICES"
+            detail = f"nvidia-smi is installed, but torch (CUDA {torch.version.cuda}) finds no GPU"
+            fix = "run nvidia-smi to check the driver, and unset CUDA_VISIBLE_DEVICES"
         else:
-            detail = f"nvidia-smi is here, and torch {torch.__version__} is a build without CUDA"
+            detail = f"nvidia-smi is installed, but torch {torch.__version__} is without CUDA"
             fix = "https://pytorch.org/get-started/locally"
             if sys.platform == "linux":
                 fix = "pip install --force-reinstall --index-url https://pypi.org/simple torch"
@@ -67,38 +67,39 @@ def _gpus() -> Iterator[Finding]:
 
 
 @cache
-def automatic() -> tuple[torch.device, str, str]:
-    """Return the device and precision that `auto` takes, and why."""
+def choose_auto() -> tuple[torch.device, str, str]:
+    """Return the device that `auto` takes, the precision that it takes there, and the reason."""
     device = choose_device("auto")
     return device, *choose_precision("auto", device)
 
 
-def precision() -> Iterator[Finding]:
-    """Name what `trainer.precision=auto` takes, why, and how to take another."""
-    _, kind, reason = automatic()
-    detail = f"takes {kind}: {reason}; the hardware decides, each time alike: nothing is stored"
-    detail += ", and trainer.precision=fp32, bf16 or fp16 overrides it"
+def check_precision() -> Iterator[Finding]:
+    """Report the precision that `trainer.precision=auto` takes, and how to change it."""
+    _, kind, reason = choose_auto()
+    detail = f"takes {kind}: {reason}; the choice depends only on the hardware, "
+    detail += "and trainer.precision=fp32, bf16 or fp16 overrides it"
     yield Finding("trainer.precision=auto", "ok", detail, needed=True)
 
 
-def memory() -> Iterator[Finding]:
-    """Tell whether freed memory can be kept, and where compiled kernels are."""
+def check_memory() -> Iterator[Finding]:
+    """Report whether the allocator can keep freed memory, and where compiled kernels are cached."""
     if keep_freed_memory():
         yield Finding("allocator", "ok", "glibc's thresholds can be raised: freed memory is kept")
     else:
-        detail = "no glibc here, or it refuses: trainer.keep_memory does nothing"
+        detail = "trainer.keep_memory has no effect: glibc is missing or refuses the thresholds"
         yield Finding("allocator", "missing", detail)
     if NUMBA_ERROR is None:
-        yield _kernel_cache()
+        yield _check_kernel_cache()
 
 
-def _kernel_cache() -> Finding:
+def _check_kernel_cache() -> Finding:
     from kinopoisk_ft.ops.simd import kernel_cache
 
     folder = kernel_cache.find_folder()
     if folder is None:
-        detail = "no folder for it can be written: each process compiles the kernels anew"
-        fix = "export NUMBA_CACHE_DIR=<a folder that can be written>"
+        detail = "no cache folder is writable: each process compiles the kernels again"
+        fix = "export NUMBA_CACHE_DIR=<a writable folder>"
         return Finding("kernel cache", "broken", detail, fix=fix)
-    kept = len(list(folder.rglob("*.nbc")))
-    return Finding("kernel cache", "ok", f"{folder} can be written; files of kernels: {kept}")
+    # Numba writes one .nbc file for each compiled signature.
+    count = len(list(folder.rglob("*.nbc")))
+    return Finding("kernel cache", "ok", f"{folder} is writable; compiled kernels: {count}")

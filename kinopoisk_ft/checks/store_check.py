@@ -1,4 +1,4 @@
-"""Whether the MLflow store that a run would log to can be used."""
+"""Check whether the MLflow store that a run would log to can be used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from kinopoisk_ft.checks.finding import Finding, told
+from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.store import (
     FIX_MISSING,
@@ -21,23 +21,23 @@ from kinopoisk_ft.tracking.store import (
 )
 
 NAME = "MLflow store"
-ELSEWHERE = "give tracking.uri=sqlite:////another/folder/mlflow.db"
+USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"
 
 
-def store() -> Iterator[Finding]:
-    """Look at the store of this folder, or of MLFLOW_TRACKING_URI; nothing is created."""
+def check_store() -> Iterator[Finding]:
+    """Check the store of this folder, or of MLFLOW_TRACKING_URI, without creating it."""
     uri = default_uri()
-    file, shown = _local(uri), hide_password(uri)
+    file, shown = _find_local_path(uri), hide_password(uri)
     if file is not None and not file.exists():
-        yield _to_be_made(shown, file)
+        yield _check_parent_folder(shown, file)
     elif file is not None and not os.access(file, os.W_OK):
-        fix = f"chmod u+w {file}, or {ELSEWHERE}"
+        fix = f"chmod u+w {file}, or {USE_ANOTHER}"
         yield Finding(NAME, "broken", f"{shown} cannot be written", True, fix)
     else:
-        yield _opened(uri, shown)
+        yield _check_open(uri, shown)
 
 
-def _opened(uri: str, shown: str) -> Finding:
+def _check_open(uri: str, shown: str) -> Finding:
     detail = f"{shown} opens, its schema is that of MLflow {mlflow.__version__}"
     try:
         client = open_store(uri)
@@ -45,17 +45,17 @@ def _opened(uri: str, shown: str) -> Finding:
             client.search_experiments(max_results=1)
             detail = f"{shown} answers"
     except UserError as error:
-        fix = ELSEWHERE if error.fix in (None, FIX_MISSING) else error.fix
+        fix = USE_ANOTHER if error.fix in (None, FIX_MISSING) else error.fix
         return Finding(NAME, "broken", f"{shown}: {error.what}", True, fix)
     except MlflowException as error:
-        fix = f"start the server, or {ELSEWHERE}"
-        reason = told(error).replace(uri, shown)[:300]
+        fix = f"start the server, or {USE_ANOTHER}"
+        reason = format_error(error).replace(uri, shown)[:300]
         return Finding(NAME, "broken", f"{shown}: {reason}", True, fix)
     return Finding(NAME, "ok", detail, needed=True)
 
 
-def _local(uri: str) -> Path | None:
-    """Return the file or folder of a local store."""
+def _find_local_path(uri: str) -> Path | None:
+    """Return the file or folder of a local store; None for a server or a remote database."""
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///"))
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):
@@ -63,9 +63,9 @@ def _local(uri: str) -> Path | None:
     return Path(local_file_uri_to_path(uri))
 
 
-def _to_be_made(uri: str, file: Path) -> Finding:
+def _check_parent_folder(uri: str, file: Path) -> Finding:
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not os.access(folder, os.W_OK):
         detail = f"{uri} does not exist, and {folder} cannot be written"
-        return Finding(NAME, "broken", detail, True, ELSEWHERE)
-    return Finding(NAME, "ok", f"{uri} will be made by the first run", needed=True)
+        return Finding(NAME, "broken", detail, True, USE_ANOTHER)
+    return Finding(NAME, "ok", f"{uri} will be created by the first run", needed=True)

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.doctor`: what works on this machine, how fast, and what would mend it."""
+"""Run `python -m kinopoisk_ft.doctor`: report what works on this machine and what to fix."""
 
 from __future__ import annotations
 
@@ -10,79 +10,84 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from kinopoisk_ft.checks.finding import Finding, told
+from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.console import guard_output
 
-# Each is imported only when its turn comes: a package that cannot be imported spoils one section.
+# Module and function of each section. Modules are imported one by one, so that a package that
+# cannot be imported breaks only its own section.
 SECTIONS = {
-    "packages": ("machine", "packages"),
-    "devices": ("machine", "devices"),
-    "precision": ("machine", "precision"),
-    "memory": ("machine", "memory"),
-    "attention": ("attention", "kernels"),
-    "selective_scan": ("kernels", "scan"),
-    "ssd": ("kernels", "duality"),
-    "causal_conv1d": ("kernels", "convolution"),
-    "tracking": ("store_check", "store"),
+    "packages": ("machine", "check_packages"),
+    "devices": ("machine", "check_devices"),
+    "precision": ("machine", "check_precision"),
+    "memory": ("machine", "check_memory"),
+    "attention": ("attention", "check_attention"),
+    "selective_scan": ("kernels", "check_scan"),
+    "ssd": ("kernels", "check_ssd"),
+    "causal_conv1d": ("kernels", "check_convolution"),
+    "tracking": ("store_check", "check_store"),
 }
 REINSTALL = "make setup, or: pip install --editable ."
 
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print what was found; returns 0, or 1 if something needed is broken or missing."""
+    """Print the findings; return 0, or 1 if something that runs need is broken or missing."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.doctor",
-        description="Check this machine: devices, precision, kernels (each tested against its "
-        "definition and timed), caches, the MLflow store, versions; and say what would mend them.",
-        epilog="Exit code: 0 if all that a run needs works, else 1. Optional parts may be missing.",
+        description="Check this machine: package versions, devices, precision, kernels (each is "
+        "compared with a reference and timed), caches and the MLflow store; print how to fix "
+        "problems.",
+        epilog="Exit code: 0 if everything that a run needs works, else 1. Optional parts may be "
+        "missing.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    # What the parts log of themselves is in the findings.
+    # The findings already contain what the package would log.
     logging.getLogger("kinopoisk_ft").addHandler(logging.NullHandler())
-    # MLflow would try an unreachable server for minutes.
+    # By default, MLflow retries an unreachable server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    found = _look(aloud=not options.json)
-    wrong = [
+    results = _run_checks(verbose=not options.json)
+    failed = [
         f"{section}: {finding.name}"
-        for section, findings in found.items()
+        for section, findings in results.items()
         for finding in findings
         if finding.needed and finding.state != "ok"
     ]
     if options.json:
-        sections = {name: [asdict(finding) for finding in found[name]] for name in found}
-        print(json.dumps({"ok": not wrong, "sections": sections}, ensure_ascii=False, indent=2))
+        sections = {name: [asdict(one) for one in findings] for name, findings in results.items()}
+        print(json.dumps({"ok": not failed, "sections": sections}, ensure_ascii=False, indent=2))
+    elif failed:
+        print(f"\nneeded but not working: {', '.join(failed)}")
     else:
-        print(f"\nneeded and not working: {', '.join(wrong)}" if wrong else "\nall needed works")
-    return 1 if wrong else 0
+        print("\neverything that runs need works")
+    return 1 if failed else 0
 
 
-def _look(aloud: bool) -> dict[str, list[Finding]]:
-    """Go through the sections; aloud: print each finding as it comes."""
-    found: dict[str, list[Finding]] = {}
+def _run_checks(verbose: bool) -> dict[str, list[Finding]]:
+    """Run all sections; if verbose, print each finding at once."""
+    results: dict[str, list[Finding]] = {}
     for section in SECTIONS:
-        if aloud:
+        if verbose:
             print(section, flush=True)
-        found[section] = []
-        for finding in examine(section):
-            found[section].append(finding)
-            if aloud:
-                print(as_text(finding), flush=True)
-    return found
+        results[section] = []
+        for finding in run_section(section):
+            results[section].append(finding)
+            if verbose:
+                print(format_finding(finding), flush=True)
+    return results
 
 
-def examine(section: str) -> Iterator[Finding]:
-    """Yield what the checks of a section find; a check that fails is itself a finding."""
+def run_section(section: str) -> Iterator[Finding]:
+    """Yield the findings of a section; an exception in a check becomes a finding."""
     module, function = SECTIONS[section]
     try:
         yield from getattr(importlib.import_module(f"kinopoisk_ft.checks.{module}"), function)()
     except Exception as error:
-        yield Finding(section, "broken", told(error), needed=True, fix=REINSTALL)
+        yield Finding(section, "broken", format_error(error), needed=True, fix=REINSTALL)
 
 
-def as_text(finding: Finding) -> str:
-    """Return a finding on a line, its remedy on another."""
+def format_finding(finding: Finding) -> str:
+    """Format a finding as one line, and its fix as another line."""
     line = f"  {finding.state:8} {finding.name:23} {finding.detail}"
     return f"{line}\n{'':35}to do: {finding.fix}" if finding.fix else line

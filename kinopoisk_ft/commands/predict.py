@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.predict <run id or model folder> "text" …`: label and probabilities."""
+"""Run `python -m kinopoisk_ft.predict <run id or model folder> "text" …`: classify reviews."""
 
 from __future__ import annotations
 
@@ -16,66 +16,75 @@ from kinopoisk_ft.text import to_one_line
 if TYPE_CHECKING:
     from kinopoisk_ft.data.tables import Table
 
-PREFIX = "predicted_"  # of the columns that are added
+# Prefix of the columns that `--output` adds to the table.
+COLUMN_PREFIX = "predicted_"
 
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return its exit code: 0, or 1 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.predict",
-        description="Label reviews with a trained run, through the preprocessing of its training.",
+        description="Classify reviews with a trained model, with the same preprocessing as in its "
+        "training.",
     )
     parser.add_argument("model", help="run id in the MLflow store, or a model folder")
-    parser.add_argument("texts", nargs="*", metavar="text", help="reviews to label")
+    parser.add_argument("texts", nargs="*", metavar="text", help="reviews to classify")
     parser.add_argument("--input", type=Path, help="table of reviews: .jsonl, .csv, .parquet …")
-    parser.add_argument("--text-column", default="text", help="of --input (default: text)")
-    quoting = "of a .csv or .tsv --input: as data.quoting in training (default: auto)"
+    parser.add_argument(
+        "--text-column", default="text", help="column of --input with the reviews (default: text)"
+    )
+    quoting = "quoting of a .csv or .tsv --input, see data.quoting (default: auto)"
     parser.add_argument("--quoting", default="auto", choices=["auto", "csv", "none"], help=quoting)
     parser.add_argument("--output", type=Path, help="table to write: .jsonl, .csv or .parquet")
-    parser.add_argument("--uri", help="MLflow store (default: the one of this folder)")
+    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
     try:
-        _run(args)
+        _predict(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _predict(args: argparse.Namespace) -> None:
     prepare_caches()
     if bool(args.texts) == bool(args.input):
-        raise UserError("give either texts or --input, one of the two")
+        raise UserError(
+            "there must be either texts or --input",
+            where="the command line",
+            fix="give reviews as arguments, or a table with --input",
+        )
     if args.output:
         _check_output(args.output)
     from kinopoisk_ft.data.prediction_files import prepare_output
 
-    table, texts = _read(args)
-    taken = [name for name in table.frame.columns if str(name).startswith(PREFIX)]
+    table, texts = _read_texts(args)
+    taken = [name for name in table.frame.columns if str(name).startswith(COLUMN_PREFIX)]
     if taken:
         raise UserError(
-            f"the table has a column '{taken[0]}' already",
+            f"the table already has a column '{taken[0]}'",
             where=str(args.input),
-            fix=f"rename or remove its columns that begin with {PREFIX}",
+            fix=f"rename or remove the columns whose names begin with {COLUMN_PREFIX}",
         )
     write = prepare_output(table, args.output) if args.output else None
-    from kinopoisk_ft.serving.locate import model_folder
+    from kinopoisk_ft.serving.locate import find_model_folder
     from kinopoisk_ft.serving.predictor import Predictor, check_texts
 
     check_texts(texts, str(table.path))
-    found = Predictor(model_folder(args.model, args.uri), args.device).predict(texts)
+    predicted = Predictor(find_model_folder(args.model, args.uri), args.device).predict(texts)
     if write:
-        write(found.add_prefix(PREFIX))
-        print(f"{len(found)} rows written to {args.output}")
+        write(predicted.add_prefix(COLUMN_PREFIX))
+        print(f"{len(predicted)} rows written to {args.output}")
     else:
-        shown = found.assign(text=[to_one_line(text)[:60] for text in texts])
+        # The first 60 characters identify a review in the printed table.
+        shown = predicted.assign(text=[to_one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 
-def _read(args: argparse.Namespace) -> tuple[Table, list[str]]:
-    """Return the table to label, from --input or the command line, and its texts."""
+def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
+    """Return the table of reviews, from --input or the command line, and its texts."""
     import pandas as pd
 
     from kinopoisk_ft.data.local import read_texts
@@ -85,7 +94,7 @@ def _read(args: argparse.Namespace) -> tuple[Table, list[str]]:
         table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
         return table, args.texts
     table = read_table(args.input, args.quoting)
-    return table, read_texts(table, args.text_column, "give --text-column").tolist()
+    return table, read_texts(table, args.text_column, "set --text-column").tolist()
 
 
 def _check_output(output: Path) -> None:
@@ -93,6 +102,6 @@ def _check_output(output: Path) -> None:
         raise UserError(
             f"cannot write '{output.suffix}' files",
             where=str(output),
-            fix="give --output a name that ends in .jsonl, .csv or .parquet",
+            fix="set --output to a file name that ends in .jsonl, .csv or .parquet",
         )
     check_writable(output, "--output")

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.report`: compare the finished runs of an MLflow store."""
+"""Run `python -m kinopoisk_ft.report`: compare the finished runs of an MLflow store."""
 
 from __future__ import annotations
 
@@ -17,57 +17,66 @@ OPTIONS = ("uri", "experiment", "parent", "output", "language")
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print the comparison and write it to a folder; returns 0, or 1 for a user's mistake."""
+    """Print the comparison and write it to a folder; return 0, or 1 for a user's mistake."""
     try:
-        options = _parser().parse_args(_dashed(sys.argv[1:] if argv is None else argv))
-        _report(options)
+        options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
+        _write_report(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.report",
         description="Compare finished runs: one page (HTML), a table (Markdown, CSV, JSON, "
-        "LaTeX), pictures (PNG, SVG), conclusions and recommendations.",
-        epilog="Each option with a value may also be written as in a training command: language=ru",
+        "LaTeX), plots (PNG, SVG), conclusions and recommendations.",
+        epilog="Options with a value may also be written as in a training command: language=ru",
     )
-    parser.add_argument("--uri", help="MLflow store (MLFLOW_TRACKING_URI, else ./mlflow.db)")
-    parser.add_argument("--experiment", default="kinopoisk_ft", help="its name (%(default)s)")
     parser.add_argument(
-        "--parent", metavar="RUN_ID", help="compare the runs of one sweep, whatever its experiment"
+        "--uri", help="MLflow store (default: MLFLOW_TRACKING_URI, or else ./mlflow.db)"
     )
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder (%(default)s)")
-    parser.add_argument("--language", default="en", help="en or ru (%(default)s)")
     parser.add_argument(
-        "--no-log", action="store_true", help="keep the files out of the sweep's parent run"
+        "--experiment", default="kinopoisk_ft", help="experiment name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parent",
+        metavar="RUN_ID",
+        help="compare the runs of one sweep, given the id of its parent run, in any experiment",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("report"), help="output folder (default: %(default)s)"
+    )
+    parser.add_argument("--language", default="en", help="en or ru (default: %(default)s)")
+    parser.add_argument(
+        "--no-log", action="store_true", help="do not log the report to the sweep's parent run"
     )
     return parser
 
 
-def _dashed(args: list[str]) -> list[str]:
-    """Turn `language=ru` into `--language=ru`."""
-    found = []
+def _add_dashes(args: list[str]) -> list[str]:
+    """Turn arguments like `language=ru` into `--language=ru`."""
+    dashed: list[str] = []
     for arg in args:
         name, equals, value = arg.partition("=")
         if arg.startswith("-") or not equals:
-            found.append(arg)
+            dashed.append(arg)
         elif name in OPTIONS:
-            found.append(f"--{name}={value}")
-        elif found and found[-1] in {f"--{option}" for option in OPTIONS}:
-            found.append(arg)
+            dashed.append(f"--{name}={value}")
+        # A value with a "=" that belongs to the option before it.
+        elif dashed and dashed[-1] in {f"--{option}" for option in OPTIONS}:
+            dashed.append(arg)
         else:
             raise UserError(f"there is no option '{name}'", fix=suggest_name(name, OPTIONS))
-    return found
+    return dashed
 
 
-def _report(options: argparse.Namespace) -> None:
+def _write_report(options: argparse.Namespace) -> None:
     prepare_caches()
-    # A bar for each small file read would bury the table.
+    # A progress bar for each small file would hide the table.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's 7 retries keep silent for minutes when no server answers.
+    # MLflow's default of 7 retries takes minutes if no server answers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow.exceptions import MlflowException
 

@@ -139,10 +139,11 @@ def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
 def _check_restarts(cfg: DictConfig) -> None:
     """Raise UserError if a run that torchrun restarts would not find its output folder."""
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
-    if torchrun.max_restarts() and "${now:" in folder:
+    restarts = torchrun.max_restarts()
+    if restarts and "${now:" in folder:
         raise UserError(
-            f"torchrun may restart this run (--max-restarts {torchrun.max_restarts()}), but the "
-            "name of its folder contains the time: each restart would begin in a new folder",
+            f"torchrun may restart this run (--max-restarts {restarts}), but the name of its "
+            "folder contains the time: each restart would begin in a new folder",
             where=f"output_dir={folder}",
             fix="choose a fixed folder, for example output_dir=outputs/run1",
         )

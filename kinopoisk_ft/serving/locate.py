@@ -1,4 +1,4 @@
-"""From what a user names, a run id or a folder, to a model folder on this machine."""
+"""Find the model folder of a run id, an output folder or a model folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.tracking.store import default_uri, open_store
 
 
-def model_folder(name: str, uri: str | None = None) -> Path:
-    """Return the folder that holds the card; raises UserError if `name` is neither folder nor run.
+def find_model_folder(name: str, uri: str | None = None) -> Path:
+    """Return the folder that contains the model card.
 
-    A run's output_dir serves as well as the `model` folder inside it.
+    Args:
+        name: a model folder, the output_dir of a run, or a run id in the MLflow store.
+        uri: the MLflow store; None for the store of this folder.
+
+    Raises:
+        UserError: there is no such folder or run, or it has no model.
     """
     folder = Path(name).expanduser()
     try:
@@ -25,17 +30,19 @@ def model_folder(name: str, uri: str | None = None) -> Path:
             if (candidate / CARD).is_file():
                 return candidate
         is_folder = folder.is_dir()
-    except (OSError, ValueError):  # no name that a file could have
+    # The name is too long or has characters that no file name can have.
+    except (OSError, ValueError):
         is_folder = False
     if is_folder:
         raise UserError(
-            f"there is no model in '{name}': no {CARD} in it, nor in a folder `model` below it",
-            fix="give the output_dir of a finished run, or a run id",
+            f"there is no model in '{name}': neither it nor its folder `model` contains {CARD}",
+            where=str(folder),
+            fix="give the output_dir of a finished run, a model folder, or a run id",
         )
-    return _of_run(name, uri or default_uri())
+    return _download_model(name, uri or default_uri())
 
 
-def _of_run(run_id: str, uri: str) -> Path:
+def _download_model(run_id: str, uri: str) -> Path:
     client = open_store(uri)
     try:
         run = client.get_run(run_id)
@@ -50,19 +57,23 @@ def _of_run(run_id: str, uri: str) -> Path:
         mlflow.set_tracking_uri(uri)
         local = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
         return local / "artifacts" / "model"
-    return _own_folder(client, run_id, uri)
+    return _find_recorded_folder(client, run_id, uri)
 
 
-def _own_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
-    """Return the run's own folder: tracking.log_model=false keeps the model out of the store."""
+def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
+    """Return the model folder that the run recorded, for runs with tracking.log_model=false."""
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
         folder = Path(result["model_dir"])
-        there = (folder / CARD).is_file()
+        exists = (folder / CARD).is_file()
     except (MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"run '{run_id}' has no model", where=uri, fix="choose a finished training run"
         ) from error
-    if not there:
-        raise UserError(f"the model of run '{run_id}' is no longer here", where=str(folder))
+    if not exists:
+        raise UserError(
+            f"the model folder of run '{run_id}' does not exist on this machine",
+            where=str(folder),
+            fix="copy the folder here, or train with tracking.log_model=true",
+        )
     return folder

@@ -1,4 +1,4 @@
-"""A trained model that answers: label and probabilities through the preprocessing of training."""
+"""Classify texts with a saved model, with the same preprocessing as in its training."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from kinopoisk_ft.training.evaluate import predict
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
-BATCH = 32
+# Texts per forward pass.
+BATCH_SIZE = 32
 
 
 def check_texts(texts: Sequence[object], where: str) -> None:
-    """Raise UserError that names the first text that is none, is empty or is not Unicode."""
+    """Raise UserError if a text is not a string, is blank, or is not valid Unicode."""
     wrong = [i for i, text in enumerate(texts) if not _is_text(text)]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(texts)} texts are empty, no text or not Unicode, "
-            f"row {wrong[0] + 1} first",
+            f"{len(wrong)} of {len(texts)} texts are empty, not text or not valid Unicode; "
+            f"the first is row {wrong[0] + 1}",
             where=where,
-            fix="mend or remove these rows",
+            fix="correct or remove these rows",
         )
 
 
@@ -43,14 +44,19 @@ def _is_text(text: object) -> bool:
 
 
 class Predictor:
-    """Reads a model folder once and answers for lists of texts."""
+    """Load a model folder once, and classify lists of texts.
+
+    Args:
+        folder: a model folder, see `models.saving`.
+        device: a setting of `trainer.device`; networks run in fp32.
+    """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
         silence_libraries()
         self.card: Card = read_card(folder)
         keys = ("max_length", "truncation", "max_characters", "strip_scores")
         self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})
-        # An estimator reads texts, a network tokens.
+        # An estimator, such as TF-IDF, reads texts and has no network.
         self._estimator = load_estimator(folder, self.card)
         if self._estimator is None:
             self._precision = Precision("fp32", choose_device(device))
@@ -58,7 +64,7 @@ class Predictor:
             self._module = module.to(self._precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return probabilities of the classes, (N, classes), in the order of the texts.
+        """Compute the class probabilities (N, classes), in the order of the texts.
 
         Raises:
             UserError: see `check_texts`.
@@ -70,7 +76,7 @@ class Predictor:
         return result
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """Return a network's logits (N, classes), fp32 on the CPU, in the order of the texts.
+        """Compute a network's logits (N, classes) in fp32 on the CPU, in the order of the texts.
 
         Raises:
             UserError: see `check_texts`.
@@ -80,14 +86,14 @@ class Predictor:
             return torch.zeros((0, len(self.card.class_names)))
         objective = Classification(self._tokenizer.pad_token_id)
         examples = Examples(encode_ids(cleaned, self._tokenizer, self._preprocessing))
-        return predict(self._module, examples, objective, self._precision, BATCH)
+        return predict(self._module, examples, objective, self._precision, BATCH_SIZE)
 
     def _clean(self, texts: Sequence[str]) -> list[str]:
         check_texts(texts, "the texts to label")
         return [self._preprocessing.clean(text) for text in texts]
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
-        """Return the columns label (a class name) and p_<class> for each text."""
+        """Classify each text; return the columns `label` (a class name) and `p_<class>`."""
         values = self.probabilities(texts)
         names = self.card.class_names
         labels = [names[i] for i in values.argmax(axis=1)]

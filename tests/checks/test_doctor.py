@@ -31,7 +31,7 @@ from kinopoisk_ft.ops.simd import kernel_cache
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SECONDS", 0.0)
+    monkeypatch.setattr(kernels, "TIMING_SECONDS", 0.0)
 
 
 def run(*args: str) -> tuple[int, str]:
@@ -43,7 +43,7 @@ def run(*args: str) -> tuple[int, str]:
 
 def look(section: str) -> dict[str, Finding]:
     """Return the findings of a section by name."""
-    return {finding.name: finding for finding in doctor.examine(section)}
+    return {finding.name: finding for finding in doctor.run_section(section)}
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_text_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "precision"
     assert "trainer.precision=auto" in lines[1]
     assert "trainer.precision=fp32, bf16 or fp16 overrides it" in lines[1]
-    assert lines[-1] == "all needed works"
+    assert lines[-1] == "everything that runs need works"
     missing = next(i for i, line in enumerate(lines) if "causal-conv1d  " in line)
     assert lines[missing].split()[0] == "missing"
     assert "to do: on a machine with an NVIDIA GPU: pip install" in lines[missing + 1]
@@ -103,7 +103,7 @@ def test_without_numba() -> None:
     code = """
 import sys
 sys.modules["numba"] = None
-from kinopoisk_ft import doctor
+from kinopoisk_ft.commands import doctor
 del doctor.SECTIONS["tracking"]
 sys.exit(doctor.main(["--json"]))
 """
@@ -173,7 +173,7 @@ def test_needed_part_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(scan_op._WITHOUT_LENGTHS, "torch", wrong)
     code, printed = run()
     assert code == 1
-    assert printed.splitlines()[-1] == "needed and not working: selective_scan: torch"
+    assert printed.splitlines()[-1] == "needed but not working: selective_scan: torch"
     assert json.loads(run("--json")[1])["ok"] is False
 
 
@@ -182,7 +182,7 @@ def test_kernel_that_auto_takes_untested_is_needed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(conv_op, "conv", lambda x, *rest: 2 * x)
     code, printed = run()
     assert code == 1
-    assert printed.splitlines()[-1] == "needed and not working: causal_conv1d: numba"
+    assert printed.splitlines()[-1] == "needed but not working: causal_conv1d: numba"
 
 
 def test_section_that_cannot_be_imported_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: P
         (["first", "--input", "gap.csv"], "row 2"),
         (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),
         (["first", "text", "--output", "gap.csv/out.csv"], "the file cannot be written"),
-        (["first", "--input", "again.csv"], "has a column 'predicted_label' already"),
+        (["first", "--input", "again.csv"], "already has a column 'predicted_label'"),
     ]
     for args, told in cases:
         assert predict.main(args) == 1

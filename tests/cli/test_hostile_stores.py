@@ -26,7 +26,7 @@ from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import compute_sha256
 from kinopoisk_ft.run_folder import read_seed
-from kinopoisk_ft.serving.locate import model_folder
+from kinopoisk_ft.serving.locate import find_model_folder
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
@@ -65,7 +65,7 @@ def test_predict_runs_nothing_of_a_hostile_run(
         )
     assert marker.exists()  # logging runs it: it is the user's own there
     marker.unlink()
-    folder = model_folder(run_id, uri)
+    folder = find_model_folder(run_id, uri)
     (folder.parents[1] / "python_model.pkl").write_bytes(pickle.dumps(Touch(marker)))
     assert len(Predictor(folder, "cpu").predict([tiny.GOOD])) == 1
     assert not marker.exists()
@@ -77,10 +77,10 @@ def test_a_run_without_a_model_of_ours_is_told(store: tuple[str, MlflowClient, s
                  '{"model_dir": "../../etc"}', '{"model_dir": "a\\u0000b"}'):  # fmt: skip
         client.log_text(run_id, text, "result.json")
         with pytest.raises(UserError):
-            model_folder(run_id, uri)
+            find_model_folder(run_id, uri)
     for name in ("' or 1=1 --", "../../etc/passwd", "%2e%2e", "a" * 5000, "a\0b"):
         with pytest.raises(UserError):
-            model_folder(name, uri)
+            find_model_folder(name, uri)
 
 
 class Listing(BaseHTTPRequestHandler):

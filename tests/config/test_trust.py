@@ -24,7 +24,7 @@ from kinopoisk_ft.config.trust import (
     rename_moved_targets,
 )
 from kinopoisk_ft.config.validate import find_errors
-from kinopoisk_ft.serving.locate import model_folder
+from kinopoisk_ft.serving.locate import find_model_folder
 from kinopoisk_ft.serving.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("nobody_answers")
@@ -94,7 +94,7 @@ def test_what_a_saved_run_says_of_itself_is_not_run(
     (out / "config.yaml").write_text(json.dumps(config))
     (out / "model" / "config.yaml").write_text(json.dumps(config))
     (out / "unfinished.json").write_text(json.dumps({"run_id": "../../x", "config": config}))
-    assert len(Predictor(model_folder(str(out)), "cpu").predict([tiny.GOOD])) == 1
+    assert len(Predictor(find_model_folder(str(out)), "cpu").predict([tiny.GOOD])) == 1
     arguments = ["model=tfidf", "data=demo", "data.reviews=200", "tracking=none"]
     assert main([*arguments, f"output_dir={out}"]) == 0
     assert not marker.exists()

@@ -18,7 +18,7 @@ from kinopoisk_ft.data.tokens import batch_texts, encode, encode_ids
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tokenizers import END, load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.serving.pyfunc import texts_of
+from kinopoisk_ft.serving.pyfunc import extract_texts
 
 WORDS = [
     "кино",
@@ -140,7 +140,7 @@ def test_what_is_no_text_is_told(tmp_path: Path) -> None:
     predictor = Predictor(saved("bert", "none", tmp_path), "cpu")
     for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
         with pytest.raises(UserError, match="row 2 first"):
-            predictor.predict(texts_of([tiny.GOOD, wrong]))
+            predictor.predict(extract_texts([tiny.GOOD, wrong]))
 
 
 def test_ids_of_a_real_tokenizer(shared: Path) -> None:

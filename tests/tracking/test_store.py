@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from places import HELPERS
 from store_template import create_tables
 
-from kinopoisk_ft.checks.store_check import store as check_store
+from kinopoisk_ft.checks.store_check import check_store as check_store
 from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.store import UnfinishedError, check_database, open_experiment

@@ -82,7 +82,7 @@ def test_a_disk_that_fails_ends_the_run_and_leaves_the_checkpoint(
     monkeypatch.setattr("kinopoisk_ft.training.checkpoint.folder.save_file", fail)
     with pytest.raises(UserError, match=os.strerror(code)) as raised:
         fit(checkpoints)
-    assert "run the same command again" in str(raised.value)
+    assert "start the same command again" in str(raised.value)
     monkeypatch.undo()
     assert steps(checkpoints) == [6, 8]
     assert CheckpointFolder(checkpoints).newest() is not None
