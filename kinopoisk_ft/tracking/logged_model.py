@@ -19,9 +19,8 @@ from kinopoisk_ft.tracking.offline import PACKAGE
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]
 # The distributions that the package imports to answer a request.
 SERVING = (
-    "datasets", "huggingface-hub", "mlflow", "numba", "numpy", "pandas", "peft", "psutil",
-    "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch",
-    "transformers",
+    "datasets", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas", "peft",
+    "psutil", "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 

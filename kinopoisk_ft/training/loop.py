@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.acceleration.compile import compile_model, warm_up_compile
-from kinopoisk_ft.training.acceleration.dropout import training_dropout
-from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
 from kinopoisk_ft.training.batching import (
     Examples,
     group_by_length,
@@ -122,8 +121,7 @@ class Trainer(Settings):
         manager.resume()
         agree = all_reduce_max if world_size() > 1 else None
         with (
-            training_dropout(model, precision.device, self.attention_dropout),
-            unpadded_attention(model, precision), clock.section("train"),
+            self._accelerate(model, precision), clock.section("train"),
             Progress(state.step, state.steps) as progress, StopSignals(agree) as signals,
             # The manager exits first, and can still write a checkpoint before a second signal.
             prefetch(training_batches(train, state, self)) as batches, manager,
@@ -150,8 +148,24 @@ class Trainer(Settings):
         self, model: nn.Module, objective: Objective, examples: Examples, precision: Precision
     ) -> Evaluation:
         """Evaluate with the weights that `fit` left."""
+        from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+
         with unpadded_attention(model, precision):
             return evaluate(model, examples, objective, precision, self.eval_batch_size)
+
+    @contextmanager
+    def _accelerate(self, model: nn.Module, precision: Precision) -> Iterator[None]:
+        """Use our dropout and attention in the model while the context is open."""
+        # These modules import transformers' modelling code, which takes seconds and which TF-IDF,
+        # whose config has a trainer as well, does not need.
+        from kinopoisk_ft.training.acceleration.dropout import training_dropout
+        from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+
+        with (
+            training_dropout(model, precision.device, self.attention_dropout),
+            unpadded_attention(model, precision),
+        ):
+            yield
 
     def _setup(
         self,

@@ -14,16 +14,14 @@ import tiny
 import torch
 from networks import ADAPTERS, KINDS, NAMES, make
 from peft import AutoPeftModelForSequenceClassification, PeftModel
+from saved_networks import TEXTS, save, train_a_little
 from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
 
-from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
-from kinopoisk_ft.models.saving import load_network, make_card, save_base, save_network
+from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.training.batching import pad
-
-TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
 
 MAMBA_TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
 
@@ -37,33 +35,6 @@ for name, folder in folders.items():
     out[name] = Predictor(__import__("pathlib").Path(folder), "cpu").logits(texts).tolist()
 print("RESULT" + json.dumps(out))
 """
-
-
-def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
-    """Move every trainable weight, the merged-to-zero factors of LoRA too."""
-    torch.manual_seed(1)
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(3):
-        module.train()
-        module(**inputs).logits[:, 0].sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
-    """Train and save a network; returns its logits (texts, classes)."""
-    _, made, network, tokenizer = make(kind, adapter, *more)
-    if network.base is None and isinstance(made, Peft):
-        save_base(network, folder)
-    adapted = made.apply(network)
-    ids = tokenizer(TEXTS, truncation=True, max_length=64)["input_ids"]
-    inputs = pad(ids, tokenizer.pad_token_id)
-    train_a_little(adapted.module, inputs)
-    card = make_card(network, adapted, NAMES, 64)
-    save_network(network, adapted, tokenizer, card, folder)
-    with torch.no_grad():
-        logits: torch.Tensor = adapted.module.eval()(**inputs).logits
-    return logits
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from networks import KINDS, NAMES, make
 from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
 from places import SAVED
-from test_saving import TEXTS, save
+from saved_networks import TEXTS, save
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from places import ROOT
-from test_saving import save
+from saved_networks import save
 from tracked import hurry, is_sent, wait_for
 
 from kinopoisk_ft.serving.predictor import Predictor

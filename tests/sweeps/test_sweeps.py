@@ -117,16 +117,17 @@ def test_the_parent_is_closed_however_a_sweep_ends(
 # Runs the command line; the second job is killed once it has trained.
 KILLED = """
 import itertools, os, signal, sys
-from kinopoisk_ft import cli, run
+from kinopoisk_ft import cli
+from kinopoisk_ft.tasks import finetune
 
-record, calls = run.record, itertools.count()
+record, calls = finetune.record, itertools.count()
 
 def killed(*args):
     if next(calls) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return record(*args)
 
-run.record = killed
+finetune.record = killed
 sys.exit(cli.main(sys.argv[1:]))
 """
 

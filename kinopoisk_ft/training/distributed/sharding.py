@@ -6,13 +6,14 @@ processes.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
 
 from kinopoisk_ft.training.distributed.processes import is_main, world_size
 
@@ -27,10 +28,10 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
         if tensor.device.type == "cpu":
             dist.broadcast(tensor.detach(), 0)
     for part in model.modules():
-        if isinstance(part, PreTrainedModel):
+        if hasattr(part, "_can_set_attn_implementation"):
             # transformers reads the source of the class here, and caches the answer with the class.
             # fully_shard replaces that class by one without source.
-            part._can_set_attn_implementation()
+            cast(Any, part)._can_set_attn_implementation()
     mesh = init_device_mesh(device.type, (world_size(),))
     # Reshard the root as well. Otherwise an evaluation would keep its full weights, and the next
     # evaluation would not see what has changed since.
