@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
@@ -86,6 +86,15 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
         result_file=_name_result_file(resolved.result_json, job),
         job=job,
     )
+
+
+def prepare_composed(composed: DictConfig, conf: Path) -> Prepared:
+    """Check a config that a sweeper has composed for a job, with its `hydra` node."""
+    HydraConfig.instance().set_config(composed)
+    cfg = composed.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return prepare(cfg, conf)
 
 
 def _read_choices(hydra: Any) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Hyper-parameter search: Optuna proposes, Hydra launches, validation decides, the test never."""
+"""Search hyper-parameters: Optuna suggests trials, Hydra runs them, validation scores rank them."""

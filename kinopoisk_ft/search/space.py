@@ -1,4 +1,4 @@
-"""The space of a search: which keys vary and how, in Hydra's own words for it."""
+"""Build the search space from Hydra's sweep syntax: which keys vary, and their distributions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What may vary: all else decides where results go, or which reviews and scores are compared.
+# Only these keys may vary. All others decide where results go, or which reviews and scores are
+# compared.
 SEARCHED = ("model.", "adapter.", "trainer.", "trainer/", "data.max_length", "data.truncation")
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
@@ -29,11 +30,13 @@ ABSENT = object()
 
 
 @dataclass(frozen=True)
-class Words:
-    """What was asked of a search: overrides that hold for every trial, and those that vary.
+class SearchOverrides:
+    """The overrides of a search.
 
-    `declared` come from the file of the sweep, `asked` from the command line; a key that the
-    command line gives is no longer declared.
+    Args:
+        fixed: hold for every trial.
+        declared: vary; from the file of the sweep, without keys that the command line gives.
+        asked: vary; from the command line.
     """
 
     fixed: list[str]
@@ -41,7 +44,9 @@ class Words:
     asked: list[Override]
 
 
-def read_words(parser: OverridesParser, params: DictConfig, arguments: Sequence[str]) -> Words:
+def parse_overrides(
+    parser: OverridesParser, params: DictConfig, arguments: Sequence[str]
+) -> SearchOverrides:
     """Sort the overrides of the sweep's file and of the command line."""
     asked = parser.parse_overrides(list(arguments))
     given = {override.key_or_group for override in asked}
@@ -51,96 +56,97 @@ def read_words(parser: OverridesParser, params: DictConfig, arguments: Sequence[
     for key in sorted(given & {str(key) for key in params}):
         if not any(o.key_or_group == key and o.is_sweep_override() for o in asked):
             log.info("not searched: %s, which the command line fixes", key)
-    return Words(
+    return SearchOverrides(
         fixed,
         [o for o in declared if o.is_sweep_override()],
         [o for o in asked if o.is_sweep_override()],
     )
 
 
-def space(words: Words, base: DictConfig) -> dict[str, BaseDistribution]:
-    """Return the distribution of each key that varies, in a fixed order.
+def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDistribution]:
+    """Return the distribution of each key that varies, sorted by key.
+
+    Keys of the sweep's file that cannot be searched with this config are left out and logged.
 
     Args:
-        base: the composed config of a trial without what varies, `hydra` included.
+        base: the composed config of a trial with the fixed overrides only, `hydra` included.
 
     Raises:
-        UserError: a key of the command line that this config does not have or that is none to
-            search over, a range that is none, or nothing left to vary. A key that only the sweep's
-            file declares is left out with a line in the log.
+        UserError: a key of the command line cannot be searched, a range is not valid, or no key is
+            left.
     """
     found: dict[str, BaseDistribution] = {}
-    for override in words.declared:
-        why = _unfit(override, base)
+    for override in search.declared:
+        why = _explain_unsearchable(override, base)
         if why is None:
-            found[override.key_or_group] = distribution(override, base)
+            found[override.key_or_group] = build_distribution(override, base)
         else:
             log.info("not searched: %s, %s", override.key_or_group, why)
-    for override in words.asked:
-        why = _unfit(override, base)
+    for override in search.asked:
+        why = _explain_unsearchable(override, base)
         if why is not None:
             known = [*flatten(OmegaConf.to_container(base)), *base.hydra.runtime.choices]
             raise UserError(
                 f"{override.key_or_group} cannot be searched: {why}",
                 where=str(override.input_line),
                 fix=suggest_name(
-                    override.key_or_group, [key for key in known if _may_vary(str(key))]
+                    override.key_or_group, [key for key in known if _is_searchable(str(key))]
                 ),
             )
-        found[override.key_or_group] = distribution(override, base)
+        found[override.key_or_group] = build_distribution(override, base)
     if not found:
-        raise UserError(
-            "nothing is left to search over", where="sweep", fix=f"give a range: {EXAMPLE}"
-        )
+        raise UserError("there is nothing to search", where="sweep", fix=f"give a range: {EXAMPLE}")
     return dict(sorted(found.items()))
 
 
-def distribution(override: Override, base: DictConfig) -> BaseDistribution:
+def build_distribution(override: Override, base: DictConfig) -> BaseDistribution:
     """Return Optuna's distribution of an interval, a range or a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
-    tags = _tags(override)
+    tags = _get_tags(override)
     if tags - ({"log", "relative"} if isinstance(value, IntervalSweep) else set()):
-        raise _wrong(override, "the tags are log and relative, and of an interval alone")
+        raise _range_error(
+            override, "only the tags log and relative are known, and only for an interval"
+        )
     if isinstance(value, IntervalSweep):
-        low, high = _ends(value, override, base)
+        low, high = _get_bounds(value, override, base)
         if not low < high:
-            raise _wrong(override, f"from {low} to {high} is no range")
+            raise _range_error(override, f"the interval from {low} to {high} is empty")
         if "log" in tags and low <= 0:
-            raise _wrong(override, f"{low} has no logarithm")
+            raise _range_error(override, f"the tag log needs a lower bound above 0, not {low}")
         whole = isinstance(low, int) and isinstance(high, int)
         return (IntDistribution if whole else FloatDistribution)(low, high, log="log" in tags)
     if isinstance(value, RangeSweep):
         steps = list(value.range())
         if len(steps) < 2 or steps[0] > steps[-1]:
-            raise _wrong(override, "the range does not rise")
+            raise _range_error(override, "the range needs at least two increasing values")
         whole = all(isinstance(step, int) for step in steps)
         kind: Any = IntDistribution if whole else FloatDistribution
         return kind(steps[0], steps[-1], step=value.step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def overrides(params: dict[str, Any]) -> list[str]:
-    """Return a trial's parameters as overrides."""
+def format_overrides(params: dict[str, Any]) -> list[str]:
+    """Return a trial's parameters as Hydra overrides."""
     return [f"{key}={value}" for key, value in sorted(params.items())]
 
 
-def ends(found: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return two points of the space: all lowest values or first choices, and all last ones."""
-    dists: list[tuple[str, Any]] = list(found.items())
+def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Return two points: all lowest values or first choices, and all highest or last ones."""
+    dists: list[tuple[str, Any]] = list(space.items())
     low = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in dists}
     high = {key: d.choices[-1] if hasattr(d, "choices") else d.high for key, d in dists}
     return [low, high]
 
 
-def usual(found: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return those values of the config as it is that lie in the space."""
+def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
+    """Return the values of the unchanged config that lie inside the space."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}
-    for key, dist in found.items():
-        now, known = _value(key, base), typing.cast(Any, dist)
+    for key, dist in space.items():
+        now, known = _get_value(key, base), typing.cast(Any, dist)
         if isinstance(dist, CategoricalDistribution):
             parsed = OverridesParser.create().parse_overrides([f"x={c}" for c in dist.choices])
             same = [c for c, o in zip(dist.choices, parsed, strict=True) if o.value() == now]
@@ -150,94 +156,94 @@ def usual(found: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any
     return values
 
 
-def _value(key: str, base: DictConfig) -> Any:
+def _get_value(key: str, base: DictConfig) -> Any:
     if "/" in key:
         return base.hydra.runtime.choices.get(key, ABSENT)
     return OmegaConf.select(base, key, default=ABSENT)
 
 
-def _may_vary(key: str) -> bool:
+def _is_searchable(key: str) -> bool:
     return key.startswith(SEARCHED) and key not in COMPARED
 
 
-def _unfit(override: Override, base: DictConfig) -> str | None:
+def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
     """Return why a key cannot vary, None if it can."""
     key = override.key_or_group
-    if not _may_vary(key):
-        return "trials must differ in nothing but what is learned, and how"
-    now = _value(key, base)
+    if not _is_searchable(key):
+        return "trials may differ only in the model, the adapter and the training"
+    now = _get_value(key, base)
     if now is ABSENT:
         return "the chosen model, adapter and trainer have no such key"
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
-        return "for trainer.lr has a value of its own here"
-    if "relative" in _tags(override) and not (isinstance(now, int | float) and now > 0):
-        return f"its value {now} has no multiples"
+        return "trainer.lr does not follow it here"
+    if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):
+        return f"the tag relative needs a value above 0, not {now}"
     return None
 
 
-def _tags(override: Override) -> set[str]:
-    """Return the words that `tag(...)` puts on a range."""
+def _get_tags(override: Override) -> set[str]:
+    """Return the tags that `tag(...)` adds to a range."""
     tags: set[str] = getattr(override.value(), "tags", set())
     return tags
 
 
-def _ends(value: IntervalSweep, override: Override, base: DictConfig) -> tuple[Any, Any]:
+def _get_bounds(value: IntervalSweep, override: Override, base: DictConfig) -> tuple[Any, Any]:
     low, high = value.start, value.end
     if low is None or high is None:
-        raise _wrong(override, "an interval has two ends")
+        raise _range_error(override, "an interval needs two bounds")
     if "relative" not in value.tags:
         return low, high
-    now = float(_value(override.key_or_group, base))
+    now = float(_get_value(override.key_or_group, base))
     return low * now, high * now
 
 
-def _wrong(override: Override, why: str) -> UserError:
+def _range_error(override: Override, why: str) -> UserError:
     return UserError(why, where=str(override.input_line), fix=f"for example {EXAMPLE}")
 
 
-def described(found: dict[str, BaseDistribution]) -> dict[str, str]:
-    """Return the space as texts that are the same for the same space."""
-    return {key: str(dist) for key, dist in found.items()}
+def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
+    """Return a text for each key; two spaces are equal if their texts are equal."""
+    return {key: str(dist) for key, dist in space.items()}
 
 
-def told(found: dict[str, BaseDistribution]) -> Iterable[str]:
-    """Yield a line on each key, for the log."""
+def format_space(space: dict[str, BaseDistribution]) -> Iterable[str]:
+    """Yield a line for each key, for the log."""
     from optuna.distributions import CategoricalDistribution
 
-    for key, dist in found.items():
+    for key, dist in space.items():
         if isinstance(dist, CategoricalDistribution):
             yield f"{key}: one of {', '.join(map(str, dist.choices))}"
         else:
             known = typing.cast(Any, dist)
-            yield f"{key}: {known.low:g} to {known.high:g}" + " by logarithm" * known.log
+            yield f"{key}: {known.low:g} to {known.high:g}" + " (log scale)" * known.log
 
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+def sample_latin_hypercube(
+    space: dict[str, BaseDistribution], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return `count` points of a Latin hypercube (McKay, Beckman and Conover, 1979).
 
-
-def spread(found: dict[str, BaseDistribution], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return points of a Latin hypercube (McKay, Beckman and Conover, 1979).
-
-    Each range is cut into `count` equal parts, and each part has one point.
+    Each range is cut into `count` equal intervals, and each interval has one point.
     """
     rng = np.random.default_rng(seed)
-    shares = {key: (rng.permutation(count) + rng.random(count)) / count for key in found}
-    return [{key: _at(dist, float(shares[key][i])) for key, dist in found.items()}
-            for i in range(count)]  # fmt: skip
+    fractions = {key: (rng.permutation(count) + rng.random(count)) / count for key in space}
+    return [
+        {key: _value_at(dist, float(fractions[key][i])) for key, dist in space.items()}
+        for i in range(count)
+    ]
 
 
-def _at(dist: Any, share: float) -> Any:
-    """Return the value that lies at a share in [0, 1) of a distribution."""
+def _value_at(dist: Any, fraction: float) -> Any:
+    """Return the value at a fraction in [0, 1) of the range of a distribution."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(dist, CategoricalDistribution):
-        return dist.choices[int(share * len(dist.choices))]
+        return dist.choices[int(fraction * len(dist.choices))]
     whole = isinstance(dist, IntDistribution)
     if dist.log:
-        value = dist.low * (dist.high / dist.low) ** share
+        value = dist.low * (dist.high / dist.low) ** fraction
         return round(value) if whole else value
     if dist.step is None:
-        return dist.low + (dist.high - dist.low) * share
-    value = dist.low + dist.step * int(share * (round((dist.high - dist.low) / dist.step) + 1))
+        return dist.low + (dist.high - dist.low) * fraction
+    value = dist.low + dist.step * int(fraction * (round((dist.high - dist.low) / dist.step) + 1))
     return value if whole else min(value, dist.high)

@@ -1,7 +1,7 @@
-"""The study of a search: Optuna's journal in the sweep's folder, which a later start goes on with.
+"""Open and resume the Optuna study of a search, a journal in the sweep's folder.
 
-Trial and job have the same number, and so a trial has one output folder: one that was cut off goes
-on there from its checkpoint.
+A trial has the same number as its job and therefore one output folder: an interrupted trial
+resumes there from its checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ START_OVER = "choose another output_dir, or start over in this one with rerun=tr
 
 
 def require_optuna() -> None:
-    """Raise UserError where Optuna is not installed."""
+    """Raise UserError if Optuna is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -43,7 +43,7 @@ def require_optuna() -> None:
 
 
 def has_study(folder: Path) -> bool:
-    """Return whether a search was begun in the folder."""
+    """Return whether the folder has a study."""
     return (folder / JOURNAL).is_file()
 
 
@@ -52,10 +52,10 @@ def open_study(
     pruner: DictConfig | None,
     direction: Literal["minimize", "maximize"] | None = None,
 ) -> Study:
-    """Return the study of the folder; with a direction, a new one if there is none.
+    """Load the study of a folder; with a direction, create it if there is none.
 
     Args:
-        pruner: a config node; None prunes nothing.
+        pruner: a config node; None for no pruning.
 
     Raises:
         UserError: the journal cannot be read.
@@ -67,9 +67,9 @@ def open_study(
     file = str(folder / JOURNAL)
     try:
         if direction is not None:
-            _remove_torn_line(folder / JOURNAL)
+            _remove_incomplete_line(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
-        # Proposals bring a sampler of their own; a trial's process needs none.
+        # `TrialQueue` sets a sampler before it asks; the process of a trial needs none.
         how: dict[str, Any] = {"storage": storage, "study_name": "search"}
         how["pruner"] = instantiate(pruner) or optuna.pruners.NopPruner()
         how["sampler"] = optuna.samplers.RandomSampler()
@@ -82,17 +82,17 @@ def open_study(
         ) from error
 
 
-def _remove_torn_line(journal: Path) -> None:
-    """Remove a last line that a crash has cut: Optuna would append the next one to it."""
+def _remove_incomplete_line(journal: Path) -> None:
+    """Remove a last line without its end, left by a crash: Optuna would append to it."""
     if journal.is_file():
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
-def check_same(study: Study, about: dict[str, Any]) -> None:
-    """Note what the study is about, or compare it with what was noted.
+def check_study(study: Study, about: dict[str, Any]) -> None:
+    """Save the description of a new study, or compare it with the saved one.
 
     Raises:
-        UserError: trials so far are of another config, space, code, data or hardware.
+        UserError: earlier trials had another config, space, code, data or hardware.
     """
     now = json.loads(json.dumps(about))
     kept = study.user_attrs.get(ABOUT)
@@ -101,30 +101,30 @@ def check_same(study: Study, about: dict[str, Any]) -> None:
         return
     missing = "nothing"
     differing = [
-        f"{part}{'.' * bool(key)}{key}: {kept[part].get(key, missing)} there, "
+        f"{part}{'.' * bool(key)}{key}: {kept[part].get(key, missing)} before, "
         f"{now[part].get(key, missing)} now"
         for part in ("config", "space")
         for key in sorted({*kept[part], *now[part]})
         if kept[part].get(key, missing) != now[part].get(key, missing)
     ]
     if not differing and kept["identity"] != now["identity"]:
-        differing = ["code, data, packages or hardware have changed since"]
+        differing = ["code, data, packages or hardware have changed"]
     if differing:
         raise UserError(
-            "the search in this folder is another:\n    " + "\n    ".join(differing),
+            "this folder has another search:\n    " + "\n    ".join(differing),
             fix=START_OVER,
         )
 
 
-class Proposals:
-    """The trials of a search: first those that were cut off, then new ones.
+class TrialQueue:
+    """The trials of a search: interrupted ones first, then new ones.
 
-    Each proposal is drawn by a new sampler, whose seed comes from the search's and the trial's
-    number: a search that was stopped goes on as if it had not been.
+    Each trial is suggested by a new sampler, seeded by the seed of the search and the number of the
+    trial, so that an interrupted search continues with the same trials.
 
     Args:
         sampler: a config node of a sampler that takes `seed`.
-        first: parameters of the first trials; those that are missing are drawn.
+        first: parameters of the first trials; the sampler suggests those that are missing.
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class Proposals:
     ) -> None:
         self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
         self.first = first
-        self.retried = self._retry()
+        self.retried = self._enqueue_failed()
 
-    def batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
-        """Yield trials to run at once, with numbers that follow each other.
+    def iter_batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
+        """Yield trials that run at the same time, with consecutive numbers.
 
         Args:
-            n_trials: finished or pruned ones in the end, if none fails now.
+            n_trials: finished or pruned trials at the end, if none fails.
         """
         done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
@@ -160,7 +160,7 @@ class Proposals:
             yield batch
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        """Note how a trial ended: done, skipped, pruned or failed."""
+        """Record how a trial ended: done, skipped, pruned or failed."""
         from optuna.trial import TrialState
 
         if status == "pruned":
@@ -170,8 +170,8 @@ class Proposals:
         else:
             self.study.tell(number, value)
 
-    def best(self) -> FrozenTrial | None:
-        """Return the best of the finished trials, None without any."""
+    def find_best(self) -> FrozenTrial | None:
+        """Return the best finished trial; None if there is none."""
         finished = any(trial.state.name == "COMPLETE" for trial in self.study.trials)
         return self.study.best_trial if finished else None
 
@@ -187,12 +187,12 @@ class Proposals:
         asked = self.study.ask(self.space)
         return self.study.trials[asked.number]
 
-    def _retry(self) -> set[int]:
-        """Put failed trials in line again, under new numbers; returns the old ones."""
+    def _enqueue_failed(self) -> set[int]:
+        """Enqueue failed trials again under new numbers; return the old numbers."""
         from optuna.trial import TrialState
 
         for trial in self.study.trials:
-            # It was stopped while it was being drawn.
+            # The search was stopped while the sampler suggested this trial.
             if trial.state == TrialState.RUNNING and set(trial.params) != set(self.space):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self.study.trials

@@ -1,4 +1,4 @@
-"""The Hydra sweeper of a search: asks for trials, launches them as jobs, tells how they ended."""
+"""Run a search as a Hydra sweeper: ask the study for trials, launch them, report their results."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared, flatten
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.best_trial import BEST, command, write_best
+from kinopoisk_ft.search.best_trial import BEST, format_command, write_best
 from kinopoisk_ft.search.space import (
-    described,
-    ends,
-    overrides,
-    read_words,
-    space,
-    spread,
-    told,
-    usual,
+    build_space,
+    describe_space,
+    format_overrides,
+    format_space,
+    list_corners,
+    parse_overrides,
+    read_current_values,
+    sample_latin_hypercube,
 )
 from kinopoisk_ft.search.study import (
     JOURNAL,
     METRIC,
-    Proposals,
-    check_same,
+    TrialQueue,
+    check_study,
     has_study,
     open_study,
     require_optuna,
@@ -49,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Search(Sweeper):
-    """Optuna's trials as Hydra's jobs; conf/sweep/lr_search.yaml says what the arguments are."""
+    """Run Optuna's trials as Hydra's jobs; conf/sweep/lr_search.yaml explains the arguments."""
 
     config: DictConfig
     hydra_context: HydraContext
@@ -70,53 +69,59 @@ class Search(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives, and its launcher."""
+        """Keep Hydra's context and build the launcher."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the search to its end; returns what the launcher returned.
+        """Run the search to its end; return what the launcher returned.
 
         Raises:
-            UserError: Optuna is missing, or the search cannot be made as it was asked for.
+            UserError: Optuna is missing, or the settings of the search are not valid.
         """
         require_optuna()
-        self._begin(arguments)
+        self._start(arguments)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         returns = []
         at_once = count_parallel_jobs(self.launcher, self.config.hydra.launcher)
         try:
-            for batch in self.proposals.batches(self.n_trials, at_once):
-                jobs = [self._job(trial) for trial in batch]
+            for batch in self.trials.iter_batches(self.n_trials, at_once):
+                jobs = [self._job_overrides(trial) for trial in batch]
                 results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
                 for trial, result in zip(batch, results, strict=True):
-                    self._tell(trial, result)
+                    self._tell_result(trial, result)
                 returns.append(results)
         finally:
-            self._keep_best()  # so far, if the search was stopped
+            # A search that was stopped reports the best trial so far.
+            self._report_best()
         return returns
 
-    def _begin(self, arguments: list[str]) -> None:
-        """Read and check what was asked for, and begin the search or go on with it."""
+    def _start(self, arguments: list[str]) -> None:
+        """Check the settings of the search, and create or resume its study."""
         self._check_numbers()
         loader = self.hydra_context.config_loader
-        words = read_words(OverridesParser.create(loader), self.params, arguments)
-        base = loader.load_sweep_config(self.config, words.fixed)
-        found = space(words, base)
-        about = _about(_prepared(base)) | {"space": described(found)}
-        for end in ends(found):  # a value of a wrong type is told now, and once
-            _prepared(loader.load_sweep_config(self.config, [*words.fixed, *overrides(end)]))
+        search = parse_overrides(OverridesParser.create(loader), self.params, arguments)
+        base = loader.load_sweep_config(self.config, search.fixed)
+        space = build_space(search, base)
+        about = _describe_search(_prepare(base)) | {"space": describe_space(space)}
+        # A value of the wrong type is reported once, before the first trial.
+        for corner in list_corners(space):
+            overrides = [*search.fixed, *format_overrides(corner)]
+            _prepare(loader.load_sweep_config(self.config, overrides))
         self.metric = str(base.trainer.best_metric)
-        # Trials that are forced to start over must not meet checkpoints of those before.
-        self.fixed = [*words.fixed, "resume=never"] if base.rerun else words.fixed
-        study = self._open(about, afresh=base.rerun)
-        first = [usual(found, base), *spread(found, self.n_spread, self.seed)]
-        self.proposals = Proposals(study, found, self.sampler, self.seed, first)
-        for number in self.proposals.retried:
+        # With rerun=true, trials must not resume from checkpoints of earlier trials.
+        self.fixed = [*search.fixed, "resume=never"] if base.rerun else search.fixed
+        study = self._open_study(about, start_over=base.rerun)
+        first = [
+            read_current_values(space, base),
+            *sample_latin_hypercube(space, self.n_spread, self.seed),
+        ]
+        self.trials = TrialQueue(study, space, self.sampler, self.seed, first)
+        for number in self.trials.retried:
             (notes_folder(self.folder) / f"{number}.json").unlink(missing_ok=True)
-        for line in told(found):
+        for line in format_space(space):
             log.info("searched: %s", line)
 
     def _check_numbers(self) -> None:
@@ -124,71 +129,67 @@ class Search(Sweeper):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(
-                    f"hydra.sweeper.{name}={value}: a search needs a number here",
+                    f"hydra.sweeper.{name}={value}: a search needs a whole number here",
                     fix=f"give a whole number, {least} or more"
-                    + "; it is the seed of all trials: seed=42" * (name == "seed"),
+                    + "; all trials use this seed, for example seed=42" * (name == "seed"),
                 )
 
-    def _open(self, about: dict[str, Any], afresh: bool) -> Study:
-        """Open the study and, once it is known to be of this search, the parent run."""
+    def _open_study(self, about: dict[str, Any], start_over: bool) -> Study:
+        """Open the study and, if it belongs to this search, the parent run."""
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if afresh:
+        if start_over:
             (self.folder / JOURNAL).unlink(missing_ok=True)
         goes_on = has_study(self.folder)
-        study = open_study(self.folder, self.pruner, _direction(self.metric))
-        check_same(study, about)
+        study = open_study(self.folder, self.pruner, _get_direction(self.metric))
+        check_study(study, about)
         study.set_user_attr(METRIC, self.metric)
         self.parent = ParentRun()
         self.parent.open(self.config, goes_on)
         return study
 
-    def _job(self, trial: FrozenTrial) -> list[str]:
-        return [*self.fixed, *overrides(trial.params)]
+    def _job_overrides(self, trial: FrozenTrial) -> list[str]:
+        return [*self.fixed, *format_overrides(trial.params)]
 
-    def _tell(self, trial: FrozenTrial, result: JobReturn) -> None:
+    def _tell_result(self, trial: FrozenTrial, result: JobReturn) -> None:
         failed = result.status == JobStatus.FAILED
         value = None if failed else result.return_value
         status = "failed" if failed else "pruned" if value is None else "done"
-        self.proposals.tell(trial.number, status, value)
+        self.trials.tell(trial.number, status, value)
 
-    def _keep_best(self) -> None:
-        """Write the best config, print how to run it, and tell the parent run."""
-        best = self.proposals.best()
+    def _report_best(self) -> None:
+        """Write the best config, print how to run it, and record it in the parent run."""
+        best = self.trials.find_best()
         if best is None:
-            print("no trial has come to its end")
+            print("no trial has finished")
             return
         value = f"val {self.metric} {best.value:.4f}"
         loader = self.hydra_context.config_loader
-        composed = loader.load_sweep_config(self.config, self._job(best))
+        composed = loader.load_sweep_config(self.config, self._job_overrides(best))
         write_best(loader, composed, self.folder, f"Trial {best.number} of a search: {value}.")
         self.parent.tags({"best_trial": str(best.number), "best_validation": value})
         self.parent.artifact(self.folder / BEST)
-        params = "\n".join(f"  {override}" for override in overrides(best.params))
+        params = "\n".join(f"  {override}" for override in format_overrides(best.params))
         print(f"best: trial {best.number}, {value}\n{params}")
-        print(f"to run it: {command(composed, self.folder)}")
+        print(f"to run it: {format_command(composed, self.folder)}")
 
 
-def _direction(metric: str) -> Literal["minimize", "maximize"]:
+def _get_direction(metric: str) -> Literal["minimize", "maximize"]:
     from kinopoisk_ft.statistics.metrics import LOWER_IS_BETTER
 
     return "minimize" if metric in LOWER_IS_BETTER else "maximize"
 
 
-def _prepared(composed: DictConfig) -> Prepared:
+def _prepare(composed: DictConfig) -> Prepared:
     """Check a composed config as a trial would."""
     # Hydra imports this module at every start, and `validate` imports torch.
-    from kinopoisk_ft.config.validate import prepare
+    from kinopoisk_ft.config.validate import prepare_composed
 
-    HydraConfig.instance().set_config(composed)
-    cfg = composed.copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return prepare(cfg, get_conf_dir())
+    return prepare_composed(composed, get_conf_dir())
 
 
-def _about(prepared: Prepared) -> dict[str, Any]:
-    """Return what all trials have in common: their config, and the digest of the rest."""
+def _describe_search(prepared: Prepared) -> dict[str, Any]:
+    """Return what all trials share: their config, and a digest of code, data and hardware."""
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
     common.pop("trainer.checkpoint_every")

@@ -1,4 +1,4 @@
-"""A job that is a trial of a search: tagged as such, judged, and ended where there is no hope."""
+"""Report a trial of a search to its study: tag its run, and prune it if it is hopeless."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 STEPS = "steps"
 
 
-class Pruned(Exception):  # noqa: N818 - it is no error
-    """Other trials were better by the same evaluation: this one need not come to its end."""
+class Pruned(Exception):  # noqa: N818 - pruning is not an error
+    """Raised to end a trial, because other trials were better after the same evaluation."""
 
-    def __init__(self, told: str, run_id: str) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
         self.run_id = run_id
 
 
 def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
-    """Return the tracker; for a trial of a search, one that also judges it by what it records."""
+    """Return the tracker, or for a trial of a search one that also reports scores to the study."""
     if job is None or job.pruner is None:
         return tracker
     require_optuna()
@@ -36,9 +36,9 @@ def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
 
 
 class TrialTracker:
-    """A tracker whose `metrics` raise Pruned after a validation that leaves no hope.
+    """A tracker whose `metrics` raises Pruned if a validation score is hopeless.
 
-    All its other verbs are the tracker's own.
+    All other methods are those of the wrapped tracker.
     """
 
     def __init__(self, tracker: Tracker, study: Study, number: int) -> None:
@@ -46,11 +46,11 @@ class TrialTracker:
 
         self.tracker, self.number = tracker, number
         self.metric = f"val_{study.user_attrs[METRIC]}"
-        # A running trial is reached from another process by its id alone.
+        # Another process can reach a running trial only by its id.
         self.trial = optuna.Trial(study, study.trials[number]._trial_id)
 
-    def __getattr__(self, verb: str) -> Any:
-        return getattr(self.tracker, verb)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tracker, name)
 
     def start(
         self,
@@ -70,7 +70,7 @@ class TrialTracker:
         return self.run_id
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values; judge by the validation score, if it is among them.
+        """Record values, and report the validation score to the study if it is among them.
 
         Raises:
             Pruned: the trial is hopeless; its run is tagged as pruned.
@@ -78,15 +78,16 @@ class TrialTracker:
         self.tracker.metrics(values, step)
         if self.metric not in values:
             return
-        # Trials with other batch sizes evaluate at other steps: evaluations are counted instead.
+        # Trials with other batch sizes evaluate at other steps, so evaluations are counted.
         steps = self.trial.user_attrs.get(STEPS, [])
         if step in steps:
-            return  # it was told before a stop
+            # The score was reported before the trial was interrupted.
+            return
         self.trial.report(values[self.metric], len(steps))
         self.trial.set_user_attr(STEPS, [*steps, step])
         if self.trial.should_prune():
-            told = f"{self.metric} {values[self.metric]:.4f} at evaluation {len(steps) + 1}"
-            log.info("pruned at step %d: %s is behind other trials", step, told)
-            # Another kind than "train": reports and later sweeps take it for no finished run.
-            self.tracker.tags({"kinopoisk_ft.kind": "pruned", "pruned": told})
-            raise Pruned(told, self.run_id)
+            message = f"{self.metric} {values[self.metric]:.4f} at evaluation {len(steps) + 1}"
+            log.info("pruned at step %d: %s is behind other trials", step, message)
+            # Any kind but "train" keeps reports and later sweeps from counting it as finished.
+            self.tracker.tags({"kinopoisk_ft.kind": "pruned", "pruned": message})
+            raise Pruned(message, self.run_id)

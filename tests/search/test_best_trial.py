@@ -1,4 +1,4 @@
-"""A whole search: hopeless trials are pruned, and the best config runs by the command told."""
+"""A whole search: hopeless trials are pruned, and the printed command runs the best config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeping import place as place
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.reporting.runs import collect
-from kinopoisk_ft.search.best_trial import command
+from kinopoisk_ft.search.best_trial import format_command
 from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes
 
 
@@ -63,7 +63,7 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
 def test_the_command_keeps_a_config_dir_and_what_no_file_can_say(tmp_path: Path) -> None:
     sources = [{"path": "/conf", "provider": "main"}, {"path": "my", "provider": "command-line"}]
     hydra = {"runtime": {"config_sources": sources}, "overrides": {"task": ["~model.x", "seed=1"]}}
-    args = shlex.split(command(DictConfig({"hydra": hydra}), tmp_path))
+    args = shlex.split(format_command(DictConfig({"hydra": hydra}), tmp_path))
     assert args[3:] == [
         "--config-dir", "my", "experiment=best", f"hydra.searchpath=[file://{tmp_path}]",
         "~model.x",

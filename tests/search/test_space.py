@@ -1,4 +1,4 @@
-"""The space of a search: its keys, what the command line adds, and its first points."""
+"""The search space: its keys, what the command line adds, and the first points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from optuna.distributions import (
 
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.search.space import read_words, space, spread, usual
+from kinopoisk_ft.search.space import (
+    build_space,
+    parse_overrides,
+    read_current_values,
+    sample_latin_hypercube,
+)
 
 
 def read(*args: str) -> tuple[dict[str, BaseDistribution], DictConfig]:
@@ -25,9 +30,9 @@ def read(*args: str) -> tuple[dict[str, BaseDistribution], DictConfig]:
     with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
         whole = compose("train", ["sweep=lr_search"], return_hydra_config=True)
         params = whole.hydra.sweeper.params
-        words = read_words(OverridesParser.create(), params, args)
-        base = compose("train", words.fixed, return_hydra_config=True)
-    return space(words, base), base
+        search = parse_overrides(OverridesParser.create(), params, args)
+        base = compose("train", search.fixed, return_hydra_config=True)
+    return build_space(search, base), base
 
 
 def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCaptureFixture) -> None:
@@ -38,7 +43,7 @@ def test_the_space_is_of_the_keys_that_the_adapter_has(caplog: pytest.LogCapture
         "adapter.lr", "adapter.config.r", "adapter.config.lora_dropout", "model.dropout",
     }  # fmt: skip
     assert not caplog.messages
-    assert usual(found, base) == {
+    assert read_current_values(found, base) == {
         "adapter.lr": 2e-3, "adapter.config.r": "8", "adapter.config.lora_dropout": "0.1",
         "model.dropout": "0.1",
     }  # fmt: skip
@@ -65,7 +70,7 @@ def test_the_command_line_adds_to_the_space(argument: str, expected: BaseDistrib
     assert "adapter.lr" in found
 
 
-def test_the_first_points_meet_each_part_of_each_range() -> None:
+def test_the_first_points_cover_each_interval_of_each_range() -> None:
     found: dict[str, BaseDistribution] = {
         "lr": FloatDistribution(1e-4, 1e-1, log=True),
         "decay": FloatDistribution(0, 1),
@@ -74,7 +79,7 @@ def test_the_first_points_meet_each_part_of_each_range() -> None:
         "steps": IntDistribution(1, 64, log=True),
         "rank": CategoricalDistribution(["2", "4", "8"]),
     }
-    points = spread(found, 6, seed=0)
+    points = sample_latin_hypercube(found, 6, seed=0)
     assert sorted(int(math.log10(p["lr"] / 1e-4) * 2) for p in points) == list(range(6))
     assert sorted(int(p["decay"] * 6) for p in points) == list(range(6))
     assert sorted(round(p["tenth"] * 10) for p in points) == list(range(6))
@@ -82,26 +87,30 @@ def test_the_first_points_meet_each_part_of_each_range() -> None:
     assert sorted(p["rank"] for p in points) == ["2", "2", "4", "4", "8", "8"]
     for key, dist in found.items():
         assert all(dist._contains(dist.to_internal_repr(p[key])) for p in points)
-    assert spread(found, 6, seed=0) == points != spread(found, 6, seed=1)
+    assert (
+        sample_latin_hypercube(found, 6, seed=0)
+        == points
+        != sample_latin_hypercube(found, 6, seed=1)
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
         (["seed=1,2"], "seed cannot be searched"),
         (["data.limit=10,20"], "data.limit cannot be searched"),
         (["adapter=none,lora"], "adapter cannot be searched"),
         (["trainer.best_metric=loss,accuracy"], "best_metric cannot be searched"),
-        (["trainer.weight_decay=interval(0.5,0.1)"], "no range"),
-        (["trainer.weight_decay=tag(log,interval(0,1))"], "0.0 has no logarithm"),
+        (["trainer.weight_decay=interval(0.5,0.1)"], "is empty"),
+        (["trainer.weight_decay=tag(log,interval(0,1))"], "lower bound above 0, not 0.0"),
         (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
-        (["trainer.epochs=range(3,4)"], "does not rise"),
-        (["trainer.max_steps=tag(relative,interval(1,2))"], "its value None has no multiples"),
-        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr has a value of its own"),
-        (["adapter.lr=0.1", "model.dropout=0"], "nothing is left"),
+        (["trainer.epochs=range(3,4)"], "two increasing values"),
+        (["trainer.max_steps=tag(relative,interval(1,2))"], "a value above 0, not None"),
+        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not follow it"),
+        (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
     ],
 )
-def test_what_is_no_search_is_told(arguments: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_invalid_search_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read("model=bert_scratch", *arguments)

@@ -1,4 +1,4 @@
-"""The study of a search: evaluations are counted and told once, and a hopeless trial is pruned."""
+"""The study of a search: evaluations are reported once, and a hopeless trial is pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinopoisk_ft.search.trial import Pruned, TrialTracker
 from kinopoisk_ft.tracking.base import NoTracker
 
 
-def test_evaluations_are_counted_and_told_once(tmp_path: Path) -> None:
+def test_evaluations_are_counted_and_reported_once(tmp_path: Path) -> None:
     """A median over steps would compare nothing where batch sizes differ."""
     pruner = DictConfig({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1})
     study = open_study(tmp_path, pruner, "minimize")
@@ -46,7 +46,7 @@ def test_no_pruner_prunes_nothing(tmp_path: Path) -> None:
     assert isinstance(study.pruner, optuna.pruners.NopPruner)
 
 
-def test_a_journal_that_is_none_is_told(tmp_path: Path) -> None:
+def test_an_invalid_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "search.journal").write_text("no\nno\n")
     with pytest.raises(UserError, match="cannot be read"):
         open_study(tmp_path, None)

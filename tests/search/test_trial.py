@@ -1,4 +1,4 @@
-"""Trials of a search with made-up scores: a stopped search goes on, and what fails is told."""
+"""Trials of a search with made-up scores: an interrupted search resumes, failures are reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PRETENDED = ["model=bert_scratch", "tracking=none", "model.dropout=0.1"]
 
 
 @pytest.mark.slow
-def test_a_stopped_search_proposes_what_it_would_have(
+def test_a_stopped_search_resumes_with_the_same_trials(
     monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = pretend(monkeypatch, near_a_tenth)
@@ -82,14 +82,14 @@ def test_a_stopped_search_proposes_what_it_would_have(
 
 
 @pytest.mark.slow
-def test_another_search_in_the_folder_is_told(
+def test_another_search_in_the_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = pretend(monkeypatch, near_a_tenth)
     args = [*PRETENDED, "output_dir=same", "hydra.sweeper.n_trials=1"]
     assert search(*args) == 0
     assert search(*args, "trainer.epochs=5") == 1
-    assert "config.trainer.epochs: 3 there, 5 now" in capsys.readouterr().err
+    assert "config.trainer.epochs: 3 before, 5 now" in capsys.readouterr().err
     assert search(*args, "adapter.lr=interval(1e-4,1e-2)") == 1
     assert "space.adapter.lr" in capsys.readouterr().err
     monkeypatch.setattr("kinopoisk_ft.provenance.get_processor", lambda: "another")
@@ -122,18 +122,18 @@ def test_a_failed_trial_stops_nothing_and_runs_again(
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
-        ("seed=null", "a search needs a number here"),
-        ("hydra.sweeper.n_trials=0", "a search needs a number here"),
+        ("seed=null", "a search needs a whole number here"),
+        ("hydra.sweeper.n_trials=0", "a search needs a whole number here"),
         ("trainer.epochs=interval(1,8)", "trainer.epochs=1.0: Input should be a valid integer"),
     ],
 )
 def test_values_of_a_search_are_checked_before_it_begins(
-    argument: str, told: str, place: Path, capsys: pytest.CaptureFixture[str]
+    argument: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search(*PRETENDED, argument, "output_dir=wrong") == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (place / "wrong" / "search.journal").exists()
 
 
