@@ -162,9 +162,9 @@ def _above_frozen(
 
 def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
     """Apply an adapter; a base with a random start is saved first: nothing else has it."""
-    if network.base is None and adapter.freezes:
+    if network.base is None and getattr(adapter, "freezes", True):
         log.warning("the base has random weights: what the adapter freezes has learnt nothing")
-    if network.base is None and adapter.needs_saved_base:
+    if network.base is None and getattr(adapter, "needs_saved_base", False):
         save_base(network, model_dir)
     adapted = adapter.apply(network)
     log_trainable(adapted.module)
