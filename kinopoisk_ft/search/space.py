@@ -170,7 +170,7 @@ def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
     """Return why a key cannot vary, None if it can."""
     key = override.key_or_group
     if not _is_searchable(key):
-        return "trials may differ only in the model, the adapter and the training"
+        return "it decides where results go, or which reviews and scores are compared"
     now = _get_value(key, base)
     if now is ABSENT:
         return "the chosen model, adapter and trainer have no such key"

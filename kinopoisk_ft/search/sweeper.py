@@ -140,12 +140,12 @@ class Search(Sweeper):
         self.folder.mkdir(parents=True, exist_ok=True)
         if start_over:
             (self.folder / JOURNAL).unlink(missing_ok=True)
-        goes_on = has_study(self.folder)
+        resumed = has_study(self.folder)
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))
         check_study(study, about)
         study.set_user_attr(METRIC, self.metric)
         self.parent = ParentRun()
-        self.parent.open(self.config, goes_on)
+        self.parent.open(self.config, resumed)
         return study
 
     def _job_overrides(self, trial: FrozenTrial) -> list[str]:
