@@ -112,6 +112,8 @@ class CheckpointManager:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         expected = {name: part.state_dict() for name, part in self.parts.items()}
+        # This run has timed other sections so far than the stopped one had by its checkpoint.
+        expected["clock"] = Clock().state_dict()
         read: dict[str, Tensor] = {}
         try:
             broadcast_from_main(lambda: read.update(checkpoint.load_tensors()))
