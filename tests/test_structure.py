@@ -113,3 +113,75 @@ def test_files_and_functions_are_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 350
     for node in functions(file):
         assert (node.end_lineno or 0) - node.lineno < 60, f"{file.name}: {node.name}"
+
+
+# A folder of operators has the same files; the commands and their short entries share a name.
+SHARED_NAMES = {"op", "reference", "chunked", "cuda", "cpu", "base"}
+COMMANDS = {"report", "predict", "sync", "doctor"}
+
+
+def test_each_file_name_is_used_once() -> None:
+    names = [file.stem for file in FILES if file.stem != "__init__"]
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice <= SHARED_NAMES | COMMANDS
+
+
+def test_small_files_have_several_importers() -> None:
+    """Files of the config groups are named by `_target_` and imported by nobody."""
+    importers: dict[str, set[str]] = {}
+    for file in FILES:
+        for module in imported(file):
+            importers.setdefault(module, set()).add(name_of(file))
+    for file in FILES:
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        if top(name_of(file)) not in {"ops", *ENTRIES, "commands"} and file.stem != "__init__":
+            assert lines >= 60 or len(importers.get(name_of(file), ())) != 1, file
+
+
+def test_hydras_state_is_read_in_two_folders() -> None:
+    readers = {top(name_of(f)) for f in FILES if "HydraConfig" in f.read_text(encoding="utf-8")}
+    assert readers <= {"config", "sweeps"}
+
+
+# Why a file may import inside a function. Kernels of `ops` are compiled only if they are used.
+LATE_IMPORTS = {
+    "cli": "help and mistakes are answered before heavy packages are imported",
+    "config.help": "--help needs no Hydra",
+    "config.trust": "peft takes seconds and few configs name it",
+    "console": "it silences libraries that a run imports anyway",
+    "commands": "heavy packages, after the arguments are checked",
+    "checks.machine": "the doctor reports what cannot be imported",
+    "search.space": "Optuna is an extra",
+    "search.study": "Optuna is an extra",
+    "search.trial": "Optuna is an extra",
+    "search.sweeper": "Hydra imports plugins at every start",
+    "sweeps.joblib_jobs": "joblib's launcher is an extra",
+    "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
+    "tasks.record": "matplotlib",
+    "training.device": "POSIX only",
+    "training.memory": "POSIX only",
+    "training.loop": "TF-IDF needs no modelling code of transformers",
+}
+
+
+def test_imports_stand_at_the_top() -> None:
+    found = set()
+    for file in FILES:
+        for node in functions(file):
+            if any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(node)):
+                found.add(name_of(file))
+    assert all({name, top(name)} & {*LATE_IMPORTS, "ops"} for name in found), found
+    used = found | {top(name) for name in found}
+    assert set(LATE_IMPORTS) <= used, "leave out what no longer imports late"
+
+
+TESTS = Path(__file__).parent
+
+
+def test_tests_mirror_the_package() -> None:
+    folders = {f.relative_to(TESTS).parts[0] for f in TESTS.rglob("test_*.py") if f.parent != TESTS}
+    beside = {"cli", "tools", "benchmarks"}  # whole commands, and what is not in the package
+    assert folders - beside <= {p.name for p in PACKAGE.iterdir() if p.is_dir()}
+    stems = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir()}
+    loose = {file.stem.removeprefix("test_") for file in TESTS.glob("test_*.py")} - {"structure"}
+    assert all(any(name.startswith(stem) for stem in stems) for name in loose), loose
