@@ -62,6 +62,7 @@ class GpuPackage:
         return mismatch and f"{self.name} fails its self-test on {device}: {mismatch}"
 
 
+# Cached, because operators ask at each call.
 @cache
 def find_problem(package: GpuPackage, device: torch.device) -> str | None:
     """Test a package once per device and explain what is wrong; None if its kernel works.

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 def list_kernels() -> Iterator[Callable[..., None]]:
     """Yield every kernel that an operator may run."""
+    # These modules need numba, which may be missing.
     from kinopoisk_ft.ops.attention import cpu as attention_cpu
     from kinopoisk_ft.ops.conv import cpu as conv_cpu
     from kinopoisk_ft.ops.dropout import cpu as dropout_cpu

@@ -38,6 +38,7 @@ def attention(
         ValueError: p is not between 0 and 1.
         UserError: the backend cannot run here.
     """
+    # The same default as in PyTorch.
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_backend("attention", backend, BACKENDS, q.device, q.dtype)
     if p == 0 or chosen == "torch":

@@ -52,6 +52,7 @@ def causal_conv1d(
     for name, tensor, size in (("bias", bias, x.shape[2]), ("lengths", lengths, x.shape[0])):
         if tensor is not None and tuple(tensor.shape) != (size,):
             raise ValueError(f"{name} must be of shape {(size,)}, not {tuple(tensor.shape)}")
+    # At least float32, which half precision is computed in.
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
     unsupported = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
@@ -85,5 +86,6 @@ def _mask_beyond_lengths(
     """Convolve with zeros beyond the lengths in input and output: no gradient flows there."""
     if lengths is None:
         return conv1d(x, weight, bias)
+    # (batch, length, 1)
     mask = make_length_mask(lengths, x.shape[1])[..., None]
     return torch.where(mask, conv1d(torch.where(mask, x, 0), weight, bias), 0)

@@ -45,4 +45,5 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
 
 def draw_key() -> Tensor:
     """Draw the key of one call's mask, () int64, from PyTorch's generator."""
+    # The limit is excluded; it is the largest int64.
     return torch.randint(2**63 - 1, (), dtype=torch.int64)

@@ -62,6 +62,7 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, lengths)
     tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias]
     dtypes = {x.dtype for x in tensors if x is not None}
+    # At least float32, which half precision is computed in.
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype)
     # Under autocast the matrix products of the chunked scan would round to half precision.
@@ -80,6 +81,7 @@ def _mask_beyond_lengths(tensors: list[Any], lengths: Tensor | None) -> list[Any
     if lengths is None:
         return tensors
     u, delta, A, B, C, D, z, delta_bias = tensors
+    # (batch, length, 1)
     mask = make_length_mask(lengths, u.shape[1])[..., None]
     u, delta, B, C, z = (
         None if x is None else torch.where(mask, x, 0) for x in (u, delta, B, C, z)

@@ -44,6 +44,7 @@ def selective_scan_reference(
         h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
         # (batch, d_inner)
         outputs.append((h * C_t[:, None]).sum(-1))
+    # (batch, length, d_inner)
     y = torch.stack(outputs, dim=1)
     if D is not None:
         y = y + D * u

@@ -28,6 +28,7 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
 
     def register(kernel: Callable[..., Any]) -> Operator:
         schema = torch.library.infer_schema(kernel, mutates_args=())
+        # The tag tells torch.compile that it can trace the operator.
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, kernel, "CPU")
         torch.library.register_fake(f"kinopoisk_ft::{name}", fake, lib=_LIBRARY)

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 _ARCHITECTURE = llvm.get_process_triple().split("-")[0]
 # In MXCSR of x86, bit 15 flushes results and bit 6 operands. In FPCR of ARM, bit 24 flushes both.
+# On other architectures the mode is not changed.
 _FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_ARCHITECTURE, 0)
 
 

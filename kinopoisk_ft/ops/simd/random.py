@@ -28,6 +28,7 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 @njit(forceinline=True)
 def derive_row_key(key: Any, row: Any) -> Any:
     """Derive the uint64 key of a row from the call's key and the row's number, both int64."""
+    # The state of SplitMix64 after row + 1 steps from the key, and then its output function.
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]
     z = (z ^ (z >> _27)) * _MIX[1]

@@ -103,6 +103,7 @@ def _find_openmp() -> Callable[..., None] | None:
     return parallel
 
 
+# Cached, because operators ask at each call.
 @cache
 def compile_kernel(kernel: Callable[..., None]) -> Any:
     """Compile `kernel(table)` to C code, or load it from numba's cache on disk."""

@@ -52,6 +52,7 @@ def ssd(
         UserError: the backend cannot run here.
     """
     _check_shapes(x, dt, A, B, C, D, dt_bias, lengths)
+    # At least float32, which half precision is computed in.
     dtype = torch.float32
     for tensor in (x, dt, A, B, C):
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -59,15 +60,10 @@ def ssd(
     # Under autocast the matrix products would round to half precision.
     with disable_autocast(x.device):
         values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
-        if dt_bias is not None:
-            dt = dt + dt_bias
-        if dt_softplus:
-            dt = nn.functional.softplus(dt)
-        # The limits of Mamba-2's config; the default does not limit.
-        if dt_limit != (0.0, float("inf")):
-            dt = dt.clamp(*dt_limit)
+        dt = _compute_steps(dt, dt_bias, dt_softplus, dt_limit)
         if lengths is not None:
             # Zeros beyond the lengths give zero outputs and gradients there.
+            # (batch, length, 1), then (batch, length, 1, 1)
             mask = make_length_mask(lengths, x.shape[1])[..., None]
             dt = torch.where(mask, dt, 0)
             mask = mask[..., None]
@@ -76,6 +72,17 @@ def ssd(
         if D is not None:
             y = y + D[:, None] * values
         return y.to(x.dtype)
+
+
+def _compute_steps(
+    dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float]
+) -> Tensor:
+    if dt_bias is not None:
+        dt = dt + dt_bias
+    if dt_softplus:
+        dt = nn.functional.softplus(dt)
+    # The limits of Mamba-2's config; the default does not limit.
+    return dt if dt_limit == (0.0, float("inf")) else dt.clamp(*dt_limit)
 
 
 def _check_shapes(

@@ -23,6 +23,7 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
         (batch, length, heads, head_dim), in the dtype of the inputs.
     """
     heads_per_group = x.shape[2] // B.shape[2]
+    # (batch, length, heads, d_state)
     B, C = (matrix.repeat_interleave(heads_per_group, dim=2) for matrix in (B, C))
     h = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3])
     outputs = []
