@@ -166,7 +166,7 @@ def test_what_is_missing_is_reported(seen: dict[str, Any], state: str, what: str
     assert model[0] == what.format("model 'other/bert'")
     assert model[2] == fix + "give model.name=<folder>"
     assert kinopoisk[0] == what.format("data set 'other/kinopoisk'")
-    assert kinopoisk[2].startswith(fix + "give a local copy, data.path=<file>")
+    assert kinopoisk[2].startswith(fix + "use a local copy with data.path=<file>")
     assert "data=demo" in kinopoisk[2]
     assert tables[0] == what.format("data set 'other/tables'")
     place = {"live": seen["url"], "offline": "cache ", "dead": f"{seen['url']}: "}[state]
@@ -215,7 +215,7 @@ def test_answers_of_a_living_hub(
     hub.repo("open/tables", "datasets")
     (hub.repo("gated/tables", "datasets") / GATED).touch()
     with pytest.raises(UserError, match=message) as caught, access_hub("file", repo, FIX):
-        hf_hub_download(repo, file, repo_type="dataset", get_cache_dir=tmp_path / "cache")
+        hf_hub_download(repo, file, repo_type="dataset", cache_dir=tmp_path / "cache")
     assert FIX in (caught.value.fix or "")
 
 
@@ -239,7 +239,7 @@ def test_a_silent_hub_is_given_up_once(
         file = {"filename": "a.csv"} if download is hf_hub_download else {}
         expected = pytest.raises(UserError, match="the hub cannot be reached")
         with expected as caught, access_hub("file", "some/repo", FIX):
-            download("some/repo", get_cache_dir=tmp_path / "cache", **file)
+            download("some/repo", cache_dir=tmp_path / "cache", **file)
         assert caught.value.where == f"{silent_url}: timed out"
     assert constants.HF_HUB_OFFLINE is False
     assert caplog.text.count("the hub cannot be reached, only its cache is used") == 1
@@ -265,7 +265,7 @@ def test_a_block_inside_another_gives_the_same_reason(
     monkeypatch.setattr(hub_access, "_TIMEOUT", 0.2)
     expected = pytest.raises(UserError, match="the hub cannot be reached")
     with access_hub("model", "some/repo", FIX), expected, access_hub("file", "some/repo", FIX):
-        hf_hub_download("some/repo", "a.csv", get_cache_dir=tmp_path / "cache")
+        hf_hub_download("some/repo", "a.csv", cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Demo(DataRecipe):
         super().__post_init__()
         if self.reviews < 1:
             raise UserError(
-                f"reviews cannot be {self.reviews!r}",
+                f"data.reviews cannot be {self.reviews!r}",
                 where="data.reviews",
                 fix="give a positive number",
             )

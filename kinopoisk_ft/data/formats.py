@@ -17,6 +17,17 @@ import pyarrow.parquet as pq
 from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.errors import UserError
 
+log = logging.getLogger(__name__)
+
+# "csv" reads quoted fields (RFC 4180), "none" reads quotes as plain characters, "auto" is "csv"
+# with a check that no quoted field contains whole rows.
+QUOTING = ("auto", "csv", "none")
+# Lines to check in each field. If a field contains rows, its first lines are rows.
+_CHECKED_LINES = 4
+_FIX = (
+    "use data.quoting=none (predict: --quoting none) to read quotes as plain characters, or "
+    "data.quoting=csv to keep these lines as one text"
+)
 # Parquet can repeat one value without limit. A file with more cells than this, and more cells than
 # bytes, is rejected before it fills the memory.
 MAX_CELLS = 10**7
@@ -190,19 +201,6 @@ def _read_class_labels(schema: pa.Schema) -> dict[str, list[str]]:
         and isinstance(feature.get("names"), list)
         and name in schema.names
     }
-
-
-log = logging.getLogger(__name__)
-
-# "csv" reads quoted fields (RFC 4180), "none" reads quotes as plain characters, "auto" is "csv"
-# with a check that no quoted field contains whole rows.
-QUOTING = ("auto", "csv", "none")
-# Lines to check in each field. If a field contains rows, its first lines are rows.
-_CHECKED_LINES = 4
-_FIX = (
-    "use data.quoting=none (predict: --quoting none) to read quotes as plain characters, or "
-    "data.quoting=csv to keep these lines as one text"
-)
 
 
 def check_multiline_fields(

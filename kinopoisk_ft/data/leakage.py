@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # accuracy, and if the p-value of the difference is below MAX_P_VALUE.
 MIN_GAIN = 0.05
 MAX_P_VALUE = 0.01
+# File in the folder of a pretrained base model, and the name of its tensor.
+FILE, DIGESTS = "pretraining_texts.safetensors", "digests"
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,6 @@ def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -
     usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
     guesses = usual_first.idxmax(axis=1)
     return test["film"].map(fold_name).map(guesses).fillna(usual).to_numpy(dtype=np.int64)
-
-
-# The file lies in the folder of a pretrained base model.
-FILE = "pretraining_texts.safetensors"
-DIGESTS = "digests"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,12 @@ from kinopoisk_ft.data.splits import (
 )
 from kinopoisk_ft.errors import UserError, suggest_name
 
+log = logging.getLogger(__name__)
+
+GRADES = ("Bad", "Neutral", "Good")
+# Optional columns that stay with each text.
+METADATA = ("film", "author", "date", "title", "grade10")
+# Valid values of the options that are names.
 _NAMES: dict[str, Iterable[str]] = {
     "empty": ("drop", "refuse"),
     "near_duplicates": ("drop", "keep"),
@@ -48,23 +54,20 @@ def check_options(recipe: Any) -> None:
         if value is not None and value < 1:
             raise option_error(name, value, "give a positive number")
     for name in ("test_size", "val_size"):
-        if not 0 < getattr(recipe, name) < 1:
-            raise option_error(
-                name, getattr(recipe, name), "give a share between 0 and 1, for example 0.2"
-            )
+        share = getattr(recipe, name)
+        if not 0 < share < 1:
+            raise option_error(name, share, "give a share between 0 and 1, for example 0.2")
     _check_folds(recipe.split, recipe.folds, recipe.fold)
     if (recipe.split == PREDEFINED) != (recipe.split_column is not None):
         fix = "set data.split=predefined together with data.split_column=<column>, or neither"
-        raise option_error(
-            "split_column", recipe.split_column, fix, f" with data.split={recipe.split}"
-        )
+        why = f" with data.split={recipe.split}"
+        raise option_error("split_column", recipe.split_column, fix, why)
 
 
 def _check_folds(split: str, folds: int | None, fold: int | None) -> None:
     if folds is None and fold is not None:
-        raise option_error(
-            "fold", fold, "give data.folds too, as data.folds=5", " without data.folds"
-        )
+        fix = "set data.folds too, for example data.folds=5"
+        raise option_error("fold", fold, fix, " without data.folds")
     if folds is None:
         return
     if folds < 2:
@@ -81,13 +84,6 @@ def _check_folds(split: str, folds: int | None, fold: int | None) -> None:
 def option_error(name: str, value: object, fix: str, why: str = "") -> UserError:
     """Build the error for an invalid value of the option data.<name>."""
     return UserError(f"data.{name} cannot be {value!r}{why}", where=f"data.{name}", fix=fix)
-
-
-log = logging.getLogger(__name__)
-
-GRADES = ("Bad", "Neutral", "Good")
-# Optional columns that stay with each text.
-METADATA = ("film", "author", "date", "title", "grade10")
 
 
 @dataclass(frozen=True)

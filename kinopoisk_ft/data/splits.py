@@ -18,6 +18,24 @@ from kinopoisk_ft.data.split_rules import DateRule, GroupRule, RandomRule, Rule
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import fold_name
 
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+PREDEFINED = "predefined"
+# Maps the name of a split to the column that it reads and to its rule.
+RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
+    "random": ("label", RandomRule),
+    "film": ("film", GroupRule),
+    "author": ("author", GroupRule),
+    "time": ("date", DateRule),
+}
+# Splits that keep all rows with the same name in this column together.
+GROUPED = ("film", "author")
+SPLITS = (*RULES, PREDEFINED)
+# Names that other data sets use for the validation part.
+_ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
+
+# Positions of the rows in train, validation and test.
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -118,24 +136,6 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
     graph = coo_array((np.ones(len(row), dtype=bool), (row, node)), shape=(first, first))
     _, components = connected_components(graph, directed=False)
     return pd.factorize(components[:size])[0]
-
-
-log = logging.getLogger(__name__)
-
-PARTS = ("train", "val", "test")
-PREDEFINED = "predefined"
-# Maps the name of a split to the column that it reads and to its rule.
-RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
-    "random": ("label", RandomRule),
-    "film": ("film", GroupRule),
-    "author": ("author", GroupRule),
-    "time": ("date", DateRule),
-}
-# Splits that keep all rows with the same name in this column together.
-GROUPED = ("film", "author")
-SPLITS = (*RULES, PREDEFINED)
-# Names that other data sets use for the validation part.
-_ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,16 @@ from kinopoisk_ft.text import normalize_nfc
 MAX_EXPANSION = 100
 # Size in bytes up to which any file may be unpacked, whatever the factor.
 MIN_BOMB_BYTES = 2**28
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_TEXT = (".jsonl", ".json", *_DELIMITERS)
+SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
 
 
 @dataclass(frozen=True)
@@ -200,15 +210,3 @@ def _decode(data: bytes, path: Path) -> str:
             where=f"{path}:{before.count(chr(10)) + 1}",
             fix=fix,
         ) from error
-
-
-_BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_TEXT = (".jsonl", ".json", *_DELIMITERS)
-SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")

@@ -72,7 +72,11 @@ def read_card(folder: Path) -> Card:
     try:
         card = TypeAdapter(Card).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{CARD} cannot be read: {error}", where=str(file)) from error
+        raise UserError(
+            f"{CARD} cannot be read: {error}",
+            where=str(file),
+            fix="copy or download the whole folder again",
+        ) from error
     if card.format not in READABLE_FORMATS:
         raise UserError(
             f"the model folder has format {card.format}, and this version reads 1 to {FORMAT}",

@@ -93,10 +93,8 @@ class Encoder(CheckpointRecipe):
         if network is None:
             network = self._build_pooled(config, len(class_names))
         if network.fresh:
-            log.info(
-                "newly initialized weights, which always train: %s",
-                ", ".join(sorted(network.fresh)),
-            )
+            names = ", ".join(sorted(network.fresh))
+            log.info("newly initialized weights, which always train: %s", names)
         # The padding check comes last, because it depends on the pad id and on Funnel's padding.
         if tokenizer is not None:
             match_tokenizer(network.module, tokenizer, self.name)
@@ -108,25 +106,16 @@ class Encoder(CheckpointRecipe):
         """Build the encoder with its masked-token head."""
         config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
-            module = AutoModelForMaskedLM.from_pretrained(
-                self.name, **self._loading_options(config)
-            )
+            options = self._loading_options(config)
+            module = AutoModelForMaskedLM.from_pretrained(self.name, **options)
         rows = len(find_hugging_face_model(module).get_input_embeddings().weight)
         check_ids(tokenizer, rows, self.name, every_id=True)
         match_tokenizer(module, tokenizer, self.name)
-        return describe_encoder(
-            module,
-            config,
-            HuggingFaceLayout(),
-            [],
-            set(),
-            self.base,
-            self.revision,
-            "",
-        )
+        layout = HuggingFaceLayout()
+        return describe_encoder(module, config, layout, [], set(), self.base, self.revision, "")
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
-        """Check whether to try Hugging Face's classifier; models with a decoder are pooled."""
+        """Check whether to try the classifier of transformers; models with a decoder are pooled."""
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
@@ -140,7 +129,11 @@ class Encoder(CheckpointRecipe):
     def _build_hugging_face(
         self, config: PreTrainedConfig, original_names: list[str]
     ) -> Network | None:
-        """Return Hugging Face's classifier; None if `auto` and more than its last layer is new."""
+        """Build the classifier of transformers.
+
+        Returns:
+            None if pooling is "auto" and the checkpoint lacks weights below the last layer.
+        """
         with access_hub("model", self.name, HUB_FIX):
             # The last layer may have been trained for another number of classes.
             module, info = AutoModelForSequenceClassification.from_pretrained(
@@ -162,15 +155,9 @@ class Encoder(CheckpointRecipe):
                      "weights", self.name, ", ".join(original_names))  # fmt: skip
             fresh = reset_layer(module, last)
         heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
+        layout = HuggingFaceLayout()
         return describe_encoder(
-            module,
-            config,
-            HuggingFaceLayout(),
-            heads,
-            fresh,
-            self.base,
-            self.revision,
-            "pooler",
+            module, config, layout, heads, fresh, self.base, self.revision, "pooler"
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
@@ -189,14 +176,7 @@ class Encoder(CheckpointRecipe):
         with access_hub("model", self.name, HUB_FIX):
             encoder, missing = load_encoder(self.name, config, revision=self.revision)
         return build_pooled_network(
-            encoder,
-            config,
-            num_labels,
-            pooling,
-            missing,
-            self.base,
-            self.revision,
-            self.dropout,
+            encoder, config, num_labels, pooling, missing, self.base, self.revision, self.dropout
         )
 
     def _read_config(self) -> PreTrainedConfig:

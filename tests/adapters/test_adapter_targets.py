@@ -1,4 +1,4 @@
-"""Which modules an adapter changes: PEFT's choice, all linear layers, or the given names."""
+"""Check which modules an adapter changes: PEFT's choice, all linear layers, or given names."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ CONFIGS = {
 
 
 def network(name: str) -> Network:
-    """Return a random encoder of this type under our pooling and head."""
+    """Build a random encoder of this type with our pooling and head."""
     config = CONFIGS[name]
     return build_pooled_network(AutoModel.from_config(config), config, 2, "mean", [], None, None)
 
 
 def with_its_own_head(name: str, head: list[str]) -> Network:
-    """Return a random classifier of `transformers` of this type."""
+    """Build a random classifier of `transformers` of this type."""
     module = AutoModelForSequenceClassification.from_config(CONFIGS[name])
     return describe_encoder(
         module, CONFIGS[name], HuggingFaceLayout(), head, set(), None, None, "pooler"
@@ -69,7 +69,7 @@ def _group(adapter: str) -> dict[str, Any]:
 
 
 def adapt(found: Network, adapter: str, **config: Any) -> Adapted:
-    """Apply an adapter of conf/adapter with the encoder's targets, or with these in their place."""
+    """Apply an adapter of conf/adapter with the encoder's targets, or with the given ones."""
     group = _group(adapter)
     made: Peft = instantiate({**group, "config": {**group["config"], **config}})
     return made.apply(found)
@@ -115,7 +115,7 @@ def test_all_linear_leaves_out_every_layer_of_the_head() -> None:
 
 
 def test_auto_changes_nothing_for_bert() -> None:
-    """The names that were the default: the same modules and, from the same seed, weights."""
+    """The former default names give the same modules and, with the same seed, the same weights."""
     named = ["model.targets.lora=[query,value]", "model.targets.ia3=[key,value,output.dense]",
              "model.targets.feedforward=[output.dense]"]  # fmt: skip
     for adapter in ("lora", "ia3"):
@@ -137,20 +137,18 @@ def test_auto_changes_nothing_for_bert() -> None:
         ("bert", ["encoder.layer.1.attention.self.key"], 1), ("bert", ".*layer.0.*query", 1),
     ],
 )  # fmt: skip
-def test_names_that_are_given_are_taken(
-    name: str, targets: list[str], count: int, adapter: str
-) -> None:
+def test_given_names_are_used(name: str, targets: list[str], count: int, adapter: str) -> None:
     assert len(reached(adapt(network(name), adapter, target_modules=targets))) == count
 
 
 @pytest.mark.parametrize("adapter", ["lora", "ia3"])
 @pytest.mark.parametrize("targets", [["qeury"], ["q_lin", "qeury"], ".*qeury"])
-def test_an_unknown_name_is_answered_with_those_that_exist(targets: Any, adapter: str) -> None:
+def test_an_unknown_name_lists_the_existing_ones(targets: Any, adapter: str) -> None:
     with pytest.raises(UserError, match="k_lin, lin1, lin2, out_lin, q_lin, v_lin"):
         adapt(network("distilbert"), adapter, target_modules=targets)
 
 
-def test_auto_goes_with_chosen_layers() -> None:
+def test_auto_works_with_chosen_layers() -> None:
     for layers, count in (([1], 2), (None, 4)):
         adapted = adapt(network("bert"), "lora", layers_to_transform=layers)
         assert len(reached(adapted)) == count

@@ -1,4 +1,4 @@
-"""What each adapter trains on each kind of network, and what it refuses."""
+"""Check what each adapter trains on each kind of network, and what it refuses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def backward(module: nn.Module, tokenizer: object, steps: int = 1) -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_trainable_learns_and_the_rest_stays(kind: str, adapter: str) -> None:
+def test_trainable_weights_change_and_others_stay(kind: str, adapter: str) -> None:
     _, made, network, tokenizer = make(kind, adapter)
     adapted = made.apply(network)
     frozen = {n: p.clone() for n, p in adapted.module.named_parameters() if not p.requires_grad}
@@ -106,7 +106,7 @@ def test_study_counts_to_the_unit() -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
 def test_the_head_under_peft_counts_once(adapter: str) -> None:
-    """All there is: what transformers counts in the plain model, and the adapter's own weights."""
+    """The total is the count of transformers for the plain model plus the adapter's own weights."""
     _, made, network, _ = make("bert", adapter)
     plain = network.module.num_parameters()
     module = made.apply(network).module
@@ -143,7 +143,7 @@ def test_freezing_more_layers_than_there_are_is_refused() -> None:
 
 
 class RoundTheModule(nn.Module):
-    """Uses a Linear's weight without calling it, as Mamba's original code does."""
+    """Use the weight of a Linear without calling it, as the original code of Mamba does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The bundled reviews: which are read, in which order, and what is refused."""
+"""Check which of the bundled reviews are read, in which order, and which requests are refused."""
 
 from __future__ import annotations
 

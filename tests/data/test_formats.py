@@ -1,4 +1,4 @@
-"""Quotes that swallow rows are found; files that quote their texts are read as before."""
+"""Check that quoted fields with whole rows are refused, and that other quoted files are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unquoted(path: Path, rows: list[list[str]], delimiter: str = "\t") -> Path:
 
 
 def with_quotes(first: int, last: int) -> list[list[str]]:
-    """Return rows of which one begins with a quote and another ends with one."""
+    """Build rows of which one begins with a quote and a later one ends with a quote."""
     rows = [list(row) for row in ROWS]
     rows[first][0] = '"' + rows[first][0]
     rows[last][0] += '"'
@@ -33,7 +33,7 @@ def with_quotes(first: int, last: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 6), (5, 20), (0, 30)])
-def test_swallowed_rows_are_refused(tmp_path: Path, first: int, last: int) -> None:
+def test_quoted_fields_with_rows_are_refused(tmp_path: Path, first: int, last: int) -> None:
     path = unquoted(tmp_path / "a.tsv", with_quotes(first, last))
     with pytest.raises(UserError, match="1 quoted fields contain whole rows") as caught:
         read_table(path)
@@ -67,7 +67,7 @@ def test_without_repeated_values_a_warning_names_the_lines(
 def test_quoted_texts_of_several_lines(
     tmp_path: Path, order: tuple[int, ...], delimiter: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Texts with line breaks, commas and quotes, as the csv module writes them."""
+    """Check texts with line breaks, commas and quotes that the csv module wrote."""
     texts = ["Хорошо, но\nскучно", '\n"Да",\nсказал он, и\r\nушёл', "а\n\nб, в, г", "одна строка"]
     rows = [[texts[n % 4], *row[1:]] for n, row in enumerate(ROWS)]
     rows = [[row[column] for column in order] for row in rows]

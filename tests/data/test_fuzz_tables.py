@@ -1,4 +1,4 @@
-"""Files of any content: a table, or one clear error that names the file. Never another failure."""
+"""Check that a file with any content gives a table or one UserError that names the file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ rows = st.lists(
 
 
 def outcome(name: str, data: bytes) -> pd.DataFrame | None:
-    """Return what is read of a file, None where it is refused; then try to split it."""
+    """Read and split a file; return None if it is refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
@@ -71,7 +71,7 @@ def outcome(name: str, data: bytes) -> pd.DataFrame | None:
 
 
 def damage(data: bytes, cut: int, flips: list[tuple[int, int]]) -> bytes:
-    """Return the bytes cut short and with some of them changed."""
+    """Truncate the bytes and change some of them."""
     changed = bytearray(data[: len(data) - cut % (len(data) or 1)])
     for place, value in flips:
         if changed:
@@ -107,7 +107,7 @@ def check_rows(found: list[dict[str, Any]]) -> None:
 
 
 def check_cells(cells: list[list[str]]) -> None:
-    """What the csv module writes, one line a row, is read as it was."""
+    """Check that rows written by the csv module, one per line, are read unchanged."""
     stream = io.StringIO(newline="")
     csv.writer(stream).writerows([["text", "label"], *cells])
     frame = outcome("a.csv", stream.getvalue().encode())
@@ -191,7 +191,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_key_that_stands_twice(tmp_path: Path) -> None:
-    """Which of two labels is meant nobody can tell."""
+    """A repeated key does not show which of the two labels is meant."""
     for line in ('{"text": "а", "label": 1, "label": 0}', '{"a": {"b": 1, "b": 2}}'):
         (tmp_path / "a.jsonl").write_text(line)
         with pytest.raises(UserError, match="twice in one object"):

@@ -1,4 +1,4 @@
-"""What of the test set training has met, against counts by hand and other tools."""
+"""Compare measured leakage with counts by hand and with other libraries."""
 
 from __future__ import annotations
 
@@ -88,19 +88,19 @@ def test_without_films_nothing_is_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "seen", "told"),
+    ("rows", "seen", "warns"),
     [(400, True, True), (400, False, False), (12, True, False)],
     ids=["films tell", "new films", "too few rows to believe it"],
 )
-def test_warning_when_the_film_tells(
-    rows: int, seen: bool, told: bool, caplog: pytest.LogCaptureFixture
+def test_warning_when_the_film_predicts_the_label(
+    rows: int, seen: bool, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = frame([(row % 3 > 0, f"фильм {row % 3}") for row in range(rows)]).astype({"label": int})
     test = train if seen else train.assign(film="новый")
     with caplog.at_level(logging.INFO):
         measure(train, test).log_summary()
     warned = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert ["the film alone predicts" in r.getMessage() for r in warned] == [True] * told
+    assert ["the film alone predicts" in r.getMessage() for r in warned] == [True] * warns
     assert "accuracy of guessing each film's usual label" in caplog.text
 
 
@@ -118,7 +118,7 @@ def kinopoisk(folder: Path, **options: Any) -> DataSplit:
 
 
 class Kept:
-    """A tracker that keeps what it is told."""
+    """Record the metrics that a run logs."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -138,11 +138,11 @@ class Kept:
 def test_a_run_records_what_leaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         split = kinopoisk(tmp_path)
-    twins = sum(split.test["text"].str.startswith("слово"))
-    assert f"{twins} test reviews have a near-duplicate in train" in caplog.text
+    duplicates = sum(split.test["text"].str.startswith("слово"))
+    assert f"{duplicates} test reviews have a near-duplicate in train" in caplog.text
     tracker: Any = Kept()
     record_data(split, tracker, tmp_path)
-    assert tracker.values["leakage_near_duplicates"] == twins > 0
+    assert tracker.values["leakage_near_duplicates"] == duplicates > 0
     assert tracker.found["split_digest"] == split.split_digest
     written = json.loads((tmp_path / "data.json").read_text())
     assert written["leakage"] == tracker.values
@@ -157,7 +157,7 @@ def test_dropping_near_duplicates_ends_the_leak(tmp_path: Path) -> None:
 
 
 def test_films_of_real_reviews(shared: Path) -> None:
-    """The random split shows nearly every film of the test set to training, the other none."""
+    """Train contains nearly all films of the test set in the random split, and none by film."""
     base: dict[str, Any] = {"limit": None, "classes": 2, "max_length": 8, "empty": "drop"}
     path = str(shared / "data" / "kinopoisk.jsonl.gz")
     by_chance = Kinopoisk(path=path, **base).load().leakage

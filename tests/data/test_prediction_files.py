@@ -1,4 +1,4 @@
-"""`predict` writes the user's columns exactly, or refuses before anything is predicted."""
+"""Check that `predict` writes the user's columns exactly, or refuses before it predicts."""
 
 from __future__ import annotations
 
@@ -98,19 +98,19 @@ def test_parquet_of_pandas(tmp_path: Path, nullable: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "held", "line"),
+    ("values", "types", "line"),
     [
         (["a1", 7], "texts and numbers", 2), ([2**70, 1], "numbers", None),
         ([2**53 + 1, 0.5], "numbers", 2), ([{"a": 1}, {"b": 1}], "objects", None),
         ([[1], "а"], "lists and texts", 2), ([{}, {}], "objects", None), ([True, 1], "true", 2),
     ],
 )  # fmt: skip
-def test_what_parquet_cannot_keep_is_refused(
-    tmp_path: Path, values: list[Any], held: str, line: int | None
+def test_values_that_parquet_cannot_store_are_refused(
+    tmp_path: Path, values: list[Any], types: str, line: int | None
 ) -> None:
     rows = [{"text": "да", "x": value} for value in values]
     path = jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=f"the column 'x' contains {held}") as caught:
+    with pytest.raises(UserError, match=f"the column 'x' contains {types}") as caught:
         prepare_output(read_table(path), tmp_path / "out.parquet")
     assert caught.value.where == (f"{path}:{line}" if line else str(path))
     assert ".jsonl" in (caught.value.fix or "")
@@ -146,10 +146,10 @@ def test_the_input_is_read_as_in_training(
     rows = "".join(f"{text}\t{n % 2}\n" for n, text in enumerate(texts))
     (tmp_path / "a.tsv").write_text("text\tlabel\n" + rows)
     jsonl(tmp_path / "numbers.jsonl", [{"text": 5}])
-    for args, told in (
+    for args, message in (
         (["a.tsv"], "--quoting none"),
         (["a.tsv", "--quoting", "none", "--text-column", "texts"], "did you mean 'text'"),
         (["numbers.jsonl"], "1 of 1 rows contain numbers in the text column 'text', such as 5"),
     ):
         assert predict.main(["no model", "--input", *args]) == 1
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What stays of a long text, in tokens and characters, and that prediction does as training did."""
+"""Check truncation in tokens and characters, and that prediction repeats that of training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_quarter_and_three_of_the_paper() -> None:
 @pytest.mark.parametrize("kind", ["bert", "mamba"])
 @pytest.mark.parametrize("length", [3, 8, 17, 64])
 def test_tokens_are_those_of_transformers(kind: str, length: int) -> None:
-    """Its own truncation knows head and tail; head_tail is made of the two."""
+    """The library truncates at either side; head_tail combines its two results."""
     ours = tokenizer(kind)
     found = {
         way: encode(TEXTS, ours, Preprocessing(length, way))["input_ids"]
@@ -70,7 +70,7 @@ def test_tokens_are_those_of_transformers(kind: str, length: int) -> None:
 
 
 def test_what_was_seen_is_counted() -> None:
-    """Each word of these texts is a token: what was seen can be told from the text."""
+    """Each word of these texts is a token, so the expected coverage follows from the text."""
     four = "отличный фильм прекрасная игра"
     text = " ".join([four] * 5)
     expected = {
@@ -122,7 +122,7 @@ def test_a_change_makes_new_files(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.arrow"))) == len(ways)
 
 
-def test_kept_tokens_are_read_and_damaged_ones_made_again(
+def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [
@@ -143,7 +143,7 @@ def test_kept_tokens_are_read_and_damaged_ones_made_again(
     assert "is damaged; the reviews are tokenized again" in caplog.text
 
 
-def test_no_room_beside_special_tokens() -> None:
+def test_max_length_without_room_for_text_is_refused() -> None:
     with pytest.raises(
         UserError, match="leaves no token for the text: 2 tokens are special"
     ) as caught:

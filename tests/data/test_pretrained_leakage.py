@@ -1,4 +1,4 @@
-"""Test reviews that the base of a model had read: known, warned of, or called unknown."""
+"""Check how many test reviews a base was pretrained on: counted, warned about, or unknown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BERT = ["model=bert_scratch", "model.hidden_size=16", "model.num_layers=2",
 
 
 @given(NAMES, NAMES)
-def test_what_was_read_are_the_near_duplicates(read: list[str], tests: list[str]) -> None:
+def test_pretraining_overlap_equals_near_duplicates(read: list[str], tests: list[str]) -> None:
     groups = group_near_duplicates([*read, *tests])
     met = np.isin(groups[len(read) :], groups[: len(read)]).sum()
     assert PretrainingTexts.of(None).add(read).overlap(tests) == Overlap(int(met), len(tests))
@@ -74,7 +74,9 @@ def split(seed: int) -> DataSplit:
 
 
 @pytest.mark.slow
-def test_a_base_of_another_split_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_of_another_split_is_warned_about(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretrain = ["task=pretrain", "task.save_to=base", "trainer.best_metric=loss", "tracking=none"]
     assert main([*SMALL, *BERT, *pretrain, "output_dir=pre"]) == 0
     tune = [*SMALL, "model=encoder", "model.name=base", "adapter=head"]
@@ -94,8 +96,8 @@ def test_a_base_of_another_split_is_told(place: Path, capsys: pytest.CaptureFixt
     assert counts == [0, met, None, 0]
     share = found[1].data.metrics["leakage_pretraining_share"]
     assert share == pytest.approx(met / len(other.test))
-    told = f"the base was pretrained on {met} of the {len(other.test)} test reviews"
-    assert capsys.readouterr().out.count(told) == 1
+    warning = f"the base was pretrained on {met} of the {len(other.test)} test reviews"
+    assert capsys.readouterr().out.count(warning) == 1
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -111,8 +113,8 @@ def test_the_report_warns_or_says_unknown(language: str) -> None:
     parts = {"name": "read", "count": locale.number(30, 0), "share": locale.percent(0.25)}
     warnings = [locale("pretraining_said", **parts)]
     start = locale("pretraining_said", name="\0", count="", share="").partition("\0")[0]
-    said = conclusions(table, locale)
-    assert [line for line in said if line.startswith(start)] == warnings
+    sentences = conclusions(table, locale)
+    assert [line for line in sentences if line.startswith(start)] == warnings
     rows = leakage(table, locale).to_numpy().tolist()
     assert rows == [
         [locale("pretraining", names="read"), parts["count"], parts["share"]],

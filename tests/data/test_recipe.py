@@ -1,4 +1,4 @@
-"""Cleaning, classes, limit and split, from a table to the three parts."""
+"""Check cleaning, classes, limit and split, from a table to the three parts."""
 
 from __future__ import annotations
 

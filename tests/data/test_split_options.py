@@ -1,4 +1,4 @@
-"""The options of a split through a recipe: columns, folds, what is dropped, and mistakes."""
+"""Check the options of a split in a recipe: columns, folds, dropped rows, and mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kinopoisk_ft.errors import UserError
 
 
 def local(folder: Path, **options: Any) -> LocalFile:
-    """Return 60 reviews in a file, with options for a recipe."""
+    """Write 60 reviews to a file and build a recipe with these options."""
     rows = [
         {
             "text": f"отзыв {row}", "label": row % 2, "film": f"Фильм {row % 12}",

@@ -1,4 +1,4 @@
-"""Who trains, validates and tests: by film, author and date, and in folds."""
+"""Check the parts of splits by film, author and date, and of folds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAYS = ("random", "film", "author", "time")
 
 
 def table(number: int, seed: int = 0) -> pd.DataFrame:
-    """Return rows of films of unlike sizes and labels, without texts."""
+    """Build rows of films with different sizes and labels, without texts."""
     rng = np.random.default_rng(seed)
     films = (80 * rng.beta(1, 3, number)).astype(int)
     ordinals = 730_000 + rng.integers(0, 4000, number)
@@ -44,7 +44,7 @@ def parted(frame: pd.DataFrame, near: np.ndarray, way: str, shares: Shares = SHA
 
 
 def alone(number: int) -> np.ndarray:
-    """Return group numbers of texts that are all different."""
+    """Return the group numbers of texts without near-duplicates."""
     return np.arange(number)
 
 
@@ -59,7 +59,7 @@ def alone(number: int) -> np.ndarray:
 def test_no_film_and_no_duplicate_on_both_sides(
     films: list[int], near: list[int], seed: int, way: str, folds: int | None
 ) -> None:
-    """Each row is in one part, whatever the rows; what belongs together stays together."""
+    """Each row is in exactly one part, and groups stay together, for any rows."""
     rng = np.random.default_rng(seed)
     number = len(films)
     frame = table(number, seed).assign(
@@ -95,9 +95,9 @@ def test_folds_are_scikit_learns() -> None:
     grouped = StratifiedGroupKFold(5, shuffle=True, random_state=42)
     by_film = grouped.split(labels, labels, pd.factorize(frame["film"])[0])
     for way, expected in (("random", plain), ("film", by_film)):
-        for fold, (_, held) in enumerate(expected):
+        for fold, (_, test) in enumerate(expected):
             shares = Shares(0.2, 0.2, 42, 5, fold)
-            assert parted(frame, alone(600), way, shares)[2].tolist() == held.tolist()
+            assert parted(frame, alone(600), way, shares)[2].tolist() == test.tolist()
 
 
 def test_random_is_the_studys_with_duplicates_or_without() -> None:
@@ -112,7 +112,7 @@ def test_random_is_the_studys_with_duplicates_or_without() -> None:
 
 @pytest.mark.parametrize("choice", ["data=kinopoisk", "experiment=study_bert_lora"])
 def test_the_studys_sizes_through_the_config(tmp_path: Path, choice: str) -> None:
-    """Repeated texts with unlike labels, too, keep their rows under this name."""
+    """Repeated texts with different labels also stay together."""
     grades = np.random.default_rng(0).choice(["Good", "Bad"], 32_015, p=[0.8, 0.2])
     path = tmp_path / "kinopoisk.jsonl"
     table = pd.DataFrame({"content": [f"отзыв {row % 9000}" for row in range(32_015)]})
@@ -123,7 +123,7 @@ def test_the_studys_sizes_through_the_config(tmp_path: Path, choice: str) -> Non
 
 @pytest.mark.parametrize("way", ["film", "author"])
 def test_whole_films_are_balanced(way: str) -> None:
-    """Shares of rows and of classes are near those asked for, and the seed chooses the films."""
+    """Shares of rows and classes are close to the requested ones; the seed chooses the films."""
     frame = table(3000)
     parts = parted(frame, alone(3000), way)
     mean = frame["label"].mean()
@@ -136,7 +136,7 @@ def test_whole_films_are_balanced(way: str) -> None:
 
 
 @pytest.mark.parametrize(("way", "kept"), [("film", True), ("author", True), ("random", False)])
-def test_the_parts_say_what_was_kept_together(tmp_path: Path, way: str, kept: bool) -> None:
+def test_parts_name_the_groups_kept_together(tmp_path: Path, way: str, kept: bool) -> None:
     path = tmp_path / "r.jsonl"
     frame = table(300).drop(columns="place", errors="ignore")
     frame["content"] = [f"отзыв номер {i} про фильм" for i in range(300)]
@@ -152,7 +152,7 @@ def test_the_parts_say_what_was_kept_together(tmp_path: Path, way: str, kept: bo
         assert not set(split.test["group"]) & set(split.train["group"])
 
 
-def test_a_film_without_a_name_goes_alone() -> None:
+def test_a_film_without_a_name_is_a_group_by_itself() -> None:
     frame = table(600).assign(film=["Чапаев", None, " "] * 200)
     parts = parted(frame, alone(600), "film")
     sizes = [len(part) for part in parts]

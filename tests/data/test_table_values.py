@@ -1,4 +1,4 @@
-"""Every format gives the same classes, films and texts; integers and bytes are exact."""
+"""Check that each format gives the same classes, films and texts, with exact integers and bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = [f"отзыв {n}" for n in range(40)]
 
 
 def write(path: Path, columns: dict[str, list[Any]]) -> Path:
-    """Write a table in the format of the name, by pandas, pyarrow or json."""
+    """Write a table with pandas, pyarrow or json, in the format that the name ends in."""
     if path.suffix == ".parquet":
         pq.write_table(pa.table(columns), path)
         return path
@@ -132,7 +132,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path, column: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "held"),
+    ("values", "types"),
     [
         ([5, 6.5], "numbers"), ([[1], ["а"]], "lists"), ([{"а": 1}, {}], "objects"),
         ([True, False], "true or false"),
@@ -140,13 +140,15 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path, column: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_text_column_of_other_values(
-    tmp_path: Path, suffix: str, values: list[Any], held: str
+    tmp_path: Path, suffix: str, values: list[Any], types: str
 ) -> None:
-    if suffix == ".parquet" and held == "lists":
+    if suffix == ".parquet" and types == "lists":
         values = [[1], [2]]
     columns: dict[str, list[Any]] = {"text": [*values, None], "label": [0, 1, 0]}
     path = write(tmp_path / f"a{suffix}", columns)
-    with pytest.raises(UserError, match=f"2 of 3 rows contain {held} in the text column") as caught:
+    with pytest.raises(
+        UserError, match=f"2 of 3 rows contain {types} in the text column"
+    ) as caught:
         read(path)
     first = f"{path}:1" if suffix == ".jsonl" else f"{path} row 0"
     assert (caught.value.where or "").startswith(first)

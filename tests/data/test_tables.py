@@ -1,4 +1,4 @@
-"""Tables are read as they are, and each mistake in one is told with its place."""
+"""Check that tables are read exactly, and that errors name the place of a mistake."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def test_class_labels_of_parquet_become_names(tmp_path: Path) -> None:
 
 
 GOOD = '{"text": "да", "label": "Good"}\n'.encode()
-PACKED = gzip.compress(
-    GOOD, mtime=0
-)  # the same bytes in every worker, whose tests bear them as names
+# Without a time the bytes, which become names of tests, are the same in every worker process.
+PACKED = gzip.compress(GOOD, mtime=0)
 BAD_FILES = [
     ("a.jsonl", GOOD + b'{"text": \n', "a.jsonl:2", "malformed JSON", "each line is one object"),
     ("a.jsonl", GOOD * 2 + b"[1, 2]\n", "a.jsonl:3", "found a list", "each line is one object"),

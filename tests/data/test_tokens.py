@@ -1,4 +1,4 @@
-"""Texts of any length and any content: the ids of the whole text, cut afterwards."""
+"""Check that token ids equal those of the whole text, truncated afterwards, for any text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODES = ("head", "tail", "head_tail")
 
 
 def unigram(with_spaces: bool) -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer; without its pre-tokenizer, words reach over spaces."""
+    """Train a Unigram tokenizer; without its pre-tokenizer, tokens may contain spaces."""
     letters = sorted({letter for word in WORDS for letter in word} | {"▁", " "})
     vocab = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<pad>", 0.0)]
     vocab += [(letter, -8.0) for letter in letters]
@@ -62,7 +62,7 @@ def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def expected(text: str, tokenizer: Any, preprocessing: Preprocessing) -> list[int]:
-    """What the tokenizer says of the whole text, cut afterwards."""
+    """Tokenize the whole text and truncate the ids afterwards."""
     ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
     bare = tokenizer(
         text, split_special_tokens=True, add_special_tokens=False, verbose=False
@@ -87,7 +87,7 @@ def test_ids_are_those_of_the_whole_text(tokenizer: Any, truncation: str) -> Non
     ]
 
 
-def test_what_is_seen_is_counted_of_the_whole(tokenizer: Any) -> None:
+def test_coverage_is_counted_on_the_whole_text(tokenizer: Any) -> None:
     rng = random.Random(1)
     texts = [" ".join(rng.choices(WORDS[:4], k=300)) for _ in range(10)]
     for preprocessing in (Preprocessing(24, "head"), Preprocessing(24, "tail", max_characters=700)):
@@ -104,7 +104,7 @@ def test_groups_have_a_bounded_number_of_characters() -> None:
 
 @pytest.mark.parametrize("mark", ["[SEP]", "[PAD]", "[MASK]", "[CLS]", END])
 def test_marks_in_a_review_are_text(mark: str) -> None:
-    """Nobody ends, pads or masks a review by writing so in it."""
+    """The name of a special token in a review is ordinary text."""
     for folder in (tiny.bert(), tiny.mamba()):
         tokenizer = load_tokenizer(folder)
         preprocessing = Preprocessing(64)
@@ -136,7 +136,7 @@ def test_a_prediction_is_independent_of_its_neighbours(tmp_path: Path, kind: str
     np.testing.assert_allclose(together, back, atol=1e-5)
 
 
-def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+def test_values_that_are_not_texts_are_refused(tmp_path: Path) -> None:
     predictor = Predictor(saved("bert", "none", tmp_path), "cpu")
     for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
         with pytest.raises(UserError, match="row 2 first"):
@@ -144,7 +144,7 @@ def test_what_is_no_text_is_told(tmp_path: Path) -> None:
 
 
 def test_ids_of_a_real_tokenizer(shared: Path) -> None:
-    """SentencePiece's, as multilingual-e5's: its normaliser changes signs and runs of spaces."""
+    """The tokenizer of multilingual-e5 (SentencePiece) normalizes punctuation and spaces."""
     tokenizer = load_tokenizer(str(shared / "models" / "e5-small-ru"))
     rng = random.Random(2)
     texts = [" ".join(rng.choices(WORDS, k=3_000)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Written grades go, in all the ways people write them; other numbers stay."""
+"""Check that written grades are removed in their many forms, and that other numbers stay."""
 
 from __future__ import annotations
 

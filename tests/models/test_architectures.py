@@ -1,4 +1,4 @@
-"""Properties of every architecture: it trains, padding changes no logits, what is frozen stays."""
+"""Check each architecture: it trains, padding changes no logits, frozen weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIST = [p for p in ALL if p not in NO_LIST and getattr(p, "values", [""])[0] not
 
 
 def built(folder: str, *overrides: str) -> tuple[Network, Adapted, Any]:
-    """Return network, what trains of it, and tokenizer."""
+    """Build a network, the module to train, and the tokenizer."""
     cfg = compose_config(["model=encoder", f"model.name={folder}", *overrides])
     recipe = instantiate(cfg.model)
     tokenizer = recipe.load_tokenizer([])
@@ -44,7 +44,7 @@ def rows(tokenizer: Any) -> list[list[int]]:
 
 
 def step(adapted: Adapted, tokenizer: Any) -> None:
-    """Train a step; the first gradients are audited as in a run."""
+    """Train one step, with the gradient check of a run."""
     batch = pad(rows(tokenizer), tokenizer.pad_token_id)
     logits = adapted.module.train()(**batch).logits
     nn.functional.cross_entropy(logits, torch.arange(10) % 2).backward()
@@ -69,7 +69,7 @@ def batched(module: nn.Module, tokenizer: Any) -> Tensor:
 def test_it_trains_and_a_batch_has_the_logits_of_single_rows(
     architecture: str, tmp_path: Path
 ) -> None:
-    """Trained, saved and loaded again, too."""
+    """Check also after training, saving and loading."""
     network, adapted, tokenizer = built(checkpoint(tmp_path / "base", architecture))
     step(adapted, tokenizer)
     logits = batched(adapted.module, tokenizer)
@@ -95,7 +95,7 @@ def test_the_classifier_of_the_library_trains(architecture: str, tmp_path: Path)
 
 @pytest.mark.parametrize("architecture", LIST)
 def test_nothing_below_the_cut_of_freeze_trains(architecture: str, tmp_path: Path) -> None:
-    """By values: the states at the cut are the same after a step with a large rate."""
+    """The hidden states at the cut stay the same after a step with a large learning rate."""
     folder = checkpoint(tmp_path, architecture)
     for layers in (0, 2):
         network, adapted, tokenizer = built(folder, "adapter=freeze", f"adapter.layers={layers}")
@@ -106,7 +106,7 @@ def test_nothing_below_the_cut_of_freeze_trains(architecture: str, tmp_path: Pat
 
 
 def first_input(block: nn.Module, module: nn.Module, tokenizer: Any) -> Tensor:
-    """Return a copy of the hidden states that a block is given."""
+    """Return a copy of the hidden states that a block receives."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Encoders whose checkpoint has a classifier, trained for the same classes or for others."""
+"""Check encoders whose checkpoint contains a classifier, for the same or for other classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kinopoisk_ft.models.network import Network
 
 
 def classifier(folder: Path, names: tuple[str, ...]) -> torch.Tensor:
-    """Write a BERT with a trained classifier of these classes; return its last layer's weight."""
+    """Save a BERT classifier of these classes; return the weight of its last layer."""
     labels = dict(enumerate(names))
     model = BertForSequenceClassification.from_pretrained(
         tiny.bert(), num_labels=len(names), id2label=labels
@@ -37,7 +37,7 @@ def classifier(folder: Path, names: tuple[str, ...]) -> torch.Tensor:
 
 
 def built(folder: Path, adapter: str = "none", pooling: str = "auto") -> Network:
-    """Return the network of two classes after the adapter."""
+    """Build the network with two classes and apply the adapter."""
     chosen = ["model=encoder", f"model.name={folder}", f"model.pooling={pooling}"]
     cfg = compose_config([*chosen, f"adapter={adapter}"])
     network: Network = instantiate(cfg.model).build(NAMES, None)
@@ -84,10 +84,10 @@ def test_a_classifier_that_is_new_below_its_last_layer_gives_way_to_the_mean(
     RobertaModel(config).save_pretrained(tmp_path / "bare")
     bare = built(tmp_path / "bare")
     assert (bare.layout.name, bare.pooling) == ("pooled", "mean")
-    asked = built(tmp_path / "bare", pooling="pooler")
-    assert asked.layout.name == "hf"
-    assert asked.head == ["classifier"]
-    assert "classifier.dense.weight" in asked.fresh
+    pooler = built(tmp_path / "bare", pooling="pooler")
+    assert pooler.layout.name == "hf"
+    assert pooler.head == ["classifier"]
+    assert "classifier.dense.weight" in pooler.fresh
     RobertaForSequenceClassification(config).save_pretrained(tmp_path / "trained")
     found = built(tmp_path / "trained")
     assert (found.layout.name, found.fresh) == (
@@ -106,12 +106,12 @@ def test_other_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["encoder", "mamba", "mamba2"])
 def test_a_revision_is_of_its_own_repository(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(checkpoints, "load_tokenizer", lambda *given: asked.append(given))
+    requested: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(checkpoints, "load_tokenizer", lambda *given: requested.append(given))
     for more in (["model.tokenizer=b/b"], ["model.tokenizer=b/b", "model.tokenizer_revision=2"],
                  ["model.tokenizer=a/a"]):  # fmt: skip
         cfg = compose_config([f"model={model}", "model.name=a/a", "model.revision='1'", *more])
         instantiate(cfg.model).load_tokenizer([])
-    assert [(name, None if x is None else str(x)) for name, x in asked] == [
+    assert [(name, None if x is None else str(x)) for name, x in requested] == [
         ("b/b", None), ("b/b", "2"), ("a/a", "1")
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The last block of an encoder, run for the token that the head reads: transformers' own module."""
+"""Compare the last block for the first token with the complete module of transformers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def inputs() -> dict[str, Tensor]:
 
 
 def passes(module: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the logits of a training step and each gradient."""
+    """Compute the logits and all gradients of a training step."""
     module.zero_grad()
     logits: Tensor = module.train()(**given).logits
     nn.functional.cross_entropy(logits, torch.tensor([0, 2, 1])).backward()
@@ -68,11 +68,11 @@ def passes(module: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, dict[st
 
 def assert_same(whole: nn.Module, short: nn.Module) -> None:
     given = inputs()
-    (want, wanted), (got, grads) = passes(whole, given), passes(short, given)
+    (want, expected_grads), (got, grads) = passes(whole, given), passes(short, given)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    assert grads.keys() == wanted.keys()
+    assert grads.keys() == expected_grads.keys()
     for name, grad in grads.items():
-        torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(grad, expected_grads[name], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "config"), FAMILIES, ids=lambda x: x.__name__)
@@ -88,7 +88,7 @@ def test_logits_and_gradients_are_those_of_the_whole_block(kind: Any, config: An
     assert_same(whole, copy.deepcopy(short))
 
 
-def test_lora_trains_alike() -> None:
+def test_lora_trains_the_same_way() -> None:
     whole = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
     assert limit_to_first_token(short, last_block(short))
@@ -101,7 +101,7 @@ def test_lora_trains_alike() -> None:
 
 
 def test_virtual_tokens_in_front_take_part() -> None:
-    """Prefix tuning hands keys and values of its own to every layer."""
+    """Prefix tuning adds its own keys and values to each layer."""
     whole = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
     assert limit_to_first_token(short, last_block(short))
@@ -123,7 +123,7 @@ def test_first_token_pooled_by_us() -> None:
 
 @pytest.mark.parametrize("reads", ["mean", "norm"])
 def test_what_needs_more_stays_whole(reads: str) -> None:
-    """A head that reads all tokens; a block that normalises within its attention."""
+    """The head reads all tokens; the block normalizes within its attention."""
     if reads == "mean":
         encoder = BertForSequenceClassification(BertConfig(**SIZES)).bert
         module: nn.Module = PooledClassifier(encoder, 3, "mean")
@@ -165,7 +165,7 @@ def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> No
         core.output = nn.Identity()  # lets what was attended through
         core.output.forward = lambda attended, _: attended
         attended = core(hidden)[0].view(400, 1, 3, 8)
-    # All values of a row are alike: what is left is the share of probabilities kept, over 0.5.
+    # All values of a row are equal, so the result is the share of kept probabilities over 0.5.
     shares = (attended / values)[..., 0]
     assert shares.unique().numel() > 5
     assert 0.95 < shares.mean().item() < 1.05

@@ -1,4 +1,4 @@
-"""Both kinds of network from a hub: cold, from the cache with the hub gone, and offline."""
+"""Load each kind of network from a hub: first, from the cache without the hub, and offline."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OVERRIDES = [
 
 
 def built(hub: HubServer, *, offline: bool = False, home: str = "home") -> dict[str, list[object]]:
-    """Build each network in a new process that knows this hub alone."""
+    """Build each network in a new process that can reach only this hub."""
     process = hub.run(BUILD, str(HELPERS), json.dumps(OVERRIDES), offline=offline, home=home)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -1,4 +1,4 @@
-"""Mamba: the implementation of `transformers` as oracle, padding, parameters, adapters."""
+"""Compare Mamba with `transformers`; check padding, parameters and adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tiny(**changes: object) -> MambaConfig:
 
 
 def test_steps_are_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bias of dt is near -5, where bf16 tells only 0.03 apart: 3% of a step after softplus."""
+    """The bias of dt is near -5, where bf16 has a spacing of 0.03: 3% of a step after softplus."""
     torch.manual_seed(0)
     mixer = MambaClassifier(tiny(), 2).backbone.layers[0].mixer
     deltas: list[Tensor] = []
@@ -127,9 +127,9 @@ def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFi
     model = MambaClassifier(tiny(), 2, "last_position")
     for _ in range(2):
         model(tokens(2, 5), torch.ones(2, 5))
-    said = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert len(said) == 1
-    assert "model.pooling=last_position reproduces the study" in said[0]
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "model.pooling=last_position reproduces the study" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_autocast_keeps_residuals_and_scan_in_float32(backend: str) -> None:
 
 
 def test_norms_round_where_projections_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a block's norm writes under autocast is what its projection made of float32."""
+    """Under autocast, the norm of a block writes the values that the projection would round to."""
     torch.manual_seed(0)
     model, found = MambaClassifier(tiny(), 2), []
     forward = RMSNorm.forward

@@ -1,4 +1,4 @@
-"""Mamba-2: the implementation of `transformers` as oracle, padding, parameters, adapters."""
+"""Compare Mamba-2 with `transformers`; check padding, parameters and adapters."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_padding_and_batch_do_not_change_logits(pooling: str) -> None:
 
 
 def test_published_size_to_the_parameter() -> None:
-    """The published checkpoint's 516 MB of fp32: its 128,989,632 weights, and our head."""
+    """The published checkpoint has 128,989,632 weights (516 MB in fp32); our head adds to them."""
     config = Mamba2Config(
         vocab_size=50288, hidden_size=768, num_heads=24, head_dim=64, n_groups=1, state_size=128,
         num_hidden_layers=24,

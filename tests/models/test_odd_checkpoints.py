@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit their tokenizer, their weights or this project."""
+"""Check checkpoints that do not fit their tokenizer, their weights or this project."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_pad_id_of_a_nested_text_config(tmp_path: Path) -> None:
 
 
 def test_positions_that_start_behind_another_pad_id_are_refused(tmp_path: Path) -> None:
-    """Writing the tokenizer's id would move each position embedding."""
+    """Setting the tokenizer's pad id would shift all position embeddings."""
     checkpoint(tmp_path, "Roberta", pad_token_id=1)
     with pytest.raises(UserError, match=r"the tokenizer's pad id is 0, but .* needs the pad id"):
         built(tmp_path)
@@ -101,7 +101,7 @@ def test_positions_that_start_behind_another_pad_id_are_refused(tmp_path: Path) 
 
 @pytest.mark.parametrize("model", [XLNetModel, FNetModel])
 def test_models_whose_logits_depend_on_padding_are_refused(model: Any, tmp_path: Path) -> None:
-    """XLNet's classifier reads the last position; FNet mixes all, and takes no mask."""
+    """XLNet's classifier reads the last position; FNet mixes all positions without a mask."""
     tokenizer = architectures.tokenizer()
     sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16} if model is XLNetModel else {
         "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16
@@ -115,7 +115,7 @@ def test_models_whose_logits_depend_on_padding_are_refused(model: Any, tmp_path:
 
 
 def with_token(folder: str, target: Path, special: bool = False) -> Path:
-    """Copy a checkpoint and add a token to its tokenizer, with no row in the embedding."""
+    """Copy a checkpoint and add a token without an embedding to its tokenizer."""
     shutil.copytree(folder, target)
     tokenizer = AutoTokenizer.from_pretrained(target)
     tokenizer.add_tokens(["кинопоиск"], special_tokens=special)
@@ -138,7 +138,7 @@ def test_a_token_without_an_embedding_is_refused(kind: str, tmp_path: Path) -> N
 
 
 def test_a_special_token_that_no_text_contains_needs_no_embedding(tmp_path: Path) -> None:
-    """Such as Gemma's image token, which its smallest model has no row for."""
+    """An example is the image token of Gemma, for which the smallest model has no embedding."""
     folder = with_token(tiny.bert(), tmp_path / "base", special=True)
     built(folder)
     recipe = instantiate(compose_config(["model=encoder", f"model.name={folder}"]).model)
@@ -156,7 +156,7 @@ def test_weights_of_another_size_than_the_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [("Bad", "Good"), ("Good", "Bad")])
 def test_classes_are_in_the_order_of_their_ids(names: tuple[str, str], tmp_path: Path) -> None:
-    """Whatever the order of id2label in config.json; oracle: Hugging Face's own answer."""
+    """The order of id2label in config.json does not matter, as in transformers."""
     model = BertForSequenceClassification.from_pretrained(tiny.bert(), num_labels=2)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny.bert()).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A family of models in a user's own folder: two files, and no change in the package."""
+"""Check that a model family in a user's folder needs two files and no change in the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POSITIVE = "Прекрасный фильм! Замечательные актё
 
 
 def command(place: Path, module: str, *args: str) -> str:
-    """Run a command of the project in a process of its own, with the user's module on the path."""
+    """Run a command in a separate process, with the user's module on the path."""
     done = subprocess.run(
         [sys.executable, "-m", module, *args],
         cwd=place, capture_output=True, text=True, encoding="utf-8", check=False,

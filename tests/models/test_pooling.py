@@ -1,4 +1,4 @@
-"""Pooling: what each kind takes from a padded batch."""
+"""Check each kind of pooling on a padded batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Save, load in a new process, equal logits: each network with each adapter."""
+"""Check that networks with adapters give the same logits after loading in a new process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ print("RESULT" + json.dumps(out))
 def test_a_new_process_gives_equal_logits(
     tmp_path: Path, kinds: tuple[str, ...], adapters: tuple[str, ...]
 ) -> None:
-    """One process loads all pairs: what they share is nothing but the folders."""
+    """One new process loads all pairs; it shares only the folders with this one."""
     expected, folders = {}, {}
     for kind in kinds:
         for adapter in adapters:
@@ -185,7 +185,7 @@ def test_tfidf_saves_and_loads(tmp_path: Path) -> None:
     assert again.parameters == model.parameters == len(model.vectorizer.vocabulary_) + 1
 
 
-def test_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a model folder"):
         read_card(tmp_path)
     (tmp_path / "kinopoisk_ft.json").write_text("{")

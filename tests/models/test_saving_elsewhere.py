@@ -1,4 +1,4 @@
-"""Other tools refuse the folders that they would misread; earlier folders still load here."""
+"""Check that other tools refuse folders that they would misread, and that old folders load."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OURS = [kind for kind in KINDS if kind != "bert"]
 
 
 def attempts(folder: Path) -> dict[str, object]:
-    """Return how other tools would open a folder as a classifier, by name."""
+    """Return the ways in which other tools open a folder as a classifier, by name."""
     return {
         "transformers": lambda: AutoModelForSequenceClassification.from_pretrained(folder),
         "pipeline": lambda: pipeline("text-classification", model=str(folder))(TEXTS),
@@ -61,7 +61,7 @@ def test_a_head_of_ours_is_refused_elsewhere(tmp_path: Path, kind: str, adapter:
 
 @pytest.mark.parametrize("adapter", ["lora", "ia3"])
 def test_an_adapter_under_our_head_is_refused_on_other_models(tmp_path: Path, adapter: str) -> None:
-    """Without an error, PEFT would leave the adapter and the head of a plain model untrained."""
+    """Without an error, PEFT would use an untrained adapter and head on a plain model."""
     base = tiny.bert(with_pooler=False)
     save("pooled", adapter, tmp_path / "pooled")
     for cls in (AutoModelForSequenceClassification, AutoModel):

@@ -1,4 +1,4 @@
-"""Tokenizers that lack something: used if they can be, told if not."""
+"""Check tokenizers without some special tokens: usable ones work, others give a UserError."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save(folder: Path, model: models.Model, **special: str) -> str:
     return str(folder)
 
 
-def test_empty_vocabularies_are_told(tmp_path: Path) -> None:
+def test_empty_vocabularies_are_refused(tmp_path: Path) -> None:
     empty = save(tmp_path / "a", models.WordPiece({}, unk_token="[UNK]"), pad_token="[PAD]")
     latin = save(tmp_path / "b", models.BPE({"a": 0}, []), pad_token="[PAD]")
     for folder in (empty, latin):
@@ -47,7 +47,7 @@ def test_no_pad_token(tmp_path: Path) -> None:
 
 
 def test_no_text_to_train_on() -> None:
-    """Nothing but marks and bytes: any text is still read, as unknown or byte by byte."""
+    """With only special tokens and bytes, any text is read as unknown tokens or bytes."""
     for train in (train_wordpiece, train_bpe):
         tokenizer = train(["", " "], 300)
         (ids,) = encode_ids(["кино"], tokenizer, Preprocessing(64))

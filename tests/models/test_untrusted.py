@@ -81,7 +81,7 @@ def test_a_pickled_base_is_read_without_running_it(tmp_path: Path, marker: Path)
 def test_a_trained_model_is_no_pickle(
     tmp_path: Path, marker: Path, kind: str, adapter: str, weights: str
 ) -> None:
-    """Neither an attack nor the very weights: nothing is unpickled."""
+    """Nothing is unpickled, whether the file is an attack or contains the weights."""
     honest, attack = (saved(kind, adapter, tmp_path / name) for name in ("honest", "attack"))
     inner = ENCODER_FOLDER if kind == "pooled" else "."
     with_honest_pickle(honest / inner, weights)
@@ -101,8 +101,8 @@ def test_nothing_of_the_package_reads_pickles_or_trusts_code() -> None:
         assert not [word for word in risky if word in text], file
         for call in ("np.load(", "AutoConfig.from_pretrained(", "AutoTokenizer.from_pretrained("):
             for tail in text.split(call)[1:]:
-                said = "allow_pickle=False" if call == "np.load(" else "trust_remote_code=False"
-                assert said in tail[:120], f"{file}: {call}"
+                setting = "allow_pickle=False" if call == "np.load(" else "trust_remote_code=False"
+                assert setting in tail[:120], f"{file}: {call}"
 
 
 def test_an_adapter_imports_no_module(tmp_path: Path, marker: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_card_is_what_it_says(tmp_path: Path) -> None:
         read_card(folder)
 
 
-def test_a_damaged_model_is_told(tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     for kind, file in (("pooled", "head.safetensors"), ("mamba", "model.safetensors")):
         folder = saved(kind, "none", tmp_path / kind)
         (folder / file).write_bytes(b"\x08" * 100)
@@ -176,8 +176,8 @@ def test_files_that_lead_out_of_a_model_folder(tmp_path: Path) -> None:
         Predictor(trained, "cpu")
 
 
-def test_links_that_are_right_are_followed(tmp_path: Path) -> None:
-    """Snapshots in the hub's cache are links; weights may be on another disk."""
+def test_valid_links_are_followed(tmp_path: Path) -> None:
+    """Snapshots in the hub's cache are links, and weights may be on another disk."""
     repo = tmp_path / "models--some--bert"
     blobs, snapshot = repo / "blobs", repo / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
