@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_caches()
     # Hydra then raises its errors instead of printing them, so that they can be explained.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # If this variable is not set, tokenizers warn after each fork of the process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.argv = [sys.argv[0], *_move_flags_first(args), *(NO_OUTPUT if torchrun.rank() else [])]
     import hydra
@@ -92,6 +93,7 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:
+        # Hydra creates the output folder; an error without a file name has another cause.
         if error.filename is None:
             raise
         from kinopoisk_ft.run_folder import explain_folder_error
@@ -111,6 +113,7 @@ def _close_sweep(code: int) -> int:
     """Print how a sweep's jobs ended, close their parent run, and return the exit code."""
     from kinopoisk_ft.tracking.sweep import ParentRun
 
+    # Hydra creates the callback, so the class keeps a reference to it.
     sweep = ParentRun.opened
     if sweep is None:
         return code

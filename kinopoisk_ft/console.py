@@ -88,6 +88,7 @@ def _wrap_stream(stream: Any, original: Any) -> TextIO:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is original and not stream.isatty():
         stream.flush()
+        # The descriptor must stay open when Python discards the old stream.
         raw = _Output(stream.fileno(), "wb", closefd=False)
         return io.TextIOWrapper(
             io.BufferedWriter(raw), stream.encoding, ERROR_HANDLER,

@@ -28,6 +28,7 @@ def write_atomically(file: Path, text: str) -> None:
     with part.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
+        # Without this, the renamed file could be empty after a power loss.
         os.fsync(stream.fileno())
     os.replace(part, file)
 
@@ -48,6 +49,7 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
         for file in files:
             sync_to_disk(file)
         folder.mkdir(exist_ok=True)
+        # From here to the end, readers take the folder for incomplete.
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
         for file in sorted(files, key=lambda file: file == part / last):

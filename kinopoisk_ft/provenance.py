@@ -56,6 +56,7 @@ def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
         "packages": {"python": platform.python_version(), **get_versions()},
         "hardware": get_hardware(config["trainer"]["device"]),
     }
+    # Sorted keys make the digest independent of the order of the options.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -70,6 +71,7 @@ def digest_content(path: Path, pattern: str = "*") -> str:
         if file.is_file():
             name, stat = file.relative_to(path).as_posix(), file.stat()
             part = _digest_file(file, stat.st_size, stat.st_mtime_ns)
+            # File names cannot contain a null character, so it separates name and digest.
             digest.update(f"{name}\0{part}\n".encode())
     return digest.hexdigest()
 
@@ -102,6 +104,7 @@ def _iterate_texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
     """Return the existing files and folders that the config of model, adapter and data names."""
     texts = {text for group in NAME_GROUPS for _, text in _iterate_texts(config[group]) if text}
+    # `Path.exists` would raise an error for texts that are longer than a file name can be.
     return {(text, Path(text)) for text in texts if os.path.exists(text)}
 
 

@@ -51,6 +51,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     with StopSignals(), folder.lock():
         tags = prepared.tags
         name, resumed_id = f"{tags['approach']}, seed {tags['seed']}", folder.find_run()
+        # A process that was killed here could not close its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
         parent_id = _find_parent_run(prepared)
         run_id = tracker.start(name, plain, tags, parent_id, resumed_id, folder=out_dir)
@@ -62,6 +63,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
                 if prepared.result_file is not None:
                     result.write(prepared.result_file)
+        # A pruned trial is not a failure: the search has seen enough of it.
         except Pruned:
             tracker.finish("FINISHED")
             folder.mark_finished()
@@ -69,6 +71,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         except BaseException as error:
             _record_failure(tracker, error, out_dir)
             raise
+        # Sweeps skip jobs whose run has this tag, so it is set only after everything is written.
         tracker.tags({RESULT: result.as_json()})
         tracker.finish("FINISHED")
         folder.mark_finished()

@@ -150,6 +150,7 @@ def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     after = flatten(now)
     before = {key: value for key, value in ADDED.items() if key in after} | flatten(kept)
     keys = [k for k in sorted({*before, *after}) if not k.startswith(MAY_DIFFER)]
+    # None is a valid value, so absent keys need another marker.
     missing = object()
     return [
         f"{key}: {before.get(key, 'nothing')!r} in this folder, {after.get(key, 'nothing')!r} now"

@@ -86,7 +86,7 @@ def _write_report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
-    from kinopoisk_ft.tracking.store import default_uri, open_store
+    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
 
     locale = Locale(options.language)
     uri = options.uri or default_uri()
@@ -96,7 +96,11 @@ def _write_report(options: argparse.Namespace) -> None:
         files = load_run_files(client, collected.runs)
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
-        raise UserError(f"MLflow cannot read the store: {reason}", where="--uri") from error
+        raise UserError(
+            f"MLflow cannot read the store: {reason}",
+            where=hide_password(uri),
+            fix="check --uri and MLFLOW_TRACKING_URI",
+        ) from error
     document = build(collected, files.predictions, options.parent, locale)
     paths = write(document, files, locale, options.output)
     print(as_text(document, locale))

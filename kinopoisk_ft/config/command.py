@@ -86,6 +86,7 @@ def _get_key(override: str) -> str:
 
 def _build_config_flags(hydra: Any) -> list[str]:
     """Return the arguments that add the user's own configs and run a sweep's job on its own."""
+    # Hydra calls the primary config folder "main", and the folder of --config-dir "command-line".
     folders = {source.provider: source.path for source in hydra.runtime.config_sources}
     flags = []
     if folders["main"] != str(get_conf_dir()):

@@ -76,6 +76,7 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
         fix = f"correct these options; see --help and the config groups in {conf}"
         raise UserError("\n".join(errors), where=where, fix=fix)
     resolved = DictConfig(plain)
+    # The recorded config must stay the config that the run uses.
     OmegaConf.set_readonly(resolved, True)
     job = get_job()
     choices = _read_choices(hydra)
@@ -118,6 +119,7 @@ def get_output_dir() -> Path:
 def get_job() -> Job | None:
     """Return the running job of a sweep; None if no job of a sweep is running."""
     hydra = HydraConfig.get()
+    # Hydra sets the number of a job only when the job starts.
     if hydra.mode != RunMode.MULTIRUN or OmegaConf.is_missing(hydra.job, "num"):
         return None
     is_search = hydra.sweeper.get("_target_") == SEARCH_SWEEPER
@@ -125,6 +127,7 @@ def get_job() -> Job | None:
         sweep_dir=Path(hydra.sweep.dir),
         number=hydra.job.num,
         overrides=[o for o in hydra.overrides.task if not o.startswith(OUTPUT_KEYS)],
+        # The joblib launcher has this option.
         parallel=hydra.launcher.get("n_jobs", 1) != 1,
         pruner=hydra.sweeper.pruner if is_search else None,
     )
@@ -147,6 +150,7 @@ def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
 
 def _check_restarts(cfg: DictConfig) -> None:
     """Raise UserError if a run that torchrun restarts would not find its output folder."""
+    # The config is not resolved here, so that the interpolation of the time is still visible.
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
     restarts = torchrun.max_restarts()
     if restarts and "${now:" in folder:
@@ -201,6 +205,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         return [f"{path}._target_: cannot import '{node['_target_']}': {error}"]
     keys = [k for k in node if not k.startswith("_")]
     parameters = inspect.signature(target).parameters
+    # A function with **kwargs accepts any option.
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     errors = [
         f"unknown option '{path}.{key}': {suggest_name(key, parameters)}"
@@ -209,6 +214,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
     ]
     for flag in ("_partial_", "_recursive_"):
         errors += _check_value(f"{path}.{flag}", node.get(flag, False), bool)
+    # A partial node gets its other arguments when it is called.
     if not node.get("_partial_"):
         errors += [
             f"option '{path}.{name}' is missing"
@@ -225,6 +231,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         # The node is a dict here and becomes a callable only when it is instantiated.
         if is_node and "Callable" in str(hints.get(key)):
             continue
+        # Only the annotations of this package are written for config values.
         if key in hints and target.__module__.startswith("kinopoisk_ft"):
             errors += _check_value(f"{path}.{key}", node[key], hints[key])
     return errors
@@ -236,6 +243,7 @@ def _get_type_hints(target: Any) -> dict[str, Any]:
         function = function.func
     try:
         return typing.get_type_hints(function)
+    # Annotations may name types that are imported only under TYPE_CHECKING.
     except (NameError, TypeError):
         return {}
 
@@ -245,6 +253,7 @@ def _check_value(path: str, value: Any, hint: Any) -> list[str]:
     try:
         # Strict mode does not accept "1" as an int, or 1 as a bool.
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(strict=True))
+    # Pydantic has no schema for types such as Tensor.
     except (PydanticSchemaGenerationError, PydanticUserError):
         return []
     try:

@@ -72,6 +72,7 @@ class Predictor:
         if self._estimator is not None and texts:
             cut = [self._preprocessing.cut(text) for text in self._clean(texts)]
             return self._estimator.predict_proba(cut)
+        # As in training, logits are fp32 and probabilities fp64.
         result: np.ndarray = torch.softmax(self.logits(texts).double(), dim=1).numpy()
         return result
 

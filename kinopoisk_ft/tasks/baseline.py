@@ -1,4 +1,4 @@
-"""Fit the baseline and score it on the test set once."""
+"""Fit the TF-IDF baseline and score it once on the test split."""
 
 from __future__ import annotations
 
@@ -23,45 +23,48 @@ from kinopoisk_ft.training.distributed.processes import world_size
 
 
 def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
-    """Fit TF-IDF and logistic regression on the train split and save it."""
+    """Fit TF-IDF and logistic regression on the train split, score and save them."""
     adapter, trainer, data = inputs.adapter, inputs.trainer, inputs.data
-    trainer.refuse_balance("the TF-IDF baseline has weights of its own: model.class_weight")
+    trainer.refuse_balance("the TF-IDF baseline has its own option, model.class_weight")
     if adapter.freezes or adapter.needs_saved_base:
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
     if world_size() > 1:
         raise UserError(
-            "the TF-IDF baseline is fitted in one process", fix="start it without torchrun"
+            "the TF-IDF baseline cannot be fitted in several processes",
+            where="torchrun",
+            fix="start the run without torchrun",
         )
     device = torch.device("cpu")
     reset_peak_memory(device)
     clock = Clock()
-    how, classes = data.preprocessing, len(data.class_names)
-    train, val, test = (how.texts(part["text"]) for part in (data.train, data.val, data.test))
+    preprocessing, classes = data.preprocessing, len(data.class_names)
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    texts = {name: preprocessing.texts(split["text"]) for name, split in splits.items()}
     with clock.section("train"):
-        recipe.fit_texts(train, data.train["label"].to_numpy(), classes)
+        recipe.fit_texts(texts["train"], data.train["label"].to_numpy(), classes)
     with clock.section("val"):
-        validation, val_scores = _score(recipe, val, data.val["label"].to_numpy())
+        validation, val_scores = _score(recipe, texts["val"], data.val["label"].to_numpy())
     with clock.section("eval"):
-        probabilities, test_scores = _score(recipe, test, data.test["label"].to_numpy())
+        probabilities, test_scores = _score(recipe, texts["test"], data.test["label"].to_numpy())
     with clock.section("save"):
-        # It reads words, not tokens, so that no number of tokens says how many.
-        card = Card("tfidf", list(data.class_names), **{**asdict(how), "max_length": 0})
+        # The baseline reads words instead of tokens, so a limit in tokens has no meaning for it.
+        card = Card("tfidf", list(data.class_names), **{**asdict(preprocessing), "max_length": 0})
         with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)
-    whole = {name: _characters(getattr(data, name)["text"]) for name in ("train", "val", "test")}
-    read = {"train": _characters(train), "val": _characters(val), "test": _characters(test)}
+    whole = {name: _count_characters(split["text"]) for name, split in splits.items()}
+    read = {name: _count_characters(texts[name]) for name in splits}
     return Fitted(
-        probabilities=probabilities,
-        validation=validation,
-        loss=test_scores["loss"],
+        test_probabilities=probabilities,
+        val_probabilities=validation,
+        test_loss=test_scores["loss"],
         objective=val_scores[trainer.best_metric],
-        trainable=recipe.parameters,
-        total=recipe.parameters,
+        trainable_parameters=recipe.parameters,
+        total_parameters=recipe.parameters,
         seconds=dict(clock.seconds),
-        tokens=0,
+        train_tokens=0,
         peak_memory_mb=peak_memory_mb(device),
         device="cpu",
         precision="fp64",
@@ -69,12 +72,12 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
         truncated={
             name: compute_truncated_share(whole[name], read[name]) for name in ("val", "test")
         },
-        read_before=Overlap(0, len(test)),
+        pretraining_overlap=Overlap(0, len(data.test)),
         history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
     )
 
 
-def _characters(texts: Iterable[str]) -> list[int]:
+def _count_characters(texts: Iterable[str]) -> list[int]:
     return [len(text) for text in texts]
 
 

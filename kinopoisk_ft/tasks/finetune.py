@@ -1,4 +1,4 @@
-"""The task `finetune`: train a classifier, and score it once on the test split."""
+"""Run the task `finetune`: train a classifier and score it once on the test split."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from kinopoisk_ft.training.distributed.processes import is_main, main_first
 
 
 def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
-    """Train a classifier on the train split, choose by validation, score once on the test split.
+    """Train on the train split, select weights by validation, and score once on the test split.
 
-    The result is rank 0's; None where another process takes part.
+    Returns:
+        The result in rank 0, None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
     with main_first():
@@ -37,17 +38,17 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 @dataclass(frozen=True)
 class ClassifierTrainer:
-    """The ways to train that a recipe chooses from, see `models.network.Trainer`."""
+    """Offer a model's recipe the ways to train that it can choose, see `models.network.Trainer`."""
 
     inputs: FitInputs
 
     def fit_network(self, recipe: ModelRecipe) -> Fitted:
-        """Train by gradient descent on batches of tokens."""
+        """Train a network by gradient descent on batches of tokens."""
         # TF-IDF needs neither PEFT nor transformers, which take seconds to import.
         from kinopoisk_ft.tasks.fit_network import fit_network
 
         return fit_network(recipe, self.inputs)
 
     def fit_estimator(self, recipe: Tfidf) -> Fitted:
-        """Fit on whole texts."""
+        """Fit an estimator on whole texts."""
         return fit_baseline(recipe, self.inputs)

@@ -1,4 +1,4 @@
-"""Train a network and score it once on the test set."""
+"""Train a network, test it once and save it."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ log = logging.getLogger(__name__)
 
 
 def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
-    """Tokenize, build, adapt, train, restore the best weights, test, save the model folder."""
+    """Tokenize, build, adapt, train, restore the best weights, test, and save the model folder."""
     trainer, data = inputs.trainer, inputs.data
     checkpoints, model_dir = inputs.out_dir / CHECKPOINTS, inputs.out_dir / "model"
     precision, clock = trainer.open(checkpoints)
     reset_peak_memory(precision.device)
+    # Rank 0 downloads and tokenizes first; the other ranks then read its caches.
     with clock.section("tokenize"), main_first():
         tokenizer = recipe.load_tokenizer(data.preprocessing.texts(data.train["text"]))
     with clock.section("build"), main_first():
         network = recipe.build(data.class_names, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
-        adapted = _adapt(inputs.adapter, network, model_dir)
+        adapted = _apply_adapter(inputs.adapter, network, model_dir)
     if adapted.targets:
         inputs.tracker.tags({"adapter_targets": adapted.targets})
-    read_before = _read_before(network, data)
+    overlap = _measure_pretraining_overlap(network, data)
     with clock.section("tokenize"), main_first():
-        parts, tokens = _examples(data, tokenizer)
+        parts, tokens = _tokenize_splits(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
-    make_objective, parts = _above_frozen(
+    make_objective, parts = _cache_frozen_layers(
         trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, inputs.tracker
     )
     weights = None
@@ -67,54 +68,59 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         adapted.module, objective, parts["train"], parts["val"],
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
         recorder=inputs.tracker, folder=checkpoints,
-        about=identity(data, parts["train"], parts["val"]),
+        about=digest_inputs(data, parts["train"], parts["val"]),
     )  # fmt: skip
     with clock.section("eval"):
-        # Cross-entropy without weights, so that losses on test can be compared, whatever the loss
-        # in training.
+        # The test loss is cross-entropy without class weights, so that it can be compared between
+        # runs that train with different losses.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
+    # Saving the model must not count as memory of training.
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
-        _save(network, adapted, tokenizer, inputs)
+        _save_model(network, adapted, tokenizer, inputs)
     trainable, total = count_parameters(adapted.module)
     return Fitted(
-        probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
-        validation=torch.softmax(state.best_outputs.double(), dim=1).numpy(),
-        loss=tested.scores["loss"],
+        test_probabilities=torch.softmax(tested.outputs.double(), dim=1).numpy(),
+        val_probabilities=torch.softmax(state.best_outputs.double(), dim=1).numpy(),
+        test_loss=tested.scores["loss"],
         objective=state.best_score,
-        trainable=trainable,
-        total=total,
+        trainable_parameters=trainable,
+        total_parameters=total,
         seconds=dict(clock.seconds),
-        tokens=state.tokens,
+        train_tokens=state.tokens,
         peak_memory_mb=peak,
         device=str(precision.device),
         precision=precision.kind,
         seen=sum((part.seen for part in tokens.values()), TextCoverage()),
         truncated={name: tokens[name].truncated for name in ("val", "test")},
-        read_before=read_before,
+        pretraining_overlap=overlap,
         history=state.history,
     )
 
 
-def _read_before(network: Network, data: DataSplit) -> Overlap | None:
-    """Return which test reviews the base was pretrained on, and warn where there are any."""
-    found = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
-    if found is None:
-        log.info("whether the base was pretrained on test reviews is unknown: it has no record")
-    elif found.shared:
-        told = "the base was pretrained on %d of the %d test reviews: its scores may be flattered"
-        log.warning(told, found.shared, found.total)
-    return found
+def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
+    """Count the test reviews that the base was pretrained on; warn if there are any.
+
+    Returns:
+        None if the base has no record of its pretraining texts.
+    """
+    overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
+    if overlap is None:
+        log.info("the base has no record of its pretraining texts, which may include test reviews")
+    elif overlap.shared:
+        message = "the base was pretrained on %d of the %d test reviews: scores may be too high"
+        log.warning(message, overlap.shared, overlap.total)
+    return overlap
 
 
-def identity(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
-    """Return digests of what a checkpoint was trained on, to be compared when it is read."""
+def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
+    """Return digests of the training inputs, which a checkpoint must share to be resumed."""
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
 
 
-def _save(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:
-    """Write the model folder, whole, whatever part of the model each process keeps."""
+def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:
+    """Gather the model if it is sharded, and write the model folder in rank 0."""
     gather_model(adapted.module)
     if is_main():
         data = inputs.data
@@ -125,8 +131,10 @@ def _save(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs)
             save_network(network, adapted, tokenizer, card, part)
 
 
-def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], dict[str, Tokens]]:
-    """Tokenize the three parts; returns them as the loop reads them, and their tokens."""
+def _tokenize_splits(
+    data: DataSplit, tokenizer: Any
+) -> tuple[dict[str, Examples], dict[str, Tokens]]:
+    """Tokenize the three splits; return the examples for training, and the tokens, by split."""
     frames = {"train": data.train, "val": data.val, "test": data.test}
     tokens = {
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
@@ -139,7 +147,7 @@ def _examples(data: DataSplit, tokenizer: Any) -> tuple[dict[str, Examples], dic
     return examples, tokens
 
 
-def _above_frozen(
+def _cache_frozen_layers(
     trainer: Trainer,
     network: Network,
     adapted: Adapted,
@@ -149,10 +157,16 @@ def _above_frozen(
     clock: Clock,
     tracker: Tracker,
 ) -> tuple[Callable[..., Classification], dict[str, Examples]]:
-    """Return how to make the objective, and what it reads: ids, or what frozen layers give."""
+    """Run the frozen layers once and cache their activations, if `trainer.prefix_cache` is on.
+
+    Returns:
+        A function that makes the objective, and the examples that the objective reads: token ids,
+        or cached activations.
+    """
     if trainer.prefix_cache == "off":
         return partial(Classification, pad_id), parts
-    rows = min(trainer.batch_size, trainer.eval_batch_size)  # no more memory than steps take
+    # Building the cache then takes no more memory than training and evaluation.
+    rows = min(trainer.batch_size, trainer.eval_batch_size)
     cache = PrefixCache(trainer.prefix_cache, pad_id, precision, rows)
     with clock.section("prefix"):
         cached = cache.apply(network, adapted.module, parts)
@@ -160,10 +174,14 @@ def _above_frozen(
     return cached.make_objective, {**cached.parts}
 
 
-def _adapt(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
-    """Apply an adapter; a base with a random start is saved first: nothing else has it."""
+def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
+    """Apply an adapter to a network.
+
+    A base with random weights is saved first if the adapter's files refer to it, because it cannot
+    be downloaded.
+    """
     if network.base is None and getattr(adapter, "freezes", True):
-        log.warning("the base has random weights: what the adapter freezes has learnt nothing")
+        log.warning("the base has random weights: the layers that the adapter freezes stay random")
     if network.base is None and getattr(adapter, "needs_saved_base", False):
         save_base(network, model_dir)
     adapted = adapter.apply(network)

@@ -1,4 +1,4 @@
-"""All that training a classifier needs besides the recipe of the model."""
+"""Collect everything that training a classifier needs besides the model's recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kinopoisk_ft.training.loop import Trainer
 
 @dataclass(frozen=True)
 class FitInputs:
-    """The inputs of one fit.
+    """Hold the inputs of one fit.
 
     Args:
-        out_dir: the run's folder; the model goes into its folder `model`.
-        options: the group `model` as plain values, from which a saved network is built again.
+        out_dir: the run's folder; the model is saved in its subfolder `model`.
+        options: the config group `model` as plain values; a saved network is rebuilt from them.
     """
 
     adapter: Adapter

@@ -1,4 +1,4 @@
-"""The task `pretrain`: make a base from texts alone."""
+"""Run the task `pretrain`: train a base model on unlabelled texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.run_folder import CHECKPOINTS
-from kinopoisk_ft.tasks.fit_network import identity
+from kinopoisk_ft.tasks.fit_network import digest_inputs
 from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
@@ -31,12 +31,19 @@ from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 def pretrain(
     cfg: Any, tracker: Tracker, run_id: str, out_dir: Path, *, mask_share: float, save_to: str
 ) -> Result:
-    """Train a language model on the texts of train and validation; the test split is not read."""
+    """Train a language model on the train split, and save it as a base for other runs.
+
+    The validation split chooses the best weights; the test split is not used.
+
+    Args:
+        mask_share: fraction of the tokens to predict, for models with a mask token.
+        save_to: folder for the base; `model.name` takes it.
+    """
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     recipe.check_pretraining()
     if trainer.prefix_cache != "off":
         raise UserError(
-            "pretraining trains every layer: none can be run once and kept",
+            "pretraining trains every layer, so there are no frozen layers to cache",
             where="trainer.prefix_cache",
             fix="use trainer.prefix_cache=off",
         )
@@ -45,13 +52,13 @@ def pretrain(
         data: DataSplit = instantiate(cfg.data).load()
     checkpoints = out_dir / CHECKPOINTS
     precision, clock = trainer.open(checkpoints)
-    how = data.preprocessing
+    preprocessing = data.preprocessing
     with main_first():
-        tokenizer = recipe.load_tokenizer([how.cut(text) for text in data.train["text"]])
+        tokenizer = recipe.load_tokenizer([preprocessing.cut(text) for text in data.train["text"]])
         network = recipe.build_lm(tokenizer)
-        check_length(how.max_length, network.max_positions)
+        check_length(preprocessing.max_length, network.max_positions)
         train, val = (
-            Examples(tokenize(part["text"].tolist(), tokenizer, how).input_ids)
+            Examples(tokenize(part["text"].tolist(), tokenizer, preprocessing).input_ids)
             for part in (data.train, data.val)
         )
     log_example(train.input_ids[0], tokenizer)
@@ -60,16 +67,17 @@ def pretrain(
     state = trainer.fit(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
         precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
-        about=identity(data, train, val),
+        about=digest_inputs(data, train, val),
     )  # fmt: skip
     folder = Path(save_to).absolute()
     gather_model(network.module)
     if is_main():
+        # The record includes the validation texts, because they chose the weights.
         texts = itertools.chain(data.train["text"], data.val["text"])
-        read = PretrainingTexts.of(network.base).add(texts)
+        record = PretrainingTexts.of(network.base).add(texts)
         with write_folder_atomically(folder, "config.json") as part:
             save_language_model(network, tokenizer, part)
-            read.write(part)
+            record.write(part)
         write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(
@@ -85,7 +93,7 @@ def pretrain(
 
 
 def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> LanguageModel:
-    """Return masked-token prediction where the tokenizer has a mask, else next-token."""
+    """Make the objective: predict masked tokens if there is a mask token, or else next tokens."""
     if tokenizer.mask_token_id is None:
         return LanguageModel(tokenizer.pad_token_id, loss)
     special, size = tokenizer.all_special_ids, len(tokenizer)

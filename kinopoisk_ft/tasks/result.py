@@ -1,4 +1,4 @@
-"""What a finished run says: one object, printed as a table and written as JSON."""
+"""Hold the result of a run, print it as a table and write it as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.metrics import COUNTED
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one run; times in seconds, memory in MiB.
+    """Hold the result of one run; times are in seconds.
 
     Args:
         scores: on the test set, by metric; empty for pretraining.
@@ -36,25 +36,25 @@ class Result:
 
     @classmethod
     def read(cls, text: str) -> Result:
-        """Read the JSON that `as_json` returns, of this or an earlier version."""
+        """Read the JSON text of `as_json`, written by this or an earlier version."""
         values = json.loads(text)
         names = {field.name for field in fields(cls)}
         scores = {key: v for key, v in values.items() if key not in names and v is not None}
         return cls(scores=scores, **{key: v for key, v in values.items() if key in names})
 
     def as_json(self) -> str:
-        """Return one flat JSON object with each metric under its name; null if not measured."""
+        """Return a flat JSON object with each metric under its name, or null if not measured."""
         return json.dumps(self._flat())
 
     def table(self) -> str:
-        """Return the result as aligned lines, and the warning if there is one."""
+        """Format the result as aligned lines, followed by the warning if there is one."""
         shown = {k: v for k, v in self._reported().items() if v not in (None, "")}
         width = max(len(key) for key in shown)
-        lines = [f"  {key:<{width}}  {_format(value)}" for key, value in shown.items()]
+        lines = [f"  {key:<{width}}  {_format_value(value)}" for key, value in shown.items()]
         return "\n".join([*lines, self.warning] if self.warning else lines)
 
     def write(self, file: Path) -> None:
-        """Write one JSON object."""
+        """Write the result to a file as one JSON object."""
         write_atomically(file, json.dumps(self._reported(), indent=2) + "\n")
 
     def _reported(self) -> dict[str, object]:
@@ -66,7 +66,7 @@ class Result:
         return {metric.name: self.scores.get(metric.name) for metric in COUNTED} | rest
 
 
-def _format(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -74,20 +74,33 @@ def _format(value: object) -> str:
 
 @dataclass
 class Fitted:
-    """A trained approach as it did on the test set; times in seconds."""
+    """Hold the predictions and measurements of a trained model.
 
-    probabilities: np.ndarray  # (N, classes), in the order of the test rows
-    validation: np.ndarray  # the same of the validation rows, with the weights that tested
-    loss: float
-    objective: float  # best validation score
-    trainable: int
-    total: int
+    Args:
+        test_probabilities: (N, classes), in the order of the test rows.
+        val_probabilities: (N, classes), in the order of the validation rows, with the weights that
+            are tested.
+        objective: the best validation score.
+        seconds: time by section of the run.
+        train_tokens: tokens of all training batches, without padding; 0 if the model reads words.
+        peak_memory_mb: in MiB; NaN if the system does not record it.
+        truncated: by split (val, test), the fraction of each review that was cut off.
+        pretraining_overlap: test reviews that the base was pretrained on; None if unknown.
+        history: validation metrics by step.
+    """
+
+    test_probabilities: np.ndarray
+    val_probabilities: np.ndarray
+    test_loss: float
+    objective: float
+    trainable_parameters: int
+    total_parameters: int
     seconds: dict[str, float]
-    tokens: int  # real tokens of all training batches
+    train_tokens: int
     peak_memory_mb: float
     device: str
     precision: str
     seen: TextCoverage
-    truncated: dict[str, np.ndarray]  # of val and test, the share of each review that was cut off
-    read_before: Overlap | None  # test reviews that its base was pretrained on, None if unknown
+    truncated: dict[str, np.ndarray]
+    pretraining_overlap: Overlap | None
     history: list[dict[str, float]] = field(default_factory=list)

@@ -19,7 +19,7 @@ import torch
 from places import HELPERS, ROOT
 from windows_child import MODULES, NAMES
 
-from kinopoisk_ft.tasks.record import _peak
+from kinopoisk_ft.tasks.record import _get_peak_memory
 from kinopoisk_ft.training import device, memory
 
 FILES = [*(ROOT / "kinopoisk_ft").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]
@@ -74,7 +74,7 @@ def test_a_peak_that_no_system_records_is_unknown(caplog: pytest.LogCaptureFixtu
     peak = device.peak_memory_mb(torch.device("cpu"))
     assert math.isnan(peak)
     fitted: Any = SimpleNamespace(peak_memory_mb=peak)
-    assert _peak(fitted) == {}
+    assert _get_peak_memory(fitted) == {}
     assert "unknown" in caplog.text
 
 

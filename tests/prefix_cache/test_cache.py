@@ -212,7 +212,7 @@ def test_every_run_records_what_the_cache_cost_to_build(tmp_path: Path) -> None:
     assert all(run.seconds["prefix"] > 0 for run in fitted)
     predictor = Predictor(tmp_path / "second" / "model", "cpu")
     ours = predictor.probabilities(data.test["text"].tolist())
-    np.testing.assert_allclose(fitted[1].probabilities, ours, atol=1e-5)
+    np.testing.assert_allclose(fitted[1].test_probabilities, ours, atol=1e-5)
 
 
 def test_report_adds_the_build_time_to_the_times_of_a_run() -> None:

@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.tasks.record import _compare_with_majority
+from kinopoisk_ft.tasks.record import compare_with_majority
 
 TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
 
@@ -28,11 +28,13 @@ TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
 def compared(test: np.ndarray, validation: np.ndarray) -> tuple[str, str]:
     """Return the warning of a model that gives these answers on 100 test and validation rows."""
     one_hot = np.eye(2)
-    fitted: Any = SimpleNamespace(probabilities=one_hot[test], validation=one_hot[validation])
+    fitted: Any = SimpleNamespace(
+        test_probabilities=one_hot[test], val_probabilities=one_hot[validation]
+    )
     part = pd.DataFrame({"label": TEST})
     train = pd.DataFrame({"label": TRAIN})
     data: Any = SimpleNamespace(train=train, val=part, test=part, class_names=("Bad", "Good\x1b"))
-    return _compare_with_majority(fitted, data)
+    return compare_with_majority(fitted, data)
 
 
 def test_the_warning_has_the_scores_of_scikit_learn() -> None:
@@ -41,7 +43,7 @@ def test_the_warning_has_the_scores_of_scikit_learn() -> None:
     warning, parts = compared(usual, TEST)
     assert warning == (
         f"Not above the majority class: f1_weighted {floor:.3f} on test, {floor:.3f} for always "
-        "answering 'Good\ufffd'. This model has not learned; do not compare its score."
+        "predicting 'Good\ufffd'. This model has not learned; do not compare its score."
     )
     assert parts == "test"
     warning, parts = compared(TEST, 1 - TEST)
@@ -78,7 +80,7 @@ def test_a_run_that_has_not_learned_says_so(
     assert len(warned) == (1 if mode == "RUN" else 2)
     assert warned[0].startswith("Not above the majority class: f1_weighted 0.")
     assert warned[0].endswith(
-        "answering 'usual'. This model has not learned; do not compare its score."
+        "predicting 'usual'. This model has not learned; do not compare its score."
     )
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(name)
