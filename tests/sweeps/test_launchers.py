@@ -188,7 +188,7 @@ def test_a_signal_stops_the_jobs_of_joblib(
         (step,) = re.findall(r"stopped by SIG\w+ after step (\d+) of", log.read_text())
         newest = CheckpointFolder(log.parent / "checkpoints").newest()
         assert newest is not None
-        assert newest.plain["step"] == int(step)
+        assert newest.plain["state"]["step"] == int(step)
 
 
 @pytest.mark.slow
