@@ -1,4 +1,4 @@
-"""Trials side by side: they share one study, as many at once as the launcher runs jobs."""
+"""Parallel trials share one study, as many at a time as the launcher runs jobs."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def test_a_signal_is_raised_again_for_the_launcher_after_the_run_is_closed(
         raise Stopped(signal.SIGUSR2)
 
     write_reviews(tmp_path)
-    told: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
     try:
         assert sweep(tmp_path, monkeypatch, stopped) == 143
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert told == [signal.SIGUSR2]
+    assert received == [signal.SIGUSR2]
     shown = capsys.readouterr().out
     assert "jobs: 0 done, 0 skipped, 0 failed, 1 unfinished" in shown
     assert "with the same output_dir to resume" in shown

@@ -1,4 +1,4 @@
-"""Jobs side by side: they lose nothing under any launcher."""
+"""Parallel jobs lose nothing under any launcher."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def assert_one_whole_run(place: Path) -> None:
 
 @pytest.mark.slow
 @needs("submitit_local")
-def test_a_job_that_submitit_warns_is_requeued_and_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_submitit_warns_is_requeued_and_resumes(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=submitit_local", *LONG)
     wait_for(lambda: checkpoint(tmp_path), sweep)
@@ -131,7 +131,7 @@ def test_a_job_that_submitit_warns_is_requeued_and_goes_on(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @needs("ray")
-def test_a_job_that_ray_loses_goes_on_in_another_process(tmp_path: Path) -> None:
+def test_a_job_that_ray_loses_resumes_in_another_process(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=ray", *LONG)
     wait_for(lambda: checkpoint(tmp_path), sweep)
@@ -193,7 +193,7 @@ def test_a_signal_stops_the_jobs_of_joblib(
 
 @pytest.mark.slow
 @needs("ray")
-def test_what_no_machine_of_ray_has_is_told(tmp_path: Path) -> None:
+def test_resources_that_no_machine_of_ray_has_are_refused(tmp_path: Path) -> None:
     write_reviews(tmp_path)
     sweep = start(tmp_path, "hydra/launcher=ray", "hydra.launcher.num_gpus=99")
     err = sweep.communicate()[1]

@@ -1,4 +1,4 @@
-"""Sweeps: what is finished is skipped, and what fails is told."""
+"""Sweeps: finished jobs are skipped, and failures are reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_finished_jobs_are_skipped_and_reported(
     assert "jobs: 1 done, 0 skipped" in capsys.readouterr().out
 
 
-def test_a_failed_job_is_told_and_runs_again(
+def test_a_failed_job_is_reported_and_runs_again(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["tracking.experiment=holes", "tracking.log_model=false", "adapter=lora,none"]
@@ -134,7 +134,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["0,1,2", "0,1,3"])
-def test_a_killed_sweep_that_goes_on_has_all_its_jobs(
+def test_a_killed_sweep_that_resumes_has_all_its_jobs(
     place: Path, capsys: pytest.CaptureFixture[str], seeds: str
 ) -> None:
     name = f"killed{seeds[-1]}"
@@ -220,7 +220,7 @@ def test_pretraining_is_never_skipped() -> None:
     assert jobs._find_finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task)) is None
 
 
-def test_a_parent_of_another_store_is_told(place: Path) -> None:
+def test_a_parent_of_another_store_is_refused(place: Path) -> None:
     uri = f"sqlite:///{place / 'mlflow.db'}"
     tracker = MlflowTracker(uri=uri, artifacts=None, experiment="lost", log_model=False)
     with pytest.raises(UserError, match="parent run nowhere is not in the store of this job"):
