@@ -14,6 +14,7 @@ from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
+from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.saving import save_language_model
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.run_folder import CHECKPOINTS
@@ -72,12 +73,7 @@ def pretrain(
     folder = Path(save_to).absolute()
     gather_model(network.module)
     if is_main():
-        # The record includes the validation texts, because they chose the weights.
-        texts = itertools.chain(data.train["text"], data.val["text"])
-        record = PretrainingTexts.of(network.base).add(texts)
-        with write_folder_atomically(folder, "config.json") as part:
-            save_language_model(network, tokenizer, part)
-            record.write(part)
+        _save_base(network, tokenizer, data, folder)
         write_json(out_dir / "environment.json", describe_environment(precision.device))
     trainable, total = count_parameters(network.module)
     return Result(
@@ -90,6 +86,18 @@ def pretrain(
         model_dir=str(folder),
         objective=state.best_score,
     )
+
+
+def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) -> None:
+    """Save the base, and a record of its training texts that later runs compare with test reviews.
+
+    The record includes the validation texts, because they chose the weights.
+    """
+    texts = itertools.chain(data.train["text"], data.val["text"])
+    record = PretrainingTexts.of(network.base).add(texts)
+    with write_folder_atomically(folder, "config.json") as part:
+        save_language_model(network, tokenizer, part)
+        record.write(part)
 
 
 def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> LanguageModel:

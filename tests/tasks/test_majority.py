@@ -20,7 +20,7 @@ from sklearn.metrics import f1_score
 
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.tasks.record import compare_with_majority
+from kinopoisk_ft.tasks.record import _compare_with_majority
 
 TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
 
@@ -34,7 +34,7 @@ def compared(test: np.ndarray, validation: np.ndarray) -> tuple[str, str]:
     part = pd.DataFrame({"label": TEST})
     train = pd.DataFrame({"label": TRAIN})
     data: Any = SimpleNamespace(train=train, val=part, test=part, class_names=("Bad", "Good\x1b"))
-    return compare_with_majority(fitted, data)
+    return _compare_with_majority(fitted, data)
 
 
 def test_the_warning_has_the_scores_of_scikit_learn() -> None:
