@@ -72,7 +72,7 @@ MISTAKES = [
     (["model=tfidf", "data.folds=5"], "from 0 to 4"),
     (["model=tfidf", "trainer.class_weights=balanced"], "model.class_weight"),
     ([*BERT, "data.truncation=haed"], "did you mean 'head'?"),
-    ([*BERT, "data.max_length=2"], "no room beside 2 special tokens"),
+    ([*BERT, "data.max_length=2"], "leaves no token for the text"),
     ([*BERT, "trainer.device=cuda"], "not available on this machine"),
     (["model=bert"], "model.name=<folder>"),
     (["model=tfidf", "data=kinopoisk", "data.path=null"], "data=demo"),
