@@ -1,4 +1,4 @@
-"""Home folders in which nothing can be written: runs go on, and say so once."""
+"""Test that runs work with an unwritable home folder, and warn once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VARIABLES = (CACHE_VARIABLE, *LIBRARY_VARIABLES)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder that is there and can be written; variables that move caches are not set."""
+    """Set up a writable home folder, without variables that move caches."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (*VARIABLES, "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")  # so that what is set here is taken back
@@ -70,10 +70,8 @@ def test_a_named_cache_needs_no_home(home: Path, monkeypatch: pytest.MonkeyPatch
     assert get_cache_dir() == home / "mine"
 
 
-def test_a_library_keeps_the_cache_that_it_can_read(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Models on a disk that is read only are found there."""
+def test_a_library_keeps_a_readable_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models on a read-only disk are found there."""
     (home / ".cache" / "huggingface").mkdir(parents=True)
     refusal = caches._find_write_error
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Outputs that are closed, full, unread, or of an encoding that lacks what is printed."""
+"""Test outputs that are closed, full, not read, or in an encoding that lacks characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is built in several steps and killed at any of them: read whole, or not at all."""
+"""Test that files written in several steps are complete or ignored after a kill at any step."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def fill(folder: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("before", ["old", None])
-def test_a_folder_is_whole_or_lacks_what_readers_look_for(
-    tmp_path: Path, before: str | None
-) -> None:
+def test_a_folder_is_complete_or_lacks_its_last_file(tmp_path: Path, before: str | None) -> None:
     seen = set()
     for moment in range(20):
         folder = tmp_path / str(moment) / "model"
@@ -70,7 +68,7 @@ def test_a_small_file_has_the_old_content_or_the_new(tmp_path: Path) -> None:
         assert file.read_text() == expected
 
 
-def test_a_search_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+def test_a_search_continues_after_a_truncated_line(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     study = open_study(tmp_path, None, "maximize")
     study.set_user_attr("about", 1)
@@ -91,8 +89,8 @@ def test_temporary_folders_of_killed_reports_are_deleted(tmp_path: Path) -> None
     assert [folder.name for folder in tmp_path.iterdir()] == [f"{output.PREFIX}written"]
 
 
-def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: Path) -> None:
-    """It is in the store, and the run's folder does not say yet that it is to be finished."""
+def test_a_run_that_was_killed_before_it_could_be_resumed_is_closed(tmp_path: Path) -> None:
+    """The run is in the store, but its folder does not have the record of an unfinished run yet."""
     uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "run"
     killed = tracker(uri)
     run_id = killed.start("one", {}, {}, folder=folder)
@@ -108,7 +106,7 @@ def test_a_run_that_was_killed_before_it_was_to_be_resumed_is_closed(tmp_path: P
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
 
 
-def test_killed_runs_that_no_store_has_are_closed_too(tmp_path: Path) -> None:
+def test_killed_runs_outside_any_store_are_closed_too(tmp_path: Path) -> None:
     killed = offline()
     killed.start("one", {}, {}, folder=tmp_path)
     killed._log.close()

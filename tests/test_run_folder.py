@@ -1,4 +1,4 @@
-"""Who may train in a folder, and whether a run goes on there."""
+"""Test the lock of a run's folder, and when a run is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = {"seed": 1, "resume": "auto"}
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.0)
 
 
@@ -33,8 +33,8 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_from_before_losses_could_be_chosen_goes_on(tmp_path: Path) -> None:
-    """It trained with cross-entropy, and is no run with another loss."""
+def test_a_run_without_a_configurable_loss_is_resumed(tmp_path: Path) -> None:
+    """Such a run trained with cross-entropy, so it is not resumed with another loss."""
     RunFolder(tmp_path, {**CONFIG, "trainer": {"lr": 0.1}}).mark_started("old run")
     (tmp_path / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
 
@@ -48,7 +48,7 @@ def test_a_run_from_before_losses_could_be_chosen_goes_on(tmp_path: Path) -> Non
         now("focal").find_run()
 
 
-def test_where_files_cannot_be_locked_a_run_goes_on(
+def test_a_run_continues_if_files_cannot_be_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -59,10 +59,10 @@ def test_where_files_cannot_be_locked_a_run_goes_on(
         assert "does not appear to support flock" in caplog.text
 
 
-def test_the_command_waits_for_no_work_that_it_would_spoil(
+def test_the_command_fails_before_it_starts_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor for a result that it could not write: both are told before anything is done."""
+    """A locked folder and an unwritable result file are both reported before the run starts."""
     monkeypatch.chdir(tmp_path)
     args = ["experiment=demo_tfidf", "tracking=none", "output_dir=run"]
     with RunFolder(tmp_path / "run", CONFIG).lock():
@@ -80,7 +80,7 @@ def test_the_command_waits_for_no_work_that_it_would_spoil(
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/model/model.safetensors"),
     SafetensorError("I/O error: No space left on device (os error 28)"),
 ])  # fmt: skip
-def test_a_disk_that_fills_up_anywhere_is_told(
+def test_a_full_disk_is_reported(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -104,7 +104,7 @@ def command(args: list[str]) -> int:
         return int(stop.code or 0)
 
 
-def test_config_decides_whether_a_run_goes_on(tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_with_the_same_config(tmp_path: Path) -> None:
     config = {"seed": 7, "resume": "auto", "trainer": {"lr": 0.1}, "output_dir": "a"}
     assert RunFolder(tmp_path, config).find_run() is None
     RunFolder(tmp_path, config).mark_started("id")

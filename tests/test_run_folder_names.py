@@ -1,4 +1,4 @@
-"""Names of folders that no file system takes are told before any job runs."""
+"""Test that folder names that are too long are reported before any job runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinopoisk_ft.run_folder import MAX_NAME
 DIRNAME = "hydra.sweep.subdir=${hydra.job.override_dirname}"
 
 
-def test_the_limit_is_that_of_this_file_system(tmp_path: Path) -> None:
+def test_the_limit_holds_on_this_file_system(tmp_path: Path) -> None:
     (tmp_path / ("x" * MAX_NAME)).mkdir()
     with pytest.raises(OSError, match="too long") as caught:
         (tmp_path / ("д" * (MAX_NAME // 2 + 1))).mkdir()
@@ -38,7 +38,7 @@ def test_a_long_output_dir_is_refused(
 
 
 @pytest.mark.parametrize("mode", [[], ["-m", "seed=1,2"]], ids=["run", "sweep"])
-def test_a_folder_that_cannot_be_made_is_told(
+def test_a_folder_that_cannot_be_created_is_reported(
     mode: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "file").touch()
@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_made_is_told(
     assert "Traceback" not in error
 
 
-def test_a_sweep_whose_jobs_would_have_long_names_does_not_begin(
+def test_a_sweep_with_long_job_names_does_not_start(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = f"data.text_column=text,{'x' * 200}"
@@ -61,7 +61,7 @@ def test_a_sweep_whose_jobs_would_have_long_names_does_not_begin(
 
 
 @pytest.mark.slow
-def test_names_without_the_long_override_are_made(place: Path) -> None:
+def test_names_without_the_long_override_are_valid(place: Path) -> None:
     long = "data.path=" + "./" * 150 + "reviews.jsonl"
     keys = "[data.path,data,data.text_column,data.label_column]"
     short = f"hydra.job.config.override_dirname.exclude_keys={keys}"
@@ -71,6 +71,6 @@ def test_names_without_the_long_override_are_made(place: Path) -> None:
     assert all("seed=" in name for name in made)
 
 
-def test_a_long_text_in_a_config_is_no_file() -> None:
+def test_a_long_text_in_a_config_is_not_a_file() -> None:
     groups = {"model": {"name": "x" * 300}, "adapter": {}, "data": {"text_column": "y" * 5000}}
     assert _find_files(groups) == set()

@@ -1,4 +1,4 @@
-"""When two dates, names or texts count as the same."""
+"""Test when two dates, names or texts count as equal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_names_of_films(one: str, other: str, same: bool) -> None:
         max_size=30,
     )
 )
-def test_linked_rows_are_the_connected_ones(rows: list[tuple[int | None, int | None]]) -> None:
+def test_linked_rows_are_connected_components(rows: list[tuple[int | None, int | None]]) -> None:
     groups = group_linked_rows([a for a, _ in rows], [b for _, b in rows])
     expected = list(range(len(rows)))
     for _ in rows:  # spread the least number until nothing moves
@@ -94,7 +94,7 @@ def test_near_duplicates() -> None:
         (LONG + " :)", LONG + " :(", True),
     ],
 )  # fmt: skip
-def test_short_texts_are_compared_with_their_signs(one: str, other: str, same: bool) -> None:
+def test_short_texts_are_compared_with_punctuation(one: str, other: str, same: bool) -> None:
     first, second = group_near_duplicates([one, other])
     assert bool(first == second) is same
 
@@ -106,7 +106,7 @@ def letters_only(text: str) -> tuple[str, str]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(st.sampled_from("аёЁ :)👍й\u0306"), max_size=6), min_size=2, max_size=6))
-def test_long_texts_are_compared_by_letters_alone(pieces: list[str]) -> None:
+def test_long_texts_are_compared_by_letters_only(pieces: list[str]) -> None:
     texts = [f"{piece} {LONG}" for piece in pieces] + [f"{LONG} {piece}" for piece in pieces]
     keys = [letters_only(text) for text in texts]
     expected = group_linked_rows([head for head, _ in keys], [tail for _, tail in keys])
@@ -116,8 +116,8 @@ def test_long_texts_are_compared_by_letters_alone(pieces: list[str]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["аё ", "ẞİ", "!?… ", "слово "]), st.integers(1, 150)),
                 min_size=1, max_size=4))  # fmt: skip
-def test_ends_of_texts_are_those_of_the_text_in_letters(pieces: list[tuple[str, int]]) -> None:
-    """Folded as a whole or from its ends, a text has the same first and last letters."""
+def test_folding_the_ends_of_a_text_equals_folding_the_text(pieces: list[tuple[str, int]]) -> None:
+    """The first and last letters are the same for the folded text and for its folded ends."""
     text = "".join(piece * count for piece, count in pieces)
     letters = fold_text(text)
     ends = [letters[:120] or None, letters[-120:] or None]

@@ -1,4 +1,4 @@
-"""The costs on paper: against the sums by hand, and the page's table against the script."""
+"""Test the cost model against hand calculations, and the page's table against the script."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_hours_money_and_messages(costs: ModuleType) -> None:
     assert full["messages % on 64"] == pytest.approx(100 * sent / (hours / 64 + sent))
 
 
-def test_what_is_frozen_costs_a_forward_pass(costs: ModuleType) -> None:
+def test_frozen_layers_cost_a_forward_pass(costs: ModuleType) -> None:
     assert [costs.frozen(share).flops for share in (0, 0.5, 1)] == [2, 4, costs.FULL.flops]
 
 

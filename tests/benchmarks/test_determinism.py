@@ -1,4 +1,4 @@
-"""The benchmark of determinism: it sees what differs, and finds nothing in our kernels on a CPU."""
+"""Test the determinism benchmark: it detects differences, and finds none in the CPU kernels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return determinism
 
 
-def test_a_gradient_that_differs_is_seen(script: ModuleType) -> None:
+def test_a_different_gradient_is_detected(script: ModuleType) -> None:
     passes = iter([[1.0, 4.0], [1.0, 4.5], [1.0, 3.0]])
     found = script.differences(lambda: [torch.tensor([x, -8.0]) for x in next(passes)], 3)
     assert found == [0.0, 1 / 8]
 
 
-def test_our_kernels_differ_by_nothing_on_a_cpu(script: ModuleType) -> None:
+def test_cpu_kernels_are_deterministic(script: ModuleType) -> None:
     names, backward = script.of_scan(16, CPU)
     assert script.differences(backward, 3) == [0.0] * len(names)
 
@@ -55,7 +55,7 @@ def test_parts_of_blocks_make_up_the_gradients(script: ModuleType) -> None:
     assert parts.keys() == {"A", "B", "C", "D"}
 
 
-def test_trainings_part_by_the_disturbance_alone(script: ModuleType) -> None:
+def test_runs_differ_only_by_the_disturbance(script: ModuleType) -> None:
     for disturbance, apart in ((0.0, False), (1e-2, True)):
         last = script.of_training(8, 10, disturbance)[-1]
         assert (last["losses differ by"] > 0, last["weights differ by"] > 0) == (apart, apart)

@@ -1,4 +1,4 @@
-"""The doctor: what it finds on this machine, and on ones where a part is missing or broken."""
+"""Test the doctor on this machine, and on simulated ones with missing or broken parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Return the exit code and what was printed."""
+    """Run the doctor; return its exit code and its output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = doctor.main(list(args))
     return code, out.getvalue()
@@ -48,7 +48,7 @@ def look(section: str) -> dict[str, Finding]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder without a store."""
+    """Change to a working folder without a store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
@@ -58,7 +58,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *sections: str) -> None:
     monkeypatch.setattr(doctor, "SECTIONS", {name: doctor.SECTIONS[name] for name in sections})
 
 
-def test_json_tells_all(here: Path) -> None:
+def test_json_has_all_findings(here: Path) -> None:
     code, printed = run("--json")
     report: dict[str, Any] = json.loads(printed)
     assert (code, report["ok"]) == (0, True)
@@ -185,7 +185,9 @@ def test_kernel_that_auto_takes_untested_is_needed(monkeypatch: pytest.MonkeyPat
     assert printed.splitlines()[-1] == "needed but not working: causal_conv1d: numba"
 
 
-def test_section_that_cannot_be_imported_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_that_cannot_be_imported_does_not_break_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     only(monkeypatch, "attention", "precision")
     monkeypatch.setitem(sys.modules, "kinopoisk_ft.checks.attention", None)
     code, printed = run()
@@ -195,7 +197,7 @@ def test_section_that_cannot_be_imported_spoils_no_other(monkeypatch: pytest.Mon
     assert "trainer.precision=auto" in printed
 
 
-def test_kernels_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_cache, "CACHED", False)
     found = look("memory")["kernel cache"]
     assert found.state == "broken"

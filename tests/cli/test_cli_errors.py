@@ -1,4 +1,4 @@
-"""Mistakes on the command line and runs that fail: each told in one message, and recorded."""
+"""Test that mistakes and failed runs give one message each, and that failures are recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_failed_job_is_recorded_and_the_others_run(
     assert "UserError" in trace
 
 
-def test_a_disk_that_takes_no_traceback_leaves_no_run_open(
+def test_a_failed_run_is_closed_even_if_its_traceback_cannot_be_written(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_text

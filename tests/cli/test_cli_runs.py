@@ -1,4 +1,4 @@
-"""Runs from the command line: their results, what the store has of them, and predictions."""
+"""Test runs from the command line: results, records in the store, and predictions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 @pytest.fixture(scope="module")
 def finished(place: Path) -> dict[str, object]:
-    """The result of one whole run with the store, through a new process."""
+    """Return the result of one complete run with a store, in a new process."""
     env = {**os.environ, "KINOPOISK_FT_CACHE": str(place / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "kinopoisk_ft", *DATA, *SMALL, *BERT, "adapter=lora",
@@ -76,7 +76,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     assert metrics["test_nll"] == pytest.approx(metrics["test_loss"], rel=1e-5)
 
 
-def test_temperature_is_fitted_on_the_kept_validation(
+def test_temperature_is_fitted_on_the_recorded_validation_predictions(
     finished: dict[str, object], place: Path
 ) -> None:
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
@@ -117,10 +117,10 @@ def test_predictions_agree_everywhere(
     assert served["label"][0] in capsys.readouterr().out
 
 
-def test_options_of_data_reach_run_and_prediction(
+def test_data_options_apply_to_training_and_prediction(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By film, without grades, cut at both ends, balanced: trained, recorded and served alike."""
+    """Training, records and predictions use the same split, truncation and stripping."""
     texts, labels = tiny.reviews(80, seed=5)
     pd.DataFrame({"text": [f"{t} {i}. {9 if x else 2} из 10" for i, (t, x) in
                            enumerate(zip(texts, labels, strict=True))],
@@ -172,7 +172,7 @@ def test_sweep_is_one_parent_with_children(place: Path) -> None:
     }
 
 
-def test_predict_tells_its_mistakes(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+def test_predict_reports_mistakes(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     pd.DataFrame({"text": ["хорошо", " "]}).to_csv("gap.csv", index=False)
     pd.DataFrame({"text": ["хорошо"], "predicted_label": ["Bad"]}).to_csv("again.csv", index=False)
     cases = [

@@ -1,4 +1,4 @@
-"""Stores, checkpoints and data sets from elsewhere are data: none runs code or leads out.
+"""Test that stores, checkpoints and data sets from other people cannot run code or escape a folder.
 
 Each attack, if it succeeded, would leave a marker file.
 """
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("nobody_answers")
 
 @pytest.fixture
 def store(tmp_path: Path) -> tuple[str, MlflowClient, str]:
-    """A store on disk: its address, a client and the id of a run."""
+    """Create a store on disk; return its address, a client and the id of a run."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     home = client.create_experiment("runs", (tmp_path / "artifacts").as_uri())
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> tuple[str, MlflowClient, str]:
 def test_predict_runs_nothing_of_a_hostile_run(
     tmp_path: Path, marker: Path, store: tuple[str, MlflowClient, str]
 ) -> None:
-    """MLflow's own loader would run the code and unpickle the model that a run brings."""
+    """MLflow's own loader would run the code of a logged model and unpickle it."""
     uri, _, run_id = store
     (tmp_path / "code.py").write_text(
         f"open({str(marker)!r}, 'w')\nimport mlflow\n"
@@ -71,7 +71,9 @@ def test_predict_runs_nothing_of_a_hostile_run(
     assert not marker.exists()
 
 
-def test_a_run_without_a_model_of_ours_is_told(store: tuple[str, MlflowClient, str]) -> None:
+def test_a_run_without_a_model_of_this_project_is_reported(
+    store: tuple[str, MlflowClient, str],
+) -> None:
     uri, client, run_id = store
     for text in ("[]", "{}", '{"model_dir": 5}', "{", "[" * 100_000,
                  '{"model_dir": "../../etc"}', '{"model_dir": "a\\u0000b"}'):  # fmt: skip
@@ -116,7 +118,7 @@ def test_artifacts_stay_where_they_are_put(tmp_path: Path, marker: Path, name: s
 
 
 def checkpoint(folder: Path, plain: dict[str, Any], **manifest: Any) -> CheckpointFolder:
-    """Return a folder with one checkpoint whose manifest says something else."""
+    """Return a folder with one checkpoint whose manifest is changed."""
     snapshots = CheckpointFolder(folder)
     snapshots.write({"weights.a": torch.zeros(1)}, plain, {})
     change(folder / "checkpoint-000001" / "manifest.json", **manifest)
@@ -147,7 +149,7 @@ def test_odd_checkpoints_are_not_used(tmp_path: Path) -> None:
     assert [folder.name for folder in snapshots.folders()] == ["checkpoint-000001"]
 
 
-def test_odd_notes_of_an_unfinished_run_are_told(tmp_path: Path) -> None:
+def test_a_damaged_record_of_an_unfinished_run_is_reported(tmp_path: Path) -> None:
     for text in ("[" * 100_000, "[]", '{"run_id": "a", "config": {"seed": "b"}}',
                  '{"run_id": "a", "config": 5}', "\0"):  # fmt: skip
         (tmp_path / "unfinished.json").write_text(text)
@@ -155,17 +157,17 @@ def test_odd_notes_of_an_unfinished_run_are_told(tmp_path: Path) -> None:
             read_seed(tmp_path, "auto")
 
 
-def test_the_store_is_shown_to_this_machine_alone() -> None:
+def test_the_store_is_served_to_this_machine_only() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     servers = [line for line in makefile.splitlines() if "mlflow ui" in line]
     assert servers
     assert all("--host 127.0.0.1" in line for line in servers)
 
 
-def test_a_data_set_brings_no_code(
+def test_code_of_a_data_set_is_not_run(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its script and its README, which could name one, are neither fetched nor run."""
+    """Its script, and its README, which could name a script, are neither downloaded nor run."""
     folder = tmp_path / "snapshot"
     folder.mkdir()
     rows = "".join(f"отзыв {i},{'Good' if i % 2 else 'Bad'}\n" for i in range(40))

@@ -1,4 +1,4 @@
-"""The commands that the README promises: make's targets, the wheel, and the demo itself."""
+"""Test the commands in the README: targets of make, the wheel, and the demo."""
 
 from __future__ import annotations
 

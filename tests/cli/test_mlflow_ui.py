@@ -1,4 +1,4 @@
-"""MLflow's own pages, as a browser shows them: they tell of a sweep what the report does."""
+"""Test MLflow's pages of a sweep in a browser: they show the same results as the report."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_runs_are_under_their_sweep_with_the_columns_that_matter(store: Store, s
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {store.sweep}
 
 
-def test_the_sweep_tells_the_answer_and_keeps_the_pictures(store: Store, server: str) -> None:
+def test_the_sweep_shows_the_conclusion_and_the_plots(store: Store, server: str) -> None:
     dom = page(server, f"experiments/{home(store)}/runs/{store.sweep}")
     for part in (
         "Which approach to take",

@@ -1,4 +1,4 @@
-"""Nothing that only POSIX has is needed: the package runs on Windows too."""
+"""Test that the package needs nothing that only POSIX has, so that it runs on Windows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_no_module_needs_what_windows_lacks(file: Path) -> None:
 
 @pytest.fixture
 def no_resource(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system with neither the module nor /proc."""
+    """Simulate a system with neither the module `resource` nor /proc."""
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(device, "_STATUS", Path("/proc/nowhere"))
 

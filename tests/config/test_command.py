@@ -1,4 +1,4 @@
-"""The command that a run records, and the report shows, runs the same job again."""
+"""Test that the command that a run records runs the same job again."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ TWO_FOLDERS = ["experiment=mine", "adapter=other", "hydra.searchpath=[more]"], "
         pytest.param(TWO_FOLDERS, in_a_shell, id="two folders", marks=pytest.mark.slow),
     ],
 )
-def test_the_command_runs_the_same_job(
+def test_command_runs_the_same_job(
     place: Path, monkeypatch: pytest.MonkeyPatch,
     job: tuple[list[str], str], repeat: Callable[[str, Path], None],
 ) -> None:  # fmt: skip
@@ -129,7 +129,9 @@ def test_the_command_runs_the_same_job(
     assert "output_dir" not in command
 
 
-def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_of_a_run_in_several_processes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "kinopoisk_ft.config.command.torchrun", SimpleNamespace(world_size=lambda: 2)
     )
@@ -145,15 +147,15 @@ def test_a_run_of_several_processes(place: Path, monkeypatch: pytest.MonkeyPatch
         st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
     )
 )  # fmt: skip
-def test_overrides_are_read_as_they_were(value: Any) -> None:
+def test_hydra_reads_formatted_overrides_as_the_same_values(value: Any) -> None:
     if isinstance(value, str) and "${" in value:
         return  # no resolved value has it
     read = OverridesParser.create().parse_override(format_override("a.b", value)).value()
     assert (read, type(read)) == (value, type(value))
 
 
-def test_what_else_a_store_says_runs_nothing(place: Path) -> None:
-    """A tag that is no such command is not shown as one, and what follows in one is quoted."""
+def test_other_shell_commands_in_a_store_are_not_shown(place: Path) -> None:
+    """Other commands in the tag are not shown, and shell syntax in it is quoted."""
     assert run("--config-dir", "my configs", "experiment=mine", "output_dir=out") == 0
     (found,) = runs(place)
     tags = found.data.tags

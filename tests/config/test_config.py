@@ -1,4 +1,4 @@
-"""Every config file composes and binds; every typo is told, with the nearest name."""
+"""Test that every config file is valid, and that every typo is reported with the nearest name."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_experiments_are_global(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_study_recipes_to_the_last_number(name: str) -> None:
+def test_study_experiments_have_the_settings_of_the_study(name: str) -> None:
     cfg = plain(compose_config([f"experiment={name}"]))
     lr, epochs, batch_size, max_length = STUDY[name]
     trainer = cfg["trainer"]
@@ -106,7 +106,7 @@ def test_study_keeps_its_rows(name: str) -> None:
     assert data["truncation"] == "head"
 
 
-def test_near_duplicates_stay_only_where_the_studys_rows_are_meant() -> None:
+def test_only_the_study_keeps_near_duplicates() -> None:
     chosen = {
         group: plain(compose_config([f"data={group}"]))["data"]["near_duplicates"]
         for group in ("kinopoisk", "file", "hub", "demo")
@@ -114,7 +114,7 @@ def test_near_duplicates_stay_only_where_the_studys_rows_are_meant() -> None:
     assert chosen == {"kinopoisk": "keep", "file": "drop", "hub": "drop", "demo": "drop"}
 
 
-def test_study_sweep_runs_the_four_and_the_baseline() -> None:
+def test_study_sweep_runs_four_approaches_and_the_baseline() -> None:
     text = (get_conf_dir() / "sweep" / "study.yaml").read_text()
     assert all(name in text for name in [*STUDY, "study_tfidf"])
 
@@ -142,7 +142,7 @@ def broken(change: str, value: object) -> list[str]:
         ("data.path", 5, "data.path"),
     ],
 )
-def test_mistakes_are_told(change: str, value: object, told: str) -> None:
+def test_mistakes_are_reported(change: str, value: object, told: str) -> None:
     if change == "data.path":
         assert any(told in error for error in broken(change, value))
     else:
@@ -151,7 +151,7 @@ def test_mistakes_are_told(change: str, value: object, told: str) -> None:
         assert told in errors[0]
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     cfg = plain(compose_config(["model=bert_scratch"]))
     cfg["trainer"]["max_epochs"] = 1
     cfg["model"]["hiden_size"] = 1
@@ -161,8 +161,8 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("value", [-1, 2**32, -(10**30), 1.5, "one", True])
 @pytest.mark.parametrize("key", ["seed", "data.split_seed", "data.seed", "trainer.seed"])
-def test_a_seed_that_no_generator_takes_is_told(key: str, value: object) -> None:
-    """NumPy and scikit-learn take 32 bits; torch would take more."""
+def test_a_seed_out_of_range_is_reported(key: str, value: object) -> None:
+    """NumPy and scikit-learn accept 32 bits; torch would accept more."""
     cfg = plain(compose_config(["model=bert_scratch", "data=demo"]))
     OmegaConf.update(holder := OmegaConf.create(cfg), key, value)
     errors = find_errors(plain(holder))
@@ -170,14 +170,14 @@ def test_a_seed_that_no_generator_takes_is_told(key: str, value: object) -> None
     assert all(key in error and "integer" in error for error in errors)
 
 
-def test_the_first_and_the_last_seed_are_fine() -> None:
+def test_the_smallest_and_the_largest_seed_are_valid() -> None:
     for seed in (0, 2**32 - 1):
         np.random.RandomState(seed)
         overrides = ["model=bert_scratch", "data=demo", f"seed={seed}", f"data.split_seed={seed}"]
         assert find_errors(plain(compose_config([*overrides, f"data.seed={seed}"]))) == []
 
 
-def test_seeds_are_told_with_the_other_mistakes() -> None:
+def test_seeds_are_reported_with_the_other_mistakes() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
     with pytest.raises(UserError) as caught:
         prepare(cfg, get_conf_dir())
@@ -185,12 +185,12 @@ def test_seeds_are_told_with_the_other_mistakes() -> None:
     assert [found.count(key) for key in ("seed=-1", "split_seed=-2", "data.classes")] == [1, 1, 1]
 
 
-def test_missing_value_is_told_with_its_key() -> None:
+def test_a_missing_value_is_reported_with_its_key() -> None:
     with pytest.raises(UserError, match=r"model\.name"):
         prepare(compose_config(["model=encoder"]), get_conf_dir())
 
 
-def test_null_seed_is_drawn_and_written() -> None:
+def test_a_null_seed_is_replaced_by_a_random_one() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=null"])
     prepared = prepare(cfg, get_conf_dir())
     assert isinstance(prepared.cfg.seed, int)

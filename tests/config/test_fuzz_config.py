@@ -1,4 +1,4 @@
-"""Any value of any option: a config that can be built, or one message. Never another failure."""
+"""Test that any value of any option gives a valid config or one error message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALUES = (
 
 
 def keys() -> dict[str, tuple[str, ...]]:
-    """Return every option of the groups that do no work when built, and a choice that has it."""
+    """Return each option of groups that are cheap to instantiate, and a choice with it."""
     found = dict.fromkeys(SETTINGS, CHOICES[0])
     for choice in CHOICES:
         cfg = plain(compose_config(choice))
@@ -125,7 +125,7 @@ def test_every_value_of_every_option(key: str) -> None:
         built(KEYS[key], [f"{key}={value}"])
 
 
-def test_a_choice_that_is_no_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_choice_that_is_not_a_name_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter=[1]", "--cfg", "job"]) == 2
     assert "Hydra cannot compose adapter=[1]" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The groups that help names, and own ones beside them: from a folder, code, a pretrained base."""
+"""Test config groups: those in --help, and a user's own from a folder, code or a base."""
 
 from __future__ import annotations
 

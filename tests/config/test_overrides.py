@@ -1,4 +1,4 @@
-"""Overrides that Hydra would misread: the message has the command that means what was meant."""
+"""Test that messages about overrides that Hydra misreads contain the correct command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explained(*args: str) -> str:
 
 
 def corrected(message: str, key: str) -> str:
-    """Return the value that Hydra reads in the command of a message, as a shell hands it over."""
+    """Return the value that Hydra reads from a message's command, after the shell's quoting."""
     (command,) = [
         word for word in shlex.split(message.partition(": ")[2]) if word.startswith(f"{key}=")
     ]
@@ -39,7 +39,7 @@ def corrected(message: str, key: str) -> str:
 
 
 @pytest.mark.parametrize("value", UNREADABLE)
-def test_a_value_that_needs_quotes_comes_with_the_command_that_has_them(value: str) -> None:
+def test_the_message_quotes_a_value_that_needs_quotes(value: str) -> None:
     message = explained(f"data.path={value}")
     assert corrected(message.partition("to do: ")[2], "data.path") == value
     assert "grammar" not in message
@@ -49,24 +49,24 @@ def test_the_quotes_are_those_of_the_documentation() -> None:
     assert """'data.path="/tmp/мой файл.csv"'""" in explained("data.path=/tmp/мой файл.csv")
 
 
-def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing expands ~ inside quotes."""
+def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells do not expand ~ inside quotes."""
     monkeypatch.setenv("HOME", "/home/me")
     assert "/home/me/x.csv" in explained("data.path=~/x.csv")
 
 
-def test_the_end_of_a_path_with_spaces_is_joined_to_its_beginning() -> None:
+def test_the_message_joins_a_path_with_spaces() -> None:
     message = explained("data.path=/tmp/my", "фильмы (1).csv", "model=tfidf")
     assert "'фильмы (1).csv' is not an override" in message
     assert corrected(message.partition("before it")[2], "data.path") == "/tmp/my фильмы (1).csv"
 
 
 @pytest.mark.parametrize("arg", ["", "bert", "кл=1", "a b=1"])
-def test_what_is_no_override_is_named(arg: str) -> None:
+def test_an_argument_that_is_not_an_override_is_explained(arg: str) -> None:
     assert "group=option" in explained(arg)
 
 
-def test_a_file_with_a_comma_is_not_the_values_of_a_sweep(
+def test_a_file_name_with_a_comma_is_one_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_a_file_with_a_comma_is_not_the_values_of_a_sweep(
 
 
 @pytest.mark.parametrize("key", ["output_dir", "result_json"])
-def test_where_results_go_is_no_value_of_a_sweep(key: str) -> None:
+def test_output_options_take_one_value(key: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"""'{key}="x,y"'""")):
         check_commas(["-m", f"{key}=x,y"])
 
@@ -93,7 +93,7 @@ def test_where_results_go_is_no_value_of_a_sweep(key: str) -> None:
         (["--config-name=nope"], "there is no config 'nope'"),
     ],
 )
-def test_the_command_line_explains(
+def test_the_command_line_prints_the_explanation(
     args: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -108,7 +108,7 @@ def test_few_arguments_end_in_a_result_or_a_message(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No network here: the data set on the hub cannot be had."""
+    """There is no network, so the data set cannot be downloaded from the hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

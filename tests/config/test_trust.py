@@ -1,6 +1,6 @@
-"""Configs from elsewhere name nothing that runs code, nor do those that a run left.
+"""Test that configs from other people, or from a saved run, cannot run arbitrary code.
 
-Each attack, if it succeeded, would leave a marker file.
+Each attack would create a marker file if it succeeded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("nobody_answers")
 
 
 def hostile_targets(marker: Path) -> list[dict[str, Any]]:
-    """Return nodes that would make the marker, were they built."""
+    """Return config nodes that would create the marker if they were instantiated."""
     path = str(marker)
     return [
         {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [path]}},
@@ -52,7 +52,7 @@ def hostile_targets(marker: Path) -> list[dict[str, Any]]:
 def test_targets_of_others_are_not_run(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever in a config they stand, and through whatever module they are named."""
+    """This holds anywhere in a config, and for any module that the name goes through."""
     (tmp_path / "my_module.py").write_text("import os\n")
     monkeypatch.syspath_prepend(tmp_path)
     cfg = plain(compose_config(["model=bert_scratch", "adapter=lora"]))
@@ -82,10 +82,10 @@ def test_trusted_packages_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_errors(cfg) == []
 
 
-def test_what_a_saved_run_says_of_itself_is_not_run(
+def test_targets_in_the_files_of_a_saved_run_are_not_run(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its config, nor what is known of it unfinished, nor what is beside its model."""
+    """This covers its config, its record as an unfinished run, and the files next to its model."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "run"
     saved("bert", "none", out / "model")
@@ -100,19 +100,19 @@ def test_what_a_saved_run_says_of_itself_is_not_run(
     assert not marker.exists()
 
 
-def test_trust_is_what_the_environment_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_packages_are_read_once_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with freeze_trust():
         monkeypatch.setenv("KINOPOISK_FT_TARGETS", "fractions")
         assert get_trusted_packages() == ()
     assert get_trusted_packages() == ("fractions",)
 
 
-def test_a_job_changes_no_trust(
+def test_a_job_cannot_change_the_trusted_packages(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Not even where the user lets Hydra set the environment: it is for the job's own ends."""
+    """This holds even if the config lets Hydra set environment variables for the job."""
     monkeypatch.chdir(tmp_path)
     hostile = ["++adapter._target_=fractions.Fraction"]
     with pytest.raises(SystemExit):
@@ -152,7 +152,7 @@ def test_public_targets_that_never_moved(name: str) -> None:
 def test_a_config_with_moved_targets_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A user's own yaml names what it was called when they wrote it."""
+    """A user's own yaml file may contain the names of an earlier version."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own" / "model").mkdir(parents=True)
     text = (ROOT / "conf/model/tfidf.yaml").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The MLflow model of a run: it brings its code, and what it requires can be installed."""
+"""Test the MLflow model of a run: it contains its code, and its requirements can be installed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_all_that_serving_imports_is_required() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "adapter"), [("bert_scratch", "lora"), ("mamba", "none")])
-def test_the_model_answers_where_the_package_is_not_installed(
+def test_the_model_predicts_without_the_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, adapter: str
 ) -> None:
     hurry(monkeypatch)

@@ -1,4 +1,4 @@
-"""A model that does not beat the majority class says so, in its output, its tags and the report."""
+"""Test the warning about a model that does not beat the majority class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
 
 
 def compared(test: np.ndarray, validation: np.ndarray) -> tuple[str, str]:
-    """Return the warning of a model that gives these answers on 100 test and validation rows."""
+    """Return the warning for a model with these predictions on 100 test and validation rows."""
     one_hot = np.eye(2)
     fitted: Any = SimpleNamespace(
         test_probabilities=one_hot[test], val_probabilities=one_hot[validation]
@@ -52,8 +52,8 @@ def test_the_warning_has_the_scores_of_scikit_learn() -> None:
     assert compared(usual, usual)[1] == "test, validation"
 
 
-def test_no_warning_where_one_score_is_above() -> None:
-    """It finds the rare class, with a lower accuracy and a higher weighted F1."""
+def test_no_warning_if_one_score_is_above() -> None:
+    """The model finds the rare class, with a lower accuracy and a higher weighted F1."""
     assert compared(TEST, TEST) == ("", "")
     cautious = TEST.copy()
     cautious[35:71] = 0
@@ -63,7 +63,7 @@ def test_no_warning_where_one_score_is_above() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RUN", pytest.param("MULTIRUN", marks=pytest.mark.slow)])
-def test_a_run_that_has_not_learned_says_so(
+def test_a_run_that_has_not_learned_prints_the_warning(
     mode: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dice = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The audit of the pinned set: what it refuses, and that it says when it knows nothing."""
+"""Test the audit of the pinned packages: refusals, and reports of unknown packages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_licences(audit: ModuleType, expression: str, allowed: bool) -> None:
     assert audit.allowed(expression) == allowed
 
 
-def test_a_licence_is_read_where_it_stands(audit: ModuleType) -> None:
+def test_a_licence_is_read_from_each_field(audit: ModuleType) -> None:
     packages = [
         package("a.B", License_Expression="GPL-3.0-only", License="MIT"),
         package("c", Classifier="License :: OSI Approved :: MIT License"),
@@ -62,7 +62,7 @@ def test_the_pinned_set_has_licences_of_the_list(audit: ModuleType) -> None:
     assert audit.refused((d.metadata for d in distributions()), names) == []
 
 
-def test_what_is_not_known_is_said(audit: ModuleType) -> None:
+def test_unknown_packages_are_reported(audit: ModuleType) -> None:
     flaw = {"id": "CVE-1", "fix_versions": ["2.1"]}
     known = {"name": "a", "version": "2.0", "vulns": []}
     flawed = {**known, "vulns": [flaw]}

@@ -1,4 +1,4 @@
-"""The published comparison: the runs that it is made of, and the report that they give."""
+"""Test the published comparison: its runs, and the report from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_neither_texts_nor_authors_are_published() -> None:
                        "film", "grade10", "group", "film_in_train"}  # fmt: skip
 
 
-def test_the_runs_of_a_setting_answer_the_same_rows_at_one_commit() -> None:
+def test_the_runs_of_a_setting_have_the_same_rows_and_commit() -> None:
     for setting in sorted(RUNS.iterdir()):
         runs = [run for run in KEPT if run.parent == setting]
         described = [json.loads((run / "data.json").read_text("utf-8")) for run in runs]
@@ -53,7 +53,7 @@ def test_the_readme_shows_the_table_of_these_runs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_the_kept_events_make_a_store_for_the_report(
+def test_the_committed_event_logs_give_a_store_for_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

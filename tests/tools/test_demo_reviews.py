@@ -1,4 +1,4 @@
-"""The generator of the bundled reviews: grammar, columns, difficulty, and the bytes of the file."""
+"""Test the generator of the bundled reviews: grammar, columns, difficulty, and exact bytes."""
 
 from __future__ import annotations
 
