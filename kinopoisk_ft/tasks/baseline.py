@@ -26,7 +26,7 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
     """Fit TF-IDF and logistic regression on the train split, score and save them."""
     adapter, trainer, data = inputs.adapter, inputs.trainer, inputs.data
     trainer.refuse_balance("the TF-IDF baseline has its own option, model.class_weight")
-    if adapter.freezes or adapter.needs_saved_base:
+    if getattr(adapter, "freezes", True) or getattr(adapter, "needs_saved_base", False):
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
