@@ -29,8 +29,8 @@ def test_model_folders_give_the_same_probabilities(folder: str) -> None:
 
 def test_a_store_is_reported(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
-    store.write_bytes(gzip.decompress((OLD / "mlflow.db.gz").read_bytes()))
-    shutil.copytree(OLD / "mlartifacts", tmp_path / "mlartifacts")
+    store.write_bytes(gzip.decompress((OLD / "store.sqlite.gz").read_bytes()))
+    shutil.copytree(OLD / "artifacts", tmp_path / "mlartifacts")
     with closing(sqlite3.connect(store)) as database:  # it holds absolute paths
         for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
             database.execute(

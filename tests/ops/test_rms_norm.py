@@ -36,13 +36,16 @@ def run(x: Tensor, weight: Tensor | None, grad: Tensor, eps: float) -> list[Tens
     weighted=st.booleans(), scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]),
 )  # fmt: skip
 def test_agrees_with_float64(rows: int, width: int, weighted: bool, scale: float) -> None:
+    torch.manual_seed(0)
     x, weight = scale * torch.randn(rows, width), torch.randn(width) if weighted else None
     grad = torch.randn(rows, width)
     got, want = (run(x, weight, g, 1e-5) for g in (grad, grad.double()))
+    # The gradient of x is a difference of two terms of this size, which may cancel.
+    rms = (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
+    term = (grad.double() * (1 if weight is None else weight.double()) / rms).norm().item()
     for one, exact in zip(got, want, strict=True):
         assert one.shape == exact.shape
-        # Rounding the sum over a row can cost |x| / |dx|.
-        assert (one.double() - exact).norm() <= 1e-5 * max(exact.norm().item(), 1 / scale)
+        assert (one.double() - exact).norm() <= 1e-5 * exact.norm().item() + 1e-6 * term
 
 
 def test_result_does_not_depend_on_threads_or_layout() -> None:
