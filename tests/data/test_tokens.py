@@ -139,7 +139,7 @@ def test_a_prediction_is_independent_of_its_neighbours(tmp_path: Path, kind: str
 def test_values_that_are_not_texts_are_refused(tmp_path: Path) -> None:
     predictor = Predictor(saved("bert", "none", tmp_path), "cpu")
     for wrong in ("", " \n\t", "\ud83d", None, float("nan"), 5, ["а"]):
-        with pytest.raises(UserError, match="row 2 first"):
+        with pytest.raises(UserError, match="the first is row 2"):
             predictor.predict(extract_texts([tiny.GOOD, wrong]))
 
 
