@@ -51,7 +51,7 @@ def prepare(model: nn.Module) -> State:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     meter = Meter(Budget("steps", 100), Clock(), 100)
-    schedule = make_scheduler(optimizer, constant, 0, meter.total, meter.place)
+    schedule = make_scheduler(optimizer, constant, 0, meter.total, meter.schedule_step)
     return State(
         model, model, Classification(0), precision, optimizer, schedule, meter, 100, BATCH, BATCH
     )

@@ -26,7 +26,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.ops.attention.op import attention
 from kinopoisk_ft.ops.dropout.op import dropout
-from kinopoisk_ft.training.acceleration.dropout import training_dropout
+from kinopoisk_ft.training.acceleration.dropout import replace_dropout
 from kinopoisk_ft.training.device import keep_freed_memory
 
 BATCH, LENGTH, HEADS, WIDTH, LAYERS, INNER, P = 16, 256, 12, 312, 3, 600, 0.1
@@ -88,7 +88,7 @@ def step(dtype: torch.dtype) -> dict[str, Way]:
 
     return {
         "torch": lambda: run(P, lambda _: nullcontext()),
-        "ours": lambda: run(P, lambda network: training_dropout(network, CPU, "keep")),
+        "ours": lambda: run(P, lambda network: replace_dropout(network, CPU, "keep")),
         "without": lambda: run(0.0, lambda _: nullcontext()),
     }
 

@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.distributed.processes import is_main, processes
+from kinopoisk_ft.training.distributed.processes import is_main, join_processes
 from kinopoisk_ft.training.objective import Classification
 
 BATCH, LENGTH, VOCABULARY = 16, 128, 30_000
@@ -46,7 +46,7 @@ def measure(shape: str, strategy: str, steps: int) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
     examples = Examples(ids.tolist(), np.arange(BATCH) % 2)
-    with processes(strategy, "cpu"):
+    with join_processes(strategy, "cpu"):
         trainer = instantiate(cfg.trainer)
         precision, clock = trainer.open()
         model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **SHAPES[shape]))

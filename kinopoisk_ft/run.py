@@ -26,7 +26,7 @@ from kinopoisk_ft.tracking.sweep import read_parent
 from kinopoisk_ft.training.distributed.processes import (
     broadcast_from_main,
     is_main,
-    processes,
+    join_processes,
     world_size,
 )
 from kinopoisk_ft.training.signals import StopSignals
@@ -88,7 +88,7 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
     Returns:
         The objective of the result in rank 0, None in the other processes.
     """
-    with StopSignals(), processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
+    with StopSignals(), join_processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
         prepared = broadcast_from_main(lambda: prepared)
         if is_main():
             return run(prepared, out_dir).objective

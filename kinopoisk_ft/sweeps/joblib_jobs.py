@@ -17,7 +17,7 @@ from hydra.types import TaskFunction
 from joblib import effective_n_jobs
 
 from kinopoisk_ft.errors import RunError
-from kinopoisk_ft.training.signals import GRACE, NUMBERS, Stopped, StopSignals
+from kinopoisk_ft.training.signals import GRACE_SECONDS, NUMBERS, Stopped, StopSignals
 
 T = TypeVar("T")
 # Seconds between two searches for workers that have not received the signal yet.
@@ -86,7 +86,7 @@ def run_stoppable(launch: Callable[[], T]) -> T:
 def _stop_workers(jobs: Future[Any], number: int) -> None:
     """Send the signal to all workers, including new ones, and wait until the jobs end."""
     signalled: set[psutil.Process] = set()
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + GRACE_SECONDS
     while not jobs.done() and time.monotonic() < end:
         for worker in _find_workers() - signalled:
             signalled.add(worker)

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, open_dict
 from ray.exceptions import RayError, RayTaskError
 
 from kinopoisk_ft.errors import RunError, UserError
-from kinopoisk_ft.training.signals import GRACE, StopSignals
+from kinopoisk_ft.training.signals import GRACE_SECONDS, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _cancel_jobs(pending: list[Any]) -> None:
         for ref in pending:
             ray.cancel(ref)
         if pending:
-            ray.wait(pending, num_returns=len(pending), timeout=GRACE)
+            ray.wait(pending, num_returns=len(pending), timeout=GRACE_SECONDS)
 
 
 def _machine_resources() -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.distributed.processes import is_main, main_first
 from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.loop import Trainer
-from kinopoisk_ft.training.objective import Classification, balanced_weights
+from kinopoisk_ft.training.objective import Classification, compute_balanced_weights
 from kinopoisk_ft.training.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     )
     weights = None
     if trainer.class_weights == "balanced":
-        weights = balanced_weights(data.train["label"].to_numpy(), len(data.class_names))
+        weights = compute_balanced_weights(data.train["label"].to_numpy(), len(data.class_names))
     objective = make_objective(weights=weights, loss=trainer.loss)
     state = trainer.fit(
         adapted.module, objective, parts["train"], parts["val"],

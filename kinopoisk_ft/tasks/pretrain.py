@@ -48,7 +48,7 @@ def pretrain(
             where="trainer.prefix_cache",
             fix="use trainer.prefix_cache=off",
         )
-    trainer.refuse_balance("pretraining has no classes")
+    trainer.reject_class_balancing("pretraining has no classes")
     with main_first():
         data: DataSplit = instantiate(cfg.data).load()
     checkpoints = out_dir / CHECKPOINTS

@@ -1,4 +1,4 @@
-"""Examples and the order in which they are served: every one exactly once an epoch."""
+"""Group tokenized reviews into padded batches; prepare the next batches in a thread."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MOST = 8  # a batch of one-word reviews need not have thousands of rows
-BUCKET = 32  # batches sorted together: enough to save padding, few enough to stay shuffled
+# An evaluation batch of short reviews has at most this many times `batch_size` rows.
+MAX_ROWS_FACTOR = 8
+# Sort this many batches together: enough to save padding, few enough to keep the order random.
+BATCHES_PER_BUCKET = 32
+# Batches prepared ahead: one waits while the next is built. More would only take memory.
+PREFETCH_DEPTH = 2
+# The last item that the thread of `prefetch` puts into its queue.
+_END = object()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of N reviews, unpadded, and their labels (N,) where there are some."""
+    """Hold the token ids of N reviews, unpadded, and their labels (N,), or None without labels."""
 
     input_ids: Sequence[Sequence[int]]
     labels: np.ndarray | None = None
@@ -29,23 +37,24 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each review, (N,)."""
+        """Count the tokens of each review, (N,)."""
         return np.fromiter((len(ids) for ids in self.input_ids), dtype=np.int64, count=len(self))
 
 
 def group_by_length(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Return shuffled batches of row numbers in which reviews have like lengths.
+    """Return shuffled batches of row numbers whose reviews have similar lengths.
 
-    Rows are shuffled, cut into buckets, sorted by length within a bucket and cut into batches; the
-    batches are shuffled, but the one with the longest review comes first, to meet a lack of memory
-    early. Only one batch can be short, and every row stands in exactly one.
+    Rows are shuffled, divided into buckets, sorted by length within each bucket and divided into
+    batches. The batches are then shuffled, except that the batch with the longest review comes
+    first, so that a lack of memory shows early. Each row is in exactly one batch, and at most one
+    batch has fewer than `batch_size` rows.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []
-    size = batch_size * BUCKET
+    size = batch_size * BATCHES_PER_BUCKET
     for start in range(0, len(order), size):
         bucket = order[start : start + size]
         bucket = bucket[np.argsort(-lengths[bucket], kind="stable")]
@@ -57,20 +66,21 @@ def group_by_length(
 
 
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Return the N row numbers of an epoch: each row once, or classes balanced."""
+    """Return the N row numbers of an epoch: each row once, or a draw with balanced classes."""
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
     return np.arange(len(examples))
 
 
 def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return as many row numbers as there are labels, (N,), of each class as many as of any other.
+    """Draw N row numbers from N labels so that all classes have the same number of rows.
 
-    Within an epoch rows of rare classes repeat, each as often as any other of its class, give or
-    take one, and some of frequent classes are left out; which ones differs between epochs.
+    Rows of rare classes are repeated: within a class, the numbers of repetitions differ by at most
+    one. Some rows of frequent classes are left out, and each epoch leaves out others.
     """
     rng = np.random.default_rng([seed, epoch, 2])
-    classes = rng.permutation(np.unique(labels))  # which get one more where N does not divide
+    # If N is not divisible by the number of classes, the last ones in this order get one row more.
+    classes = rng.permutation(np.unique(labels))
     drawn = []
     for i, label in enumerate(classes):
         rows = np.flatnonzero(labels == label)
@@ -81,64 +91,72 @@ def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return batches of row numbers for evaluation, longest first, every row once.
+    """Return batches of row numbers for evaluation, the longest reviews first, each row once.
 
-    The first has `batch_size` rows; later ones have as many as keep within its tokens, padding
-    included, and at most `MOST` times its rows.
+    The first batch has `batch_size` rows. Later batches have as many rows as fit into the tokens of
+    the first, padding included, but at most `MAX_ROWS_FACTOR * batch_size`.
     """
     order = np.argsort(-lengths, kind="stable")
     tokens = batch_size * max(1, int(lengths.max(initial=1)))
     batches, start = [], 0
     while start < len(order):
         size = tokens // max(1, int(lengths[order[start]]))
-        size = min(size, MOST * batch_size)
+        size = min(size, MAX_ROWS_FACTOR * batch_size)
         batches.append(order[start : start + size])
         start += size
     return batches
 
 
 def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
-    """Cut a batch into micro-batches of at most as many tokens as `rows` of its longest have.
+    """Split a batch into micro-batches whose tokens do not exceed `rows` full-length rows.
 
-    They are as few as that allows, their tokens (padding included) as even as can be, the longest
-    reviews first. A batch of no more than `rows` rows stays as it is.
+    The number of micro-batches is the smallest possible, and their numbers of tokens, padding
+    included, are as equal as possible. The longest reviews come first. A batch of at most `rows`
+    rows is returned unchanged.
 
     Args:
-        trim: each is padded to its own longest review; else as the whole batch, for a model that
-            reads pads.
+        trim: pad each micro-batch to its longest review. Without it all keep the length of the
+            batch, for a model whose output depends on padding.
     """
     mask = batch["attention_mask"]
     if len(mask) <= rows:
         return [batch]
     lengths = mask.sum(1).clamp(min=1) if trim else torch.full((len(mask),), mask.shape[1])
     order = lengths.argsort(descending=True, stable=True)
-    sizes = _cut_evenly(lengths[order].tolist(), rows * mask.shape[1])
-    cut = {key: value[order].split(sizes) for key, value in batch.items()}
-    found = []
+    sizes = _balance_sizes(lengths[order].tolist(), rows * mask.shape[1])
+    columns = {key: value[order].split(sizes) for key, value in batch.items()}
+    micro_batches = []
     for i, longest in enumerate(lengths[order][[0, *np.cumsum(sizes[:-1])]].tolist()):
-        own = {key: values[i] for key, values in cut.items()}
-        found.append({k: v[:, :longest] if v.dim() > 1 else v for k, v in own.items()})
-    return found
+        part = {key: values[i] for key, values in columns.items()}
+        micro_batches.append({k: v[:, :longest] if v.dim() > 1 else v for k, v in part.items()})
+    return micro_batches
 
 
-def reads_pads(model: nn.Module) -> bool:
-    """Return whether a model's answer depends on the padding, as the study's pooling does."""
+def depends_on_padding(model: nn.Module) -> bool:
+    """Return whether a model's output depends on the padding: it pools the last position."""
     return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
 
 
-def _cut_evenly(lengths: Sequence[int], most: int) -> list[int]:
-    """Return the rows of each part: no more parts than `most` tokens ask for, and evenly full.
+def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Return the number of rows of each micro-batch: as few micro-batches and as equal as possible.
 
-    lengths: of the rows, falling.
+    Args:
+        lengths: tokens of each row, in descending order.
+        max_tokens: limit for the tokens of a micro-batch, padding included.
     """
-    fewest, low, high = len(_cut(lengths, most)), lengths[0], most
-    while low < high:  # the least limit that gives as few parts
+    fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
+    # Search for the lowest limit that needs no more micro-batches.
+    while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_cut(lengths, middle)) <= fewest else (middle + 1, high)
-    return _cut(lengths, low)
+        if len(_pack_rows(lengths, middle)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return _pack_rows(lengths, low)
 
 
-def _cut(lengths: Sequence[int], limit: int) -> list[int]:
+def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
+    """Fill micro-batches with rows, in order, up to `limit` tokens; return their row counts."""
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(limit // lengths[start], len(lengths) - start))
@@ -147,7 +165,7 @@ def _cut(lengths: Sequence[int], limit: int) -> list[int]:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """Pad on the right to the longest row: input_ids and attention_mask, both (batch, length)."""
+    """Pad rows on the right: return input_ids and attention_mask, both (batch, longest row)."""
     length = max(1, max(len(row) for row in rows))
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -157,26 +175,20 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-T = TypeVar("T")
-DEPTH = 2  # one waiting and one in the making; more would only hold memory
-
-
 class _Failure:
-    """What the maker raised, on its way to who waits."""
+    """Carry an exception from the thread of `prefetch` to the loop that waits for it."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
-_END = object()
-
-
 @contextmanager
-def prefetch(items: Iterable[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
-    """Iterate over `items` with up to `depth` made ahead by a thread, in their order.
+def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterator[T]]:
+    """Iterate over `items`, of which a thread prepares up to `depth` ahead.
 
-    What making an item raises is raised where it would have been handed over. On leaving, the
-    thread has ended, items not taken are dropped, and a generator among `items` is closed.
+    An exception raised while preparing an item is raised again in the iteration, in place of that
+    item. On exit the thread has ended, unused items are dropped, and `items` is closed if it is a
+    generator.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -190,7 +202,7 @@ def prefetch(items: Iterable[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
                 continue
         return False
 
-    def make() -> None:
+    def produce() -> None:
         source = iter(items)
         last: object = _END
         try:
@@ -204,16 +216,16 @@ def prefetch(items: Iterable[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
                 source.close()
         put(last)
 
-    maker = threading.Thread(target=make, name="batches", daemon=True)
-    maker.start()
+    producer = threading.Thread(target=produce, name="batches", daemon=True)
+    producer.start()
     try:
-        yield _take(ready)
+        yield _consume(ready)
     finally:
         stop.set()
-        maker.join()
+        producer.join()
 
 
-def _take(ready: queue.Queue[Any]) -> Iterator[Any]:
+def _consume(ready: queue.Queue[Any]) -> Iterator[Any]:
     while True:
         item = ready.get()
         if item is _END:

@@ -1,4 +1,4 @@
-"""How long a run trains, in one unit for all approaches: epochs, steps, tokens or seconds."""
+"""Limit the training of a run, in the same unit for all approaches."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.distributed.processes import broadcast
 
 Unit = Literal["epochs", "steps", "tokens", "seconds"]
-FORMS = "epochs:3, steps:500, tokens:2000000 or seconds:600"
-PARTS = 1_000_000  # schedules count whole steps: a share of a budget is told to them in millionths
+EXAMPLES = "epochs:3, steps:500, tokens:2000000 or seconds:600"
+# Schedules take whole steps. With tokens or seconds, one "step" is a millionth of the budget.
+RESOLUTION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of training; real tokens of the batches, seconds of the clock's section `train`."""
+    """Hold an amount of training.
+
+    Tokens do not include padding; seconds are those of the clock's section `train`.
+    """
 
     unit: Unit
     amount: float
-    most_steps: int | None = None
+    max_steps: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read `unit:amount`; raises UserError, with the valid forms, for anything else."""
+        """Parse `unit:amount`; raises UserError if the unit or the amount is not valid."""
         name, _, number = text.partition(":")
         unit = next((unit for unit in get_args(Unit) if unit == name), None)
         try:
@@ -34,45 +38,48 @@ class Budget:
             amount = 0
         if unit is None or not (0 < amount < math.inf):
             raise UserError(
-                f"trainer.budget={text!r} is no budget",
-                fix=f"give a unit and a number above zero: {FORMS}",
+                f"trainer.budget={text!r} is not a valid budget",
+                fix=f"use a unit and a number above zero: {EXAMPLES}",
             )
         return cls(unit, amount)
 
-    def steps(self, per_epoch: int) -> int | None:
-        """Return the optimizer steps, None where only the training itself tells."""
+    def count_steps(self, per_epoch: int) -> int | None:
+        """Return the optimizer steps; None for tokens and seconds, whose steps are not known."""
         if self.unit == "epochs":
             steps = int(self.amount) * per_epoch
-            return min(steps, self.most_steps or steps)
+            return min(steps, self.max_steps or steps)
         return int(self.amount) if self.unit == "steps" else None
 
 
 @dataclass
 class Meter:
-    """How far a run is: in steps where their number is known, else by what it has used.
+    """Measure the progress of a run: in steps, or as the used share of its budget.
 
-    A schedule is asked for place `place(step)` of `total`, so that with tokens or seconds the
-    learning rate follows the share of the budget that is used up.
+    With a budget of tokens or seconds the number of steps is not known beforehand, so the
+    learning-rate schedule follows the used share.
     """
 
     budget: Budget
     clock: Clock
     steps: int | None
-    share: float = 0.0  # of tokens or seconds, 0 to 1
+    # The used share of a budget of tokens or seconds, 0 to 1.
+    share: float = 0.0
 
     @property
     def total(self) -> int:
-        """The place at which a schedule ends."""
-        return PARTS if self.steps is None else self.steps
+        """Return the step of the schedule at which it ends."""
+        return RESOLUTION if self.steps is None else self.steps
 
-    def place(self, step: int) -> int:
-        """Return where the schedule is at an optimizer step."""
-        return int(self.share * PARTS) if self.steps is None else step
+    def schedule_step(self, step: int) -> int:
+        """Return the step of the schedule that belongs to an optimizer step."""
+        return int(self.share * RESOLUTION) if self.steps is None else step
 
-    def read(self, step: int, tokens: int) -> bool:
-        """Note what is used after `step` steps and `tokens` tokens; returns whether that is all."""
+    def update(self, step: int, tokens: int) -> bool:
+        """Update the used share after so many steps and tokens; return whether it is all."""
         if self.steps is not None:
             return step >= self.steps
-        used = tokens if self.budget.unit == "tokens" else broadcast(self.clock.spent("train"))
+        used = (
+            tokens if self.budget.unit == "tokens" else broadcast(self.clock.get_seconds("train"))
+        )
         self.share = min(1.0, used / self.budget.amount)
         return self.share >= 1.0

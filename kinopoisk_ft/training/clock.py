@@ -1,4 +1,4 @@
-"""Seconds by what they were spent on: one section at a time, nothing counted twice."""
+"""Measure the seconds of each part of a run, without counting any of them twice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 
 class Clock:
-    """Charges wall time to the innermost open section.
+    """Add wall time to the innermost open section.
 
-    An evaluation inside training is charged to the evaluation alone. `sync` waits for the device,
-    so that work queued in one section is not paid for by the next. `now` tells the seconds.
+    The time of an evaluation during training belongs to the evaluation only.
+
+    Args:
+        sync: waits for the device, so that its queued work belongs to the section that queued it.
+        now: returns the current time in seconds.
     """
 
     def __init__(
@@ -26,7 +29,7 @@ class Clock:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Charge the time inside to `name`, less that of sections opened within."""
+        """Add the time of the block to section `name`, without the time of inner sections."""
         self._charge()
         self._open.append(name)
         try:
@@ -35,10 +38,10 @@ class Clock:
             self._charge()
             self._open.pop()
 
-    def spent(self, name: str) -> float:
-        """Return the seconds of a section, those of the innermost open one up to now.
+    def get_seconds(self, name: str) -> float:
+        """Return the seconds of a section; the innermost open one is measured up to now.
 
-        It does not wait for the device, whose queue would else run dry at every step.
+        Do not wait for the device: waiting at every step would leave it without queued work.
         """
         running = self._open[-1:] == [name]
         return self.seconds.get(name, 0.0) + (self.now() - self._since if running else 0.0)

@@ -1,4 +1,4 @@
-"""Choose the device, move batches to it, and measure and keep memory."""
+"""Choose the device, move batches to it, and measure its peak memory."""
 
 from __future__ import annotations
 
@@ -18,44 +18,50 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Linux: the status has the peak of the resident memory, and writing 5 to the other file resets it.
+# On Linux the status holds the peak resident memory, and writing 5 to the other file resets it.
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
-# Bytes: above any activation of a small batch, and within an int of 32 bits.
+# Bytes: larger than any activation of a small batch, and within the range of a 32-bit int.
 LARGE = 2**30
 
 
 def choose_device(request: str) -> torch.device:
-    """Return the device asked for (`auto`: cuda, else mps, else cpu); or raise UserError."""
-    here = {
+    """Return the requested device; `auto` chooses cuda, else mps, else cpu.
+
+    Raises:
+        UserError: the device is not available.
+    """
+    devices = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if request == "auto":
-        return torch.device(next(name for name, available in here.items() if available))
-    if not here[request]:
+        return torch.device(next(name for name, available in devices.items() if available))
+    if not devices[request]:
         raise UserError(
             f"device '{request}' is not available on this machine",
             where="trainer.device",
-            fix=f"use trainer.device=auto; available: {', '.join(n for n in here if here[n])}",
+            fix="use trainer.device=auto; available: "
+            + ", ".join(name for name, available in devices.items() if available),
         )
     return torch.device(request)
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a batch; from pinned memory and without waiting if the device allows it."""
+    """Move a batch to the device; to CUDA from pinned memory and without waiting."""
     if device.type == "cuda":
         return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
     return {k: v.to(device) for k, v in batch.items()}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak of earlier work in this process, if the system allows it (CUDA, Linux)."""
-    # Memory that earlier jobs of a sweep have freed but kept does not belong to this run.
+    """Reset the peak memory of this process if the system allows it (CUDA, Linux)."""
+    # Memory that earlier jobs of a sweep freed may still be in the process. It is not part of this
+    # run.
     release_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -68,15 +74,15 @@ def reset_peak_memory(device: torch.device) -> None:
         if _read_peak() is not None:
             return
     log.warning(
-        "peak memory will be that of the whole process, earlier runs included: the system does not "
-        "let it be reset (%s)", _CLEAR,
+        "the reported peak memory includes earlier runs of this process, because the system does "
+        "not allow to reset it (%s)", _CLEAR,
     )  # fmt: skip
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak since the reset, in MiB: of the device on CUDA, else of the process.
+    """Return the peak memory since the reset, in MiB: of the GPU on CUDA, else of the process.
 
-    NaN if the system does not record one.
+    It is NaN if the system does not record it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -85,7 +91,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def _read_peak() -> int | None:
-    """Return the bytes of the process's peak since its reset; None if the system has none."""
+    """Read the peak memory since the reset, in bytes; None if the system does not record it."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -96,7 +102,7 @@ def _read_peak() -> int | None:
 
 
 def _read_process_peak() -> float:
-    """Return the most bytes that the process ever had; NaN if that is unknown."""
+    """Read the peak memory since the process started, in bytes; NaN if it is unknown."""
     try:
         import resource
     except ImportError:
@@ -108,21 +114,21 @@ def _read_process_peak() -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for mapping and trimming; return whether that was possible.
+    """Raise glibc's thresholds for mapping and trimming memory; return whether this worked.
 
-    By default each tensor above 32 MiB is mapped anew, which costs a page fault for every 4 KiB of
-    every step. This changes no result.
+    By default glibc maps each tensor above 32 MiB anew, with a page fault for every 4 KiB in every
+    step. Results do not change.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # An older glibc refuses a threshold above 32 MiB, but can be told to map nothing separately.
+    # An older glibc rejects a threshold above 32 MiB, but can be set to map nothing separately.
     unmapped = mallopt(M_MMAP_THRESHOLD, LARGE) or mallopt(M_MMAP_MAX, 0)
     return bool(mallopt(M_TRIM_THRESHOLD, LARGE) and unmapped)
 
 
 def release_freed_memory() -> None:
-    """Return memory that nothing refers to to the kernel, by malloc_trim(3) of glibc."""
+    """Return unused memory to the kernel, with malloc_trim(3) of glibc."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

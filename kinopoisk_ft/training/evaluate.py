@@ -1,4 +1,4 @@
-"""One pass over examples without gradients: scores and raw outputs in the order of the examples."""
+"""Evaluate a model without gradients, and return its outputs in the order of the examples."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from kinopoisk_ft.training.precision import Precision
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by metric, and what the objective kept (for classes: logits (N, classes), fp32)."""
+    """Hold the scores by metric and the outputs of the objective.
+
+    Args:
+        outputs: for classification the logits (N, classes), fp32.
+        batch_size: the requested size, or a smaller one if memory ran out.
+    """
 
     scores: dict[str, float]
     outputs: Tensor
-    batch_size: int  # as asked for, or what memory was enough for
+    batch_size: int
 
 
 @torch.inference_mode()
@@ -40,11 +45,14 @@ def evaluate(
     batch_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate every example once, longest first; leaves the model in evaluation mode.
+    """Evaluate each example once, the longest first; leave the model in evaluation mode.
 
-    Batches are halved when memory runs out: the longest reviews come first, and tell it early. Of
-    several processes each reads its share of every batch, and all return the same. `check` is
-    called after each batch.
+    The batch size is halved when memory runs out, and because the longest reviews come first this
+    happens early. Each of several processes evaluates its part of every batch, and all processes
+    return the same result.
+
+    Args:
+        check: called after each batch; it may raise to stop the evaluation.
     """
     model.eval()
 
@@ -65,26 +73,27 @@ def _evaluate(
     batch_size: int,
     check: Callable[[], None],
 ) -> tuple[dict[str, float], Tensor]:
-    """Return scores, and outputs in the order of the examples."""
-    # The same masks at each evaluation, so that the losses of two epochs can be compared.
+    """Return the scores, and the outputs in the order of the examples."""
+    # Draw the same masks at each evaluation, so that the losses of two epochs can be compared.
     rng = np.random.default_rng(0)
     batches = batch_by_length(examples.lengths, batch_size)
-    losses, kept, count = [], [], 0.0
+    losses, collected, count = [], [], 0.0
     with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             count += objective.count(batch)
-            own, counts = shard_batch(batch)
+            shard, counts = shard_batch(batch)
             with precision.autocast():
-                loss, output = objective.loss_sum(model, to_device(own, precision.device))
+                loss, output = objective.loss_sum(model, to_device(shard, precision.device))
             losses.append(loss if counts else torch.zeros_like(loss))
-            kept.append(output if counts else output[:0])
+            collected.append(output if counts else output[:0])
             check()
     total = all_reduce_sum(torch.stack(losses).cpu().double().sum()).item()
     scores = {"loss": total / (count or 1)}
-    outputs = torch.cat(kept).cpu()
+    outputs = torch.cat(collected).cpu()
     if examples.labels is not None:
-        mine = [rows[rank() :: world_size()] for rows in batches]
-        outputs = all_reduce_sum(_in_order(outputs, mine, len(examples)))
+        shards = [rows[rank() :: world_size()] for rows in batches]
+        # The rows of the other ranks are zero here, so the sum has each row once.
+        outputs = all_reduce_sum(_restore_order(outputs, shards, len(examples)))
         scores |= objective.scores(outputs, examples.labels)
     return scores, outputs
 
@@ -97,9 +106,9 @@ def predict(
     precision: Precision,
     batch_size: int,
 ) -> Tensor:
-    """Return logits (N, classes), fp32 on the CPU, of examples without labels.
+    """Compute the logits (N, classes), fp32 on the CPU, of examples without labels.
 
-    Batches are halved when memory runs out.
+    The batch size is halved when memory runs out.
     """
     model.eval()
 
@@ -118,17 +127,17 @@ def _predict(
 ) -> Tensor:
     rng = np.random.default_rng(0)
     batches = batch_by_length(examples.lengths, batch_size)
-    kept = []
+    logits = []
     with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
         for batch in collated:
             with precision.autocast():
-                logits = model(**to_device(batch, precision.device)).logits
-            kept.append(logits.float().cpu())
-    return _in_order(torch.cat(kept), batches, len(examples))
+                output = model(**to_device(batch, precision.device)).logits
+            logits.append(output.float().cpu())
+    return _restore_order(torch.cat(logits), batches, len(examples))
 
 
-def _in_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
-    """Undo the sorting: row i of the result belongs to example i, zero where it is not here."""
+def _restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
+    """Move the outputs to the rows of their examples; rows of other processes are zero."""
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored

@@ -1,4 +1,4 @@
-"""The loop: the same for BERT, Mamba and language-model pretraining."""
+"""Train a network; BERT, Mamba and language-model pretraining share this loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from kinopoisk_ft.training.acceleration.compile import compile_model, warm_up_compile
 from kinopoisk_ft.training.batching import (
     Examples,
+    depends_on_padding,
     group_by_length,
     prefetch,
-    reads_pads,
     select_epoch_rows,
     split_batch,
 )
@@ -45,7 +45,7 @@ from kinopoisk_ft.training.memory import (
 )
 from kinopoisk_ft.training.monitor import Monitor, Recorder
 from kinopoisk_ft.training.objective import Objective
-from kinopoisk_ft.training.optim import make_scheduler, param_groups
+from kinopoisk_ft.training.optim import build_param_groups, make_scheduler
 from kinopoisk_ft.training.precision import Precision, choose_precision, synchronize
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.settings import Settings
@@ -58,18 +58,18 @@ Audit = Callable[[nn.Module], None]
 
 
 class Trainer(Settings):
-    """The loop over its settings: `fit` says what a run is, `_step` what an update is."""
+    """Train and evaluate networks: `fit` is the whole training, `_step` one optimizer step."""
 
     def open(self, folder: Path | None = None) -> tuple[Precision, Clock]:
-        """Choose device and precision, log both, and seed; done before a model is built.
+        """Choose device and precision, log both, and seed; call this before a model is built.
 
-        A run that goes on from a checkpoint in the folder keeps the precision chosen at first.
+        A run that resumes from a checkpoint in the folder keeps its original precision.
         """
         device, kind = choose_device(self.device), self.precision
-        kept = None
+        original = None
         if folder is not None and kind == "auto":
-            kept = broadcast_from_main(lambda: read_precision(folder))
-            kind = kept or kind
+            original = broadcast_from_main(lambda: read_precision(folder))
+            kind = original or kind
         if kind == "auto" and world_size() > 1:
             kind = broadcast_from_main(lambda: choose_precision(kind, device)[0])
         precision = Precision(kind, device)
@@ -77,10 +77,13 @@ class Trainer(Settings):
             self.strategy, self.batch_size, self.micro_batch_size, self.prefix_cache,
             self.compile, precision.kind,
         )  # fmt: skip
-        reason = "chosen before the stop" if kept else precision.reason
+        reason = "as before the run was stopped" if original else precision.reason
         log.info("device %s, precision %s (%s)", device, precision.kind, reason)
-        stays = self.keep_memory and keep_freed_memory()
-        log.info("freed memory %s", "stays in the process" if stays else "goes back to the system")
+        keeps = self.keep_memory and keep_freed_memory()
+        log.info(
+            "the process %s",
+            "keeps freed memory" if keeps else "returns freed memory to the system",
+        )
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: synchronize(device))
 
@@ -99,20 +102,20 @@ class Trainer(Settings):
         folder: Path,
         about: Mapping[str, str] | None = None,
     ) -> State:
-        """Train, evaluate when due, keep the best weights and leave them in the model.
+        """Train, evaluate when due, save the best weights and load them into the model.
 
-        Goes on from the last whole checkpoint in the folder, as if it had never been stopped.
+        If the folder has a valid checkpoint, resume exactly from there.
 
         Args:
-            fresh: names of parameters that start from random values.
+            fresh: names of newly initialized parameters.
             audit: called with the model after the first backward pass; raises to stop the run.
-            folder: where checkpoints and the best weights are kept.
-            about: what a checkpoint must have in common with this run; None keeps no checkpoints.
+            folder: where checkpoints and the best weights are saved.
+            about: properties that a checkpoint must share with this run; None saves no checkpoints.
 
         Raises:
-            UserError: a checkpoint of another run, one that cannot be written, or numbers that
-                are not finite.
-            Stopped: a signal came; the state after the last whole step is kept.
+            UserError: the folder has a checkpoint of another run, a checkpoint cannot be written,
+                or losses or gradients are not finite.
+            Stopped: a signal stopped the run; the state after the last complete step is saved.
         """
         state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
@@ -147,23 +150,23 @@ class Trainer(Settings):
     def test(
         self, model: nn.Module, objective: Objective, examples: Examples, precision: Precision
     ) -> Evaluation:
-        """Evaluate with the weights that `fit` left."""
-        from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+        """Evaluate the model in its current state: after `fit`, with the best weights."""
+        from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
-        with unpadded_attention(model, precision):
+        with use_unpadded_attention(model, precision):
             return evaluate(model, examples, objective, precision, self.eval_batch_size)
 
     @contextmanager
     def _accelerate(self, model: nn.Module, precision: Precision) -> Iterator[None]:
-        """Use our dropout and attention in the model while the context is open."""
+        """Replace the model's dropout and attention by faster ones within the block."""
         # These modules import transformers' modelling code, which takes seconds and which TF-IDF,
         # whose config has a trainer as well, does not need.
-        from kinopoisk_ft.training.acceleration.dropout import training_dropout
-        from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+        from kinopoisk_ft.training.acceleration.dropout import replace_dropout
+        from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
         with (
-            training_dropout(model, precision.device, self.attention_dropout),
-            unpadded_attention(model, precision),
+            replace_dropout(model, precision.device, self.attention_dropout),
+            use_unpadded_attention(model, precision),
         ):
             yield
 
@@ -176,32 +179,36 @@ class Trainer(Settings):
         reviews: int,
         clock: Clock,
     ) -> State:
+        """Wrap the model, and build its optimizer, schedule and state."""
         wrapped = wrap_model(model, self.strategy, precision.device)
         wrapped = compile_model(wrapped, self.compile, precision.device)
         wrapped.train()
-        steps = self.length.steps(self.steps_per_epoch(reviews))
-        meter = Meter(self.length, clock, steps)
+        steps = self.training_budget.count_steps(self.steps_per_epoch(reviews))
+        meter = Meter(self.training_budget, clock, steps)
         warmup = self.warmup_steps
         if warmup is None:
             warmup = math.ceil(self.warmup_share * meter.total)
-        groups = param_groups(
+        groups = build_param_groups(
             model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay
         )
         optimizer = self.optimizer(groups, lr=self.lr)
-        schedule = make_scheduler(optimizer, self.schedule, warmup, meter.total, meter.place)
+        schedule = make_scheduler(
+            optimizer, self.schedule, warmup, meter.total, meter.schedule_step
+        )
         if steps is None:
-            log.info("trains for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
+            log.info("training for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
         else:
             log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
         return State(
             model, wrapped, objective, precision, optimizer, schedule, meter, steps,
-            micro_batch_size=self.rows_at_once, eval_batch_size=self.eval_batch_size,
+            micro_batch_size=self.initial_micro_batch_size, eval_batch_size=self.eval_batch_size,
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
-        """Find out, where only the system's end would tell, what memory allows; then compile."""
-        if world_size() > 1:  # all make as many parts, whatever one process went down to before
-            state.micro_batch_size = self.rows_at_once
+        """Fit the micro-batch size to the memory of a CPU, and compile the model."""
+        if world_size() > 1:
+            # All processes must split a batch alike, also if one had reduced its size before.
+            state.micro_batch_size = self.initial_micro_batch_size
         elif state.step != state.steps:
             with clock.section("probe"):
                 rows, state.micro_batch_size = (
@@ -210,8 +217,9 @@ class Trainer(Settings):
                 )
             if state.step and state.micro_batch_size < rows:
                 log.warning(
-                    "less memory is left than before the stop: %d rows at once instead of %d; from "
-                    "here on sums are rounded differently", state.micro_batch_size, rows,
+                    "less memory is left than before the run was stopped: training continues with "
+                    "%d rows at once instead of %d, which rounds sums differently",
+                    state.micro_batch_size, rows,
                 )  # fmt: skip
         if state.step != state.steps and self.compile != "off":
             with clock.section("compile"):
@@ -223,7 +231,7 @@ class Trainer(Settings):
                 )
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
-        """One update: the loss is the mean over all labels of the effective batch, by weight."""
+        """Run one optimizer step; the loss is the weighted mean over the effective batch."""
         seed_rank(self.seed, state.step)
         total, state.micro_batch_size = halve_on_out_of_memory(
             partial(compute_gradients, state, micro_batches),
@@ -235,13 +243,13 @@ class Trainer(Settings):
         state.precision.unscale(state.optimizer)
         if state.step == 0:
             audit(state.model)
-        with explain_out_of_memory("the optimizer's update"):
+        with explain_out_of_memory("the optimizer step"):
             status = state.precision.step(
                 state.optimizer, state.model.parameters(), self.clip_norm, total
             )
         state.step_status.append(status)
         state.step += 1
-        if state.meter.read(state.step, state.tokens):
+        if state.meter.update(state.step, state.tokens):
             state.steps = state.step
         state.schedule.step()
         state.losses.append(total)
@@ -249,7 +257,8 @@ class Trainer(Settings):
     def _log_if_due(
         self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor, folder: Path
     ) -> None:
-        """The only place in training where numbers come from the device, now and then."""
+        """Check and log losses when due."""
+        # Reading values from a GPU waits for it, so the losses are read only when they are logged.
         due = state.step % self.log_every == 0 or state.step == state.steps
         if due or state.precision.device.type == "cpu":
             monitor.check_finite(state, micro_batches, folder)
@@ -265,33 +274,36 @@ class Trainer(Settings):
         clock: Clock,
         signals: StopSignals,
     ) -> None:
-        """Evaluate, unless it was done before a stop: a signal can break it off, but no status."""
+        """Evaluate if due and not yet done at this step.
+
+        A signal may interrupt the evaluation, but not the recording of its result.
+        """
         every = self.steps_per_epoch(len(train)) if self.eval_every == "epoch" else self.eval_every
         due = state.step % every == 0 or state.step == state.steps
         if not due or state.evaluated == state.step:
             return
         with clock.section("val"):
-            found = evaluate(
+            evaluation = evaluate(
                 state.model, val, state.objective, state.precision, state.eval_batch_size,
                 signals.check,
             )  # fmt: skip
-        state.eval_batch_size = found.batch_size
+        state.eval_batch_size = evaluation.batch_size
         with signals.defer(), clock.section("checkpoint"):
-            monitor.log_evaluation(state, found)
+            monitor.log_evaluation(state, evaluation)
         state.model.train()
 
     def _is_out_of_patience(self, state: State) -> bool:
-        """Return whether patience is at its end."""
+        """Return whether `patience` evaluations in a row brought no improvement."""
         if self.patience is None or state.since_best < self.patience:
             return False
-        log.info("stopped early: %d evaluations without a better one", state.since_best)
+        log.info("stopped early: no improvement in %d evaluations", state.since_best)
         return True
 
 
 def training_batches(
     train: Examples, state: State, settings: Settings
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Yield the micro-batches of each optimizer step that is left."""
+    """Yield the batches of each remaining optimizer step, `accumulate` at a time."""
     lengths, per_epoch, first = train.lengths, settings.steps_per_epoch(len(train)), state.step
     seed, batch_size, accumulate = settings.seed, settings.batch_size, settings.accumulate
     for epoch in itertools.count(first // per_epoch):
@@ -310,23 +322,25 @@ def training_batches(
 def compute_gradients(
     state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
 ) -> Tensor:
-    """Leave the gradients of the mean loss, `rows` rows at once; returns the loss, ().
+    """Compute the gradients of the mean loss, `rows` rows at once; return the loss, ().
 
-    The mean is over all labels of the effective batch, by weight, in all processes.
+    The mean is weighted, over all labels of the effective batch in all processes.
     """
-    state.optimizer.zero_grad(set_to_none=True)  # what an attempt left that was broken off
+    # An attempt that ran out of memory may have left gradients.
+    state.optimizer.zero_grad(set_to_none=True)
     count = sum(state.objective.count(batch) for batch in micro_batches)
     total = torch.zeros((), device=state.precision.device)
-    shares = [shard_batch(batch) for batch in micro_batches]
-    trim = not reads_pads(state.model)
-    todo = [(part, counts) for mine, counts in shares for part in split_batch(mine, rows, trim)]
-    for number, (part, counts) in enumerate(todo, start=1):
+    shards = [shard_batch(batch) for batch in micro_batches]
+    trim = not depends_on_padding(state.model)
+    parts = [(part, counts) for shard, counts in shards for part in split_batch(shard, rows, trim)]
+    for number, (part, counts) in enumerate(parts, start=1):
         part = to_device(part, state.precision.device)
-        with sync_gradients(state.wrapped_model, number == len(todo)):
+        with sync_gradients(state.wrapped_model, number == len(parts)):
             with state.precision.autocast():
                 loss = (
                     state.objective.loss_sum(state.wrapped_model, part)[0] / (count or 1) * counts
                 )
-            state.precision.backward(loss * world_size())  # gradients are averaged over the ranks
+            # DDP and FSDP average gradients over the ranks, but the loss needs their sum.
+            state.precision.backward(loss * world_size())
         total += loss.detach()
     return all_reduce_sum(total)

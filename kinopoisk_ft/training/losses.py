@@ -1,8 +1,8 @@
 """Losses for `trainer/loss`: functions of logits, labels and class weights.
 
-Each returns the sum of the loss over the labels, a scalar, and the count that turns it into a mean:
-an effective batch has the sum of its sums divided by the sum of its counts. The count may depend on
-labels and weights only. Positions with the label IGNORED add nothing to either.
+Each returns the sum of the loss over the labels, a scalar, and the count to divide it by. The mean
+over an effective batch is the total of the sums divided by the total of the counts. The count may
+depend on labels and weights only. Positions with the label IGNORED add nothing to sum and count.
 
 Args of each function:
     logits: (N, classes), fp32.
@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-# The mark of PyTorch's cross_entropy for a position without a label.
+# The label by which PyTorch's cross_entropy marks a position to ignore.
 IGNORED = -100
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy and the count."""
+    """Compute the summed cross-entropy and the count."""
     loss = functional.cross_entropy(logits, labels, weight, reduction="sum")
     return loss, _count(labels, weight)
 
@@ -33,10 +33,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tupl
 def label_smoothing(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy to smoothed labels (Szegedy et al., 2016) and the count.
+    """Compute the summed cross-entropy to smoothed labels (Szegedy et al., 2016) and the count.
 
     Args:
-        smoothing: the part of each label that is spread over all classes, 0 to 1.
+        smoothing: the part of each label that is distributed over all classes, 0 to 1.
     """
     loss = functional.cross_entropy(
         logits, labels, weight, reduction="sum", label_smoothing=smoothing
@@ -47,13 +47,13 @@ def label_smoothing(
 def focal(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed focal loss, -(1 - p)^gamma log p (Lin et al., 2017), and the count.
+    """Compute the summed focal loss, -(1 - p)^gamma log p (Lin et al., 2017), and the count.
 
     Args:
-        gamma: how much less a label weighs the larger its probability p is; 1 or more.
+        gamma: strength of the reduction for labels that already have a high probability p, >= 1.
 
     Raises:
-        ValueError: gamma is below 1, where the gradient is infinite at p = 1.
+        ValueError: gamma is below 1; the gradient would be infinite at p = 1.
     """
     if not gamma >= 1:
         raise ValueError(f"gamma={gamma}: it must be 1 or more")
@@ -66,6 +66,6 @@ def focal(
 
 
 def _count(labels: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the number of labels, or the sum of their classes' weights."""
+    """Count the labels, or add up the weights of their classes."""
     kept = labels[labels != IGNORED]
     return torch.tensor(len(kept)) if weight is None else weight[kept].sum()

@@ -1,7 +1,7 @@
 """Predict the memory of a training step on a CPU, and halve rows when memory runs out.
 
-A GPU's allocator raises an exception, and so may a CPU's; but a CPU's system may also kill the
-process without one. There the largest micro-batch is predicted from a single row.
+A GPU's allocator raises an exception when memory runs out. On a CPU the system may kill the process
+instead, so there the memory of a micro-batch is predicted from a single row.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ MESSAGES = (
     "DefaultCPUAllocator: not enough memory",
     "could not create a primitive",
 )
-# The peak of a forward and backward pass over the bytes saved between them. Measured for BERT and
-# Mamba with 64 to 512 tokens: 1.0 to 1.6. The rest is for evaluation and other processes.
+# Ratio of the peak memory of a forward and backward pass to the bytes saved between them. It is 1.0
+# to 1.6 for BERT and Mamba with 64 to 512 tokens; the rest is for evaluation and other processes.
 PEAK_FACTOR = 2
-# Numbers that AdamW keeps of each weight.
+# Values that AdamW stores for each weight.
 MOMENTS = 2
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-# The files with limit and usage, and the line of memory.stat with the pages that give way
+# The files with limit and usage, and the line of memory.stat with the pages that can be reclaimed
 # (kernel documentation, admin-guide: cgroup-v1/memory, cgroup-v2).
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
-# Version 1 writes a number near 2**63 for no limit.
+# Without a limit, version 1 writes a number near 2**63.
 UNLIMITED = 2**60
 
 
@@ -63,9 +63,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(where: str) -> Iterator[None]:
-    """Turn a lack of memory into a UserError that says where it ran out and what to lower.
+    """Raise a UserError that says where memory ran out and which settings need less.
 
-    With several processes it is a SingleRankError, since only one of them may lack memory.
+    With several processes raise a SingleRankError, because memory may run out in one of them only.
     """
     try:
         yield
@@ -84,20 +84,19 @@ def explain_out_of_memory(where: str) -> Iterator[None]:
 def halve_on_out_of_memory(
     work: Callable[[int], T], rows: int, device: torch.device, where: str
 ) -> tuple[T, int]:
-    """Call `work(rows)`, and again with half as many rows each time memory runs out in it.
+    """Call `work(rows)`, and repeat it with half as many rows each time memory runs out.
 
-    Each call draws the same random numbers, so the result is that of a call that had so few rows
-    from the start.
+    Each call starts from the same random state, so the result equals a first call with these rows.
 
     Args:
         where: name of the work for log lines and errors.
 
     Returns:
-        What the work returned, and the rows with which it did.
+        The result of `work`, and the rows with which it succeeded.
 
     Raises:
-        UserError: memory ran out with a single row, or in one of several processes: the others
-            would wait while it starts again.
+        UserError: memory ran out with a single row, or in one of several processes, where the
+            others would wait for the repeated call.
     """
     if world_size() > 1:
         with explain_out_of_memory(f"{where} in one of {world_size()} processes"):
@@ -109,7 +108,7 @@ def halve_on_out_of_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the handler: within it the exception still holds the tensors of the work.
+        # Release memory outside the handler: within it the exception still refers to the tensors.
         release_freed_memory()
         if device.type in DEVICES:
             DEVICES[device.type].empty_cache()
@@ -121,15 +120,15 @@ def halve_on_out_of_memory(
 
 
 def halve(rows: int) -> int:
-    """Return half of the rows, rounded up, so that two parts make a whole."""
+    """Return half of the rows, rounded up, so that two micro-batches cover the batch."""
     return -(-rows // 2)
 
 
 def fit_rows_to_memory(state: State, train: Examples) -> int:
-    """Return the micro-batch size, halved until a CPU has the memory for a step.
+    """Return the micro-batch size, halved until a training step fits into the memory of a CPU.
 
-    The longest review goes forward as a batch of one, and the tensors saved for the backward pass
-    are added up: memory is linear in rows. Weights, generators and counts stay as they are.
+    Run the forward pass of the longest review and add up the tensors saved for the backward pass;
+    memory is linear in the number of rows. Weights, random states and counts do not change.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu":
@@ -137,23 +136,26 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
         row = PEAK_FACTOR * _count_saved_bytes(state, train)
     weights = sum(math.prod(p.shape) * p.element_size() for p in trained_parameters(state.model))
-    # Gradients; after a checkpoint the optimizer has its memory already.
+    # Gradients and moments. In a resumed run the optimizer already holds its moments.
     fixed = weights * (1 if state.optimizer.state else 1 + MOMENTS)
     left, fitting = measure_available_memory(), rows
     while fitting > 1 and fixed + row * fitting > left:
         fitting = halve(fitting)
     log.info(
-        "a step with %d rows of %d tokens at once takes up to %.0f MiB more, %.0f MiB are left: %s",
+        "a step with %d rows of %d tokens at once needs up to %.0f MiB more, %.0f MiB are free: %s",
         rows, longest, (fixed + row * rows) / 2**20, left / 2**20,
-        "it fits" if fitting == rows else f"{fitting} at once",
+        "it fits" if fitting == rows else f"continue with {fitting} rows at once",
     )  # fmt: skip
     if fixed + row > left:
-        log.warning("memory may not suffice for a single row: the system may end this process")
+        log.warning(
+            "memory may not suffice for a single row, and the system may kill this process: lower "
+            "data.max_length or use a smaller model"
+        )
     return fitting
 
 
 def _count_saved_bytes(state: State, train: Examples) -> int:
-    """Return the bytes that the graph of the longest review saves, besides the model's own."""
+    """Count the bytes saved for the backward pass of the longest review, without the weights."""
     own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}
 
@@ -168,7 +170,7 @@ def _count_saved_bytes(state: State, train: Examples) -> int:
 
 
 def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> Tensor:
-    """Return the loss of the longest review, `rows` times in a batch."""
+    """Compute the loss of a batch that holds the longest review `rows` times."""
     chosen = np.full(rows, int(train.lengths.argmax()))
     batch = state.objective.collate(train, chosen, np.random.default_rng(0))
     with state.precision.autocast():
@@ -182,7 +184,7 @@ def trained_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 @contextmanager
 def preserve_state(state: State) -> Iterator[None]:
-    """Restore generators, gradients and buffers afterwards, also if a signal comes."""
+    """Restore random states and buffers on exit and drop gradients, also after a signal."""
     states = get_rng_states(state.precision.device)
     buffers = {name: value.clone() for name, value in state.model.named_buffers()}
     try:
@@ -196,7 +198,7 @@ def preserve_state(state: State) -> Iterator[None]:
 
 
 def measure_available_memory(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return the bytes that the machine, the process's cgroups and its own limit leave.
+    """Return the free bytes within the limits of the machine, the cgroups and the process.
 
     Args:
         cgroups: where the cgroup file systems are mounted.
@@ -207,7 +209,7 @@ def measure_available_memory(cgroups: Path = CGROUPS, membership: Path = MEMBERS
 
 
 def _read_process_limit() -> Iterator[int]:
-    """Yield the bytes of address space that the process's own limit leaves; none on Windows."""
+    """Yield the free bytes of address space if the process has a limit; nothing on Windows."""
     try:
         import resource
     except ImportError:
@@ -218,7 +220,7 @@ def _read_process_limit() -> Iterator[int]:
 
 
 def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Yield the bytes left to each cgroup of the process, and to those above it."""
+    """Yield the free bytes of each cgroup of the process and of its parents."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(","):
@@ -227,13 +229,14 @@ def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
             root, names = cgroups, V2
         else:
             continue
-        # Inside a container the path may be that of the host, whose upper folders are hidden.
+        # Inside a container the path may come from the host, and its upper folders do not exist.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         for depth in range(len(parts), -1, -1):
             yield from _read_cgroup(root.joinpath(*parts[:depth]), *names)
 
 
 def _read_cgroup(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    """Yield the free bytes of one cgroup; nothing if it has no limit or cannot be read."""
     try:
         most, used = ((folder / name).read_text().strip() for name in (limit, usage))
         stat = (folder / "memory.stat").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Follow a training: record its metrics, keep the best weights, find spikes and bad numbers."""
+"""Record metrics, save the best weights, and detect loss spikes and non-finite steps."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ BAD_BATCH = "bad_batch.safetensors"
 # record is the mean over trainer.log_every steps, because the losses of single batches vary more.
 SPIKE_FACTOR = 3
 WINDOW = 20
-# The median of fewer records says little.
+# Fewer records do not give a reliable median.
 MIN_RECORDS = 5
 
 
 class Recorder(Protocol):
-    """Receive metrics."""
+    """Define the methods that receive metrics."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Record values at an optimizer step."""
         ...
 
     def flush(self) -> None:
-        """Write what is buffered: a checkpoint is about to say that it was recorded."""
+        """Write buffered values, before a checkpoint marks them as recorded."""
         ...
 
 
@@ -47,7 +47,7 @@ class Monitor:
     """Record losses and evaluations, and decide which evaluation is the best.
 
     Args:
-        max_bad_steps: in a row, with a loss or gradient that is not finite, before the run stops.
+        max_bad_steps: stop the run after so many steps in a row with a non-finite loss or gradient.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Monitor:
         self.best, self.best_metric, self.max_bad_steps = best, best_metric, max_bad_steps
 
     def log_losses(self, state: State) -> None:
-        """Record mean and largest loss of the steps since the last call that had a finite loss."""
+        """Record the mean and the largest finite loss of the steps since the last call."""
         if not state.losses:
             return
         state.sync_skipped_steps()
@@ -86,19 +86,19 @@ class Monitor:
         self.recorder.metrics(values, state.step)
         self.progress.to(state.step, loss=f"{values.get('train_loss', math.nan):.4f}")
 
-    def log_evaluation(self, state: State, found: Evaluation) -> None:
-        """Record an evaluation; keep its weights and outputs if it is the best so far."""
-        named = {f"val_{key}": value for key, value in found.scores.items()}
+    def log_evaluation(self, state: State, evaluation: Evaluation) -> None:
+        """Record an evaluation; save its weights and outputs if it is the best so far."""
+        named = {f"val_{key}": value for key, value in evaluation.scores.items()}
         self.recorder.metrics(named, state.step)
         state.history.append({"step": state.step, **named})
-        value = found.scores[self.best_metric]
+        value = evaluation.scores[self.best_metric]
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
-        # Any number is better than NaN, and NaN is better than nothing.
+        # Any number is better than NaN, and NaN is better than no evaluation.
         before = -math.inf if state.best is None or math.isnan(state.best) else sign * state.best
         state.since_best += 1
         if state.best is None or sign * value > before:
             state.best, state.best_step, state.since_best = value, state.step, 0
-            state.best_outputs = found.outputs
+            state.best_outputs = evaluation.outputs
             self.best.save(state.model, state.step)
         state.evaluated = state.step
         text = ", ".join(f"{key} {v:.4f}" for key, v in named.items())
@@ -108,15 +108,17 @@ class Monitor:
     def check_finite(
         self, state: State, micro_batches: list[dict[str, Tensor]], folder: Path
     ) -> None:
-        """Stop a run whose steps are all skipped; waits for the device.
+        """Stop the run if too many steps in a row were skipped; wait for the device.
+
+        Args:
+            micro_batches: those of the last step, saved in `folder` if the run stops.
 
         Raises:
-            UserError: max_bad_steps in a row were skipped since the last call, or up to then. The
-                batch of the last step is in `folder`.
+            UserError: max_bad_steps steps in a row were skipped.
         """
         state.sync_skipped_steps()
-        row, state.longest_row = state.longest_row, state.bad_in_row
-        if row < self.max_bad_steps:
+        longest, state.longest_row = state.longest_row, state.bad_in_row
+        if longest < self.max_bad_steps:
             return
         tensors = {
             f"{i}.{key}": value
@@ -128,7 +130,7 @@ class Monitor:
             write_tensors(tensors, folder / BAD_BATCH)
             write_json_durably(about, (folder / BAD_BATCH).with_suffix(".json"))
         raise UserError(
-            f"the loss or a gradient was not finite in {row} steps in a row, up to step "
+            f"the loss or a gradient was not finite in {longest} steps in a row, up to step "
             f"{state.step}",
             where=f"the batch of step {state.step}: {folder / BAD_BATCH}",
             fix="lower trainer.lr, use a longer warm-up or trainer.precision=fp32 or bf16, and "
@@ -137,18 +139,18 @@ class Monitor:
 
 
 def count_spike(state: State, loss: float, step: int) -> None:
-    """Count a recorded loss that is a spike, and warn of it.
+    """Count a loss spike, and warn about it.
 
     Args:
-        loss: the mean since the last record.
-        step: the one with the largest loss among them.
+        loss: mean loss since the last record.
+        step: step with the largest loss since the last record.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
     if len(records) < MIN_RECORDS or loss <= SPIKE_FACTOR * statistics.median(records):
         return
     state.spikes += 1
     log.warning(
-        "loss spike at step %d: a mean loss of %.4f up to step %d, where the median before was "
-        "%.4f; spikes so far: %d. If the scores suffer, lower trainer.lr or trainer.clip_norm, or "
-        "use a longer warm-up", step, loss, state.step, statistics.median(records), state.spikes,
+        "loss spike at step %d: the mean loss up to step %d was %.4f, the median before %.4f; "
+        "spikes so far: %d. If the scores suffer, lower trainer.lr or trainer.clip_norm, or "
+        "use a longer warm-up", step, state.step, loss, statistics.median(records), state.spikes,
     )  # fmt: skip

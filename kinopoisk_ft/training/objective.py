@@ -1,7 +1,7 @@
-"""What a network is trained for: a class, a masked token or the next token.
+"""Train a network to predict a class, a masked token or the next token.
 
-An objective makes batches, gives the loss as a sum with its count (so that accumulation can divide
-by the count of the whole effective batch), and scores an evaluation.
+An objective builds batches, computes the loss and scores an evaluation. It returns the loss as a
+sum with its count, so that gradient accumulation can divide by the count of the effective batch.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """The verbs that the loop and the evaluation call."""
+    """Define the methods that the training loop and the evaluation call."""
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Return the padded batch of these rows."""
+        """Build the padded batch of these rows."""
         ...
 
     def count(self, batch: Batch) -> float:
-        """Return the number of labels in a batch, or their weight: what the loss is divided by."""
+        """Return the divisor of the loss: the labels of a batch, or the sum of their weights."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, a scalar, and what `scores` needs of this batch."""
+        """Compute the summed loss, a scalar, and the outputs of this batch for `scores`."""
         ...
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics by name from what `loss_sum` kept, in the order of the labels."""
+        """Compute metrics by name from the outputs of `loss_sum`, in the order of the labels."""
         ...
 
 
-def balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """Return weights (classes,), fp32, under which all classes of these labels weigh the same."""
+def compute_balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Compute class weights (classes,), fp32, that give all classes the same total weight."""
     weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
     return torch.as_tensor(weights, dtype=torch.float32)
 
 
 class Classification:
-    """Train for classes; keep logits (batch, classes).
+    """Predict the class of a review; the outputs are logits (batch, classes).
 
     Args:
-        weights: of the classes, (classes,), for the loss; None gives all the same weight.
-        loss: from logits, labels and weights to the sum and the count of the loss.
+        weights: (classes,), class weights of the loss; None gives all classes the same weight.
+        loss: maps logits, labels and weights to the sum and the count of the loss.
     """
 
     def __init__(
@@ -64,17 +64,16 @@ class Classification:
         self.pad_id, self.weights, self.loss = pad_id, weights, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Return input_ids, attention_mask (batch, length) and labels (batch,)."""
+        """Build input_ids, attention_mask (batch, length) and labels (batch,)."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         if examples.labels is not None:
             batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
         return batch
 
     def count(self, batch: Batch) -> float:
-        """Return what the loss of this batch is divided by: its labels, or their weights.
-
-        Training needs it before the first forward pass, so the loss is asked with zero logits.
-        """
+        """Return the divisor of the loss: the labels of the batch, or the sum of their weights."""
+        # Training needs the count before the first forward pass. It does not depend on the logits,
+        # so call the loss with zeros.
         labels = batch["labels"]
         weights = None if self.weights is None else self.weights.to(labels.device)
         classes = int(labels.max()) + 1 if weights is None else len(weights)
@@ -83,30 +82,30 @@ class Classification:
         )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and the logits."""
+        """Compute the summed loss and the logits."""
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self.loss(logits, batch["labels"], weights)[0], logits.detach()
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the model's logits (batch, classes)."""
+        """Compute the model's logits (batch, classes)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits: Tensor = model(**inputs).logits
         return logits
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return every metric that is counted from predicted classes."""
+        """Compute all classification metrics."""
         return classification_scores(outputs.numpy(), labels)
 
 
 class LanguageModel:
-    """Train for the next token, as Mamba needs; the loss counts real tokens only."""
+    """Predict the next token, to pretrain Mamba; padding does not count in the loss."""
 
     def __init__(self, pad_id: int, loss: Loss = cross_entropy) -> None:
         self.pad_id, self.loss = pad_id, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Return input_ids, attention_mask and labels, (batch, length): the token that follows."""
+        """Build input_ids, attention_mask and labels, the next tokens, each (batch, length)."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         labels[:, :-1] = batch["input_ids"][:, 1:]
@@ -114,26 +113,27 @@ class LanguageModel:
         return {**batch, "labels": labels}
 
     def count(self, batch: Batch) -> float:
-        """Return the number of tokens to be guessed."""
+        """Count the tokens to predict."""
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss over predicted tokens, twice: nothing else is kept."""
+        """Compute the summed loss over predicted tokens; return it as the output as well, (1,)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return nothing beyond the loss."""
+        """Return no metrics: the evaluation adds the loss."""
         return {}
 
 
 class MaskedLanguageModel(LanguageModel):
-    """Train for masked tokens: 80% masked, 10% random, 10% unchanged (Devlin et al., 2019).
+    """Predict chosen tokens: 80% are masked, 10% random, 10% unchanged (Devlin et al., 2019).
 
     Args:
-        share: of tokens that are predicted.
+        special_ids: tokens that are never chosen.
+        share: fraction of the tokens that are chosen.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class MaskedLanguageModel(LanguageModel):
         self.special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Return masked input_ids, attention_mask, and labels: the chosen tokens, else ignored."""
+        """Build masked input_ids, attention_mask and labels; labels are IGNORED if not chosen."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         ids = batch["input_ids"].numpy()
-        free = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)
-        chosen = free & (rng.random(ids.shape) < self.share)
+        allowed = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)
+        chosen = allowed & (rng.random(ids.shape) < self.share)
         draw = rng.random(ids.shape)
         masked = np.where(chosen & (draw < 0.8), self.mask_id, ids)
         random_ids = rng.integers(0, self.vocab_size, ids.shape)

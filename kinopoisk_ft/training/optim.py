@@ -1,4 +1,4 @@
-"""Which parameters decay and at what rate each group learns."""
+"""Group parameters by learning rate and weight decay, and build the scheduler."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-# The state matrix and skip of a selective scan live on a log or unit scale; IA3 scales start at
-# one: decay pulls all of them to a place that means something else.
+# Zero is no neutral value for these parameters, so weight decay would change what they mean: the
+# state matrix of a selective scan is stored as a logarithm, its skip and the IA3 scales start at 1.
 NO_DECAY = frozenset({"A_log", "D", "ia3_l"})
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: to matrices, not to biases, norms and NO_DECAY."""
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether weight decay applies: to matrices, but not to biases, norms and NO_DECAY."""
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
 
-def param_groups(
+def build_param_groups(
     model: nn.Module,
     fresh: Iterable[str],
     *,
@@ -27,16 +27,21 @@ def param_groups(
     head_lr: float | None,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups of the trainable parameters: (fresh or not) x (decaying or not).
+    """Build the optimizer groups of the trainable parameters, at most four.
+
+    Groups differ in whether their parameters are newly initialized, and in weight decay.
 
     Args:
-        fresh: names of parameters that start from random values; they learn at `head_lr`.
+        fresh: names of newly initialized parameters.
+        head_lr: learning rate of newly initialized parameters; None uses `lr`.
     """
     fresh = set(fresh)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name in fresh, decays(name, parameter)), []).append(parameter)
+            groups.setdefault((name in fresh, has_weight_decay(name, parameter)), []).append(
+                parameter
+            )
     return [
         {
             "params": parameters,
@@ -52,11 +57,13 @@ def make_scheduler(
     schedule: Callable[..., float],
     warmup: int,
     total: int,
-    place: Callable[[int], int],
+    schedule_step: Callable[[int], int],
 ) -> LambdaLR:
-    """Return a scheduler that multiplies each group's rate by `schedule(place, warmup, total)`.
+    """Build a scheduler that multiplies the learning rate of each group by `schedule`.
 
     Args:
-        place: of an optimizer step, in the unit of `warmup` and `total`.
+        schedule_step: maps an optimizer step to the unit of `warmup` and `total`.
     """
-    return LambdaLR(optimizer, lambda step: schedule(place(step), warmup=warmup, total=total))
+    return LambdaLR(
+        optimizer, lambda step: schedule(schedule_step(step), warmup=warmup, total=total)
+    )

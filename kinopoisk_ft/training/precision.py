@@ -1,6 +1,6 @@
-"""Numbers of the forward and backward pass: fp32, bf16 or fp16 with gradient scaling.
+"""Run forward and backward passes in fp32, bf16, or fp16 with gradient scaling.
 
-Weights and optimizer state are fp32 in each case. A request that cannot be met raises.
+Weights and optimizer state are always fp32. A precision that cannot run here raises a UserError.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from kinopoisk_ft.errors import UserError
 
 Kind = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OVERFLOW = 1  # the verdict on a step whose loss was finite, but not its gradient in fp16
-# Ends of the values of oneDNN's variable that allow such instructions.
+# The status of a step in fp16 whose loss was finite, but whose gradient was not.
+OVERFLOW = 1
+# Values of ONEDNN_MAX_CPU_ISA that allow bf16 instructions end in one of these.
 ISAS_WITH_BF16 = ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10_1_512", "AVX10_2_512")
 
 
 class Precision:
-    """One object with one verb for each part of a step; the three kinds have the same shape."""
+    """Run each part of a training step in one of the three precisions."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.device = device
@@ -33,15 +34,15 @@ class Precision:
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.kind == "fp16")
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return the context of a forward pass."""
+        """Return the autocast context for a forward pass."""
         return torch.autocast(self.device.type, DTYPES[self.kind], enabled=self.kind != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
+        """Accumulate the gradients of a loss."""
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Bring gradients back to their true size, before they are looked at or clipped."""
+        """Undo the loss scale of the gradients, before they are checked or clipped."""
         self._scaler.unscale_(optimizer)
 
     def step(
@@ -51,13 +52,11 @@ class Precision:
         clip_norm: float | None,
         loss: Tensor,
     ) -> Tensor:
-        """Clip and step, but skip the step if the loss or the gradients' norm is not finite.
-
-        A fused optimizer leaves the step out by itself, told by a tensor, so that nothing waits
-        for the device; for others the verdict has to be read.
+        """Clip the gradients and step; skip the step if the loss or gradient norm is not finite.
 
         Returns:
-            () float: 0 stepped, OVERFLOW skipped for a gradient in fp16, 2 skipped otherwise.
+            The status of the step, () float: 0 if it was made, OVERFLOW if it was skipped for a
+            gradient in fp16, 2 if it was skipped otherwise.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -70,10 +69,12 @@ class Precision:
             self._scaler.step(optimizer)
             self._scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer reads `found_inf` on the device, so nothing waits for the device.
             fused: Any = optimizer
             fused.grad_scale, fused.found_inf = None, skip
             optimizer.step()
             del fused.grad_scale, fused.found_inf
+        # For other optimizers the CPU has to read the value.
         elif not skip.item():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -82,15 +83,15 @@ class Precision:
         return 2 * skip
 
     def scale_is_large(self) -> bool:
-        """Return whether fp16's loss scale may still be why gradients overflow."""
+        """Return whether the loss scale of fp16 may still be the cause of an overflow."""
         return self.kind == "fp16" and self._scaler.get_scale() >= 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of fp16's loss scale; empty for the others."""
+        """Return the state of the loss scale in fp16; empty in fp32 and bf16."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a loss scale."""
+        """Restore the loss scale."""
         if state:
             self._scaler.load_state_dict(state)
 
@@ -98,56 +99,56 @@ class Precision:
 def choose_precision(
     kind: Kind, device: torch.device
 ) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
-    """Return the precision to use and why.
+    """Return the precision to use, and the reason for it.
 
-    `auto` asks what the hardware has, and measures nothing: all jobs of a sweep, and all sweeps on
-    a machine, train in the same precision, whatever else runs there.
+    `auto` reads the properties of the hardware and measures no times. All runs on a machine
+    therefore train in the same precision, even if the machine is busy.
 
     Raises:
-        UserError: the precision that was asked for cannot run.
+        UserError: the requested precision cannot run on the device.
     """
     if kind == "fp32":
-        return "fp32", "as asked"
+        return "fp32", "as requested"
     if kind == "auto":
-        found, why = _fast_on_cuda(device) if device.type == "cuda" else _fast_on(device)
-        problem = None if found == "fp32" else _cannot_run(found, device)
+        found, why = _choose_for_cuda(device) if device.type == "cuda" else _choose_for_cpu(device)
+        problem = None if found == "fp32" else _find_problem(found, device)
         return ("fp32", f"{found} cannot run: {problem}") if problem else (found, why)
-    problem = _cannot_run(kind, device)
+    problem = _find_problem(kind, device)
     if problem:
         raise UserError(
             f"precision {kind} cannot run on {device.type}: {problem}",
             where="trainer.precision",
             fix="use trainer.precision=auto or fp32",
         )
-    return kind, "as asked"
+    return kind, "as requested"
 
 
-def _fast_on_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
-    """Return what a GPU's matrix units multiply, by NVIDIA's CUDA C++ Programming Guide."""
+def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+    """Choose a precision of the GPU's tensor cores (NVIDIA, CUDA C++ Programming Guide)."""
     if torch.version.hip:
         return "bf16", "an AMD GPU with ROCm"
     major, minor = torch.cuda.get_device_capability(device)
-    told = f"compute capability {major}.{minor}"
+    capability = f"compute capability {major}.{minor}"
     if major >= 8:
-        return "bf16", told
+        return "bf16", capability
     if major == 7:
-        return "fp16", f"{told}: bf16 needs 8.0"
-    return "fp32", f"{told}: bf16 needs 8.0, fp16 7.0"
+        return "fp16", f"{capability}: bf16 needs 8.0"
+    return "fp32", f"{capability}: bf16 needs 8.0, fp16 7.0"
 
 
-def _fast_on(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """Return bf16 where an x86 CPU multiplies it in hardware: steps take 1/1.4 to 1/3 of the time.
+def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+    """Choose bf16 if an x86 CPU has instructions for it: steps are then 1.4 to 3 times faster.
 
-    Without such instructions oneDNN converts each number, and steps take longer than in fp32.
+    Without these instructions oneDNN converts each number, and steps are slower than in fp32.
     """
     if device.type != "cpu":
-        return "fp32", f"on {device.type} bf16 is not known to be faster"
+        return "fp32", f"bf16 is not known to be faster on {device.type}"
     if not torch.backends.mkldnn.is_available():
         return "fp32", "this build of PyTorch has no oneDNN"
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not limit.endswith(ISAS_WITH_BF16):
-        return "fp32", f"ONEDNN_MAX_CPU_ISA={limit} rules bf16 out"
-    # PyTorch's compiler asks the same; the public `get_capabilities` is newer than PyTorch 2.10.
+        return "fp32", f"ONEDNN_MAX_CPU_ISA={limit} excludes bf16"
+    # PyTorch's compiler calls these too. The public `get_capabilities` is newer than PyTorch 2.10.
     if torch.cpu._is_amx_tile_supported():
         return "bf16", "the CPU has AMX"
     if torch.cpu._is_avx512_bf16_supported():
@@ -155,8 +156,8 @@ def _fast_on(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
     return "fp32", "the CPU has neither AMX nor AVX512-BF16"
 
 
-def _cannot_run(kind: str, device: torch.device) -> str | None:
-    """Return why a small product with its gradient fails in this precision, None if it works."""
+def _find_problem(kind: str, device: torch.device) -> str | None:
+    """Return why a small matrix product with its gradient fails; None if it works."""
     try:
         weight = torch.ones(8, 8, device=device, requires_grad=True)
         with torch.autocast(device.type, DTYPES[kind]):
@@ -168,7 +169,7 @@ def _cannot_run(kind: str, device: torch.device) -> str | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was queued."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing where the output is a file or a pipe."""
+"""Show a progress bar on a terminal; show nothing if the output is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinopoisk_ft.training.distributed.processes import is_main
 
 
 class Progress:
-    """Steps done, speed, time left where the steps are known, and the last values given."""
+    """Show steps, speed and the last values, and the time left if the number of steps is known."""
 
     def __init__(self, done: int, steps: int | None) -> None:
         self._bar = tqdm(
@@ -36,7 +36,7 @@ class Progress:
         self._bar.close()
 
     def to(self, step: int, **values: str) -> None:
-        """Move to a step and show these values beside the earlier ones."""
+        """Move to a step, and show these values in addition to the earlier ones."""
         self._values.update(values)
         self._bar.set_postfix(self._values, refresh=False)
         self._bar.update(step - self._bar.n)

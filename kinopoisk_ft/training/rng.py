@@ -1,4 +1,4 @@
-"""Where PyTorch's generators stand, and how to put them there again."""
+"""Save and restore the states of PyTorch's random number generators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
 
 
 def get_rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the CPU's generator and of the device's own, by the device's type."""
+    """Return the states of the generators of the CPU and of the device, by device type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type in DEVICES:
         states[device.type] = DEVICES[device.type].get_rng_state()
@@ -19,7 +19,7 @@ def get_rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor]) -> None:
-    """Draw on from where `get_rng_states` was called."""
+    """Set the generators to the states that `get_rng_states` returned."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)

@@ -10,14 +10,14 @@ def _warmup(step: int, warmup: int) -> float:
 
 
 def linear(step: int, warmup: int, total: int) -> float:
-    """Up to 1 in `warmup` steps, then down to 0 at `total`."""
+    """Rise to 1 in `warmup` steps, then fall linearly to 0 at `total`."""
     if step < warmup:
         return _warmup(step, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
 def cosine(step: int, warmup: int, total: int) -> float:
-    """Up to 1 in `warmup` steps, then a half cosine to 0 at `total` (Loshchilov & Hutter, 2017)."""
+    """Rise to 1 in `warmup` steps, then follow half a cosine to 0 (Loshchilov & Hutter, 2017)."""
     if step < warmup:
         return _warmup(step, warmup)
     share = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -25,5 +25,5 @@ def cosine(step: int, warmup: int, total: int) -> float:
 
 
 def constant(step: int, warmup: int, total: int) -> float:
-    """Up to 1 in `warmup` steps, then constant."""
+    """Rise to 1 in `warmup` steps, then stay constant."""
     return _warmup(step, warmup)

@@ -1,4 +1,4 @@
-"""The settings of training, checked when they are made."""
+"""Validate the settings of the trainer."""
 
 from __future__ import annotations
 
@@ -73,55 +73,55 @@ class Settings:
                     "checkpoint_every"):  # fmt: skip
             value = getattr(self, key) or 0
             if not 0 <= value < math.inf:
-                raise UserError(f"trainer.{key}={value}: it must be a number that is not negative")
+                raise UserError(f"trainer.{key}={value}: it must be a finite number, 0 or more")
         if self.warmup_share > 1:
             raise UserError(
-                f"trainer.warmup_share={self.warmup_share}: it is a share of all steps, at most 1",
-                fix="give a number of steps as trainer.warmup_steps",
+                f"trainer.warmup_share={self.warmup_share}: a share of all steps is at most 1",
+                fix="for a number of steps use trainer.warmup_steps",
             )
-        if self.rows_at_once > self.batch_size:
+        if self.initial_micro_batch_size > self.batch_size:
             raise UserError(
                 f"trainer.micro_batch_size={self.micro_batch_size}: a batch has only "
                 f"trainer.batch_size={self.batch_size} rows",
-                fix="leave it null, or give fewer rows than a batch has",
+                fix="use trainer.micro_batch_size=null, or at most trainer.batch_size rows",
             )
         self._check_budget()
         self._check_loss()
 
     def steps_per_epoch(self, reviews: int) -> int:
-        """Return the optimizer steps of one pass over the reviews."""
+        """Return the number of optimizer steps in one epoch."""
         return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
 
     @property
-    def rows_at_once(self) -> int:
-        """Rows of a batch that train at once, before memory runs out."""
+    def initial_micro_batch_size(self) -> int:
+        """Return the micro-batch size with which training starts; it shrinks if memory runs out."""
         return self.micro_batch_size or self.batch_size
 
     @property
-    def length(self) -> Budget:
-        """How long a run trains: the budget, else the epochs, cut short at max_steps."""
+    def training_budget(self) -> Budget:
+        """Return the budget; without one, the epochs, limited by max_steps."""
         if self.budget is not None:
             return Budget.parse(self.budget)
         return Budget("epochs", self.epochs, self.max_steps)
 
     def _check_budget(self) -> None:
-        """Refuse a second limit beside the budget, and warm-up in steps that nobody counts."""
-        measured = self.length.steps(1) is None
+        """Reject two limits, and warm-up in steps if the number of steps is not known."""
+        has_unknown_steps = self.training_budget.count_steps(1) is None
         if self.budget is not None and self.max_steps is not None:
             raise UserError(
                 f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps}: two limits",
-                fix="give one; as a budget the second is "
+                fix="set only one of them; to limit the steps, use "
                 f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
             )
-        if measured and self.warmup_steps is not None:
+        if has_unknown_steps and self.warmup_steps is not None:
             raise UserError(
-                f"trainer.warmup_steps={self.warmup_steps}: with trainer.budget={self.budget} "
-                "the number of steps is not known beforehand",
-                fix="give a share of it: trainer.warmup_steps=null trainer.warmup_share=0.1",
+                f"trainer.warmup_steps={self.warmup_steps} needs a known number of steps, which "
+                f"trainer.budget={self.budget} does not give",
+                fix="use a share of the budget: trainer.warmup_steps=null trainer.warmup_share=0.1",
             )
 
     def _check_loss(self) -> None:
-        """Call the loss once, so that options out of range are refused before any work."""
+        """Call the loss once, to reject invalid options before any work."""
         try:
             total, count = self.loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), None)
             float(total), float(count)
@@ -133,10 +133,10 @@ class Settings:
                 "weights to its sum and count",
             ) from error
 
-    def refuse_balance(self, why: str) -> None:
-        """Raise UserError for options that balance classes, where nothing would heed them."""
+    def reject_class_balancing(self, why: str) -> None:
+        """Raise a UserError if an option balances classes in a task that ignores these options."""
         if self.class_weights != "none" or self.sampling != "shuffled":
             raise UserError(
                 f"trainer.class_weights and trainer.sampling have no effect here: {why}",
-                fix="leave out trainer.class_weights=balanced and trainer.sampling=balanced",
+                fix="remove trainer.class_weights=balanced and trainer.sampling=balanced",
             )

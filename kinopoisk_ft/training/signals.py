@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: between two steps, and at once when asked again."""
+"""Stop a run on a signal between two steps; a second signal stops it immediately."""
 
 from __future__ import annotations
 
@@ -12,58 +12,62 @@ from typing import Any, ClassVar
 
 from kinopoisk_ft.training.distributed import torchrun
 
-# What a shell reports of a process that the signal ended; Slurm warns with SIGUSR1, submitit with
-# SIGUSR2, before a job is ended or requeued, and they mean SIGTERM.
+# Exit codes by which a shell reports that a signal ended a process. Slurm sends SIGUSR1 and
+# submitit SIGUSR2 before they end or requeue a job, so both count as SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
-NUMBERS = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has two
-GRACE = 60  # seconds for jobs that are told to stop: a step, a checkpoint, the tracker's end
-# Seconds in which a signal to all processes also comes by the one that started this one.
-ECHO = 2.0
+# Windows has only the first two.
+NUMBERS = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
+# Time for jobs that must stop: to finish a step, write a checkpoint and close the tracker.
+GRACE_SECONDS = 60
+# A signal to all processes also arrives from the parent process, within this time.
+ECHO_SECONDS = 2.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped the run.
+    """Report that a signal stopped the run.
 
     Args:
-        torn: raised inside a step, whose state is then neither the old nor the new one.
+        mid_step: the signal interrupted a step, so the training state is not consistent.
     """
 
-    def __init__(self, number: int, torn: bool = False) -> None:
+    def __init__(self, number: int, mid_step: bool = False) -> None:
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name}")
-        self.number, self.exit_code, self.torn = number, EXIT_CODES[name], torn
+        self.number, self.exit_code, self.mid_step = number, EXIT_CODES[name], mid_step
 
     def __reduce__(self) -> tuple[type[Stopped], tuple[int, bool]]:
-        """Pickle by what it is made of: a worker process hands it to the one that started it."""
-        return Stopped, (self.number, self.torn)
+        """Pickle the constructor arguments, because a worker sends the exception to its parent."""
+        return Stopped, (self.number, self.mid_step)
 
 
 class StopSignals:
-    """While entered, the signals raise Stopped; inside `defer`, at its end or the second time.
+    """Raise Stopped when a signal arrives within the context.
 
-    Only the main thread can be told of signals: in another this does nothing. A signal that the
-    process ignores stays ignored. Can be nested: the inner one counts.
+    Within `defer` the exception is raised at the end of the block, or at once by a second signal.
+    Python handles signals in the main thread, so in another thread this context does nothing. A
+    signal that the process ignores stays ignored. In nested contexts the inner one handles signals.
 
-    A process that another one of this program started gets a signal to all of them twice, from its
-    sender and passed on: there the same one within ECHO seconds counts once.
+    A child process receives a signal to all processes twice: directly, and forwarded by its parent.
+    There the same signal counts once within ECHO_SECONDS.
 
     Args:
-        agree: of the processes of one run, returns the largest of what each gives: a signal to one
-            then stops all at the same place, the end of `defer` or a `check`.
+        agree: returns the maximum of its argument over all processes of the run. A signal to one
+            process then stops all of them at the same point: the end of `defer`, or a `check`.
     """
 
-    # When each signal last counted: an echo may come when the inner ones have been left.
-    _counted: ClassVar[dict[int, float]] = {}
+    # Times of the last counted signals, shared by all contexts: a forwarded signal may arrive after
+    # an inner context has ended.
+    _last_counted: ClassVar[dict[int, float]] = {}
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
-        self._held, self._arrived, self._agree = False, 0, agree
+        self._deferring, self._pending, self._agree = False, 0, agree
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in NUMBERS:
                 if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._arrive)
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -77,28 +81,28 @@ class StopSignals:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Finish what is inside before a signal that arrives there stops the run."""
-        self._held = True
+        """Finish the block before a signal that arrives within it stops the run."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferring = False
         self.check()
 
     def check(self) -> None:
-        """Stop the run if a signal waits, in this process or in one that it agrees with."""
+        """Stop the run if a signal is pending in any of its processes."""
         if self._agree is not None:
-            self._arrived = self._agree(self._arrived)
-        if self._arrived:
-            raise Stopped(self._arrived)
+            self._pending = self._agree(self._pending)
+        if self._pending:
+            raise Stopped(self._pending)
 
-    def _arrive(self, number: int, frame: object) -> None:
-        now, before = time.monotonic(), self._counted.get(number)
-        if torchrun.is_child_process() and before is not None and now - before < ECHO:
+    def _handle(self, number: int, frame: object) -> None:
+        now, before = time.monotonic(), self._last_counted.get(number)
+        if torchrun.is_child_process() and before is not None and now - before < ECHO_SECONDS:
             return
-        self._counted[number] = now
-        waits = self._held or self._agree is not None
-        if waits and not self._arrived:
-            self._arrived = number
+        self._last_counted[number] = now
+        waits = self._deferring or self._agree is not None
+        if waits and not self._pending:
+            self._pending = number
         else:
-            raise Stopped(number, torn=waits)
+            raise Stopped(number, mid_step=waits)

@@ -25,7 +25,7 @@ COUNTS = (
     "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
     "longest_row", "spikes", "history", "micro_batch_size", "eval_batch_size",
 )  # fmt: skip
-# What a LambdaLR keeps in all versions of PyTorch; its functions are made from the config.
+# The state of a LambdaLR in all versions of PyTorch, without its functions, which the config sets.
 SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
@@ -36,8 +36,8 @@ class State:
     Args:
         wrapped_model: the DDP, FSDP or compiled wrapper that training steps call; `model` itself if
             it is not wrapped. Evaluation calls `model`.
-        steps: the number of the last step; None while a budget of tokens or seconds lasts.
-        micro_batch_size: rows that train at once, fewer than asked for if memory ran out.
+        steps: the last step; None until a budget of tokens or seconds is used up.
+        micro_batch_size: rows that train at once; fewer than requested if memory ran out.
     """
 
     model: nn.Module
@@ -64,7 +64,7 @@ class State:
     evaluated: int = 0
     skipped: int = 0
     bad_in_row: int = 0
-    # The longest row of bad steps since `monitor` last checked.
+    # The longest sequence of bad steps since `Monitor.check_finite` was last called.
     longest_row: int = 0
     # Outputs of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -106,9 +106,9 @@ class State:
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to continue exactly here, between two steps.
+        """Return the training state between two steps, from which training continues exactly.
 
-        Tensors are the ones that training uses, on their devices and sharded if the model is.
+        The tensors are not copies: they stay on their devices, and sharded if the model is sharded.
         """
         self.sync_skipped_steps()
         schedule = self.schedule.state_dict()
@@ -124,7 +124,7 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called; tensors are full ones on any device.
+        """Restore the state that `state_dict` returned, from full tensors on any device.
 
         Raises:
             ValueError: the optimizer's state does not fit the trained weights.
@@ -138,11 +138,11 @@ class State:
             setattr(self, key, state[key])
         self.losses = list(state["losses"].to(self.precision.device))
         self.best_outputs = state["best_outputs"]
-        if self.meter.read(self.step, self.tokens):
+        if self.meter.update(self.step, self.tokens):
             self.steps = self.step
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the state of the optimizer, whose indexes JSON has turned into text."""
+        """Load the state of the optimizer; its indexes are strings, as they come from JSON."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Any]] = {}
         for index, values in state["state"].items():
@@ -150,7 +150,9 @@ class State:
             for key, value in values.items():
                 if isinstance(value, Tensor) and not self._fits(value, like):
                     size, full = tuple(value.shape), tuple(like.shape)
-                    raise ValueError(f"optimizer: {index}/{key} is {size}, of a weight {full}")
+                    raise ValueError(
+                        f"optimizer: {index}/{key} has shape {size}, but its weight {full}"
+                    )
             moments[int(index)] = {
                 key: shard_like(value, like) if isinstance(value, Tensor) else value
                 for key, value in values.items()
@@ -158,9 +160,9 @@ class State:
         self.optimizer.load_state_dict({**state, "state": moments})
 
     def _fits(self, value: Tensor, weight: Tensor) -> bool:
-        """Return whether an optimizer of PyTorch may keep this for a weight.
+        """Return whether a PyTorch optimizer can have this state for a weight.
 
-        It is a number, or has the weight's size, maybe summed over some of its dimensions.
+        It must be a scalar, or have the shape of the weight, where a dimension may be reduced to 1.
         """
         sizes = zip(value.shape, weight.shape, strict=False)
         return not type(self.optimizer).__module__.startswith("torch.optim.") or (

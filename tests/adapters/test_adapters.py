@@ -16,7 +16,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.training.batching import pad
-from kinopoisk_ft.training.optim import decays
+from kinopoisk_ft.training.optim import has_weight_decay
 
 
 def backward(module: nn.Module, tokenizer: object, steps: int = 1) -> None:
@@ -173,7 +173,7 @@ def test_all_gradients_zero_is_found() -> None:
 @pytest.mark.parametrize("kind", ["bert", "mamba"])
 def test_weight_decay_spares_norms_biases_and_the_scan(kind: str) -> None:
     module = make(kind)[2].module
-    decaying = {n for n, p in module.named_parameters() if decays(n, p)}
+    decaying = {n for n, p in module.named_parameters() if has_weight_decay(n, p)}
     spared = {n for n, _ in module.named_parameters()} - decaying
     assert all(not n.endswith(("bias", "A_log", ".D")) and "orm" not in n for n in decaying)
     assert all(n.endswith(("bias", "A_log", ".D")) or "orm" in n for n in spared)

@@ -24,9 +24,9 @@ from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.tasks.pretrain import make_language_model
 from kinopoisk_ft.training.batching import Examples
-from kinopoisk_ft.training.distributed.processes import is_main, processes, rank, world_size
+from kinopoisk_ft.training.distributed.processes import is_main, join_processes, rank, world_size
 from kinopoisk_ft.training.distributed.sharding import gather_model
-from kinopoisk_ft.training.objective import Classification, balanced_weights
+from kinopoisk_ft.training.objective import Classification, compute_balanced_weights
 
 # 31 reviews in batches of 5: the last has one row, which most ranks have no share of.
 SETTINGS = [
@@ -73,7 +73,7 @@ def member(
         [*model_overrides(kind), *adapter_overrides(adapter.replace("pretrain", "none")),
          *SETTINGS, *more]
     )  # fmt: skip
-    with processes(cfg.trainer.strategy, cfg.trainer.device):
+    with join_processes(cfg.trainer.strategy, cfg.trainer.device):
         assert (rank(), world_size()) == (number, max(1, count))
         # Another process would find nothing here: rank 0 reads and writes for all.
         _train(cfg, folder if is_main() else folder / f"rank{rank()}", adapter == "pretrain", last)
@@ -99,7 +99,7 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
         module, fresh = adapted.module, adapted.fresh
         weights = None
         if trainer.class_weights == "balanced":
-            weights = balanced_weights(np.array([0, 1, 1]), 2)
+            weights = compute_balanced_weights(np.array([0, 1, 1]), 2)
         objective = Classification(tokenizer.pad_token_id, weights=weights)
     folder.mkdir(parents=True, exist_ok=True)
     recorder = Values(last)

@@ -26,7 +26,7 @@ from transformers import (
 from kinopoisk_ft.models.first_token import FirstTokenAttention, limit_to_first_token
 from kinopoisk_ft.models.heads import PooledClassifier
 from kinopoisk_ft.models.network import list_blocks
-from kinopoisk_ft.training.acceleration.dropout import training_dropout
+from kinopoisk_ft.training.acceleration.dropout import replace_dropout
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -160,7 +160,7 @@ def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> No
     assert isinstance(last_block(module).attention, FirstTokenAttention)
     assert last_block(module).attention.training
     core, hidden = last_block(module).attention, torch.randn(400, 1, 24).expand(-1, 9, -1)
-    with training_dropout(module, torch.device("cpu"), "keep"):
+    with replace_dropout(module, torch.device("cpu"), "keep"):
         values = core.self.value(hidden[:, :1]).view(400, 1, 3, 8)
         core.output = nn.Identity()  # lets what was attended through
         core.output.forward = lambda attended, _: attended

@@ -10,7 +10,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, Mamba2Model
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba import MambaBackbone, MambaClassifier, MambaLM
-from kinopoisk_ft.training.optim import decays
+from kinopoisk_ft.training.optim import has_weight_decay
 
 
 def tiny(**changes: object) -> Mamba2Config:
@@ -116,7 +116,7 @@ def test_state_parameters_stay_float32_and_do_not_decay() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.dtype == parameter.grad.dtype == torch.float32
         if name.split(".")[-1] in {"A_log", "D", "dt_bias"} or "norm" in name:
-            assert not decays(name, parameter)
+            assert not has_weight_decay(name, parameter)
 
 
 def test_unknown_choices_are_refused() -> None:

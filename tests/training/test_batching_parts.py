@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import make
 from short_fit import short_fit
 
-from kinopoisk_ft.training.batching import reads_pads, split_batch
+from kinopoisk_ft.training.batching import depends_on_padding, split_batch
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
@@ -68,8 +68,8 @@ def test_pads_that_a_model_reads_stay(tmp_path: Path) -> None:
     _, found = short_fit(
         tmp_path / "cut", *settings, "trainer.micro_batch_size=2", kind="mamba_scratch"
     )
-    assert reads_pads(whole.model)
-    assert not reads_pads(make("mamba_scratch")[2].module)
+    assert depends_on_padding(whole.model)
+    assert not depends_on_padding(make("mamba_scratch")[2].module)
     np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.optim import param_groups
+from kinopoisk_ft.training.optim import build_param_groups
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.state import State
 
@@ -114,7 +114,9 @@ def test_step_equals_plain_pytorch() -> None:
     batch = state.objective.collate(data, np.arange(16), np.random.default_rng(0))
     made._step(state, [batch], lambda _: None)
 
-    groups = param_groups(twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01)
+    groups = build_param_groups(
+        twin.module, twin.fresh, lr=0.01, head_lr=made.head_lr, weight_decay=0.01
+    )
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     loss = nn.functional.cross_entropy(twin.module(**inputs).logits, batch["labels"])

@@ -118,8 +118,8 @@ def test_the_micro_batch_is_halved_until_it_fits(
     state, recorder = short_fit(tmp_path, "trainer.max_steps=1")
     assert state.micro_batch_size == rows
     assert recorder.of("micro_batch_size") == [rows]
-    said = "it fits" if rows == 12 else f"{rows} at once"
-    assert f"are left: {said}" in caplog.text
+    said = "it fits" if rows == 12 else f"continue with {rows} rows at once"
+    assert f"are free: {said}" in caplog.text
     assert "with 12 rows of " in caplog.text
 
 
@@ -152,7 +152,7 @@ def test_the_probe_leaves_everything_as_it_was(
     tight(160.0)
     caplog.set_level("INFO")
     state, found = short_fit(tmp_path / "probed", **settings)
-    assert "are left: it fits" in caplog.text
+    assert "are free: it fits" in caplog.text
     assert found.values == expected.values
     assert torch.equal(weights(state), weights(whole))
     assert state.tokens == whole.tokens

@@ -23,7 +23,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples, draw_balanced_rows
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer, training_batches
-from kinopoisk_ft.training.objective import Classification, balanced_weights
+from kinopoisk_ft.training.objective import Classification, compute_balanced_weights
 from kinopoisk_ft.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -41,12 +41,12 @@ def examples(tokenizer: Any) -> Examples:
 
 
 def test_weights_are_scikit_learns() -> None:
-    weights = balanced_weights(LABELS, 2)
+    weights = compute_balanced_weights(LABELS, 2)
     np.testing.assert_allclose(
         weights[LABELS], compute_sample_weight("balanced", LABELS), rtol=1e-6
     )
     # Of a balanced set none changes anything.
-    assert torch.equal(balanced_weights(np.array([0, 1, 2]), 3), torch.ones(3))
+    assert torch.equal(compute_balanced_weights(np.array([0, 1, 2]), 3), torch.ones(3))
 
 
 @pytest.mark.parametrize("sizes", [[22], [4, 4, 4, 4, 4, 2], [1] * 22])
@@ -55,7 +55,7 @@ def test_accumulated_weights_are_torchs_over_the_whole_batch(sizes: list[int]) -
     made = trainer("trainer.clip_norm=null", "trainer.lr=0.0")
     precision, clock = made.open()
     _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
-    data, weights = examples(tokenizer), balanced_weights(LABELS, 2)
+    data, weights = examples(tokenizer), compute_balanced_weights(LABELS, 2)
     objective = Classification(tokenizer.pad_token_id, weights=weights)
     state = made._setup(network.module, objective, precision, (), 22, clock)
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_accumulated_weights_are_torchs_over_the_whole_batch(sizes: list[int]) -
 
 def test_evaluation_is_weighted_as_the_objective_is() -> None:
     _, _, network, tokenizer = make("bert_scratch")
-    data, weights = examples(tokenizer), balanced_weights(LABELS, 2)
+    data, weights = examples(tokenizer), compute_balanced_weights(LABELS, 2)
     for given_weights in (None, weights):
         objective = Classification(tokenizer.pad_token_id, weights=given_weights)
         found = evaluate(network.module, data, objective, Precision("fp32", CPU), 4)
@@ -126,8 +126,8 @@ def test_an_epoch_serves_what_sampling_says(sampling: str, share: float) -> None
 @pytest.mark.parametrize("key", ["class_weights", "sampling"])
 def test_balance_that_nothing_would_heed_is_refused(key: str) -> None:
     with pytest.raises(UserError, match="have no effect here: pretraining has no classes"):
-        trainer(f"trainer.{key}=balanced").refuse_balance("pretraining has no classes")
-    trainer().refuse_balance("")
+        trainer(f"trainer.{key}=balanced").reject_class_balancing("pretraining has no classes")
+    trainer().reject_class_balancing("")
     cfg = plain(compose_config(["model=bert_scratch", f"trainer.{key}=balancd"]))
     assert any(f"trainer.{key}='balancd'" in error for error in find_errors(cfg))
 
@@ -143,7 +143,7 @@ def test_weights_and_draws_help_a_rare_class(tmp_path: Path) -> None:
         texts, labels = (np.array(column) for column in tiny.reviews(160))
         kept = np.flatnonzero((labels == 1) | (np.arange(160) % 20 == 0))
         train = Examples(tokenizer(texts[kept].tolist())["input_ids"], labels[kept])
-        weights = balanced_weights(labels[kept], 2) if name == "weights" else None
+        weights = compute_balanced_weights(labels[kept], 2) if name == "weights" else None
         objective = Classification(tokenizer.pad_token_id, weights=weights)
         made.fit(
             network.module, objective, train, train, fresh=(), audit=lambda _: None,

@@ -80,7 +80,7 @@ def test_auto_precision_follows_the_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("kinopoisk_ft.training.precision._cannot_run", lambda *_: None)
+    monkeypatch.setattr("kinopoisk_ft.training.precision._find_problem", lambda *_: None)
     chosen, reason = choose_precision("auto", torch.device("cuda"))
     assert chosen == kind
     assert f"{capability[0]}.{capability[1]}" in reason
@@ -88,7 +88,7 @@ def test_auto_precision_follows_the_gpu(
 
 def test_auto_precision_that_cannot_run_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("kinopoisk_ft.training.precision._cannot_run", lambda *_: "no kernel")
+    monkeypatch.setattr("kinopoisk_ft.training.precision._find_problem", lambda *_: "no kernel")
     assert choose_precision("auto", torch.device("cuda")) == ("fp32", "bf16 cannot run: no kernel")
 
 

@@ -32,8 +32,8 @@ def test_a_signal_after_the_last_step_of_several_processes_stops_them(
 
 
 def test_what_stopped_a_worker_reaches_the_process_that_started_it() -> None:
-    stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, torn=True)))
-    assert (type(stopped), stopped.number, stopped.exit_code, stopped.torn) == (
+    stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, mid_step=True)))
+    assert (type(stopped), stopped.number, stopped.exit_code, stopped.mid_step) == (
         Stopped, signal.SIGTERM, 143, True
     )  # fmt: skip
     assert str(stopped) == "stopped by SIGTERM"
@@ -52,29 +52,29 @@ def test_signals_wait_for_the_step_and_a_second_does_not() -> None:
 
     with pytest.raises(Stopped) as first:
         step(signal.SIGUSR1)
-    assert (done, first.value.torn, first.value.exit_code) == ([(signal.SIGUSR1,)], False, 143)
+    assert (done, first.value.mid_step, first.value.exit_code) == ([(signal.SIGUSR1,)], False, 143)
     with pytest.raises(Stopped) as second:
         step(signal.SIGTERM, signal.SIGINT)
-    assert (len(done), second.value.torn, second.value.exit_code) == (1, True, 130)
+    assert (len(done), second.value.mid_step, second.value.exit_code) == (1, True, 130)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
-    ("started", "seconds", "torn"),
+    ("started", "seconds", "mid_step"),
     [(True, 60.0, False), (True, 0.0, True), (False, 60.0, True)],
     ids=["passed on", "later", "not started by another"],
 )
 def test_a_signal_that_is_passed_on_as_well_counts_once(
-    monkeypatch: pytest.MonkeyPatch, started: bool, seconds: float, torn: bool
+    monkeypatch: pytest.MonkeyPatch, started: bool, seconds: float, mid_step: bool
 ) -> None:
     if started:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setattr(signals, "ECHO", seconds)
-    monkeypatch.setattr(StopSignals, "_counted", {})
+    monkeypatch.setattr(signals, "ECHO_SECONDS", seconds)
+    monkeypatch.setattr(StopSignals, "_last_counted", {})
     with pytest.raises(Stopped) as stopped:
         stop_in_a_step()
-    assert stopped.value.torn == torn
-    assert StopSignals._counted.keys() == {signal.SIGTERM}
+    assert stopped.value.mid_step == mid_step
+    assert StopSignals._last_counted.keys() == {signal.SIGTERM}
 
 
 def stop_in_a_step() -> None:
@@ -85,6 +85,6 @@ def stop_in_a_step() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
         except Stopped as stop:
-            if not stop.torn:
+            if not stop.mid_step:
                 os.kill(os.getpid(), signal.SIGTERM)
             raise

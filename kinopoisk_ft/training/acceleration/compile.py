@@ -1,4 +1,4 @@
-"""Training through `torch.compile`: on a GPU it fuses small operators, or replays CUDA graphs."""
+"""Compile the model with `torch.compile`, which fuses operators or replays CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
 
-# As torch.compile calls them; reduce-overhead and max-autotune use CUDA graphs.
+# The modes of torch.compile; reduce-overhead and max-autotune use CUDA graphs.
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.Module:
-    """Return by what training calls a model: itself, or what compiles it when it is first called.
+    """Wrap the model so that its first call compiles it; return it unchanged if mode is off.
 
-    Lengths and rows are symbols in the compiled code, since every batch has its own.
+    Batch size and length are symbolic in the compiled code, because they differ between batches.
 
     Raises:
-        UserError: nothing can be compiled on this machine.
+        UserError: torch.compile does not work on this machine.
     """
     if mode == "off":
         return model
@@ -39,11 +39,11 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
             where="trainer.compile",
             fix="install a C++ compiler (on a GPU also triton), or use trainer.compile=off",
         ) from error
-    log.info("training runs through torch.compile, mode %s", mode)
+    log.info("the model is compiled with torch.compile, mode %s", mode)
     return cast(nn.Module, torch.compile(model, dynamic=True, **options))
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile before the first step, with the largest batch; weights and generators stay."""
+    """Compile before the first step with the largest batch; keep weights and random states."""
     with preserve_state(state):
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

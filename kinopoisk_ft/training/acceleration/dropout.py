@@ -1,4 +1,4 @@
-"""Our dropout in place of PyTorch's while a network trains on a CPU."""
+"""Replace PyTorch's dropout and attention by faster kernels while a network trains on a CPU."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kinopoisk_ft.ops.dropout.op import dropout
 
 log = logging.getLogger(__name__)
 
-# Names among the attention functions of `transformers`.
+# Names under which `transformers` registers the attention functions.
 ATTENTION = "kinopoisk_ft"
-KEEPS_ALL = "kinopoisk_ft_keeps_all"
+NO_DROPOUT = "kinopoisk_ft_no_dropout"
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by `ops.dropout`."""
+    """Use `ops.dropout` in place of `nn.Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements of a tensor of any shape while training."""
@@ -43,9 +43,9 @@ def attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as SDPA does in `transformers`, with our kernel where probabilities are dropped.
+    """Compute attention with our kernel if probabilities are dropped, otherwise with SDPA.
 
-    What only a decoder or a cache asks for stays with SDPA, and so does a mask that learns.
+    SDPA also serves the options of decoders and caches, and masks that require a gradient.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
@@ -60,7 +60,7 @@ def attention_forward(
     return attended.transpose(1, 2).contiguous(), None
 
 
-def attention_that_keeps_all(
+def attention_without_dropout(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -69,7 +69,7 @@ def attention_that_keeps_all(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as SDPA does in `transformers`, and drop no probabilities."""
+    """Compute attention with SDPA, without dropout."""
     out: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, 0.0, **kwargs
     )
@@ -77,17 +77,17 @@ def attention_that_keeps_all(
 
 
 @contextmanager
-def training_dropout(
+def replace_dropout(
     model: nn.Module, device: torch.device, attention_dropout: Literal["keep", "off"]
 ) -> Iterator[None]:
-    """Put our dropout and attention into a model, and the model's own back in the end.
+    """Replace the dropout and attention of a model within the block, and restore them on exit.
 
-    On a CPU this reaches every `nn.Dropout`, those of adapters too, and the attention of Hugging
-    Face encoders that run by SDPA. Names, parameters and results in evaluation are the same.
-    Elsewhere nothing is done, but for attention_dropout="off", which holds on every device.
+    On a CPU replace every `nn.Dropout`, including those of adapters, and the attention of Hugging
+    Face encoders that use SDPA. Names, parameters and evaluation results do not change. On other
+    devices only attention_dropout="off" has an effect.
 
     Raises:
-        UserError: attention_dropout="off", and the model's attention cannot be told so.
+        UserError: attention_dropout="off", but the model's attention cannot be replaced.
     """
     on_cpu = device.type == "cpu"
     slots = [
@@ -98,18 +98,18 @@ def training_dropout(
     ]
     encoders = find_sdpa_models(model)
     if attention_dropout == "off":
-        _check_off(model, encoders)
+        _check_attention_dropout_off(model, encoders)
     if not on_cpu and attention_dropout == "keep":
         encoders = []
-    for key, function in ((ATTENTION, attention_forward), (KEEPS_ALL, attention_that_keeps_all)):
+    for key, function in ((ATTENTION, attention_forward), (NO_DROPOUT, attention_without_dropout)):
         AttentionInterface.register(key, function)
         AttentionMaskInterface.register(key, sdpa_mask)
     try:
         for parent, name, child in slots:
             parent._modules[name] = Dropout(child.p).train(child.training)
         for part in encoders:
-            part.set_attn_implementation(ATTENTION if attention_dropout == "keep" else KEEPS_ALL)
-        log.debug("our dropout in %d modules", len(slots))
+            part.set_attn_implementation(ATTENTION if attention_dropout == "keep" else NO_DROPOUT)
+        log.debug("replaced dropout in %d modules", len(slots))
         yield
     finally:
         for parent, name, child in slots:
@@ -119,29 +119,30 @@ def training_dropout(
             part.set_attn_implementation("sdpa")
 
 
-def find_sdpa_models(model: nn.Module, *ways: str) -> list[Any]:
-    """Return the Hugging Face models in a model that attend by SDPA and can be told another way.
+def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
+    """Return the Hugging Face models in a model that use SDPA and allow to replace it.
 
-    `ways`: names of attention functions that are taken for SDPA as well.
+    Args:
+        names: attention functions to accept in addition to SDPA.
     """
     return [
         part
         for part in model.modules()
         if isinstance(part, PreTrainedModel)
-        and part.config._attn_implementation in ("sdpa", *ways)
+        and part.config._attn_implementation in ("sdpa", *names)
         and part._can_set_attn_implementation()
     ]
 
 
-def _check_off(model: nn.Module, encoders: list[Any]) -> None:
-    """Raise where attention drops and would go on doing so; say where there is none."""
+def _check_attention_dropout_off(model: nn.Module, encoders: list[Any]) -> None:
+    """Raise a UserError if the model has attention whose dropout cannot be switched off."""
     if encoders:
-        log.info("attention drops no probabilities while training: trainer.attention_dropout=off")
+        log.info("attention trains without dropout: trainer.attention_dropout=off")
         return
     if any(isinstance(part, PreTrainedModel) for part in model.modules()):
         raise UserError(
-            "this model's attention is its own: its dropout cannot be switched off from outside",
+            "this model implements attention itself, so its dropout cannot be switched off",
             where="trainer.attention_dropout",
             fix="use trainer.attention_dropout=keep",
         )
-    log.info("trainer.attention_dropout=off changes nothing: the model has no attention")
+    log.info("trainer.attention_dropout=off has no effect: the model has no attention")

@@ -1,4 +1,4 @@
-"""Attention over real tokens alone, on a GPU where flash-attn is there and passes its self-test."""
+"""Compute attention without padding on a GPU, if flash-attn is installed and passes a self-test."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from transformers.masking_utils import (
 
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.attention.cuda import PACKAGE, RealTokens, attention_unpadded
-from kinopoisk_ft.training.acceleration.dropout import KEEPS_ALL, find_sdpa_models
+from kinopoisk_ft.training.acceleration.dropout import NO_DROPOUT, find_sdpa_models
 from kinopoisk_ft.training.precision import DTYPES, Precision
 
 log = logging.getLogger(__name__)
 
-# Among the attention functions of `transformers`.
+# Names under which `transformers` registers the attention functions.
 UNPADDED = "kinopoisk_ft_unpadded"
-UNPADDED_KEEPS_ALL = "kinopoisk_ft_unpadded_keeps_all"
-INSTEAD = {"sdpa": UNPADDED, KEEPS_ALL: UNPADDED_KEEPS_ALL}
+UNPADDED_NO_DROPOUT = "kinopoisk_ft_unpadded_no_dropout"
+UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Return where real tokens are, once for all layers; SDPA's mask where more is masked."""
+    """Return the positions of real tokens, shared by all layers; for other masks that of SDPA."""
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
@@ -49,20 +49,24 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend among real tokens (batch, heads, length, width), in half precision; else by SDPA."""
+    """Compute attention between real tokens in half precision; use SDPA for other masks.
+
+    Query, key and value are (batch, heads, length, width).
+    """
     if not isinstance(attention_mask, RealTokens):
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return out
     given, dtype = query.dtype, query.dtype
-    if given == torch.float32:  # what an adapter or a norm left so under autocast
+    # An adapter or a norm may return fp32 under autocast.
+    if given == torch.float32:
         dtype = torch.get_autocast_dtype(query.device.type)
     q, k, v = (x.to(dtype) for x in (query, key, value))
     return attention_unpadded(q, k, v, attention_mask, dropout, scaling).to(given), None
 
 
-def attention_that_keeps_all(
+def attention_without_dropout(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -71,32 +75,32 @@ def attention_that_keeps_all(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend among real tokens, and drop no probabilities."""
+    """Compute attention between real tokens, without dropout."""
     return attention_forward(module, query, key, value, attention_mask, 0.0, **kwargs)
 
 
 @contextmanager
-def unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Let Hugging Face encoders that run by SDPA attend among real tokens, SDPA again in the end.
+def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Replace SDPA in Hugging Face encoders by attention without padding; restore it on exit.
 
-    Those that `training_dropout` has told to drop nothing drop nothing here either.
-    Nothing is done elsewhere than on CUDA in half precision, nor without a working flash-attn.
+    This needs CUDA, half precision and a working flash-attn; otherwise nothing is replaced. An
+    encoder whose attention dropout `replace_dropout` has switched off keeps it off.
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
-    parts = find_sdpa_models(model, KEEPS_ALL) if wanted else []
-    if parts and (wrong := gpu_package.find_problem(PACKAGE, precision.device)):
-        log.info("attention runs by PyTorch's kernels over padded batches: %s", wrong)
+    parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []
+    if parts and (problem := gpu_package.find_problem(PACKAGE, precision.device)):
+        log.info("attention uses PyTorch's kernels on padded batches: %s", problem)
         parts = []
     before = [part.config._attn_implementation for part in parts]
-    ways = ((UNPADDED, attention_forward), (UNPADDED_KEEPS_ALL, attention_that_keeps_all))
-    for key, function in ways:
+    functions = ((UNPADDED, attention_forward), (UNPADDED_NO_DROPOUT, attention_without_dropout))
+    for key, function in functions:
         AttentionInterface.register(key, function)
         AttentionMaskInterface.register(key, mask_forward)
     try:
-        for part, way in zip(parts, before, strict=True):
-            part.set_attn_implementation(INSTEAD[way])
-            log.info("attention runs by flash-attn over real tokens alone")
+        for part, name in zip(parts, before, strict=True):
+            part.set_attn_implementation(UNPADDED_NAMES[name])
+            log.info("attention uses flash-attn without padding")
         yield
     finally:
-        for part, way in zip(parts, before, strict=True):
-            part.set_attn_implementation(way)
+        for part, name in zip(parts, before, strict=True):
+            part.set_attn_implementation(name)

@@ -1,4 +1,4 @@
-"""Keep the weights of the best evaluation on disk, in safetensors."""
+"""Save the weights of the best evaluation in safetensors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 
 
 class BestWeights:
-    """Keep the trainable weights and the buffers of the best evaluation.
+    """Save the trainable weights and the buffers of the best evaluation.
 
-    Each best has its own file, named by its step, so that a checkpoint written before it still
-    finds the best of its time.
+    Each best evaluation has a separate file, named by its step, because a checkpoint written before
+    it needs the previous file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class BestWeights:
         self.digest = ""
 
     def save(self, model: nn.Module, step: int) -> None:
-        """Save the weights; an interruption leaves the previous best valid."""
+        """Save the weights atomically; after an interruption the previous file is still valid."""
         file = self.folder / f"best-{step:08}.safetensors"
         tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
         if not is_main():
@@ -52,11 +52,12 @@ class BestWeights:
 
     def restore(self, model: nn.Module) -> None:
         """Copy the saved weights into the model; UserError if they are damaged or unreadable."""
-        kept: dict[str, Tensor] = {}
-        broadcast_from_main(lambda: kept.update(self._read()))
-        copy_tensors(broadcast_tensors(kept), model)
+        tensors: dict[str, Tensor] = {}
+        broadcast_from_main(lambda: tensors.update(self._read()))
+        copy_tensors(broadcast_tensors(tensors), model)
 
     def _read(self) -> dict[str, Tensor]:
+        """Load the saved weights if their SHA-256 digest is right."""
         try:
             if self.file and self.file.is_file() and compute_sha256(self.file) == self.digest:
                 return load_file(self.file)
@@ -73,7 +74,7 @@ class BestWeights:
         )
 
     def discard(self) -> None:
-        """Delete the files of earlier bests that no checkpoint needs."""
+        """Delete earlier weights that no checkpoint needs."""
         keep = CheckpointFolder(self.folder).list_beside()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
@@ -90,7 +91,7 @@ class BestWeights:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training changes, by name; a tensor with two names is returned once."""
+    """Return trainable parameters and buffers by name; tied parameters are returned once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
 

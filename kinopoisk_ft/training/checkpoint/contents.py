@@ -11,7 +11,7 @@ from torch import Tensor
 from kinopoisk_ft.training.distributed.sharding import gather_tensor
 from kinopoisk_ft.training.state import SCHEDULE
 
-# The key of a JSON object that stands for the tensor of this name.
+# A JSON object with only this key stands for a tensor; the value is the name of the tensor.
 TENSOR = "tensor"
 
 
@@ -33,7 +33,7 @@ def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return what `split_tensors` was given; a missing tensor leaves its placeholder."""
+    """Undo `split_tensors`; a missing tensor leaves its placeholder."""
     if isinstance(plain, dict):
         if plain.keys() == {TENSOR} and plain[TENSOR] in tensors:
             return tensors[plain[TENSOR]]
@@ -46,12 +46,12 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
     """Return the first difference in structure between two state dicts; None if there is none.
 
-    Digests find damage, but not a checkpoint that other code wrote. What is still empty in a run
-    that was just set up (history, optimizer state) may hold any numbers and tensors.
+    Digests detect damage, but not a checkpoint that other code wrote. Parts that are empty in a new
+    run (history, optimizer state) may hold any numbers and tensors.
 
     Args:
-        expected: the state dict of a run that was just set up.
-        found: the one read from a checkpoint.
+        expected: the state dict of a new run.
+        found: the state dict read from a checkpoint.
     """
     path = path.lstrip("/")
     if isinstance(expected, Tensor):
@@ -76,6 +76,7 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
 
 
 def _describe(value: Any) -> str:
+    """Describe a tensor by shape and dtype, another value by its text."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype}"
     return f"{value!r:.40}"

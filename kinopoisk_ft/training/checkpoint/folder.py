@@ -1,8 +1,7 @@
 """Keep checkpoints on disk: folders of safetensors and JSON, with a manifest of their digests.
 
 A checkpoint is written under another name, forced to disk and renamed, so that a crash leaves it
-complete or not at all. Its digests reveal later damage; the checkpoint before it is kept for that
-case.
+complete or not at all. Its digests reveal later damage; then the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ READABLE = (1, 2)
 KEPT = 2
 MANIFEST, PLAIN, TENSORS = "manifest.json", "state.json", "state.safetensors"
 NAME = re.compile(r"checkpoint-\d+")
-# Bytes for the files that hold no tensors.
+# Bytes for the files without tensors.
 ROOM = 2**20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Name a valid checkpoint, and hold its JSON part."""
+    """Hold the folder, the format and the JSON part of a valid checkpoint."""
 
     folder: Path
     format: int
@@ -66,7 +65,7 @@ class CheckpointFolder:
 
         Args:
             plain: values for JSON.
-            beside: names and SHA-256 digests of files next to it that it needs as well.
+            beside: names and SHA-256 digests of required files next to the checkpoint.
 
         Raises:
             UserError: the disk is full or the folder read-only; earlier checkpoints stay valid.
@@ -95,10 +94,10 @@ class CheckpointFolder:
     def newest(self) -> Checkpoint | None:
         """Return the last valid checkpoint; report and delete newer ones that are damaged.
 
-        A checkpoint that cannot be read may still be valid: it is reported and stays.
+        A checkpoint that cannot be read may still be valid, so it is reported but not deleted.
 
         Raises:
-            UserError: there is no valid one, and one cannot be read: starting over would lose it.
+            UserError: no checkpoint is valid, but one cannot be read and might be.
         """
         unread: tuple[Path, OSError] | None = None
         for folder in reversed(self.folders()):
@@ -108,7 +107,9 @@ class CheckpointFolder:
                     manifest, plain = _read_manifest(folder), _read_object(folder / PLAIN)
                     return Checkpoint(folder, manifest["format"], plain)
             except OSError as error:
-                log.warning("%s is not used, and stays: it cannot be read: %s", folder, error)
+                log.warning(
+                    "%s is not used, but not deleted, because it cannot be read: %s", folder, error
+                )
                 unread = unread or (folder, error)
                 continue
             log.warning("%s is not used: %s", folder, problem)
@@ -128,7 +129,7 @@ class CheckpointFolder:
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def list_beside(self) -> set[str]:
-        """Return the names of the files that any checkpoint needs, or may need, next to it."""
+        """Return the names of the files that a checkpoint needs, or may need, next to it."""
         found: set[str] = set()
         for folder in self.folders():
             try:
@@ -139,7 +140,7 @@ class CheckpointFolder:
         return found
 
     def _find_problem(self, folder: Path) -> str | None:
-        """Return why a checkpoint is not valid; raises OSError if that cannot be read."""
+        """Return why a checkpoint is not valid; raises OSError if a file cannot be read."""
         manifest = _read_manifest(folder)
         if manifest.get("format") not in READABLE or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return "its manifest is missing or damaged"

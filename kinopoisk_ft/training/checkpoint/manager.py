@@ -41,10 +41,10 @@ from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
 
-# Seconds between checkpoints: what a crash may cost. They are longer apart if writing is slow: at
-# least SHARE times what the last one took, which is 2% of the time.
+# Seconds between checkpoints: a crash costs at most this much work. If writing is slow, the
+# interval is MIN_RATIO times the duration of the last write, so that writing takes 2% of the time.
 SECONDS = 60.0
-SHARE = 50
+MIN_RATIO = 50
 # AdamW: a weight and its two moments.
 NUMBERS_PER_WEIGHT = 3
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
@@ -53,12 +53,12 @@ START_OVER = "choose another output_dir, or start over in this one with resume=n
 class CheckpointManager:
     """Write and resume the checkpoints of one training run.
 
-    As a context manager it writes a last one when a signal stops the run between two steps.
+    As a context manager it writes a last checkpoint when a signal stops the run between two steps.
 
     Args:
-        every: optimizer steps between two; None goes by the clock, 0 writes none.
-        about: what a checkpoint must have in common with this run, in words for the user; None
-            neither writes nor reads any.
+        every: optimizer steps between checkpoints; None uses the time instead, 0 writes none.
+        about: properties that a checkpoint must share with this run, in words for the user; None
+            neither writes nor reads checkpoints.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CheckpointManager:
     ) -> None:
         self.checkpoints = CheckpointFolder(folder)
         self.state, self.best, self.clock, self.recorder = state, best, clock, recorder
-        # In the order of loading: a budget in seconds reads the clock.
+        # Load in this order, because the state reads the clock if the budget is in seconds.
         self.parts: dict[str, Stateful] = {"clock": clock, "best_weights": best, "state": state}
         self.every, self.writes = every, about is not None and every != 0
         self.reads = about is not None
@@ -82,16 +82,16 @@ class CheckpointManager:
         self._frozen_digest = ""
         self._saved = (0, 0)
         self._since = time.monotonic()
-        # Seconds that the last checkpoint took.
+        # Duration of the last write in seconds.
         self._took = 0.0
 
     def resume(self) -> None:
         """Continue from the last valid checkpoint, if there is one.
 
         Raises:
-            UserError: it belongs to other data, another base, device or precision, or its contents
-                do not fit; the processes of this run differ in these; or the disk has no room for
-                what training will write.
+            UserError: the checkpoint belongs to another run (data, base model, device, precision),
+                or its contents do not fit; the processes of this run have different data; or the
+                disk has too little space for the files of training.
         """
         if not all_equal(self.about):
             raise UserError(
@@ -111,8 +111,9 @@ class CheckpointManager:
         log.info("resumed after step %d of %s from %s", self.state.step, length, name)
 
     def _load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint into the parts of the run; raises UserError if it does not fit."""
         expected = {name: part.state_dict() for name, part in self.parts.items()}
-        # This run has timed other sections so far than the stopped one had by its checkpoint.
+        # An empty clock accepts any sections: those of the checkpoint are not measured yet.
         expected["clock"] = Clock().state_dict()
         read: dict[str, Tensor] = {}
         try:
@@ -135,14 +136,14 @@ class CheckpointManager:
             )
 
     def _check_room(self) -> None:
-        """Check for the room of the best weights and of a checkpoint before training."""
+        """Check the disk space for the best weights and a checkpoint before training."""
         weights = _count_trained_bytes(self.state.model)
         with wrap_checkpoint_errors(self.checkpoints.folder):
             needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
             check_space(self.checkpoints.folder, needed)
 
     def save_if_due(self) -> None:
-        """Write a checkpoint when its step or its time has come."""
+        """Write a checkpoint if it is due by steps or time."""
         if self.every is None:
             due = self._is_due_by_clock()
         else:
@@ -151,25 +152,25 @@ class CheckpointManager:
             self.save()
 
     def save_last(self) -> None:
-        """Write the end of training: the test, or saving the model, may still fail.
+        """Write a checkpoint after the last step, because the test or saving the model may fail.
 
-        The disk may have no room for it besides the model.
+        Only warn if the disk is full: the space may still suffice for the model.
         """
         if self.every is None and not self._is_due_by_clock():
             return
         try:
             self.save()
         except UserError as error:
-            log.warning("the end of training is kept in memory only: %s", error)
+            log.warning("could not write a checkpoint after the last step: %s", error)
 
     def _is_due_by_clock(self) -> bool:
-        interval = max(SECONDS, SHARE * self._took)
+        interval = max(SECONDS, MIN_RATIO * self._took)
         return bool(broadcast(time.monotonic() - self._since >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint, unless nothing has happened since the last one."""
-        moment = (self.state.step, self.state.evaluated)
-        if not self.writes or moment == self._saved:
+        """Write a checkpoint, unless there was no step or evaluation since the last one."""
+        position = (self.state.step, self.state.evaluated)
+        if not self.writes or position == self._saved:
             return
         started = time.monotonic()
         with self.clock.section("checkpoint"):
@@ -182,7 +183,7 @@ class CheckpointManager:
                 beside = {best.name: self.best.digest} if best else {}
                 self.checkpoints.write(tensors, plain, beside)
             self.best.discard()
-        self._saved = moment
+        self._saved = position
         self._since = time.monotonic()
         self._took = self._since - started
         log.debug("checkpoint after step %d in %.2f s", self.state.step, self._took)
@@ -196,10 +197,14 @@ class CheckpointManager:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Stopped) and not error.torn:
+        if isinstance(error, Stopped) and not error.mid_step:
             self.save()
-            kept = self._saved > (0, 0) or self.writes
-            hint = "start the same command again to continue" if kept else "nothing is kept"
+            resumable = self._saved > (0, 0) or self.writes
+            hint = (
+                "start the same command again to continue"
+                if resumable
+                else "no checkpoint was written"
+            )
             log.warning("%s after step %d of %s: %s",
                         error, self.state.step, self.state.length, hint)  # fmt: skip
 
@@ -211,10 +216,10 @@ class CheckpointManager:
         return {**self.about, "frozen weights": self._frozen_digest}
 
     def _check_about(self, checkpoint: Checkpoint) -> None:
-        now, kept = self._read_about(), _about(checkpoint)
-        differing = [key for key in now if kept.get(key) != now[key]]
+        now, then = self._read_about(), _get_about(checkpoint)
+        differing = [key for key in now if then.get(key) != now[key]]
         if differing:
-            texts = [f"{key}: {kept.get(key)} there, {now[key]} now" for key in differing]
+            texts = [f"{key}: {then.get(key)} there, {now[key]} now" for key in differing]
             raise UserError(
                 "the checkpoint in this folder belongs to another run:\n    "
                 + "\n    ".join(texts),
@@ -223,8 +228,8 @@ class CheckpointManager:
             )
 
 
-def _about(checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Return what a checkpoint says that it belongs to; empty if it does not say."""
+def _get_about(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Return the properties of the run that wrote a checkpoint; empty if there are none."""
     about = checkpoint.plain.get("about") if checkpoint else None
     return about if isinstance(about, dict) else {}
 
@@ -238,7 +243,7 @@ def read_precision(folder: Path) -> Kind | None:
 
     A resumed run keeps its original precision, whatever `auto` would choose on this machine.
     """
-    kind: Kind | None = _about(CheckpointFolder(folder).newest()).get("precision")
+    kind: Kind | None = _get_about(CheckpointFolder(folder).newest()).get("precision")
     return kind
 
 

@@ -63,7 +63,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def processes(strategy: str, device: str) -> Iterator[None]:
+def join_processes(strategy: str, device: str) -> Iterator[None]:
     """Join the processes that torchrun started, for the length of a run.
 
     torchrun ends all ranks when one has failed. Ranks other than 0 therefore leave after rank 0,

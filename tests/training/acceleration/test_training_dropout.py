@@ -19,7 +19,7 @@ from kinopoisk_ft.training.acceleration.dropout import (
     ATTENTION,
     Dropout,
     attention_forward,
-    training_dropout,
+    replace_dropout,
 )
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_every_module_is_replaced_and_put_back(kind: str, adapter: str) -> None:
     module.eval()
     want = module(**inputs).logits
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    with training_dropout(module.train(), CPU, "keep"):
+    with replace_dropout(module.train(), CPU, "keep"):
         assert not any(type(part) is nn.Dropout for part in module.modules())
         assert [name for name, _ in module.named_modules()] == list(before)
         assert list(module.state_dict()) == list(state)
@@ -68,7 +68,7 @@ def test_every_module_is_replaced_and_put_back(kind: str, adapter: str) -> None:
 
 def test_put_back_after_an_error() -> None:
     module = adapted("bert", "lora")
-    with pytest.raises(RuntimeError, match="stop"), training_dropout(module, CPU, "keep"):
+    with pytest.raises(RuntimeError, match="stop"), replace_dropout(module, CPU, "keep"):
         raise RuntimeError("stop")
     assert not any(isinstance(part, Dropout) for part in module.modules())
 
@@ -86,7 +86,7 @@ def test_lora_dropout_and_attention_are_ours(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(placing, "dropout", count("dropout", placing.dropout))
     monkeypatch.setattr(placing, "attention", count("attention", placing.attention))
     module = adapted("bert", "lora")
-    with training_dropout(module.train(), CPU, "keep"):
+    with replace_dropout(module.train(), CPU, "keep"):
         module(**batch())
     # Embeddings; in each of 3 layers LoRA on query and value, and two outputs; the head.
     assert calls.count("attention") == 3
@@ -95,7 +95,7 @@ def test_lora_dropout_and_attention_are_ours(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_another_device_keeps_its_own() -> None:
     module = adapted("bert", "none")
-    with training_dropout(module, torch.device("cuda"), "keep"):
+    with replace_dropout(module, torch.device("cuda"), "keep"):
         assert not any(isinstance(part, Dropout) for part in module.modules())
 
 
@@ -103,14 +103,14 @@ def test_without_dropout_training_is_unchanged() -> None:
     _, _, network, _ = make("bert", "none", "model.dropout=0.0")
     inputs = batch()
     want = network.module.train()(**inputs).logits
-    with training_dropout(network.module, CPU, "keep"):
+    with replace_dropout(network.module, CPU, "keep"):
         torch.testing.assert_close(network.module(**inputs).logits, want, rtol=0, atol=1e-6)
 
 
 def test_gradient_checkpointing_draws_the_same_masks() -> None:
     model = BertModel.from_pretrained(tiny.bert(), add_pooling_layer=False).train()
     inputs, grads = batch(), []
-    with training_dropout(model, CPU, "keep"):
+    with replace_dropout(model, CPU, "keep"):
         for checkpointing in (False, True):
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -136,7 +136,7 @@ def test_layers_that_share_weights_draw_unlike_masks(monkeypatch: pytest.MonkeyP
                           num_attention_heads=2, intermediate_size=32, hidden_dropout_prob=0.5,
                           attention_probs_dropout_prob=0.5)  # fmt: skip
     model = AlbertModel(config).train()
-    with training_dropout(model, CPU, "keep"):
+    with replace_dropout(model, CPU, "keep"):
         model(**batch())
     shared = [mask for mask in seen if mask.shape == (3, 12, 16)]
     assert len(shared) >= 3
@@ -174,7 +174,7 @@ def test_what_only_decoders_ask_for_stays_with_sdpa(monkeypatch: pytest.MonkeyPa
 
 def test_a_saved_model_says_nothing_of_it(tmp_path: Path) -> None:
     module: Any = adapted("bert", "none")
-    with training_dropout(module, CPU, "keep"):
+    with replace_dropout(module, CPU, "keep"):
         assert module.config._attn_implementation == ATTENTION
         module.save_pretrained(tmp_path)
     assert ATTENTION not in (tmp_path / "config.json").read_text()
@@ -186,7 +186,7 @@ def test_steps_differ_and_a_run_repeats() -> None:
     for _ in range(2):
         torch.manual_seed(8)
         module = adapted("bert", "none").train()
-        with training_dropout(module, CPU, "keep"):
+        with replace_dropout(module, CPU, "keep"):
             found.append([module(**inputs).logits.detach() for _ in range(2)])
     assert not torch.equal(found[0][0], found[0][1])
     np.testing.assert_array_equal(torch.stack(found[0]), torch.stack(found[1]))
@@ -203,16 +203,19 @@ def test_attention_dropout_off_on_every_device(kind: str, device: str) -> None:
     inputs = batch()
     want = module.eval()(**inputs).logits
     module.train()
-    with training_dropout(module, torch.device(device), "keep"):
+    with replace_dropout(module, torch.device(device), "keep"):
         assert (module(**inputs).logits - want).abs().max() > 1e-5
-    with training_dropout(module, torch.device(device), "off"):
+    with replace_dropout(module, torch.device(device), "off"):
         torch.testing.assert_close(module(**inputs).logits, want, rtol=0, atol=1e-6)
 
 
 def test_attention_dropout_off_where_it_cannot_be(caplog: pytest.LogCaptureFixture) -> None:
     eager = BertModel.from_pretrained(tiny.bert(), attn_implementation="eager")
-    with pytest.raises(UserError, match="its own"), training_dropout(eager, CPU, "off"):
+    with (
+        pytest.raises(UserError, match="implements attention itself"),
+        replace_dropout(eager, CPU, "off"),
+    ):
         pass
-    with caplog.at_level("INFO"), training_dropout(adapted("mamba", "none"), CPU, "off"):
+    with caplog.at_level("INFO"), replace_dropout(adapted("mamba", "none"), CPU, "off"):
         pass
     assert "the model has no attention" in caplog.text

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.attention.cuda import RealTokens, attention_unpadded
 from kinopoisk_ft.training.acceleration import unpadded
-from kinopoisk_ft.training.acceleration.dropout import training_dropout
-from kinopoisk_ft.training.acceleration.unpadded import unpadded_attention
+from kinopoisk_ft.training.acceleration.dropout import replace_dropout
+from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 from kinopoisk_ft.training.precision import Precision
 
 
@@ -63,10 +63,10 @@ def test_logits_and_gradients_are_those_of_sdpa(
     monkeypatch.setattr(
         RealTokens, "from_mask", lambda mask: (tokens.append(int(mask.sum())), found(mask))[1]
     )
-    with caplog.at_level(logging.INFO), unpadded_attention(module, on("cuda", "bf16")):
+    with caplog.at_level(logging.INFO), use_unpadded_attention(module, on("cuda", "bf16")):
         got, grads = answer(module, inputs)
     assert tokens == [20]  # once for all layers
-    assert "attention runs by flash-attn over real tokens alone" in caplog.text
+    assert "attention uses flash-attn without padding" in caplog.text
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
     for name, grad in grads.items():
         torch.testing.assert_close(
@@ -90,7 +90,7 @@ def test_rows_without_pads_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     module, inputs = encoder("none"), padded()
     del inputs["attention_mask"]
     want, _ = answer(module, inputs)
-    with unpadded_attention(module, on("cuda", "bf16")):
+    with use_unpadded_attention(module, on("cuda", "bf16")):
         torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)
 
 
@@ -112,7 +112,7 @@ def test_without_attention_dropout_real_tokens_alone_are_read_too(
     module, inputs = encoder("none").train(), padded()
     cuda, bf16 = torch.device("cuda"), on("cuda", "bf16")
     for way, shares in (("keep", {0.1}), ("off", {0.0})):
-        with training_dropout(module, cuda, way), unpadded_attention(module, bf16):  # type: ignore[arg-type]
+        with replace_dropout(module, cuda, way), use_unpadded_attention(module, bf16):  # type: ignore[arg-type]
             answer(module, inputs)
         assert set(dropped) == shares
         dropped.clear()
@@ -129,7 +129,7 @@ def test_sdpa_stays_elsewhere_and_where_the_kernel_fails(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: wrong)
     module: Any = encoder("none")
-    with caplog.at_level(logging.INFO), unpadded_attention(module, on(device, kind)):
+    with caplog.at_level(logging.INFO), use_unpadded_attention(module, on(device, kind)):
         parts = [m for m in module.modules() if hasattr(m, "config")]
         assert {part.config._attn_implementation for part in parts} == {"sdpa"}
     assert (wrong or "") in caplog.text

@@ -42,7 +42,7 @@ FORGED: dict[str, tuple[Forge, str]] = {
     "missing": (lambda _, s: s["weights"].popitem(), "is missing"),
     "size": (lambda _, s: s["weights"].update({first(s): torch.ones(3)}), r"is \(3,\) torch"),
     "moment": (lambda _, s: s["optimizer"]["state"]["0"].update(exp_avg=torch.ones(3)),
-               r"0/exp_avg is \(3,\), of a weight"),
+               r"0/exp_avg has shape \(3,\), but its weight"),
     "index": (lambda _, s: s["optimizer"]["state"].update({"99": {}}), "out of range"),
     "losses": (lambda _, s: s.update(losses=torch.tensor(1.0)), "iteration over a 0-d tensor"),
     "no random": (lambda _, s: s["rng"].pop("cpu"), "rng/cpu is missing"),

@@ -69,7 +69,7 @@ def test_a_checkpoint_that_cannot_be_read_stays_and_the_one_before_is_used(
     found = CheckpointFolder(checkpoints).newest()
     assert found is not None
     assert found.folder == before
-    assert f"{last} is not used, and stays: it cannot be read" in caplog.text
+    assert f"{last} is not used, but not deleted, because it cannot be read" in caplog.text
     BestWeights(checkpoints).discard()
     assert sorted(checkpoints.glob("best-*")) == bests
     failing.append(before / name)

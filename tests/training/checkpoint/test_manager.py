@@ -120,7 +120,7 @@ def test_a_training_that_is_done_needs_no_last_checkpoint(
     monkeypatch.setattr(CheckpointFolder, "write", full)
     state = fit(tmp_path / "full", "trainer.checkpoint_every=100")
     assert torch.equal(weights(state), weights(whole))
-    assert "kept in memory only: the checkpoint could not be written" in caplog.text
+    assert "checkpoint after the last step: the checkpoint could not be written" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_told() -> None:
@@ -139,11 +139,11 @@ def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(tmp_path, "trainer.checkpoint_every=null")
     assert not CheckpointFolder(tmp_path).folders()
     monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.SECONDS", 0.0)
-    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.SHARE", 10**9)
+    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.MIN_RATIO", 10**9)
     fit(tmp_path, "trainer.checkpoint_every=null")
     assert steps(tmp_path) == [1]
     shutil.rmtree(tmp_path)
-    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.SHARE", 0)
+    monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.MIN_RATIO", 0)
     fit(tmp_path, "trainer.checkpoint_every=null")
     assert steps(tmp_path) == [9, 10]
 
@@ -184,7 +184,7 @@ def test_seconds_and_precision_go_on(checkpoints: Path, caplog: pytest.LogCaptur
     assert read_precision(checkpoints) == "fp32"
     with caplog.at_level("INFO"):
         fit(checkpoints, "trainer.precision=auto")
-    assert "precision fp32 (chosen before the stop)" in caplog.text
+    assert "precision fp32 (as before the run was stopped)" in caplog.text
 
 
 def test_a_signal_in_evaluation_leaves_it_to_the_next_process(

@@ -17,7 +17,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.sweep import ParentRun
 from kinopoisk_ft.training.distributed import processes as distributed
 from kinopoisk_ft.training.distributed import strategy
-from kinopoisk_ft.training.distributed.processes import processes
+from kinopoisk_ft.training.distributed.processes import join_processes
 from kinopoisk_ft.training.distributed.strategy import check_strategy
 from kinopoisk_ft.training.memory import explain_out_of_memory
 
@@ -41,14 +41,14 @@ def test_what_cannot_work_is_refused(
 
 
 def test_strategy_and_start_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="torchrun"), processes("fsdp", "cpu"):
+    with pytest.raises(UserError, match="torchrun"), join_processes("fsdp", "cpu"):
         pass
     for key, value in environment(1, 2, 1).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(UserError, match="strategy=none"), processes("none", "cpu"):
+    with pytest.raises(UserError, match="strategy=none"), join_processes("none", "cpu"):
         pass
     monkeypatch.setattr(distributed, "choose_device", lambda _: torch.device("mps"))
-    with pytest.raises(UserError, match="has no device"), processes("auto", "auto"):
+    with pytest.raises(UserError, match="has no device"), join_processes("auto", "auto"):
         pass
 
 
@@ -89,6 +89,6 @@ def test_who_fails_alone_does_not_wait_for_the_others(
     monkeypatch.setattr(distributed, "dist", MagicMock())
     monkeypatch.setattr("kinopoisk_ft.training.memory.world_size", lambda: 2)
     told = UserError if isinstance(error, MemoryError) else type(error)
-    with pytest.raises(told), processes("ddp", "cpu"), explain_out_of_memory("training"):
+    with pytest.raises(told), join_processes("ddp", "cpu"), explain_out_of_memory("training"):
         raise error
     assert store.wait.called == waits
