@@ -1,4 +1,4 @@
-"""Batches: each review once, by length, and the labels of language models."""
+"""Check that batches hold each review once, sorted by length, and the language-model labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches in parts: the same training as with whole ones, and even parts within their tokens."""
+"""Check that micro-batches train like whole batches, within their limit of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches made ahead: the same ones in the same order, and no thread left behind."""
+"""Check that prefetching keeps the order of the batches and leaves no thread running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: what each counts, where it ends a run, and what the learning rate follows."""
+"""Check what each budget counts, when it ends a run, and how it sets the learning rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REVIEWS = 64
 
 
 class FakeTime:
-    """Seconds that pass only where a test lets them."""
+    """Count fake seconds, which pass only when a test advances them."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -38,7 +38,7 @@ class FakeTime:
 
 
 class Timed(Classification):
-    """A loss that takes a second of fake time a batch in training, and an hour in evaluation."""
+    """Spend one fake second per training batch and one hour per evaluation batch."""
 
     def __init__(self, pad_id: int, time: FakeTime) -> None:
         super().__init__(pad_id)
@@ -50,7 +50,7 @@ class Timed(Classification):
 
 
 class Recorder:
-    """Keeps learning rates and the steps of evaluations."""
+    """Collect learning rates and the steps of evaluations."""
 
     def __init__(self) -> None:
         self.lr: dict[int, float] = {}
@@ -101,7 +101,7 @@ def test_epochs_as_a_budget_are_the_epochs(tmp_path: Path) -> None:
 
 
 def test_seconds_are_those_of_training_alone(tmp_path: Path) -> None:
-    """Ten steps of a second, with evaluations of hours between them."""
+    """Ten steps take a second each, and the evaluations between them hours."""
     state, recorder, clock, _ = fit(tmp_path, "trainer.budget=seconds:10", "trainer.eval_every=4")
     assert state.step == clock.seconds["train"] == 10
     assert clock.seconds["val"] > 3600
@@ -124,7 +124,7 @@ def test_tokens_are_the_real_ones_of_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_learning_rate_follows_the_share_of_the_budget(tmp_path: Path, schedule: str) -> None:
-    """Twenty steps of one second each are scheduled as twenty steps are."""
+    """The schedule of twenty steps of one second each equals the schedule of twenty steps."""
     how = [f"trainer/schedule={schedule}", "trainer.warmup_share=0.2"]
     _, seconds, _, _ = fit(tmp_path / "a", "trainer.budget=seconds:20", *how)
     _, steps, _, _ = fit(tmp_path / "b", "trainer.budget=steps:20", *how)

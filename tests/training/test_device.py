@@ -1,4 +1,4 @@
-"""The peak of a run is its own, whatever the process did before."""
+"""Check that the peak memory of a run excludes earlier work of the process."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_becomes_of_freed_memory_is_told(
 def test_a_system_that_does_not_forget_is_told_and_borne(
     lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in containers: nothing may be written there, or the status has no such line."""
+    """In containers the file may be read-only, or the status may lack the line."""
     status = tmp_path / "status"
     status.write_text("Name:\tpython\n" + ("" if lacks == "a peak" else "VmHWM:\t  2048 kB\n"))
     monkeypatch.setattr(device, "_STATUS", status)

@@ -1,4 +1,4 @@
-"""The loop against plain PyTorch: steps, evaluations when due, and where it ends."""
+"""Compare the training loop with plain PyTorch: steps, evaluations, and the end of training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder:
-    """Keeps what the loop records."""
+    """Collect the recorded metrics."""
 
     def __init__(self) -> None:
         self.values: list[tuple[int, dict[str, float]]] = []
@@ -76,7 +76,7 @@ def fit(
 
 
 def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
-    """Micro-batches of unlike lengths and a short last one give the update of one large batch."""
+    """Micro-batches of different lengths and sizes give the update of one large batch."""
     settings = ["trainer.epochs=1", "trainer.lr=0.01", "trainer.clip_norm=null"]
     sizes = (["trainer.batch_size=12"], ["trainer.batch_size=4", "trainer.accumulate=3"])
     weights = []

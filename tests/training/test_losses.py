@@ -1,4 +1,4 @@
-"""Losses against torch's own, and against formulas written out in float64."""
+"""Compare the losses with those of torch, and with formulas in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = ["cross_entropy", "label_smoothing", "focal"]
 
 
 def case(ignored: bool = False) -> tuple[Tensor, Tensor]:
-    """Return logits (40, 3) that learn, and labels, some of them ignored."""
+    """Return logits (40, 3) that require a gradient, and labels, some of them ignored."""
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(40, 3, generator=generator)).requires_grad_()
     labels = torch.randint(0, 3, (40,), generator=generator)
@@ -52,7 +52,7 @@ def test_sum_over_count_is_the_mean_of_torch(
 def test_focal_is_its_formula_in_float64(
     gamma: float, ignored: bool, weight: Tensor | None
 ) -> None:
-    """As in torchvision's sigmoid_focal_loss, with a softmax; gradients by hand as well."""
+    """Compare with torchvision's sigmoid_focal_loss for a softmax, and with derived gradients."""
     logits, labels = case(ignored)
     total, count = focal(logits, labels, weight, gamma=gamma)
     total.backward()

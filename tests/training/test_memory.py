@@ -1,4 +1,4 @@
-"""Memory that runs out: the micro-batch is halved and the result stays the same."""
+"""Check that the micro-batch is halved when memory runs out, without a change of the result."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ LACKS = [
 
 
 def tokens(rows: int) -> int:
-    """Return the tokens of so many rows as long as the longest review of `short_fit`."""
+    """Return the tokens of `rows` rows with the length of the longest review of `short_fit`."""
     return rows * int(train_examples(make("bert_scratch")[3]).lengths.max())
 
 
 def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return what makes a model's forward raise with more tokens than `most` rows have."""
+    """Return a hook that makes the forward pass raise with more tokens than `most` rows have."""
     limit = tokens(most)
 
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None
 
 
 def backward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return what makes the backward pass raise below the last layer, with more tokens than so."""
+    """Return a hook that makes the backward pass raise below the last layer above this limit."""
     limit = tokens(most)
 
     def check(grad: torch.Tensor) -> None:
@@ -133,7 +133,7 @@ def test_gradients_of_a_broken_off_attempt_are_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -> None:
-    """A failed attempt draws no random numbers, wherever it was broken off."""
+    """A failed attempt leaves the random state unchanged, wherever it failed."""
     small, _ = short_fit(tmp_path / "small", "trainer.micro_batch_size=6", dropout=0.3)
     for i, fails in enumerate((forward_fails, backward_fails)):
         halved, _ = short_fit(tmp_path / str(i), dropout=0.3, prepare=fails(LACKS[0], 6))
@@ -203,7 +203,7 @@ def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_one_process_of_torchrun_can_go_down_to_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DDP would not take the backward pass of a failed attempt for done."""
+    """DDP would not treat the backward pass of a failed attempt as complete."""
     monkeypatch.setattr(strategy, "resolve_strategy", lambda asked: "ddp")
     model = nn.Linear(2, 2)
     assert strategy.wrap_model(model, "auto", torch.device("cpu")) is model
@@ -240,7 +240,7 @@ def test_evaluation_and_prediction_are_halved() -> None:
 
 
 def test_outputs_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
-    """They are those of the best weights, which `fit` leaves in the model, bit for bit."""
+    """They equal the outputs of the best weights, which `fit` loads into the model, bit for bit."""
     state, recorder = short_fit(
         tmp_path, "trainer.best_metric=loss", "trainer.eval_every=1", "trainer.epochs=3",
         "trainer.lr=0.2", "trainer.warmup_share=0", dropout=0.3,

@@ -1,4 +1,4 @@
-"""What memory is left, what a step will take of it, and that asking changes nothing."""
+"""Check the measured free memory and the predicted memory of a step; both change nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def group_v2(folder: Path, limit: object, used: int, files: int = 0) -> None:
 
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 100 GiB to spare and no limit on the process."""
+    """Simulate a machine with 100 GiB of free memory and a process without a limit."""
     left = psutil.virtual_memory()._replace(available=100 * 2**30)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: left)
     infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -45,7 +45,7 @@ def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cgroups_of_version_2(tmp_path: Path) -> None:
-    """The tightest of the process's group and those above it; pages of files give way."""
+    """The lowest limit of the cgroup and its parents counts; file pages can be reclaimed."""
     membership = tmp_path / "membership"
     membership.write_text("0::/slice/job\n")
     group_v2(tmp_path / "slice" / "job", "max", 10)
@@ -59,7 +59,7 @@ def test_cgroups_of_version_2(tmp_path: Path) -> None:
 
 
 def test_cgroups_of_version_1_in_a_container(tmp_path: Path) -> None:
-    """The path is the host's; inside, the group's files are at the root."""
+    """The path comes from the host; in the container the cgroup's files are at the root."""
     membership = tmp_path / "membership"
     membership.write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/\n")
     group = {"memory__usage_in_bytes": 600, "memory__stat": "cache 5\ntotal_inactive_file 100"}
@@ -82,7 +82,7 @@ def test_no_cgroups_and_a_limit_of_the_process(
 
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
-    """Return how to leave so many MiB if a row saves 5 MiB, and so takes 10."""
+    """Return a function that simulates free memory, in MiB; a row saves 5 MiB and so needs 10."""
 
     def leave(mib: float) -> list[int]:
         passed: list[int] = []
@@ -166,7 +166,7 @@ def test_one_row_goes_forward(tight: Callable[[float], list[int]], tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
 def test_what_a_pass_keeps_is_at_least_what_modules_give(kind: str, tmp_path: Path) -> None:
-    """Each linear layer keeps its input: the sum over layers is a lower bound of its own."""
+    """Each linear layer saves its input, so the sum over the layers is a lower bound."""
     state, _ = short_fit(tmp_path, "trainer.max_steps=1", kind=kind)
     inputs: dict[int, int] = {}
     train = Examples([[5] * 30], np.zeros(1, dtype=np.int64))
@@ -185,7 +185,7 @@ def test_what_a_pass_keeps_is_at_least_what_modules_give(kind: str, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) -> None:
-    """As predicted; and without a prediction, when the allocator refuses."""
+    """This works with a prediction, and without one when the allocator raises."""
     spawned = multiprocessing.get_context("spawn")
     found: list[dict[str, Any]] = []
     for i, (limit, predicts) in enumerate(((None, True), (600, True), (600, False))):

@@ -1,4 +1,4 @@
-"""Which evaluation counts as the best."""
+"""Check which evaluation counts as the best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Skipped steps are told by whoever learns of them first: the look at the loss or a checkpoint.
+"""Check that skipped steps are reported by the first reader: the check of the loss or a checkpoint.
 
 On a GPU the statuses of steps stay on the device until then, so several arrive at once.
 """
@@ -77,7 +77,7 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
 
 @pytest.fixture
 def poisoned(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Steps whose loss is made infinite."""
+    """Choose the steps whose loss becomes infinite."""
     chosen: set[int] = set()
     loss_sum, calls = Classification.loss_sum, [0]
 
@@ -96,7 +96,7 @@ def poisoned(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> set[int]:
 def test_a_step_with_bad_numbers_is_skipped(
     optimizer: str, poisoned: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fused and plain optimizers leave weights and their own state as they were."""
+    """Fused and other optimizers do not change weights or state in a skipped step."""
     seen: list[tuple[torch.Tensor, str]] = []
     step = Precision.step
 

@@ -1,4 +1,4 @@
-"""Losses that leap are told and counted, ordinary ones are not, and a resumed run knows which."""
+"""Check that loss spikes, and no normal losses, are reported and counted, also in a resumed run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = np.arange(2000)
 
 
 def count(losses: np.ndarray, every: int = 10) -> int:
-    """Return how many spikes there are, recorded as the monitor does."""
+    """Count the spikes among losses that are recorded as the monitor records them."""
     state: Any = SimpleNamespace(step=0, spikes=0, history=[])
     for start in range(0, len(losses), every):
         part = losses[start : start + every]
@@ -33,7 +33,7 @@ def count(losses: np.ndarray, every: int = 10) -> int:
 
 
 def ordinary(name: str) -> np.ndarray:
-    """Return the losses of 2,000 steps in which nothing goes wrong."""
+    """Return the losses of 2,000 steps without spikes."""
     rng = np.random.default_rng(0)
     fall = 0.6 * np.exp(-STEPS / 150)
     misjudged = rng.random((2000, 16)) < 0.05
@@ -70,7 +70,7 @@ def test_a_loss_that_stays_high_is_soon_usual() -> None:
 
 
 def leaps_at(step: int) -> Any:
-    """Return what multiplies the training loss of one step, the first of this process being 1."""
+    """Return a hook that multiplies the training loss of one step; the process starts at step 1."""
     loss_sum, calls = Classification.loss_sum, [0]
 
     def leap(self: Classification, model: nn.Module, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Class weights and balanced draws, against torch, scikit-learn and counts."""
+"""Compare class weights and balanced sampling with torch, scikit-learn and counts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_weights_are_scikit_learns() -> None:
 
 @pytest.mark.parametrize("sizes", [[22], [4, 4, 4, 4, 4, 2], [1] * 22])
 def test_accumulated_weights_are_torchs_over_the_whole_batch(sizes: list[int]) -> None:
-    """Micro-batches of any size, some of one class alone, give torch's loss and gradients."""
+    """Micro-batches of any size, some with a single class, give torch's loss and gradients."""
     made = trainer("trainer.clip_norm=null", "trainer.lr=0.0")
     precision, clock = made.open()
     _, _, network, tokenizer = make("bert_scratch", "none", "model.dropout=0.0")
@@ -91,7 +91,7 @@ def test_evaluation_is_weighted_as_the_objective_is() -> None:
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(0, 9), st.integers(0, 3))
 def test_balanced_draws(labels: list[int], seed: int, epoch: int) -> None:
-    """As many draws as rows; classes alike, and rows within a class, to one draw."""
+    """N rows are drawn; counts of classes, and of rows within a class, differ by at most one."""
     array = np.array(labels)
     rows = draw_balanced_rows(array, seed, epoch)
     assert len(rows) == len(labels)

@@ -1,4 +1,4 @@
-"""Precision and device: what is chosen, what is refused, and a step that overflows."""
+"""Check the choice of precision and device, rejected requests, and steps that overflow."""
 
 from __future__ import annotations
 

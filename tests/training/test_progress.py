@@ -1,4 +1,4 @@
-"""The bar shows loss, score, speed and time left on a terminal, and nothing elsewhere."""
+"""Check that the progress bar shows loss, score, speed and time left, on a terminal only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kinopoisk_ft.training.progress import Progress
 
 
 class Terminal(io.StringIO):
-    """A stream that says what it is."""
+    """A stream that reports whether it is a terminal."""
 
     def __init__(self, is_terminal: bool) -> None:
         super().__init__()

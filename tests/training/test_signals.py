@@ -1,4 +1,4 @@
-"""Signals at the seams: after the last step, and what they raise in another process."""
+"""Check signals after the last step, in child processes, and repeated ones."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_signal_that_is_passed_on_as_well_counts_once(
 
 
 def stop_in_a_step() -> None:
-    """Get a signal twice in a step and, if that has ended, once more while the run is closed."""
+    """Receive a signal twice within a step, and once more while the run is closed."""
     with StopSignals(), StopSignals() as inner:
         try:
             with inner.defer():

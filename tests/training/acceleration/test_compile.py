@@ -1,4 +1,4 @@
-"""`trainer.compile`: the same training through torch.compile."""
+"""Check that training through torch.compile gives the same results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = ("train_loss", "val_loss", "lr")
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Trace, but compile nothing; returns the options asked for."""
+    """Trace without compiling; return the requested options."""
     asked: list[dict[str, Any]] = []
     real = torch.compile
 

@@ -1,4 +1,4 @@
-"""Our dropout inside networks: what it replaces, what stays the same, and that it trains."""
+"""Check what our dropout replaces in networks, what it keeps, and that they train."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_steps_differ_and_a_run_repeats() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["bert", "pooled"])
 def test_attention_dropout_off_on_every_device(kind: str, device: str) -> None:
-    """With hidden dropout taken out, nothing random is left, and the logits are evaluation's."""
+    """Without hidden dropout nothing is random, and the logits equal those of evaluation."""
     module = adapted(kind, "none")
     for name, part in module.named_modules():
         if isinstance(part, nn.Dropout):

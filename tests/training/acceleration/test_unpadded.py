@@ -1,4 +1,4 @@
-"""Attention over real tokens alone, with a stand-in for the GPU's kernel."""
+"""Check attention without padding, with a stand-in for the GPU kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _seed() -> None:
 
 
 def on(device: str, kind: str) -> Precision:
-    """A precision of a device that this machine need not have."""
+    """Return a precision for a device that this machine may not have."""
     return cast(Precision, SimpleNamespace(device=torch.device(device), kind=kind))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that other code wrote are refused; those of the first format are read."""
+"""Check that checkpoints of other code are rejected and those of format 1 are read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def first(state: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", FORGED)
 def test_a_checkpoint_that_no_run_like_this_wrote_is_refused(name: str, checkpoints: Path) -> None:
-    """Its digests are right."""
+    """The digests of the checkpoint are right."""
     folder = CheckpointFolder(checkpoints)
     last = folder.newest()
     assert last is not None
@@ -93,7 +93,7 @@ def test_split_and_join_are_inverse() -> None:
 
 
 def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path: Path) -> None:
-    """It was written after step 8 of 10; the rest of the run is as if it had never stopped."""
+    """It was written after step 8 of 10, and the rest of the run equals an uninterrupted run."""
     old = Path(shutil.copytree(SAVED / "checkpoint_format_1", tmp_path / "old"))
     recorder = Recorder()
     state, whole = fit(old, recorder=recorder), fit(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, unreadable, or of no run like this."""
+"""Check that damaged, unreadable and foreign checkpoints are not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are written and kept, and how a run goes on from one."""
+"""Check which checkpoints are written and kept, and how a run resumes from one."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_no_checkpoints_where_none_are_wanted(tmp_path: Path) -> None:
 
 
 def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first one is due, since the interval grows with what a checkpoint takes."""
+    """Only the first one is due, because the interval grows with the duration of a write."""
     fit(tmp_path, "trainer.checkpoint_every=null")
     assert not CheckpointFolder(tmp_path).folders()
     monkeypatch.setattr("kinopoisk_ft.training.checkpoint.manager.SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""Runs that are killed and started again end as if nothing had happened, bit for bit."""
+"""Check that a killed and restarted run ends like an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHILDREN = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> None:
-    """Start the process that children are forks of: it imports once what they all need."""
+    """Start the process from which children are forked, so that imports happen once."""
     CHILDREN.set_forkserver_preload(["resume_child"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -32,7 +32,7 @@ def _server() -> None:
 
 
 def child(target: Any, *args: Any) -> int:
-    """Run a function in a new process; returns its exit code, negative for a signal."""
+    """Run a function in a new process; return its exit code, negative for a signal."""
     process = CHILDREN.Process(target=target, args=args)
     process.start()
     process.join(100)
@@ -41,7 +41,7 @@ def child(target: Any, *args: Any) -> int:
 
 
 def by_step(folder: Path) -> dict[tuple[int, str], Any]:
-    """Return each value of each step; what was recorded again must be the same."""
+    """Return each value of each step; values that were recorded twice must be equal."""
     found: dict[tuple[int, str], Any] = {}
     for line in (folder / "lines.jsonl").read_text().splitlines():
         values = json.loads(line)
@@ -54,7 +54,7 @@ def by_step(folder: Path) -> dict[tuple[int, str], Any]:
 def compare(
     place: Path, kind: str, adapter: str, more: Sequence[str], kills: Sequence[Any]
 ) -> None:
-    """Train without a break and with one at each moment in turn."""
+    """Train without an interruption, and with one at each moment in turn."""
     if not kind.endswith("scratch"):  # made here once, for all children to read
         model_overrides(kind)
     whole = place / f"{kind}_{adapter}_whole"
@@ -165,7 +165,7 @@ def logged(name: str) -> list[str]:
 
 
 def recorded(here: Path, name: str) -> dict[tuple[str, int], float]:
-    """Return each value of the one finished run but for times and memory; none is there twice."""
+    """Return each value of the finished run without times and memory; none may occur twice."""
     client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     (run,) = [run for run in runs if run.info.status == "FINISHED"]
@@ -178,7 +178,7 @@ def recorded(here: Path, name: str) -> dict[tuple[str, int], float]:
 
 @pytest.fixture(scope="module")
 def unbroken(here: Path) -> dict[tuple[str, int], float]:
-    """The values of a run that nothing has disturbed."""
+    """Return the values of an uninterrupted run."""
     assert child(command, logged("unbroken"), here, None) == 0
     found = recorded(here, "unbroken")
     assert [step for key, step in found if key == "train_loss"] == list(range(1, 11))
@@ -191,7 +191,7 @@ def unbroken(here: Path) -> dict[tuple[str, int], float]:
 def test_killed_while_it_logs_a_run_goes_on_without_repeating(
     moment: tuple[str, int], here: Path, unbroken: dict[tuple[str, int], float]
 ) -> None:
-    """Events are forced to disk and sent by another thread, which dies with the process."""
+    """Another thread, which ends with the process, syncs events to disk and sends them."""
     name = "{}{}".format(*moment)
     args = logged(name)
     assert child(command, args, here, moment, signal.SIGKILL) == -signal.SIGKILL
@@ -222,7 +222,7 @@ def test_killed_after_training_a_run_comes_to_its_end(
 
 @pytest.mark.slow
 def test_a_run_with_long_steps_ends_within_ten_seconds_of_a_signal(here: Path) -> None:
-    """Which is what a machine that is taken back leaves."""
+    """A preempted machine leaves the same state."""
     args = [*RUN, "output_dir=slow", "tracking.experiment=slow", "trainer.checkpoint_every=null"]
     process = CHILDREN.Process(target=slow_command, args=(args, here, 2.0))
     process.start()

@@ -1,4 +1,4 @@
-"""Several processes train one model as one process would."""
+"""Check that several processes train a model like a single process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def together(
     count: int, folder: Path, kind: str, adapter: str = "none", more: Sequence[str] = (),
     last: int | None = None,
 ) -> list[int | None]:  # fmt: skip
-    """Train a tiny network in so many processes; they break off after a step if it is given."""
+    """Train a tiny network in `count` processes, up to a step if it is given."""
     if not kind.endswith("scratch"):  # made here once, for all children to read
         model_overrides(kind)
     return started(member, count, folder, kind, adapter, more, last)

@@ -1,4 +1,4 @@
-"""What several processes are refused before they train, and that who fails alone does not wait."""
+"""Check rejected settings of several processes, and that a rank that fails alone does not wait."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_who_fails_alone_does_not_wait_for_the_others(
     error: BaseException, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may be in a step that it has a part in, and never come to their end."""
+    """The other ranks may wait for it within a step and would never end."""
     store = MagicMock()
     for key, value in environment(1, 2, 1).items():
         monkeypatch.setenv(key, value)

@@ -1,4 +1,4 @@
-"""Whole runs in several processes: torchrun, its restarts, and signals to one or to all."""
+"""Check whole runs under torchrun: restarts, and signals to one or all processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kinopoisk_ft.serving.predictor import Predictor
 
 
 def command_line(here: Path) -> list[str]:
-    """Write reviews; returns the arguments of a run that reads them."""
+    """Write reviews; return the arguments of a run that reads them."""
     texts, labels = tiny.reviews(60)
     frame = pd.DataFrame({"text": [f"{t} {i}" for i, t in enumerate(texts)], "mark": labels})
     frame.to_json(here / "reviews.jsonl", orient="records", lines=True, force_ascii=False)
@@ -65,7 +65,7 @@ def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
 
 
 def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
-    """Start torchrun on this machine, quietly; the caller waits for it."""
+    """Start torchrun on this machine without output; the caller waits for it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *args]
     paths = os.pathsep.join([str(HELPERS), *sys.path])
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KINOPOISK_FT_CACHE": str(here / "cache")}
@@ -76,7 +76,7 @@ def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
 
 
 def losses(here: Path) -> dict[tuple[str, int], float]:
-    """Return the losses of each step of the one run, which is finished and has none twice."""
+    """Return the loss of each step of the finished run; none may occur twice."""
     run = only_run(here)
     assert run.info.status == "FINISHED"
     client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
@@ -132,7 +132,7 @@ def test_torchrun_restarts_a_killed_rank(more: list[str], tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True])
 def test_a_signal_to_torchrun_saves_once(to_all: bool, tmp_path: Path) -> None:
-    """It is passed on; a batch system may send it to the processes as well."""
+    """It is forwarded; a batch system may also send it to the processes."""
     args = [*command_line(tmp_path), "trainer.epochs=10000", "trainer.checkpoint_every=null"]
     process = torchrun(tmp_path, "--nproc-per-node=2", "-m", "kinopoisk_ft", *args)
     log = tmp_path / "run" / "run.log"
