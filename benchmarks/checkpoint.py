@@ -26,7 +26,7 @@ from kinopoisk_ft.training.budget import Budget, Meter
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.contents import join_tensors
 from kinopoisk_ft.training.checkpoint.folder import Checkpoint
-from kinopoisk_ft.training.checkpoint.manager import SECONDS, SHARE, CheckpointManager
+from kinopoisk_ft.training.checkpoint.manager import SECONDS, MIN_RATIO, CheckpointManager
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.optim import make_scheduler
@@ -102,7 +102,7 @@ def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
     return {
         "MiB": written / 2**20, "step s": statistics.median(steps), "first checkpoint s": first,
         "checkpoint s": one, "most": max(saves), "restore s": load,
-        "share by default %": 100 * one / (one + max(SECONDS, SHARE * one)),
+        "share by default %": 100 * one / (one + max(SECONDS, MIN_RATIO * one)),
     }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def main() -> None:
             rows.append({"model": name, "trains": what, **figures})
     note = (
         f"BERT in fp32 with AdamW, batch {BATCH}, length {LENGTH}. By default a checkpoint is "
-        f"written after {SECONDS:.0f} s, or {SHARE} times what the last one took where that is "
+        f"written after {SECONDS:.0f} s, or {MIN_RATIO} times what the last one took where that is "
         "more. The first also digests the frozen weights."
     )
     publish("Checkpoints", [Section("One checkpoint", note, rows)], args, allocator.DEFAULT)
