@@ -207,7 +207,7 @@ class Trainer(Settings):
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
         """Fit the micro-batch size to the memory of a CPU, and compile the model."""
         if world_size() > 1:
-            # All processes must split a batch alike, also if one had reduced its size before.
+            # All processes must split a batch into the same number of parts.
             state.micro_batch_size = self.initial_micro_batch_size
         elif state.step != state.steps:
             with clock.section("probe"):

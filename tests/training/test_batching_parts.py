@@ -18,7 +18,7 @@ from kinopoisk_ft.training.batching import depends_on_padding, split_batch
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_micro_batches_are_the_whole_batch(kind: str, accumulate: int, tmp_path: Path) -> None:
+def test_micro_batches_cover_the_batch(kind: str, accumulate: int, tmp_path: Path) -> None:
     settings = [f"trainer.accumulate={accumulate}"]
     options: dict[str, Any] = {"kind": kind, "class_weights": torch.tensor([0.5, 1.7])}
     whole, expected = short_fit(tmp_path / "whole", *settings, **options)
@@ -36,7 +36,7 @@ def test_micro_batches_are_the_whole_batch(kind: str, accumulate: int, tmp_path:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=17), rows=st.integers(1, 18),
        trim=st.booleans())  # fmt: skip
-def test_parts_are_whole_within_their_tokens_and_even(
+def test_micro_batches_are_complete_balanced_and_within_the_limit(
     lengths: list[int], rows: int, trim: bool
 ) -> None:
     longest = max(1, *lengths)

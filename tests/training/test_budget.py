@@ -137,7 +137,7 @@ def test_learning_rate_follows_the_share_of_the_budget(tmp_path: Path, schedule:
     ["10", "hours:3", "epochs", "epochs:0", "epochs:1.5", "seconds:-1", "seconds:nan", "tokens:x",
      "seconds:inf", "steps:", ":5", ""],
 )  # fmt: skip
-def test_malformed_budgets_are_told_the_valid_forms(text: str) -> None:
+def test_malformed_budgets_raise_with_valid_examples(text: str) -> None:
     with pytest.raises(UserError, match="epochs:3, steps:500, tokens:2000000 or seconds:600"):
         Budget.parse(text)
 
@@ -154,12 +154,12 @@ def test_warmup_in_steps_needs_steps() -> None:
 
 
 def test_reports_compare_the_budget_that_counted() -> None:
-    def told(**settings: str) -> dict[str, str]:
+    def differing(**settings: str) -> dict[str, str]:
         named = {f"trainer.{key}": value for key, value in settings.items()}
         row: Any = SimpleNamespace(setting=lambda key: named.get(key, ""))
         return {key: found for key in BUDGET if (found := Row.compared(row, key))}
 
-    assert told(epochs="3") == {"trainer.epochs": "3"}
-    assert told(epochs="3", budget="steps:9") == told(epochs="1", budget="steps:9")
-    assert told(epochs="3", max_steps="5", budget="steps:9") == {"trainer.budget": "steps:9"}
-    assert told(batch_size="8", accumulate="2") == told(batch_size="16", accumulate="1")
+    assert differing(epochs="3") == {"trainer.epochs": "3"}
+    assert differing(epochs="3", budget="steps:9") == differing(epochs="1", budget="steps:9")
+    assert differing(epochs="3", max_steps="5", budget="steps:9") == {"trainer.budget": "steps:9"}
+    assert differing(batch_size="8", accumulate="2") == differing(batch_size="16", accumulate="1")

@@ -34,14 +34,14 @@ print(before - peak_memory_mb(cpu))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has settings to keep")
 def test_memory_kept_by_earlier_work_is_not_counted() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 150  # of 200 MiB
 
 
 @pytest.mark.parametrize(("asked", "possible"), [(True, True), (True, False), (False, True)])
-def test_what_becomes_of_freed_memory_is_told(
+def test_handling_of_freed_memory_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: bool, possible: bool
 ) -> None:
     tried: list[bool] = []
@@ -56,7 +56,7 @@ def test_what_becomes_of_freed_memory_is_told(
 
 
 @pytest.mark.parametrize("lacks", ["a file to clear", "a peak"])
-def test_a_system_that_does_not_forget_is_told_and_borne(
+def test_peak_memory_without_reset_is_reported(
     lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In containers the file may be read-only, or the status may lack the line."""

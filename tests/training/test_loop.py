@@ -75,7 +75,7 @@ def fit(
     return state, recorder
 
 
-def test_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     """Micro-batches of different lengths and sizes give the update of one large batch."""
     settings = ["trainer.epochs=1", "trainer.lr=0.01", "trainer.clip_norm=null"]
     sizes = (["trainer.batch_size=12"], ["trainer.batch_size=4", "trainer.accumulate=3"])

@@ -81,7 +81,7 @@ def test_focal_has_finite_gradients_where_the_model_is_certain() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 1.7])])
-def test_parts_of_a_batch_train_as_the_whole(
+def test_micro_batches_train_like_the_batch(
     name: str, weight: Tensor | None, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"class_weights": weight}
@@ -92,7 +92,7 @@ def test_parts_of_a_batch_train_as_the_whole(
     np.testing.assert_allclose(parts.of("val_loss"), whole.of("val_loss"), atol=1e-6)
 
 
-def test_each_loss_trains_in_its_own_way(tmp_path: Path) -> None:
+def test_each_loss_trains_differently(tmp_path: Path) -> None:
     found = [weights(short_fit(tmp_path / name, f"trainer/loss={name}")[0]) for name in NAMES]
     default = weights(short_fit(tmp_path / "default")[0])
     assert torch.equal(found[0], default)

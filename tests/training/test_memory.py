@@ -144,17 +144,19 @@ def test_masks_are_those_of_small_micro_batches_from_the_start(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("probed", [True, False])
-def test_a_single_row_too_many_is_told(
+def test_lack_of_memory_for_one_row_is_reported(
     probed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not probed:
         monkeypatch.setattr(loop, "fit_rows_to_memory", lambda state, _: state.micro_batch_size)
-    with pytest.raises(UserError, match="training with a single row at once") as told:
+    with pytest.raises(UserError, match="training with a single row at once") as raised:
         short_fit(tmp_path, prepare=forward_fails(LACKS[0], 0))
-    assert "lower data.max_length" in str(told.value)
+    assert "lower data.max_length" in str(raised.value)
 
 
-def test_an_update_without_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_in_the_optimizer_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise LACKS[0]
 

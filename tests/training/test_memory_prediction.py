@@ -123,7 +123,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     assert "with 12 rows of " in caplog.text
 
 
-def test_a_lack_for_a_single_row_is_told(
+def test_predicted_lack_for_one_row_is_reported(
     tight: Callable[[float], list[int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tight(9.0)
@@ -165,7 +165,7 @@ def test_one_row_goes_forward(tight: Callable[[float], list[int]], tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
-def test_what_a_pass_keeps_is_at_least_what_modules_give(kind: str, tmp_path: Path) -> None:
+def test_saved_bytes_exceed_the_inputs_of_linear_layers(kind: str, tmp_path: Path) -> None:
     """Each linear layer saves its input, so the sum over the layers is a lower bound."""
     state, _ = short_fit(tmp_path, "trainer.max_steps=1", kind=kind)
     inputs: dict[int, int] = {}

@@ -18,7 +18,7 @@ NAN = math.nan
 @pytest.mark.parametrize(
     ("losses", "best"), [([NAN, NAN, NAN], 1), ([NAN, 0.5, NAN], 2), ([0.5, NAN, 0.4], 3)]
 )
-def test_a_loss_that_is_no_number_is_never_an_improvement(losses: list[float], best: int) -> None:
+def test_nan_is_never_an_improvement(losses: list[float], best: int) -> None:
     kept: Any = SimpleNamespace(save=lambda *_: None)
     state: Any = SimpleNamespace(
         best=None, best_step=0, since_best=0, history=[], step=0, length="", model=None

@@ -50,7 +50,7 @@ def test_weights_are_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[22], [4, 4, 4, 4, 4, 2], [1] * 22])
-def test_accumulated_weights_are_torchs_over_the_whole_batch(sizes: list[int]) -> None:
+def test_accumulated_class_weights_equal_torch_on_the_batch(sizes: list[int]) -> None:
     """Micro-batches of any size, some with a single class, give torch's loss and gradients."""
     made = trainer("trainer.clip_norm=null", "trainer.lr=0.0")
     precision, clock = made.open()
@@ -111,7 +111,7 @@ def test_draws_follow_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize(("sampling", "share"), [("shuffled", 3 / 22), ("balanced", 0.5)])
-def test_an_epoch_serves_what_sampling_says(sampling: str, share: float) -> None:
+def test_epoch_follows_the_sampling_option(sampling: str, share: float) -> None:
     made = trainer(f"trainer.sampling={sampling}", "trainer.epochs=1", "trainer.batch_size=4")
     precision, clock = made.open()
     _, _, network, tokenizer = make("bert_scratch")

@@ -34,7 +34,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512", "kind", "told"),
+    ("amx", "avx512", "kind", "reason"),
     [
         (True, True, "bf16", "the CPU has AMX"),
         (False, True, "bf16", "the CPU has AVX512-BF16"),
@@ -42,14 +42,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool) -> None:
     ],
 )
 def test_auto_precision_follows_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, kind: str, told: str
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, kind: str, reason: str
 ) -> None:
     pretend(monkeypatch, amx, avx512)
-    assert choose_precision("auto", CPU) == (kind, told)
+    assert choose_precision("auto", CPU) == (kind, reason)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells flags there")
-def test_auto_precision_is_what_the_system_says_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_follows_the_cpu_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     flags = set(Path("/proc/cpuinfo").read_text().split())
     has = bool(flags & {"amx_tile", "avx512_bf16"}) and torch.backends.mkldnn.is_available()

@@ -31,7 +31,7 @@ def test_a_signal_after_the_last_step_of_several_processes_stops_them(
         short_fit(tmp_path)
 
 
-def test_what_stopped_a_worker_reaches_the_process_that_started_it() -> None:
+def test_stopped_exception_survives_pickling() -> None:
     stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, mid_step=True)))
     assert (type(stopped), stopped.number, stopped.exit_code, stopped.mid_step) == (
         Stopped, signal.SIGTERM, 143, True

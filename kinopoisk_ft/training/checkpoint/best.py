@@ -75,7 +75,7 @@ class BestWeights:
 
     def discard(self) -> None:
         """Delete earlier weights that no checkpoint needs."""
-        keep = CheckpointFolder(self.folder).list_beside()
+        keep = CheckpointFolder(self.folder).list_external_files()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
                 file.unlink(missing_ok=True)

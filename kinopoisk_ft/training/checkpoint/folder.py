@@ -59,13 +59,13 @@ class CheckpointFolder:
         self.folder = folder
 
     def write(
-        self, tensors: Mapping[str, Tensor], plain: dict[str, Any], beside: Mapping[str, str]
+        self, tensors: Mapping[str, Tensor], plain: dict[str, Any], external: Mapping[str, str]
     ) -> None:
         """Add a checkpoint, then delete all but the last two.
 
         Args:
             plain: values for JSON.
-            beside: names and SHA-256 digests of required files next to the checkpoint.
+            external: names and SHA-256 digests of required files next to the checkpoint.
 
         Raises:
             UserError: the disk is full or the folder read-only; earlier checkpoints stay valid.
@@ -81,7 +81,7 @@ class CheckpointFolder:
                 write_tensors(tensors, part / TENSORS)
                 write_json_durably(plain, part / PLAIN)
                 files = {name: compute_sha256(part / name) for name in (TENSORS, PLAIN)}
-                manifest = {"format": FORMAT, "files": files, "beside": dict(beside)}
+                manifest = {"format": FORMAT, "files": files, "beside": dict(external)}
                 write_json_durably(manifest, part / MANIFEST)
                 sync_to_disk(part)
                 os.replace(part, target)
@@ -128,7 +128,7 @@ class CheckpointFolder:
         found = self.folder.glob("checkpoint-*")
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
-    def list_beside(self) -> set[str]:
+    def list_external_files(self) -> set[str]:
         """Return the names of the files that a checkpoint needs, or may need, next to it."""
         found: set[str] = set()
         for folder in self.folders():

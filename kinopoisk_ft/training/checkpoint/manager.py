@@ -180,8 +180,8 @@ class CheckpointManager:
             plain = split_tensors(contents, tensors) | {"about": self._read_about()}
             best = self.best.file
             if is_main():
-                beside = {best.name: self.best.digest} if best else {}
-                self.checkpoints.write(tensors, plain, beside)
+                external = {best.name: self.best.digest} if best else {}
+                self.checkpoints.write(tensors, plain, external)
             self.best.discard()
         self._saved = position
         self._since = time.monotonic()

@@ -78,16 +78,16 @@ def test_compiled_training_is_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-5)
 
 
-def test_a_machine_that_cannot_compile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(function: Any, **options: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: no compiler\nmore")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    with pytest.raises(UserError, match=r"does not work here: .*no compiler") as told:
+    with pytest.raises(UserError, match=r"does not work here: .*no compiler") as raised:
         compile_model(torch.nn.Linear(2, 2), "default", CPU)
-    assert "C++ compiler" in str(told.value)
+    assert "C++ compiler" in str(raised.value)
 
 
-def test_cached_states_go_round_what_is_compiled() -> None:
+def test_cached_activations_bypass_the_compiled_model() -> None:
     with pytest.raises(UserError, match="compile=default"):
         check_strategy("none", 16, None, "fp16", "default", "fp32")

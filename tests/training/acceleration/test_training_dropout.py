@@ -93,7 +93,7 @@ def test_lora_dropout_and_attention_are_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert calls.count("dropout") == 1 + 3 * (2 + 2) + 1
 
 
-def test_another_device_keeps_its_own() -> None:
+def test_other_devices_keep_their_dropout() -> None:
     module = adapted("bert", "none")
     with replace_dropout(module, torch.device("cuda"), "keep"):
         assert not any(isinstance(part, Dropout) for part in module.modules())
@@ -156,7 +156,7 @@ def test_padding_is_not_attended_to() -> None:
     torch.testing.assert_close(*outs)
 
 
-def test_what_only_decoders_ask_for_stays_with_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_decoders_use_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("not ours to compute")
 

@@ -30,7 +30,7 @@ def truncate(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
+def test_damaged_checkpoint_is_reported_and_the_previous_one_used(
     name: str, damage: Callable[[Path], None], checkpoints: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     last = CheckpointFolder(checkpoints).folders()[-1]
@@ -80,7 +80,7 @@ def test_a_checkpoint_that_cannot_be_read_stays_and_the_one_before_is_used(
     assert steps(checkpoints) == [6, 8]
 
 
-def test_best_weights_that_cannot_be_read_are_told(
+def test_unreadable_best_weights_are_reported(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: Path) -> str:

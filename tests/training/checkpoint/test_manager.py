@@ -30,7 +30,7 @@ def test_two_checkpoints_and_their_bests_are_kept(tmp_path: Path) -> None:
     assert len(snapshots.folders()) == KEPT == 2
     assert steps(tmp_path) == [9, 10]
     kept = {file.name for file in tmp_path.glob("best-*")}
-    assert snapshots.list_beside() <= kept
+    assert snapshots.list_external_files() <= kept
     assert len(kept) <= 2
     assert recorder.flushed == 10
     assert not list(tmp_path.glob("*.part"))
@@ -99,7 +99,7 @@ def test_space_is_checked_before_writing(
 
 
 @pytest.mark.parametrize("every", ["2", "0"])
-def test_what_has_no_room_is_told_before_training(
+def test_full_disk_is_reported_before_training(
     every: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "MARGIN", 2**60)
@@ -123,7 +123,7 @@ def test_a_training_that_is_done_needs_no_last_checkpoint(
     assert "checkpoint after the last step: the checkpoint could not be written" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_is_told() -> None:
+def test_folder_that_cannot_be_created_is_reported() -> None:
     with pytest.raises(UserError, match="could not be written"):
         fit(Path("/proc/no/checkpoints"))
 
@@ -159,14 +159,14 @@ def test_what_fails_after_training_does_not_cost_it(ending: str, tmp_path: Path)
     assert state.history == trained.history
 
 
-def test_less_memory_after_a_stop_is_told(
+def test_less_memory_after_a_stop_is_reported(
     checkpoints: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("kinopoisk_ft.training.loop.fit_rows_to_memory", lambda *_: 2)
     fit(checkpoints)
-    told = [r.message for r in caplog.records if "less memory is left" in r.message]
-    assert len(told) == 1
-    assert "2 rows at once instead of 8" in told[0]
+    warnings = [r.message for r in caplog.records if "less memory is left" in r.message]
+    assert len(warnings) == 1
+    assert "2 rows at once instead of 8" in warnings[0]
 
 
 def test_where_nothing_is_written_what_is_there_goes_on(

@@ -126,7 +126,7 @@ RUN = [
         pytest.param("SIGINT", 130, ("evaluation", 2), marks=pytest.mark.slow),
     ],
 )
-def test_signals_stop_and_the_same_run_goes_on(
+def test_run_resumes_after_a_signal(
     name: str, code: int, moment: tuple[str, int], here: Path
 ) -> None:
     args = [*RUN, f"output_dir={name}", f"tracking.experiment={name}", "seed=null"]
@@ -188,7 +188,7 @@ def unbroken(here: Path) -> dict[tuple[str, int], float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [("fsync", 2), ("fsync", 4), ("fsync", 7), ("rename", 3)])
-def test_killed_while_it_logs_a_run_goes_on_without_repeating(
+def test_run_killed_while_logging_resumes_without_duplicates(
     moment: tuple[str, int], here: Path, unbroken: dict[tuple[str, int], float]
 ) -> None:
     """Another thread, which ends with the process, syncs events to disk and sends them."""

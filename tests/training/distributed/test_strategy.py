@@ -23,7 +23,7 @@ from kinopoisk_ft.training.memory import explain_out_of_memory
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("ddp", 16, 4, "off", "off", "fp32"), "micro_batch_size=4"),
         (("auto", 3, None, "off", "off", "fp32"), "batch_size=3"),
@@ -32,11 +32,11 @@ from kinopoisk_ft.training.memory import explain_out_of_memory
         (("fsdp", 16, None, "off", "off", "fp16"), "fp16"),
     ],
 )
-def test_what_cannot_work_is_refused(
-    options: Any, told: str, monkeypatch: pytest.MonkeyPatch
+def test_invalid_settings_are_rejected(
+    options: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strategy, "world_size", lambda: 4)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_strategy(*options)
 
 
@@ -88,7 +88,7 @@ def test_who_fails_alone_does_not_wait_for_the_others(
     monkeypatch.setattr(distributed, "_open_fresh_store", lambda *_: store)
     monkeypatch.setattr(distributed, "dist", MagicMock())
     monkeypatch.setattr("kinopoisk_ft.training.memory.world_size", lambda: 2)
-    told = UserError if isinstance(error, MemoryError) else type(error)
-    with pytest.raises(told), join_processes("ddp", "cpu"), explain_out_of_memory("training"):
+    expected = UserError if isinstance(error, MemoryError) else type(error)
+    with pytest.raises(expected), join_processes("ddp", "cpu"), explain_out_of_memory("training"):
         raise error
     assert store.wait.called == waits

@@ -49,9 +49,10 @@ def only_run(here: Path) -> Any:
 def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     args = [*command_line(tmp_path), "seed=null"]
     assert started(command_member, 2, args, tmp_path, 1) == [143, 143]
-    told = [(tmp_path / f"rank{number}" / "stderr.txt").read_text() for number in range(2)]
-    assert "stopped by SIGTERM" in told[0]
-    assert "stopped" not in told[1]  # said once
+    stderr = [(tmp_path / f"rank{number}" / "stderr.txt").read_text() for number in range(2)]
+    assert "stopped by SIGTERM" in stderr[0]
+    # Only rank 0 reports the signal.
+    assert "stopped" not in stderr[1]
     stopped = only_run(tmp_path)
     assert stopped.info.status == "KILLED"
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
@@ -69,9 +70,9 @@ def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *args]
     paths = os.pathsep.join([str(HELPERS), *sys.path])
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KINOPOISK_FT_CACHE": str(here / "cache")}
-    with (here / "torchrun.txt").open("wb") as told:
+    with (here / "torchrun.txt").open("wb") as output:
         return subprocess.Popen(
-            command, cwd=here, env={**os.environ, **own}, stdout=told, stderr=told
+            command, cwd=here, env={**os.environ, **own}, stdout=output, stderr=output
         )
 
 
