@@ -26,7 +26,7 @@ from kinopoisk_ft.training.budget import Budget, Meter
 from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.contents import join_tensors
 from kinopoisk_ft.training.checkpoint.folder import Checkpoint
-from kinopoisk_ft.training.checkpoint.manager import SECONDS, MIN_RATIO, CheckpointManager
+from kinopoisk_ft.training.checkpoint.manager import MIN_RATIO, SECONDS, CheckpointManager
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.optim import make_scheduler
