@@ -161,7 +161,7 @@ def test_lack_of_memory_in_the_optimizer_is_reported(
         raise LACKS[0]
 
     monkeypatch.setattr(Precision, "step", fail)
-    with pytest.raises(UserError, match="ran out in the optimizer's update: CUDA out of memory"):
+    with pytest.raises(UserError, match="ran out in the optimizer step: CUDA out of memory"):
         short_fit(tmp_path)
 
 
