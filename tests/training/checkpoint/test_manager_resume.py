@@ -238,5 +238,5 @@ def test_a_run_with_long_steps_ends_within_ten_seconds_of_a_signal(here: Path) -
     assert process.exitcode == 143
     assert 1 < took < 10
     (checkpoint,) = (here / "slow" / "checkpoints").glob("checkpoint-*")
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == 2
+    assert json.loads((checkpoint / "state.json").read_text())["state"]["step"] == 2
     assert started.read_text().count("\n") == 2
