@@ -6,8 +6,8 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m kinopoisk_ft
-# A process a core, each with one thread: threads that wait for each other by spinning are slow. Files in
-# the order of their names: the default puts those with few tests, which take longest, last.
+# One process per core with one thread each, because threads that spin while they wait are slow. Files in
+# the order of their names, because the default runs the longest files last.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
@@ -53,7 +53,7 @@ demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled da
 	@echo "MLflow store: $(CURDIR)/mlflow.db, experiment 'demo'; to open it: make ui, then http://127.0.0.1:5000"
 	@echo "Report:       $(CURDIR)/$(DEMO)/report/comparison.html; open it in a browser"
 
-test: $(STAMP) ## quick tests, within three minutes
+test: $(STAMP) ## quick tests
 	$(PYTEST)
 
 test-all: $(STAMP).all ## all tests, the slow ones too

@@ -206,7 +206,7 @@ class Network:
         return (self.layers or self.embeddings[0]).split(".")[0]
 
 
-class Trainer(Protocol):
+class FitMethods(Protocol):
     """Interface of the two ways to train that a task offers to a recipe."""
 
     def fit_network(self, recipe: ModelRecipe) -> Any:
@@ -236,7 +236,7 @@ class ModelRecipe:
     head_lr: float | None
     targets: dict[str, list[str] | str] | None
 
-    def fit(self, trainer: Trainer) -> Any:
+    def fit(self, trainer: FitMethods) -> Any:
         """Choose the way to train this model; return the result of the trainer's method."""
         return trainer.fit_network(self)
 

@@ -7,7 +7,7 @@ logits from a folder or refuse to load it; they never use a random head:
   PEFT reads its adapter;
 - an encoder with our pooling and head: `transformers` refuses the config.json of the folder;
   `AutoModel` reads the encoder from the subfolder `encoder`; the head is head.safetensors;
-- Mamba with our head: the layout is that of its checkpoints, and `MambaModel` reads the backbone;
+- Mamba with our head: in the layout of its checkpoints; `MambaModel` reads the backbone;
 - a network of a user's own recipe: model.safetensors, which only this project reads;
 - an adapter on our head: it names modules that exist only in our network, so PEFT refuses it.
 """

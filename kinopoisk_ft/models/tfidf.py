@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from kinopoisk_ft.models.network import ModelRecipe, Trainer
+from kinopoisk_ft.models.network import FitMethods, ModelRecipe
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,7 +42,7 @@ class Tfidf(ModelRecipe):
             C=self.C, class_weight=self.class_weight, max_iter=1000
         )
 
-    def fit(self, trainer: Trainer) -> Any:
+    def fit(self, trainer: FitMethods) -> Any:
         """Choose to fit on whole texts; return the result of the trainer's method."""
         return trainer.fit_estimator(self)
 

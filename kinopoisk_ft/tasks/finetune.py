@@ -32,13 +32,13 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
     record_data(data, tracker, out_dir)
     options: Any = OmegaConf.to_container(cfg.model)
     inputs = FitInputs(adapter, trainer, data, tracker, out_dir, options)
-    fitted: Fitted = recipe.fit(ClassifierTrainer(inputs))
+    fitted: Fitted = recipe.fit(ClassifierFitMethods(inputs))
     return record(fitted, data, tracker, run_id, out_dir) if is_main() else None
 
 
 @dataclass(frozen=True)
-class ClassifierTrainer:
-    """Offer a model's recipe the ways to train that it can choose, see `models.network.Trainer`."""
+class ClassifierFitMethods:
+    """Offer a model's recipe the ways to train that it can choose, see `models.network.FitMethods`."""
 
     inputs: FitInputs
 

@@ -31,7 +31,7 @@ UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Return the positions of real tokens, shared by all layers; for other masks that of SDPA."""
+    """Return the positions of real tokens, which all layers share, or the mask of SDPA."""
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
