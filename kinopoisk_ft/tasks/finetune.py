@@ -38,7 +38,7 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 @dataclass(frozen=True)
 class ClassifierFitMethods:
-    """Offer a model's recipe the ways to train that it can choose, see `models.network.FitMethods`."""
+    """Offer a recipe the ways to train, see `models.network.FitMethods`."""
 
     inputs: FitInputs
 
