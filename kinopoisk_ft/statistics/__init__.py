@@ -1,1 +1,1 @@
-"""Metrics of per-review predictions, with intervals, tests, calibration and slices."""
+"""Compute metrics, confidence intervals, tests, calibration and slices from predictions."""

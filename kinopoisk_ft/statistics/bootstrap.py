@@ -1,4 +1,4 @@
-"""Resample the test reviews, and take intervals and p-values from the resampled scores.
+"""Compute confidence intervals and p-values by bootstrapping the test reviews.
 
 Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
 """
@@ -13,13 +13,13 @@ from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-# Counts of patterns held at once in a block of resamples: 32 MB.
+# Resamples are drawn in blocks of at most this many int64 counts (32 MB) to limit memory.
 CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95% interval."""
+    """A mean with its 95% confidence interval."""
 
     mean: float
     low: float
@@ -33,9 +33,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sample:
-    """Scores by metric: of the test set, (runs,), and of its resamples, (resamples, runs).
+    """Scores of several runs, by metric: observed (runs,) and resampled (resamples, runs).
 
-    One resample draws the same reviews for every run, so that runs can be subtracted.
+    Each resample contains the same reviews for every run, so that their differences are paired.
     """
 
     observed: Scores
@@ -51,17 +51,19 @@ def resample(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Sample:
-    """Draw N of N reviews with replacement, `resamples` times; predicted is (runs, N).
+    """Score several runs on bootstrap resamples of the test reviews.
 
-    Reviews with the same label and the same answer of every run are interchangeable, and their
-    counts in N draws are multinomial. Drawing these counts is faster than drawing reviews, with
-    the same distribution.
+    Reviews with the same label and the same predictions of all runs are interchangeable, so only
+    their multinomial counts are drawn. This is faster and has the same distribution.
 
     Args:
-        groups: (N,) numbers of reviews that depend on each other, such as those of one film. Whole
+        labels: (N,).
+        predicted: (runs, N) predicted classes.
+        groups: (N,) group numbers for a cluster bootstrap, for example one number per film. Whole
             groups are drawn, as many as there are (Davison and Hinkley, 1997, section 3.8).
     """
     runs = len(predicted)
+    # (runs, N): the index of each prediction in the flattened confusion matrices of all runs.
     cells = labels * classes + predicted + classes**2 * np.arange(runs)[:, None]
     if groups is None:
         kinds, counts = np.unique(cells, axis=1, return_counts=True)
@@ -73,6 +75,7 @@ def resample(
         np.add.at(into, (places, cells), 1.0)
         counts = np.ones(len(numbers), dtype=np.int64)
     n = int(counts.sum())
+    # The 0 makes these draws independent of those with `seeds.STREAM`.
     rng = np.random.default_rng((0, seed))
     block = max(1, CHUNK // len(counts))
     blocks = []
@@ -85,15 +88,16 @@ def resample(
 
 
 def percentiles(mean: float, resampled: np.ndarray) -> Interval:
-    """Return the value with the 2.5th and 97.5th percentiles of its resamples."""
+    """Return `mean` with the 95% percentile interval of its resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Return the two-sided p-value of a zero difference by inverting the percentile interval.
+    """Return the two-sided bootstrap p-value of the hypothesis that the difference is zero.
 
-    It is below 0.05 if the 95% interval excludes zero, and at least 2 / (resamples + 1).
+    The p-value inverts the percentile interval, so it is below 0.05 if the 95% interval excludes
+    zero. It is at least 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

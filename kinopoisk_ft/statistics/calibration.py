@@ -1,7 +1,7 @@
-"""Calibration of a run's probabilities: metrics, one temperature, one threshold, reliability bins.
+"""Measure the calibration of a run's probabilities, and fit a temperature and a threshold.
 
-Temperature and threshold are fitted on validation reviews alone. Guo, C. et al. (2017). On
-Calibration of Modern Neural Networks.
+Both are fitted on the validation split only. Guo, C. et al. (2017). On Calibration of Modern
+Neural Networks.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from kinopoisk_ft.statistics.metrics import (
 )
 from kinopoisk_ft.statistics.predictions import Predictions
 
-# A temperature beyond these bounds means only that validation had no mistakes, or no signal.
+# Bounds of the temperature. The optimum lies outside only if the validation predictions are all
+# correct or carry no information about the labels.
 TEMPERATURES = (0.05, 20.0)
+# Replaces probabilities of 0, whose logarithm is infinite.
 SMALLEST = float(np.finfo(np.float64).tiny)
-# Suffixes of a metric's name: after the temperature, and with the fitted threshold.
+# Suffixes of metric names: after temperature scaling, and with the fitted threshold.
 CALIBRATED, THRESHOLD = "_calibrated", "_threshold"
 
 
 def calibration_metrics(
     validation: np.ndarray, val_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> dict[str, float]:
-    """Compute a run's calibration from probabilities (N, classes) and labels (N,) of two splits.
+    """Compute the calibration metrics of a run on the test split.
 
-    The result has `temperature`; each calibration metric as `test_<name>`, and after the
-    temperature as `test_<name>_calibrated`; with two classes also `threshold`, and each counted
-    metric with it as `test_<name>_threshold`.
+    Probabilities are (N, classes), labels are (N,). The keys of the result are `temperature`, and
+    for each calibration metric `test_<name>` and, after temperature scaling,
+    `test_<name>_calibrated`. For two classes, there are also `threshold` and, for accuracy and the
+    other metrics in `COUNTED`, `test_<name>_threshold`, which is computed with that threshold.
     """
     temperature = fit_temperature(validation, val_labels)
     scaled = apply_temperature(test, temperature)
@@ -55,9 +58,9 @@ def calibration_metrics(
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature with the lowest negative log-likelihood of labels (N,).
+    """Return the temperature that minimizes the negative log-likelihood of the labels (N,).
 
-    `probabilities` (N, classes) must be of reviews outside training and test: of validation.
+    The probabilities (N, classes) must be predictions for the validation split.
     """
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(
@@ -70,26 +73,28 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return softmax(logits / temperature) for softmax(logits); the predicted classes stay."""
+    """Apply temperature scaling to probabilities (N, classes); predicted classes do not change."""
+    # Log-probabilities differ from the model's logits by a constant, which softmax ignores.
     logits = np.log(np.maximum(probabilities, SMALLEST))
     result: np.ndarray = softmax(logits / temperature, axis=1)
     return result
 
 
 def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
-    """Return the threshold on the second class's probability (N,) with the best headline metric.
+    """Return the threshold on the probability of class 1 that maximizes the headline metric.
 
-    Among equally good thresholds it is the one nearest to 0.5. It is 0.5 itself, or midway between
-    two probabilities.
+    The candidates are 0.5 and the midpoints between neighboring values of `second` (N,), which are
+    the probabilities of class 1. Of several best candidates, the one nearest to 0.5 is returned.
     """
     order = np.argsort(second)
     values, starts = np.unique(second[order], return_index=True)
-    # Reviews below each threshold.
+    # The number of reviews below each candidate.
     below = np.append(starts, len(labels))
     positives = np.concatenate([[0], np.cumsum(labels[order])])[below]
     negatives = below - positives
     ones = int(labels.sum())
     zeros = len(labels) - ones
+    # (candidates, true class, predicted class)
     counts = np.stack(
         [
             np.stack([negatives, zeros - negatives], axis=-1),
@@ -99,6 +104,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     )
     edges = np.concatenate([[0.0], values, [1.0]])
     bounds = (edges[1:] + edges[:-1]) / 2
+    # 0.5 replaces the midpoint that gives the same predictions.
     bounds[np.searchsorted(values, 0.5)] = 0.5
     score = scores(counts)[HEADLINE]
     best = np.flatnonzero(np.isclose(score, score.max(), rtol=0, atol=1e-12))
@@ -107,7 +113,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Reviews whose highest probability falls between two bounds; `confidence` is its mean."""
+    """A bin of a reliability diagram; `confidence` is the mean probability of the prediction."""
 
     count: int
     confidence: float
@@ -115,7 +121,7 @@ class Bin:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
-    """Return the bins of the expected calibration error that hold any review."""
+    """Return the non-empty bins from which the expected calibration error (ECE) is computed."""
     confidence, place = bin_confidence(probabilities)
     right = probabilities.argmax(axis=1) == labels
     return [
@@ -128,7 +134,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
 def before_and_after(
     runs: Sequence[Predictions], temperatures: Sequence[float]
 ) -> tuple[list[Bin], list[Bin]]:
-    """Return the bins over all runs together, without and with the temperature of each run."""
+    """Return the bins of all runs pooled, before and after temperature scaling of each run."""
     labels = np.concatenate([run.labels for run in runs])
     plain = np.concatenate([run.probabilities for run in runs])
     scaled = [

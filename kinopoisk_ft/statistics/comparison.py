@@ -1,4 +1,4 @@
-"""Compare approaches: intervals, pairs, slices, reliability, and what could not be compared."""
+"""Compare approaches with confidence intervals, pairwise tests, slices and reliability bins."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 
 @dataclass(frozen=True, kw_only=True)
 class Approach:
-    """An approach with its runs by seed; a run without predictions is None.
+    """The runs of one approach, aligned with `seeds`; None is a run without predictions.
 
-    `temperatures` were fitted on each run's validation reviews; without them, reliability is left
-    out.
+    `temperatures` holds the fitted temperature of each run. Reliability bins are computed only if
+    all runs have one.
     """
 
     name: str
@@ -33,14 +33,15 @@ class Approach:
 
 @dataclass(frozen=True)
 class Problem:
-    """A comparison that could not be made as intended.
+    """A reason why an approach or a pair of approaches is not compared in the usual way.
 
     Args:
-        kind: "no_predictions" (an approach has runs without them), "own_mismatch" (its runs
-            answered different reviews) or "unpaired" (two approaches on different reviews are
-            compared as independent samples, with different classes not at all).
-        names: of the approaches.
-        detail: the seeds or the reason.
+        kind: "no_predictions" if some runs of an approach have no predictions, "own_mismatch" if
+            its runs have different test reviews, "unpaired" if two approaches have different test
+            reviews. Such approaches are compared as independent samples, or not at all if their
+            classes differ.
+        names: names of the approaches.
+        detail: the seeds without predictions, or the value of `Predictions.mismatch`.
     """
 
     kind: Literal["no_predictions", "own_mismatch", "unpaired"]
@@ -50,14 +51,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison of several approaches by their predictions.
+    """The result of `compare`.
 
     Args:
-        means: by approach and metric.
-        slices: by approach.
-        reliability: by approach, before and after the temperature.
-        absent_slices: facts that no run recorded.
-        groups: the number of groups in each set of grouped test reviews.
+        means: mean over seeds with its interval, by approach name and metric name.
+        slices: slices by approach name.
+        reliability: bins by approach name, before and after temperature scaling.
+        absent_slices: values of `SLICED_BY` that no run recorded.
+        groups: the numbers of review groups (such as films) in the test sets that have groups.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Comparison:
     problems: tuple[Problem, ...] = ()
 
     def pair(self, a: str, b: str) -> Pair | None:
-        """Return the comparison of a with b, None if there is none."""
+        """Return the comparison of approach a with approach b, or None if there is none."""
         for pair in self.pairs:
             if (pair.a, pair.b) == (a, b):
                 return pair
@@ -80,7 +81,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """An approach with its runs' part of a sample."""
+    """An approach with the resampled scores of its runs."""
 
     name: str
     seeds: tuple[str, ...]
@@ -101,9 +102,9 @@ class _Drawn:
 
 
 def compare(approaches: list[Approach]) -> Comparison:
-    """Compare every two approaches; name a problem if they answered different reviews.
+    """Compare all pairs of approaches, and record a `Problem` for missing or unlike predictions.
 
-    Runs of two approaches are matched by seed if both have the same seeds, each of them once.
+    The runs of two approaches are paired by seed if both have the same seeds, without duplicates.
     """
     usable, problems = _usable(approaches)
     drawn = _draw(usable)
@@ -150,7 +151,7 @@ def _usable(
 
 
 def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
-    """Resample each set of test reviews once for all approaches that answered it."""
+    """Resample each set of test reviews once for all approaches that were tested on it."""
     groups: list[list[tuple[Approach, list[Predictions]]]] = []
     for item in usable:
         group = next((g for g in groups if not g[0][1][0].mismatch(item[1][0])), None)

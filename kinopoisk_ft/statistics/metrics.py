@@ -1,8 +1,8 @@
-"""The one table of metrics: what each is called, how it is computed, and where it is shown.
+"""Define all metrics: their names, how they are computed, and which report tables show them.
 
-To add a metric, write its function and its line in `METRICS`: result.json, MLflow,
-`trainer.best_metric` and the report follow. The report shows its name as it is, unless the two
-files of reporting/locale have a label for it.
+To add a metric, write its function and add an entry to `METRICS`. The metric then appears in
+result.json, MLflow, `trainer.best_metric` and the report. To show a label instead of its name, add
+the label to both files in reporting/locale.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from sklearn.metrics import brier_score_loss, log_loss
 
-# Bins of equal width for the calibration error: Guo, C. et al. (2017). On Calibration of Modern
-# Neural Networks.
+# Number of equal-width bins for the expected calibration error. Guo, C. et al. (2017). On
+# Calibration of Modern Neural Networks.
 BINS = 15
 
 Shown = Literal["results", "differences", "slices", "threshold", "calibration", "reliability"]
@@ -24,17 +24,17 @@ Scores = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of quality, computed from counts or from probabilities.
+    """A metric that is computed from confusion matrices or from probabilities.
 
     Args:
-        name: in result.json and `trainer.best_metric`; in MLflow after `test_` and `val_`.
-        of_counts: takes confusion matrices (..., true class, predicted class), returns (...).
-        of_probabilities: takes probabilities (N, classes) and labels (N,), returns a number.
-            A metric with neither function is measured by the training objective.
-        shown_in: the report's tables that show it, and "reliability", the plot of calibration.
-        mark: the column of the report that marks the approach with the best value.
-        headline: True for the one metric that ranks approaches and that the plots show.
-        proportion: True if it is a share of the reviews, so that Wilson's interval applies.
+        name: name in result.json and `trainer.best_metric`; MLflow adds a prefix `test_` or `val_`.
+        of_counts: maps confusion matrices (..., true class, predicted class) to values (...).
+        of_probabilities: maps probabilities (N, classes) and labels (N,) to a number.
+            A metric with neither function is computed by the training objective.
+        shown_in: the report tables that show it; "reliability" is the reliability diagram.
+        mark: name of the report column that marks the approach with the best value.
+        headline: True for the one metric that ranks the approaches and is shown in plots.
+        proportion: True if it is a fraction of the reviews, so that Wilson's interval applies.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Metric:
     proportion: bool = False
 
     def __call__(self, probabilities: np.ndarray, labels: np.ndarray) -> float:
-        """Return the metric of probabilities (N, classes) and labels (N,)."""
+        """Compute the metric from probabilities (N, classes) and labels (N,)."""
         if self.of_probabilities:
             return self.of_probabilities(probabilities, labels)
-        assert self.of_counts, f"{self.name} is measured by the training objective"
+        assert self.of_counts, f"{self.name} is computed by the training objective"
         counts = count_confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
         return float(self.of_counts(counts))
 
 
 def count_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Count (..., true class, predicted class) for labels (N,) and predicted classes (..., N)."""
+    """Return confusion matrices (..., true, predicted) of labels (N,) and predictions (..., N)."""
     cells = (labels * classes + predicted).reshape(-1, len(labels))
     counts = [np.bincount(run, minlength=classes * classes) for run in cells]
     return np.stack(counts).reshape(*predicted.shape[:-1], classes, classes)
@@ -70,7 +70,7 @@ def _accuracy(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1_by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return F1, true, and true plus predicted reviews of each class, all (..., classes)."""
+    """Return F1, support, and support + number of predictions per class, each (..., classes)."""
     true = counts.sum(axis=-1)
     both = true + counts.sum(axis=-2)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -84,19 +84,19 @@ def _f1_weighted(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1_macro(counts: np.ndarray) -> np.ndarray:
-    """Average F1 over the classes that are present or predicted, as torchmetrics does."""
+    """Average F1 over the classes that occur in labels or predictions, as torchmetrics does."""
     f1, _, both = _f1_by_class(counts)
     mean: np.ndarray = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
     return mean
 
 
 def _matthews(counts: np.ndarray) -> np.ndarray:
-    """Return Matthews' correlation, 0 where all labels or all answers are of one class.
+    """Return Matthews' correlation, or 0 if all labels or all predictions are of one class.
 
     Gorodkin, J. (2004). Comparing two K-category assignments by a K-category correlation
     coefficient.
     """
-    # The product of squared counts overflows 64-bit integers.
+    # The product of squared counts would overflow int64.
     counts = counts.astype(np.float64)
     true, predicted, n = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
     covariance = np.trace(counts, axis1=-2, axis2=-1) * n - (true * predicted).sum(axis=-1)
@@ -105,31 +105,31 @@ def _matthews(counts: np.ndarray) -> np.ndarray:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide element by element; the result is 0 where the denominator is."""
+    """Divide elementwise; the result is 0 where the denominator is 0."""
     zeros = np.zeros(np.shape(denominator))
     return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
 
 
 def bin_confidence(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest probability of each review and its bin, both (N,)."""
+    """Return the highest class probability and the bin index of each review, both (N,)."""
     confidence = probabilities.max(axis=1)
     return confidence, np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
 def _calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the expected calibration error: the mean gap between confidence and accuracy."""
+    """Return the ECE: the mean of |accuracy - confidence| over bins, weighted by bin size."""
     confidence, bins = bin_confidence(probabilities)
     gaps = np.bincount(bins, weights=(probabilities.argmax(axis=1) == labels) - confidence)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def _brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean squared error of probabilities: 0 to 1 for two classes, else 0 to 2."""
+    """Return the Brier score: from 0 to 1 for two classes, from 0 to 2 for more classes."""
     return float(brier_score_loss(labels, probabilities, labels=range(probabilities.shape[1])))
 
 
 def log_loss_of(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean negative log-likelihood of labels (N,), in nats."""
+    """Return the mean negative log-likelihood of the labels (N,) in nats."""
     return float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
 
 
@@ -145,13 +145,14 @@ METRICS = (
     Metric("brier", None, _brier, lower_is_better=True, shown_in=("calibration",)),
     Metric("nll", None, log_loss_of, lower_is_better=True, unit="nats", shown_in=("calibration",)),
 )  # fmt: skip
-# Those that accept confusion matrices of many resamples at once.
+# Metrics that are computed from confusion matrices, also from those of many resamples at once.
 COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)
 (HEADLINE,) = (metric.name for metric in METRICS if metric.headline)
 LOWER_IS_BETTER = frozenset(metric.name for metric in METRICS if metric.lower_is_better)
-# Every evaluation on validation measures these, so that training can choose the best of them.
+# Each of these can select the best checkpoint, because every validation computes all of them.
 SELECTABLE = tuple(metric.name for metric in METRICS if metric.of_probabilities is None)
+# Type checkers do not accept a variable in `Literal`.
 if TYPE_CHECKING:
     BestMetric = str
 else:
@@ -159,34 +160,35 @@ else:
 
 
 def shown_in(table: Shown) -> list[Metric]:
-    """Return the metrics that a table of the report shows."""
+    """Return the metrics that a report table shows."""
     return [metric for metric in METRICS if table in metric.shown_in]
 
 
 def headline_first(metrics: Iterable[Metric]) -> list[Metric]:
-    """Return the metrics with the headline in front."""
+    """Return the metrics with the headline metric first."""
     return sorted(metrics, key=lambda metric: not metric.headline)
 
 
 def scores(counts: np.ndarray) -> Scores:
-    """Return each counted metric, (...), of confusion matrices (..., true, predicted)."""
+    """Compute the metrics in `COUNTED` from confusion matrices (..., true, predicted)."""
     return {metric.name: metric.of_counts(counts) for metric in COUNTED if metric.of_counts}
 
 
 def classification_scores(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return each counted metric of probabilities or logits (N, classes) and labels (N,)."""
+    """Compute the metrics in `COUNTED`, such as accuracy, from probabilities or logits."""
     return {metric.name: metric(outputs, labels) for metric in COUNTED}
 
 
 def majority_scores(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[str, float]:
-    """Return the scores of always answering the train split's most frequent class."""
+    """Return the scores of always predicting the most frequent class of the train split."""
     classes = int(max(train_labels.max(), test_labels.max())) + 1
+    # The class counts act as logits: their argmax is the majority class.
     usual = np.bincount(train_labels, minlength=classes)
     return classification_scores(np.tile(usual, (len(test_labels), 1)), test_labels)
 
 
 def per_class(counts: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Return precision, recall, f1 and support by class name, from counts (true, predicted)."""
+    """Return precision, recall, F1 and support of each class, from counts (true, predicted)."""
     f1, true, both = _f1_by_class(counts)
     hits = np.diagonal(counts)
     columns = {

@@ -1,4 +1,4 @@
-"""Compare two approaches: paired bootstrap, McNemar's test, Holm's correction."""
+"""Compare two approaches with a paired bootstrap, McNemar's test and Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.seeds import Seeds, total
 
 ALPHA = 0.05
-# The chi-squared approximation needs at least this many discordant reviews.
+# With fewer discordant reviews, the chi-squared approximation is poor and the test is exact.
 FEW = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):
-    """a - b in one metric; `p_holm` is corrected over all pairs of the comparison."""
+    """The difference a - b in one metric; `p_holm` is Holm-corrected over all pairs."""
 
     p: float
     p_holm: float
@@ -27,9 +27,10 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """Reviews that only one of two runs got right (mean over the pairs of runs), and p-values.
+    """The result of McNemar's test for one pair of approaches. McNemar, Q. (1947).
 
-    The test asks whether these runs differ, not whether their recipes do. McNemar, Q. (1947).
+    `only_a` and `only_b` count the reviews that only one side classifies correctly, averaged over
+    the pairs of runs. The test compares these runs and says nothing about newly trained ones.
     """
 
     only_a: float
@@ -43,10 +44,10 @@ class Pair:
     """The comparison of two approaches.
 
     Args:
-        paired: both answered the same reviews; otherwise their reviews were drawn independently.
-        same_seeds: the runs were matched by seed; otherwise all pairs of runs are compared.
-        measured: both sides have several seeds, so that intervals include the chance of training.
-        mcnemar: None if the reviews are not the same.
+        paired: True if both have the same test reviews; False for independent samples.
+        same_seeds: True if runs were paired by seed; False if all pairs of runs are compared.
+        measured: True if both have several seeds, so intervals include the variance between seeds.
+        mcnemar: None if the test reviews differ.
     """
 
     a: str
@@ -59,7 +60,7 @@ class Pair:
 
     @property
     def beyond_chance(self) -> bool:
-        """Return whether interval and corrected p-value of the headline metric exclude chance."""
+        """Return whether the headline metric differs significantly after Holm's correction."""
         found = self.differences[HEADLINE]
         return not found.holds_zero and found.p_holm <= ALPHA
 
@@ -76,7 +77,7 @@ class Pair:
 
 
 def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
-    """Return mean of a - mean of b; seeds are subtracted in pairs if they are the same."""
+    """Return mean(a) - mean(b) with interval and p-value, paired by seed if `same_seeds`."""
     mean, resampled = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
     interval = percentiles(mean, resampled)
     p = p_value(resampled)
@@ -90,12 +91,13 @@ def mcnemar_of(
     same_seeds: bool,
     groups: np.ndarray | None = None,
 ) -> McNemar:
-    """Test runs a (S_a, N) against runs b (S_b, N); True means that a review was answered rightly.
+    """Run McNemar's test on two approaches, given which reviews each run classifies correctly.
 
-    With `groups` (N,) it is a permutation test that exchanges the answers of whole groups; if each
-    review is its own group, this is McNemar's exact test. Runs are paired by seed, or all pairs are
-    tested. Their dependent p-values are combined as twice the median (Rüschendorf, L. (1982);
-    DiCiccio, C. J. et al. (2020)).
+    The inputs are (seeds of a, N) and (seeds of b, N). Runs are paired by seed if `same_seeds`;
+    otherwise all pairs are tested. The p-values of several pairs are dependent, so they are
+    combined as twice their median (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)). With
+    `groups` (N,), a permutation test swaps the predictions of a and b for whole groups. If each
+    review is its own group, this is McNemar's exact test.
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -118,9 +120,9 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _flipped(differences: np.ndarray) -> float:
-    """Return the probability of a sum at least this far from zero under random signs (groups,)."""
+    """Return the exact p-value of a sign-flip test on integer differences (groups,)."""
     sizes = np.abs(differences).astype(int)
-    # Probability of each sum, from the lowest to the highest in steps of one.
+    # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.
     chances = np.ones(1)
     for size in sizes[sizes > 0]:
         chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
@@ -129,7 +131,7 @@ def _flipped(differences: np.ndarray) -> float:
 
 
 def holm(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs with p-values corrected over all of them, for each metric and test.
+    """Return the pairs with p-values Holm-corrected over all pairs, separately for each metric.
 
     Holm, S. (1979).
     """

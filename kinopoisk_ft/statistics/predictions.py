@@ -1,4 +1,4 @@
-"""Hold one run's answers by review: as a table on disk and as arrays."""
+"""Represent one run's predictions as a table on disk and as arrays in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pandas as pd
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.text import fold_name, to_one_line
 
-# Facts of a review besides its label. Slices of a comparison are formed by them.
+# Optional columns with facts about each review. Some of them define the slices of a comparison.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
-# Length of the excerpt of a review that is kept and published: short enough to be a quotation.
+# Length of the stored and published excerpt of a review, short enough to be a quotation.
 TEXT_CHARACTERS = 200
+# Prefix of the columns with the probability of each class.
 PREFIX = "p_"
 
 Mismatch = Literal["rows", "labels", "classes"]
@@ -22,17 +23,17 @@ Mismatch = Literal["rows", "labels", "classes"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Answers of one run to N reviews in the order of their rows.
+    """Predictions of one run for N test reviews, sorted by row.
 
     Args:
-        rows: (N,) int64, the review's row in the source.
+        rows: (N,) int64, the row of each review in the source data.
         labels: (N,) int64.
         predicted: (N,) int64.
         probabilities: (N, classes) float64.
-        facts: the columns of `FACTS` that the run recorded: characters (int), truncated (share of
-            them that the model did not read), film (str), film_in_train (bool), grade10 (1 to 10,
-            0 if none was given), group (int, the same for reviews that the split keeps together),
-            text (its first `TEXT_CHARACTERS`).
+        facts: the columns of `FACTS` that the run recorded: characters (int), truncated (fraction
+            of characters that the model did not read), film (str), film_in_train (bool), grade10
+            (1 to 10, or 0 for no grade), group (int, equal for reviews that the split keeps
+            together), text (the first `TEXT_CHARACTERS` characters).
     """
 
     rows: np.ndarray
@@ -44,18 +45,18 @@ class Predictions:
 
     @classmethod
     def of(cls, table: pd.DataFrame, where: str) -> Predictions:
-        """Read a table as `as_table` makes it. Raises UserError, with `where`, on any other."""
+        """Convert a table from `as_table`. Raises UserError, naming `where`, if it is invalid."""
         names = [str(c) for c in table.columns if str(c).startswith(PREFIX)]
         missing = [c for c in ("row", "label", "predicted") if c not in table]
         if missing or len(names) < 2:
-            what = ", ".join(missing) or f"{PREFIX}<class> of two classes"
-            raise _unusable(f"the predictions lack {what}", where)
+            what = ", ".join(missing) or f"{PREFIX}<class> for at least two classes"
+            raise _unusable(f"columns are missing from the predictions: {what}", where)
         if table["row"].duplicated().any():
             first = table.loc[table["row"].duplicated(), "row"].iloc[0]
-            raise _unusable(f"the predictions have row {first} twice", where)
+            raise _unusable(f"the predictions contain row {first} more than once", where)
         numbers = table[names].to_numpy(np.float64)
         if not len(table) or not np.isfinite(numbers).all():
-            raise _unusable("the predictions are empty or not numbers", where)
+            raise _unusable("the predictions are empty or contain NaN or infinity", where)
         table = table.sort_values("row")
         return cls(
             rows=table["row"].to_numpy(np.int64),
@@ -68,11 +69,11 @@ class Predictions:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """Return the group of each review (N,), None if the split keeps no reviews together."""
+        """Return the group of each review (N,), or None if the split does not use groups."""
         return self.facts["group"].to_numpy() if "group" in self.facts else None
 
     def mismatch(self, other: Predictions) -> Mismatch | None:
-        """Return why two runs cannot be compared review by review, None if they can."""
+        """Return what differs between two runs, or None if they can be compared by review."""
         if self.class_names != other.class_names:
             return "classes"
         if not np.array_equal(self.rows, other.rows):
@@ -86,12 +87,12 @@ def as_table(
     class_names: tuple[str, ...],
     train: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Return one row a review: row, label, predicted, p_<class>, and the known facts of `FACTS`.
+    """Return a table with one row per review: row, label, predicted, p_<class>, known `FACTS`.
 
     Args:
-        part: the reviews: text, label, row and, where known, film, grade10, group, truncated.
-        probabilities: (N, classes), in the order of `part`.
-        train: the reviews of training, whose films count as seen.
+        part: the reviews: text, label, row and, if known, film, grade10, group, truncated.
+        probabilities: (N, classes), aligned with `part`.
+        train: the train split, whose films define `film_in_train`.
     """
     table = pd.DataFrame({"row": part["row"].to_numpy(), "label": part["label"].to_numpy()})
     table["predicted"] = probabilities.argmax(axis=1)
@@ -110,4 +111,4 @@ def as_table(
 
 
 def _unusable(what: str, where: str) -> UserError:
-    return UserError(what, where=where, fix="train this run again, or leave it out")
+    return UserError(what, where=where, fix="train this run again, or delete it from the store")

@@ -1,4 +1,4 @@
-"""Score parts of the test set: by length, truncation, grade, and whether the film is new."""
+"""Score slices of the test set by length, truncation, grade, and presence of the film in train."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from kinopoisk_ft.statistics.metrics import shown_in
 from kinopoisk_ft.statistics.predictions import Predictions
 
 QUARTERS = 4
-# Intervals of slices are read to two digits, for which fewer resamples are enough.
+# Slices need fewer resamples than the main results, because only two digits are of interest.
 RESAMPLES = 2_000
 SLICED_BY = ("characters", "truncated", "grade10", "film_in_train")
 TRUNCATED = ("0", "0-50%", "50-100%")
 SEEN = ("yes", "no")
-# The grade of reviews whose author gave none.
+# Value of `grade10` for reviews without a grade.
 NO_GRADE = "0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """An approach on n reviews of one kind, with intervals for the chance of reviews alone.
+    """Scores, by metric, of one approach on n reviews with the same property: `by` is `value`.
 
-    `scores` are by metric. A proportion has Wilson's interval (Wilson, E. B., 1927); where reviews
-    come in groups, it is taken for their effective number (Korn, E. L. and Graubard, B. I., 1998).
-    Other metrics have the bootstrap's percentiles.
+    Proportions have Wilson intervals (Wilson, E. B., 1927), which use the effective sample size if
+    reviews are grouped (Korn, E. L. and Graubard, B. I., 1998). Other metrics have percentile
+    bootstrap intervals. The intervals do not include the variance between seeds.
     """
 
     by: str
@@ -38,14 +38,14 @@ class Slice:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Return the sort key of the slice: its kind, then its values from low to high."""
+        """Return the sort key: the index of `by` in `SLICED_BY`, then the value."""
         known = {"truncated": TRUNCATED, "film_in_train": SEEN}.get(self.by)
         at = known.index(self.value) if known else float(self.value.partition("-")[0])
         return SLICED_BY.index(self.by), at
 
 
 def slices(runs: list[Predictions]) -> list[Slice]:
-    """Return the slices of runs that answered the same reviews; scores are means over them."""
+    """Return the slices of runs with the same test reviews; scores are means over the runs."""
     first = runs[0]
     predicted = np.stack([run.predicted for run in runs])
     found = []
@@ -58,7 +58,7 @@ def slices(runs: list[Predictions]) -> list[Slice]:
 
 
 def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
-    """Return name and mask (n,) of each part; reviews with an unknown value are in none."""
+    """Return the name and mask (n,) of each slice; reviews with a missing value are in none."""
     if known.empty:
         return []
     if by == "characters":
@@ -104,9 +104,9 @@ def _slice(
 
 
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
-    """Return the effective sample size: as many single reviews give the same variance."""
+    """Return the effective sample size: this many independent reviews have the same variance."""
     variance = float(resampled.mean(axis=1).var())
-    # If all answers are right (or wrong), only the number of groups is known.
+    # The variance is 0 if all predictions are right or all are wrong. Then a group counts as one.
     if not variance:
         return len(np.unique(groups))
     return min(float(len(groups)), accuracy * (1 - accuracy) / variance)

@@ -32,10 +32,10 @@ def part(n: int = 80) -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"row": None}, "lack row"),
-        ({"p_1": None}, "two classes"),
-        ({"row": 3}, "row 3 twice"),
-        ({"p_0": np.nan}, "not numbers"),
+        ({"row": None}, "missing from the predictions: row"),
+        ({"p_1": None}, "at least two classes"),
+        ({"row": 3}, "row 3 more than once"),
+        ({"p_0": np.nan}, "contain NaN"),
     ],
 )
 def test_unusable_predictions_are_refused(change: dict, message: str) -> None:
