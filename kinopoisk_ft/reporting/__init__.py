@@ -1,1 +1,1 @@
-"""Turn runs of an MLflow store into tables, figures, conclusions and recommendations."""
+"""Turn the runs in an MLflow store into tables, figures, conclusions and recommendations."""

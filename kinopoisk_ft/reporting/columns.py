@@ -1,6 +1,6 @@
-"""The columns of the report: the MLflow metric behind each, how it is written, where it is shown.
+"""Define the columns of the report: their MLflow metrics, number formats and tables.
 
-To add a column, write its line in `COLUMNS` and its label in the two locale files.
+To add a column, add an entry to `COLUMNS` and a label to the two locale files.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from kinopoisk_ft.statistics.calibration import CALIBRATED, THRESHOLD
 from kinopoisk_ft.statistics.metrics import METRICS, Metric, shown_in
 
 Kind = Literal["score", "seconds", "count", "share"]
-# `results` and `sizes` are tables of the Markdown report, `page` the main table of the page, `view`
-# the columns of MLflow's table of runs.
+# `page` is the main table of the HTML page, `view` is the table of runs in the MLflow UI. The
+# others are tables of the Markdown report.
 Shown = Literal["results", "sizes", "page", "view", "calibration"]
 MAIN: tuple[Shown, ...] = ("results", "page", "view")
 SIZES: tuple[Shown, ...] = ("sizes", "page", "view")
@@ -22,19 +22,19 @@ SIZES: tuple[Shown, ...] = ("sizes", "page", "view")
 
 @dataclass(frozen=True)
 class Column:
-    """A value of each row of the report.
+    """A quantity that the report shows for each row.
 
     Args:
-        name: in CSV and JSON; also the key of its label.
-        metric: in MLflow; the name itself if empty.
-        kind: how it is written. A score or a time has a deviation over seeds.
-        unit: the key of its unit, which follows the label; empty for pure numbers.
+        name: name in CSV and JSON, and key of the label in the locale files.
+        metric: MLflow metric; an empty string means that it equals `name`.
+        kind: number format. Scores and times are shown with their standard deviation over seeds.
+        unit: unit after the label, as `unit_<unit>` in the locale files; empty for pure numbers.
         shown_in: the tables that show it.
-        best: the better one of two values; the best is then marked and distances are shown.
-        mark: the column of CSV and JSON that says which row is the best.
-        charged: the metric of a cost that another run paid for this one, added to the value.
-        expected: True if a note names the runs that lack it.
-        interval: True if the comparison has an interval for it.
+        best: whether the highest or the lowest value is the best; None if no value is marked.
+        mark: name of the CSV and JSON column that marks the row with the best value.
+        charged: metric of a cost that another run paid for this one; it is added to the value.
+        expected: True if a note lists the rows that lack it.
+        interval: True if the comparison computes a confidence interval for it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Column:
     digits: int = 4
 
     def better(self, values: list[float]) -> float:
-        """Return the best of at least one value."""
+        """Return the best value of a non-empty list."""
         return min(values) if self.best == "min" else max(values)
 
 
@@ -78,7 +78,7 @@ def _calibration() -> Iterator[Column]:
         yield Column(name, f"test_{name}", shown_in=("calibration",))
 
 
-# The cost of building the prefix cache is charged to every run that uses it.
+# A run is charged for computing the cached activations of frozen layers (`prefix_cache`) it uses.
 COLUMNS = {
     column.name: column
     for column in (
@@ -97,10 +97,10 @@ COLUMNS = {
 }  # fmt: skip
 BEST = {name: column for name, column in COLUMNS.items() if column.best}
 MARKS = {column.mark: name for name, column in COLUMNS.items() if column.mark}
-# The majority class's score under the name of the column that it belongs to.
+# MLflow metric with the score of always predicting the majority class, by column.
 MAJORITY = {metric.name: f"majority_{metric.name}" for metric in METRICS if metric.of_counts}
 
 
 def columns_in(table: Shown) -> list[Column]:
-    """Return the columns that a table shows."""
+    """Return the columns that `table` shows."""
     return [column for column in COLUMNS.values() if table in column.shown_in]

@@ -1,6 +1,6 @@
-"""Conclusions and recommendations from the numbers.
+"""Write the conclusions and recommendations of the report.
 
-A difference is called real only where its interval and the corrected p-value exclude chance.
+A difference is significant only if its interval excludes zero and its Holm-corrected p <= 0.05.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from kinopoisk_ft.reporting.table import Table, write_value
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import ALPHA, Pair
 
+# The adapter config that trains all weights.
 FULL = "none"
-# The adapters whose savings the study asks about, in this order.
+# The adapters that the original study compares with full fine-tuning, in this order.
 CHEAPER = ("lora", "freeze")
 TIME, TRAINABLE = "train_seconds", "trainable_parameters"
-# What an approach costs, and the limit under which that cost decides.
+# Columns that measure a cost, with the name of the limit (`Choice.limit`) on that cost.
 COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The approach to take under one limit ("time", "parameters", "memory", "quality"), and why."""
+    """The approach recommended if time, parameters, memory or quality (`limit`) matters most."""
 
     limit: str
     name: str
@@ -33,7 +34,7 @@ class Choice:
 
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
-    """Return sentences: best, floor, fastest, what cheaper adapters save, how Mamba compares."""
+    """Return sentences on the best approach, baselines, speed, adapters, Mamba and leakage."""
     best = table.rows[0]
     found = [locale("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
     if len(table.rows) == 1:
@@ -53,7 +54,7 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
 
 
 def _numbers(row: Row, locale: Locale) -> dict[str, str]:
-    """Return a row's name, F1 and training time in words."""
+    """Return the name, F1 and training time of a row as placeholder values for phrases."""
     time = row.mean(TIME)
     return {
         "name": row.name,
@@ -63,7 +64,7 @@ def _numbers(row: Row, locale: Locale) -> dict[str, str]:
 
 
 def _difference(table: Table, row: Row, other: Row, locale: Locale) -> dict[str, str]:
-    """Return F1 of `row` minus F1 of `other`, and whether chance explains it, in words."""
+    """Return F1 of `row` minus F1 of `other`, and whether it is significant, as text."""
     delta = row.values[HEADLINE].mean - other.values[HEADLINE].mean
     pair = table.comparison.pair(row.name, other.name)
     verdict = (
@@ -87,7 +88,7 @@ def _verdict(pair: Pair, pairs: int, locale: Locale) -> str:
 
 
 def _floor(table: Table, locale: Locale) -> list[str]:
-    """Compare the best row with the majority class and with the TF-IDF baseline."""
+    """Compare the best row with the majority class and the TF-IDF baseline."""
     best = table.rows[0]
     found = []
     if HEADLINE in table.majority:
@@ -105,7 +106,6 @@ def _floor(table: Table, locale: Locale) -> list[str]:
 
 
 def _cheapest(rows: Sequence[Row], column: str) -> Row | None:
-    """Return the row with the lowest mean of a column among those that recorded it."""
     known = [row for row in rows if column in row.values]
     return min(known, key=lambda row: row.values[column].mean, default=None)
 
@@ -134,13 +134,13 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    """Return the row that trains all of the same model, with the fewest other differences."""
+    """Return the full fine-tuning of the same model that has the fewest other differences."""
     full = [r for r in table.rows if r.first.model == row.first.model and r.first.adapter == FULL]
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
 def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale: Locale) -> str:
-    """Return the change of each column from `other` to `row`, and the difference in F1."""
+    """Return text on how `row` differs from `other` in each column and in F1."""
     facts = []
     for name in columns:
         a, b = row.mean(name), other.mean(name)
@@ -162,7 +162,8 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
-    # Prefer networks with the same start: pretraining outweighs an architecture.
+    # Prefer a network with the same kind of initial weights, because pretraining matters more than
+    # the architecture.
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
@@ -171,7 +172,7 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
 
 
 def _budgets(row: Row, other: Row, locale: Locale) -> str:
-    """Return a further sentence on the settings that differ, "" if none do."""
+    """Return a sentence on the settings that differ between two rows, or "" if none do."""
     differences = [
         f"{locale(key)} {' / '.join(value or NOTHING for _, value in parts)}"
         for key, parts in differing_settings([row, other]).items()
@@ -180,7 +181,7 @@ def _budgets(row: Row, other: Row, locale: Locale) -> str:
 
 
 def _leakage(table: Table, locale: Locale) -> list[str]:
-    """Return how far films alone give the label, and which bases were trained on test reviews."""
+    """Return sentences on films shared by train and test, and on pretraining with test reviews."""
     keys = {
         "share": "leakage_films_share",
         "guess": "leakage_film_guess_accuracy",
@@ -202,15 +203,12 @@ def _leakage(table: Table, locale: Locale) -> list[str]:
 
 
 def recommendations(table: Table, locale: Locale) -> list[str]:
-    """Return the sentences of `choices`."""
+    """Return the recommendations of `choices` as sentences."""
     return [choice.text for choice in choices(table, locale)]
 
 
 def choices(table: Table, locale: Locale) -> list[Choice]:
-    """Return the approach to take under each limit that was measured, quality last.
-
-    The list is empty for a single approach.
-    """
+    """Return the best choice for each measured cost, then for quality; empty for one approach."""
     if len(table.rows) == 1:
         return []
     found = [_limited(table, column, locale) for column in COSTS]
@@ -219,7 +217,7 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
 
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
-    """Return the row that costs the least; also name the cheapest network if it is not one."""
+    """Recommend the cheapest row, and also the cheapest network if that row is TF-IDF."""
     cheapest = _cheapest(table.rows, column)
     if cheapest is None:
         return None
@@ -231,7 +229,7 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
-    """Return a row's numbers, its cost, and its distance from the best with the verdict."""
+    """Return the scores and the cost of a row, and its difference from the best row, as text."""
     best, against = table.rows[0], ""
     if row is not best:
         against = locale("from_best", best=best.name, **_difference(table, row, best, locale))
@@ -241,7 +239,7 @@ def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str
 
 
 def _quality(table: Table, locale: Locale) -> str:
-    """Recommend the best row, and name the rows that do not differ from it significantly."""
+    """Recommend the best row, and list the rows that do not differ significantly from it."""
     best, *others = table.rows
     scores = {name: locale.score(best.values[name].mean) for name in BEST if name in best.values}
     text = [locale("limit_quality", **_numbers(best, locale), **scores)]

@@ -1,6 +1,6 @@
-"""The report for programs: CSV, JSON and LaTeX.
+"""Write the report as CSV, JSON and LaTeX.
 
-Names and numbers of CSV and JSON are the same in every language.
+Names and numbers in CSV and JSON do not depend on the language of the report.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ LATEX_HEAD = r"""% In the preamble: \usepackage{booktabs}, \usepackage{graphicx}
 
 
 def as_csv(document: Document) -> str:
-    """Return one line for each row of each table, and one for the majority class."""
+    """Return CSV with one line per row of each table, and one for the majority class."""
     return _csv(_record(s.table, row) for s in document.sections for row in _all_rows(s))
 
 
 def differences_csv(document: Document) -> str:
-    """Return one line for each pair of approaches and metric."""
+    """Return CSV with one line per pair of approaches and metric."""
     return _csv((line for s in document.sections for line in _pairs(s.table)), PAIR_FIELDS)
 
 
 def slices_csv(document: Document) -> str:
-    """Return one line for each approach, slice and metric."""
+    """Return CSV with one line per approach, slice and metric."""
     return _csv((line for s in document.sections for line in _slices(s.table)), SLICE_FIELDS)
 
 
@@ -57,7 +57,7 @@ SLICE_FIELDS = (
 
 
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
-    """Return the lines as CSV, with nothing that a spreadsheet would read as a formula."""
+    """Return the lines as CSV, and escape values that a spreadsheet would run as formulas."""
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
     return str(frame.map(escape_formula).to_csv(index=False, lineterminator="\n"))
 
@@ -89,7 +89,7 @@ def _slices(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def as_json(document: Document, language: str) -> str:
-    """Return everything, including the runs behind each row; null stands for what is unknown."""
+    """Return the whole report as JSON, including the runs of each row; unknown values are null."""
     whole = {
         "experiment": document.experiment,
         "parent": document.parent,
@@ -128,12 +128,11 @@ def _json_table(section: Section) -> dict[str, Any]:
 
 
 def _all_rows(section: Section) -> list[Row | None]:
-    """Return the rows of a table and None for the majority class."""
     return [*section.table.rows, None]
 
 
 def _record(table: Table, row: Row | None) -> dict[str, Any]:
-    """Return one flat row; "" is unknown, and `row` None is the majority class."""
+    """Return the CSV record of a row, or of the majority class if `row` is None; "" is unknown."""
     record: dict[str, Any] = {
         "data": table.data,
         "split_digest": table.split_digest,
@@ -148,6 +147,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
     for name, column in COLUMNS.items():
         spread = row.values.get(name) if row else None
         mean = table.majority.get(name, "") if row is None else spread.mean if spread else ""
+        # MLflow stores counts as floats.
         whole = name in PARAMETERS and isinstance(mean, float) and mean.is_integer()
         record[name] = int(mean) if whole else mean
         if name not in PARAMETERS:
@@ -170,7 +170,7 @@ def _yes(value: bool) -> str:
 
 
 def as_latex(document: Document, locale: Locale) -> str:
-    """Return a booktabs `table` environment for each table of results, everything escaped."""
+    """Return each table of results as an escaped LaTeX `table` environment with booktabs rules."""
     tables = [
         _latex_table(results(s.table, locale), data_line(s.table, locale), f"tab:comparison-{i}")
         for i, s in enumerate(document.sections, start=1)
@@ -191,5 +191,5 @@ def _latex_table(frame: pd.DataFrame, caption: str, label: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Return the text with every sign escaped that LaTeX would read as a command."""
+    """Escape all characters that have a special meaning in LaTeX."""
     return "".join(SPECIAL.get(sign, sign) for sign in text)

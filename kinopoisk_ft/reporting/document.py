@@ -1,4 +1,4 @@
-"""Build the report before it takes a format: tables, notes, conclusions, failed runs."""
+"""Build the content of the report, from which all output formats are written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table with its text; `pictures` has file names without suffix by what they show."""
+    """One table with its text; `pictures` maps kinds of figures to file names without suffix."""
 
     table: Table
     pictures: dict[str, str]
@@ -29,7 +29,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of one approach that failed for the same cause."""
+    """Runs of one approach that failed with the same cause; fields as in `FailedRun`."""
 
     approach: str
     kind: str
@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A whole report."""
+    """The content of a report; `parent` is the run id of the sweep that it was limited to."""
 
     experiment: str
     parent: str | None
@@ -55,7 +55,7 @@ def build(
     parent: str | None,
     locale: Locale,
 ) -> Document:
-    """Group the runs into tables, and write the notes and conclusions of each."""
+    """Group the runs into tables, and write notes and conclusions for each table."""
     found = tables(collected.runs, predictions)
     names = (
         ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
@@ -80,7 +80,6 @@ def build(
 
 
 def _pictures(table: Table, stem: str) -> dict[str, str]:
-    """Return the file names of the figures for which the table has data."""
     found = {"comparison": stem}
     if table.comparison.pairs:
         found["differences"] = f"{stem}-differences"
@@ -106,7 +105,7 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
 
 
 def failures(document: Document, locale: Locale) -> pd.DataFrame:
-    """Return the failed runs, those with the same cause together."""
+    """Return a table of the failed runs, grouped by approach and cause."""
     rows = []
     for failure in document.failures:
         seeds = ", ".join(failure.seeds) or NOTHING

@@ -1,4 +1,4 @@
-"""The report for readers: Markdown, and aligned text for a terminal."""
+"""Write the report as Markdown, and as plain text for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.metrics import shown_in
 
 
 def as_text(document: Document, locale: Locale) -> str:
-    """Return the report for a terminal: aligned columns, no markup."""
+    """Return the report as plain text with aligned columns, for a terminal."""
     parts = [_heading(document, locale), *document.notes]
     for section in document.sections:
         table = section.table
@@ -48,7 +48,7 @@ def as_text(document: Document, locale: Locale) -> str:
 
 
 def as_markdown(document: Document, locale: Locale) -> str:
-    """Return the report as Markdown; figures are linked by their file names."""
+    """Return the report as Markdown that links figures by their file names."""
     notes = [_escape(note) for note in document.notes]
     parts = [f"# {locale('title')}", _escape(_heading(document, locale)), *notes]
     for section in document.sections:
@@ -65,15 +65,15 @@ def as_markdown(document: Document, locale: Locale) -> str:
 
 
 def as_note(document: Document, locale: Locale, most: int) -> str:
-    """Return recommendations, conclusions and results as Markdown of at most `most` letters.
+    """Return recommendations, conclusions and results as Markdown for the note of an MLflow run.
 
-    Only whole parts are kept.
+    Parts at the end are left out to keep the text within `most` characters.
     """
     end = locale("see_files")
     parts: list[str] = []
     for section in document.sections:
         heading, *rest = _summary(section, locale)
-        # A folded note shows three lines: they are for the recommendation.
+        # The MLflow UI shows three lines of a collapsed note, which should be recommendations.
         parts += rest if len(document.sections) == 1 else [heading, *rest]
     while parts and len("\n\n".join([*parts, end])) > most:
         parts.pop()
@@ -81,7 +81,7 @@ def as_note(document: Document, locale: Locale, most: int) -> str:
 
 
 def _summary(section: Section, locale: Locale) -> list[str]:
-    """Return the heading of a section, recommendations, conclusions and results."""
+    # Recommendations are reversed, so that the best approach comes before the cheapest ones.
     return [
         f"## {_escape(data_line(section.table, locale))}",
         *_listed("answer", section.recommendations[::-1], locale),
@@ -91,7 +91,7 @@ def _summary(section: Section, locale: Locale) -> list[str]:
 
 
 def _evidence(section: Section, locale: Locale) -> list[str]:
-    """Return the tables behind the conclusions, each followed by its figure if there is one."""
+    """Return the tables that support the conclusions, each followed by its figure, if any."""
     table = section.table
     frames = {
         "sizes_table": tables.sizes(table, locale),
@@ -140,7 +140,7 @@ def _failed_title(document: Document, locale: Locale) -> str:
 
 
 def _aligned(frame: pd.DataFrame, left: int = 1) -> str:
-    """Align the first `left` columns to the left and the numbers behind them to the right."""
+    """Format a table with `left` left-aligned columns, followed by right-aligned ones."""
     return _tabulate(frame, "simple", left)
 
 
@@ -162,5 +162,4 @@ def _tabulate(frame: pd.DataFrame, form: str, left: int) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return the text with every sign escaped that Markdown would read as markup."""
     return re.sub(r"[\\|_*`]", r"\\\g<0>", text).replace("<", "&lt;").replace("](", r"]\(")

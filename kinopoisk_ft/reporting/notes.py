@@ -1,4 +1,4 @@
-"""Write notes on a table: what is missing, left out, or differs between approaches."""
+"""Write the notes on missing results, excluded runs, and settings that differ between rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-# Training times of one recipe on an idle machine differ by a few percent only.
+# On an idle machine, training times with the same settings differ by only a few percent.
 DOUBTFUL_RATIO = 1.5
-# A note names at most this many rows one by one.
+# If more rows than this share the most common value, a note calls them "the others".
 MOST_NAMED = 3
 
 
 def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
-    """Return the notes on all runs together; `count` is the number of tables."""
+    """Return the notes on the report as a whole; `count` is the number of tables."""
     notes = []
     if count > 1:
         notes.append(locale("note_tables", count=count))
@@ -67,7 +67,6 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
 
 
 def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
-    """Return notes on how intervals are computed and on what could not be compared."""
     notes = []
     if comparison.means:
         notes.append(locale("note_intervals"))
@@ -95,7 +94,7 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
 
 
 def _cut_differently(comparison: Comparison) -> bool:
-    """Return whether the parts by truncation differ in size between approaches."""
+    """Return whether slices by truncation have different sizes for different approaches."""
     sizes = {
         tuple((one.value, one.n) for one in found if one.by == "truncated")
         for found in comparison.slices.values()
@@ -104,7 +103,7 @@ def _cut_differently(comparison: Comparison) -> bool:
 
 
 def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
-    """List the rows by their value; many rows with the most common value are not named."""
+    """Return a note on one setting `what` that groups the rows by their value."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[value or NOTHING][name] = None
@@ -117,7 +116,7 @@ def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
 
 
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
-    """Return a note for each row whose training times differ too much between seeds."""
+    """Return a note for each network whose training times differ too much between seeds."""
     notes = []
     for row in rows:
         times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
@@ -128,7 +127,7 @@ def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:
-    """List the settings of rows whose names differ only by a number."""
+    """Return the settings of each row whose name has a number, such as `#2`, instead of them."""
     return [
         f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
         for row in rows

@@ -1,4 +1,4 @@
-"""Write the report's files all at once, and log them to the sweep's parent run in MLflow."""
+"""Write the files of the report, and log them to the sweep's parent run in MLflow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 
 STEM = "comparison"
 PREFIX = ".report-"
-# A report takes a minute, so an older temporary folder belongs to a killed one. In seconds.
+# In seconds. A report takes about a minute, so an older temporary folder is from a killed process.
 LEFT_OVER = 3600.0
 FIGURES: dict[str, Callable[[Table, Locale], Figure]] = {
     "comparison": scatter.draw,
@@ -40,14 +40,14 @@ FIGURES: dict[str, Callable[[Table, Locale], Figure]] = {
     "calibration": calibration_plot.draw,
 }
 FOLDER = "report"
-# A view that the UI saves is a tag of the experiment. Without one it shows no metrics.
+# The MLflow UI stores saved views as experiment tags. Without a saved view, it shows no metrics.
 VIEW = "mlflow.sharedViewState.kinopoisk_ft"
 
 
 def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
     """Write tables and figures to the folder and return their paths.
 
-    A failure leaves earlier files as they were. Raises UserError if the folder cannot be written.
+    If this fails, earlier files are kept. Raises UserError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
                 os.replace(part, folder / part.name)
     except OSError as error:
         reason = error.strerror or str(error)
-        fix = "give --output a folder that can be written"
+        fix = "set --output to a writable folder"
         raise UserError(
             f"the report cannot be written: {reason}", where=str(folder), fix=fix
         ) from error
@@ -82,14 +82,13 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
 
 
 def _delete_left_over(folder: Path) -> None:
-    """Delete the temporary folders of reports that were killed."""
     for old in folder.glob(f"{PREFIX}*"):
         if time.time() - old.stat().st_mtime > LEFT_OVER:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
-    """Return the sweep that all runs belong to, None if they do not share one."""
+    """Return the parent run id of the sweep that all runs belong to, or None if there is none."""
     parents = {run.parent for run in runs}
     return parents.pop() or None if len(parents) == 1 else None
 
@@ -97,7 +96,7 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Log the files to the folder `FOLDER` of the parent run, with a note and a view for the UI."""
+    """Log the files to the parent run, set its note, and save a view for the MLflow UI."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
@@ -106,14 +105,14 @@ def log_report(
         client.set_experiment_tag(run.experiment_id, VIEW, _view(locale("view"), run.start_time))
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"the report is written but cannot be logged: {str(error).splitlines()[0]}",
+            f"the report was written but not logged to MLflow: {str(error).splitlines()[0]}",
             where=f"run {parent}",
-            fix="give --no-log to leave the store as it is",
+            fix="add --no-log to only write the report to disk",
         ) from error
 
 
 def _view(name: str, created: int) -> str:
-    """Return a saved view; MLflow 3 lists it by its name in the menu Views."""
+    """Return the JSON of a saved view, which the Views menu of MLflow 3 lists by its name."""
     columns = view_columns()
     state = {"selectedColumns": columns, "columnOrder": columns}
     envelope = {"name": name, "createdAt": created, "updatedAt": created}
@@ -121,7 +120,7 @@ def _view(name: str, created: int) -> str:
 
 
 def view_columns() -> list[str]:
-    """Return the columns of MLflow's table of runs, the headline metric first."""
+    """Return the columns of the saved view: the seed, the headline metric, the other metrics."""
     shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
     metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
     return ["tags.`seed`", *(f"metrics.`{metric}`" for metric in metrics)]

@@ -1,4 +1,4 @@
-"""Read what a run left beside its metrics: predictions, learning curves, data, environment."""
+"""Read the predictions, learning curves, data description and environment that a run logged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.predictions import Predictions
 
 PREDICTIONS = "predictions.parquet"
-# A curve on a page has no room for more points.
+# Learning curves on the page have no room for more points than this.
 MOST_POINTS = 200
 
 T = TypeVar("T")
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """Facts of one run for the page; empty if the run did not record them.
+    """What one run recorded for the HTML page; a field is empty if nothing was recorded.
 
     Args:
-        history: rows of `step` and one of `CURVES`.
-        data: the run's data.json.
-        environment: the run's environment.json.
+        history: rows with `step` and a key of `CURVES`.
+        data: content of the run's data.json.
+        environment: content of the run's environment.json.
     """
 
     history: list[HistoryRow] = field(default_factory=list)
@@ -43,17 +43,14 @@ class Details:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Predictions and details by run id."""
+    """The predictions and details of runs, by run id."""
 
     predictions: Mapping[str, Predictions]
     details: Mapping[str, Details]
 
 
 def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:
-    """Read the files of the runs that have them.
-
-    Raises UserError if a run lists a file that cannot be read.
-    """
+    """Download and read the files that the runs logged. Raises UserError if one is unreadable."""
     predictions, details = {}, {}
     for run in runs:
         files = {file.path for file in client.list_artifacts(run.run_id)}
@@ -75,13 +72,13 @@ def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
     for key in CURVES:
         if key in run.metrics:
             points = client.get_metric_history(run.run_id, key)
+            # Division that rounds up, to keep at most MOST_POINTS.
             stride = -(-len(points) // MOST_POINTS)
             rows += [{"step": point.step, key: point.value} for point in points[::stride]]
     return rows
 
 
 def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path], T]) -> T:
-    """Download one artifact and read it."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             return read(Path(client.download_artifacts(run.run_id, name, folder)))

@@ -1,4 +1,4 @@
-"""Group runs into rows, one for each approach and recipe, and compare their settings."""
+"""Group runs with equal settings into rows of the report, and compare the rows' settings."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from kinopoisk_ft.reporting.columns import COLUMNS, MARKS
 from kinopoisk_ft.reporting.runs import BASELINE, TrainedRun
 
+# A row with more distinguishing settings has a number in its name instead of the settings.
 SETTINGS_IN_NAME = 2
-# Settings of the texts, which concern the TF-IDF baseline as well.
+# Settings that change the review texts, also for the TF-IDF baseline.
 TEXTS = ("data.strip_scores", "data.max_characters")
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
     "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
     "trainer.sampling",
 )  # fmt: skip
-# Not a setting of the run: which search tried other configs before this one was chosen.
+# Stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"
-# Facts of each run, whatever its settings: the setting `auto` takes what the machine has.
+# Read from the run and not from its settings, where `auto` depends on the machine.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
-# trainer.budget overrules these.
+# `trainer.budget` replaces these settings.
 LIMITS = ("trainer.epochs", "trainer.max_steps")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over n seeds and the standard deviation of one seed (n - 1; None if n is 1)."""
+    """Mean and standard deviation (ddof=1) over n seeds; `std` is None for one seed."""
 
     mean: float
     std: float | None
@@ -37,19 +38,19 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Return the spread of at least one value."""
+        """Compute the spread of a non-empty list of values."""
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), std, len(values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One approach; its runs differ only in the seed.
+    """The runs of one approach that have the same settings; each run has its own seed.
 
     Args:
-        values: by column; a column that no run recorded is missing.
-        own_settings: those that tell the row from other rows of the same approach.
-        from_best: signed distances from the best row, by column.
+        values: spread over seeds by column, without columns that no run recorded.
+        own_settings: settings that distinguish the row from other rows of the same approach.
+        from_best: signed difference from the best row, by column.
     """
 
     name: str
@@ -60,24 +61,25 @@ class Row:
 
     @property
     def first(self) -> TrainedRun:
-        """Return one run: model, adapter and settings are the same for all of them."""
+        """Return the first run; all runs have the same model, adapter and settings."""
         return self.runs[0]
 
     @property
     def is_network(self) -> bool:
-        """Return whether the row is anything but the TF-IDF baseline."""
+        """Return whether the model is a neural network and not the TF-IDF baseline."""
         return self.first.model != BASELINE
 
     @property
     def starts_randomly(self) -> bool:
-        """Return whether the network starts from random weights: its recipe gives a vocabulary."""
+        """Return whether the network starts from random weights, without pretraining."""
+        # Only configs for training from scratch set a vocabulary size.
         return "model.vocab_size" in self.first.settings
 
     @property
     def pretrained_on_test(self) -> tuple[float, float] | None:
-        """Return the largest number of test reviews, and their share, that a base was trained on.
+        """Return the number and fraction of test reviews that the base model was pretrained on.
 
-        None if a run does not say, and no other run says that there are any.
+        The result is the maximum over runs, or None if it is 0 and some runs have no record.
         """
         keys = ("leakage_pretraining", "leakage_pretraining_share")
         found = [tuple(run.metrics.get(key) for key in keys) for run in self.runs]
@@ -86,14 +88,14 @@ class Row:
         return most if most[0] or len(known) == len(found) else None
 
     def setting(self, key: str) -> str:
-        """Return one setting of the row's recipe, "" if it has none."""
+        """Return a setting of the row, or "" if it is not set."""
         found = self.first.settings.get(key, "")
         return "" if found == "None" else found
 
     def compared(self, key: str) -> str:
-        """Return the row's value of a key of `COMPARED`, "" if it has none.
+        """Return the value of a key in `COMPARED`, or "" if it is not set.
 
-        If its runs differ, for example on several machines, all values are listed: "bf16, fp32".
+        If runs differ, for example in their precision, all values are joined: "bf16, fp32".
         """
         if key in OF_RUNS:
             return ", ".join(sorted({getattr(run, key) for run in self.runs}))
@@ -102,27 +104,29 @@ class Row:
         if key in LIMITS and self.setting("trainer.budget"):
             return ""
         found = self.setting(key)
+        # With gradient accumulation, an optimizer step uses several batches.
         if key == "trainer.batch_size" and found:
             return str(int(found) * int(self.setting("trainer.accumulate") or 1))
         return found
 
     def mean(self, column: str) -> float | None:
-        """Return the mean of a column, None if nothing was recorded."""
+        """Return the mean of a column, or None if no run recorded it."""
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row has the best value of the column that a mark belongs to."""
+        """Return whether the row has the best value of the column with this mark."""
         return self.from_best.get(MARKS[mark]) == 0
 
 
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
-    """Return the keys in which rows or their runs differ, with (name, value) of each row.
+    """Return the settings that differ between or within rows, as (row name, value) for each row.
 
-    The baseline is fitted in one pass without a budget, so that only settings of texts concern it.
+    The TF-IDF baseline has no training budget, so it is included only for settings of the texts.
     """
     found = {}
     for key in COMPARED:
         values = [(row.name, row.compared(key)) for row in rows if row.is_network or key in TEXTS]
+        # A comma means that the runs of one row differ.
         mixed = key in OF_RUNS and any("," in value for _, value in values)
         if mixed or len({value for _, value in values}) > 1:
             found[key] = values
@@ -130,7 +134,7 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 
 
 def rows_of(runs: list[TrainedRun]) -> list[Row]:
-    """Return a row for each approach and recipe, without their distances from the best."""
+    """Group runs by approach and settings into rows; `from_best` is still empty."""
     by_approach: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         by_approach[run.approach][str(run.settings)].append(run)
@@ -160,7 +164,7 @@ def _values(runs: list[TrainedRun]) -> dict[str, Spread]:
             for run in runs
             if metric in run.metrics
         ]
-        # The baseline reads no tokens, so that zero tokens per second is not its speed.
+        # TF-IDF reads no tokens, so its zero tokens per second are not a speed.
         if values and (name != "tokens_per_second" or any(values)):
             found[name] = Spread.of(values)
     return found
@@ -173,12 +177,13 @@ def _own_settings(recipes: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _name(approach: str, own: dict[str, str], number: int) -> str:
-    """Name a row after its approach, and after the settings that other rows of it do not share."""
+    """Name a row after its approach and the settings that distinguish it from other rows."""
     if not own:
         return approach
     if len(own) > SETTINGS_IN_NAME:
         return f"{approach} #{number}"
     short = {key: key.rpartition(".")[2] for key in own}
+    # Keys such as model.lr and trainer.lr stay in full, because both are `lr` without the group.
     if len(set(short.values())) < len(short):
         short = {key: key for key in own}
     return f"{approach} ({', '.join(f'{short[k]}={v}' for k, v in own.items())})"

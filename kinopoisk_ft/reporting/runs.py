@@ -1,4 +1,4 @@
-"""Read the training runs of an MLflow store: which finished, which failed and why."""
+"""Read the finished and failed training runs of an MLflow store."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from kinopoisk_ft.text import replace_controls, to_one_line
 from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
-# The model that is not a network.
+# The only model that is not a neural network.
 BASELINE = "tfidf"
-# Tags that a run has under the name of the field.
+# MLflow tags that have the same names as fields of `TrainedRun`.
 TAGS = (
     "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
     "overrides", "precision", "not_above_majority",
 )  # fmt: skip
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
-# These do not change what is learned. All other keys of the groups make a recipe.
+# These keys do not change what is learned. All other keys of the groups distinguish rows.
 NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
-# The baseline is fitted in one pass, on words.
+# Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
-# What a run reads of the test rows: a run that reads something else does not replace an older one.
+# Settings that change how reviews are read. A run replaces an older run only if they are equal.
 READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
 CAUSE_CHARACTERS = 160
 
@@ -44,14 +44,14 @@ class TrainedRun:
     """One finished training run.
 
     Args:
-        start_time: in ms since 1970.
-        settings: the parameters that make its recipe.
-        experiment: the chosen file of conf/experiment.
-        overrides: of the command line.
-        command: repeats the run.
+        start_time: milliseconds since the Unix epoch.
+        settings: config values that distinguish rows of the report.
+        experiment: name of the selected file in conf/experiment.
+        overrides: overrides on the command line.
+        command: command that repeats the run.
         parent: run id of its sweep.
-        not_above_majority: the splits, test and validation, where it does not beat the majority.
-        searched: "trial" for a trial of a search, "experiment=best" for the config that one chose.
+        not_above_majority: the splits on which it does not beat the majority class.
+        searched: "trial" for a trial of a search, "experiment=best" for the result of a search.
     """
 
     run_id: str
@@ -77,7 +77,7 @@ class TrainedRun:
 
     @property
     def max_length(self) -> str:
-        """Return the tokens of context, "" if the model has none (TF-IDF)."""
+        """Return the maximum number of tokens, or "" for TF-IDF, which has no limit."""
         return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
 
 
@@ -85,8 +85,8 @@ class TrainedRun:
 class FailedRun:
     """A run without a result.
 
-    `kind` is "raised", "killed", "no_traceback" or "incomplete"; `detail` is the exception's own
-    line, or the names of what is missing.
+    `kind` is "raised", "killed", "no_traceback" or "incomplete". `detail` is the error message
+    for "raised", and the names of missing metrics and tags for "incomplete".
     """
 
     run_id: str
@@ -98,7 +98,7 @@ class FailedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """The runs of a report; `superseded` and `unfinished` count the runs left out."""
+    """The runs of a report; `superseded` and `unfinished` are numbers of excluded runs."""
 
     experiment: str
     runs: list[TrainedRun]
@@ -108,7 +108,7 @@ class Collected:
 
 
 def read_missing(run: Run) -> str:
-    """Return the names of what a finished run lacks, "" if it lacks nothing."""
+    """Return the names of the metrics and tags that a finished run lacks, or "" if none."""
     metrics = run.data.metrics
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
     found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
@@ -121,14 +121,15 @@ def _approach(tags: dict[str, str]) -> str:
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags or params as single lines: anyone who can write to the store sets them."""
+    """Return tags or params as single lines, because anyone with write access can set them."""
     return {key: to_one_line(value) for key, value in values.items()}
 
 
 def read_trained(run: Run) -> TrainedRun:
-    """Read a finished run that lacks nothing."""
+    """Convert a finished MLflow run for which `read_missing` returns ""."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
+    # With a digest of the data, its path does not matter.
     if tags.get("source_digest"):
         ignored = (*ignored, "data.path")
     return TrainedRun(
@@ -136,7 +137,7 @@ def read_trained(run: Run) -> TrainedRun:
         approach=_approach(tags),
         adapter=tags.get("adapter", "none"),
         seed=tags.get("seed") or params.get("seed", ""),
-        # The spaces within its quotes stay as they are.
+        # The command is not reduced to single spaces, because spaces in quotes matter.
         command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
         searched=_searched(tags),
@@ -158,7 +159,7 @@ def _searched(tags: dict[str, str]) -> str:
 
 
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
-    """Read a run without a result; kind and detail as in `FailedRun`."""
+    """Convert an MLflow run without a result; `kind` and `detail` are those of `FailedRun`."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(
@@ -167,11 +168,11 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
 
 
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
-    """Read the training runs of an experiment, or of the sweep `parent` wherever it is.
+    """Read the training runs of an experiment, or of the sweep `parent` in any experiment.
 
-    Of runs with the same approach, seed, test rows and `READ` settings only the newest counts;
-    within a sweep, runs with different settings all count. Raises UserError if there is no such
-    experiment or sweep, or if no run has finished.
+    Of runs with the same approach, seed, test rows and `READ` settings, only the newest is kept.
+    Within a sweep, runs are kept if any setting differs. Raises UserError if the experiment or
+    sweep does not exist, or if no run has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
@@ -188,10 +189,9 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     unfinished = sum(run.info.status in ("RUNNING", "SCHEDULED") for run in raw)
     if not trained:
         raise UserError(
-            "no training run has finished",
+            f"no training run has finished (failed: {len(failed)}, not finished: {unfinished})",
             where=f"experiment '{found.name}'" + (f", sweep {parent}" if parent else ""),
-            fix=f"failed: {len(failed)}, not finished: {unfinished}; "
-            "train first, for example: python -m kinopoisk_ft sweep=study",
+            fix="train first, for example with: python -m kinopoisk_ft sweep=study",
         )
     kept = _newest(trained, by_settings=parent is not None)
     return Collected(
@@ -215,19 +215,18 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
 
 
 def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
-    """Return the experiment. Raises UserError if it is deleted, and its runs with it."""
+    """Return the experiment. Raises UserError if it is deleted."""
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         uri, name = client.tracking_uri, experiment.name
         raise UserError(
-            f"the experiment '{name}' is deleted, and its runs with it",
+            f"the experiment '{name}' and its runs are deleted",
             where="--experiment",
-            fix=f"restore it: {restore_command(uri, 'experiments', experiment.experiment_id)}",
+            fix=f"restore it with: {restore_command(uri, 'experiments', experiment.experiment_id)}",
         )
     return experiment
 
 
 def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
-    """Return the experiment that a sweep belongs to."""
     try:
         run = client.get_run(parent)
     except MlflowException as error:
@@ -237,22 +236,22 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
         raise UserError(
             f"there is no run '{parent}' in the store",
             where="--parent",
-            fix=suggest_name(parent, ids) if ids else "the store has no sweeps: leave it out",
+            fix=suggest_name(parent, ids) if ids else "omit --parent: the store has no sweeps",
         ) from error
     if run.data.tags.get("kinopoisk_ft.kind") in ("train", "skipped"):
         sweep = run.data.tags.get("mlflow.parentRunId")
         raise UserError(
             f"run '{parent}' is a training run, not a sweep",
             where="--parent",
-            fix=f"give its sweep: {sweep}"
+            fix=f"pass its sweep: --parent {sweep}"
             if sweep
-            else "leave it out: the run belongs to no sweep",
+            else "omit --parent, because the run does not belong to a sweep",
         )
     return _active(client, client.get_experiment(run.info.experiment_id))
 
 
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
-    """Return the training runs; for a sweep also the runs that its skipped jobs point to."""
+    """Return the training runs; for a sweep, include the runs that its skipped jobs refer to."""
     if parent is None:
         return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
     of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
@@ -264,9 +263,9 @@ def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[
         runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
     except MlflowException as error:
         raise UserError(
-            f"a run that a skipped job points to is gone: {error.message}",
+            f"a skipped job refers to a run that no longer exists: {error.message}",
             where=f"sweep {parent}",
-            fix="run the sweep again: it trains what is missing",
+            fix="run the sweep again to train the missing run",
         ) from error
     return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
 
@@ -283,7 +282,7 @@ def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[
 
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
-    """Return kind and detail: the first unindented line after the last traceback's heading."""
+    """Return `kind` and `detail` for `FailedRun`, read from the run's traceback.txt."""
     if run.info.status == "KILLED":
         return "killed", ""
     try:
@@ -292,9 +291,10 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
             text = Path(path).read_text(encoding="utf-8", errors="replace")
     except (MlflowException, OSError):
         return "no_traceback", ""
+    # The exception is on the first line without indentation after the last traceback's header.
     lines = text.rpartition("Traceback (most recent call last):")[2].splitlines()
     rest = list(itertools.dropwhile(lambda line: not line[:1].strip(), lines))
-    # A message that ends in a colon says the cause on the next line.
+    # If that line ends with a colon, the next line has the cause.
     line = " ".join(itertools.islice(rest, 2 if rest and rest[0].endswith(":") else 1))
     if not line:
         return "no_traceback", ""

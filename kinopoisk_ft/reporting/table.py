@@ -1,6 +1,6 @@
-"""Group rows into tables, one for each data set and split, and write them as data frames of text.
+"""Group rows into tables, one per data set and split, and format them as DataFrames of strings.
 
-A data frame without rows means that there is nothing to show.
+A DataFrame without rows means that there is nothing to show.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LEAKAGE_KINDS = ("near_duplicates", "films", "authors")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows on the same test reviews, in the order of the headline metric.
+    """Rows with the same test reviews, sorted by the headline metric.
 
     Args:
-        best: the best mean of a column.
-        majority: the majority class's scores by column.
-        majority_differs: True if the runs disagree on them.
-        comparison: of the rows' predictions; its approaches have the names of the rows.
+        best: the best mean, by column.
+        majority: the scores of always predicting the majority class, by column.
+        majority_differs: True if the runs recorded different majority scores.
+        comparison: comparison of the predictions; approaches are named like the rows.
     """
 
     data: str
@@ -52,20 +52,20 @@ class Table:
     comparison: Comparison
 
     def holder(self, column: str) -> Row | None:
-        """Return the row with the best value of a column."""
+        """Return the row with the best value of a column, or None if no row has a value."""
         return next((row for row in self.rows if row.from_best.get(column) == 0), None)
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return the metrics of the first run that recorded leakage: all runs share the split."""
+        """Return the metrics of one run that recorded leakage, which is the same for all runs."""
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
-    """Return one table for each data set and split, in the order of their names.
+    """Return one table for each data set and split, sorted by name and digests.
 
-    `predictions` are by run id; a run without them has scores but no intervals.
+    `predictions` are keyed by run id. Runs without predictions have scores but no intervals.
     """
     groups: dict[tuple[str, str, str], list[TrainedRun]] = defaultdict(list)
     for run in runs:
@@ -75,7 +75,7 @@ def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> li
 
 
 def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
-    """Add the metrics that the run's version did not have yet, computed from its predictions."""
+    """Add metrics that an older version did not record, computed from the predictions."""
     if predictions is None:
         return run
     classes = len(predictions.class_names)
@@ -121,7 +121,7 @@ def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
 
 
 def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
-    """Return the majority class's scores and whether runs of one split disagree on them."""
+    """Return the scores of the majority class, and whether the runs recorded different ones."""
     seen = {
         column: [run.metrics[metric] for run in runs if metric in run.metrics]
         for column, metric in MAJORITY.items()
@@ -131,7 +131,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 
 
 def data_line(table: Table, locale: Locale) -> str:
-    """Return which data, split and test rows a table is about."""
+    """Return a line with the data, split rule and digest of the test rows of a table."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]
@@ -139,12 +139,12 @@ def data_line(table: Table, locale: Locale) -> str:
 
 
 def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
-    """Return a data frame of text; headings may repeat."""
+    """Return a DataFrame of strings; column headings may repeat."""
     return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
 
 def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:
-    """Write a number as its column demands."""
+    """Format a number according to the kind of its column."""
     if column.kind == "seconds":
         return locale.seconds(value, signed=signed)
     if column.kind == "share":
@@ -153,7 +153,7 @@ def write_value(value: float, column: Column, locale: Locale, *, signed: bool = 
 
 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:
-    """Write mean ± standard deviation; the mean alone for one seed, counts and shares."""
+    """Format mean ± standard deviation; only the mean for one seed, counts and fractions."""
     spread = row.values.get(column.name)
     if spread is None:
         return NOTHING
@@ -165,19 +165,19 @@ def write_mean(row: Row, column: Column, locale: Locale) -> str:
 
 
 def write_interval(table: Table, row: Row, column: Column, locale: Locale) -> str:
-    """Write the 95% interval of a mean, "" if there is none."""
+    """Format the 95% interval of a mean, or return "" if there is none."""
     found = table.comparison.means.get(row.name, {}).get(column.name)
     return locale.interval(found) if found and column.interval else ""
 
 
 def write_measured(table: Table, row: Row, column: Column, locale: Locale) -> str:
-    """Write mean ± standard deviation [interval]."""
+    """Format mean ± standard deviation [interval]."""
     interval = write_interval(table, row, column, locale)
     return f"{write_mean(row, column, locale)} {interval}".rstrip()
 
 
 def results(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return what was measured in n seeds; the majority class is the last row."""
+    """Return the table of test results; the majority class is the last row."""
     columns = columns_in("results")
     rows = [
         [row.name, str(len(row.runs)), *(write_measured(table, row, c, locale) for c in columns)]
@@ -192,7 +192,7 @@ def results(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def sizes(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return how large and how fast each row is, and how much of the reviews it read."""
+    """Return the table of model size, speed, and how much of the reviews was read."""
     columns = columns_in("sizes")
     rows = [
         [row.name, *(write_mean(row, c, locale) for c in columns), row.first.max_length or NOTHING]
@@ -203,7 +203,7 @@ def sizes(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def against_best(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the marks and the signed distances from the best values."""
+    """Return the table of best-value marks and signed differences from the best values."""
     rows = []
     for row in table.rows:
         marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
@@ -225,7 +225,7 @@ def _distances(found: dict[str, float], locale: Locale) -> list[str]:
 
 
 def differences(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return a row for each pair: differences with intervals and p-values."""
+    """Return the table of pairwise differences with intervals and p-values."""
     headings = [locale("approach"), locale("against")]
     for metric in headline_first(shown_in("differences")):
         headings += [
@@ -249,7 +249,7 @@ def _difference(pair: Pair, locale: Locale) -> list[str]:
 
 
 def calibration(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return each approach's calibration, before and after its temperature."""
+    """Return the table of calibration metrics before and after temperature scaling."""
     rows = [row for row in table.rows if "temperature" in row.values]
     columns = [
         column
@@ -261,7 +261,7 @@ def calibration(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
-    """Return one metric with its interval on each slice, a column for each approach."""
+    """Return the table of one metric with intervals: one row per slice, one column per approach."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
     places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
@@ -293,13 +293,13 @@ def _slice_score(one: Slice | None, metric: str, locale: Locale) -> str:
 
 
 def _counts(counts: list[int], locale: Locale) -> str:
-    """Write how many reviews a slice has; a model's own truncation makes the number differ."""
+    """Format the size of a slice, which differs between models that truncate differently."""
     ends = dict.fromkeys((counts[0], counts[-1]))
     return locale.range("-".join(locale.number(n, 0) for n in ends))
 
 
 def leakage(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return what train and test share, with its share of the test set."""
+    """Return the table of what the train and test splits share, as counts and fractions."""
     found = table.leakage
     rows = [
         [
@@ -321,7 +321,7 @@ def leakage(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
-    """Return a row for each base that was trained on test reviews, and one for unknown bases."""
+    """Return rows for base models that were, or may have been, pretrained on test reviews."""
     rows = [
         [
             locale("pretraining", names=row.name),
@@ -337,5 +337,5 @@ def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
 
 
 def unknown_pretraining(table: Table) -> list[str]:
-    """Return the names of networks for whose base it is unknown whether it was trained on tests."""
+    """Return the networks for which pretraining on test reviews was not recorded."""
     return [row.name for row in table.rows if row.is_network and row.pretrained_on_test is None]

@@ -57,7 +57,6 @@ def resample(
     their multinomial counts are drawn. This is faster and has the same distribution.
 
     Args:
-        labels: (N,).
         predicted: (runs, N) predicted classes.
         groups: (N,) group numbers for a cluster bootstrap, for example one number per film. Whole
             groups are drawn, as many as there are (Davison and Hinkley, 1997, section 3.8).
@@ -94,10 +93,9 @@ def percentiles(mean: float, resampled: np.ndarray) -> Interval:
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Return the two-sided bootstrap p-value of the hypothesis that the difference is zero.
+    """Return the two-sided p-value of a zero difference by inverting the percentile interval.
 
-    The p-value inverts the percentile interval, so it is below 0.05 if the 95% interval excludes
-    zero. It is at least 2 / (resamples + 1).
+    It is below 0.05 if the 95% interval excludes zero, and at least 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

@@ -24,8 +24,7 @@ from kinopoisk_ft.statistics.metrics import (
 )
 from kinopoisk_ft.statistics.predictions import Predictions
 
-# Bounds of the temperature. The optimum lies outside only if the validation predictions are all
-# correct or carry no information about the labels.
+# Bounds. The optimum lies outside only if the predictions are all correct or uninformative.
 TEMPERATURES = (0.05, 20.0)
 # Replaces probabilities of 0, whose logarithm is infinite.
 SMALLEST = float(np.finfo(np.float64).tiny)
@@ -38,10 +37,9 @@ def calibration_metrics(
 ) -> dict[str, float]:
     """Compute the calibration metrics of a run on the test split.
 
-    Probabilities are (N, classes), labels are (N,). The keys of the result are `temperature`, and
-    for each calibration metric `test_<name>` and, after temperature scaling,
-    `test_<name>_calibrated`. For two classes, there are also `threshold` and, for accuracy and the
-    other metrics in `COUNTED`, `test_<name>_threshold`, which is computed with that threshold.
+    Probabilities are (N, classes). The result has `temperature`, each calibration metric as
+    `test_<name>` and, after temperature scaling, as `test_<name>_calibrated`. For two classes, it
+    has `threshold`, and accuracy, F1 and MCC at this threshold as `test_<name>_threshold`.
     """
     temperature = fit_temperature(validation, val_labels)
     scaled = apply_temperature(test, temperature)
@@ -58,10 +56,7 @@ def calibration_metrics(
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature that minimizes the negative log-likelihood of the labels (N,).
-
-    The probabilities (N, classes) must be predictions for the validation split.
-    """
+    """Return the temperature that minimizes the NLL of validation probabilities (N, classes)."""
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(
         lambda log_t: log_loss_of(apply_temperature(probabilities, float(np.exp(log_t))), labels),

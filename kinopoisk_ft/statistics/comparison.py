@@ -36,10 +36,9 @@ class Problem:
     """A reason why an approach or a pair of approaches is not compared in the usual way.
 
     Args:
-        kind: "no_predictions" if some runs of an approach have no predictions, "own_mismatch" if
-            its runs have different test reviews, "unpaired" if two approaches have different test
-            reviews. Such approaches are compared as independent samples, or not at all if their
-            classes differ.
+        kind: "no_predictions" (some runs of an approach have none), "own_mismatch" (its runs have
+            different test reviews) or "unpaired" (two approaches have different test reviews, and
+            are compared as independent samples, or not at all if their classes differ).
         names: names of the approaches.
         detail: the seeds without predictions, or the value of `Predictions.mismatch`.
     """
@@ -102,7 +101,7 @@ class _Drawn:
 
 
 def compare(approaches: list[Approach]) -> Comparison:
-    """Compare all pairs of approaches, and record a `Problem` for missing or unlike predictions.
+    """Compare all pairs of approaches, and record a `Problem` for missing or mismatched ones.
 
     The runs of two approaches are paired by seed if both have the same seeds, without duplicates.
     """

@@ -27,10 +27,9 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """The result of McNemar's test for one pair of approaches. McNemar, Q. (1947).
+    """The result of McNemar's test for these runs, not for newly trained ones. McNemar, Q. (1947).
 
-    `only_a` and `only_b` count the reviews that only one side classifies correctly, averaged over
-    the pairs of runs. The test compares these runs and says nothing about newly trained ones.
+    `only_a` and `only_b` count reviews that only a or only b classifies correctly (mean over runs).
     """
 
     only_a: float
@@ -93,11 +92,10 @@ def mcnemar_of(
 ) -> McNemar:
     """Run McNemar's test on two approaches, given which reviews each run classifies correctly.
 
-    The inputs are (seeds of a, N) and (seeds of b, N). Runs are paired by seed if `same_seeds`;
-    otherwise all pairs are tested. The p-values of several pairs are dependent, so they are
-    combined as twice their median (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)). With
-    `groups` (N,), a permutation test swaps the predictions of a and b for whole groups. If each
-    review is its own group, this is McNemar's exact test.
+    `right_a` and `right_b` are (seeds, N). Without `same_seeds`, all pairs of runs are tested. The
+    dependent p-values of several pairs are combined as twice their median (Rüschendorf, L. (1982);
+    DiCiccio, C. J. et al. (2020)). With `groups` (N,), a permutation test swaps a and b for whole
+    groups. If each review is its own group, this is McNemar's exact test.
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -120,7 +118,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _flipped(differences: np.ndarray) -> float:
-    """Return the exact p-value of a sign-flip test on integer differences (groups,)."""
+    """Return the exact p-value of a sign-flip permutation test on integer differences (groups,)."""
     sizes = np.abs(differences).astype(int)
     # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.
     chances = np.ones(1)

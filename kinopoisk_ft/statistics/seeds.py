@@ -41,12 +41,11 @@ class Seeds:
 
 
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
-    """Return the sum of sign · mean over seeds, and its resamples over both levels (resamples,).
+    """Return the sum of sign · mean(seeds) over the sides, and its resamples (resamples,).
 
-    `sides` has one (sign, seeds) for a mean, and two for a difference. The variance between seeds
-    already includes how each seed reacts to these reviews, so the variance over reviews is reduced
-    to the part that all seeds share. With one seed, the variance between seeds is unknown, and the
-    variance over reviews is kept in full.
+    The variance between seeds already includes how each seed reacts to these reviews, so the
+    variance over reviews is reduced to the part that all seeds share. With one seed, the variance
+    between seeds is unknown, and the variance over reviews is kept in full.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed

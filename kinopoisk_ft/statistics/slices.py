@@ -104,9 +104,9 @@ def _slice(
 
 
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
-    """Return the effective sample size: this many independent reviews have the same variance."""
+    """Return the effective sample size: the number of independent reviews with equal variance."""
     variance = float(resampled.mean(axis=1).var())
-    # The variance is 0 if all predictions are right or all are wrong. Then a group counts as one.
+    # The variance is 0 if all predictions are right or all are wrong. Count groups instead.
     if not variance:
         return len(np.unique(groups))
     return min(float(len(groups)), accuracy * (1 - accuracy) / variance)

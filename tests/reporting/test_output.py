@@ -154,7 +154,7 @@ def test_mistakes_name_the_nearest(
     damaged = complaint(capsys, *uri, "experiment=damaged")
     assert "predictions.parquet cannot be read" in damaged
     assert "(bert, seed 0)" in damaged
-    assert "there is no language 'de'" in complaint(capsys, *uri, "language=de")
+    assert "the report has no language 'de'" in complaint(capsys, *uri, "language=de")
     assert not (tmp_path / "out").exists()
     taken = tmp_path / "taken"
     taken.touch()
@@ -173,7 +173,7 @@ def test_a_parent_without_results_is_told(
     child = store.client.search_runs([home], f"tags.`mlflow.parentRunId` = '{store.sweep}'")[0]
     single = complaint(capsys, *uri, f"parent={child.info.run_id}")
     assert "is a training run, not a sweep" in single
-    assert f"give its sweep: {store.sweep}" in single
+    assert f"pass its sweep: --parent {store.sweep}" in single
     assert not (tmp_path / "out").exists()
 
 

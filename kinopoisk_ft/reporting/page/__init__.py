@@ -1,1 +1,1 @@
-"""Render the report as one HTML page that loads nothing."""
+"""Render the report as one self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""Draw the page's figures as inline SVG, each with an alternative text."""
+"""Draw the figures of the HTML page as inline SVG with alternative texts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 @dataclass(frozen=True)
 class PageFigure:
-    """An inline SVG under a title."""
+    """An inline SVG with the title above it."""
 
     title: str
     svg: Markup
 
 
 def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return weighted F1 against each cost, with the Pareto front."""
+    """Return a plot of weighted F1 against each cost, with the Pareto front."""
     found = []
     for column in scatter.measured(table):
         rows = [row for row in table.rows if column in row.values]
@@ -59,7 +59,7 @@ def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return the forest plot, if approaches were compared."""
+    """Return the forest plot of pairwise differences, or [] if there are no pairs."""
     if not table.comparison.pairs:
         return []
     said = []
@@ -76,7 +76,7 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return a reliability diagram for each approach with a temperature."""
+    """Return a reliability diagram for each approach for which temperatures were fitted."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
@@ -91,7 +91,7 @@ def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 def curves(
     table: Table, details: Mapping[str, Details], stem: str, locale: Locale
 ) -> list[PageFigure]:
-    """Return the learning curves of each approach that recorded them, a line for each seed."""
+    """Return a plot of learning curves for each approach, with one line per seed."""
     found = []
     for number, row in enumerate(table.rows):
         histories = [details[run.run_id].history for run in row.runs if run.run_id in details]
@@ -111,7 +111,7 @@ def _best(row: Row, locale: Locale) -> str:
 def confusion(
     table: Table, predictions: Mapping[str, Predictions], stem: str, locale: Locale
 ) -> list[PageFigure]:
-    """Return the confusion matrix of each approach, summed over its seeds."""
+    """Return the confusion matrix of each approach, summed over seeds."""
     found = []
     names = (locale("true"), locale("predicted"), locale("share_of_true"))
     for number, row in enumerate(table.rows):
@@ -132,7 +132,7 @@ def confusion(
     return found
 
 
-# The page's style gives these variables a value for each scheme.
+# Replaces colours with CSS variables, which page.css defines for the light and the dark scheme.
 INKS = {INK: "--ink", "#000000": "--ink", GREY: "--faint", "#e4e4e4": "--line", "#ffffff": "--card"}
 OUTER = re.compile(r"<svg.*</svg>", re.DOTALL)
 METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
@@ -141,9 +141,9 @@ COLOUR = re.compile("|".join(INKS))
 
 
 def inline(figure: Figure, stem: str, alt: str, *, recolour: bool = True) -> Markup:
-    """Return the figure as SVG with its alternative text; `stem` makes its ids unique on the page.
+    """Convert a figure to inline SVG with alternative text `alt` and ids that start with `stem`.
 
-    Without `recolour` it stays on white, for figures with text on coloured cells.
+    With `recolour`, colours follow the page's light or dark scheme. Otherwise, they do not change.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):

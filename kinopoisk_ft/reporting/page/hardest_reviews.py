@@ -1,4 +1,4 @@
-"""Find the reviews that most approaches answer wrongly, the most confident mistakes first."""
+"""Find the reviews that most approaches misclassify."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of one approach, with its probability averaged over seeds."""
+    """The prediction of one approach, with its probability averaged over seeds."""
 
     name: str
     label: str
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class HardReview:
-    """A review: its row in the source, its label, and an excerpt ("" if not recorded)."""
+    """A review with its row in the source data; `text` is an excerpt, or "" if not recorded."""
 
     row: int
     label: str
@@ -38,16 +38,16 @@ class HardReview:
 def hardest(
     table: Table, predictions: Mapping[str, Predictions], locale: Locale
 ) -> list[HardReview]:
-    """Return the reviews that more than half of the approaches on the same rows get wrong.
+    """Return the reviews that more than half of the approaches misclassify.
 
-    They are ordered by the number of wrong approaches, then by the probability of the right answer.
+    They are sorted by the number of approaches that do so, then by the true class's probability.
     """
     answered = _answered(table, predictions)
     if not answered:
         return []
     first = next(iter(answered.values()))[0]
     means = np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
-    # (approaches, N)
+    # Predicted classes, (approaches, N).
     guesses = means.argmax(axis=2)
     wrong = (guesses != first.labels).sum(axis=0)
     given = means[:, np.arange(len(first.labels)), first.labels].mean(axis=0)
@@ -57,7 +57,7 @@ def hardest(
 
 
 def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
-    """Return the runs of each approach that answered the same rows as the best approach."""
+    """Return the runs of each approach that has the same test reviews as the best approach."""
     found: dict[str, list[Predictions]] = {}
     first = None
     for row in table.rows:
@@ -91,9 +91,9 @@ def _review(
 
 
 def _excerpt(first: Predictions, i: int) -> str:
-    """Return at most `TEXT_CHARACTERS` of a review, "" if the run recorded no text.
+    """Return at most `TEXT_CHARACTERS` characters of a review, or "" if no text was recorded.
 
-    A text of this length was cut when it was recorded; earlier versions recorded more.
+    Recorded texts of this length were truncated. Earlier versions recorded longer texts.
     """
     text = replace_controls(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
     if len(text) >= TEXT_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Render a document as one HTML page that loads nothing, with the templates of the package."""
+"""Render a document as one self-contained HTML page with the Jinja templates of the package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kinopoisk_ft.statistics.metrics import shown_in
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of the main table, what stands under it, and its mark if it is the best."""
+    """A value in the main table, the lines under it, and a mark if the value is the best."""
 
     text: str
     under: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One approach in the main table, or the majority class."""
+    """A row of the main table: one approach, or the majority class."""
 
     name: str
     seeds: str
@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """A heading with figures and a table, either of which may be empty; `id` is its anchor."""
+    """A heading with figures, a table, or both; `id` is the HTML anchor of the heading."""
 
     id: str
     title: str
@@ -51,7 +51,7 @@ class Block:
 
 
 def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
-    """Return the report as one page: no scripts, and nothing that is loaded."""
+    """Return the report as one HTML page without scripts and external resources."""
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
         autoescape=True,
@@ -69,7 +69,7 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
 
 
 def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[str, Any]:
-    """Return what the template of a section needs; frames without rows are left out there."""
+    """Return the variables of a section's template, which skips DataFrames without rows."""
     table = section.table
     columns = columns_in("page")
     return {
@@ -116,7 +116,6 @@ def _majority(table: Table, column: Column, locale: Locale) -> Cell:
 
 
 def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> list[Block]:
-    """Return the blocks that have a figure or a table."""
     table, nothing = section.table, pd.DataFrame()
     slices: list[tuple[str, str, list[figures.PageFigure], pd.DataFrame]] = [
         (f"slices-{metric.name}", f"slices_{metric.name}", [],
@@ -142,7 +141,7 @@ def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> lis
 
 
 def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
-    """Return a line on the sizes of the splits and how well the film alone gives the label."""
+    """Return a line on the split sizes and on the p-value of predicting labels from films."""
     parts = [
         f"{name} {locale.number(_size(count), 0)}" for name, count in data.get("counts", {}).items()
     ]
@@ -154,5 +153,5 @@ def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
 
 
 def _size(count: Any) -> float:
-    """Return the number of reviews; a split counts them by class or in total."""
+    """Return the number of reviews in a split, given the total or the counts by class."""
     return float(sum(count.values()) if isinstance(count, dict) else count)

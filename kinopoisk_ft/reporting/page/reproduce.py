@@ -1,4 +1,4 @@
-"""Show what made each row, and the original study beside rows that repeat its recipe."""
+"""Show how to reproduce each row, and compare rows with the original study."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
 from kinopoisk_ft.reporting.table import Table, frame_of, write_measured, write_value
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
-# The group that chooses many runs at once.
+# The config group whose options start many runs at once.
 SWEEP = "sweep"
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The commands of one row, and facts by name.
+    """The commands that repeat the runs of one row, and (name, value) facts about these runs.
 
-    `partial` is True if a run recorded only its overrides.
+    `partial` is True if a run recorded only its overrides and not its whole command.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Recipe:
 
 
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return a row for each approach with its budget, as far as any row recorded it."""
+    """Return the table of training budgets, without the settings that no row recorded."""
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
         locale(key): [
@@ -57,7 +57,7 @@ def budgets(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
-    """Return the description of the table's data from the first run that recorded it."""
+    """Return the content of data.json from the first run that recorded it, or {}."""
     runs = [run.run_id for row in table.rows for run in row.runs]
     return next((details[i].data for i in runs if i in details and details[i].data), {})
 
@@ -78,10 +78,10 @@ def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> lis
 
 
 def _command(run: TrainedRun) -> str:
-    """Return the command of one run, with every word quoted again.
+    """Return the command that repeats one run, with every word quoted for the shell.
 
-    Anyone who can write to the store sets the recorded command. Of overrides alone, the choice of
-    a sweep and of output folders is left out. Text that cannot be split into words stays as it is.
+    Words are quoted because anyone with write access to the store can set the command. If only
+    overrides were recorded, those that select a sweep or output folders are left out.
     """
     start = COMMAND.match(run.command)
     try:
@@ -93,6 +93,7 @@ def _command(run: TrainedRun) -> str:
             if get_top_key(o) not in {SWEEP, *KEYS_WITHOUT_EFFECT}
         ]
     except ValueError:
+        # Unbalanced quotes.
         return run.overrides
     return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
@@ -122,17 +123,17 @@ def _all(values: Iterable[Any]) -> str:
 
 @functools.cache
 def published_figures() -> dict[str, Any]:
-    """Return the study's figures by the experiment that repeats them."""
+    """Load the original study's results, keyed by the experiment config that repeats each."""
     file = files("kinopoisk_ft.reporting.page").joinpath("study_reference.json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the study's table with ours in it; no rows if no run repeats a recipe of it."""
+    """Return the original study's results next to ours; empty if no row repeats the study."""
     ours = {row.first.experiment: row for row in table.rows if same_recipe(row)}
     study = published_figures()
-    # Only columns that the study measured.
+    # Columns that the study did not measure are left out.
     columns = [c for c in columns_in("results") if all(c.name in found for found in study.values())]
     rows = []
     for experiment, found in study.items() if ours else ():
@@ -146,7 +147,8 @@ def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def same_recipe(row: Row) -> bool:
-    """Return whether the runs took an experiment of the study and left its recipe unchanged."""
+    """Return whether the runs use an experiment of the original study with unchanged settings."""
+    # Prefixes of overrides such as model.lr=1, model=bert and model/name=x.
     recipe = (*GROUPS, *(f"{group[:-1]}{mark}" for group in GROUPS for mark in "=/"))
     changed = [
         part

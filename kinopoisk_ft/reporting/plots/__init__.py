@@ -1,1 +1,1 @@
-"""The figures of one run and of the comparison."""
+"""Draw the figures of a run and of the comparison."""

@@ -1,4 +1,4 @@
-"""Draw reliability diagrams: how often answers of each probability are right."""
+"""Draw reliability diagrams, which plot accuracy against the predicted probability."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from kinopoisk_ft.statistics.calibration import CALIBRATED, Bin
 from kinopoisk_ft.statistics.metrics import shown_in
 
 (ERROR,) = (metric.name for metric in shown_in("reliability"))
+# Number of panels side by side, and the size of a panel in inches.
 IN_A_LINE = 3
-# Inches of a panel.
 SIDE = 2.9
 FONT = 9
-# The share of right answers means nothing in a bin with fewer reviews.
+# Bins with fewer reviews are not drawn, because their accuracy is too uncertain.
 FEWEST = 10
-# Upper end of the axis of shares: the legend stands above the curves.
+# Upper limit of the accuracy axis, which leaves space for the legend above the curves.
 HEADROOM = 1.2
-# Area of the mark of the fullest bin, in square points.
+# Marker area of the bin with the most reviews, in square points.
 LARGEST = 120.0
 
 
 def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
-    """Draw a panel for each approach, or for `only` one of them."""
+    """Draw one panel per approach, or only the panel of the approach named `only`."""
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
     columns = min(IN_A_LINE, len(rows))
@@ -69,7 +69,7 @@ def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
 
 
 def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
-    """Draw a mark for each bin with an area proportional to its number of reviews."""
+    """Draw one marker per bin, with an area that grows with the number of reviews."""
     kept = [one for one in bins if one.count >= FEWEST]
     fullest = max((one.count for one in kept), default=1)
     x, y = [one.confidence for one in kept], [one.accuracy for one in kept]

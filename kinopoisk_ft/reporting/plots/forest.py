@@ -1,4 +1,4 @@
-"""Draw the pairwise differences with their intervals as a forest plot."""
+"""Draw pairwise differences with their intervals as a forest plot."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from kinopoisk_ft.reporting.plots.run_plots import (
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-# Inches.
+# Sizes in inches.
 WIDTH, NARROW_WIDTH, ROW_HEIGHT = 8.0, 4.4, 0.34
 FONT = 9
 
 
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Draw a row for each pair, in weighted F1; names stand above their rows if narrow."""
+    """Draw the F1 difference of each pair in its own row; if narrow, names are above the rows."""
     pairs = table.comparison.pairs
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
     figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))

@@ -1,4 +1,4 @@
-"""Draw one run's confusion matrix and learning curve; shared helpers of all figures."""
+"""Draw the confusion matrix and learning curves of a run, and define helpers for all figures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 
 INK = "#222222"
 GREY = "#8a8a8a"
-# Okabe and Ito's palette, which colour-blind readers can distinguish.
+# The Okabe-Ito palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-# Keeps lines that pass behind a name from striking it out.
+# A white box behind a name, so that no line crosses the name.
 BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
 DPI = 200
-# Beyond this many classes, cells have no room for numbers.
+# With more classes, the cells of a confusion matrix have no room for numbers.
 MOST_LABELLED_CLASSES = 12
 VAL_SCORE = f"val_{HEADLINE}"
 CURVES = {
@@ -44,14 +44,14 @@ HistoryRow = Mapping[str, float | None]
 def new_figure(
     width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> Figure:
-    """Return a figure (inches) with its own Agg canvas: no state is shared between threads."""
+    """Create a figure (size in inches) without pyplot, whose global state is not thread-safe."""
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write PNG or SVG by the suffix, atomically; equal figures give equal bytes."""
+    """Save as PNG or SVG, depending on the suffix, atomically and reproducibly."""
     form = path.suffix.removeprefix(".")
     part = path.with_name(f".{path.name}.part")
     metadata = {"Date": None} if form == "svg" else {}
@@ -64,7 +64,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write `stem`.png and `stem`.svg into the folder and return their paths."""
+    """Save `stem`.png and `stem`.svg in the folder and return their paths."""
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     for path in paths:
         save(figure, path)
@@ -72,16 +72,13 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, most: int = LONGEST_NAME) -> str:
-    """Return a name that matplotlib shows as it is, cut to `most` letters.
-
-    Matplotlib sets the text between two $ as a formula. A long name would leave no room to draw.
-    """
+    """Truncate a name to `most` characters, and escape $, which starts a formula in matplotlib."""
     cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
 
 def tidy(axes: Axes) -> None:
-    """Keep two axes and a faint grid."""
+    """Remove the top and right spines, and add a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -90,7 +87,7 @@ def tidy(axes: Axes) -> None:
 def plot_confusion(
     matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
 ) -> None:
-    """Draw counts (C, C), rows true and columns predicted, coloured by the share of each row."""
+    """Save a plot of a confusion matrix (true class, predicted class) to `path`."""
     save(draw_confusion(np.asarray(matrix), class_names), Path(path))
 
 
@@ -99,10 +96,10 @@ def draw_confusion(
     class_names: Sequence[str],
     names: tuple[str, str, str] = CONFUSION_NAMES,
 ) -> Figure:
-    """Draw counts (C, C), rows true and columns predicted; `names` label rows, columns, colours."""
+    """Draw a confusion matrix (true, predicted); `names` label the rows, columns and colour bar."""
     size = len(class_names)
     if counts.shape != (size, size):
-        raise ValueError(f"matrix of shape {counts.shape} for {size} class names")
+        raise ValueError(f"confusion matrix of shape {counts.shape} for {size} class names")
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = min(3.2 + 0.8 * size, 14)
@@ -138,9 +135,9 @@ def draw_confusion(
 
 
 def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
-    """Draw losses and validation F1 by optimizer step, and mark the best evaluation.
+    """Save a plot of losses and validation F1 by optimizer step, with the best F1 marked.
 
-    A row has `step` and any of the keys of `CURVES`; None and missing values are skipped.
+    Each row of `history` has `step` and keys of `CURVES`. None and missing values are skipped.
     """
     figure = draw_curves([history], Locale("en"), width=8.0, panel_height=2.6)
     if _points(history, VAL_SCORE):
@@ -154,9 +151,9 @@ def draw_curves(
     width: float = 4.4,
     panel_height: float = 1.9,
 ) -> Figure:
-    """Draw a line for each run: losses above, validation F1 below, whichever were recorded.
+    """Draw one line per run, with the losses in one panel and validation F1 in the panel below.
 
-    Width and height are in inches.
+    A panel without values is left out. Sizes are in inches.
     """
     panels = {
         title: keys
@@ -185,16 +182,16 @@ def draw_curves(
 
 
 def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the rows that have one of the keys."""
+    """Return the (step, value) pairs of all rows that have a value for one of the keys."""
     rows = [(row["step"], row.get(key)) for key in keys for row in history]
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
 def _curves(axes: Axes, runs: list[list[tuple[float, float]]], key: str, locale: Locale) -> None:
-    """Draw one line for each run, and one entry of the legend for all of them."""
+    """Draw one line per run, with a single legend entry for all runs."""
     label, colour = CURVES[key]
     for points in filter(None, runs):
-        # A line through few points hides where they are; through one it cannot be seen.
+        # Few points need markers to be recognized, and a single point has no line.
         marker = "o" if len(points) <= FEW_POINTS else ""
         look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
         axes.plot(*zip(*points, strict=True), **look, label=locale(label) if label else None)

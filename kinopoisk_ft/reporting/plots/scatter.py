@@ -1,4 +1,4 @@
-"""Draw weighted F1 against training time, trainable parameters and memory."""
+"""Draw weighted F1 against training time, trainable parameters and peak memory."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-# Inches.
+# Sizes in inches.
 WIDTH, NARROW_WIDTH, PANEL_HEIGHT = 8.0, 4.4, 3.6
-# More rows make a panel higher, to keep room for labels.
+# A panel with more rows is higher, to leave room for labels.
 ROWS_IN_PANEL, ROWS_IN_NARROW_PANEL = 8, 5
 FONT = 9.5
 # Diameter of a marker in points.
 MARKER = 8.0
-# Pixels around a marker that labels leave free.
+# Space around a marker that labels must not overlap, in pixels.
 MARGIN = 2.0
-# Of adjustText, across and upwards: the size of a label with its gap, the force between labels.
+# Horizontal and vertical settings of adjustText: scale of label boxes, force between labels.
 EXPAND, FORCE = (1.08, 1.3), (0.2, 0.4)
 ITERATIONS = 500
-# A label farther from its point, in pixels, gets a line to it.
+# A line connects a label to its point if the distance in pixels is larger than this.
 FAR = 12.0
-# Ticks in a decade: the first of these with enough ticks is used.
+# Ticks within a decade. The first tuple that gives enough ticks is used.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 3
-# Share of the axis for the place of zero, which has no logarithm.
+# Fraction of the logarithmic axis that is reserved for zero.
 ZERO_SHARE = 0.14
 SHAPES = "osD^vPX"
 COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
@@ -51,7 +51,7 @@ COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 @dataclass(frozen=True)
 class Point:
-    """One approach in one panel; `std` is the deviation of F1 over seeds, 0 if unknown."""
+    """One approach in a panel; `std` is the standard deviation of F1 over seeds, 0 for one seed."""
 
     name: str
     colour: str
@@ -62,7 +62,7 @@ class Point:
 
 
 def draw(table: Table, locale: Locale) -> Figure:
-    """Draw a panel for each cost that was measured, one above the other."""
+    """Draw one panel per measured cost, one above the other."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
     columns = measured(table)
     figure = new_figure(WIDTH, len(columns) * height)
@@ -77,7 +77,7 @@ def draw(table: Table, locale: Locale) -> Figure:
 
 
 def draw_one(table: Table, column: str, locale: Locale) -> Figure:
-    """Draw one cost in a narrow figure, for a page with several in a row."""
+    """Draw one cost in a narrow figure, for a page that shows several figures side by side."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
     figure = new_figure(NARROW_WIDTH, height)
     axes = figure.add_subplot()
@@ -87,7 +87,7 @@ def draw_one(table: Table, column: str, locale: Locale) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the costs of `COSTS` that some row recorded, at least one of them."""
+    """Return the columns in `COSTS` that some row recorded, or the first one if none did."""
     known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
     return known or [COSTS[0]]
 
@@ -103,7 +103,7 @@ def _panels(
 
 
 def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) -> None:
-    # Labels are placed in pixels, so the layout must be final and stay as it is.
+    # Labels are placed in pixels, so the layout must be computed before and then stay fixed.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, points in zip(panels, drawn, strict=True):
@@ -111,7 +111,7 @@ def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) 
 
 
 def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
-    """Return colour and shape by row name: a colour for each adapter, a shape for each model."""
+    """Return (colour, shape) by row name. The colour shows the adapter, the shape the model."""
     adapters = sorted({row.first.adapter for row in rows})
     models = sorted({row.first.model for row in rows})
     return {
@@ -159,14 +159,13 @@ def _panel(
 
 
 def _front(axes: Axes, points: list[Point]) -> None:
-    """Draw the Pareto front as steps."""
     kept = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
     x, y = [p.x for p in kept], [p.y for p in kept]
     axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
 
 
 def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
-    """Scale x by decades, with a place for zero on the left; return the place of each value."""
+    """Make the x axis logarithmic, with zero at the left end, and return each value's position."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
@@ -196,8 +195,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
-    """Name each point beside it, with a thin line to it if the label is far away."""
-    # Pixels; a point is 1/72 inch.
+    """Label each point with its name, connected by a thin line if the label is far away."""
+    # Half the size of a marker in pixels. MARKER is in points of 1/72 inch.
     half = MARKER / 2 * axes.figure.dpi / 72 + MARGIN
     texts, marks = [], []
     for point in points:
@@ -215,7 +214,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
         ax=axes,
         expand=EXPAND,
         force_text=FORCE,
-        # A limit of iterations, unlike the default limit of time, gives equal figures each time.
+        # An iteration limit is reproducible, unlike the default time limit.
         iter_lim=ITERATIONS,
         min_arrow_len=FAR,
         arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8},
@@ -223,9 +222,9 @@ def _label(axes: Axes, points: list[Point]) -> None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the (cost, score) points on the Pareto front, the cheapest first.
+    """Return the indices of the (cost, score) points on the Pareto front, cheapest first.
 
-    A point is on the front if no other point is at least as good in both and better in one.
+    A point is on the front if no other point is at least as good in both values and better in one.
     """
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
