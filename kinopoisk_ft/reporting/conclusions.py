@@ -162,8 +162,7 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
-    # Prefer a network with the same kind of initial weights, because pretraining matters more than
-    # the architecture.
+    # Prefer networks that are pretrained alike: that matters more than the architecture.
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
