@@ -1,4 +1,4 @@
-"""Choose the implementation (backend) of an operator: by name, or the fastest that works here."""
+"""Choose the backend (implementation) of an operator by name, or the fastest one that works."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from kinopoisk_ft.ops.ssd import cuda as ssd_cuda
 
 log = logging.getLogger(__name__)
 
+WHERE = "the backend argument, which a run sets with model.scan_backend"
+
 try:
     import numba  # noqa: F401
 
@@ -23,25 +25,27 @@ try:
 except ImportError as error:
     NUMBA_ERROR = str(error)
 NUMBA_FIX = "pip install 'numba>=0.61'"
-# By name of the operator.
+# The GPU package of each operator that has one.
 GPU_PACKAGES = {
     "selective_scan": scan_cuda.PACKAGE,
     "ssd": ssd_cuda.PACKAGE,
     "causal_conv1d": conv_cuda.PACKAGE,
 }
-# Operator, backend and type of device of each choice that was logged.
+# The choices that were already logged: operator, backend and device type.
 _logged: set[tuple[str, str, str]] = set()
 
 
 def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> None:
-    """Check the name of a backend.
+    """Check that an operator has a backend of this name.
 
     Raises:
-        UserError: the operator has no backend of this name.
+        UserError: the name is not in `valid`.
     """
     if backend not in valid:
         raise UserError(
-            f"unknown backend '{backend}' of {operator}", fix=suggest_name(backend, valid)
+            f"unknown backend '{backend}' of the operator {operator}",
+            where=WHERE,
+            fix=suggest_name(backend, valid),
         )
 
 
@@ -53,17 +57,17 @@ def choose_backend(
     dtype: torch.dtype,
     unsupported: str | None = None,
 ) -> str:
-    """Choose the backend to run and log each choice once; `auto` takes the fastest that works.
+    """Return the backend to run, and log each choice once; `auto` selects the fastest that works.
 
     Args:
-        operator: name of the operator, for messages.
+        operator: name of the operator.
         backend: `auto` or the name of one backend.
         valid: names of the operator's backends.
         device, dtype: device and dtype of the tensors.
-        unsupported: the reason why the GPU package does not support these shapes, if it does not.
+        unsupported: reason why the GPU package does not support these shapes; None if it does.
 
     Raises:
-        UserError: the backend is unknown, or it was named and cannot process these tensors.
+        UserError: the backend is unknown, or it is not `auto` and cannot process these tensors.
     """
     validate_backend(operator, backend, valid)
     if backend == "auto":
@@ -76,17 +80,18 @@ def choose_backend(
         chosen = backend
         if problem := _find_problem(operator, backend, device, dtype, unsupported):
             raise UserError(
-                f"backend '{backend}' of {operator} cannot run here: {problem}",
+                f"backend '{backend}' of the operator {operator} cannot be used: {problem}",
+                where=WHERE,
                 fix=_suggest_fix(operator, backend),
             )
-    # A log record would break the graph that torch.compile traces.
+    # Logging would cause a graph break in torch.compile.
     if not torch.compiler.is_compiling():
         _log_once(operator, chosen, device)
     return chosen
 
 
 def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Disable autocast on a device: the operators choose their own precision."""
+    """Return a context that disables autocast, because operators choose their own precision."""
     # Autocast does not support the meta device.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
@@ -94,9 +99,9 @@ def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def get_matmul_dtype(x: Tensor) -> torch.dtype:
-    """Get the dtype that a matrix product converts x to: the dtype of autocast, or of x."""
+    """Return the dtype in which a matrix product of x runs, which autocast may change."""
     device = x.device.type
-    # Autocast does not support the meta device, and it leaves float64 as it is.
+    # Autocast does not support the meta device, and does not convert float64.
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x.dtype
     return torch.get_autocast_dtype(device)
@@ -105,7 +110,7 @@ def get_matmul_dtype(x: Tensor) -> torch.dtype:
 def _find_problem(
     operator: str, backend: str, device: torch.device, dtype: torch.dtype, unsupported: str | None
 ) -> str | None:
-    """Explain why a backend cannot process such tensors; None if it can."""
+    """Explain why a backend cannot process such tensors; return None if it can."""
     if backend == "numba":
         return _find_numba_problem(device, dtype)
     if backend == "cuda":
@@ -121,7 +126,8 @@ def _find_numba_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     return "it computes in float32, but the tensors are float64" if dtype == torch.float64 else None
 
 
-# torch.compile cannot trace the self-test; its outcome does not change within a process.
+# torch.compile cannot trace the self-test. With this decorator, it calls the function once and uses
+# the result as a constant, which is correct because the result never changes within a process.
 @torch.compiler.assume_constant_result
 def _find_cuda_problem(
     operator: str, device: torch.device, dtype: torch.dtype, unsupported: str | None
@@ -135,9 +141,9 @@ def _find_cuda_problem(
 
 def _suggest_fix(operator: str, backend: str) -> str:
     if backend == "numba":
-        return NUMBA_FIX if NUMBA_ERROR else "use backend 'auto' or 'torch'"
+        return NUMBA_FIX if NUMBA_ERROR else "set the backend to 'auto' or 'torch'"
     command = GPU_PACKAGES[operator].get_install_command()
-    return f"{command} on a machine with an NVIDIA GPU, or use backend 'auto'"
+    return f"run {command} on a machine with an NVIDIA GPU, or set the backend to 'auto'"
 
 
 def _log_once(operator: str, backend: str, device: torch.device) -> None:

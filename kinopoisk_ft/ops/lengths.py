@@ -1,4 +1,4 @@
-"""Handle rows of unequal length in one padded batch."""
+"""Handle rows of different lengths in one padded batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def make_length_mask(lengths: Tensor, length: int) -> Tensor:
-    """Make a boolean mask (batch, length), true before each row's length.
+    """Return a boolean mask (batch, length) that is true in the first lengths[i] steps of row i.
 
     lengths: (batch,) integers.
     """
-    # (length,) < (batch, 1)
+    # (length,) < (batch, 1) is broadcast to (batch, length).
     return torch.arange(length, device=lengths.device) < lengths[:, None]

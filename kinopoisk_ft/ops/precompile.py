@@ -1,4 +1,4 @@
-"""Compile all CPU kernels into the cache on disk, so that no run has to wait for them.
+"""Compile all CPU kernels into numba's disk cache, so that no run has to wait for them.
 
 python -m kinopoisk_ft.ops.precompile
 """
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def list_kernels() -> Iterator[Callable[..., None]]:
     """Yield every kernel that an operator may run."""
-    # These modules need numba, which may be missing.
+    # Import these modules late, because numba may be missing.
     from kinopoisk_ft.ops.attention import cpu as attention_cpu
     from kinopoisk_ft.ops.conv import cpu as conv_cpu
     from kinopoisk_ft.ops.dropout import cpu as dropout_cpu
@@ -30,15 +30,15 @@ def list_kernels() -> Iterator[Callable[..., None]]:
 
 
 def main() -> None:
-    """Compile the kernels that are not cached yet; only warn if numba is missing."""
+    """Compile the kernels that are not cached yet; log a warning if numba is missing."""
     if NUMBA_ERROR:
-        log.warning("cannot compile the CPU kernels: %s; to fix it: %s", NUMBA_ERROR, NUMBA_FIX)
+        log.warning("cannot compile the CPU kernels: %s; please run: %s", NUMBA_ERROR, NUMBA_FIX)
         return
     from kinopoisk_ft.ops.simd.threads import compile_kernel
 
     start = time.monotonic()
     count = len([compile_kernel(kernel) for kernel in list_kernels()])
-    log.info("%d CPU kernels are compiled; it took %.0f s", count, time.monotonic() - start)
+    log.info("%d CPU kernels are compiled (%.0f s)", count, time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare an implementation of an operator with its definition on small random inputs."""
+"""Compare a backend of an operator with the reference implementation on small random inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-# Float32 kernels with fast exponentials stay below this relative error.
+# The relative error of float32 kernels with approximate exponentials is below this limit.
 TOLERANCE = 1e-3
 
 # Batch, length and width.
@@ -19,15 +19,14 @@ SMALL: tuple[Size, ...] = ((2, 40, 16),)
 
 @dataclass(frozen=True, eq=False)
 class SelfTest:
-    """Test implementations of one operator against its definition.
+    """Test functions that implement one operator against its reference implementation.
 
     Args:
-        reference: the definition; it computes in the dtype of its inputs.
-        draw: maps (batch, length, width, generator) to the tensor arguments by name, on the CPU;
-            the first tensor has the shape of the output.
-        options: further keyword arguments, the same at each call.
-        tolerance: error allowed, relative to the element plus relative to the tensor's largest
-            absolute value.
+        reference: reference implementation, which computes in the dtype of its inputs.
+        draw: maps (batch, length, width, generator) to random arguments, a dictionary of CPU
+            tensors by argument name. The first tensor must have the shape of the output.
+        options: further keyword arguments for each call.
+        tolerance: maximum error, relative to |x| + max(|tensor|) for an element x of a tensor.
     """
 
     reference: Callable[..., Tensor]
@@ -38,7 +37,7 @@ class SelfTest:
     def draw_inputs(
         self, batch: int, length: int, width: int, device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Draw float32 inputs and the gradient of the output, the same at each call."""
+        """Draw float32 inputs and a gradient of the output. Each call returns the same values."""
         generator = torch.Generator().manual_seed(0)
         inputs = self.draw(batch, length, width, generator)
         shape = next(iter(inputs.values())).shape
@@ -48,7 +47,7 @@ class SelfTest:
     def run_backward(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Run a function forward and backward; return its output and the gradient of each input."""
+        """Run a function forward and backward; return its output and the gradients of inputs."""
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)
@@ -58,16 +57,16 @@ class SelfTest:
     def find_mismatch(
         self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = SMALL
     ) -> str | None:
-        """Compare a function with the definition in float64; describe the first mismatch, if any.
+        """Return how a function first differs from the reference in float64; None if it does not.
 
-        Exceptions of `function` are passed on. Inference mode, no_grad and autocast of the caller
-        do not affect the test.
+        Exceptions raised by `function` are not caught. Inference mode, no_grad and autocast of the
+        caller have no effect.
         """
         with (
             torch.inference_mode(False), torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):  # fmt: skip
-            # Stop at the first size with a mismatch.
+            # The generator and `next` stop at the first size with a mismatch.
             mismatches = (self._compare(function, device, size) for size in sizes)
             return next(filter(None, mismatches), None)
 
@@ -75,8 +74,8 @@ class SelfTest:
         self, function: Callable[..., Tensor], device: torch.device, size: Size
     ) -> str | None:
         inputs, grad = self.draw_inputs(*size, device)
-        # The definition runs on the CPU: MPS devices have no float64, and on CUDA float32
-        # convolutions may run in TF32.
+        # Run the reference on the CPU, because MPS devices do not support float64 and CUDA devices
+        # may use TF32 for float32 convolutions.
         exact = {name: x.cpu().double() for name, x in inputs.items()}
         want = self.run_backward(self.reference, exact, grad.cpu().double())
         got = self.run_backward(function, inputs, grad)

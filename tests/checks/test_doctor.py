@@ -140,7 +140,7 @@ def test_mamba_ssm_that_is_wrong_or_not_compiled(
     code, printed = run()
     assert code == 0  # an optional part
     line = next(line for line in printed.splitlines() if "mamba-ssm  " in line)
-    assert line.endswith("is installed without its compiled selective_scan_cuda")
+    assert line.endswith("is installed without its compiled module selective_scan_cuda")
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install" in printed
     assert capsys.readouterr().err == ""
 
@@ -161,7 +161,7 @@ def test_flash_attn_that_works_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "differs from the reference in values" in found.detail
     monkeypatch.delattr(sys.modules["flash_attn"], "flash_attn_varlen_func")
     found = look("attention")["flash-attn"]
-    assert found.detail == "is installed without its compiled flash_attn_2_cuda"
+    assert found.detail == "is installed without its compiled module flash_attn_2_cuda"
     assert "pip install --no-build-isolation" in str(found.fix)
 
 

@@ -139,7 +139,7 @@ def test_gpu_kernel_is_used_only_if_its_self_test_passes(monkeypatch: pytest.Mon
     assert "differs from the reference in values" in problem
     stand_ins.causal_conv1d_without_kernel(monkeypatch)
     problem = package.diagnose(device)
-    assert problem == "causal-conv1d is installed without its compiled causal_conv1d_cuda"
+    assert problem == "causal-conv1d is installed without its compiled module causal_conv1d_cuda"
     assert "CAUSAL_CONV1D_FORCE_BUILD=TRUE" in package.get_install_command()
 
 
@@ -174,4 +174,4 @@ def test_gpu_kernel_is_not_used_for_other_taps(taps: int) -> None:
         patch.setattr(conv_op, "choose_backend", choose)
         causal_conv1d(x, weight)
         causal_conv1d(x, torch.randn(6, 4))
-    assert seen == [f"it takes 2 to 4 taps, not {taps}", "None"]
+    assert seen == [f"it supports 2 to 4 taps, not {taps}", "None"]

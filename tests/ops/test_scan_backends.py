@@ -143,7 +143,7 @@ def test_package_without_its_compiled_kernel_is_logged_with_the_fix(
     stand_ins.mamba_ssm_without_kernel(monkeypatch)
     for _ in range(2):
         problem = gpu_package.find_problem(package, torch.device("cpu"))
-        assert problem == "mamba-ssm is installed without its compiled selective_scan_cuda"
+        assert problem == "mamba-ssm is installed without its compiled module selective_scan_cuda"
     assert len(caplog.records) == 1
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in caplog.text
     assert "--force-reinstall" in caplog.text

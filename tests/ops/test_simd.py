@@ -195,6 +195,6 @@ def test_precompile_warns_without_numba(
     monkeypatch.setattr(precompile, "NUMBA_ERROR", "No module named 'numba'")
     precompile.main()
     assert (
-        "cannot compile the CPU kernels: No module named 'numba'; to fix it: pip install"
+        "cannot compile the CPU kernels: No module named 'numba'; please run: pip install"
         in caplog.text
     )

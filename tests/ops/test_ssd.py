@@ -149,7 +149,7 @@ def test_invalid_shapes_and_backends_raise() -> None:
     inputs = cases(2, 8, 4, 6, 2, 8)
     with pytest.raises(ValueError, match="dt must be of shape"):
         ssd(**inputs | {"dt": inputs["dt"][:1]})
-    with pytest.raises(ValueError, match="4 heads cannot be divided into 3 groups"):
+    with pytest.raises(ValueError, match="4 heads cannot be divided into 3 equal groups"):
         ssd(**inputs | {"B": torch.ones(2, 8, 3, 8), "C": torch.ones(2, 8, 3, 8)})
     with pytest.raises(ValueError, match="x must be"):
         ssd(**inputs | {"x": inputs["x"].flatten(2)})

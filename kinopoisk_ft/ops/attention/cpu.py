@@ -1,10 +1,9 @@
-"""Provide attention with dropout on a CPU: PyTorch operators of matrix products and numba kernels.
+"""Implement attention with dropout on a CPU with PyTorch's matrix products and numba kernels.
 
-Scores are computed for as many matrices as stay in cache, and again in the backward pass. As in
-FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135) only one number for each row is
-saved, so that no (batch, heads, queries, keys) tensor exists.
-
-A matrix is one head of one review; a row is one query of a matrix; a chunk is some matrices.
+In this file, a matrix is one head of one review, a row is one query of a matrix, and a chunk is as
+many matrices as have scores that fit in cache. The scores of each chunk are computed again in the
+backward pass. As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), only one
+number per row is saved, so that no tensor (batch, heads, queries, keys) is ever allocated.
 """
 
 from __future__ import annotations
@@ -27,16 +26,19 @@ from kinopoisk_ft.ops.simd.random import derive_row_key, draw_factors
 from kinopoisk_ft.ops.simd.register import LANES, maximum, splat, sum_lanes
 from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
-# Rows of a task.
+# Rows per task.
 ROWS = 16
-# Bytes of scores for each thread: the backward pass keeps two such buffers in a core's L2 cache.
+# Bytes of scores per thread. The backward pass keeps two such buffers in the L2 cache of a core.
 SCORE_BYTES = 2**19
+# The kernels compute powers of two: exp(x) = 2**(x log2(e)).
 LOG2_E = 1 / math.log(2)
-# Fields of the kernels' table, the same forward and backward: 1 rows of the chunk, 2 queries,
-# 3 heads, 4 first matrix of the chunk, 5 keys (padded), 6 key of the draws, 7 threshold of the
-# draws, 8 bias, 9 to 11 its strides over batch, heads and queries, 12 float32 numbers: factor of
-# the logits, factor of kept probabilities, factor of the gradient; 13 scores.
-# Forward: 14 maxima and 15 sums by row. Backward: 14 norms and 15 deltas by row, 16 gradients.
+# Fields of the kernels' int64 table; tensors are passed as addresses, and strides count elements.
+# Forward and backward: 1 rows of the chunk, 2 queries, 3 heads, 4 first matrix of the chunk, 5 keys
+# including padding, 6 key and 7 threshold of the random draws, 8 bias, 9 to 11 strides of the bias
+# over batch, heads and queries, 12 three float32 numbers (the factors of the logits, of kept
+# probabilities and of the gradient), 13 scores.
+# Forward only: 14 maximum and 15 sum of each row. Backward only: 14 norm and 15 delta of each row,
+# 16 gradients of the scores.
 _f = np.float32
 _LOWEST = _f(-np.inf)
 _TINY = _f(2**-126)
@@ -44,7 +46,7 @@ _TINY = _f(2**-126)
 
 @njit(forceinline=True)
 def _locate_bias(table: Any, row: Any) -> Any:
-    """Locate the bias of a row; rows count from the first row of the batch."""
+    """Return the index where the bias of a row starts; rows are numbered over the whole batch."""
     queries, heads = table[2], table[3]
     matrix = row // queries
     return matrix // heads * table[9] + matrix % heads * table[10] + row % queries * table[11]
@@ -52,8 +54,8 @@ def _locate_bias(table: Any, row: Any) -> Any:
 
 @njit(forceinline=True)
 def _exp2_without_denormals(x: Any) -> Any:
-    """Compute 2**x, but 0 up to 2**-126."""
-    # Masked keys would otherwise give denormals, which slow down matrix products.
+    # For masked keys, `exp2` may return a denormal or 2**-126. Denormals would slow down the matrix
+    # products that follow.
     return maximum(splat(_f(0)), exp2(x) - splat(_TINY))
 
 
@@ -61,9 +63,9 @@ def _exp2_without_denormals(x: Any) -> Any:
 def _find_maximum(
     scores: Any, at: int, bias: Any, bias_at: int, width: int, logit_scale: Any, lanes: Any
 ) -> Any:
-    """Find the largest logit of a row."""
-    # `maximum` takes its second argument if the first one is NaN: a NaN logit is ignored here and
-    # appears in the sum.
+    """Return the largest logit of the row at index `at`; `lanes` is scratch for one vector."""
+    # `maximum` returns its second argument if the first one is NaN. A NaN logit is therefore
+    # ignored here, and makes the sum of the row NaN later.
     largest = splat(_LOWEST)
     for j in range(0, width, LANES):
         logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
@@ -77,9 +79,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Replace scores by 2**(logit - maximum) times a factor of dropout; fill maxima and sums.
+    """Replace scores by 2**(logit - maximum) times a dropout factor, and fill maxima and sums.
 
-    Logits are multiplied by log2(e). The caller divides by the sums.
+    Logits include the factor log2(e). Sums are taken before dropout, and the caller divides the
+    output by them.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -95,8 +98,8 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
             largest = _find_maximum(scores, at, bias, bias_at, width, logit_scale, lanes)
             total = splat(_f(0))
             if largest == _LOWEST:
-                # The row has no key to attend to: its output and gradients are zero. If it has no
-                # key because its logits are NaN, the output must be NaN.
+                # All logits are -inf or NaN. A row whose keys are all masked has zero output, and a
+                # norm of +inf gives zero gradients. A NaN logit must make the output NaN.
                 for j in range(0, width, LANES):
                     total = total + load(scores, at + j) + load(bias, bias_at + j)
                     store(scores, at + j, splat(_f(0)))
@@ -114,9 +117,9 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
 
 @njit(**OPTIONS)
 def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
-    """Replace scores by dropped probabilities, and `grads` by the gradients of q k^T.
+    """Replace scores by probabilities after dropout, and `grads` by the gradient w.r.t. q k^T.
 
-    grads: gradients of the dropped probabilities.
+    grads: contains the gradient w.r.t. the probabilities after dropout when the kernel starts.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -134,9 +137,10 @@ def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
                 logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
                 p = _exp2_without_denormals(logit - norm)
                 f = draw_factors(row_key, j, threshold, keep_scale)
-                # The probability after dropout multiplies the gradient of the output: grad of v.
+                # The caller multiplies the probabilities after dropout by the gradient of the
+                # output, which gives the gradient of v.
                 store(scores, at + j, p * f)
-                # The derivative of softmax: p (g - sum of p g), where delta is that sum.
+                # The derivative of softmax is p (g - delta), where delta is the row's sum of p g.
                 store(grads, at + j, p * splat(grad_scale) * (load(grads, at + j) * f - delta))
 
 
@@ -151,12 +155,12 @@ def softmax_dropout_bfloat16(table: Any) -> None:
 
 
 def softmax_dropout_backward_float32(table: Any) -> None:
-    """Compute the gradients of float32 scores."""
+    """Compute the gradients w.r.t. float32 scores."""
     _softmax_dropout_backward(table, as_float32(table[13]), as_float32(table[16]))
 
 
 def softmax_dropout_backward_bfloat16(table: Any) -> None:
-    """Compute the gradients of bfloat16 scores."""
+    """Compute the gradients w.r.t. bfloat16 scores."""
     _softmax_dropout_backward(table, as_bfloat16(table[13]), as_bfloat16(table[16]))
 
 
@@ -168,7 +172,7 @@ BACKWARD = {
 
 
 class _Inputs:
-    """Prepare q, k and v, (batch * heads, length, width) each, and the fields of the kernels."""
+    """Reshape q, k and v to (batch * heads, length, width), and prepare the kernels' table."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor,
@@ -177,7 +181,7 @@ class _Inputs:
         self.heads, self.queries, self.keys = q.shape[1], q.shape[2], k.shape[2]
         padding = -self.keys % LANES
         self.q = q.flatten(0, 1).contiguous()
-        # Padded keys get a bias of -inf.
+        # Pad keys and values to whole vectors of keys. The padded keys get a bias of -inf.
         self.k, self.v = (
             nn.functional.pad(x, (0, 0, 0, padding)).flatten(0, 1).contiguous() for x in (k, v)
         )
@@ -188,21 +192,21 @@ class _Inputs:
         self.key = int(key)
 
     def allocate_scores(self) -> Tensor:
-        """Allocate the scores of one chunk of matrices, (matrices, queries, width)."""
+        """Allocate the scores of one chunk, (matrices, queries, width), in the dtype of q."""
         size = self.queries * self.width * self.q.element_size()
         matrices = max(1, SCORE_BYTES * torch.get_num_threads() // max(1, size))
         return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.width)
 
     def split_chunks(self, size: int) -> Iterator[slice]:
-        """Yield the chunks of matrices, at most `size` at a time."""
+        """Yield chunks of at most `size` matrices each, as slices."""
         for start in range(0, len(self.q), size):
             yield slice(start, min(start + size, len(self.q)))
 
     def run(self, kernel: Any, chunk: slice, *tensors: Tensor) -> None:
-        """Run a kernel on a chunk; `tensors` are the fields from index 13 on."""
+        """Run a kernel on a chunk; the addresses of `tensors` become the fields from 13 on."""
         rows = (chunk.stop - chunk.start) * self.queries
         fields = [rows, self.queries, self.heads, chunk.start, self.width, self.key, self.threshold]
-        # A stride of 0 repeats a bias that all reviews, heads or queries share.
+        # With a stride of 0, all reviews, heads or queries share a bias of size 1.
         sizes, strides = self.bias.shape[:3], self.bias.stride()[:3]
         strides = tuple(0 if n == 1 else s for n, s in zip(sizes, strides, strict=True))
         fields += [self.bias.data_ptr(), *strides, self.numbers.data_ptr()]
@@ -211,14 +215,14 @@ class _Inputs:
 
 
 def _make_bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
-    """Make the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, width).
+    """Return the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, width).
 
-    It is -inf at masked keys and at the padding.
+    The bias includes the factor log2(e), and is -inf at masked keys and at padded keys.
     """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)
     else:
-        # Keep one copy of what a mask repeats.
+        # `expand` repeats a mask along a dimension with a stride of 0. Keep one copy of it.
         for dim in range(3):
             if mask.stride(dim) == 0:
                 mask = mask.narrow(dim, 0, 1)
@@ -241,7 +245,10 @@ def _attend_fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output (batch, heads, queries, width) and log2 of the exponentials' sums."""
+    """Compute the output (batch, heads, queries, width) and the norms (batch * heads, queries).
+
+    A norm is log2 of the sum of a row's exponentials, which the backward pass uses.
+    """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])
     maxima, sums = torch.empty(2, len(x.q), x.queries)
@@ -252,7 +259,7 @@ def attend(
         torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
         x.run(FORWARD[q.dtype], chunk, scores, maxima, sums)
         torch.bmm(scores, x.v[chunk], out=out[chunk])
-    # (matrices, queries): dividing the output is cheaper than dividing the scores.
+    # Dividing the output by the sums (matrices, queries) is cheaper than dividing the scores.
     out /= sums[..., None]
     return out.unflatten(0, q.shape[:2]), maxima + sums.log2_()
 
@@ -268,15 +275,16 @@ def attend_backward(
     grad: Tensor, out: Tensor, norms: Tensor,
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients of q, k and v."""
+    """Compute the gradients w.r.t. q, k and v."""
     x = _Inputs(q, k, v, mask, key, p, scale)
-    # The sum over keys of probability times gradient is a product of the outputs.
-    # (batch, heads, queries)
+    # delta, the sum over keys of probability times gradient, equals the dot product of a row's
+    # output and the gradient of this output. Shape (batch, heads, queries).
     deltas = (grad.float() * out.float()).sum(-1).contiguous()
     grad = grad.flatten(0, 1).contiguous()
     grad_q, grad_k, grad_v = (torch.empty_like(y) for y in (x.q, x.k, x.v))
     buffers = x.allocate_scores(), x.allocate_scores()
     for chunk in x.split_chunks(len(buffers[0])):
+        # `slopes` first contains the gradient of the probabilities, then that of q k^T.
         scores, slopes = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
         torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
         torch.bmm(grad[chunk], x.v[chunk].transpose(1, 2), out=slopes)

@@ -1,4 +1,4 @@
-"""Apply attention to the real tokens of a padded batch, by the kernel of the package flash-attn."""
+"""Apply attention to the non-padding tokens of a batch with the GPU kernel of flash-attn."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from kinopoisk_ft.ops.gpu_package import GpuPackage
 from kinopoisk_ft.ops.lengths import make_length_mask
 from kinopoisk_ft.ops.self_test import SelfTest
 
-# Heads in the self-test.
+# Number of heads in the self-test.
 HEADS = 2
 
 
 @dataclass(frozen=True, eq=False)
 class RealTokens:
-    """Hold the positions of the real tokens of a padded batch; computed once for all layers."""
+    """Store the positions of the non-padding (real) tokens of a batch, once for all layers."""
 
-    # (tokens,): positions in the flattened batch.
+    # (tokens,): positions in the batch flattened to (batch * length,).
     index: Tensor
-    # (batch + 1,) int32: the number of real tokens before each row, and of all rows.
+    # (batch + 1,) int32: cumulative numbers of real tokens, from 0 to the number in all rows.
     cu_seqlens: Tensor
-    # Number of real tokens of the longest row.
+    # Number of real tokens in the longest row.
     max_seqlen: int
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> RealTokens:
-        """Find the tokens where a mask (batch, length) is nonzero; synchronizes with the device."""
+        """Find the tokens whose mask (batch, length) is nonzero. This synchronizes with the GPU."""
         real = attention_mask != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
@@ -38,17 +38,18 @@ class RealTokens:
 def attention_unpadded(
     q: Tensor, k: Tensor, v: Tensor, tokens: RealTokens, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """Compute dropout(softmax(scale q k^T)) v over the real tokens of each row; zeros at padding.
+    """Compute dropout(softmax(scale q k^T)) v over the non-padding tokens of each row.
 
     Args:
-        q: (batch, heads, length or 1, width) in fp16 or bf16, of all tokens or of the first one.
-        k, v: (batch, heads, length, width).
-        tokens: positions of the real tokens.
-        p: probability of dropout.
-        scale: width**-0.5 if None.
+        q: (batch, heads, length or 1, width) in fp16 or bf16. With length 1, the query of the first
+            token of each row.
+        k, v: (batch, heads, length, width), in the dtype of q.
+        tokens: positions of the non-padding tokens.
+        p: dropout probability.
+        scale: factor of q k^T; width**-0.5 if None.
 
     Returns:
-        (batch, length or 1, heads, width).
+        (batch, length or 1, heads, width), with zeros at padding tokens.
     """
     from flash_attn import flash_attn_varlen_func
 
@@ -58,7 +59,7 @@ def attention_unpadded(
     options = {"dropout_p": p, "softmax_scale": scale}
     starts, longest = tokens.cu_seqlens, tokens.max_seqlen
     if len(q) < len(k):
-        # One query in each row.
+        # Each row has one query.
         q_starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
         k, v = k[tokens.index], v[tokens.index]
         first = flash_attn_varlen_func(q, k, v, q_starts, starts, 1, longest, **options)
@@ -71,13 +72,13 @@ def attention_unpadded(
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw q, k and v of a self-test, (batch, heads, length, width)."""
+    """Draw random q, k and v for the self-test, (batch, heads, length, width)."""
     shape = (batch, HEADS, length, width)
     return {name: torch.randn(shape, generator=generator) for name in "qkv"}
 
 
 def _make_mask(q: Tensor) -> Tensor:
-    """Make the mask (batch, length) of the self-test: each row has three tokens fewer."""
+    """Make the mask (batch, length) of the self-test; row i has 3 i padding tokens at the end."""
     batch, _, length, _ = q.shape
     return make_length_mask(length - 3 * torch.arange(batch, device=q.device), length)
 
@@ -87,11 +88,12 @@ def _compute_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # (batch, heads, length, width)
     out = nn.functional.scaled_dot_product_attention(q, k, v, real[:, None, None])
     out = torch.where(real[:, None, :, None], out, 0)
+    # `_run_kernel` adds two outputs of the first token.
     return torch.cat([2 * out[:, :, :1], out[:, :, 1:]], dim=2)
 
 
 def _run_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run the kernel for all queries and for the first one; add both outputs of the first token."""
+    """Run the kernel on all queries and on the first; add both outputs of the first token."""
     dtype, tokens = q.dtype, RealTokens.from_mask(_make_mask(q))
     q, k, v = q.half(), k.half(), v.half()
     whole = attention_unpadded(q, k, v, tokens)
@@ -105,10 +107,10 @@ PACKAGE = GpuPackage(
     module="flash_attn",
     extension="flash_attn_2_cuda",
     run=_run_kernel,
-    # The tolerance allows the rounding of fp16.
+    # The kernel computes in fp16, so the tolerance is larger than for float32 kernels.
     self_test=SelfTest(reference=_compute_reference, draw=draw, tolerance=2e-2),
     install=_BUILD,
     rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
-    # The head widths of common encoders.
+    # The widths of a head, 32 and 64, are those of common encoders.
     sizes=((2, 40, 32), (2, 300, 64)),
 )

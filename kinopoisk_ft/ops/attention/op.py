@@ -1,4 +1,4 @@
-"""Apply scaled dot-product attention with dropout of the probabilities, by one of two backends."""
+"""Apply scaled dot-product attention with dropout of the attention probabilities."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ def attention(
     Args:
         q: (batch, heads, queries, width).
         k, v: (batch, heads, keys, width).
-        mask: booleans, true where a query attends, or numbers to add; broadcast to (batch, heads,
-            queries, keys), and without a gradient. The output of a row without keys is zero.
-        p: probability of dropout, 0 to 1; with 0, `scaled_dot_product_attention` runs.
-        scale: width**-0.5 if None.
-        backend: auto, numba (CPU) or torch (`scaled_dot_product_attention`).
+        mask: booleans that are true where a query attends to a key, or numbers added to the logits.
+            The mask is broadcast to (batch, heads, queries, keys) and gets no gradient. The output
+            is zero for a query whose keys are all masked.
+        p: dropout probability, from 0 to 1; with 0, `scaled_dot_product_attention` is used.
+        scale: factor of q k^T; width**-0.5 if None.
+        backend: auto (the fastest), numba (on a CPU) or torch (`scaled_dot_product_attention`).
 
     Returns:
         (batch, heads, queries, width) in the dtype of q.
 
     Raises:
         ValueError: p is not between 0 and 1.
-        UserError: the backend cannot run here.
+        UserError: the backend is unknown or cannot process these tensors.
     """
-    # The same default as in PyTorch.
+    # This is the default of PyTorch.
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_backend("attention", backend, BACKENDS, q.device, q.dtype)
     if p == 0 or chosen == "torch":
         return nn.functional.scaled_dot_product_attention(q, k, v, mask, p, scale=scale)
-    # A view: the kernel reads what a mask repeats only once.
+    # `expand` returns a view without copies, and `attend` stores repeated values only once.
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])
-    # The kernels do not read float16.
+    # The kernels support float32 and bfloat16, but not float16.
     inputs = (q, k, v) if q.dtype in FORWARD else (q.float(), k.float(), v.float())
     out: Tensor = attend(*inputs, mask, draw_key(), p, scale)[0]
     return out.to(q.dtype)

@@ -1,6 +1,6 @@
-"""Provide causal depthwise convolution with SiLU on a CPU: PyTorch operators over numba kernels.
+"""Implement causal depthwise convolution with SiLU on a CPU with numba kernels.
 
-They compute in float32. x and the output may be bfloat16; weight and bias are float32.
+The kernels compute in float32. x and the output may be bfloat16; weight and bias are float32.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from kinopoisk_ft.ops.simd.threads import (
     take_task,
 )
 
-# Steps of time that the backward kernel processes at a time.
+# Time steps that the backward kernel processes together. Both kernels prefetch this far ahead.
 CHUNK = 32
-# Channels of a task; the other dimension of a task is one row of the batch.
+# Channels per task. A task is one row of the batch and one block of channels.
 BLOCK = 128
 _f = np.float32
 
-# Fields of the kernels' table, the same forward and backward: 1 batch, 2 length, 3 width, 4 taps,
-# 5 row numbers (the longest row first), 6 lengths, 7 weight (taps, width), 8 bias (width,), 9 x,
-# 10 and 11 its strides over batch and time.
-# Forward: 12 out. Backward: 12 gradient of the output, 13 and 14 its strides, 15 gradient of x,
-# 16 gradients of weight and bias by row (batch, taps + 1, width).
+# Fields of the kernels' int64 table; tensors are passed as addresses, and strides count elements.
+# Forward and backward: 1 batch, 2 length, 3 width including padding, 4 taps, 5 row numbers (the
+# longest row first), 6 lengths, 7 weight (taps, width), 8 bias (width,), 9 x, 10 and 11 its strides
+# over batch and time.
+# Forward only: 12 out. Backward only: 12 gradient of the output, 13 and 14 its strides, 15 gradient
+# of x, 16 gradients of weight and bias for each row (batch, taps + 1, width).
 
 
 @njit(forceinline=True)
 def _convolve(
     x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Add the convolution at step t to `total`; x[at] is step t, and steps before 0 are zero."""
-    # The last tap belongs to the current step, the first one to the oldest.
+    """Add the convolution at step t to `total`; x[at] is step t, and steps before 0 are zero.
+
+    step: stride of x over time.
+    """
+    # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):
         w = load(weight, w_at + (taps - 1 - back) * width)
         total = w * load(x, at - back * step) + total
@@ -54,7 +58,7 @@ def _convolve(
 
 @njit(**OPTIONS)
 def _convolve_forward(table: Any, x: Any, out: Any) -> None:
-    """Fill out (batch, length, width)."""
+    """Fill out (batch, length, width) with silu(convolution), and with zeros beyond the lengths."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
@@ -86,10 +90,12 @@ def _backpropagate_silu(
     start: int, grad: Any, grad_at: int, grad_step: int, grad_s: Any, sums: Any, channels: int,
     steps: int,
 ) -> None:  # fmt: skip
-    """Backpropagate a chunk through SiLU.
+    """Backpropagate a chunk through SiLU, and add up the gradients of weight and bias.
 
-    Fills grad_s (steps, BLOCK), the gradient of the convolution's output. Adds to sums (taps + 1,
-    BLOCK), the gradients of weight and bias. `start` is the first step of the chunk.
+    Args:
+        start: first step of the chunk.
+        grad_s: (steps, BLOCK), filled with the gradient of the convolution's output s.
+        sums: (taps + 1, BLOCK), to which the gradients of weight and bias are added.
     """
     for j in range(0, channels, LANES):
         for t in range(steps):
@@ -97,6 +103,7 @@ def _backpropagate_silu(
             here = at + t * step + j
             prefetch(x, here - CHUNK * step)
             prefetch(grad, grad_at + (t - CHUNK) * grad_step + j)
+            # Recompute s, because the forward pass does not save it.
             s = _convolve(x, here, step, weight, origin + j, width, taps, start + t, s)
             # silu'(s) = p + s p (1 - p) with p = sigmoid(s).
             p = sigmoid(s)
@@ -115,8 +122,9 @@ def _store_input_gradient(
 ) -> None:  # fmt: skip
     """Write the gradient of x for a chunk.
 
-    known: steps in grad_s, including up to taps - 1 steps of the following chunk.
+    known: number of steps in grad_s, including up to taps - 1 steps of the following chunk.
     """
+    # A step of x contributes to s at the same step and at the taps - 1 following steps.
     for t in range(steps):
         for j in range(0, channels, LANES):
             s = splat(_f(0))
@@ -129,7 +137,7 @@ def _store_input_gradient(
 
 @njit(**OPTIONS)
 def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
-    """Fill grad_x (batch, length, width) and the row sums of the gradients of weight and bias."""
+    """Fill grad_x (batch, length, width) and, for each row, the gradients of weight and bias."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
@@ -145,12 +153,13 @@ def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
         real, channels = lengths[row], min(BLOCK, width - origin)
         base = row * length * width + origin
         sums[:] = _f(0)
-        # Chunks run backward in time, because grad_x needs grad_s of later steps.
+        # Process chunks backward in time, because grad_x depends on grad_s of later steps.
         for chunk in range((real + CHUNK - 1) // CHUNK - 1, -1, -1):
             start = chunk * CHUNK
             steps = min(CHUNK, real - start)
             known = min(steps + taps - 1, real - start)
-            # Move the first steps of the following chunk behind this one.
+            # Copy the first steps of the following chunk, which was processed before, to the end of
+            # this chunk. Go backward, because source and destination may overlap.
             for i in range((known - steps) * BLOCK - 1, -1, -1):
                 grad_s[steps * BLOCK + i] = grad_s[i]
             _backpropagate_silu(
@@ -172,22 +181,22 @@ def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
 
 
 def convolve_float32(table: Any) -> None:
-    """Convolve x in float32."""
+    """Compute the convolution of a float32 x."""
     _convolve_forward(table, as_float32(table[9]), as_float32(table[12]))
 
 
 def convolve_bfloat16(table: Any) -> None:
-    """Convolve x in bfloat16."""
+    """Compute the convolution of a bfloat16 x."""
     _convolve_forward(table, as_bfloat16(table[9]), as_bfloat16(table[12]))
 
 
 def convolve_backward_float32(table: Any) -> None:
-    """Compute the gradients for x in float32."""
+    """Compute the gradients of the convolution of a float32 x."""
     _convolve_backward(table, as_float32(table[9]), as_float32(table[12]), as_float32(table[15]))
 
 
 def convolve_backward_bfloat16(table: Any) -> None:
-    """Compute the gradients for x in bfloat16."""
+    """Compute the gradients of the convolution of a bfloat16 x."""
     _convolve_backward(table, as_bfloat16(table[9]), as_bfloat16(table[12]), as_bfloat16(table[15]))
 
 
@@ -196,12 +205,12 @@ BACKWARD = {torch.float32: convolve_backward_float32, torch.bfloat16: convolve_b
 
 
 class _Inputs:
-    """Prepare the inputs of both kernels, and keep padded copies alive while a kernel runs."""
+    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
 
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
     ) -> None:
-        # From (d_inner, taps) to (taps, width).
+        # Transpose (d_inner, taps) to (taps, width), so that the channels of a tap are contiguous.
         weight = layout.pad(weight.t(), LANES).contiguous()
         bias = layout.pad_or_fill(bias, x.shape[2], 0.0)
         self.taps, self.width = weight.shape
@@ -219,7 +228,7 @@ def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor |
 
 @register_op(_conv_fake, "causal_conv1d")
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Compute silu(causal convolution), (batch, length, d_inner)."""
+    """Compute silu(causal convolution of x), (batch, length, d_inner)."""
     inputs = _Inputs(x, weight, bias, lengths)
     out = x.new_empty(inputs.shape)
     run_kernel(FORWARD[x.dtype], inputs.tasks, [*inputs.fields, out.data_ptr()])
@@ -236,14 +245,14 @@ def _conv_backward_fake(
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of x, weight and bias."""
+    """Compute the gradients w.r.t. x, weight and bias."""
     inputs = _Inputs(x, weight, bias, lengths)
     grad_x = x.new_empty(inputs.shape)
     row_sums = weight.new_empty(x.shape[0], inputs.taps + 1, inputs.width)
     grad = layout.align_channels(grad)
     fields = [*inputs.fields, *layout.describe_memory(grad), grad_x.data_ptr(), row_sums.data_ptr()]
     run_kernel(BACKWARD[x.dtype], inputs.tasks, fields)
-    # (taps + 1, d_inner): the taps, then the bias.
+    # (taps + 1, d_inner): the gradients of the taps, then of the bias.
     sums = row_sums.sum(0)[:, : x.shape[2]]
     return layout.unpad(grad_x, x.shape[2]), sums[:-1].t().contiguous(), sums[-1].clone()
 

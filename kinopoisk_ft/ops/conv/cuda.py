@@ -1,4 +1,4 @@
-"""Run causal depthwise convolution with SiLU on a GPU, by the kernel of causal-conv1d."""
+"""Run causal depthwise convolution with SiLU on a GPU with the kernel of causal-conv1d."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 from kinopoisk_ft.ops.conv.reference import SELF_TEST
 from kinopoisk_ft.ops.gpu_package import GpuPackage
 
-# Numbers of taps that the kernel supports.
+# Numbers of taps (kernel sizes) that the kernel supports: 2 to 4.
 TAPS = range(2, 5)
 
 
 def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `causal_conv1d_torch` with the kernel of causal-conv1d."""
+    """Compute the same as `causal_conv1d_torch` with the kernel of causal-conv1d."""
     from causal_conv1d import causal_conv1d_fn
 
-    # With contiguous channels the kernel would need a multiple of 8 of them; with contiguous time
-    # it takes any number.
+    # If channels were contiguous, the kernel would need a multiple of 8 of them. With contiguous
+    # time, it supports any number of channels.
     out = causal_conv1d_fn(
         x.transpose(1, 2).contiguous(), weight.contiguous(), bias, activation="silu"
     )
@@ -32,6 +32,6 @@ PACKAGE = GpuPackage(
     install="pip install --no-build-isolation 'causal-conv1d>=1.5'",
     rebuild="CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --force-reinstall --no-deps "
     "--no-cache-dir --no-build-isolation --no-binary causal-conv1d 'causal-conv1d>=1.5'",
-    # One block of threads, and more than one.
+    # The lengths need one block of GPU threads, and more than one.
     sizes=((2, 40, 16), (1, 2100, 8)),
 )

@@ -1,4 +1,4 @@
-"""Apply causal depthwise convolution followed by SiLU, by one of several backends."""
+"""Apply causal depthwise convolution followed by SiLU, with one of several backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.conv.cpu import FORWARD, conv
 
 BACKENDS = ("auto", "cuda", "numba", "torch")
-# The backends that take tensors without lengths.
+# Backends that do not support `lengths`, so that the tensors are masked instead.
 _WITHOUT_LENGTHS = {"cuda": causal_conv1d_cuda, "torch": causal_conv1d_torch}
 
 
@@ -27,22 +27,22 @@ def causal_conv1d(
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve each channel with its past, then apply SiLU.
+    """Convolve each channel with its own current and past steps, then apply SiLU.
 
     Args:
         x: (batch, length, d_inner).
-        weight: (d_inner, width).
+        weight: (d_inner, width), where width is the number of taps (kernel size).
         bias: (d_inner,).
-        lengths: (batch,) integers; beyond its length a row's outputs and gradients are 0.
-        backend: auto, cuda (causal-conv1d; 2 to 4 taps), numba (CPU) or torch
-            (`nn.functional.conv1d`, the reference).
+        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
+        backend: auto (the fastest), cuda (causal-conv1d, 2 to 4 taps), numba (on a CPU) or torch
+            (the reference implementation with `nn.functional.conv1d`).
 
     Returns:
         (batch, length, d_inner) in the dtype of x. Half precision is computed in float32.
 
     Raises:
-        ValueError: the shapes do not fit.
-        UserError: the backend cannot run here.
+        ValueError: the shapes do not match.
+        UserError: the backend is unknown or cannot process these tensors.
     """
     if x.dim() != 3 or weight.dim() != 2 or x.shape[2] != weight.shape[0] or not x.shape[1]:
         raise ValueError(
@@ -52,12 +52,12 @@ def causal_conv1d(
     for name, tensor, size in (("bias", bias, x.shape[2]), ("lengths", lengths, x.shape[0])):
         if tensor is not None and tuple(tensor.shape) != (size,):
             raise ValueError(f"{name} must be of shape {(size,)}, not {tuple(tensor.shape)}")
-    # At least float32, which half precision is computed in.
+    # Compute in float32, or in float64 if x or weight is float64.
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
-    unsupported = None if taps in TAPS else f"it takes {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
+    unsupported = None if taps in TAPS else f"it supports {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
     chosen = choose_backend("causal_conv1d", backend, BACKENDS, x.device, dtype, unsupported)
-    # Under autocast conv1d would round to half precision.
+    # With autocast enabled, conv1d would round to half precision.
     with disable_autocast(x.device):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         if chosen == "numba":
@@ -69,9 +69,9 @@ def causal_conv1d(
 
 
 def match_conv_backend(scan_backend: str) -> str:
-    """Choose the backend of a mixer's convolution from the backend of its scan.
+    """Return the backend of a Mamba mixer's convolution for a given backend of its scan.
 
-    If mamba-ssm is chosen for the scan, causal-conv1d may still be missing: use `auto`.
+    For the scan backend `cuda` (mamba-ssm), return `auto`, because causal-conv1d may be missing.
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 
@@ -83,7 +83,7 @@ def _mask_beyond_lengths(
     bias: Tensor | None,
     lengths: Tensor | None,
 ) -> Tensor:
-    """Convolve with zeros beyond the lengths in input and output: no gradient flows there."""
+    """Convolve, and set input and output to zero beyond the lengths, so that gradients are zero."""
     if lengths is None:
         return conv1d(x, weight, bias)
     # (batch, length, 1)

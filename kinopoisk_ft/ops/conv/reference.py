@@ -1,4 +1,4 @@
-"""Define causal depthwise convolution with SiLU in plain PyTorch: the other backends' reference."""
+"""Implement causal depthwise convolution with SiLU in plain PyTorch, as a reference."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve each channel with its past by `nn.functional.conv1d`, then apply SiLU.
+    """Convolve each channel with its current and past steps, then apply SiLU.
 
     Args:
         x: (batch, length, d_inner).
-        weight: (d_inner, width).
+        weight: (d_inner, width), where width is the number of taps (kernel size).
         bias: (d_inner,).
 
     Returns:
-        (batch, length, d_inner), in the dtype of the inputs.
+        (batch, length, d_inner) in the dtype of the inputs.
     """
-    # (batch, d_inner, width - 1 + length)
+    # Zeros before the first step make the convolution causal: (batch, d_inner, width - 1 + length).
     padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     out = nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])
     return nn.functional.silu(out).transpose(1, 2)
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw random arguments, with four taps as in Mamba."""
+    """Draw random arguments for the self-test, with four taps as in Mamba."""
     shapes = {"x": (batch, length, width), "weight": (width, 4), "bias": (width,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""Provide dropout on a CPU: a PyTorch operator over numba kernels."""
+"""Implement dropout on a CPU: a PyTorch operator that runs numba kernels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kinopoisk_ft.ops.simd.random import derive_row_key, draw_factors
 from kinopoisk_ft.ops.simd.register import LANES
 from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
-# Elements that share one key. The masks depend on this number.
+# Elements that share one random key; they are one task. A different number gives different masks.
 ROW = 8192
 
-# Fields of the kernels' table: 1 number of elements, 2 key, 3 threshold of the draws, 4 float32
-# scale, 5 x, 6 out.
+# Fields of the kernels' int64 table: 1 number of elements, 2 key and 3 threshold of the random
+# draws, then the addresses of 4 the float32 scale, 5 x, 6 out.
 
 
 @njit(**OPTIONS)
 def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
-    """Fill out with x times 0 or the scale; `tail` holds the last, incomplete vector of a row."""
+    """Fill out with x times 0 or the scale; `tail` is scratch for an incomplete vector."""
     size, key, threshold, scale = table[1], table[2], table[3], as_float32(table[4])[0]
     while True:
         row = take_task(table)
@@ -33,7 +33,8 @@ def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
         if start >= size:
             return
         row_key, length = derive_row_key(key, row), min(ROW, size - start)
-        # Whole vectors first. The rest is copied to `tail`, because a vector would reach beyond x.
+        # Process whole vectors first. Copy the remaining elements to `tail`, because a whole vector
+        # would reach beyond the end of x.
         whole = length - length % LANES
         for j in range(0, whole, LANES):
             factors = draw_factors(row_key, j, threshold, scale)
@@ -64,14 +65,14 @@ KERNELS = {torch.float32: drop_float32, torch.bfloat16: drop_bfloat16}
 def compute_threshold(p: float) -> tuple[int, float]:
     """Compute the threshold below which a draw keeps an element, and the scale of kept elements.
 
-    The rate of dropout is precise to 2**-32.
+    The actual dropout probability differs from p by at most 2**-32.
 
     Raises:
         ValueError: p is not between 0 and 1.
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"the probability of dropout must be from 0 to 1, not {p}")
-    # The threshold must fit 32 bits.
+        raise ValueError(f"the dropout probability must be from 0 to 1, not {p}")
+    # The threshold must fit in 32 bits.
     return min(round((1 - p) * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
@@ -84,17 +85,17 @@ def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
     """Set each element of x to zero with probability p and divide the others by 1 - p.
 
     Args:
-        x: any shape.
-        key: () int64; the mask depends on it and on an element's index, not on the threads.
-        p: from 0 to 1.
+        x: tensor of any shape.
+        key: () int64. The mask depends only on the key, p and the index of each element.
+        p: dropout probability, from 0 to 1.
 
     Returns:
-        A contiguous tensor of the shape and dtype of x.
+        A contiguous tensor with the shape and dtype of x.
     """
     x = x.contiguous()
     out = torch.empty_like(x)
     threshold, scale = compute_threshold(p)
-    # The table holds integers only, so the scale is passed by its address.
+    # The table contains only integers, so the address of the scale is passed.
     factor = torch.tensor([scale])
     fields = [x.numel(), int(key), threshold, factor.data_ptr(), x.data_ptr(), out.data_ptr()]
     run_kernel(KERNELS[x.dtype], -(-x.numel() // ROW), fields)
@@ -111,7 +112,7 @@ class _Drop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (key,) = ctx.saved_tensors
-        # The same key draws the same mask.
+        # The same key gives the same mask again.
         return drop(grad, key, ctx.p), None, None
 
 

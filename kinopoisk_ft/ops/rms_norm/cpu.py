@@ -1,6 +1,6 @@
-"""Provide root mean square normalization on a CPU: PyTorch operators over numba kernels.
+"""Implement root mean square normalization on a CPU: PyTorch operators that run numba kernels.
 
-They compute in float32; the output may be bfloat16.
+The kernels read and compute in float32; the output may be bfloat16.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from kinopoisk_ft.ops.simd.load_store import allocate, load, store
 from kinopoisk_ft.ops.simd.register import LANES, splat, sum_lanes
 from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, take_task
 
-# Rows of a task.
+# Rows per task.
 ROWS = 64
 _f = np.float32
 
-# Fields of the kernels' table, the same forward and backward: 1 rows, 2 width (padded), 3 float32
-# numbers: 1 / width without padding, eps; 4 x, 5 weight.
-# Forward: 6 out, 7 scales by row. Backward: 6 gradient of the output, 7 scales, 8 gradient of x,
-# 9 gradients of weight by task.
+# Fields of the kernels' int64 table; tensors are passed as addresses.
+# Forward and backward: 1 rows, 2 width including padding, 3 two float32 numbers (1 / width without
+# padding, and eps), 4 x, 5 weight.
+# Forward only: 6 out, 7 scale of each row. Backward only: 6 gradient of the output, 7 scale of each
+# row, 8 gradient of x, 9 gradient of weight summed over the rows of each task.
 
 
 @njit(**OPTIONS)
 def _normalize(table: Any, out: Any) -> None:
-    """Fill out (rows, width) and scales (rows,), the factor of each row."""
+    """Fill out (rows, width) and scales (rows,), where a scale is 1 / sqrt(mean(x^2) + eps)."""
     rows, width, numbers = table[1], table[2], as_float32(table[3])
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     inverse_width, eps = numbers[0], numbers[1]
@@ -42,7 +43,7 @@ def _normalize(table: Any, out: Any) -> None:
             for j in range(0, width, LANES):
                 value = load(x, at + j)
                 squares = value * value + squares
-            # Padding adds zeros to the sum, so the mean divides by the width without padding.
+            # Padding adds zeros to the sum, so the sum is divided by the width without padding.
             scale = _f(1) / np.sqrt(sum_lanes(squares) * inverse_width + eps)
             scales[row] = scale
             for j in range(0, width, LANES):
@@ -52,7 +53,7 @@ def _normalize(table: Any, out: Any) -> None:
 
 @njit(**OPTIONS)
 def _normalize_backward(table: Any, grad: Any) -> None:
-    """Fill the gradient of x (rows, width) and the gradients of weight by task (tasks, width)."""
+    """Fill the gradients of x (rows, width) and of weight, summed per task (tasks, width)."""
     rows, width, inverse_width = table[1], table[2], as_float32(table[3])[0]
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     grad_x, parts, grad_weight = as_float32(table[8]), as_float32(table[9]), allocate(width)
@@ -66,24 +67,26 @@ def _normalize_backward(table: Any, grad: Any) -> None:
                 value = load(x, at + j) * splat(scale)
                 products = g * load(weight, j) * value + products
                 store(grad_weight, j, g * value + load(grad_weight, j))
-            # With y = x scale weight: grad_x = scale (g weight - x scale mean(g weight x scale)).
+            # y = x scale weight, where scale depends on x. With g as the gradient of y:
+            # grad_x = scale (g weight - x scale mean(g weight x scale)).
             mean = sum_lanes(products) * inverse_width
             for j in range(0, width, LANES):
                 value = load(x, at + j) * splat(scale)
                 slope = load(grad, at + j) * load(weight, j) - value * splat(mean)
                 store(grad_x, at + j, slope * splat(scale))
+        # The caller adds the parts, so that the result does not depend on the number of threads.
         for j in range(0, width, LANES):
             store(parts, task * width + j, load(grad_weight, j))
         task = take_task(table)
 
 
 def normalize_float32(table: Any) -> None:
-    """Normalize to float32."""
+    """Normalize rows and write the output in float32."""
     _normalize(table, as_float32(table[6]))
 
 
 def normalize_bfloat16(table: Any) -> None:
-    """Normalize to bfloat16."""
+    """Normalize rows and write the output in bfloat16."""
     _normalize(table, as_bfloat16(table[6]))
 
 
@@ -102,7 +105,7 @@ BACKWARD = {torch.float32: normalize_backward_float32, torch.bfloat16: normalize
 
 
 class _Inputs:
-    """Prepare the inputs of both kernels, and keep padded copies alive while a kernel runs."""
+    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
 
     def __init__(self, x: Tensor, weight: Tensor | None, eps: float) -> None:
         real = x.shape[-1]
@@ -125,7 +128,7 @@ def _normalize_fake(
 def normalize(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Normalize x (..., width); return the output in `dtype` and the factor of each row."""
+    """Normalize x (..., width); return the output in `dtype` and the scale of each row."""
     inputs = _Inputs(x, weight, eps)
     out = x.new_empty(inputs.rows, inputs.width, dtype=dtype)
     scales = x.new_empty(inputs.rows)
@@ -144,8 +147,8 @@ def _normalize_backward_fake(
 def normalize_backward(
     grad: Tensor, scales: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of x and weight."""
-    # The backward kernel reads the scales and does not need eps.
+    """Compute the gradients w.r.t. x and weight."""
+    # The backward kernel reads the scales, so it does not need eps.
     inputs = _Inputs(x, weight, 0.0)
     grad = layout.pad(grad.reshape(inputs.rows, -1), LANES).contiguous()
     grad_x, parts = torch.empty_like(inputs.x), x.new_empty(inputs.tasks, inputs.width)
@@ -160,7 +163,7 @@ class _Normalize(torch.autograd.Function):
         out, scales = call_below_autograd(normalize, x, weight, eps, dtype)
         ctx.save_for_backward(scales, x, weight)
         ctx.mark_non_differentiable(scales)
-        # The scales have no gradient: do not allocate zeros for it.
+        # The scales have no gradient. By default PyTorch would allocate zeros as their gradient.
         ctx.set_materialize_grads(False)
         return out, scales
 

@@ -1,6 +1,6 @@
-"""Normalize by the root mean square: with PyTorch, or on a CPU with one pass over each row.
+"""Apply root mean square normalization with PyTorch, or on a CPU with one fused kernel.
 
-On a CPU PyTorch composes this from operators that each read and write the whole tensor.
+On a CPU, PyTorch uses several operators, each of which reads and writes the whole tensor.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def rms_norm(
     """Compute x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
     Args:
-        x: (..., width); the mean is over the last dimension.
+        x: (..., width); the mean is taken over the last dimension.
         weight: (width,); ones if None.
-        eps: the machine epsilon of the dtype of x if None, as in PyTorch.
-        backend: auto, numba (CPU, float32) or torch (`nn.functional.rms_norm`).
-        dtype: dtype of the output, which is rounded once; the dtype of x and weight if None.
+        eps: if None, the machine epsilon of the dtype of x, as in PyTorch.
+        backend: auto (the fastest), numba (float32 on a CPU) or torch (`nn.functional.rms_norm`).
+        dtype: dtype to which the output is rounded; if None, the promoted dtype of x and weight.
 
     Returns:
-        A tensor of the shape of x.
+        A tensor with the shape of x.
 
     Raises:
-        ValueError: the shapes do not fit.
-        UserError: the backend cannot run here.
+        ValueError: the shapes of x and weight do not match.
+        UserError: the backend is unknown or cannot process these tensors.
     """
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(
@@ -48,9 +48,9 @@ def rms_norm(
     if chosen == "torch" or dtypes != {torch.float32}:
         out = nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
         return out.to(dtype or out.dtype)
-    # The same default as in PyTorch.
+    # This is the default of PyTorch.
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    # The kernels write float32 and bfloat16; other dtypes are cast from float32.
+    # The kernels can write float32 and bfloat16. Other dtypes are converted from float32.
     out_dtype = dtype if dtype in FORWARD else torch.float32
     out = normalize(x, weight, eps, out_dtype)[0]
     return out.to(dtype or out_dtype)

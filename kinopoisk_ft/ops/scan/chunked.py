@@ -1,4 +1,4 @@
-"""Compute the selective scan in plain PyTorch, chunk by chunk, on any device in any float dtype."""
+"""Compute the selective scan in plain PyTorch, in chunks, on any device and in any float dtype."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Steps of time whose states exist at the same time.
+# Time steps whose states (batch, steps, d_state, d_inner) are in memory at the same time.
 CHUNK = 16
 
 
@@ -16,27 +16,30 @@ def _compute_decay_and_inflow(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute exp(delta A) and delta u B, both (batch, steps, d_state, d_inner)."""
-    # The channels come last, because element-wise operations are faster on long rows.
+    # The channels are the last dimension, because element-wise operations are faster on long rows.
     decay = torch.exp(delta[:, :, None] * A)
     return decay, (delta * u)[:, :, None] * B[..., None]
 
 
 def _contract_states(weight: Tensor, states: Tensor) -> Tensor:
-    """Sum weight (batch, steps, d_state) times states over d_state: (batch, steps, d_inner)."""
+    """Sum weight (batch, steps, d_state) times states over d_state; return one sum per channel."""
     return torch.matmul(weight[:, :, None], states)[:, :, 0]
 
 
 def _run_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
-    """Replace the inflow by the states h_t = decay_t h_{t-1} + inflow_t, in place."""
+    """Replace `inflow` in place by the states h_t = decay_t h_{t-1} + inflow_t."""
     for t in range(inflow.shape[1]):
         h = inflow[:, t].addcmul_(decay[:, t], h)
     return inflow
 
 
 def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Tensor:
-    """Add to each state's gradient what later steps contribute, in place.
+    """Add in place to the gradient of each state the contributions of later steps.
 
-    grad_h: gradient of the state after the chunk. Returns the gradient of the state before it.
+    grad_h: gradient of the state after the chunk.
+
+    Returns:
+        The gradient of the state before the chunk.
     """
     for t in range(grad.shape[1] - 1, -1, -1):
         grad_h = grad[:, t].add_(grad_h) * decay[:, t]
@@ -44,7 +47,7 @@ def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Ten
 
 
 class ChunkedScan(torch.autograd.Function):
-    """Scan without skip, gate and softplus; save only the states at the chunk starts."""
+    """Compute the scan without D, gate and softplus; save the states only at the chunk starts."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -94,10 +97,11 @@ def _backpropagate_chunk(
     h: Tensor,
     grad_h: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Compute the gradients of u, delta, B, C, A, and of the state h before the chunk.
+    """Compute the gradients w.r.t. u, delta, B, C, A and the state h before the chunk.
 
     grad_h: gradient of the state after the chunk.
     """
+    # Recompute the states of the chunk from h, because the forward pass saved only h.
     decay, inflow = _compute_decay_and_inflow(u, delta, A, B)
     states = _run_recurrence(decay, inflow, h)
     # (batch, steps, d_state)
@@ -109,7 +113,7 @@ def _backpropagate_chunk(
     grad_inflow = _contract_states(B, grad_states)
     # The state before each step, (batch, steps, d_state, d_inner).
     before = torch.cat([h[:, None], states[:, :-1]], dim=1)
-    # The exponent of the decay is delta A.
+    # Gradient of the exponent delta A of the decay.
     grad_exponent = grad_states.mul_(decay).mul_(before)
     grad_delta = (grad_exponent * A).sum(2) + grad_inflow * u
     grad_A = (grad_exponent * delta[:, :, None]).sum((0, 1))
@@ -127,7 +131,7 @@ def selective_scan_torch(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute `selective_scan_reference` with few and large operations."""
+    """Compute the same as `selective_scan_reference` with fewer and larger operations."""
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:

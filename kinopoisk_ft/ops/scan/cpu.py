@@ -1,6 +1,6 @@
-"""Provide the selective scan on a CPU: PyTorch operators that run numba kernels.
+"""Implement the selective scan on a CPU: PyTorch operators that run numba kernels.
 
-They compute in float32. u, z and the output may be bfloat16; everything else is float32.
+The kernels compute in float32. u, z and the output may be bfloat16; other tensors are float32.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ BACKWARD = {
 def selective_scan_numba(
     inputs: Sequence[Tensor | None], delta_softplus: bool, lengths: Tensor | None
 ) -> Tensor:
-    """Compute `selective_scan_reference` of (u, delta, A, B, C, D, z, delta_bias), with lengths."""
+    """Compute the same as `selective_scan_reference`, but only up to the length of each row.
+
+    inputs: u, delta, A, B, C, D, z and delta_bias.
+    """
     tensors = [x if x is None or x.dtype is torch.float32 else x.float() for x in inputs]
-    # The kernels read u and z in bfloat16 only if both have this dtype.
+    # The kernels can read u and z in bfloat16, but only if both have this dtype.
     if {x.dtype for x in (inputs[0], inputs[6]) if x is not None} == {torch.bfloat16}:
         tensors[0], tensors[6] = inputs[0], inputs[6]
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -44,14 +47,15 @@ def selective_scan_numba(
 
 
 class _Inputs:
-    """Prepare the inputs of both kernels, and keep padded copies alive while a kernel runs."""
+    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
 
     def __init__(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         z: Tensor | None, delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool,
     ) -> None:  # fmt: skip
         self.batch, self.length, self.d_inner = u.shape
-        # (d_state, d_inner), both padded: a state with A = B = C = 0 stays zero.
+        # Transpose A to (d_state, d_inner) and zero-pad both dimensions. A padded state stays zero,
+        # because B and C are zero there.
         A = layout.pad(layout.pad(A, GROUP).t(), LANES).contiguous()
         self.states, self.width = A.shape
         self.strided = [layout.align_channels(x) for x in (u, delta, u if z is None else z)]
@@ -61,7 +65,7 @@ class _Inputs:
             *(layout.pad(x, GROUP).contiguous() for x in (B, C)),
             *(layout.pad_or_fill(x, self.d_inner, 0.0) for x in (D, delta_bias)),
         ]
-        # In the order of `ScanInputs`.
+        # The fields have the order of `ScanInputs`.
         self.fields = [self.batch, self.length, self.width, self.states]
         self.fields += [int(delta_softplus), int(z is not None)]
         self.fields += [numbers.buffer_info()[0] for numbers in self.rows]
@@ -70,7 +74,7 @@ class _Inputs:
 
 
 def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
-    """Compute the shape of the saved states: (batch, chunks, states, width), both padded."""
+    """Return the shape (batch, chunks, states, width) of the saved states, including padding."""
     batch, length, width = u.shape
     return batch, -(-length // CHUNK), -(-A.shape[1] // GROUP) * GROUP, -(-width // LANES) * LANES
 
@@ -84,11 +88,11 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the output and, with `save`, the states at the chunk starts for the backward pass."""
+    """Compute the output and, if `save`, the states at the chunk starts for the backward pass."""
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     out = u.new_empty(x.batch, x.length, x.width)
     saved = A.new_empty(_saved_shape(u, A) if save else 0)
-    # A task is a row and a block of channels; -(-a // b) rounds up.
+    # A task is one row and one block of channels. -(-a // b) rounds up.
     tasks = x.batch * -(-x.width // cpu_forward.BLOCK)
     fields = [*x.fields, saved.data_ptr(), out.data_ptr(), int(save)]
     run_kernel(FORWARD[u.dtype], tasks, fields)
@@ -99,7 +103,7 @@ def _scan_backward_fake(
     grad: Tensor, saved: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    # The operator returns a tensor for each input; without a gate the one of z is empty.
+    # An operator must return tensors, so the gradient of z is empty if there is no gate.
     width, gate = (u.shape[2],), (0,) if z is None else u.shape
     grads = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
     return (*grads, A.new_empty(width), u.new_empty(gate), A.new_empty(width))
@@ -111,9 +115,9 @@ def scan_backward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients of u, delta, A, B, C, D, z and delta_bias.
+    """Compute the gradients w.r.t. u, delta, A, B, C, D, z and delta_bias.
 
-    The gradient of an input that is None is undefined.
+    The values of a gradient are undefined if its input is None.
     """
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     blocks = -(-x.width // cpu_backward.BLOCK)
@@ -122,13 +126,13 @@ def scan_backward(
     grad_z = u.new_empty(0 if z is None else wide)
     grad_A, grad_D, grad_bias = (A.new_empty(shape) for shape in (A.shape, x.width, x.width))
     grad_B, grad_C = (A.new_empty(x.batch, x.length, x.states) for _ in "BC")
-    # One allocation for the parts of A, B, C and (D, bias) that the kernel adds up.
+    # One allocation for the partial gradients of A, B, C and (D, bias), which the kernel adds up.
     sizes = [x.batch * x.states * x.width, *[blocks * grad_B.numel()] * 2, 2 * x.batch * x.width]
     parts = A.new_empty(sum(sizes))
-    # A float32 has 4 bytes.
+    # Addresses count bytes, and a float32 has 4 bytes.
     addresses = [parts.data_ptr() + 4 * start for start in accumulate([0, *sizes[:-1]])]
     grad = layout.align_channels(grad)
-    # The order of the fields is given in `cpu_backward`; the 0 counts finished tasks.
+    # `cpu_backward` lists the fields in this order. The field 0 counts the finished tasks.
     fields = [*x.fields, saved.data_ptr(), *layout.describe_memory(grad)]
     fields += [*(g.data_ptr() for g in (grad_u, grad_delta, grad_z)), *addresses, 0, *A.shape]
     fields += [g.data_ptr() for g in (grad_A, grad_B, grad_C, grad_D, grad_bias)]
@@ -148,7 +152,7 @@ class _Scan(torch.autograd.Function):
         out, saved = call_below_autograd(scan, *inputs)
         ctx.save_for_backward(saved, *tensors)
         ctx.mark_non_differentiable(saved)
-        # Otherwise PyTorch would allocate megabytes of zeros as the gradient of the saved states.
+        # By default PyTorch would allocate megabytes of zeros as the gradient of the saved states.
         ctx.set_materialize_grads(False)
         return out, saved
 
@@ -156,7 +160,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         saved, *tensors = ctx.saved_tensors
         grads = scan_backward(grad, saved, *tensors, ctx.delta_softplus)
-        # Inputs: 8 tensors, lengths, delta_softplus and save; the last three have no gradient.
+        # The inputs are 8 tensors, lengths, delta_softplus and save. The last 3 have no gradient.
         present = (g if x is not None else None for x, g in zip(tensors[:8], grads, strict=True))
         return (*present, None, None, None)
 

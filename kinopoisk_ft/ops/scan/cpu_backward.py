@@ -1,12 +1,12 @@
-"""Run the selective scan backward; every thread executes this kernel at the same time.
+"""Compute the backward pass of the selective scan in a kernel that every thread runs.
 
-Tasks and chunks are the same as in the forward kernel, but time runs backward. Gradients of B and C
-are sums over channels and are first stored for each block of channels; gradients of A, D and bias
-are sums over rows and are first stored for each row. When all tasks are finished, these parts are
-added up. No two tasks write to the same place, and the result does not depend on the number of
-threads.
+Rows are split into the same chunks as in the forward kernel, but time runs backward. The gradients
+of B and C are sums over channels, so a partial sum is stored for each block of channels. The
+gradients of A, D and bias are sums over rows, so a partial sum is stored for each row. The partial
+sums are added once all tasks are finished. No two tasks write to the same address, and the result
+does not depend on the number of threads.
 
-Own fields of the kernel's table: 23 saved states, 24 to 33 fields of `Gradients`, 34 number of
+Fields of this kernel's table: 23 saved states, 24 to 33 fields of `Gradients`, 34 number of
 finished tasks, 35 to 41 fields of `GradientSums`.
 """
 
@@ -41,65 +41,67 @@ from kinopoisk_ft.ops.simd.threads import (
 )
 
 _f = np.float32
-# Channels of a task.
+# Channels per task.
 BLOCK = 128
-# Elements that a thread adds up at a time once all tasks are finished.
+# Elements of the gradient of B or C per part of the final sums.
 _ELEMENTS = 4096
 
 
 class Gradients(NamedTuple):
-    """Pointers to the gradient of the output and to the gradients of the inputs."""
+    """Store pointers to the gradient of the output and to the gradients of the inputs."""
 
-    # (batch, length, width) in the dtype of u, with strides in elements over batch and time.
+    # Gradient of the output, (batch, length, width) in the dtype of u, with strides over batch and
+    # time in elements.
     out: Any
     out_row: int
     out_step: int
-    # (batch, length, width); u and z in the dtype of u, the following ones in float32.
+    # (batch, length, width). u and z have the dtype of u; all other gradients are float32.
     u: Any
     delta: Any
     z: Any
-    # By row: (batch, states, width).
+    # One gradient per row: (batch, states, width).
     A: Any
-    # By block of channels: (blocks, batch, length, states).
+    # One gradient per block of channels: (blocks, batch, length, states).
     B: Any
     C: Any
-    # By row, D and bias: (batch, 2, width).
+    # One gradient of D and one of bias per row: (batch, 2, width).
     sums: Any
 
 
 class GradientSums(NamedTuple):
-    """Sizes and pointers of the summed gradients."""
+    """Store pointers to the final, summed gradients, and their sizes without padding."""
 
-    # Sizes without padding.
     d_inner: int
     d_state: int
-    # (d_inner, d_state), twice (batch, length, states), twice (width,).
+    # (d_inner, d_state).
     A: Any
+    # (batch, length, states).
     B: Any
     C: Any
+    # (width,).
     D: Any
     bias: Any
 
 
 class Scratch(NamedTuple):
-    """Scratch of one thread."""
+    """Store the float32 scratch memory of one thread."""
 
-    # Of a chunk, by step and channel in the layout of `locate_in_scratch`.
+    # For one chunk: a number for each step and channel, in the layout of `locate_in_scratch`.
     dt: Any
     inflow: Any
     y: Any
     grad_y: Any
     grad_inflow: Any
     grad_dt: Any
-    # Of a group of states in a chunk: (steps + 1, GROUP, LANES), then (steps, GROUP, LANES).
+    # For a group of states in one chunk: (steps + 1, GROUP, LANES), then (steps, GROUP, LANES).
     states: Any
     decays: Any
     grad_b: Any
     grad_c: Any
-    # Of a task: (states, BLOCK); the gradients of the states are passed from chunk to chunk.
+    # For one task: (states, BLOCK). grad_h is passed on from chunk to chunk.
     grad_h: Any
     grad_a: Any
-    # Of a task, D and bias: (2, BLOCK).
+    # For one task: the gradients of D and bias, (2, BLOCK).
     sums: Any
 
 
@@ -115,7 +117,7 @@ def _allocate_scratch(states: int) -> Scratch:
 
 @njit(**OPTIONS)
 def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch) -> None:
-    """Load a chunk of the output's gradient, backpropagate it through the gate, clear the sums."""
+    """Load a chunk of the output's gradient, backpropagate it through the gate, and clear sums."""
     at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     for t in range(chunk.steps):
@@ -141,7 +143,7 @@ def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: 
     for t in range(chunk.steps):
         for j in range(0, chunk.channels, LANES):
             z = load(inputs.z, z_at + t * inputs.z_step + j)
-            # The derivative of silu(z) = z sigmoid(z).
+            # The derivative of silu(z) = z s is s + s z (1 - s).
             s = sigmoid(z)
             slope = s + s * z * (splat(_f(1)) - s)
             value = load(grads.out, at + t * grads.out_step + j) * load(y, locate_in_scratch(t, j))
@@ -153,7 +155,7 @@ def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: 
 def _store_input_gradients(
     inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch
 ) -> None:
-    """Write the gradients of u and delta; add to the sums for D and bias."""
+    """Write the gradients of u and delta, and add to the gradients of D and bias."""
     u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
@@ -164,7 +166,8 @@ def _store_input_gradients(
             i, k = locate_in_scratch(t, j), out_at + t * inputs.width + j
             u = load(inputs.u, u_at + t * inputs.u_step + j)
             grad_y, grad_inflow = load(scratch.grad_y, i), load(scratch.grad_inflow, i)
-            # grad_dt is the gradient through the decay times log2(e); inflow = dt u.
+            # grad_dt is log2(e) times the gradient that reaches dt through the decay. dt also has
+            # a gradient through inflow = dt u.
             grad_delta = load(scratch.grad_dt, i) * splat(LN_2) + grad_inflow * u
             if inputs.has_softplus:
                 # The derivative of softplus is the sigmoid.
@@ -187,7 +190,7 @@ def _backpropagate_chunk(
     _load_gradient(inputs, chunk, grads, scratch)
     block = chunk.origin // BLOCK
     for n in range(0, inputs.states, GROUP):
-        # B and C are shared by the channels: their gradients are summed over the block.
+        # All channels share B and C, so these gradients are summed over the channels of the block.
         scratch.grad_b[:] = 0
         scratch.grad_c[:] = 0
         for j in range(0, chunk.channels, LANES):
@@ -213,7 +216,7 @@ def _backpropagate_chunk(
 def _store_row_gradients(
     inputs: ScanInputs, row: int, origin: int, channels: int, grads: Gradients, scratch: Scratch
 ) -> None:
-    """Write a row's gradients of A, D and bias, and zeros beyond the row's length."""
+    """Write a row's gradients of A, D and bias, and zero the other gradients beyond its length."""
     length, width, real = inputs.length, inputs.width, inputs.lengths[row]
     block, blocks = origin // BLOCK, (width + BLOCK - 1) // BLOCK
     zero_padding(grads.u, row, length, width, real, block, blocks)
@@ -233,7 +236,7 @@ def _store_row_gradients(
 
 @njit(**OPTIONS)
 def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
-    """Compute all gradients from the saved states and the output's gradient `out`."""
+    """Compute all gradients from the saved states and the gradient `out` of the output."""
     mode = flush_denormals()
     inputs, saved = unpack_inputs(table, u, z), as_float32(table[23])
     scratch = _allocate_scratch(inputs.states)
@@ -250,7 +253,7 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         scratch.grad_h[:] = 0
         scratch.grad_a[:] = 0
         scratch.sums[:] = 0
-        # A row of length 0 has no chunk.
+        # The last chunk of the row comes first. A row of length 0 has no chunk.
         for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
             chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
             _backpropagate_chunk(inputs, chunk, grads, scratch, saved)
@@ -262,14 +265,14 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         table[35], table[36], as_float32(table[37]), as_float32(table[38]), as_float32(table[39]),
         as_float32(table[40]), as_float32(table[41]),
     )  # fmt: skip
-    # Once all tasks are finished, further numbers are parts of the final sums.
+    # Task numbers from `tasks` on are parts of the final sums.
     while _add_parts(inputs, grads, task - tasks, sums):
         task = take_task(table)
     restore_mode(mode)
 
 
 def scan_backward_float32(table: Any) -> None:
-    """Scan backward with u, z and out in float32."""
+    """Compute the backward pass with u, z and the output in float32."""
     _scan_backward(
         table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]),
         as_float32(table[27]), as_float32(table[29]),
@@ -277,7 +280,7 @@ def scan_backward_float32(table: Any) -> None:
 
 
 def scan_backward_bfloat16(table: Any) -> None:
-    """Scan backward with u, z and out in bfloat16."""
+    """Compute the backward pass with u, z and the output in bfloat16."""
     _scan_backward(
         table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]),
         as_bfloat16(table[27]), as_bfloat16(table[29]),
@@ -286,7 +289,7 @@ def scan_backward_bfloat16(table: Any) -> None:
 
 @njit(**OPTIONS)
 def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
-    """Add up the vectors at parts[n * stride + i] for n < count, in this order."""
+    """Add the vectors at parts[n * stride + i] for n = 0 .. count - 1, in this order."""
     result = load(parts, i)
     for n in range(1, count):
         result = result + load(parts, n * stride + i)
@@ -295,9 +298,9 @@ def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
 
 @njit(**OPTIONS)
 def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
-    """Add up one part of `count` tensors of `size` elements, one for each block of channels."""
+    """Sum `count` partial gradients of `size` elements, for one range of `_ELEMENTS` elements."""
     first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
-    # Whole vectors first, then single elements.
+    # Add whole vectors first, then the remaining elements.
     whole = last - last % LANES
     for i in range(first, whole, LANES):
         store(out, i, _add_vectors(parts, count, size, i))
@@ -312,14 +315,14 @@ def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
 def _add_rows(
     inputs: ScanInputs, grads: Gradients, block: int, sums: GradientSums, lanes: Any
 ) -> None:
-    """Add up the rows' gradients of A, D and bias for one block of channels."""
+    """Sum the gradients of A, D and bias over the rows; `lanes` is scratch for one vector."""
     batch, width = inputs.batch, inputs.width
     for j in range(block * BLOCK, min((block + 1) * BLOCK, width), LANES):
         store(sums.D, j, _add_vectors(grads.sums, batch, 2 * width, j))
         store(sums.bias, j, _add_vectors(grads.sums, batch, 2 * width, width + j))
         for n in range(sums.d_state):
             total = _add_vectors(grads.A, batch, inputs.states * width, n * width + j)
-            # The result is (d_inner, d_state): consecutive channels are not contiguous.
+            # The result has the shape (d_inner, d_state), in which channels are not contiguous.
             store(lanes, 0, total)
             for i in range(min(LANES, sums.d_inner - j)):
                 sums.A[(j + i) * sums.d_state + n] = lanes[i]
@@ -327,7 +330,7 @@ def _add_rows(
 
 @njit(**OPTIONS)
 def _add_parts(inputs: ScanInputs, grads: Gradients, part: int, sums: GradientSums) -> bool:
-    """Compute one part of the final sums; return False if there is no such part."""
+    """Compute the part of the final sums with number `part`; return False if it does not exist."""
     size = inputs.batch * inputs.length * inputs.states
     flat = (size + _ELEMENTS - 1) // _ELEMENTS
     blocks = (inputs.width + BLOCK - 1) // BLOCK

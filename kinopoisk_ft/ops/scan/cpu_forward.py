@@ -1,4 +1,4 @@
-"""Run the selective scan forward; every thread executes this kernel at the same time.
+"""Compute the forward pass of the selective scan in a kernel that every thread runs.
 
 A task is one row of the batch and one block of channels; the tasks of the longest rows come first.
 The states are saved at the start of each chunk of time for the backward pass.
@@ -28,7 +28,7 @@ from kinopoisk_ft.ops.simd.math import sigmoid
 from kinopoisk_ft.ops.simd.register import LANES
 from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, take_task
 
-# Channels of a task; the scratch of a chunk then fits the first-level cache.
+# Channels per task. The scratch of a chunk then fits in the L1 cache.
 BLOCK = 32
 
 
@@ -56,7 +56,7 @@ def _scan_chunk(
     load_chunk(inputs, chunk, CHUNK, dt, inflow, y)
     for j in range(0, chunk.channels, LANES):
         for n in range(0, inputs.states, GROUP):
-            # h is (channels / LANES, states, LANES).
+            # h has the shape (channels / LANES, states, LANES).
             at = j * inputs.states + n * LANES
             if save:
                 saved_at = locate_in_saved(inputs, chunk, n, j)
@@ -67,10 +67,10 @@ def _scan_chunk(
 
 @njit(**OPTIONS)
 def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
-    """Fill out (batch, length, width) and the saved states (batch, chunks, states, width)."""
+    """Fill out (batch, length, width) and saved states (batch, chunks, states, width)."""
     mode = flush_denormals()
     inputs = unpack_inputs(table, u, z)
-    # Own fields of the table: 23 saved states, 24 out (passed for its dtype), 25 whether to save.
+    # Fields of this kernel: 23 saved states, 24 out (passed with its dtype), 25 whether to save.
     saved, save = as_float32(table[23]), table[25] != 0
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)
@@ -90,10 +90,10 @@ def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
 
 
 def scan_forward_float32(table: Any) -> None:
-    """Scan forward with u, z and out in float32."""
+    """Compute the forward pass with u, z and the output in float32."""
     _scan_forward(table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]))
 
 
 def scan_forward_bfloat16(table: Any) -> None:
-    """Scan forward with u, z and out in bfloat16."""
+    """Compute the forward pass with u, z and the output in bfloat16."""
     _scan_forward(table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]))

@@ -1,7 +1,7 @@
 """Unpack the inputs of the selective scan's CPU kernels, and load them chunk by chunk.
 
-A kernel gets one table of integers. Indices 1 to 22 are the fields of `ScanInputs`, the same for
-the forward and the backward kernel; the kernel's own fields begin at index 23.
+A kernel gets one table of int64. Indices 1 to 22 are the fields of `ScanInputs`, which are the
+same for the forward and the backward kernel. Fields that differ start at index 23.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from kinopoisk_ft.ops.simd.math import softplus
 from kinopoisk_ft.ops.simd.register import LANES
 from kinopoisk_ft.ops.simd.threads import as_float32, as_int64
 
-# Steps of time between saved states; the scratch of one chunk stays in the fast caches.
+# Time steps per chunk, that is, between saved states. The scratch of a chunk fits in fast caches.
 CHUNK = 32
 
 
 class ScanInputs(NamedTuple):
-    """Sizes of a scan and pointers to its inputs."""
+    """Store the sizes of a scan and pointers to its inputs."""
 
     batch: int
     length: int
-    # Channels, padded to whole vectors, and states, padded to whole groups.
+    # Number of channels, padded to whole vectors.
     width: int
+    # Number of states per channel, padded to whole groups.
     states: int
     has_softplus: bool
     has_gate: bool
-    # int64 (batch,): the row numbers, the longest row first, and the length of each row.
+    # int64 (batch,): the row numbers, with the longest row first, and the length of each row.
     order: Any
     lengths: Any
-    # (batch, length, width), with strides in elements over batch and time. u and z are float32 or
-    # bfloat16, delta is float32.
+    # (batch, length, width), with strides over batch and time in elements. u and z are float32 or
+    # bfloat16; delta is float32.
     u: Any
     u_row: int
     u_step: int
@@ -44,29 +45,31 @@ class ScanInputs(NamedTuple):
     z: Any
     z_row: int
     z_step: int
-    # float32, contiguous: (states, width), twice (batch, length, states), twice (width,).
+    # Contiguous and float32: (states, width).
     A: Any
+    # (batch, length, states).
     B: Any
     C: Any
+    # (width,).
     D: Any
     bias: Any
 
 
 class Chunk(NamedTuple):
-    """Part of a task: some steps of one block of channels in one row."""
+    """Describe a part of a task: some time steps of one block of channels in one row."""
 
     row: int
-    # First channel, and number of channels.
+    # First channel and number of channels.
     origin: int
     channels: int
-    # First step, and number of steps.
+    # First step and number of steps.
     start: int
     steps: int
 
 
 @njit(forceinline=True)
 def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
-    """Unpack indices 1 to 22 of a kernel's table; u and z are passed for their dtype."""
+    """Unpack indices 1 to 22 of a kernel's table; u and z are pointers with the right dtype."""
     return ScanInputs(
         table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
         as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],
@@ -78,35 +81,35 @@ def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
 
 @njit(forceinline=True)
 def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
-    """Locate the chunk's first element in a tensor (batch, length, width)."""
+    """Return the index of the chunk's first element in a tensor (batch, length, width)."""
     return chunk.row * row_stride + chunk.start * step_stride + chunk.origin
 
 
 @njit(forceinline=True)
 def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
-    """Locate state n, channel j in the saved states (batch, chunks, states, width).
+    """Return the index of state n and channel j in saved states (batch, chunks, states, width).
 
     j counts from the chunk's first channel.
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK
-    # Index of (row, chunk, 0) over the first three dimensions.
+    # Index of state 0 in the first three dimensions.
     first_state = (chunk.row * chunks + chunk.start // CHUNK) * inputs.states
     return (first_state + n) * inputs.width + chunk.origin + j
 
 
 @njit(forceinline=True)
 def locate_in_scratch(t: int, j: int) -> int:
-    """Locate step t of the `LANES` channels from j on in the scratch of a chunk."""
-    # The steps of one vector of channels are contiguous. With contiguous channels, the steps would
-    # compete for the same few sets of the cache.
+    """Return the index of step t and channels j to j + LANES - 1 in the scratch of a chunk."""
+    # The steps of one vector of channels are contiguous. If all channels of a step were contiguous,
+    # the steps of a vector would compete for the same few sets of the cache.
     return j * CHUNK + t * LANES
 
 
 @njit(**OPTIONS)
 def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
-    """Load a chunk into scratch: the step dt, after softplus; inflow = dt u; y = D u.
+    """Load a chunk into scratch: dt = softplus(delta + bias), inflow = dt u and y = D u.
 
-    ahead: steps to the chunk that is prefetched: CHUNK forward, -CHUNK backward.
+    ahead: steps from this chunk to the chunk to prefetch: CHUNK forward, -CHUNK backward.
     """
     u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)

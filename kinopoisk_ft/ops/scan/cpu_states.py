@@ -1,8 +1,8 @@
 """Run the recurrence of the selective scan over one chunk, with the states in registers.
 
-The functions process `GROUP` states of `LANES` channels at a time: `n` is the first state, `j` the
-first channel within the task's block. The group is written out by hand, because otherwise the
-states would not stay in registers.
+The functions process `GROUP` states of `LANES` channels at a time, where `n` is the first state and
+`j` is the first channel within the task's block. The code repeats each line for the states of a
+group instead of using a loop, because in a loop the states would not stay in registers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from kinopoisk_ft.ops.simd.load_store import load, prefetch, store, store_sums
 from kinopoisk_ft.ops.simd.math import LOG2_E, exp2
 from kinopoisk_ft.ops.simd.register import LANES, splat
 
+# States per group.
 GROUP = 4
-# Floats of a group at one step, in scratch of shape (steps, GROUP, LANES).
+# Elements between two steps in scratch of shape (steps, GROUP, LANES).
 _STEP = GROUP * LANES
 
 
@@ -49,8 +50,8 @@ def store_group(memory: Any, at: int, stride: int, group: Any) -> None:
 
 @njit(forceinline=True)
 def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
-    """Load A of a group times log2(e)."""
-    # exp(dt A) = 2**(dt A log2(e)): the factor is applied here once and not at each step.
+    """Load the rates A log2(e) of a group, for exp(dt A) = 2**(dt A log2(e))."""
+    # The factor log2(e) is applied once per chunk instead of at each step.
     a, b, c, d = load_group(inputs.A, n * inputs.width + chunk.origin + j, inputs.width)
     scale = splat(LOG2_E)
     return a * scale, b * scale, c * scale, d * scale
@@ -58,7 +59,7 @@ def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
 
 @njit(forceinline=True)
 def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
-    """Advance one state h by one step; return it and y + c h."""
+    """Advance one state h by one step; return the new h and y + c h."""
     # h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, with inflow = dt_t u_t.
     h = decay * h + inflow * splat(b)
     return h, h * splat(c) + y
@@ -68,11 +69,11 @@ def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
 def advance(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, h: Any, at: int, dt: Any, inflow: Any, y: Any
 ) -> None:
-    """Advance the states h[at:] over a chunk and add C h to y."""
+    """Advance the group of states at h[at] over a chunk, and add C h to y."""
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
     B, C = inputs.B, inputs.C
-    # B and C are (batch, length, states): their index moves by `states` at each step.
+    # k is the index of the step in B and C (batch, length, states).
     k = (chunk.row * inputs.length + chunk.start) * inputs.states + n
     for t in range(chunk.steps):
         i = locate_in_scratch(t, j)
@@ -91,12 +92,13 @@ def recompute(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, saved: Any, dt: Any, inflow: Any, y: Any,
     states: Any, decays: Any,
 ) -> None:  # fmt: skip
-    """Advance the saved states over a chunk as `advance` does, and store each step.
+    """Advance the saved states over a chunk as `advance` does, and store the states of each step.
 
-    Fills states (steps + 1, GROUP, LANES), the saved ones first, and decays (steps, GROUP, LANES).
+    Fills states (steps + 1, GROUP, LANES), which start with the saved states, and decays (steps,
+    GROUP, LANES).
     """
     saved_at = locate_in_saved(inputs, chunk, n, j)
-    # Chunks run backward in time: the states of the previous chunk are read next.
+    # The backward pass reads the saved states of the previous chunk next.
     for i in range(GROUP):
         prefetch(saved, saved_at + (i - inputs.states) * inputs.width)
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
@@ -127,15 +129,15 @@ def _step_back(
 
     Args:
         grad_h: gradient of the state from later steps.
-        grad_a: gradient of A, summed so far.
-        h, before: state after and before the step.
-        a, r: decay of the step, and its rate (A log2(e)).
+        grad_a: gradient of A, summed over later steps.
+        h, before: states after and before the step.
+        a, r: decay of the step, and its rate A log2(e).
         b, c, d, x: B, C, dt and inflow of the step.
-        g, grad_x, grad_d: gradients of y, inflow and dt (times log2(e)) at the step.
-        grad_B, grad_C, m: scratch for the gradients of B and C by lane, and the index in it.
+        g, grad_x, grad_d: gradients of y, of inflow and (times log2(e)) of dt at the step.
+        grad_B, grad_C, m: gradients of B and C in each lane, and the index of the step in them.
 
     Returns:
-        grad_h, grad_a, grad_x and grad_d after the step.
+        The updated grad_h, grad_a, grad_x and grad_d.
     """
     # Output of the step: y_t = C_t h_t + ...
     grad_h = g * splat(c) + grad_h
@@ -143,7 +145,7 @@ def _step_back(
     # Inflow of the step: h_t = ... + B_t x_t.
     store(grad_B, m, grad_h * x + load(grad_B, m))
     grad_x = grad_h * splat(b) + grad_x
-    # Decay of the step: h_t = exp(dt_t A) h_{t-1} + ...; its exponent has the gradient
+    # Decay of the step: h_t = exp(dt_t A) h_{t-1} + ... The gradient of the exponent dt_t A is
     # grad_h exp(dt_t A) h_{t-1}.
     grad_h = grad_h * a
     grad_exponent = grad_h * before
@@ -161,14 +163,14 @@ def backpropagate(
     Args:
         states, decays: filled by `recompute`.
         grad_y: gradient of y, in the layout of `locate_in_scratch`.
-        grad_inflow, grad_dt: gradients of inflow, and of dt times log2(e), to add to.
-        grad_h, grad_A: gradients of the states, passed from chunk to chunk, and of A to add to;
-            the group starts at index `at`, and its vectors are `stride` elements apart.
-        grad_B, grad_C: gradients by lane to add to, (steps, GROUP, LANES).
+        grad_inflow, grad_dt: gradients of inflow and (times log2(e)) of dt, updated in place.
+        grad_h, grad_A: gradients of the states and of A, updated in place. The group starts at
+            index `at`, and its vectors are `stride` elements apart.
+        grad_B, grad_C: gradients in each lane, (steps, GROUP, LANES), updated in place.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
-    # Per state of the group: r rates, p gradients of h, q gradients of A, h states after the step,
-    # e states before it, a decays.
+    # Variables of each of the 4 states: r rate, p gradient of h, q gradient of A, h and e the state
+    # after and before the step, a decay.
     p0, p1, p2, p3 = load_group(grad_h, at, stride)
     q0, q1, q2, q3 = load_group(grad_A, at, stride)
     h0, h1, h2, h3 = load_group(states, chunk.steps * _STEP, LANES)
@@ -199,9 +201,9 @@ def backpropagate(
 
 @njit(**OPTIONS)
 def store_lane_sums(partial: Any, out: Any, at: int, stride: int, steps: int) -> None:
-    """Sum the lanes of `partial` (steps, GROUP, LANES); write to out[at + t * stride + n].
+    """Sum the lanes of `partial` (steps, GROUP, LANES) and write the sums to `out`.
 
-    t is the step and n the state within the group.
+    The sum of step t and state n of the group is written to out[at + t * stride + n].
     """
     for t in range(steps):
         store_sums(out, at + t * stride, *load_group(partial, t * _STEP, LANES))

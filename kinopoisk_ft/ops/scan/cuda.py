@@ -1,4 +1,4 @@
-"""Run the selective scan on a GPU, by the kernel of mamba-ssm."""
+"""Run the selective scan on a GPU with the kernel of mamba-ssm."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def selective_scan_cuda(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute `selective_scan_reference` with the kernel of mamba-ssm."""
+    """Compute the same as `selective_scan_reference` with the kernel of mamba-ssm."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    # The kernel takes time as the last dimension.
+    # The kernel expects time as the last dimension.
     u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
     z = None if z is None else z.transpose(1, 2).contiguous()
     y = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return y.transpose(1, 2)
 
 
-# Newer sources compile the kernel only if MAMBA_KEEP_CUDA_BUILD is set
-# (https://github.com/state-spaces/mamba/pull/977); older ones do not read it. Without
-# --no-cache-dir pip would take a wheel from its cache that was built without the kernel.
+# Newer versions of mamba-ssm compile the kernel only if MAMBA_KEEP_CUDA_BUILD is set
+# (https://github.com/state-spaces/mamba/pull/977); older ones ignore it. Without --no-cache-dir,
+# pip could install a wheel from its cache that was built without the kernel.
 PACKAGE = GpuPackage(
     name="mamba-ssm",
     module="mamba_ssm",
@@ -42,6 +42,6 @@ PACKAGE = GpuPackage(
     "pip install --no-cache-dir --no-build-isolation 'mamba-ssm>=2.2'",
     rebuild="MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --force-reinstall "
     "--no-deps --no-cache-dir --no-build-isolation --no-binary mamba-ssm 'mamba-ssm>=2.2'",
-    # The kernel processes 2048 steps at a time: one part, and more than one.
+    # The kernel processes 2048 steps at a time, so the lengths need one pass and more than one.
     sizes=((2, 40, 16), (1, 300, 8), (1, 2100, 4)),
 )

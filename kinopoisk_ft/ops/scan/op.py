@@ -1,4 +1,4 @@
-"""Apply the selective scan of Mamba, by one of several backends."""
+"""Apply the selective scan of Mamba with one of several backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.scan.cpu import selective_scan_numba
 
 BACKENDS = ("auto", "cuda", "numba", "torch", "reference")
-# The backends that take tensors without lengths.
+# Backends that do not support `lengths`, so that the tensors are masked instead.
 _WITHOUT_LENGTHS: dict[str, Any] = {
     "cuda": selective_scan_cuda,
     "torch": selective_scan_torch,
@@ -44,28 +44,29 @@ def selective_scan(
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
 
     Args:
-        u, delta, z: (batch, length, d_inner); no gate if z is None.
+        u, delta, z: (batch, length, d_inner); out = y if z is None.
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
         D, delta_bias: (d_inner,).
-        delta_softplus: use softplus(delta + delta_bias) as the step.
-        lengths: (batch,) integers; beyond its length a row's outputs and gradients are 0.
-        backend: auto, cuda (mamba-ssm), numba (CPU), torch (chunked) or reference (the definition).
+        delta_softplus: use softplus(delta + delta_bias) instead of delta + delta_bias as delta_t.
+        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
+        backend: auto (the fastest), cuda (mamba-ssm), numba (on a CPU), torch (in chunks) or
+            reference (step by step).
 
     Returns:
         (batch, length, d_inner) in the dtype of u. Half precision is computed in float32.
 
     Raises:
-        ValueError: the shapes do not fit.
-        UserError: the backend cannot run here.
+        ValueError: the shapes do not match.
+        UserError: the backend is unknown or cannot process these tensors.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, lengths)
     tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias]
     dtypes = {x.dtype for x in tensors if x is not None}
-    # At least float32, which half precision is computed in.
+    # Compute in float32, or in float64 if an input is float64.
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype)
-    # Under autocast the matrix products of the chunked scan would round to half precision.
+    # With autocast enabled, the matrix products of the chunked scan would round to half precision.
     with disable_autocast(u.device):
         if chosen == "numba":
             out = selective_scan_numba(tensors, delta_softplus, lengths)
@@ -77,7 +78,7 @@ def selective_scan(
 
 
 def _mask_beyond_lengths(tensors: list[Any], lengths: Tensor | None) -> list[Any]:
-    """Zero u, delta, B, C and z beyond the lengths: outputs and gradients are zero there."""
+    """Zero u, delta, B, C and z beyond the lengths, so that outputs and gradients are zero."""
     if lengths is None:
         return tensors
     u, delta, A, B, C, D, z, delta_bias = tensors

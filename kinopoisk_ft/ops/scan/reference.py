@@ -1,4 +1,4 @@
-"""Define the selective scan step by step: the specification of every other backend."""
+"""Implement the selective scan step by step, as the reference for the other backends."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def selective_scan_reference(
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
         D, delta_bias: (d_inner,).
-        delta_softplus: use softplus(delta + delta_bias) as the step.
+        delta_softplus: use softplus(delta + delta_bias) instead of delta + delta_bias as delta_t.
 
     Returns:
-        (batch, length, d_inner), in the dtype of the inputs.
+        (batch, length, d_inner) in the dtype of the inputs.
     """
     if delta_bias is not None:
         delta = delta + delta_bias
@@ -54,7 +54,7 @@ def selective_scan_reference(
 def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 16
 ) -> dict[str, Tensor]:
-    """Draw random arguments, of the size that values have in a trained layer."""
+    """Draw random arguments for the self-test, of similar size as in a trained layer."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

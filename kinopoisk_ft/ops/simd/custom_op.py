@@ -1,7 +1,7 @@
-"""Register kernels and their derivatives with PyTorch.
+"""Register CPU kernels and their backward passes as PyTorch operators.
 
-`torch.library.custom_op` does the same, but its checks of each call take about 50 us forward and
-backward, as long as a small kernel runs.
+`torch.library.custom_op` has the same purpose, but its checks add about 50 us to each forward and
+backward pass, which is as long as a small kernel runs.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# PyTorch removes the operators when this object is deleted.
+# PyTorch removes the operators when this object is deleted, so the module keeps a reference.
 _LIBRARY = torch.library.Library("kinopoisk_ft", "FRAGMENT")
 
 Operator = Callable[..., Any]
 
 
 def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Register the decorated function as a CPU operator that does not modify its arguments.
+    """Return a decorator that registers a CPU operator; it must not modify its arguments.
 
     Args:
-        fake: takes the same arguments and returns empty tensors of the operator's output shapes.
+        fake: takes the same arguments and returns empty tensors with the shapes and dtypes of the
+            outputs. PyTorch calls it instead of the kernel in torch.compile and on meta tensors.
         name: name of the operator in `torch.ops.kinopoisk_ft`.
     """
 
     def register(kernel: Callable[..., Any]) -> Operator:
         schema = torch.library.infer_schema(kernel, mutates_args=())
-        # The tag tells torch.compile that it can trace the operator.
+        # The tag tells torch.compile that the operator can be traced.
         _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, kernel, "CPU")
         torch.library.register_fake(f"kinopoisk_ft::{name}", fake, lib=_LIBRARY)
-        # The overload, because a call of the packet would look for it each time.
+        # Return the overload, because the overload packet would look it up at each call.
         op: Operator = getattr(torch.ops.kinopoisk_ft, name).default
         return op
 
@@ -40,16 +41,16 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
 
 
 def call_below_autograd(op: Operator, *inputs: Any) -> Any:
-    """Call an operator without recording it for the backward pass."""
-    # Without this, `record` in `register_autograd` would dispatch to itself.
+    """Call an operator's kernel directly, without recording the call for the backward pass."""
+    # Without this guard, `record` in `register_autograd` would call itself endlessly.
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs)
 
 
 def register_autograd(op: Operator, function: type[torch.autograd.Function]) -> None:
-    """Register the derivative of an operator.
+    """Register the backward pass of an operator.
 
-    function: has the arguments and the outputs of the operator.
+    function: autograd function with the same arguments and outputs as the operator.
     """
 
     def record(*inputs: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Flush denormals to zero while a kernel runs: numbers too small for a normal float32.
+"""Flush denormal numbers to zero while a kernel runs.
 
-A value that decays over hundreds of steps falls below 1e-38, where an operation takes a processor a
-hundred times as long. Larger results are not affected. The mode belongs to a thread.
+Denormals are numbers too small for a normal float32, that is, below about 1e-38. A value that
+decays over hundreds of steps becomes denormal, and a processor then takes about a hundred times as
+long for each operation. Normal numbers are not affected. Each thread has its own mode.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from numba import types
 from numba.extending import intrinsic
 
 _ARCHITECTURE = llvm.get_process_triple().split("-")[0]
-# In MXCSR of x86, bit 15 flushes results and bit 6 operands. In FPCR of ARM, bit 24 flushes both.
-# On other architectures the mode is not changed.
+# Bits to set in the control register. On x86, bit 15 of MXCSR flushes results and bit 6 operands.
+# On ARM, bit 24 of FPCR flushes both. On other architectures, the mode is not changed.
 _FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_ARCHITECTURE, 0)
 
 
 def _get_function(module: Any, kind: Any, name: str) -> Any:
-    """Get the declaration of an LLVM intrinsic, which a module may contain only once."""
+    """Return the declaration of an LLVM intrinsic, which a module may contain only once."""
     return module.globals.get(name) or ir.Function(module, kind, name)
 
 
 def _read_mode(builder: Any) -> Any:
-    """Read the floating-point mode of this thread as a 64-bit integer."""
+    """Emit code that reads the floating-point mode of the thread as a 64-bit integer."""
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
-        # The instruction writes MXCSR to memory.
+        # The instruction can write MXCSR only to memory.
         memory = builder.alloca(ir.IntType(32))
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer])
         function = _get_function(builder.module, kind, "llvm.x86.sse.stmxcsr")
@@ -39,7 +40,7 @@ def _read_mode(builder: Any) -> Any:
 
 
 def _write_mode(builder: Any, mode: Any) -> None:
-    """Set the floating-point mode of this thread."""
+    """Emit code that sets the floating-point mode of the thread."""
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
         memory = builder.alloca(ir.IntType(32))
@@ -54,7 +55,7 @@ def _write_mode(builder: Any, mode: Any) -> None:
 
 @intrinsic
 def flush_denormals(typing_context: Any) -> Any:
-    """Flush denormals to zero in this thread; return the previous mode for `restore_mode`."""
+    """Enable the flushing of denormals in this thread; return the mode to restore later."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not _FLUSH_BITS:
@@ -68,7 +69,7 @@ def flush_denormals(typing_context: Any) -> Any:
 
 @intrinsic
 def restore_mode(typing_context: Any, mode: Any) -> Any:
-    """Restore the mode of this thread, because PyTorch's operators run in the same threads."""
+    """Restore the floating-point mode of this thread, which PyTorch's operators also use."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _FLUSH_BITS:

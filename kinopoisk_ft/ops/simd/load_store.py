@@ -1,7 +1,7 @@
 """Move vectors between registers and memory, and allocate and clear memory for kernels.
 
-Memory is a flat array or a pointer of float32, or a pointer of bfloat16: the upper half of a
-float32, which has the type uint16 here.
+Memory is an array or pointer to float32 or bfloat16, and an index counts elements, not bytes. Numba
+has no bfloat16; its 16 bits, which are the upper half of a float32, have the type uint16 here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from numba.extending import intrinsic
 from kinopoisk_ft.ops.simd.kernel_cache import OPTIONS
 from kinopoisk_ft.ops.simd.register import FLOAT_VECTOR, INT_VECTOR, LANES, vector_type
 
+# LLVM type of the bits of `LANES` bfloat16 values.
 _HALF_VECTOR = ir.VectorType(ir.IntType(16), LANES)
-# Float32 in a cache line: a vector across two lines costs twice.
+# Number of float32 values in a cache line of 64 bytes. A vector that crosses the boundary between
+# two lines takes twice as long to load.
 _LINE = 16
 
 
 def _point_to(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
-    """Get the pointer to the vector that starts at an index."""
+    """Return the pointer to the vector that starts at memory[index]."""
     if isinstance(memory_type, types.Array):
         memory = context.make_array(memory_type)(context, builder, memory).data
     vector = FLOAT_VECTOR if memory_type.dtype == types.float32 else _HALF_VECTOR
@@ -32,11 +34,12 @@ def _point_to(context: Any, builder: Any, memory_type: Any, memory: Any, index: 
 
 @intrinsic
 def load(typing_context: Any, memory: Any, index: Any) -> Any:
-    """Load `LANES` numbers from `index` on as float32, without a bounds check."""
+    """Load memory[index : index + LANES] as float32, without a bounds check."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory_type = signature.args[0]
         pointer = _point_to(context, builder, memory_type, *args)
+        # A vector may start at any element, so only the alignment of one element is sure.
         value = builder.load(pointer, align=memory_type.dtype.bitwidth // 8)
         if memory_type.dtype == types.float32:
             return value
@@ -48,12 +51,13 @@ def load(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _round_to_bfloat16(builder: Any, value: Any) -> Any:
-    """Round float32 lanes to the nearest bfloat16, ties to even."""
-    # Add just under half of the last bit that remains, plus one if that bit is odd, and cut off.
+    """Round float32 lanes to the nearest bfloat16, with ties to even."""
+    # Add just under half of the last remaining bit, plus one if that bit is 1, and then drop the
+    # lower 16 bits.
     bits = builder.bitcast(value, INT_VECTOR)
     odd = builder.and_(builder.lshr(bits, INT_VECTOR([16] * LANES)), INT_VECTOR([1] * LANES))
     rounded = builder.add(bits, builder.add(odd, INT_VECTOR([0x7FFF] * LANES)))
-    # Rounding could carry a NaN's mantissa over into an infinity or a zero.
+    # Without this selection, rounding could turn a NaN into an infinity or a zero.
     is_number = builder.fcmp_ordered("ord", value, value)
     rounded = builder.select(is_number, rounded, INT_VECTOR([0x7FC00000] * LANES))
     return builder.trunc(builder.lshr(rounded, INT_VECTOR([16] * LANES)), _HALF_VECTOR)
@@ -61,7 +65,7 @@ def _round_to_bfloat16(builder: Any, value: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
-    """Store `LANES` numbers from `index` on, without a bounds check."""
+    """Store a vector in memory[index : index + LANES] in its dtype, without a bounds check."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory_type, value = signature.args[0], args[2]
@@ -76,7 +80,7 @@ def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
-    """Prefetch the cache line of `index`, which may lie outside the memory."""
+    """Prefetch the cache line of memory[index]; the index may lie outside the memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _point_to(context, builder, signature.args[0], *args)
@@ -84,7 +88,8 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # LLVM's arguments: 0 read, 1 write; locality, where 3 is the closest cache; 1 data cache.
+        # Arguments of llvm.prefetch: 0 to read or 1 to write; locality from 0 to 3, where 3 is the
+        # cache closest to the core; 1 for the data cache.
         read, keep_in_l2, data = (ir.Constant(number, value) for value in (0, 2, 1))
         builder.call(function, [pointer, read, keep_in_l2, data])
         return context.get_dummy_value()
@@ -93,7 +98,10 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Join one or two vectors; add the upper to the lower half of each of their `parts` parts."""
+    """Split each vector into `parts` parts, add the halves of each part, and concatenate the sums.
+
+    vectors: one or two vectors of the same size.
+    """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
     index = ir.VectorType(ir.IntType(32), len(low))
@@ -108,13 +116,14 @@ def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
 
 @intrinsic
 def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Store the sums over lanes of four vectors one after the other, in float32.
+    """Store the sums over the lanes of a, b, c and d in memory[index : index + 4], in float32.
 
     The order of the additions is the same as in `sum_lanes`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # Join a and b, c and d, then all four; then fold until one lane of each is left.
+        # Summing four vectors together takes fewer instructions than summing each alone. First
+        # combine a with b and c with d, then all four, and add halves until each has one lane.
         first, second = _add_halves(builder, args[2:4], 1), _add_halves(builder, args[4:6], 1)
         sums = _add_halves(builder, (first, second), 2)
         while sums.type.count > 4:
@@ -128,7 +137,7 @@ def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: 
 
 @njit(**OPTIONS)
 def allocate(size: int) -> Any:
-    """Allocate `size` float32 that start at a cache line; their values are undefined."""
+    """Allocate an uninitialized float32 array of `size` elements, aligned to a cache line."""
     # np.empty does not guarantee this alignment.
     memory = np.empty(size + _LINE, np.float32)
     skip = -(memory.ctypes.data // memory.itemsize) % _LINE
@@ -139,11 +148,11 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Zero the steps from `real` on in a row of out (batch, length, width).
+    """Zero the steps from `real` on in one row of out (batch, length, width).
 
-    `tasks` tasks work on the row, and each of them zeroes some of the steps.
+    The row has `tasks` tasks, and the task with number `task` zeroes its fraction of the steps.
     """
-    # The tasks divide the padding by steps and not by channels: whole steps are contiguous.
+    # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real
     start, end = first + padding * task // tasks, first + padding * (task + 1) // tasks
     for i in range(start * width, end * width):

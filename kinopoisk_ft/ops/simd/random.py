@@ -1,11 +1,11 @@
-"""Draw random numbers as a function of their place: key, row and column.
+"""Draw each random number as a hash of a key, its row and its column, in any order of threads.
 
 A draw is the 32-bit hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) of the
-column plus one half of the row's key; the other half is added between the rounds of the hash, so
-that two rows whose first halves are close still differ. The key of a row is SplitMix64 (Steele, Lea
-& Flood, 2014) of the call's key and the row's number. One draw decides one element: a half or a
-quarter of a draw would round the rate of dropout to 2**-16 or 2**-8, and would save little time,
-because memory is the limit.
+column plus the lower half of the row's 64-bit key. The upper half is added between the rounds of
+the hash, so that two rows whose lower halves are close get different draws. The key of a row is
+SplitMix64 (Steele, Lea & Flood, 2014) of the call's key and the row number. Each element uses a
+whole draw. A half or a quarter of a draw would round the dropout probability to a multiple of
+2**-16 or 2**-8, and would save little time, because memory bandwidth limits the kernels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 @njit(forceinline=True)
 def derive_row_key(key: Any, row: Any) -> Any:
-    """Derive the uint64 key of a row from the call's key and the row's number, both int64."""
-    # The state of SplitMix64 after row + 1 steps from the key, and then its output function.
+    """Derive the uint64 key of a row from the call's key and the row number, both int64."""
+    # Advance SplitMix64 by row + 1 steps from the state `key`, then apply its output function.
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]
     z = (z ^ (z >> _27)) * _MIX[1]
@@ -37,14 +37,12 @@ def derive_row_key(key: Any, row: Any) -> Any:
 
 @intrinsic
 def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, scale: Any) -> Any:
-    """Draw the factors of dropout for `LANES` columns: `scale` if the draw is below the threshold.
-
-    The other factors are 0.
+    """Draw a vector of dropout factors for `LANES` columns: `scale` to keep an element, else 0.
 
     Args:
         key: uint64 key of the row.
-        column: first column, below 2**32.
-        threshold: probability of keeping an element times 2**32.
+        column: number of the first column, below 2**32.
+        threshold: probability of keeping an element, times 2**32; lower draws keep the element.
         scale: float32 factor of a kept element.
     """
 
@@ -58,7 +56,7 @@ def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, sca
         def xor_shift(x: Any, bits: int) -> Any:
             return builder.xor(x, builder.lshr(x, INT_VECTOR([bits] * LANES)))
 
-        # `triple32` of the column, with the halves of the row's key added.
+        # Compute `triple32`: three rounds of a shift with xor and a multiplication, then a shift.
         key, column, threshold, scale = args
         low = builder.trunc(key, word)
         high = builder.trunc(builder.lshr(key, ir.IntType(64)(32)), word)
@@ -70,7 +68,7 @@ def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, sca
         x = builder.mul(xor_shift(x, 15), INT_VECTOR([0x31848BAB] * LANES))
         limit = broadcast(builder.trunc(threshold, word))
         is_kept = builder.icmp_unsigned("<", xor_shift(x, 14), limit)
-        # Select the bits of the scale or zero.
+        # Select on the bits of the float32 scale, because `broadcast` handles 32-bit integers.
         bits = broadcast(builder.bitcast(scale, word))
         factors = builder.select(is_kept, bits, INT_VECTOR([0] * LANES))
         return builder.bitcast(factors, FLOAT_VECTOR)

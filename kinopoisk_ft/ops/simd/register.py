@@ -1,7 +1,8 @@
-"""Define a SIMD vector as a numba type: `LANES` float32 in one or a few vector registers.
+"""Define a numba type for a SIMD vector: `LANES` float32 values in one or more vector registers.
 
 Numba's auto-vectorizer keeps the states of a scan in memory; with an explicit vector type they stay
-in registers. `+`, `-`, `*` and `/` act lane by lane; LLVM may contract them to fused multiply-adds.
+in registers. `+`, `-`, `*` and `/` act lane by lane, and LLVM may fuse `*` and `+` (FMA). In
+kernels, an intrinsic is called without its first parameter `typing_context`, which numba passes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from numba.extending import intrinsic, models, overload, register_model
 
 
 def _count_native_lanes() -> int:
-    """Count the lanes of the widest fast vector: 16 with AVX-512, else 8."""
     return 16 if llvm.get_host_cpu_features().get("avx512f", False) else 8
 
 
+# Number of float32 values in a vector: 512 bits with AVX-512, else 256 bits.
 LANES = _count_native_lanes()
-# LLVM types of a vector, and of its bits or of a shuffle's indices.
+# LLVM types of a vector of floats, and of integers for their bits or for the indices of a shuffle.
 FLOAT_VECTOR = ir.VectorType(ir.FloatType(), LANES)
 INT_VECTOR = ir.VectorType(ir.IntType(32), LANES)
 
 
 class Vector(types.Type):
-    """Type of a vector of `LANES` float32 in numba."""
+    """Represent a vector of `LANES` float32 values in numba's type system."""
 
     def __init__(self) -> None:
         super().__init__(name=f"float32x{LANES}")
@@ -43,19 +44,19 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _define_operator(function: Any, instruction: str) -> None:
-    """Compile a Python operator on two vectors to one LLVM instruction."""
+    """Make numba compile a Python operator on two vectors to one LLVM instruction."""
 
     @intrinsic
     def apply(typing_context: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            # "contract" allows fused multiply-adds, and no other reordering.
+            # "contract" allows fused multiply-adds, but no reordering of additions.
             return getattr(builder, instruction)(*args, flags=("contract",))
 
         return vector_type(vector_type, vector_type), codegen
 
     @overload(function)
     def choose(a: Any, b: Any) -> Any:
-        # None leaves other types to numba's own implementation.
+        # None makes numba use its own implementation for other types.
         if not (isinstance(a, Vector) and isinstance(b, Vector)):
             return None
 
@@ -73,7 +74,7 @@ _define_operator(operator.truediv, "fdiv")
 
 @intrinsic
 def splat(typing_context: Any, value: Any) -> Any:
-    """Copy one float32 to every lane."""
+    """Return a vector with the same float32 in every lane."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         undefined = ir.Constant(FLOAT_VECTOR, ir.Undefined)
@@ -86,7 +87,7 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def sum_lanes(typing_context: Any, value: Any) -> Any:
-    """Sum the lanes of a vector pairwise."""
+    """Return the sum of the lanes of a vector as float32, added pairwise."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (value,), width = args, LANES
@@ -105,10 +106,10 @@ def sum_lanes(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
-    """Limit each lane to low .. high; NaN stays NaN."""
+    """Clamp each lane to low .. high; NaN stays NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # Ordered comparisons are false for NaN, so that NaN is selected unchanged.
+        # An ordered comparison with NaN is false, which selects the NaN unchanged.
         value, low, high = args
         value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
         return builder.select(builder.fcmp_ordered(">", value, high), high, value)
@@ -118,7 +119,7 @@ def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
 
 @intrinsic
 def maximum(typing_context: Any, a: Any, b: Any) -> Any:
-    """Take the larger number of a and b in each lane; b if one of them is NaN."""
+    """Return the larger of a and b in each lane, or b if one of them is NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)

@@ -1,9 +1,10 @@
 """Run a compiled kernel on PyTorch's own threads.
 
-A kernel is C code `void kernel(int64_t *table)`. The first entry of the table counts the tasks that
-are taken, so that a thread with short rows takes more of them. Idle OpenMP threads of PyTorch spin
-for a while and would slow down the threads of another pool; therefore PyTorch's own pool is used if
-it can be called.
+A kernel is a C function `void kernel(int64_t *table)`, which every thread calls with the same
+table. Entry 0 of the table counts the tasks that have been started. Each thread starts the next
+task until none is left, so that a thread with short rows processes more tasks. The other entries
+are sizes, strides and addresses. Idle OpenMP threads of PyTorch spin for a while and would slow
+down the threads of another pool. Therefore PyTorch's own pool is used if it can be called.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @intrinsic
 def take_task(typing_context: Any, table: Any) -> Any:
-    """Take the number of the next task, atomically."""
+    """Return the number of the next task and increment the counter table[0], atomically."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # "monotonic" is enough, because no data is passed between tasks at this point.
         return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(table), codegen
@@ -40,7 +42,7 @@ def take_task(typing_context: Any, table: Any) -> Any:
 
 @intrinsic
 def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
-    """Count one more finished task in table[index], after all that the task wrote."""
+    """Increment the number of finished tasks in table[index], after all writes of the task."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)
@@ -61,16 +63,16 @@ def _count_finished(typing_context: Any, table: Any, index: Any) -> Any:
 
 @njit(forceinline=True)
 def wait_for_tasks(table: Any, index: int, tasks: int) -> None:
-    """Wait until table[index] counts `tasks` finished tasks.
+    """Wait until the counter of finished tasks, table[index], reaches `tasks`.
 
-    A busy loop is enough: the last tasks of all threads end at about the same time.
+    A busy loop is enough, because the last tasks of all threads end at about the same time.
     """
     while _count_finished(table, index) < tasks:
         pass
 
 
 def _define_cast(target: types.Type) -> Any:
-    """Define a function for kernels that converts an address to a pointer."""
+    """Return a function for kernels that converts an int64 address to a pointer to `target`."""
 
     @intrinsic
     def cast(typing_context: Any, address: Any) -> Any:
@@ -84,18 +86,18 @@ def _define_cast(target: types.Type) -> Any:
 
 as_float32 = _define_cast(types.float32)
 as_int64 = _define_cast(types.int64)
-# Numba has no bfloat16; `load` and `store` convert its bits.
+# Numba has no bfloat16, so uint16 holds its bits, which `load` and `store` convert.
 as_bfloat16 = _define_cast(types.uint16)
 
 
 @cache
 def _find_openmp() -> Callable[..., None] | None:
-    """Find the entry point of PyTorch's OpenMP runtime; None if it lacks GNU's interface."""
+    """Return `GOMP_parallel` of PyTorch's OpenMP runtime; None if it is not exported."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         parallel = ctypes.CDLL(str(library)).GOMP_parallel
     except (OSError, AttributeError):
-        log.debug("no GNU OpenMP in %s: kernels run on a separate thread pool", library)
+        log.debug("%s has no GOMP_parallel, so kernels run on a separate thread pool", library)
         return None
     # void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -103,28 +105,28 @@ def _find_openmp() -> Callable[..., None] | None:
     return parallel
 
 
-# Cached, because operators ask at each call.
+# Cached, because every call of an operator needs the compiled kernel.
 @cache
 def compile_kernel(kernel: Callable[..., None]) -> Any:
-    """Compile `kernel(table)` to C code, or load it from numba's cache on disk."""
+    """Compile `kernel(table)` to a C function, or load it from numba's disk cache."""
     return cfunc(types.void(types.CPointer(types.int64)), cache=CACHED)(kernel)
 
 
 def run_kernel(kernel: Callable[..., None], tasks: int, fields: Sequence[int]) -> None:
-    """Run a kernel over `tasks` tasks on at most `torch.get_num_threads()` threads.
+    """Run the `tasks` tasks of a kernel on at most `torch.get_num_threads()` threads.
 
-    fields: sizes, strides and addresses, in the kernel's table from index 1 on.
+    fields: sizes, strides (in elements) and addresses, which fill the table from index 1 on.
     """
     code = compile_kernel(kernel)
-    # int64; index 0 is the counter of tasks.
+    # An array of int64. Index 0 counts the tasks that have been started.
     table = array("q", [0, *fields])
     address, _ = table.buffer_info()
     threads, parallel = min(torch.get_num_threads(), tasks), _find_openmp()
     if threads > 1 and parallel:
-        # Every thread runs the kernel, which takes tasks until none is left.
+        # Every thread runs the kernel, which starts tasks until none is left.
         parallel(code.address, address, threads, 0)
         return
-    # A ctypes call releases the interpreter's lock.
+    # A ctypes call releases the GIL, so that the threads run in parallel.
     call = _KERNEL(code.address)
     if threads < 2:
         call(address)

@@ -1,8 +1,9 @@
-"""Compute the scan of Mamba-2 as matrix products, chunk by chunk, on any device.
+"""Compute the scan of Mamba-2 as matrix products of chunks, on any device.
 
-Within a chunk the scan is a masked product of queries C, keys B and values dt x; between chunks it
-passes on one state per head (Dao & Gu, 2024, section 6, https://arxiv.org/abs/2405.21060). Shapes:
-K chunks of all rows, T steps in a chunk, G groups, H heads, P head_dim, V = (H / G) P, N d_state.
+Within a chunk, the scan is like masked attention with queries C, keys B and values dt x. Between
+chunks, it passes on one state per head (Dao & Gu, 2024, section 6,
+https://arxiv.org/abs/2405.21060). Shapes: K chunks of all rows, T steps per chunk, G groups,
+H heads, P head_dim, V = (H / G) P, N d_state.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Matrix products of this size are efficient, and the mask of a chunk stays small.
+# Steps per chunk. Matrix products of this size are efficient, and `Decay.between` stays small.
 CHUNK = 64
 
 
 class Decay(NamedTuple):
-    """Factors by which a signal decays within a chunk."""
+    """Store the factors by which a signal decays within a chunk."""
 
     # (K, H): over the whole chunk.
     total: Tensor
@@ -31,8 +32,8 @@ class Decay(NamedTuple):
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
-    """Get the dtype for sums whose terms nearly cancel, such as the gradient of A."""
-    # MPS devices have no float64.
+    """Return the dtype for sums whose terms nearly cancel, such as the gradient of A."""
+    # MPS devices do not support float64.
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -41,8 +42,8 @@ def _compute_decay(dt: Tensor, A: Tensor) -> Decay:
     # (K, T, H): logarithm of the decay from the start of the chunk.
     sums = (dt.to(wide) * A.to(wide)).cumsum(1)
     last = sums[:, -1:]
-    # The difference of two long sums in float32 would lose its digits: split each sum into a
-    # float32 part and the rest, and subtract the parts.
+    # `between` needs differences of long sums, which are inaccurate in float32. To avoid (T, T)
+    # matrices in float64, split each sum into a float32 part and the rest, and subtract both.
     high = sums.to(dt.dtype)
     low = (sums - high).to(dt.dtype)
     high, low = (part.transpose(1, 2).contiguous() for part in (high, low))
@@ -58,23 +59,23 @@ def _compute_decay(dt: Tensor, A: Tensor) -> Decay:
 
 
 def _group_heads(x: Tensor, groups: int) -> Tensor:
-    """Reshape (K, T, H, P) to (K, G, T, V)."""
+    """Reshape x (chunks, steps, heads, head_dim) to (chunks, groups, steps, V)."""
     return x.reshape(*x.shape[:2], groups, -1).transpose(1, 2)
 
 
 def _ungroup_heads(x: Tensor, heads: int) -> Tensor:
-    """Reshape (K, G, T, V) to (K, T, H, P)."""
+    """Reshape x (chunks, groups, steps, V) to (chunks, steps, heads, head_dim)."""
     x = x.transpose(1, 2)
     return x.reshape(*x.shape[:2], heads, -1)
 
 
 def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tensor:
-    """Compute the state that reaches each chunk from the chunks before it (or after it).
+    """Compute the state before each chunk (or, if `reverse`, the gradient of the state after it).
 
     Args:
-        local: (K, G, N, V), what each chunk adds to the state.
+        local: (K, G, N, V), the contribution of each chunk to the state.
         total: (K, H), decay over each chunk.
-        rows: rows of the batch, which have K / rows chunks each.
+        rows: number of rows of the batch; each row has K / rows chunks.
         reverse: pass states backward in time.
 
     Returns:
@@ -96,7 +97,10 @@ def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tens
 
 
 class ChunkedSSD(torch.autograd.Function):
-    """Map x (K, T, H, P), dt (K, T, H), A (H,), B, C (K, G, T, N) to y (K, T, H, P)."""
+    """Map x (K, T, H, P), dt (K, T, H), A (H,) and B, C (K, G, T, N) to y (K, T, H, P).
+
+    The letters are explained at the top of this file.
+    """
 
     @staticmethod
     def forward(
@@ -105,10 +109,11 @@ class ChunkedSSD(torch.autograd.Function):
         heads, groups = x.shape[2], B.shape[1]
         decay = _compute_decay(dt, A)
         values = x * dt[..., None]
-        # What reaches the end of its chunk (K, G, T, V); the state before each chunk (K, G, N, V).
+        # The values, decayed to the end of their chunk (K, G, T, V).
         to_end = _group_heads(values * decay.to_end[..., None], groups)
+        # The state before each chunk (K, G, N, V).
         before = _pass_states(B.transpose(2, 3) @ to_end, decay.total, rows, reverse=False)
-        # The output is the sum of two parts: from earlier chunks, and from within the chunk.
+        # The output is the sum of the contributions of earlier chunks and of the same chunk.
         y = _ungroup_heads(C @ before, heads) * decay.from_start[..., None]
         # (K, G, H / G, T, T), then (K, H, T, P)
         scores = decay.between.unflatten(1, (groups, -1)) * (C @ B.transpose(2, 3))[:, :, None]
@@ -135,11 +140,11 @@ class ChunkedSSD(torch.autograd.Function):
         from_later = _ungroup_heads(B @ later, heads)
         grad_values += from_later * decay.to_end[..., None]
 
-        # The decay of a step scales every signal that passes it. From earlier chunks to steps at or
-        # after it (K, T, H):
+        # The decay of a step scales every signal that passes the step, so its gradient sums over
+        # these signals. From earlier chunks to this step or later steps of the chunk, (K, T, H):
         read = (_ungroup_heads(C @ before, heads) * _ungroup_heads(started, heads)).sum(-1)
         grad_log += read.flip(1).cumsum(1).flip(1)
-        # From steps before it to later chunks:
+        # From earlier steps of the chunk to later chunks:
         sent = (from_later * to_end).sum(-1)
         grad_log += sent.cumsum(1) - sent
         # From earlier chunks to later chunks:
@@ -154,10 +159,10 @@ class ChunkedSSD(torch.autograd.Function):
 def _backpropagate_inside(
     values: Tensor, B: Tensor, C: Tensor, decay: Decay, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of what happens within the chunks.
+    """Compute the gradients of the part of the scan within each chunk.
 
     Returns:
-        The gradients of values, B, C and dt A; the last one is (K, T, H) in the wide dtype.
+        The gradients w.r.t. values, B, C and dt A. The last one is (K, T, H) in `_wide_dtype`.
     """
     groups = B.shape[1]
     grad, values = (part.transpose(1, 2).contiguous() for part in (grad, values))
@@ -173,30 +178,30 @@ def _backpropagate_inside(
 
 
 def _sum_across_steps(effects: Tensor) -> Tensor:
-    """Sum, for each step, the effects of earlier steps on it and on later steps.
+    """Sum, for each step, the effects that earlier steps have on this step and on later steps.
 
-    effects: (K, H, T, T), effect of step j on step i; 0 above the diagonal.
+    effects: (K, H, T, T), where [..., i, j] is the effect of step j on step i; 0 if j > i.
 
     Returns:
-        (K, H, T) in the wide dtype.
+        (K, H, T) in `_wide_dtype`.
     """
     if _wide_dtype(effects) == torch.float64:
         own = effects.sum(3, dtype=torch.float64) - effects.sum(2, dtype=torch.float64)
         return own.flip(2).cumsum(2).flip(2)
-    # In float32 a difference of such sums would lose its digits.
-    # (T, T): step j is earlier than step t.
+    # In float32, a difference of such sums would be inaccurate, so sum only the effects themselves.
+    # (T, T): 1 where step j is earlier than step t.
     earlier = torch.ones(effects.shape[2:], dtype=effects.dtype, device=effects.device).triu_(1)
     return (effects @ earlier).tril_().sum(2)
 
 
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute `ssd_reference` with few and large operations."""
+    """Compute the same as `ssd_reference` with fewer and larger operations."""
     rows, length = x.shape[:2]
     steps = min(CHUNK, length)
-    # The last chunk is padded to a whole number of steps.
+    # Zero-pad the length to whole chunks.
     missing = -length % steps
     if missing:
-        # A step dt of 0 does not change the state.
+        # With dt = 0, a step does not change the state.
         x, B, C = (nn.functional.pad(part, (0, 0, 0, 0, 0, missing)) for part in (x, B, C))
         dt = nn.functional.pad(dt, (0, 0, 0, missing))
     # (K, T, ...)

@@ -1,4 +1,4 @@
-"""Run the scan of Mamba-2 on a GPU, by the Triton kernel of mamba-ssm."""
+"""Run the scan of Mamba-2 on a GPU with the Triton kernel of mamba-ssm."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from kinopoisk_ft.ops.scan import cuda as scan_cuda
 from kinopoisk_ft.ops.ssd.reference import SELF_TEST
 
-# Steps in a chunk.
+# Steps per chunk.
 CHUNK = 256
 
 
 def ssd_cuda(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute `ssd_reference` with the kernel of mamba-ssm."""
+    """Compute the same as `ssd_reference` with the kernel of mamba-ssm."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     y: Tensor = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=CHUNK)
@@ -26,6 +26,6 @@ PACKAGE = replace(
     extension="triton",
     run=ssd_cuda,
     self_test=SELF_TEST,
-    # One chunk, and more than one.
+    # The lengths need one chunk, and more than one.
     sizes=((2, 40, 64), (1, CHUNK + 44, 128)),
 )

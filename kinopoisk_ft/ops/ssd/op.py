@@ -1,4 +1,4 @@
-"""Apply the scan of Mamba-2 (state space duality), by one of several backends."""
+"""Apply the scan of Mamba-2 (state space duality, SSD) with one of several backends."""
 
 from __future__ import annotations
 
@@ -39,31 +39,32 @@ def ssd(
         dt: (batch, length, heads).
         A, D, dt_bias: (heads,).
         B, C: (batch, length, groups, d_state).
-        dt_softplus: use softplus(dt + dt_bias) as the step.
-        dt_limit: limits of the step, applied last.
-        lengths: (batch,) integers; beyond its length a row's outputs and gradients are 0.
-        backend: auto, cuda (mamba-ssm), torch (matrix products by chunks) or reference.
+        dt_softplus: use softplus(dt + dt_bias) instead of dt + dt_bias as dt_t.
+        dt_limit: lower and upper limit of dt_t, applied after the softplus.
+        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
+        backend: auto (the fastest), cuda (mamba-ssm), torch (matrix products of chunks) or
+            reference (step by step).
 
     Returns:
         (batch, length, heads, head_dim) in the dtype of x. Half precision is computed in float32.
 
     Raises:
-        ValueError: the shapes do not fit.
-        UserError: the backend cannot run here.
+        ValueError: the shapes do not match.
+        UserError: the backend is unknown or cannot process these tensors.
     """
     _check_shapes(x, dt, A, B, C, D, dt_bias, lengths)
-    # At least float32, which half precision is computed in.
+    # Compute in float32, or in float64 if an input is float64.
     dtype = torch.float32
     for tensor in (x, dt, A, B, C):
         dtype = torch.promote_types(dtype, tensor.dtype)
     chosen = choose_backend("ssd", backend, BACKENDS, x.device, dtype)
-    # Under autocast the matrix products would round to half precision.
+    # With autocast enabled, the matrix products would round to half precision.
     with disable_autocast(x.device):
         values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
         dt = _compute_steps(dt, dt_bias, dt_softplus, dt_limit)
         if lengths is not None:
-            # Zeros beyond the lengths give zero outputs and gradients there.
-            # (batch, length, 1), then (batch, length, 1, 1)
+            # Zeros beyond the lengths make outputs and gradients zero there. The mask is first
+            # (batch, length, 1), then (batch, length, 1, 1).
             mask = make_length_mask(lengths, x.shape[1])[..., None]
             dt = torch.where(mask, dt, 0)
             mask = mask[..., None]
@@ -81,7 +82,7 @@ def _compute_steps(
         dt = dt + dt_bias
     if dt_softplus:
         dt = nn.functional.softplus(dt)
-    # The limits of Mamba-2's config; the default does not limit.
+    # The limits are those of Mamba-2's config. The default limits have no effect.
     return dt if dt_limit == (0.0, float("inf")) else dt.clamp(*dt_limit)
 
 
@@ -96,7 +97,7 @@ def _check_shapes(
         )
     batch, length, heads, _ = x.shape
     if heads % B.shape[2]:
-        raise ValueError(f"{heads} heads cannot be divided into {B.shape[2]} groups")
+        raise ValueError(f"{heads} heads cannot be divided into {B.shape[2]} equal groups")
     expected = {
         "dt": (dt, (batch, length, heads)),
         "A": (A, (heads,)),

@@ -1,4 +1,4 @@
-"""Define the scan of Mamba-2 step by step: the specification of every other backend."""
+"""Implement the scan of Mamba-2 step by step, as the reference for the other backends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
         B, C: (batch, length, groups, d_state); consecutive heads share a group.
 
     Returns:
-        (batch, length, heads, head_dim), in the dtype of the inputs.
+        (batch, length, heads, head_dim) in the dtype of the inputs.
     """
     heads_per_group = x.shape[2] // B.shape[2]
     # (batch, length, heads, d_state)
     B, C = (matrix.repeat_interleave(heads_per_group, dim=2) for matrix in (B, C))
+    # (batch, heads, head_dim, d_state)
     h = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[3])
     outputs = []
     for x_t, dt_t, B_t, C_t in zip(*(part.unbind(1) for part in (x, dt, B, C)), strict=True):
@@ -39,7 +40,7 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
 def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 64
 ) -> dict[str, Tensor]:
-    """Draw random arguments with two groups of heads, of the size that trained layers have."""
+    """Draw random arguments for the self-test, with two groups of heads."""
     heads = 4
 
     def normal(*shape: int) -> Tensor:
