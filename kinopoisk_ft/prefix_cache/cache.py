@@ -1,4 +1,4 @@
-"""Run the layers that an adapter leaves frozen once, and train from their cached activations."""
+"""Cache the activations of frozen layers (prefix cache) and train the other layers from them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from kinopoisk_ft.training.progress import Progress
 log = logging.getLogger(__name__)
 
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-# Cost of building the cache, charged to every run that uses it: the report adds it to the times
-# of training and evaluation.
+# Metrics of the time to build the cache for each data split. Every run that uses the cache logs
+# them, and the report adds them to the times of training and evaluation.
 SECONDS = {
     "train": "prefix_build_seconds",
     "val": "prefix_val_build_seconds",
@@ -42,20 +42,20 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CachedExamples(Examples):
-    """Examples with the activations of each review: one vector per token, or a single one."""
+    """Examples with cached activations: one vector per token, or one vector per review."""
 
     activations: CachedActivations
 
 
 class CachedClassification(Classification):
-    """Cross-entropy over classes, computed from cached activations."""
+    """Classification objective (cross-entropy) that is computed from cached activations."""
 
     def __init__(self, split: SplitNetwork, pad_id: int, **options: Any) -> None:
         super().__init__(pad_id, **options)
         self.split = split
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Return activations (batch, length or 1, d_model), attention_mask and labels."""
+        """Build a batch of activations (batch, length or 1, d_model), attention_mask and labels."""
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
         del batch["input_ids"]
@@ -67,7 +67,7 @@ class CachedClassification(Classification):
         return {**batch, "activations": torch.from_numpy(padded)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits (batch, classes) of the model's upper part."""
+        """Run the layers above the split point; return the logits (batch, classes)."""
         activations, mask = batch["activations"].float(), batch["attention_mask"]
         logits: Tensor = self.split.run_upper(activations, mask).logits
         return logits
@@ -75,7 +75,14 @@ class CachedClassification(Classification):
 
 @dataclass(frozen=True)
 class CachedData:
-    """The parts of the data with their activations, and the cost of computing these."""
+    """Data splits with their cached activations, and the time that it took to compute them.
+
+    Args:
+        split: the network, split into frozen and trained layers.
+        parts: examples of the train, validation and test data by name.
+        origin: "built" if this run wrote a file of the cache, "found" if all files existed.
+        build_seconds: build times by the metric names in `SECONDS`.
+    """
 
     split: SplitNetwork
     pad_id: int
@@ -84,20 +91,23 @@ class CachedData:
     build_seconds: dict[str, float]
 
     def make_objective(self, **options: Any) -> CachedClassification:
-        """Return the training objective; the options are those of `Classification`."""
+        """Return the training objective; `options` are keyword arguments of `Classification`."""
         return CachedClassification(self.split, self.pad_id, **options)
 
     def record(self, tracker: Tracker) -> None:
-        """Record whether the cache was built or found, and its build time in both cases."""
+        """Log whether the cache was built or found, and in both cases how long it took to build."""
         tracker.tags({"prefix_cache": self.origin})
         tracker.metrics(self.build_seconds, 0)
 
 
 class PrefixCache:
-    """The cached activations of a model's frozen layers for train, validation and test.
+    """Cache of the activations of a model's frozen layers for train, validation and test data.
 
     Args:
-        kind: fp32 or fp16, the precision on disk; the layers run in the precision of the run.
+        kind: fp32 or fp16, the precision of the activations on disk.
+        pad_id: pad_token_id of the tokenizer.
+        precision: device and precision in which the layers run.
+        batch_size: reviews per batch when the activations are computed.
     """
 
     def __init__(self, kind: str, pad_id: int, precision: Precision, batch_size: int) -> None:
@@ -105,13 +115,17 @@ class PrefixCache:
         self.precision, self.batch_size = precision, batch_size
 
     def apply(self, network: Network, module: nn.Module, parts: dict[str, Examples]) -> CachedData:
-        """Load the activations or compute them; leave the module in evaluation mode.
+        """Load the activations, or compute and save them. Put the module in evaluation mode.
+
+        Args:
+            module: the network with its adapter.
+            parts: examples of the train, validation and test data by name.
 
         Raises:
-            UserError: no layer is frozen, the model cannot be split, or the disk is too small.
+            UserError: no layer is frozen, the model cannot be split, or the disk is too full.
         """
         module.to(self.precision.device)
-        # The two longest and the two shortest reviews show padding and truncation.
+        # The two longest and the two shortest reviews: a batch with truncated and padded rows.
         order = np.argsort(-parts["train"].lengths, kind="stable")
         rows = [parts["train"].input_ids[i] for i in [*order[:2], *order[-2:]]]
         batch = to_device(pad(rows, self.pad_id), self.precision.device)
@@ -119,10 +133,10 @@ class PrefixCache:
         activations = self._locate(split, batch, parts)
         folder = activations["train"].file.parent
         log.info(
-            "prefix cache: run %d of %d layers once and keep %s of each review: %.1f MiB in %s",
+            "prefix cache: the first %d of %d layers run once, and %s is saved (%.1f MiB in %s)",
             split.layer,
             len(list_blocks(network)),
-            "one vector" if split.pooling else "the activations of every token",
+            "one vector per review" if split.pooling else "one vector per token",
             sum(part.nbytes for part in activations.values()) / 2**20,
             folder,
         )
@@ -133,11 +147,11 @@ class PrefixCache:
             for name in missing:
                 self._build(split, parts[name], activations[name])
         if missing:
-            # No later step needs as much memory as these batches.
+            # These batches need more memory than any later step, so return it to the system.
             release_freed_memory()
         seconds = {SECONDS[name]: part.build_seconds for name, part in activations.items()}
-        built = f"built for {', '.join(missing)}" if missing else "found"
-        log.info("prefix cache: %s; build time of all parts %.1f s", built, sum(seconds.values()))
+        built = f"built for {', '.join(missing)}" if missing else "found on disk"
+        log.info("prefix cache: %s; build time of all splits %.1f s", built, sum(seconds.values()))
         examples = {
             name: CachedExamples(part.input_ids, part.labels, activations=activations[name])
             for name, part in parts.items()
@@ -147,7 +161,7 @@ class PrefixCache:
     def _locate(
         self, split: SplitNetwork, batch: Batch, parts: dict[str, Examples]
     ) -> dict[str, CachedActivations]:
-        """Return where the activations of each part are, or will be."""
+        """Return the cached activations of each data split; their files may not exist yet."""
         width = split.run_lower(**batch).shape[-1]
         folder = cache_folder(f"{split.digest(batch)} {self.kind} {self.precision.kind}")
         return {
@@ -161,7 +175,7 @@ class PrefixCache:
         }
 
     def _build(self, split: SplitNetwork, part: Examples, activations: CachedActivations) -> None:
-        """Compute and write activations; halve the batches, for later parts too, if memory ends."""
+        """Compute and save activations; halve the batch size for good if memory runs out."""
         model = type(split.network.module).__name__
         about = {"model": model, "split": str(split), "precision": self.precision.kind}
 
@@ -176,7 +190,10 @@ class PrefixCache:
     def _compute(
         self, split: SplitNetwork, part: Examples, lengths: np.ndarray, batch_size: int
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (review, its activations (lengths[review], d_model) in fp32), longest first."""
+        """Yield pairs of a row number and its activations, with the longest reviews first.
+
+        The activations are float32 and have the shape (lengths[row], d_model).
+        """
         batches = batch_by_length(part.lengths, batch_size)
         with Progress(0, len(batches)) as progress:
             for step, rows in enumerate(batches, start=1):

@@ -1,8 +1,8 @@
-"""Split a network into frozen lower layers and an upper part that trains.
+"""Split a network into frozen lower layers and trained upper layers.
 
-The upper part runs through the model's own forward: during one call the embeddings return the
-given activations and the list of blocks begins at the split point. Masks, pooling, head and
-adapters work as usual, and between calls the model is unchanged.
+The upper layers run through the model's own forward method. During this call, the embeddings
+return the cached activations, and the list of blocks contains only the blocks above the split
+point. Masks, pooling, head and adapters work as usual, and the model is restored after the call.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ log = logging.getLogger(__name__)
 
 WHERE = "trainer.prefix_cache"
 OFF = "trainer.prefix_cache=off"
-# Config keys with these words have no effect on frozen layers in evaluation mode.
+# Config keys that contain these words do not affect the frozen layers in evaluation mode.
 NO_EFFECT = ("label", "dropout")
 
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A network as two functions, below and above a split point.
+    """A network split into two functions: `run_lower` with frozen layers, and `run_upper`.
 
     Args:
         module: the network with its adapter.
         layer: number of blocks below the split point.
-        backbone: module whose output is cached, with what follows the last block; "" to cache the
-            output of a block.
-        pooling: how the activations of a review become one vector; "" to cache those of all tokens.
+        backbone: name of the module whose output is cached if all blocks are frozen. It also
+            contains the layers after the last block. "" to cache the output of a block.
+        pooling: how a review's activations are pooled to one vector (length 1) before they are
+            cached; "" to cache one vector per token.
     """
 
     network: Network
@@ -70,7 +71,7 @@ class SplitNetwork:
         return pool(outputs[last], attention_mask, self.pooling)[:, None]
 
     def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
-        """Map activations and mask (batch, length) to the model's output."""
+        """Map activations (batch, length or 1, d_model) and mask to the model's output."""
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
@@ -80,27 +81,34 @@ class SplitNetwork:
             upper[self.network.layers] = nn.ModuleList(blocks)
         mask = attention_mask[:, : activations.shape[1]]
         with replace_modules(self.network.module, upper):
-            # No layer reads these ids; only their shape counts.
+            # Pass the mask as ids, because no layer reads the ids and only their shape matters.
             return self.module(input_ids=mask, attention_mask=mask)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
-        """Return a SHA-256 of everything that determines the activations, except the ids."""
+        """Return a SHA-256 of everything except the ids that determines the activations.
+
+        batch: a few reviews, to find the parameters that the activations depend on.
+        """
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
-        # Earlier versions wrote the split point like this; the same text finds their files.
+        # The class used to be called Seam. The same text finds the files of earlier versions.
         point = f"Seam(layer={self.layer}, backbone={self.backbone!r}, pooling={self.pooling!r})"
         text = f"{point} {type(self.network.module).__name__} {sorted(config.items())}"
         found = hashlib.sha256(text.encode())
         for name, value in self._tensors_behind(batch).items():
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            # View the values as bytes, because NumPy does not support bfloat16.
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             found.update(raw.numpy().data)
         return found.hexdigest()
 
     def _tensors_behind(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters that the activations depend on, and all buffers, by name."""
-        # Eight tokens are enough; the graph of whole reviews would hold all their activations.
+        # One review of eight tokens is enough. The autograd graph of whole reviews would keep all
+        # their activations in memory.
         few = {name: value[:1, :8] for name, value in batch.items()}
         parameters = dict(self.network.module.named_parameters())
+        # The autograd graph contains only parameters that require gradients, so let the frozen ones
+        # require gradients for this forward pass.
         frozen = [p for p in parameters.values() if p.is_floating_point() and not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -110,13 +118,12 @@ class SplitNetwork:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
+        # Integer parameters, such as quantized weights, cannot require gradients: include all.
         used = {n: p for n, p in parameters.items() if p in behind or not p.is_floating_point()}
         return used | dict(self.network.module.named_buffers())
 
 
 class _Constant(nn.Module):
-    """Return the same value from every call."""
-
     def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
@@ -126,7 +133,7 @@ class _Constant(nn.Module):
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """Return the part of a module's config that describes its layers, without labels and paths."""
+    """Return the config values that describe the layers of a module, without labels and paths."""
     found = getattr(module, "config", None) or getattr(module, "mamba_config", None)
     if not isinstance(found, PreTrainedConfig):
         return {}
@@ -138,23 +145,24 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
-    """Split a network as high, and cache as little of a review, as still gives the same logits.
+    """Return the split with the smallest cache that gives the same logits as the whole network.
 
-    The graph of a forward pass shows what is frozen, not names: a block is below the split point
-    if its output depends on nothing that trains. Leaves the model in evaluation mode.
+    A block is below the split point if its output does not depend on a trained parameter. The
+    autograd graph of a forward pass shows this. The model is left in evaluation mode.
 
     Args:
         module: the network with its adapter.
-        batch: input_ids and attention_mask of a few short and long reviews for the comparison.
+        batch: input_ids and attention_mask of a few short and long reviews, to compare the logits.
 
     Raises:
-        UserError: the first block depends on something that trains, or no split gives the logits.
+        UserError: the first block depends on a trained parameter, or no split gives these logits.
     """
     if network.pooling == "last_position":
         raise UserError(
-            "pooling 'last_position' reads the padding of a batch, which is not cached",
+            "model.pooling=last_position reads the padding tokens of a batch, and the cache does "
+            "not contain their activations",
             where=WHERE,
-            fix=f"use model.pooling=last, or {OFF}",
+            fix=f"set model.pooling=last or {OFF}",
         )
     module.eval()
     layer, backbone = _find_frozen(network, module, batch)
@@ -162,15 +170,15 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         if _gives_same_logits(split, batch):
             return split
     raise UserError(
-        f"this {type(network.module).__name__} cannot be split at layer {layer}: it does not give "
-        "the same logits from the activations there",
+        f"{type(network.module).__name__} cannot be split at layer {layer}, because the layers "
+        "above it do not compute the same logits from the cached activations",
         where=WHERE,
-        fix=f"use {OFF}",
+        fix=f"set {OFF}",
     )
 
 
 def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
-    """Return the number of frozen blocks, and the backbone's name if all of it is frozen."""
+    """Return the number of frozen blocks, and the backbone's name if all of it is frozen, or ""."""
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []
@@ -181,10 +189,11 @@ def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, 
         behind = find_parameters_in_graph(outputs[blocks[0]])
         lowest = next(name for name, p in module.named_parameters() if p in behind)
         raise UserError(
-            f"no layer can be cached: '{lowest}' trains, and the first layer depends on it",
+            f"no layer can be cached, because '{lowest}' is trained and the output of the first "
+            "layer depends on it",
             where=WHERE,
-            fix="use an adapter that leaves the first layers frozen (adapter=freeze, adapter=head, "
-            f"LoRA with adapter.config.layers_to_transform), or {OFF}",
+            fix="use an adapter that freezes the first layers (adapter=freeze, adapter=head, or "
+            f"LoRA with adapter.config.layers_to_transform), or set {OFF}",
         )
     is_frozen = bool(backbone) and not outputs[backbone[0]].requires_grad
     return layer, name if is_frozen else ""
@@ -193,10 +202,12 @@ def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, 
 def _candidates(
     network: Network, module: nn.Module, layer: int, backbone: str
 ) -> Iterator[SplitNetwork]:
-    """Yield possible splits, the smallest cache first."""
+    """Yield possible splits, with the smallest cache first."""
+    # If the backbone or all blocks are frozen, one vector per review may be enough.
     if backbone:
         yield SplitNetwork(network, module, layer, backbone, network.pooling)
     if layer == len(list_blocks(network)):
+        # Without a backbone, the model has its own head, which may read only the first token.
         pooling = network.pooling if network.layout.backbone else "cls"
         yield SplitNetwork(network, module, layer, pooling=pooling)
     yield SplitNetwork(network, module, layer)
@@ -208,11 +219,12 @@ def _gives_same_logits(split: SplitNetwork, batch: dict[str, Tensor]) -> bool:
         expected = split.module(**batch).logits
         activations = split.run_lower(**batch)
         if not split.pooling:
-            # Activations of padding are not cached.
+            # The activations of padding tokens are not cached, and batches contain zeros there.
             activations = torch.where(mask[..., None] != 0, activations, 0)
         try:
             logits = split.run_upper(activations, mask).logits
         except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
-            log.info("cannot run %s from %s: %s", type(split.module).__name__, split, error)
+            name = type(split.module).__name__
+            log.info("%s cannot continue from cached activations (%s): %s", name, split, error)
             return False
     return bool((logits - expected).abs().max() <= TOLERANCE * expected.abs().max())

@@ -1,7 +1,8 @@
-"""Store the activations of reviews on disk: one array of all tokens, read through a memory map.
+"""Store the activations of reviews on disk as one array, which is read through a memory map.
 
-The rows follow the order of the reviews, without padding. The `.json` file next to an array holds
-its checksum and is written last: an array without it is incomplete.
+The array contains the vectors of all reviews, in the order of the reviews and without padding. A
+`.json` file next to the array contains its checksum. This file is written last, so that an array
+without it is known to be incomplete.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from kinopoisk_ft.files import sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 
-# Version of the file format. A new version leads to new folders.
+# Version of the file format. It is hashed into the folder name, so each version has its own folders.
 VERSION = "1"
-# Bytes that stay free for the rest of the run: checkpoints, the model folder, the MLflow store.
+# Bytes to leave free on the disk for checkpoints, the model folder and the MLflow store of the run.
 MARGIN = 2**30
 
 
 class CachedActivations:
-    """Activations of N reviews: `activations[i]` is (lengths[i], width), read from disk.
+    """Cached activations of N reviews on disk; `activations[i]` has the shape (lengths[i], width).
 
     Args:
-        file: the array; ends in `.npy`.
-        lengths: vectors of each review, (N,): one per token, or a single one.
+        file: path of the array, with the suffix `.npy`.
+        lengths: (N,), number of vectors of each review: its number of tokens, or 1.
         width: size of a vector.
         dtype: float32 or float16.
     """
@@ -55,11 +56,11 @@ class CachedActivations:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of the array on disk."""
+        """Return the size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self) -> bool:
-        """Map the array into memory; return False if there is none, or none that is valid."""
+        """Map the array into memory; return False if it is missing or damaged."""
         if not self.card.is_file():
             return False
         try:
@@ -67,17 +68,18 @@ class CachedActivations:
             self.build_seconds = float(card["build_seconds"])
             self._map()
             if _checksum(self.file) != card["crc32"]:
-                raise ValueError("the checksum does not match")
+                raise ValueError("its CRC-32 checksum does not match")
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s is damaged and will be rebuilt: %s", self.file, error)
             return False
         return True
 
     def write(self, blocks: Iterable[tuple[int, np.ndarray]], about: dict[str, Any]) -> None:
-        """Write pairs of (review, activations), in any order, and map the result into memory.
+        """Write the array and its `.json` file, and map the array into memory.
 
         Args:
-            about: what a person may want to know about the file.
+            blocks: pairs of a review's row number and its activations, in any order.
+            about: further entries of the `.json` file, as information for people.
 
         Raises:
             UserError: the disk is full, or a value is too large for float16.
@@ -92,18 +94,17 @@ class CachedActivations:
             write_atomically(self.card, json.dumps(card, indent=2) + "\n")
         except OSError as error:
             raise UserError(
-                f"could not write the prefix cache: {error}",
+                f"cannot write the prefix cache: {error}",
                 where=str(self.file),
-                fix="free some space, set KINOPOISK_FT_CACHE to another folder, "
-                "or use trainer.prefix_cache=off",
+                fix="free disk space, set the environment variable KINOPOISK_FT_CACHE to another "
+                "folder, or set trainer.prefix_cache=off",
             ) from error
         finally:
             part.unlink(missing_ok=True)
         self._map()
 
     def _write_array(self, file: Path, blocks: Iterable[tuple[int, np.ndarray]]) -> None:
-        # Ordinary writes are used, because a full disk would kill a process that writes through a
-        # memory map.
+        # Do not write through a memory map, because a full disk would then kill the process.
         with file.open("wb") as stream:
             header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(stream, header)
@@ -115,18 +116,18 @@ class CachedActivations:
     def _map(self) -> None:
         self._array = np.load(self.file, mmap_mode="r", allow_pickle=False)
         if (self._array.shape, self._array.dtype) != (self.shape, self.dtype):
-            raise ValueError(f"it holds {self._array.dtype} {self._array.shape}")
+            raise ValueError(f"unexpected shape {self._array.shape} or dtype {self._array.dtype}")
 
 
 def _convert(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Convert to the dtype on disk; raise UserError if that turns a finite value into infinity."""
+    """Convert to the dtype on disk; raise UserError if a finite value becomes infinite."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(block, dtype=dtype)
     if np.isinf(converted).any() and np.isfinite(block).all():
         raise UserError(
             f"an activation of {np.abs(block).max():.0f} is too large for fp16",
             where="trainer.prefix_cache",
-            fix="use trainer.prefix_cache=fp32",
+            fix="set trainer.prefix_cache=fp32",
         )
     return converted
 
@@ -136,31 +137,31 @@ def _checksum(file: Path) -> int:
 
 
 def cache_folder(digest: str) -> Path:
-    """Return the folder for the activations of frozen layers with this digest."""
+    """Return the folder in which activations with this digest are cached."""
     name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
     return get_cache_dir() / "hidden" / name
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError unless the folder's disk has `needed` bytes free, and a margin."""
+    """Raise UserError unless the folder's disk has `needed` bytes and a margin free."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise UserError(
             f"the prefix cache needs {needed / 2**30:.1f} GiB and a margin of "
             f"{MARGIN / 2**30:.0f} GiB, but only {free / 2**30:.1f} GiB are free",
             where=str(folder),
-            fix="free some space, set KINOPOISK_FT_CACHE to a folder on another disk, use "
-            "trainer.prefix_cache=fp16 (half the size), a smaller data.max_length, or "
-            "trainer.prefix_cache=off",
+            fix="free disk space, set the environment variable KINOPOISK_FT_CACHE to a folder on "
+            "another disk, reduce data.max_length, set trainer.prefix_cache=fp16 (half the size of "
+            "fp32), or set trainer.prefix_cache=off",
         )
 
 
 def acquire_lock(folder: Path) -> AcquireReturnProxy:
-    """Lock the folder for a `with` block: one of several jobs builds, and the others wait."""
+    """Lock the folder for a `with` block, so that one job builds the cache and others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
         return lock.acquire(blocking=False)
     except Timeout:
-        log.info("another run is building this prefix cache: waiting for it")
+        log.info("waiting for another run that is building the same prefix cache")
         return lock.acquire()

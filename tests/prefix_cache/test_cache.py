@@ -163,11 +163,11 @@ def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "adapter", "message"),
     [
-        ("bert", ("none",), "bert.embeddings.word_embeddings.weight' trains"),
-        ("bert", ("bitfit",), "bert.embeddings.LayerNorm.bias' trains"),
-        ("bert", ("lora",), r"layer\.0\.attention\.self\.query\.lora_A\.default\.weight' trains"),
-        ("mamba", ("lora",), r"layers\.0\.mixer\.in_proj\.lora_A\.default\.weight' trains"),
-        ("pooled", ("freeze", "adapter.layers=0"), r"layer\.0\..*' trains"),
+        ("bert", ("none",), "bert.embeddings.word_embeddings.weight' is trained"),
+        ("bert", ("bitfit",), "bert.embeddings.LayerNorm.bias' is trained"),
+        ("bert", ("lora",), r"layer\.0\..*\.query\.lora_A\.default\.weight' is trained"),
+        ("mamba", ("lora",), r"layers\.0\.mixer\.in_proj\.lora_A\.default\.weight' is trained"),
+        ("pooled", ("freeze", "adapter.layers=0"), r"layer\.0\..*' is trained"),
         ("mamba", ("head", "model.pooling=last_position"), "reads the padding"),
     ],
 )
