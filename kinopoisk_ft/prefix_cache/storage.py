@@ -28,7 +28,7 @@ from kinopoisk_ft.files import sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 
-# Version of the file format. It is hashed into the folder name, so each version has its own folders.
+# Version of the file format. It is hashed into the folder name, so a new version uses new folders.
 VERSION = "1"
 # Bytes to leave free on the disk for checkpoints, the model folder and the MLflow store of the run.
 MARGIN = 2**30
