@@ -1,4 +1,4 @@
-"""Check which parameters train, by name before training and by gradient after the first step."""
+"""Check which parameters are trained, before training and after the first backward pass."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from kinopoisk_ft.models.network import (
 
 log = logging.getLogger(__name__)
 
-# Kinds of parameter names in the log.
+# Maximum number of parameter names in the log.
 MAX_LISTED = 8
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Count the trainable and all parameters; a tied parameter counts once.
+    """Return the numbers of trainable and of all parameters; tied parameters count once.
 
-    PEFT keeps a second, untrained copy of each module that it trains completely, such as the head.
-    These copies are not counted.
+    The untrained copies that PEFT keeps of the modules in `modules_to_save` do not count.
     """
     copies = tuple(
         f"{name}.original_module."
@@ -41,14 +40,14 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def log_trainable(module: nn.Module) -> None:
-    """Log how many parameters train, and the kinds of their names.
+    """Log the number and the names of the trainable parameters, with `*` for layer numbers.
 
     Raises:
-        UserError: no parameter trains.
+        UserError: no parameter is trainable.
     """
     trainable, total = count_parameters(module)
     if trainable == 0:
-        raise UserError("no parameter would train", where="adapter", fix="choose another adapter")
+        raise UserError("no parameter is trainable", where="adapter", fix="choose another adapter")
     kinds: dict[str, int] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -61,7 +60,7 @@ def log_trainable(module: nn.Module) -> None:
         100 * trainable / total,
     )
     names = [f"{name} x{n}" if n > 1 else name for name, n in kinds.items()]
-    rest = f", and {len(names) - MAX_LISTED} more kinds" if len(names) > MAX_LISTED else ""
+    rest = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     log.info("names of the trainable parameters: %s%s", ", ".join(names[:MAX_LISTED]), rest)
     log.debug("names of all trainable parameters: %s", ", ".join(names))
 
@@ -69,9 +68,9 @@ def log_trainable(module: nn.Module) -> None:
 def check_gradients(module: nn.Module) -> None:
     """Raise UserError if a trainable tensor has no gradient, or all gradients are zero.
 
-    The loop calls this function after the first backward pass. A forward pass that computes
-    `module.weight @ x` bypasses an adapter on the module; without this check, such a run would
-    train only its head.
+    The training loop calls this function after the first backward pass. A forward pass that
+    computes `module.weight @ x` bypasses an adapter on this module; without this check, such a run
+    would train only its head.
     """
     trained = [(n, p.grad) for n, p in module.named_parameters() if p.requires_grad]
     without = [name for name, gradient in trained if gradient is None]
@@ -80,24 +79,20 @@ def check_gradients(module: nn.Module) -> None:
         raise UserError(
             f"{len(without)} of {len(trained)} trainable tensors got no gradient: {names}",
             where="the first backward pass",
-            fix="choose other targets: the forward pass does not call these modules",
+            fix="choose other adapter targets, because the forward pass does not use these tensors",
         )
     if not any(bool(gradient.any()) for _, gradient in trained if gradient is not None):
         raise UserError(
-            "every gradient is zero, so the run would train nothing",
+            "every gradient is zero, so training would not change any weight",
             where="the first backward pass",
             fix="check the adapter's targets and initial values",
         )
 
 
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
-    """Find the trainable parameters that the inputs of the block above the cut depend on.
-
-    Args:
-        layers: number of blocks below the cut.
-    """
+    """Find the trainable parameters that the inputs of block `layers` (from 0) depend on."""
     below: set[Tensor] = set()
-    for tensor in _record_states_at_cut(network, layers):
+    for tensor in _record_boundary_states(network, layers):
         if tensor.is_leaf and tensor.requires_grad:
             below.add(tensor)
         else:
@@ -106,20 +101,21 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
 
 
 def check_frozen(network: Network, layers: int) -> None:
-    """Raise UserError if weights below the cut train that are not newly initialized."""
+    """Raise UserError if a pretrained weight in or below the first `layers` blocks is trainable."""
     below = find_trainable_below(network, layers)
     named = network.module.named_parameters()
     names = [name for name, p in named if p in below and name not in network.fresh]
     if names:
         raise UserError(
-            f"{len(names)} weights below the {layers} frozen layers would train: {names[0]}, …",
+            f"{len(names)} weights in or below the {layers} frozen layers would still be trained: "
+            f"{names[0]}, …",
             where="adapter.layers",
             fix="choose another adapter for this model",
         )
 
 
-def _record_states_at_cut(network: Network, layers: int) -> list[Tensor]:
-    """Record the inputs of the block above the cut, or the last output if all are below it."""
+def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
+    """Record the inputs of block `layers` (from 0), or the last output if no such block exists."""
     blocks = list_blocks(network)
     all_below = layers == len(blocks)
     try:
@@ -131,12 +127,14 @@ def _record_states_at_cut(network: Network, layers: int) -> list[Tensor]:
             run_example_batch(network.module)
     except UserError as error:
         # The config names an operator that needs a GPU, and this module is still on the CPU.
-        log.warning("cannot check the weights below the frozen layers: %s", error.what)
+        log.warning(
+            "cannot check whether all weights below the frozen layers are frozen: %s", error.what
+        )
         return []
     states = [*outputs.values()] if all_below else inputs
     if not states:
         raise UserError(
-            f"the forward pass for texts does not use the layers '{network.layers}'",
+            f"the forward pass of a text does not use the layers '{network.layers}'",
             where="adapter.layers",
             fix="choose another adapter for this model",
         )

@@ -1,4 +1,4 @@
-"""The interface of adapters, and the rule that newly initialized weights always train."""
+"""Define the interface of adapters, and make newly initialized weights trainable."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from kinopoisk_ft.models.network import Adapted, Network
 
 
 class Adapter:
-    """Base class of the objects that the files of the group `adapter` build.
+    """Base class of adapters; the config group `adapter` selects a subclass.
 
     Args:
-        lr: learning rate of the weights that the adapter trains.
+        lr: learning rate of the trained weights; newly initialized ones may have `trainer.head_lr`.
     """
 
-    # Whether weights of the base stay frozen, which makes no sense on a random base.
+    # Whether weights of the base model stay frozen, which is useless if they are random.
     freezes = True
-    # Whether the adapter is saved without its base, so that a base without a checkpoint must be
-    # saved separately.
+    # Whether saving the adapter leaves out the base model, so that a random one is saved first.
     needs_saved_base = False
 
     def __init__(self, *, lr: float) -> None:
@@ -31,7 +30,7 @@ class Adapter:
 
 
 def train_fresh(network: Network) -> Adapted:
-    """Make all newly initialized weights and the complete modules of the head trainable."""
+    """Make all newly initialized weights and all weights of the head trainable."""
     for name, parameter in network.module.named_parameters():
         if name in network.fresh or any(name.startswith(f"{head}.") for head in network.head):
             parameter.requires_grad_(True)

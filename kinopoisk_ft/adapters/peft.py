@@ -1,4 +1,4 @@
-"""Apply the adapters of the PEFT library, after choosing or checking their targets."""
+"""Apply the adapters of the PEFT library, after choosing and checking their target modules."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ WHERE = "adapter.config.target_modules"
 
 
 class Peft(Adapter):
-    """Apply any PEFT method.
-
-    Args:
-        config: the config object of the method, for example `LoraConfig`.
-    """
+    """Apply any PEFT method, given its config object, for example a `LoraConfig`."""
 
     needs_saved_base = True
 
@@ -38,7 +34,7 @@ class Peft(Adapter):
         self.config = config
 
     def apply(self, network: Network) -> Adapted:
-        """Wrap the module; the modules of the head train completely and are saved with the adapter.
+        """Wrap the network's module in a `PeftModel`, which also trains and saves the head.
 
         Raises:
             UserError: a target matches no module, or PEFT cannot adapt this network.
@@ -47,7 +43,7 @@ class Peft(Adapter):
         check_imports(vars(config), "adapter.config")
         choose_targets(network, config)
         check_targets(network, getattr(config, "target_modules", None))
-        # The modules of the head are copied, trained completely and saved with the adapter.
+        # PEFT copies the modules of the head, trains all their weights and saves them.
         config.modules_to_save = list(network.head)
         task = network.layout.peft_task
         if task is not None:
@@ -76,25 +72,27 @@ class Peft(Adapter):
 
 
 def choose_targets(network: Network, config: Any) -> None:
-    """Replace `auto` and `all-linear` in a PEFT config by names of this network's modules.
+    """Replace `auto` and `all-linear` in a PEFT config with the names of this network's modules.
 
-    `auto` means PEFT's choice for the model type. If PEFT has no choice for this type, or names
-    modules that this model does not have, `auto` means every linear layer below the head.
+    `auto` is PEFT's default for the model type. If PEFT has no default, or the default names
+    modules that this model does not have, `auto` is every linear layer below the head.
     """
     targets = getattr(config, "target_modules", None)
-    # PEFT's configs turn a list into a set, and refuse layers_to_transform if targets are a string.
+    # PEFT's configs turn a list into a set, and reject layers_to_transform if targets are a string.
     is_auto = targets in (AUTO, {AUTO})
     body = network.module.get_submodule(network.body)
     model_type = getattr(getattr(body, "config", None), "model_type", None)
     if is_auto:
-        # PEFT's classes have their own map of targets, except IA3.
+        # Each tuner class of PEFT maps model types to default targets, except the class of IA3.
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
         ia3 = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         mapping = getattr(tuner, "target_module_mapping", ia3)
         targets = mapping.get(model_type)
         chosen = targets is not None and not _find_unmatched(network, targets)
         targets = targets if chosen else ALL_LINEAR
-        choice = f"PEFT's choice for '{model_type}'" if chosen else "all linear layers of the body"
+        choice = (
+            f"PEFT's default for '{model_type}'" if chosen else "all linear layers below the head"
+        )
         log.info("adapter targets: %s", choice)
         config.target_modules = targets if isinstance(targets, str) else set(targets)
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
@@ -103,7 +101,7 @@ def choose_targets(network: Network, config: Any) -> None:
             raise UserError(
                 "the model has no linear layers below its head that an adapter can change",
                 where=WHERE,
-                fix="choose adapter=none, freeze, head or bitfit, or name other kinds of modules",
+                fix="choose adapter=none, freeze, head or bitfit, or list other modules",
             )
     if getattr(config, "feedforward_modules", None) in (AUTO, {AUTO}):
         known = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, [])
@@ -114,7 +112,7 @@ def choose_targets(network: Network, config: Any) -> None:
 
 
 def find_linear_layers(network: Network) -> list[str]:
-    """Find the names of the linear layers below the head that an adapter can change."""
+    """Return the names of the linear layers below the head that an adapter can change."""
     heads = tuple(f"{head}." for head in network.head)
     return [
         name
@@ -148,7 +146,7 @@ def check_targets(network: Network, targets: Any) -> None:
 
 
 def _find_unmatched(network: Network, targets: str | Iterable[str]) -> list[str]:
-    """Find the target names, or the regular expression, that match no module of the network."""
+    """Return the target names, or the regular expression, that match no module of the network."""
     names = [name for name, _ in network.module.named_modules() if name]
     if isinstance(targets, str):
         return [] if any(re.fullmatch(targets, name) for name in names) else [targets]
@@ -165,10 +163,10 @@ def _list_linear_layers(network: Network) -> str:
 
 
 def _write_full_names(config: Any, names: list[str]) -> None:
-    """Write the full names of the adapted modules into a config before it is saved.
+    """Replace the targets in a config with the full names of the adapted modules.
 
-    The full names exist only in our network. With short names, PEFT and `transformers` would put
-    the adapter on one of their own classifiers, with a random head and without an error.
+    Full names exist only in our network. With short names, PEFT and `transformers` would apply the
+    saved adapter to one of their own classifiers with a random head, and report no error.
     """
     if hasattr(config, "target_modules") and names:
         config.target_modules = set(names)

@@ -1,4 +1,4 @@
-"""Adapters that add no weights and only choose which weights of the network train."""
+"""Define adapters that add no weights and only select which weights are trained."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class Full(Adapter):
 
 
 class Freeze(Adapter):
-    """Freeze the embeddings and the first `layers` blocks; train the weights above them."""
+    """Freeze the embeddings and the first `layers` blocks; train all weights above them."""
 
     def __init__(self, *, layers: int, lr: float) -> None:
         super().__init__(lr=lr)
         self.layers = layers
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all weights that the hidden states after the last frozen block depend on.
+        """Freeze all pretrained weights that the output of the last frozen block depends on.
 
         Raises:
-            UserError: the model has fewer blocks, or a weight below the cut would still train.
+            UserError: the model has fewer blocks, or a weight below them would stay trainable.
         """
         blocks = list_blocks(network)
         if not 0 <= self.layers <= len(blocks):
             raise UserError(
                 f"cannot freeze {self.layers} layers: the model has {len(blocks)}",
                 where="adapter.layers",
-                fix=f"give a number from 0 to {len(blocks)}",
+                fix=f"set adapter.layers to a number from 0 to {len(blocks)}",
             )
         for name in network.embeddings:
             network.module.get_submodule(name).requires_grad_(False)
         for block in blocks[: self.layers]:
             block.requires_grad_(False)
-        # Some weights below the cut belong to neither the embeddings nor the blocks: positions,
-        # token types, projections, biases of relative attention.
+        # In some models, the modules of the embeddings and blocks do not contain all weights below
+        # the boundary: positions, token types, projections, biases of relative attention.
         for parameter in find_trainable_below(network, self.layers):
             parameter.requires_grad_(False)
         adapted = train_fresh(network)

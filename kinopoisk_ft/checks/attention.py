@@ -1,4 +1,4 @@
-"""Check PyTorch's attention kernels, this project's kernel with dropout, and flash-attn."""
+"""Check PyTorch's attention kernels, this project's CPU kernel with dropout, and flash-attn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNELS = {
 }
 
 
-# A probability that selects the code path with dropout but drops none of the few values here.
+# Selects the code path with dropout, but is so small that no value of the self-test is dropped.
 TINY_DROPOUT = 1e-9
 
 
@@ -38,7 +38,7 @@ DROPOUT_SELF_TEST = SelfTest(reference=_attend_with_dropout, draw=draw)
 
 
 def check_attention() -> Iterator[Finding]:
-    """Run each kernel forward and backward, without and with a padding mask."""
+    """Check each attention kernel: forward and backward pass, without and with a padding mask."""
     device, kind, _ = choose_auto()
     dtype = DTYPES[kind]
     where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
@@ -64,7 +64,7 @@ def _can_run(kernel: SDPBackend, device: torch.device, dtype: torch.dtype, maske
     x = torch.ones(2, 2, 16, 64, device=device, dtype=dtype, requires_grad=True)
     mask = torch.ones(2, 1, 1, 16, device=device, dtype=torch.bool) if masked else None
     try:
-        # PyTorch explains in long warnings why it cannot use a kernel.
+        # PyTorch emits long warnings if it cannot use a kernel.
         with warnings.catch_warnings(action="ignore"), sdpa_kernel([kernel]):
             nn.functional.scaled_dot_product_attention(x, x, x, mask).sum().backward()
     except RuntimeError:

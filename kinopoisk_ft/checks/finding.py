@@ -1,4 +1,4 @@
-"""Describe the result of a check of this machine."""
+"""Define the result of a check of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Finding:
 
     Args:
         needed: whether a run with the default config fails without it.
-        fix: a command or an advice that corrects the problem; None if there is none.
+        fix: command or instruction that corrects the problem; None if there is none.
         speedup: time of the reference divided by the time of this kernel, for one forward and
             backward pass, measured on this machine.
     """

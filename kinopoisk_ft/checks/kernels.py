@@ -1,4 +1,4 @@
-"""Compare each backend of the scans and the convolution with its reference: values and speed."""
+"""Check backends of the scans and the convolution against their reference implementations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinopoisk_ft.ops.ssd import reference as ssd_reference
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import synchronize
 
-# Batch, length and width of a small layer, on which the reference scan takes about 50 ms.
+# Batch size, length and width of a small layer; its reference scan takes about 50 ms.
 TIMING_SIZE = (4, 128, 256)
 # Seconds for the timing of one backend.
 TIMING_SECONDS = 0.15
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def check_scan() -> Iterator[Finding]:
-    """Check the backends of the selective scan."""
+    """Check the backends of Mamba's selective scan."""
     subject, device = scan_reference.SELF_TEST, choose_device("auto")
     yield _check_auto("selective_scan", scan_op.BACKENDS, device)
     yield check_numba(subject, partial(scan_op.selective_scan, backend="numba"))
@@ -40,7 +40,7 @@ def check_scan() -> Iterator[Finding]:
 
 
 def check_ssd() -> Iterator[Finding]:
-    """Check the backends of the scan of Mamba-2."""
+    """Check the backends of Mamba-2's scan (SSD)."""
     subject, device = ssd_reference.SELF_TEST, choose_device("auto")
     yield _check_auto("ssd", ssd_op.BACKENDS, device)
     yield compare_with_reference(
@@ -50,7 +50,7 @@ def check_ssd() -> Iterator[Finding]:
 
 
 def check_convolution() -> Iterator[Finding]:
-    """Check the backends of the causal convolution; its reference is PyTorch's convolution."""
+    """Check the backends of the causal convolution; the reference is PyTorch's convolution."""
     subject, device = conv_reference.SELF_TEST, choose_device("auto")
     yield _check_auto("causal_conv1d", conv_op.BACKENDS, device)
     yield check_numba(subject, partial(conv_op.causal_conv1d, backend="numba"))
@@ -61,7 +61,7 @@ def check_convolution() -> Iterator[Finding]:
 
 def _check_auto(operator: str, names: tuple[str, ...], device: torch.device) -> Finding:
     taken = backends.choose_backend(operator, "auto", names, device, torch.float32)
-    return Finding("auto", "ok", f"takes '{taken}' on {device.type}", needed=True)
+    return Finding("auto", "ok", f"selects '{taken}' on {device.type}", needed=True)
 
 
 def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
@@ -69,14 +69,14 @@ def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"
-    # On a CPU, `auto` takes numba without a self-test, so runs need it to be correct.
+    # On a CPU, `auto` selects numba without a self-test, so a wrong kernel would affect runs.
     return compare_with_reference(
         "numba", subject, run, CPU, choose_device("auto").type == "cpu", fix
     )
 
 
 def check_gpu_package(package: GpuPackage, device: torch.device) -> Finding:
-    """Check the kernel of a GPU package."""
+    """Check that a GPU package is installed and that its kernel is correct."""
     where = "" if device.type == "cuda" else "on a machine with an NVIDIA GPU: "
     if not package.is_installed():
         detail = "it is not installed"
@@ -96,7 +96,7 @@ def compare_with_reference(
     needed: bool = False,
     fix: str | None = None,
 ) -> Finding:
-    """Compare values and gradients of a kernel with the reference, then measure its speedup."""
+    """Compare values and gradients of a kernel with its reference, and measure its speedup."""
     try:
         start = time.perf_counter()
         wrong = subject.find_mismatch(run, device)
@@ -107,7 +107,7 @@ def compare_with_reference(
     except Exception as error:
         return Finding(name, "broken", f"fails on {device}: {format_error(error)}", needed, fix)
     detail = f"agrees with the reference on {device.type}, {ratio:.1f} times as fast"
-    # A first call this slow has compiled the kernel.
+    # A first call that takes longer than a second has compiled the kernel.
     if seconds > 1:
         detail += f"; the first call took {seconds:.0f} s for compilation"
     return Finding(name, "ok", detail, needed, speedup=round(ratio, 2))
@@ -116,7 +116,7 @@ def compare_with_reference(
 def _measure_speedup(subject: SelfTest, run: Callable[..., Tensor], device: torch.device) -> float:
     """Return the time of the reference divided by the time of `run`.
 
-    Both are run in alternation, at least three times, and the fastest pass of each counts.
+    Both run in turn, at least three times each; the fastest pass of each counts.
     """
     inputs, grad = subject.draw_inputs(*TIMING_SIZE, device)
     functions = (subject.reference, run)

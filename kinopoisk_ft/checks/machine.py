@@ -17,7 +17,7 @@ from kinopoisk_ft.provenance import get_processor, get_versions
 from kinopoisk_ft.training.device import choose_device, keep_freed_memory
 from kinopoisk_ft.training.precision import choose_precision
 
-# Packages that runs do not need, with the command that installs them.
+# Packages that runs do not need, with the commands that install them.
 OPTIONAL = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba": NUMBA_FIX}
 
 
@@ -33,13 +33,13 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Report the devices, the device that `trainer.device=auto` takes, and the threads."""
+    """Report the devices, the choice of `trainer.device=auto`, and the number of threads."""
     gib = psutil.virtual_memory().total / 2**30
     instructions = torch.backends.cpu.get_cpu_capability()
     yield Finding("cpu", "ok", f"{get_processor()}, {gib:.1f} GiB, {instructions}", needed=True)
     yield from _check_gpus()
     taken = choose_device("auto")
-    yield Finding("trainer.device=auto", "ok", f"takes {taken.type}", needed=True)
+    yield Finding("trainer.device=auto", "ok", f"selects {taken.type}", needed=True)
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = os.environ.get("OMP_NUM_THREADS")
     limited = f" (OMP_NUM_THREADS={limit})" if limit else ""
@@ -59,7 +59,7 @@ def _check_gpus() -> Iterator[Finding]:
             detail = f"nvidia-smi is installed, but torch (CUDA {torch.version.cuda}) finds no GPU"
             fix = "run nvidia-smi to check the driver, and unset CUDA_VISIBLE_DEVICES"
         else:
-            detail = f"nvidia-smi is installed, but torch {torch.__version__} is without CUDA"
+            detail = f"nvidia-smi is installed, but torch {torch.__version__} is built without CUDA"
             fix = "https://pytorch.org/get-started/locally"
             if sys.platform == "linux":
                 fix = "pip install --force-reinstall --index-url https://pypi.org/simple torch"
@@ -68,23 +68,25 @@ def _check_gpus() -> Iterator[Finding]:
 
 @cache
 def choose_auto() -> tuple[torch.device, str, str]:
-    """Return the device that `auto` takes, the precision that it takes there, and the reason."""
+    """Return the device and the precision that `auto` selects, and the reason for the precision."""
     device = choose_device("auto")
     return device, *choose_precision("auto", device)
 
 
 def check_precision() -> Iterator[Finding]:
-    """Report the precision that `trainer.precision=auto` takes, and how to change it."""
+    """Report the precision that `trainer.precision=auto` selects, and how to change it."""
     _, kind, reason = choose_auto()
-    detail = f"takes {kind}: {reason}; the choice depends only on the hardware, "
+    detail = f"selects {kind}: {reason}; the choice depends only on the hardware, "
     detail += "and trainer.precision=fp32, bf16 or fp16 overrides it"
     yield Finding("trainer.precision=auto", "ok", detail, needed=True)
 
 
 def check_memory() -> Iterator[Finding]:
-    """Report whether the allocator can keep freed memory, and where compiled kernels are cached."""
+    """Report whether the allocator keeps freed memory, and where compiled kernels are cached."""
     if keep_freed_memory():
-        yield Finding("allocator", "ok", "glibc's thresholds can be raised: freed memory is kept")
+        yield Finding(
+            "allocator", "ok", "glibc's thresholds can be raised, so that freed memory is kept"
+        )
     else:
         detail = "trainer.keep_memory has no effect: glibc is missing or refuses the thresholds"
         yield Finding("allocator", "missing", detail)

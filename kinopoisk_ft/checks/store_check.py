@@ -1,4 +1,4 @@
-"""Check whether the MLflow store that a run would log to can be used."""
+"""Check whether a run can log to the default MLflow store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"
 
 
 def check_store() -> Iterator[Finding]:
-    """Check the store of this folder, or of MLFLOW_TRACKING_URI, without creating it."""
+    """Check the store in MLFLOW_TRACKING_URI, or else in this folder, without creating it."""
     uri = default_uri()
     file, shown = _find_local_path(uri), hide_password(uri)
     if file is not None and not file.exists():
@@ -38,7 +38,7 @@ def check_store() -> Iterator[Finding]:
 
 
 def _check_open(uri: str, shown: str) -> Finding:
-    detail = f"{shown} opens, its schema is that of MLflow {mlflow.__version__}"
+    detail = f"{shown} can be opened and has the schema of MLflow {mlflow.__version__}"
     try:
         client = open_store(uri)
         if uri.partition(":")[0] in REMOTE:
@@ -55,7 +55,7 @@ def _check_open(uri: str, shown: str) -> Finding:
 
 
 def _find_local_path(uri: str) -> Path | None:
-    """Return the file or folder of a local store; None for a server or a remote database."""
+    """Return the file or folder of a local store; None for a server or a database server."""
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///"))
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):

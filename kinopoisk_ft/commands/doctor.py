@@ -13,8 +13,8 @@ from dataclasses import asdict
 from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.console import guard_output
 
-# Module and function of each section. Modules are imported one by one, so that a package that
-# cannot be imported breaks only its own section.
+# Module and function of each section. Each module is imported separately, so that a package that
+# cannot be imported breaks only one section.
 SECTIONS = {
     "packages": ("machine", "check_packages"),
     "devices": ("machine", "check_devices"),
@@ -31,7 +31,7 @@ REINSTALL = "make setup, or: pip install --editable ."
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print the findings; return 0, or 1 if something that runs need is broken or missing."""
+    """Print the findings; return 0, or 1 if something that a run needs is broken or missing."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.doctor",
         description="Check this machine: package versions, devices, precision, kernels (each is "
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    # The findings already contain what the package would log.
+    # Log records would repeat what the findings already contain.
     logging.getLogger("kinopoisk_ft").addHandler(logging.NullHandler())
     # By default, MLflow retries an unreachable server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -60,12 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     elif failed:
         print(f"\nneeded but not working: {', '.join(failed)}")
     else:
-        print("\neverything that runs need works")
+        print("\neverything that a run needs works")
     return 1 if failed else 0
 
 
 def _run_checks(verbose: bool) -> dict[str, list[Finding]]:
-    """Run all sections; if verbose, print each finding at once."""
     results: dict[str, list[Finding]] = {}
     for section in SECTIONS:
         if verbose:

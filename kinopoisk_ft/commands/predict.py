@@ -22,7 +22,7 @@ COLUMN_PREFIX = "predicted_"
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 1 for a user's mistake."""
+    """Classify reviews and print or write the predictions; return 0, or 1 for a UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.predict",
         description="Classify reviews with a trained model, with the same preprocessing as in its "
@@ -52,9 +52,9 @@ def _predict(args: argparse.Namespace) -> None:
     prepare_caches()
     if bool(args.texts) == bool(args.input):
         raise UserError(
-            "there must be either texts or --input",
+            "either texts or --input must be given, and not both",
             where="the command line",
-            fix="give reviews as arguments, or a table with --input",
+            fix="pass reviews as arguments, or a table with --input",
         )
     if args.output:
         _check_output(args.output)
@@ -78,13 +78,12 @@ def _predict(args: argparse.Namespace) -> None:
         write(predicted.add_prefix(COLUMN_PREFIX))
         print(f"{len(predicted)} rows written to {args.output}")
     else:
-        # The first 60 characters identify a review in the printed table.
+        # The first 60 characters are enough to recognize a review in the printed table.
         shown = predicted.assign(text=[to_one_line(text)[:60] for text in texts])
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 
 def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
-    """Return the table of reviews, from --input or the command line, and its texts."""
     import pandas as pd
 
     from kinopoisk_ft.data.local import read_texts

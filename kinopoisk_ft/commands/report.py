@@ -17,7 +17,7 @@ OPTIONS = ("uri", "experiment", "parent", "output", "language")
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print the comparison and write it to a folder; return 0, or 1 for a user's mistake."""
+    """Print the comparison and write it to a folder; return 0, or 1 for a UserError."""
     try:
         options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
         _write_report(options)
@@ -64,7 +64,7 @@ def _add_dashes(args: list[str]) -> list[str]:
             dashed.append(arg)
         elif name in OPTIONS:
             dashed.append(f"--{name}={value}")
-        # A value with a "=" that belongs to the option before it.
+        # The value of the previous option, such as a URI, contains a "=".
         elif dashed and dashed[-1] in {f"--{option}" for option in OPTIONS}:
             dashed.append(arg)
         else:
@@ -74,7 +74,7 @@ def _add_dashes(args: list[str]) -> list[str]:
 
 def _write_report(options: argparse.Namespace) -> None:
     prepare_caches()
-    # A progress bar for each small file would hide the table.
+    # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow's default of 7 retries takes minutes if no server answers.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -1,4 +1,4 @@
-"""Build the command line that repeats a run with the same config and the same identity."""
+"""Build the shell command that repeats a run with the same config and seed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.training.distributed import torchrun
 
-# Keys that do not change the result, only where it is written and whether it is resumed.
+# Keys that decide where a run is written and whether it is resumed, but do not change its result.
 KEYS_WITHOUT_EFFECT = {"output_dir", "result_json", "rerun", "resume", "tracking"}
-# The config file that composes all groups.
+# conf/train.yaml, the config file that composes all groups.
 MAIN_CONFIG = "train"
 
 
 def build_command(hydra: Any, values: dict[str, Any]) -> str:
-    """Return the shell command that repeats a run in the working directory of that run.
+    """Return the shell command that repeats a run in the same working directory.
 
-    The command of a sweep's job keeps the sweep's config file, because that may set other values,
+    The command for a job of a sweep keeps the sweep's config file, which may set further values,
     but it runs only this job.
 
     Args:
-        hydra: Hydra's own part of the config.
-        values: by key, the seed and all values that the run took from environment variables.
+        hydra: the node `hydra` of the composed config.
+        values: by dotted key, values to use in place of overrides: the seed, and environment
+            variables, which may differ when the command is repeated.
     """
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
     overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]
@@ -42,11 +43,11 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
 
 
 def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that a config takes from environment variables.
+    """Return the config values that come from environment variables, by dotted key.
 
     Args:
-        cfg: the composed config with its interpolations.
-        plain: the same config, resolved.
+        cfg: the composed config with unresolved interpolations.
+        plain: the same config with resolved interpolations.
     """
     texts, values = flatten(OmegaConf.to_container(cfg)), flatten(plain)
     return {
@@ -59,19 +60,19 @@ def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str,
 
 
 def get_top_key(override: str) -> str:
-    """Return the first part of an override's key: "trainer" for "trainer.lr=1"."""
+    """Return the top-level key of an override, for example "trainer" for "trainer.lr=1"."""
     return _get_key(override).partition(".")[0]
 
 
 def format_override(key: str, value: Any) -> str:
-    """Return an override that Hydra's grammar reads as exactly this value."""
+    """Format `key=value`, with quotes if necessary, so that Hydra parses exactly this value."""
     plain = f"{key}={value}"
     try:
         read = OverridesParser.create().parse_override(plain).value()
     except HydraException:
         read = None
     if isinstance(value, str) and read != value:
-        # In a quoted value, Hydra reads \\ as \ only before a quote.
+        # In a quoted value, Hydra replaces \\ by \ only before a quote.
         return f'{key}="' + re.sub(r'(\\*)("|$)', _escape_quote, value) + '"'
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
@@ -85,8 +86,8 @@ def _get_key(override: str) -> str:
 
 
 def _build_config_flags(hydra: Any) -> list[str]:
-    """Return the arguments that add the user's own configs and run a sweep's job on its own."""
-    # Hydra calls the primary config folder "main", and the folder of --config-dir "command-line".
+    """Return the flags that select the user's config folders and file and run a job on its own."""
+    # Hydra names the primary config folder "main" and the folder of --config-dir "command-line".
     folders = {source.provider: source.path for source in hydra.runtime.config_sources}
     flags = []
     if folders["main"] != str(get_conf_dir()):
@@ -100,5 +101,4 @@ def _build_config_flags(hydra: Any) -> list[str]:
 
 
 def _make_relative(path: str, home: str) -> str:
-    """Return a path relative to the folder `home` if it is inside, or else unchanged."""
     return str(Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path

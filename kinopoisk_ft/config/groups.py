@@ -1,4 +1,4 @@
-"""Find the config groups and list their options."""
+"""Find the folder of the config groups, and list the options of each group."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def get_conf_dir() -> Path:
-    """Return the folder of the config groups.
-
-    In an installed wheel it is inside the package; in a checkout it is next to the package.
-    """
+    """Return the folder of the config groups: in a wheel inside the package, else next to it."""
     inside = _PACKAGE / "conf"
     return inside if inside.is_dir() else _PACKAGE.parent / "conf"
 
 
 def list_options(folder: Path) -> dict[str, dict[str, str]]:
-    """Return {group: {option: description}} for a folder of config groups.
-
-    The description of an option is the first comment in its file.
-    """
+    """Return {group: {option: description}}; a description is the first comment in the file."""
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         group = file.parent.relative_to(folder).as_posix()

@@ -1,4 +1,4 @@
-"""Build the text of `--help`, and explain mistakes on the command line."""
+"""Build the text of `--help`, and explain invalid overrides on the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinopoisk_ft.config.groups import get_conf_dir, list_options
 from kinopoisk_ft.errors import UserError, suggest_name
 
 USAGE = """\
-Fine-tune a text classifier and record what a fair comparison needs.
+Fine-tune a text classifier and record everything that a fair comparison needs.
 
   python -m kinopoisk_ft model=bert adapter=lora data=kinopoisk
   python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
@@ -24,7 +24,7 @@ group=option selects an option of a config group; group.key=value sets a value.
 Flags: --multirun (-m), --config-dir DIR (your own config groups), --cfg job (print
 the composed config and exit), --hydra-help.
 A sweep skips jobs that have already finished with the same config; rerun=true runs them again.
-Without a network: tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
+Without a network: use tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
 Parallel jobs: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'); on a cluster
 hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
 One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
@@ -32,23 +32,19 @@ One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
 
 # Groups that `--help` lists first; the others follow in alphabetical order.
 FIRST_GROUPS = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
-# The extra of this package that installs each Hydra launcher.
+# The optional dependencies (extra) of this package that each Hydra launcher needs.
 LAUNCHER_EXTRAS = {
     "joblib": "parallel",
     "submitit_slurm": "slurm",
     "submitit_local": "slurm",
     "ray_base": "ray",
 }
-# All jobs of a sweep write below one folder, so these options take a single value.
+# All jobs of a sweep write below one folder, so these options accept only a single value.
 SINGLE_VALUE_KEYS = ("output_dir", "result_json")
 
 
 def build_help(user_folders: list[Path]) -> str:
-    """Return the usage, then each config group with its options and their descriptions.
-
-    Args:
-        user_folders: folders of the user's own config groups.
-    """
+    """Return the usage and the options of all groups, including those in `user_folders`."""
     groups = list_options(get_conf_dir())
     for folder in user_folders:
         for group, options in list_options(folder).items():
@@ -62,7 +58,7 @@ def build_help(user_folders: list[Path]) -> str:
 
 
 def explain_error(error: Exception, args: list[str]) -> str:
-    """Turn Hydra's error message about an override into one that says what to write instead."""
+    """Turn an error of Hydra about an override into a message that says what to write instead."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
@@ -89,7 +85,7 @@ def explain_error(error: Exception, args: list[str]) -> str:
 
 
 def check_commas(args: list[str]) -> None:
-    """Raise UserError for an unquoted value with a comma that is one path, not several values."""
+    """Raise UserError if Hydra would sweep over the parts of an unquoted path with a comma."""
     for arg in args:
         key, _, value = arg.partition("=")
         if "," not in value or value[:1] in tuple("[{'\""):
@@ -100,17 +96,16 @@ def check_commas(args: list[str]) -> None:
 
 def _explain_comma(override: str) -> UserError:
     key, _, value = override.partition("=")
-    fixes = [f"as one value: {_quote_override(key, value)}"]
+    fixes = [f"for one value: {_quote_override(key, value)}"]
     if key not in SINGLE_VALUE_KEYS:
-        fixes.append(f"as a list: {shlex.quote(f'{key}=[{value}]')}")
-        fixes.append(f"as a sweep over {len(value.split(','))} values: add --multirun")
+        fixes.append(f"for a list: {shlex.quote(f'{key}=[{value}]')}")
+        fixes.append(f"for a sweep over {len(value.split(','))} values: add --multirun")
     return UserError(
-        f"the comma in {override} separates the values of a sweep", fix="; ".join(fixes)
+        f"an unquoted comma separates the values of a sweep: {override}", fix="; ".join(fixes)
     )
 
 
 def _explain_syntax_error(override: str, args: list[str]) -> UserError:
-    """Return the error for an override that Hydra's grammar cannot parse."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -125,12 +120,12 @@ def _explain_syntax_error(override: str, args: list[str]) -> UserError:
     quoted = _quote_override(key, value)
     fix = f"quote the value for Hydra and the whole argument for the shell: {quoted}"
     if value.startswith(("[", "{")):
-        fix += "; or close the brackets: a list is [a,b], a mapping is {a: 1}"
+        fix += "; if it is a list [a,b] or a mapping {a: 1}, close its brackets"
     return UserError(f"Hydra cannot read this value without quotes: {override}", fix=fix)
 
 
 def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
-    """Return the error for an argument without `=`, such as the end of a path with spaces."""
+    """Return the error for an argument without `=`, such as the second half of `path=my file`."""
     start = args.index(arg) if arg in args else 0
     end = start
     while end < len(args) and "=" not in args[end] and not args[end].startswith("-"):
@@ -140,12 +135,12 @@ def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
         joined = " ".join(args[start - 1 : end])
         key, equals, value = joined.partition("=")
         quoted = _quote_override(key, value) if equals and key[:1] != "-" else shlex.quote(joined)
-        fix += f". If it belongs to the argument before it: {quoted}"
+        fix += f". If it is the end of the previous argument, quote both: {quoted}"
     return UserError(f"'{arg}' is not an override: it has no '='", fix=fix)
 
 
 def _quote_override(key: str, value: str) -> str:
-    """Return an override with this text as its value, quoted for a POSIX shell."""
+    """Return the override `key=value`, quoted for Hydra and for a POSIX shell."""
     from kinopoisk_ft.config.command import format_override
 
     # Shells do not expand ~ inside quotes.
@@ -154,7 +149,7 @@ def _quote_override(key: str, value: str) -> str:
 
 
 def _list_keys(args: list[str], unknown: str) -> list[str]:
-    """Return all groups and keys of the config that `args` compose without the key `unknown`."""
+    """Return all groups, and all keys of the config composed from the groups chosen in `args`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -178,7 +173,7 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
 
 
 def is_composition_error(error: TypeError) -> bool:
-    """Return whether a TypeError comes from Hydra's own code, as for `adapter=[1]`."""
+    """Return whether Hydra itself raised a TypeError, as it does for `adapter=[1]`."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

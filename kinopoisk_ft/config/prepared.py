@@ -1,4 +1,4 @@
-"""Describe a run: the validated config, and what Hydra knows about the command."""
+"""Define the validated config of a run and what Hydra knows about its command."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class Job:
     """Describe one job of a sweep.
 
     Args:
-        overrides: the overrides of this job, without those that choose where results are written.
-        parallel: whether other jobs may run at the same time.
-        pruner: config of the pruner if the job is a trial of a search.
+        sweep_dir: output folder of the whole sweep.
+        overrides: overrides of this job, without those that only decide where results are written.
+        parallel: whether other jobs may run on this machine at the same time (joblib launcher).
+        pruner: config of Optuna's pruner if the job is a trial of a search, else None.
     """
 
     sweep_dir: Path
@@ -28,14 +29,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Describe a validated run, so that no other code has to read Hydra's own state.
+    """Hold a validated run, so that no other code has to read Hydra's global state.
 
     Args:
-        cfg: resolved and read-only.
-        choices: option by config group, for example {"model": "bert"}.
-        tags: tags that the tracked run has from its start: choices, identity, command.
-        result_file: JSON file for the result; for a job of a sweep, its name has the job's number.
-        job: None if the run is not part of a sweep.
+        cfg: resolved, read-only config.
+        choices: chosen option by config group, for example {"model": "bert"}.
+        tags: tags set at the start of the tracked run: choices, identity digest, command.
+        result_file: additional JSON file for the result, if any; each job of a sweep has its own.
+        job: the job of a sweep; None for a single run.
     """
 
     cfg: DictConfig
@@ -46,7 +47,7 @@ class Prepared:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to {"a.b": value}; lists stay values."""
+    """Flatten nested dicts to {"a.b": value}; lists are not flattened."""
     if not isinstance(node, dict):
         return {prefix: node}
     flat: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Decide which `_target_`s of a composed config may be called.
 
-A `_target_` can call any function of any package, and a config may come from a colleague or from a
-saved run. Allowed are this project's code, the user's own code, and packages that the user trusts.
-Files in a folder of `--config-dir` count as the user's own code: Hydra reads its own part of them
-(launchers, callbacks, logging) before this check.
+A `_target_` can name any function of any package, and a config may come from someone else.
+Therefore only code of this project, the user's own code and packages that the user trusts may be
+called. Files in a folder of `--config-dir` are trusted like the user's own code, because Hydra
+instantiates their `hydra` node (launchers, callbacks, logging) before this check.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hydra.utils import get_object
 TRUST_VARIABLE = "KINOPOISK_FT_TARGETS"
 OWN_PACKAGES = ("kinopoisk_ft", "torch.optim")
 INSTALL_FOLDERS = {"site-packages", "dist-packages"}
-# Public names of earlier versions, which users' own yaml files and saved configs may contain.
+# Names that earlier versions used; users' own yaml files and saved configs may still contain them.
 MOVED = {
     "kinopoisk_ft.run.finetune": "kinopoisk_ft.tasks.finetune.finetune",
     "kinopoisk_ft.pretraining.pretrain": "kinopoisk_ft.tasks.pretrain.pretrain",
@@ -54,11 +54,11 @@ def check_targets(node: Any, path: str = "") -> list[str]:
 
 
 def check_target(target: Any) -> str | None:
-    """Return why a `_target_` may not be called; None if it may be.
+    """Return the reason why a `_target_` may not be called; None if it may be called.
 
-    The decision is about the object, not its name, because a module of this project also contains
-    the names that it imports. The standard library is refused, because it can run any program.
-    Code outside all installed packages counts as the user's own.
+    The decision depends on where the object is defined and not on its name, because the modules of
+    this project also contain imported names. The standard library is refused, because it can start
+    any program. Code outside all installed packages counts as the user's own.
     """
     if not isinstance(target, str):
         return f"a `_target_` must be the name of a class or function, not {target!r}"
@@ -82,7 +82,7 @@ def check_target(target: Any) -> str | None:
 
 
 def _is_user_code(value: Any) -> bool:
-    """Return whether a class or function is defined outside Python and all installed packages."""
+    """Return whether an object is defined outside the standard library and installed packages."""
     file = getattr(sys.modules.get(value.__module__), "__file__", None)
     if file is None or value.__module__.partition(".")[0] in sys.stdlib_module_names:
         return False
@@ -90,7 +90,8 @@ def _is_user_code(value: Any) -> bool:
 
 
 def _is_adapter_or_optimizer(value: Any) -> bool:
-    """Return whether it is a PEFT config, an optimizer or a schedule: harmless to construct."""
+    """Return whether an object is the class of a PEFT config, an optimizer or a schedule."""
+    # Creating an instance of these classes has no side effects, so every package may define them.
     if not inspect.isclass(value):
         return False
     from peft import PeftConfig
@@ -107,7 +108,7 @@ def get_trusted_packages() -> tuple[str, ...]:
 
 @contextmanager
 def freeze_trust() -> Iterator[None]:
-    """Read the trusted packages once; a config that sets the variable later adds no trust."""
+    """Read the trusted packages once, so that a config cannot add more by setting the variable."""
     global _frozen
     before, _frozen = _frozen, _read_trust()
     try:

@@ -1,4 +1,4 @@
-"""Validate a composed config before any work, and report all errors at once."""
+"""Validate a composed config before data or models are loaded, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ SETTINGS = {
     "result_json": str | None,
     "rerun": bool,
 }
-# Names of options that seed random generators.
+# Names of options that are seeds of random generators.
 SEED_KEY = re.compile(r"(.*_)?seed|random_state")
-# NumPy's legacy generator and scikit-learn accept seeds of 32 bits.
+# NumPy's legacy generator and scikit-learn accept only 32-bit seeds.
 MAX_SEED = 2**32 - 1
 SEARCH_SWEEPER = "hydra_plugins.kinopoisk_ft.SearchSweeper"
-# Prefixes of overrides that choose where results are written.
+# Prefixes of overrides that only decide where results are written.
 OUTPUT_KEYS = ("output_dir=", "result_json=", "tracking.", "tracking=")
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
 def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Prepared:
-    """Resolve and validate a composed config, and read what Hydra knows about the command.
+    """Resolve and validate a composed config, and collect what Hydra knows about the command.
 
     Args:
-        conf: folder of the project's config groups, for messages.
-        resumed_seed: seed of the unfinished run in the output folder. If there is none, a null
-            seed in the config is replaced by a random one.
+        conf: folder of the project's config groups, which error messages name.
+        resumed_seed: seed of the unfinished run in the output folder, or None. It replaces a null
+            seed in the config; if there is no such run, the null seed becomes a random one.
 
     Raises:
         UserError: the config is invalid; the message lists all errors.
@@ -72,11 +72,11 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
         ) from error
     errors = find_errors(plain)
     if errors:
-        where = f"experiment '{hydra.runtime.choices.get('experiment')}' or the command line"
+        where = f"the command line, or experiment '{hydra.runtime.choices.get('experiment')}'"
         fix = f"correct these options; see --help and the config groups in {conf}"
         raise UserError("\n".join(errors), where=where, fix=fix)
     resolved = DictConfig(plain)
-    # The recorded config must stay the config that the run uses.
+    # No later code may change the config, because it is recorded as it is now.
     OmegaConf.set_readonly(resolved, True)
     job = get_job()
     choices = _read_choices(hydra)
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
 
 
 def prepare_composed(composed: DictConfig, conf: Path) -> Prepared:
-    """Check a config that a sweeper has composed for a job, with its `hydra` node."""
+    """Validate a config that a sweeper has composed for a job, including the `hydra` node."""
     HydraConfig.instance().set_config(composed)
     cfg = composed.copy()
     with open_dict(cfg):
@@ -127,14 +127,14 @@ def get_job() -> Job | None:
         sweep_dir=Path(hydra.sweep.dir),
         number=hydra.job.num,
         overrides=[o for o in hydra.overrides.task if not o.startswith(OUTPUT_KEYS)],
-        # The joblib launcher has this option.
+        # Only the joblib launcher has this option. Slurm and Ray assign GPUs to jobs themselves.
         parallel=hydra.launcher.get("n_jobs", 1) != 1,
         pruner=hydra.sweeper.pruner if is_search else None,
     )
 
 
 def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
-    """Return the file of `result_json`; a job of a sweep adds its number: result.3.json."""
+    """Return the path of `result_json`; in a sweep it has the job's number, as in result.3.json."""
     if not result_json:
         return None
     file = Path(result_json)
@@ -142,21 +142,20 @@ def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
 
 
 def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
-    """Replace a null seed by the seed of the resumed run, or by a random one."""
     if cfg.get("seed") is None and "seed" in cfg:
         cfg.seed = secrets.randbelow(2**31) if resumed is None else resumed
         log.info("%s seed: %d", "random" if resumed is None else "resumed run's", cfg.seed)
 
 
 def _check_restarts(cfg: DictConfig) -> None:
-    """Raise UserError if a run that torchrun restarts would not find its output folder."""
-    # The config is not resolved here, so that the interpolation of the time is still visible.
+    """Raise UserError if a run restarted by torchrun would not find its output folder."""
+    # The config is not resolved yet, so an interpolation of the current time is still visible.
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
     restarts = torchrun.max_restarts()
     if restarts and "${now:" in folder:
         raise UserError(
-            f"torchrun may restart this run (--max-restarts {restarts}), but the name of its "
-            "folder contains the time: each restart would begin in a new folder",
+            f"torchrun may restart this run (--max-restarts {restarts}), but its output_dir "
+            "contains the current time, so each restart would start over in a new folder",
             where=f"output_dir={folder}",
             fix="choose a fixed folder, for example output_dir=outputs/run1",
         )
@@ -176,14 +175,14 @@ def find_errors(plain: dict[str, Any]) -> list[str]:
         if isinstance(plain.get(group), dict):
             errors += _check_node(group, plain[group])
         elif group in plain:
-            errors.append(f"'{group}' must be an option of the group, not {plain[group]!r}")
+            errors.append(f"'{group}' must be an option of this config group, not {plain[group]!r}")
     return errors + _check_seed_values(plain)
 
 
 def _check_seed_values(plain: dict[str, Any]) -> list[str]:
-    """Return a message for each seed out of range.
+    """Return a message for each seed that is out of range.
 
-    Seeds that repeat the run's own seed, as `trainer.seed` does, are reported once.
+    Keys that repeat the run's `seed`, such as `trainer.seed`, are not reported again.
     """
     return [
         f"{key}={value}: a seed is an integer from 0 to {MAX_SEED}"
@@ -196,7 +195,7 @@ def _check_seed_values(plain: dict[str, Any]) -> list[str]:
 
 
 def _check_node(path: str, node: dict[str, Any]) -> list[str]:
-    """Compare a node with the signature of its `_target_`; other nodes are not checked."""
+    """Check the keys and values of a node against the signature of its `_target_`, if any."""
     if "_target_" not in node:
         return []
     try:
@@ -214,7 +213,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
     ]
     for flag in ("_partial_", "_recursive_"):
         errors += _check_value(f"{path}.{flag}", node.get(flag, False), bool)
-    # A partial node gets its other arguments when it is called.
+    # A partial node receives its other arguments later, when it is called.
     if not node.get("_partial_"):
         errors += [
             f"option '{path}.{name}' is missing"
@@ -231,7 +230,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         # The node is a dict here and becomes a callable only when it is instantiated.
         if is_node and "Callable" in str(hints.get(key)):
             continue
-        # Only the annotations of this package are written for config values.
+        # Other packages may accept values that their annotations do not mention.
         if key in hints and target.__module__.startswith("kinopoisk_ft"):
             errors += _check_value(f"{path}.{key}", node[key], hints[key])
     return errors
@@ -249,7 +248,7 @@ def _get_type_hints(target: Any) -> dict[str, Any]:
 
 
 def _check_value(path: str, value: Any, hint: Any) -> list[str]:
-    """Compare a value with an annotation of plain types; other annotations are not checked."""
+    """Check a value against an annotation; skip annotations that pydantic cannot check."""
     try:
         # Strict mode does not accept "1" as an int, or 1 as a bool.
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(strict=True))

@@ -1,4 +1,4 @@
-"""Find the model folder of a run id, an output folder or a model folder."""
+"""Find the model folder that belongs to a run id, an output_dir or a model folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
 
     Args:
         name: a model folder, the output_dir of a run, or a run id in the MLflow store.
-        uri: the MLflow store; None for the store of this folder.
+        uri: URI of the MLflow store; None for MLFLOW_TRACKING_URI, or else ./mlflow.db.
 
     Raises:
         UserError: there is no such folder or run, or it has no model.
@@ -30,14 +30,14 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
             if (candidate / CARD).is_file():
                 return candidate
         is_folder = folder.is_dir()
-    # The name is too long or has characters that no file name can have.
+    # The name is too long for a file name, or contains a null character.
     except (OSError, ValueError):
         is_folder = False
     if is_folder:
         raise UserError(
-            f"there is no model in '{name}': neither it nor its folder `model` contains {CARD}",
+            f"there is no model in '{name}': neither it nor its subfolder `model` contains {CARD}",
             where=str(folder),
-            fix="give the output_dir of a finished run, a model folder, or a run id",
+            fix="use the output_dir of a finished run, a model folder, or a run id",
         )
     return _download_model(name, uri or default_uri())
 
@@ -50,7 +50,7 @@ def _download_model(run_id: str, uri: str) -> Path:
         raise UserError(
             f"'{run_id}' is neither a folder nor a run in the store",
             where=uri,
-            fix="give a model folder, another --uri, or a run id from `make ui`",
+            fix="use a model folder or a run id from `make ui`, or set --uri to another store",
         ) from error
     if run.outputs and run.outputs.model_outputs:
         model_id = run.outputs.model_outputs[0].model_id

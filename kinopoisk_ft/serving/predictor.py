@@ -32,7 +32,7 @@ def check_texts(texts: Sequence[object], where: str) -> None:
     wrong = [i for i, text in enumerate(texts) if not _is_text(text)]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of {len(texts)} texts are empty, not text or not valid Unicode; "
+            f"{len(wrong)} of {len(texts)} texts are empty, not strings or not valid Unicode; "
             f"the first is row {wrong[0] + 1}",
             where=where,
             fix="correct or remove these rows",
@@ -48,7 +48,7 @@ class Predictor:
 
     Args:
         folder: a model folder, see `models.saving`.
-        device: a setting of `trainer.device`; networks run in fp32.
+        device: a value of `trainer.device`. Networks always run in fp32.
     """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
@@ -56,7 +56,7 @@ class Predictor:
         self.card: Card = read_card(folder)
         keys = ("max_length", "truncation", "max_characters", "strip_scores")
         self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})
-        # An estimator, such as TF-IDF, reads texts and has no network.
+        # An estimator such as TF-IDF reads texts and has neither tokenizer nor network.
         self._estimator = load_estimator(folder, self.card)
         if self._estimator is None:
             self._precision = Precision("fp32", choose_device(device))

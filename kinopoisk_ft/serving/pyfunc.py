@@ -28,8 +28,8 @@ class ReviewClassifier(PythonModel):
     ) -> pd.DataFrame:
         """Return the columns `label` and `p_<class>`, with one row for each text.
 
-        The annotation says DataFrame because MLflow does not check inputs with this type; the
-        input's actual type follows from the model signature.
+        The model signature decides the type of `model_input`, which may also be a list. It is
+        annotated as DataFrame, because MLflow would check inputs against other annotations.
         """
         return self._predictor.predict(extract_texts(model_input))
 

@@ -21,10 +21,10 @@ from kinopoisk_ft.training.distributed.processes import is_main, main_first
 
 
 def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
-    """Train on the train split, select weights by validation, and score once on the test split.
+    """Train on the train split, select weights by validation score, and test them once.
 
     Returns:
-        The result in rank 0, None in other processes.
+        The result in rank 0; None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
     with main_first():
@@ -38,7 +38,7 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 @dataclass(frozen=True)
 class ClassifierFitMethods:
-    """Offer a recipe the ways to train, see `models.network.FitMethods`."""
+    """Implement `models.network.FitMethods`: the two ways to train a `ModelRecipe`."""
 
     inputs: FitInputs
 

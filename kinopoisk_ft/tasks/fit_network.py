@@ -1,4 +1,4 @@
-"""Train a network, test it once and save it."""
+"""Train a network, score it once on the test split, and save it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
-    """Tokenize, build, adapt, train, restore the best weights, test, and save the model folder."""
+    """Tokenize the data, build, adapt and train a network, test its best weights and save them."""
     trainer, data = inputs.trainer, inputs.data
     checkpoints, model_dir = inputs.out_dir / CHECKPOINTS, inputs.out_dir / "model"
     precision, clock = trainer.open(checkpoints)
@@ -74,7 +74,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         # The test loss is cross-entropy without class weights, so that it can be compared between
         # runs that train with different losses.
         tested = trainer.test(adapted.module, make_objective(), parts["test"], precision)
-    # Saving the model must not count as memory of training.
+    # Read before the model is saved, so that saving does not count as memory of training.
     peak = peak_memory_mb(precision.device)
     with clock.section("save"):
         _save_model(network, adapted, tokenizer, inputs)
@@ -99,28 +99,25 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
 
 
 def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
-    """Count the test reviews that the base was pretrained on; warn if there are any.
-
-    Returns:
-        None if the base has no record of its pretraining texts.
-    """
+    """Count the test reviews that the base model was pretrained on, or return None if unknown."""
     overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if overlap is None:
-        log.info("the base has no record of its pretraining texts, which may include test reviews")
+        log.info("the pretraining texts of the base model are unknown and may include test reviews")
     elif overlap.shared:
-        message = "the base was pretrained on %d of the %d test reviews: scores may be too high"
+        message = (
+            "the base model was pretrained on %d of the %d test reviews: scores may be too high"
+        )
         log.warning(message, overlap.shared, overlap.total)
     return overlap
 
 
 def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
-    """Return digests of the training inputs, which a checkpoint must share to be resumed."""
+    """Return digests of the training inputs; a checkpoint with other digests is not resumed."""
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
 
 
 def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:
-    """Gather the model if it is sharded, and write the model folder in rank 0."""
     gather_model(adapted.module)
     if is_main():
         data = inputs.data
@@ -134,7 +131,7 @@ def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitI
 def _tokenize_splits(
     data: DataSplit, tokenizer: Any
 ) -> tuple[dict[str, Examples], dict[str, Tokens]]:
-    """Tokenize the three splits; return the examples for training, and the tokens, by split."""
+    """Tokenize the splits; return two dicts by split: `Examples` for the trainer, and `Tokens`."""
     frames = {"train": data.train, "val": data.val, "test": data.test}
     tokens = {
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
@@ -160,12 +157,12 @@ def _cache_frozen_layers(
     """Run the frozen layers once and cache their activations, if `trainer.prefix_cache` is on.
 
     Returns:
-        A function that makes the objective, and the examples that the objective reads: token ids,
-        or cached activations.
+        A function that creates the objective, and the examples by split that this objective reads:
+        token ids, or cached activations.
     """
     if trainer.prefix_cache == "off":
         return partial(Classification, pad_id), parts
-    # Building the cache then takes no more memory than training and evaluation.
+    # With this batch size, the cache needs no more memory than training and evaluation.
     rows = min(trainer.batch_size, trainer.eval_batch_size)
     cache = PrefixCache(trainer.prefix_cache, pad_id, precision, rows)
     with clock.section("prefix"):
@@ -175,13 +172,11 @@ def _cache_frozen_layers(
 
 
 def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
-    """Apply an adapter to a network.
-
-    A base with random weights is saved first if the adapter's files refer to it, because it cannot
-    be downloaded.
-    """
+    """Apply an adapter; first save a random base model if the saved adapter will need it."""
     if network.base is None and getattr(adapter, "freezes", True):
-        log.warning("the base has random weights: the layers that the adapter freezes stay random")
+        log.warning(
+            "the model has random weights, and the layers that the adapter freezes stay random"
+        )
     if network.base is None and getattr(adapter, "needs_saved_base", False):
         save_base(network, model_dir)
     adapted = adapter.apply(network)

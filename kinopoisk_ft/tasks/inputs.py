@@ -1,4 +1,4 @@
-"""Collect everything that training a classifier needs besides the model's recipe."""
+"""Define what training a classifier needs in addition to its `ModelRecipe`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kinopoisk_ft.training.loop import Trainer
 
 @dataclass(frozen=True)
 class FitInputs:
-    """Hold the inputs of one fit.
+    """Hold what training a classifier needs in addition to its `ModelRecipe`.
 
     Args:
-        out_dir: the run's folder; the model is saved in its subfolder `model`.
-        options: the config group `model` as plain values; a saved network is rebuilt from them.
+        out_dir: output folder of the run; the model is saved in its subfolder `model`.
+        options: the config node `model` as a plain dict, from which a saved network is rebuilt.
     """
 
     adapter: Adapter

@@ -32,13 +32,13 @@ from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 def pretrain(
     cfg: Any, tracker: Tracker, run_id: str, out_dir: Path, *, mask_share: float, save_to: str
 ) -> Result:
-    """Train a language model on the train split, and save it as a base for other runs.
+    """Train a language model on the train split, and save it for fine-tuning in other runs.
 
-    The validation split chooses the best weights; the test split is not used.
+    The validation loss selects the best weights; the test split is not used.
 
     Args:
         mask_share: fraction of the tokens to predict, for models with a mask token.
-        save_to: folder for the base; `model.name` takes it.
+        save_to: folder for the pretrained model, which other runs load with `model.name`.
     """
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     recipe.check_pretraining()
@@ -89,9 +89,9 @@ def pretrain(
 
 
 def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) -> None:
-    """Save the base, and a record of its training texts that later runs compare with test reviews.
+    """Save the pretrained model, and a record of its texts for later comparison with test reviews.
 
-    The record includes the validation texts, because they chose the weights.
+    The record includes the validation texts, because they selected the weights.
     """
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
@@ -101,7 +101,7 @@ def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) 
 
 
 def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> LanguageModel:
-    """Make the objective: predict masked tokens if there is a mask token, or else next tokens."""
+    """Return the objective: predict masked tokens if there is a mask token, else the next token."""
     if tokenizer.mask_token_id is None:
         return LanguageModel(tokenizer.pad_token_id, loss)
     special, size = tokenizer.all_special_ids, len(tokenizer)

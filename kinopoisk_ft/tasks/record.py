@@ -30,7 +30,7 @@ from kinopoisk_ft.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
 
-# Files that a run writes and logs, besides its result and the description of its data.
+# Files that a run writes and logs in addition to result.json and data.json.
 FILES = (
     "predictions.parquet",
     "predictions_validation.parquet",
@@ -44,7 +44,7 @@ PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 
 
 def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
-    """Record the splits, and the leakage from train to test, before training starts."""
+    """Record the digests of the splits and the leakage from train to test, before training."""
     tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
     leakage = data.leakage.metrics()
     tracker.metrics(leakage, 0)
@@ -95,11 +95,11 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
 def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
     """Compare the model with always predicting the most frequent class of the train split.
 
-    A model that is better in one of the scores has learned: with unequal classes, it can have the
-    lower accuracy.
+    Being better in one of the scores of `MARKED` is enough, because with imbalanced classes a model
+    that has learned can have a lower accuracy than the majority class.
 
     Returns:
-        A warning, and the names of the splits on which the model is not better; "" if it is.
+        A warning and the names of the splits on which the model is not better; "" if none.
     """
     train = data.train["label"].to_numpy()
     warnings, splits = [], []
@@ -146,7 +146,6 @@ def _collect_metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) 
 
 
 def _get_peak_memory(fitted: Fitted) -> dict[str, float]:
-    """Return the peak memory in MiB as a metric; if it is unknown, warn and return nothing."""
     if math.isfinite(fitted.peak_memory_mb):
         return {"peak_memory_mb": fitted.peak_memory_mb}
     log.warning("peak memory is unknown: this system does not record it")

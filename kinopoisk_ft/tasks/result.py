@@ -19,9 +19,9 @@ class Result:
     """Hold the result of one run; times are in seconds.
 
     Args:
-        scores: on the test set, by metric; empty for pretraining.
+        scores: test scores by metric name; empty for pretraining.
         objective: the validation score that a sweeper maximises, or the loss that it minimises.
-        warning: why the scores must not be compared; empty if they can be.
+        warning: the reason why the scores must not be compared; empty if they can be.
     """
 
     scores: dict[str, float]
@@ -36,14 +36,14 @@ class Result:
 
     @classmethod
     def read(cls, text: str) -> Result:
-        """Read the JSON text of `as_json`, written by this or an earlier version."""
+        """Parse the JSON text that `as_json` of this or an earlier version returned."""
         values = json.loads(text)
         names = {field.name for field in fields(cls)}
         scores = {key: v for key, v in values.items() if key not in names and v is not None}
         return cls(scores=scores, **{key: v for key, v in values.items() if key in names})
 
     def as_json(self) -> str:
-        """Return a flat JSON object with each metric under its name, or null if not measured."""
+        """Return a flat JSON object; a metric that was not measured is null."""
         return json.dumps(self._flat())
 
     def table(self) -> str:
@@ -81,12 +81,12 @@ class Fitted:
         val_probabilities: (N, classes), in the order of the validation rows, with the weights that
             are tested.
         objective: the best validation score.
-        seconds: time by section of the run.
+        seconds: duration of each section of the run, by name.
         train_tokens: tokens of all training batches, without padding; 0 if the model reads words.
         peak_memory_mb: in MiB; NaN if the system does not record it.
-        truncated: by split (val, test), the fraction of each review that was cut off.
-        pretraining_overlap: test reviews that the base was pretrained on; None if unknown.
-        history: validation metrics by step.
+        truncated: by split (val, test), the fraction of each review that truncation removed, (N,).
+        pretraining_overlap: test reviews that the base model was pretrained on; None if unknown.
+        history: logged losses and validation metrics, each entry with its `step`.
     """
 
     test_probabilities: np.ndarray

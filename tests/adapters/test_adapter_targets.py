@@ -165,7 +165,7 @@ def test_the_choice_is_logged_and_saved(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         _, made, found, tokenizer = make("bert", "lora")
         adapted = made.apply(found)
-    assert "adapter targets: PEFT's choice for 'bert'" in caplog.text
+    assert "adapter targets: PEFT's default for 'bert'" in caplog.text
     assert "LORA adapts 6 modules: query x3, value x3" in caplog.text
     card = make_card(found, adapted, ("Bad", "Good"), 64)
     save_network(found, adapted, tokenizer, card, tmp_path)

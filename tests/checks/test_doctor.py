@@ -92,7 +92,7 @@ def test_text_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "precision"
     assert "trainer.precision=auto" in lines[1]
     assert "trainer.precision=fp32, bf16 or fp16 overrides it" in lines[1]
-    assert lines[-1] == "everything that runs need works"
+    assert lines[-1] == "everything that a run needs works"
     missing = next(i for i, line in enumerate(lines) if "causal-conv1d  " in line)
     assert lines[missing].split()[0] == "missing"
     assert "to do: on a machine with an NVIDIA GPU: pip install" in lines[missing + 1]
@@ -115,7 +115,7 @@ sys.exit(doctor.main(["--json"]))
         found = {finding["name"]: finding for finding in sections[section]}
         assert found["numba"]["state"] == "missing"
         assert found["numba"]["fix"] == "pip install 'numba>=0.61'"
-        assert found["auto"]["detail"] == "takes 'torch' on cpu"
+        assert found["auto"]["detail"] == "selects 'torch' on cpu"
         assert found["torch"]["state"] == "ok"
     assert "kernel cache" not in {finding["name"] for finding in sections["memory"]}
 
@@ -226,7 +226,7 @@ def test_store_that_opens(here: Path) -> None:
     MlflowClient(f"sqlite:///{here / 'mlflow.db'}").create_experiment("one")
     found = look("tracking")["MLflow store"]
     assert found.state == "ok"
-    assert "its schema is that of MLflow" in found.detail
+    assert "has the schema of MLflow" in found.detail
 
 
 def test_store_of_another_version_or_kind(here: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_message_joins_a_path_with_spaces() -> None:
     message = explained("data.path=/tmp/my", "фильмы (1).csv", "model=tfidf")
     assert "'фильмы (1).csv' is not an override" in message
-    assert corrected(message.partition("before it")[2], "data.path") == "/tmp/my фильмы (1).csv"
+    assert corrected(message.partition("quote both")[2], "data.path") == "/tmp/my фильмы (1).csv"
 
 
 @pytest.mark.parametrize("arg", ["", "bert", "кл=1", "a b=1"])
@@ -87,7 +87,7 @@ def test_output_options_take_one_value(key: str) -> None:
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["data.text_column=a,b"], """'data.text_column="a,b"'; as a list: """),
+        (["data.text_column=a,b"], """'data.text_column="a,b"'; for a list: """),
         (["data.path=фильм.csv"], """'data.path="фильм.csv"'"""),
         (["=x"], "needs a name before its '='"),
         (["--config-name=nope"], "there is no config 'nope'"),

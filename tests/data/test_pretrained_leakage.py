@@ -96,7 +96,7 @@ def test_a_base_of_another_split_is_warned_about(
     assert counts == [0, met, None, 0]
     share = found[1].data.metrics["leakage_pretraining_share"]
     assert share == pytest.approx(met / len(other.test))
-    warning = f"the base was pretrained on {met} of the {len(other.test)} test reviews"
+    warning = f"the base model was pretrained on {met} of the {len(other.test)} test reviews"
     assert capsys.readouterr().out.count(warning) == 1
 
 
