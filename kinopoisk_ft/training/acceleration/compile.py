@@ -1,4 +1,4 @@
-"""Compile the model with `torch.compile`, which fuses operators or replays CUDA graphs on a GPU."""
+"""Compile the model with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.Module:
-    """Wrap the model so that its first call compiles it; return it unchanged if mode is off.
+    """Wrap the model with `torch.compile`, or return it unchanged if the mode is "off".
 
-    Batch size and length are symbolic in the compiled code, because they differ between batches.
+    Shapes are dynamic, because batch size and sequence length differ between batches.
 
     Raises:
         UserError: torch.compile does not work on this machine.
@@ -30,20 +30,21 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
     if mode == "off":
         return model
     options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
+    # The model is compiled at its first call. Compile a small function now, to fail early.
     try:
         torch.compile(torch.sin, **options)(torch.ones(8, device=device))
     except Exception as error:
         raise UserError(
-            f"torch.compile does not work here: {type(error).__name__}: "
+            f"torch.compile does not work on this machine: {type(error).__name__}: "
             f"{next(iter(str(error).strip().splitlines()), '')}",
             where="trainer.compile",
-            fix="install a C++ compiler (on a GPU also triton), or use trainer.compile=off",
+            fix="install a C++ compiler (for a GPU also triton), or use trainer.compile=off",
         ) from error
     log.info("the model is compiled with torch.compile, mode %s", mode)
     return cast(nn.Module, torch.compile(model, dynamic=True, **options))
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile before the first step with the largest batch; keep weights and random states."""
+    """Run a forward and backward pass of the largest batch, so that the model is compiled now."""
     with preserve_state(state):
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

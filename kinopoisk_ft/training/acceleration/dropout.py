@@ -1,4 +1,4 @@
-"""Replace PyTorch's dropout and attention by faster kernels while a network trains on a CPU."""
+"""Replace PyTorch's dropout and attention with faster kernels while a model trains on a CPU."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from kinopoisk_ft.ops.dropout.op import dropout
 
 log = logging.getLogger(__name__)
 
-# Names under which `transformers` registers the attention functions.
+# Names under which the attention functions are registered in `transformers`.
 ATTENTION = "kinopoisk_ft"
 NO_DROPOUT = "kinopoisk_ft_no_dropout"
 
 
 class Dropout(nn.Dropout):
-    """Use `ops.dropout` in place of `nn.Dropout`."""
+    """Replace `nn.Dropout` with the faster kernel of `kinopoisk_ft.ops.dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop elements of a tensor of any shape while training."""
+        """Apply dropout to a tensor of any shape in training mode; otherwise return it."""
         return dropout(input, self.p) if self.training else input
 
 
@@ -43,9 +43,10 @@ def attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with our kernel if probabilities are dropped, otherwise with SDPA.
+    """Compute attention with the kernel of `kinopoisk_ft.ops.attention` or with PyTorch's SDPA.
 
-    SDPA also serves the options of decoders and caches, and masks that require a gradient.
+    SDPA is used if dropout is 0, and for what the kernel does not support: position bias, cache,
+    soft-capping, grouped queries, masks with gradients, and causal attention without a mask.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
@@ -69,7 +70,7 @@ def attention_without_dropout(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with SDPA, without dropout."""
+    """Compute attention with PyTorch's SDPA and without dropout."""
     out: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, 0.0, **kwargs
     )
@@ -80,14 +81,14 @@ def attention_without_dropout(
 def replace_dropout(
     model: nn.Module, device: torch.device, attention_dropout: Literal["keep", "off"]
 ) -> Iterator[None]:
-    """Replace the dropout and attention of a model within the block, and restore them on exit.
+    """Replace dropout and attention of a model in the `with` block, and restore them on exit.
 
-    On a CPU replace every `nn.Dropout`, including those of adapters, and the attention of Hugging
-    Face encoders that use SDPA. Names, parameters and evaluation results do not change. On other
-    devices only attention_dropout="off" has an effect.
+    On a CPU, this replaces every `nn.Dropout`, including those of adapters, and the attention of
+    Hugging Face models that use SDPA. Module names, parameters and evaluation results do not
+    change. On other devices, it replaces the attention only, and only if `attention_dropout="off"`.
 
     Raises:
-        UserError: attention_dropout="off", but the model's attention cannot be replaced.
+        UserError: `attention_dropout="off"`, but the model's attention cannot be replaced.
     """
     on_cpu = device.type == "cpu"
     slots = [
@@ -113,6 +114,7 @@ def replace_dropout(
         yield
     finally:
         for parent, name, child in slots:
+            # `train()` and `eval()` changed the mode of the replacement only.
             mode = parent.get_submodule(name).training
             parent._modules[name] = child.train(mode)
         for part in encoders:
@@ -120,10 +122,10 @@ def replace_dropout(
 
 
 def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
-    """Return the Hugging Face models in a model that use SDPA and allow to replace it.
+    """Return the Hugging Face models within `model` whose SDPA attention can be replaced.
 
     Args:
-        names: attention functions to accept in addition to SDPA.
+        names: attention implementations to accept in addition to "sdpa".
     """
     return [
         part
@@ -137,12 +139,12 @@ def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
 def _check_attention_dropout_off(model: nn.Module, encoders: list[Any]) -> None:
     """Raise a UserError if the model has attention whose dropout cannot be switched off."""
     if encoders:
-        log.info("attention trains without dropout: trainer.attention_dropout=off")
+        log.info("attention dropout is switched off (trainer.attention_dropout=off)")
         return
     if any(isinstance(part, PreTrainedModel) for part in model.modules()):
         raise UserError(
-            "this model implements attention itself, so its dropout cannot be switched off",
+            "the model has no SDPA attention, so its attention dropout cannot be switched off",
             where="trainer.attention_dropout",
             fix="use trainer.attention_dropout=keep",
         )
-    log.info("trainer.attention_dropout=off has no effect: the model has no attention")
+    log.info("trainer.attention_dropout=off has no effect, because the model has no attention")

@@ -24,14 +24,14 @@ from kinopoisk_ft.training.precision import DTYPES, Precision
 
 log = logging.getLogger(__name__)
 
-# Names under which `transformers` registers the attention functions.
+# Names under which the attention functions are registered in `transformers`.
 UNPADDED = "kinopoisk_ft_unpadded"
 UNPADDED_NO_DROPOUT = "kinopoisk_ft_unpadded_no_dropout"
 UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Return the positions of real tokens, which all layers share, or the mask of SDPA."""
+    """Return the non-padding positions for bidirectional attention, otherwise the SDPA mask."""
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
@@ -49,9 +49,9 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention between real tokens in half precision; use SDPA for other masks.
+    """Compute attention with flash-attn if the mask is `RealTokens`, otherwise with SDPA.
 
-    Query, key and value are (batch, heads, length, width).
+    Query, key and value are (batch, heads, length, head_dim).
     """
     if not isinstance(attention_mask, RealTokens):
         out: tuple[Tensor, None] = sdpa_attention_forward(
@@ -59,7 +59,7 @@ def attention_forward(
         )
         return out
     given, dtype = query.dtype, query.dtype
-    # An adapter or a norm may return fp32 under autocast.
+    # Adapters and norms may return fp32 under autocast, but flash-attn needs half precision.
     if given == torch.float32:
         dtype = torch.get_autocast_dtype(query.device.type)
     q, k, v = (x.to(dtype) for x in (query, key, value))
@@ -75,21 +75,21 @@ def attention_without_dropout(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention between real tokens, without dropout."""
+    """Compute attention like `attention_forward`, but without dropout."""
     return attention_forward(module, query, key, value, attention_mask, 0.0, **kwargs)
 
 
 @contextmanager
 def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Replace SDPA in Hugging Face encoders by attention without padding; restore it on exit.
+    """Replace SDPA in Hugging Face models with unpadded attention, and restore it on exit.
 
-    This needs CUDA, half precision and a working flash-attn; otherwise nothing is replaced. An
-    encoder whose attention dropout `replace_dropout` has switched off keeps it off.
+    Nothing is replaced unless the device is CUDA, the precision is bf16 or fp16, and flash-attn
+    works. Attention dropout that `replace_dropout` has switched off stays off.
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []
     if parts and (problem := gpu_package.find_problem(PACKAGE, precision.device)):
-        log.info("attention uses PyTorch's kernels on padded batches: %s", problem)
+        log.info("attention uses PyTorch's kernels on padded batches, because %s", problem)
         parts = []
     before = [part.config._attn_implementation for part in parts]
     functions = ((UNPADDED, attention_forward), (UNPADDED_NO_DROPOUT, attention_without_dropout))
