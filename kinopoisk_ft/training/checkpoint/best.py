@@ -23,10 +23,9 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 
 
 class BestWeights:
-    """Save the trainable weights and the buffers of the best evaluation.
+    """Save and restore the trainable weights and the buffers of the best evaluation.
 
-    Each best evaluation has a separate file, named by its step, because a checkpoint written before
-    it needs the previous file.
+    Each best evaluation gets its own file, because earlier checkpoints refer to earlier files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +34,7 @@ class BestWeights:
         self.digest = ""
 
     def save(self, model: nn.Module, step: int) -> None:
-        """Save the weights atomically; after an interruption the previous file is still valid."""
+        """Save the weights atomically; after an interruption, the previous file is still valid."""
         file = self.folder / f"best-{step:08}.safetensors"
         tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
         if not is_main():
@@ -51,13 +50,12 @@ class BestWeights:
         self.discard()
 
     def restore(self, model: nn.Module) -> None:
-        """Copy the saved weights into the model; UserError if they are damaged or unreadable."""
+        """Load the saved weights into the model; raise UserError if they cannot be read."""
         tensors: dict[str, Tensor] = {}
         broadcast_from_main(lambda: tensors.update(self._read()))
         copy_tensors(broadcast_tensors(tensors), model)
 
     def _read(self) -> dict[str, Tensor]:
-        """Load the saved weights if their SHA-256 digest is right."""
         try:
             if self.file and self.file.is_file() and compute_sha256(self.file) == self.digest:
                 return load_file(self.file)
@@ -65,7 +63,7 @@ class BestWeights:
             raise UserError(
                 f"the best weights of this run cannot be read: {error}",
                 where=str(self.file),
-                fix="repair the permissions or the disk and start the same command again",
+                fix="repair the file permissions or the disk, and start the same command again",
             ) from error
         raise UserError(
             "the best weights of this run are missing or damaged",
@@ -74,31 +72,31 @@ class BestWeights:
         )
 
     def discard(self) -> None:
-        """Delete earlier weights that no checkpoint needs."""
+        """Delete the files of earlier best evaluations that no checkpoint needs."""
         keep = CheckpointFolder(self.folder).list_external_files()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the name of the file, empty before the first evaluation, and its digest."""
+        """Return the file's name, which is empty before the first evaluation, and its digest."""
         return {"file": self.file.name if self.file else "", "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Use the file that `state_dict` named; a path is reduced to its name."""
+        """Use the file named in `state`, but only from the folder of this run."""
         self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return trainable parameters and buffers by name; tied parameters are returned once."""
+    """Return the trainable parameters and the buffers by name; tied parameters only once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
 
 
 @torch.no_grad()
 def copy_tensors(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
-    """Copy full tensors, named as by `trained_tensors`, into the model."""
+    """Copy full tensors into the parameters and buffers that have the same names."""
     trained = trained_tensors(model)
     for name, value in tensors:
         trained[name].copy_(shard_like(value, trained[name]))

@@ -1,4 +1,4 @@
-"""Turn state dicts into tensors and JSON values and back, and check that they fit a run."""
+"""Split state dicts into tensors and JSON values, join them, and check that they fit a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from kinopoisk_ft.training.distributed.sharding import gather_tensor
 from kinopoisk_ft.training.state import SCHEDULE
 
-# A JSON object with only this key stands for a tensor; the value is the name of the tensor.
+# A JSON object that has only this key is a placeholder for the tensor that its value names.
 TENSOR = "tensor"
 
 
 def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Return a nested state dict with its tensors moved to `tensors`, by their path.
+    """Move the tensors of a nested state dict to `tensors`, and return the rest as JSON values.
 
-    Sharded tensors are gathered on rank 0, so all ranks must call this together. Tuples become
-    lists, and keys text, as in JSON.
+    The name of a tensor is its path. Sharded tensors are gathered on rank 0, so all ranks must call
+    this together. Tuples become lists, and keys become strings.
     """
     if isinstance(tree, Tensor):
         tensors[path] = gather_tensor(tree)
@@ -33,7 +33,7 @@ def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `split_tensors`; a missing tensor leaves its placeholder."""
+    """Undo `split_tensors`; the placeholders of missing tensors are left in place."""
     if isinstance(plain, dict):
         if plain.keys() == {TENSOR} and plain[TENSOR] in tensors:
             return tensors[plain[TENSOR]]
@@ -46,8 +46,8 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
     """Return the first difference in structure between two state dicts; None if there is none.
 
-    Digests detect damage, but not a checkpoint that other code wrote. Parts that are empty in a new
-    run (history, optimizer state) may hold any numbers and tensors.
+    Digests detect damage, but not checkpoints from another version of the code. Entries that are
+    empty in a new run (history, optimizer state) may contain any numbers and tensors.
 
     Args:
         expected: the state dict of a new run.
@@ -57,7 +57,7 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
     if isinstance(expected, Tensor):
         now, then = _describe(expected), _describe(found)
         fits = isinstance(found, Tensor) and (now == then or not expected.numel())
-        return None if fits else f"{path} is {then}, not {now}"
+        return None if fits else f"{path} is {then} in the checkpoint, but {now} in this run"
     if not isinstance(expected, dict | list | tuple):
         kind = str if isinstance(expected, str) else int | float
         fits = isinstance(found, kind) or found is expected is None
@@ -66,7 +66,7 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
         return f"{path} is {found!s:.40}"
     expected, found = _as_dict(expected), _as_dict(found)
     if not expected:
-        return None if _holds_numbers(found) else f"{path} holds more than numbers and tensors"
+        return None if _holds_numbers(found) else f"{path} must contain numbers and tensors only"
     for key in sorted(expected.keys() | found.keys()):
         if key not in found or key not in expected:
             return f"{path}/{key} is {'unknown' if key in found else 'missing'}"
@@ -76,27 +76,24 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
 
 
 def _describe(value: Any) -> str:
-    """Describe a tensor by shape and dtype, another value by its text."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype}"
     return f"{value!r:.40}"
 
 
 def _as_dict(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> dict[str, Any]:
-    """Return the members of an object or a list by their key or index."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     return {str(key): member for key, member in pairs}
 
 
 def _holds_numbers(found: Any) -> bool:
-    """Return whether a nested value has only numbers and tensors below its containers."""
     if isinstance(found, dict | list):
         return all(map(_holds_numbers, _as_dict(found).values()))
     return isinstance(found, int | float | Tensor | None)
 
 
 def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the contents of a checkpoint of format 1, which named each tensor `part.name`."""
+    """Convert a checkpoint of format 1, which named tensors `part.name`, to format 2."""
     apart = ("about", "seconds", "best_weights", "optimizer", "schedule", "recent")
     state = {key: value for key, value in plain.items() if key not in apart}
     state |= {"weights": {}, "rng": {}, "losses": torch.empty(0)}

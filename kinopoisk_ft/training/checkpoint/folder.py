@@ -1,7 +1,7 @@
-"""Keep checkpoints on disk: folders of safetensors and JSON, with a manifest of their digests.
+"""Write and read checkpoints: folders of safetensors and JSON, with a manifest of file digests.
 
-A checkpoint is written under another name, forced to disk and renamed, so that a crash leaves it
-complete or not at all. Its digests reveal later damage; then the previous checkpoint is used.
+A checkpoint is written under a temporary name, synced to disk and renamed, so that a crash leaves a
+complete checkpoint or none. If the digests reveal later damage, the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 READABLE = (1, 2)
+# Number of checkpoints to keep, so that one remains if the last one is damaged.
 KEPT = 2
 MANIFEST, PLAIN, TENSORS = "manifest.json", "state.json", "state.safetensors"
 NAME = re.compile(r"checkpoint-\d+")
-# Bytes for the files without tensors.
+# Space for the JSON files in bytes.
 ROOM = 2**20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold the folder, the format and the JSON part of a valid checkpoint."""
+    """Hold the folder, the format version and the JSON values of a valid checkpoint."""
 
     folder: Path
     format: int
     plain: dict[str, Any]
 
     def load_tensors(self) -> dict[str, Tensor]:
-        """Load the tensors to the CPU."""
+        """Load the checkpoint's tensors to the CPU."""
         return load_file(self.folder / TENSORS)
 
 
@@ -61,14 +62,14 @@ class CheckpointFolder:
     def write(
         self, tensors: Mapping[str, Tensor], plain: dict[str, Any], external: Mapping[str, str]
     ) -> None:
-        """Add a checkpoint, then delete all but the last two.
+        """Write a new checkpoint, then delete all but the last two.
 
         Args:
-            plain: values for JSON.
-            external: names and SHA-256 digests of required files next to the checkpoint.
+            plain: values to write as JSON.
+            external: names and SHA-256 digests of files next to the checkpoint that it needs.
 
         Raises:
-            UserError: the disk is full or the folder read-only; earlier checkpoints stay valid.
+            UserError: the disk is full or the folder read-only. Earlier checkpoints stay valid.
         """
         number = 1 + max((int(name.name.split("-")[1]) for name in self.folders()), default=0)
         target = self.folder / f"checkpoint-{number:06}"
@@ -92,12 +93,12 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the last valid checkpoint; report and delete newer ones that are damaged.
+        """Return the last valid checkpoint, or None; delete newer checkpoints that are damaged.
 
-        A checkpoint that cannot be read may still be valid, so it is reported but not deleted.
+        A checkpoint that cannot be read may still be valid, so it is skipped but not deleted.
 
         Raises:
-            UserError: no checkpoint is valid, but one cannot be read and might be.
+            UserError: a checkpoint that may be valid cannot be read, and no other one is valid.
         """
         unread: tuple[Path, OSError] | None = None
         for folder in reversed(self.folders()):
@@ -108,71 +109,70 @@ class CheckpointFolder:
                     return Checkpoint(folder, manifest["format"], plain)
             except OSError as error:
                 log.warning(
-                    "%s is not used, but not deleted, because it cannot be read: %s", folder, error
+                    "skipping the checkpoint %s, because it cannot be read: %s", folder, error
                 )
                 unread = unread or (folder, error)
                 continue
-            log.warning("%s is not used: %s", folder, problem)
+            log.warning("deleting the checkpoint %s, because it is not valid: %s", folder, problem)
             shutil.rmtree(folder, ignore_errors=True)
         if unread is not None:
             raise UserError(
                 f"the last checkpoint cannot be read, and no other one is valid: {unread[1]}",
                 where=str(unread[0]),
-                fix="repair the permissions or the disk and start the same command again, or start "
-                "over with resume=never",
+                fix="repair the file permissions or the disk, and start the same command again, or "
+                "start over with resume=never",
             )
         return None
 
     def folders(self) -> list[Path]:
-        """Return the folders of all checkpoints, valid or not, oldest first."""
+        """Return the folders of all checkpoints, including invalid ones, oldest first."""
         found = self.folder.glob("checkpoint-*")
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def list_external_files(self) -> set[str]:
-        """Return the names of the files that a checkpoint needs, or may need, next to it."""
+        """Return the names of files outside the checkpoint folders that a checkpoint needs."""
         found: set[str] = set()
         for folder in self.folders():
             try:
                 found |= set(_read_manifest(folder).get("beside", {}))
             except OSError:
-                # An unreadable manifest may name any of the files.
+                # The manifest cannot be read, so the checkpoint may need any of the files.
                 found |= {file.name for file in self.folder.iterdir()}
         return found
 
     def _find_problem(self, folder: Path) -> str | None:
-        """Return why a checkpoint is not valid; raises OSError if a file cannot be read."""
+        """Return why a checkpoint is not valid, or None; raise OSError if it cannot be read."""
         manifest = _read_manifest(folder)
         if manifest.get("format") not in READABLE or not {TENSORS, PLAIN} <= set(manifest["files"]):
-            return "its manifest is missing or damaged"
+            return f"{MANIFEST} is missing or damaged"
         names = [*manifest["files"], *manifest["beside"]]
         if outside := [name for name in names if Path(name).name != name]:
-            return f"its manifest names a file outside its folder: {outside[0]}"
+            return f"{MANIFEST} contains the name of a file in another folder: {outside[0]}"
         files = {folder / name: digest for name, digest in manifest["files"].items()}
         files |= {self.folder / name: digest for name, digest in manifest["beside"].items()}
         for file, digest in files.items():
             if not file.is_file():
                 return f"{file.name} is missing"
             if compute_sha256(file) != digest:
-                return f"{file.name} is damaged: its SHA-256 digest differs"
+                return f"{file.name} is damaged, because its SHA-256 digest differs"
         if not _read_object(folder / PLAIN):
             return f"{PLAIN} is not a JSON object"
         return None
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors of any device to a safetensors file and force it to disk."""
+    """Write tensors of any device to a safetensors file, and sync it to disk."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     sync_to_disk(file)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest; empty if it is missing or malformed."""
+    """Return a checkpoint's manifest; an empty dict if it is missing or malformed."""
     found = _read_object(folder / MANIFEST)
     return found if all(isinstance(found.get(key), dict) for key in ("files", "beside")) else {}
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if there is none."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):

@@ -41,24 +41,24 @@ from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
 
-# Seconds between checkpoints: a crash costs at most this much work. If writing is slow, the
+# Seconds between checkpoints, which is the most work that a crash can cost. If writing is slow, the
 # interval is MIN_RATIO times the duration of the last write, so that writing takes 2% of the time.
 SECONDS = 60.0
 MIN_RATIO = 50
-# AdamW: a weight and its two moments.
+# With AdamW, a checkpoint stores each weight and its two moments.
 NUMBERS_PER_WEIGHT = 3
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
 
 
 class CheckpointManager:
-    """Write and resume the checkpoints of one training run.
+    """Write the checkpoints of one training run, and resume the run from them.
 
-    As a context manager it writes a last checkpoint when a signal stops the run between two steps.
+    As a context manager, it writes a last checkpoint when a signal stops the run between two steps.
 
     Args:
-        every: optimizer steps between checkpoints; None uses the time instead, 0 writes none.
-        about: properties that a checkpoint must share with this run, in words for the user; None
-            neither writes nor reads checkpoints.
+        every: optimizer steps between checkpoints. None uses a time interval, and 0 writes none.
+        about: properties, by name, that a checkpoint must share with this run. They appear in
+            error messages. If None, checkpoints are neither written nor read.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CheckpointManager:
     ) -> None:
         self.checkpoints = CheckpointFolder(folder)
         self.state, self.best, self.clock, self.recorder = state, best, clock, recorder
-        # Load in this order, because the state reads the clock if the budget is in seconds.
+        # The clock is loaded before the state, which reads it if the budget is in seconds.
         self.parts: dict[str, Stateful] = {"clock": clock, "best_weights": best, "state": state}
         self.every, self.writes = every, about is not None and every != 0
         self.reads = about is not None
@@ -82,22 +82,22 @@ class CheckpointManager:
         self._frozen_digest = ""
         self._saved = (0, 0)
         self._since = time.monotonic()
-        # Duration of the last write in seconds.
+        # The duration of the last write in seconds.
         self._took = 0.0
 
     def resume(self) -> None:
-        """Continue from the last valid checkpoint, if there is one.
+        """Resume from the last valid checkpoint, if there is one.
 
         Raises:
-            UserError: the checkpoint belongs to another run (data, base model, device, precision),
-                or its contents do not fit; the processes of this run have different data; or the
-                disk has too little space for the files of training.
+            UserError: the checkpoint does not fit this run (data, pretrained model, device,
+                precision, contents), the processes of this run have different data, or the disk
+                has too little space for a checkpoint.
         """
         if not all_equal(self.about):
             raise UserError(
-                "the processes of this run read different reviews or tokens",
-                where="data, or the tokenizer's cache, on another machine",
-                fix="give all machines the same files and versions",
+                "the processes of this run have different reviews or different tokens",
+                where="the data or the tokenizer cache on one of the machines",
+                fix="use the same files and the same package versions on all machines",
             )
         broadcast_from_main(self._check_room)
         found = broadcast_from_main(lambda: self.checkpoints.newest() if self.reads else None)
@@ -111,9 +111,9 @@ class CheckpointManager:
         log.info("resumed after step %d of %s from %s", self.state.step, length, name)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint into the parts of the run; raises UserError if it does not fit."""
+        """Load a checkpoint into clock, best weights and state; raise UserError if it fails."""
         expected = {name: part.state_dict() for name, part in self.parts.items()}
-        # An empty clock accepts any sections: those of the checkpoint are not measured yet.
+        # Compare with an empty clock, which allows sections that this run has not measured yet.
         expected["clock"] = Clock().state_dict()
         read: dict[str, Tensor] = {}
         try:
@@ -136,14 +136,14 @@ class CheckpointManager:
             )
 
     def _check_room(self) -> None:
-        """Check the disk space for the best weights and a checkpoint before training."""
+        """Raise UserError if the disk lacks space for the best weights and a checkpoint."""
         weights = _count_trained_bytes(self.state.model)
         with wrap_checkpoint_errors(self.checkpoints.folder):
             needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
             check_space(self.checkpoints.folder, needed)
 
     def save_if_due(self) -> None:
-        """Write a checkpoint if it is due by steps or time."""
+        """Write a checkpoint if enough steps or enough time have passed since the last one."""
         if self.every is None:
             due = self._is_due_by_clock()
         else:
@@ -152,10 +152,11 @@ class CheckpointManager:
             self.save()
 
     def save_last(self) -> None:
-        """Write a checkpoint after the last step, because the test or saving the model may fail.
+        """Write a checkpoint after the last step, in case testing or saving the model fails.
 
-        Only warn if the disk is full: the space may still suffice for the model.
+        If the disk is full, only log a warning, because there may still be space for the model.
         """
+        # Shortly after a checkpoint there is little work to lose.
         if self.every is None and not self._is_due_by_clock():
             return
         try:
@@ -168,7 +169,7 @@ class CheckpointManager:
         return bool(broadcast(time.monotonic() - self._since >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint, unless there was no step or evaluation since the last one."""
+        """Write a checkpoint if there was a step or an evaluation since the last one."""
         position = (self.state.step, self.state.evaluated)
         if not self.writes or position == self._saved:
             return
@@ -209,7 +210,7 @@ class CheckpointManager:
                         error, self.state.step, self.state.length, hint)  # fmt: skip
 
     def _read_about(self) -> dict[str, str]:
-        # The digest of a large base takes a second: compute it once, when it is first needed.
+        # The digest of a large pretrained model takes a second, so it is computed only once.
         if not self._frozen_digest:
             digest = digest_frozen_weights(self.state.model)
             self._frozen_digest = broadcast_from_main(lambda: digest)
@@ -219,9 +220,11 @@ class CheckpointManager:
         now, then = self._read_about(), _get_about(checkpoint)
         differing = [key for key in now if then.get(key) != now[key]]
         if differing:
-            texts = [f"{key}: {then.get(key)} there, {now[key]} now" for key in differing]
+            texts = [
+                f"{k}: {then.get(k)} in the checkpoint, {now[k]} in this run" for k in differing
+            ]
             raise UserError(
-                "the checkpoint in this folder belongs to another run:\n    "
+                "the checkpoint in this folder belongs to a run with other properties:\n    "
                 + "\n    ".join(texts),
                 where=str(checkpoint.folder),
                 fix=START_OVER,
@@ -229,7 +232,6 @@ class CheckpointManager:
 
 
 def _get_about(checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Return the properties of the run that wrote a checkpoint; empty if there are none."""
     about = checkpoint.plain.get("about") if checkpoint else None
     return about if isinstance(about, dict) else {}
 
@@ -239,16 +241,13 @@ def _count_trained_bytes(model: nn.Module) -> int:
 
 
 def read_precision(folder: Path) -> Kind | None:
-    """Return the precision of an unfinished run; None if there is no checkpoint.
-
-    A resumed run keeps its original precision, whatever `auto` would choose on this machine.
-    """
+    """Return the precision of the last checkpoint in a folder; None if there is no checkpoint."""
     kind: Kind | None = _get_about(CheckpointFolder(folder).newest()).get("precision")
     return kind
 
 
 def digest_frozen_weights(model: nn.Module) -> str:
-    """Return a SHA-256 digest, hex, of the parameters that training does not change."""
+    """Return the SHA-256 digest (hexadecimal) of the parameters that are not trained."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -35,7 +35,7 @@ FORGED: dict[str, tuple[Forge, str]] = {
     "step": (lambda _, s: s.update(step="6"), "state/step is 6"),
     "best": (lambda _, s: s.update(best="good"), "state/best is good"),
     "file": (lambda c, _: c["best_weights"].update(file=5.5), "best_weights/file is 5.5"),
-    "row": (lambda _, s: s["history"].append(["x"]), "holds more than numbers"),
+    "row": (lambda _, s: s["history"].append(["x"]), "must contain numbers and tensors only"),
     "schedule": (lambda _, s: s["schedule"].pop("last_epoch"), "last_epoch is missing"),
     "part": (lambda _, s: s.update(loss=torch.ones(1)), "state/loss is unknown"),
     "weight": (lambda _, s: s["weights"].update(x=torch.ones(1)), "weights/x is unknown"),

@@ -38,7 +38,7 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_used(
     found = CheckpointFolder(checkpoints).newest()
     assert found is not None
     assert found.plain["state"]["step"] == 6
-    assert f"{last} is not used" in caplog.text
+    assert f"deleting the checkpoint {last}" in caplog.text
     assert not last.exists()
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_cannot_be_read_stays_and_the_one_before_is_used(
     found = CheckpointFolder(checkpoints).newest()
     assert found is not None
     assert found.folder == before
-    assert f"{last} is not used, but not deleted, because it cannot be read" in caplog.text
+    assert f"skipping the checkpoint {last}, because it cannot be read" in caplog.text
     BestWeights(checkpoints).discard()
     assert sorted(checkpoints.glob("best-*")) == bests
     failing.append(before / name)

@@ -57,10 +57,10 @@ def test_another_base_or_other_data_are_refused(tmp_path: Path) -> None:
         with torch.no_grad():
             next(p for p in module.parameters() if not p.requires_grad)[0] += 1
 
-    with pytest.raises(UserError, match=r"frozen weights: \w+ there, \w+ now") as refused:
+    with pytest.raises(UserError, match=r"frozen weights: \w+ in the checkpoint, \w") as refused:
         fit(tmp_path, adapter="head", prepare=other)
     assert "resume=never" in str(refused.value)
-    with pytest.raises(UserError, match="data: tiny there, large now"):
+    with pytest.raises(UserError, match="data: tiny in the checkpoint, large in this"):
         fit(tmp_path, adapter="head", about={"data": "large"})
 
 
@@ -164,7 +164,7 @@ def test_less_memory_after_a_stop_is_reported(
 ) -> None:
     monkeypatch.setattr("kinopoisk_ft.training.loop.fit_rows_to_memory", lambda *_: 2)
     fit(checkpoints)
-    warnings = [r.message for r in caplog.records if "less memory is left" in r.message]
+    warnings = [r.message for r in caplog.records if "less memory is available" in r.message]
     assert len(warnings) == 1
     assert "2 rows at once instead of 8" in warnings[0]
 
