@@ -1,8 +1,8 @@
-"""Run one training in several processes, and exchange values between them.
+"""Train one model in several processes, and exchange values between them.
 
-Only rank 0 records, prints and writes; it downloads and tokenizes before the other ranks do.
-Values are exchanged on the CPU (gloo), so that no step waits for a GPU; gradients use the backend
-of their device. In a single process every function here returns at once.
+Only rank 0 records, prints and writes. It downloads and tokenizes before the other ranks do.
+Values are exchanged on the CPU (gloo), so that no step waits for a GPU. Gradients use the backend
+of their device. In a single process, the functions here do not communicate.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from kinopoisk_ft.training.distributed import torchrun
 T = TypeVar("T")
 # Rank 0 may have to download a model and tokenize all reviews while the others wait.
 TIMEOUT = timedelta(hours=1)
-# Seconds between two checks for ranks that have joined.
+# Seconds between two checks whether all ranks have joined.
 POLL = 0.02
-# Rank 0 may have a last checkpoint to write.
+# Rank 0 may have to write a last checkpoint while the others wait.
 EXIT_TIMEOUT = timedelta(seconds=60)
-START = "start it with torchrun --nproc-per-node N -m kinopoisk_ft ..."
+START = "start the run with torchrun --nproc-per-node N -m kinopoisk_ft ..."
 
 
 class MainRankError(UserError):
-    """Rank 0 failed and prints the reason itself."""
+    """Report on another rank that rank 0 has failed. Rank 0 itself reports the reason."""
 
     def __init__(self) -> None:
-        super().__init__("rank 0 failed; see its own message for the reason")
+        super().__init__("rank 0 failed; its message says why")
 
 
 class SingleRankError(UserError):
-    """One rank fails while the others wait for its part of a step."""
+    """Report an error that may affect a single rank, while the other ranks wait for this one."""
 
 
 def rank() -> int:
-    """Return the number of this process within the run, 0 if it is the only one."""
+    """Return the rank of this process, which is 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -58,17 +58,17 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is the process that records, prints and writes."""
+    """Return whether this is rank 0, the only process that records, prints and writes."""
     return rank() == 0
 
 
 @contextmanager
 def join_processes(strategy: str, device: str) -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of a run.
+    """Create the process group of a run that torchrun started, and destroy it on exit.
 
-    torchrun ends all ranks when one has failed. Ranks other than 0 therefore leave after rank 0,
-    which gets the time to record the end. A rank that fails alone leaves at once, so that the
-    others notice.
+    torchrun ends all ranks when one has failed. The other ranks therefore exit after rank 0, so
+    that it has time to record the end of the run. A rank that fails alone exits at once, so that
+    the others notice it.
 
     Raises:
         UserError: the strategy does not fit how the process was started, or the device is missing.
@@ -76,7 +76,7 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
     if not torchrun.is_launched() or (strategy == "none" and torchrun.world_size() == 1):
         if strategy in ("ddp", "fsdp"):
             raise UserError(
-                f"trainer.strategy={strategy} needs processes that torchrun starts",
+                f"trainer.strategy={strategy} works only in processes that torchrun started",
                 where="trainer.strategy",
                 fix=f"{START}, or use trainer.strategy=auto",
             )
@@ -90,6 +90,7 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        # All ranks raise these errors, except SingleRankError, at the same point of the run.
         joint = isinstance(error, UserError | KeyboardInterrupt)
         together = joint and not isinstance(error, SingleRankError)
         raise
@@ -104,11 +105,11 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
 
 
 def _open_fresh_store(store: Store, number: int, count: int) -> Store:
-    """Return a part of torchrun's store that holds no keys of earlier processes.
+    """Return torchrun's store with a new prefix, so that it has no keys of earlier processes.
 
-    The store outlives a restart of the processes. Addresses that ended processes left in it would
-    make the new ones wait forever. Machines may count restarts differently, so the restart count
-    cannot serve as a prefix: rank 0 draws a new name and answers each rank that says hello with it.
+    torchrun keeps the store when it restarts the processes, and these would wait forever for the
+    addresses of their predecessors. The restart count cannot be the prefix, because machines may
+    count differently. Rank 0 therefore draws a random name, and sends it to each rank that asks.
     """
     name = uuid.uuid4().hex
     if number:
@@ -127,13 +128,13 @@ def _open_fresh_store(store: Store, number: int, count: int) -> Store:
 
 
 def _choose_backend(strategy: str, request: str) -> str:
-    """Return the backends for a device, and make `cuda` mean this process's own GPU."""
+    """Return the backend for a device; on CUDA, also select the GPU of this process."""
     if strategy == "none":
         raise UserError(
             f"torchrun started {torchrun.world_size()} processes, but trainer.strategy=none trains "
-            "in one: each process would train the same model and write to the same folder",
+            "in one, so each process would train the same model and write to the same folder",
             where="trainer.strategy",
-            fix="use trainer.strategy=auto, or start without torchrun",
+            fix="use trainer.strategy=auto, or start the run without torchrun",
         )
     device = choose_device(request).type
     if device == "cpu":
@@ -143,10 +144,10 @@ def _choose_backend(strategy: str, request: str) -> str:
         torch.cuda.set_device(local)
         return "cpu:gloo,cuda:nccl"
     raise UserError(
-        f"process {local + 1} of this machine has no device: "
-        + (f"there are {gpus} GPUs" if device == "cuda" else f"{device} serves one process"),
+        f"process {local + 1} of this machine has no device, because "
+        + (f"the number of GPUs is {gpus}" if device == "cuda" else f"{device} allows one process"),
         where="trainer.device",
-        fix=f"start as many processes as there are GPUs (--nproc-per-node {max(1, gpus)}), "
+        fix=f"start one process for each GPU (torchrun --nproc-per-node {max(1, gpus)}), "
         "or use trainer.device=cpu",
     )
 
@@ -155,7 +156,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
     """Call `make` on rank 0 and return its result on every rank.
 
     Raises:
-        MainRankError: on the other ranks, if `make` failed.
+        MainRankError: `make` failed on rank 0; raised on the other ranks.
     """
     if world_size() == 1:
         return make()
@@ -176,7 +177,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let rank 0 run the block before the others, which then find what it has downloaded."""
+    """Run the block on rank 0 first, so that the other ranks find what it has downloaded."""
     if world_size() == 1:
         yield
     elif is_main():
@@ -194,7 +195,7 @@ def main_first() -> Iterator[None]:
 
 
 def broadcast(value: float) -> float:
-    """Return the number of rank 0 on every rank."""
+    """Return the value of rank 0 on every rank."""
     if world_size() == 1:
         return value
     box = torch.tensor(value, dtype=torch.float64)
@@ -203,7 +204,7 @@ def broadcast(value: float) -> float:
 
 
 def all_reduce_max(value: int) -> int:
-    """Return the largest value of all ranks, on every rank."""
+    """Return the maximum of the values of all ranks, on every rank."""
     if world_size() == 1:
         return value
     box = torch.tensor(value)
@@ -212,7 +213,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Add up the tensors of all ranks in place; the sum has the same bits on every rank."""
+    """Sum the tensors of all ranks in place; the result is bitwise identical on every rank."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -224,10 +225,10 @@ def all_equal(value: object) -> bool:
 
 
 def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Return this rank's rows of a batch that every rank has, and whether they count.
+    """Return this rank's rows of a batch, and whether they count in the loss.
 
-    A batch with fewer rows than ranks leaves some ranks without a row. All ranks must take part in
-    each collective operation, so these get the first row, and False: it must not count.
+    If the batch has fewer rows than there are ranks, the ranks without a row get the first row and
+    False. They process this row, because all ranks must take part in each collective operation.
     """
     first, step = rank(), world_size()
     if step == 1:
@@ -239,7 +240,7 @@ def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of rank 0 on every rank, one at a time; on the CPU if they were sent."""
+    """Yield the names and tensors of rank 0 on every rank; with several ranks, on the CPU."""
     specs = broadcast_from_main(lambda: [(n, tuple(v.shape), v.dtype) for n, v in tensors.items()])
     for name, shape, dtype in specs:
         if world_size() == 1:
@@ -252,9 +253,9 @@ def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tens
 
 
 def seed_rank(seed: int, step: int) -> None:
-    """Seed the generators of ranks other than 0 from the seed, the rank and the step.
+    """Seed the random generators of ranks other than 0 from the seed, the rank and the step.
 
-    A checkpoint then holds the generators of rank 0 only, and any number of ranks can resume it.
+    A checkpoint then needs the random state of rank 0 only, and any number of ranks can resume it.
     """
     if not is_main():
         entropy = np.random.SeedSequence([seed, rank(), step])

@@ -1,7 +1,6 @@
-"""Shard a model with FSDP2: each process keeps a part of every weight, gradient and moment.
+"""Shard a model with FSDP2, so that each process holds a shard of weights, gradients and moments.
 
-Checkpoints and model folders hold full tensors, so that they do not depend on the number of
-processes.
+Checkpoints and saved models contain full tensors, which do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,36 +18,36 @@ from kinopoisk_ft.training.distributed.processes import is_main, world_size
 
 
 def shard_model(model: nn.Module, device: torch.device) -> None:
-    """Shard the model's blocks, and then the rest of it, among the processes, in place.
+    """Shard the model's blocks, and then its other weights, across the processes, in place.
 
-    The full model need not fit on a device: each block is moved there and cut on its own. All ranks
-    start with the weights of rank 0.
+    Blocks are moved to the device and sharded one by one, so that the full model does not have to
+    fit there. All ranks start with the weights of rank 0.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu":
             dist.broadcast(tensor.detach(), 0)
     for part in model.modules():
         if hasattr(part, "_can_set_attn_implementation"):
-            # transformers reads the source of the class here, and caches the answer with the class.
-            # fully_shard replaces that class by one without source.
+            # This method inspects the source code of the class, and caches the result. It has to
+            # run now, because fully_shard replaces the class with one that has no source code.
             cast(Any, part)._can_set_attn_implementation()
     mesh = init_device_mesh(device.type, (world_size(),))
-    # Reshard the root as well. Otherwise an evaluation would keep its full weights, and the next
-    # evaluation would not see what has changed since.
+    # Reshard the root module as well. Otherwise it would keep its full weights after an evaluation,
+    # and the next evaluation would use these outdated weights.
     for block in find_blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model: the members of its outermost module lists."""
+    """Return the layers of a model, which are the modules in its outermost `nn.ModuleList`s."""
     if isinstance(model, nn.ModuleList):
         return list(model)
     return [block for child in model.children() for block in find_blocks(child)]
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """Return the full tensor, detached; for a sharded tensor on rank 0 only, else empty.
+    """Return the full tensor, detached. If it is sharded, ranks other than 0 get an empty one.
 
     All ranks must call this together.
     """
@@ -60,7 +59,7 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a full tensor that all ranks have, if `like` is sharded."""
+    """Shard a full tensor in the same way as `like`; return it unchanged if that is not sharded."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)
@@ -68,11 +67,11 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_model(model: nn.Module) -> None:
-    """Replace sharded weights by full ones on the CPU of rank 0, to save the model.
+    """Replace sharded weights with full ones on the CPU of rank 0, so that they can be saved.
 
-    On the other ranks the weights are then empty. A model that is not sharded stays as it is.
+    On the other ranks, the weights become empty. No-op for a model that is not sharded.
     """
-    # By the id of a sharded weight, so that tied weights stay tied.
+    # Full weights by the id of the sharded weight, so that tied weights stay tied.
     gathered: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -80,5 +79,6 @@ def gather_model(model: nn.Module) -> None:
                 if id(weight) not in gathered:
                     gathered[id(weight)] = nn.Parameter(gather_tensor(weight), weight.requires_grad)
                 module._parameters[name] = gathered[id(weight)]
+        # Undo the replacement of the class by fully_shard.
         if isinstance(module, FSDPModule):
             module.__class__ = type(module).__mro__[module._orig_cls_mro_index]

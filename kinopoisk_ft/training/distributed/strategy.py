@@ -1,4 +1,4 @@
-"""Choose how processes share a model: each holds all of it (DDP) or a part of it (FSDP2)."""
+"""Choose how processes train together: each holds the full model (DDP) or a shard (FSDP2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Strategy = Literal["auto", "none", "ddp", "fsdp"]
 
 
 def resolve_strategy(strategy: Strategy) -> Strategy:
-    """Return the strategy that `auto` stands for: ddp under torchrun, else none."""
+    """Return the strategy to use; `auto` selects ddp under torchrun, otherwise none."""
     if strategy != "auto":
         return strategy
     return "ddp" if torchrun.is_launched() else "none"
@@ -34,45 +34,47 @@ def check_strategy(
     compile: str,
     precision: str,
 ) -> None:
-    """Raise UserError for settings that do not go together, before training starts."""
+    """Raise UserError, before training starts, if these settings cannot be combined."""
     if micro_batch_size is not None and world_size() > 1:
         raise UserError(
-            f"trainer.micro_batch_size={micro_batch_size} needs a single process: with several, "
-            "each trains its share of a batch at once",
+            f"trainer.micro_batch_size={micro_batch_size} does not work with several processes, "
+            "because each of them uses one forward pass for its part of a batch",
             where="trainer.micro_batch_size",
-            fix="set it to null and start more processes, or use a smaller batch and "
-            "trainer.accumulate",
+            fix="use trainer.micro_batch_size=null; to save memory, start more processes, or lower "
+            "trainer.batch_size and increase trainer.accumulate",
         )
     if batch_size < world_size():
         raise UserError(
-            f"trainer.batch_size={batch_size} is smaller than the number of processes, "
-            f"{world_size()}: some would have no review",
+            f"trainer.batch_size={batch_size} is smaller than the number of processes "
+            f"({world_size()}), so some of them would have no reviews",
             where="trainer.batch_size",
-            fix=f"start at most {batch_size} processes, or use a larger batch; "
-            "trainer.accumulate=1 does not split it",
+            fix=f"start at most {batch_size} processes, or increase trainer.batch_size and lower "
+            "trainer.accumulate",
         )
     if prefix_cache != "off" and world_size() > 1:
         raise UserError(
-            "the prefix cache bypasses the DDP or FSDP wrapper, so gradients would not be shared",
+            f"trainer.prefix_cache={prefix_cache} does not work with several processes, because it "
+            "bypasses the DDP or FSDP wrapper that synchronizes gradients",
             where="trainer.prefix_cache",
             fix="use trainer.prefix_cache=off, or train in one process",
         )
     if compile != "off" and (world_size() > 1 or prefix_cache != "off"):
         raise UserError(
-            f"trainer.compile={compile} needs a single process without the prefix cache",
+            f"trainer.compile={compile} does not work with several processes or a prefix cache",
             where="trainer.compile",
             fix="use trainer.compile=off, or one process and trainer.prefix_cache=off",
         )
     if resolve_strategy(strategy) == "fsdp" and precision == "fp16":
         raise UserError(
-            "fp16 does not work with fsdp: each process would choose its own loss scale",
+            "precision fp16 does not work with trainer.strategy=fsdp, because each process would "
+            "choose a different loss scale",
             where="trainer.precision",
             fix="use trainer.precision=bf16 or fp32",
         )
 
 
 def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn.Module:
-    """Move a model to its device; return the module to call in training: itself or its DDP."""
+    """Move a model to a device, and return the module to call in training (DDP or the model)."""
     kind = resolve_strategy(strategy)
     if kind == "fsdp":
         shard_model(model, device)
@@ -81,14 +83,14 @@ def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn
     if kind == "none" or world_size() == 1:
         return model
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    # The buffers here are constants, such as positions and masks: sending them once is enough.
+    # The buffers are constants such as position ids, so DDP has to broadcast them only once.
     wrapped.broadcast_buffers = False
     return wrapped
 
 
 @contextmanager
 def sync_gradients(model: nn.Module, last: bool) -> Iterator[None]:
-    """Run one micro-batch; gradients are exchanged after the last one of an optimizer step."""
+    """Synchronize gradients between processes only in the last micro-batch of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:

@@ -1,4 +1,4 @@
-"""Read from the environment what torchrun tells a process; imports nothing heavy."""
+"""Read torchrun's environment variables, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ def is_launched() -> bool:
 
 
 def max_restarts() -> int:
-    """Return how often torchrun may start the processes again."""
+    """Return how often torchrun may restart the processes."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) if is_launched() else 0
 
 
 def rank() -> int:
-    """Return the number of this process within the run; 0 without torchrun."""
+    """Return the rank of this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if is_launched() else 0
 
 
 def world_size() -> int:
-    """Return the number of processes of the run."""
+    """Return the number of processes of the run; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def is_child_process() -> bool:
-    """Return whether torchrun or a pool started this process, and forwards signals to it."""
+    """Return whether this process was started by torchrun or a pool, which forward signals."""
     return is_launched() or multiprocessing.parent_process() is not None

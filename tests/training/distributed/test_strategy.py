@@ -27,7 +27,7 @@ from kinopoisk_ft.training.memory import explain_out_of_memory
     [
         (("ddp", 16, 4, "off", "off", "fp32"), "micro_batch_size=4"),
         (("auto", 3, None, "off", "off", "fp32"), "batch_size=3"),
-        (("auto", 16, None, "fp32", "off", "fp32"), "prefix cache"),
+        (("auto", 16, None, "fp32", "off", "fp32"), "prefix_cache=fp32"),
         (("auto", 16, None, "off", "default", "fp32"), "compile=default"),
         (("fsdp", 16, None, "off", "off", "fp16"), "fp16"),
     ],
