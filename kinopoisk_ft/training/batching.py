@@ -1,4 +1,4 @@
-"""Group tokenized reviews into padded batches; prepare the next batches in a thread."""
+"""Group tokenized reviews into padded batches, and prepare the next batches in a thread."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# An evaluation batch of short reviews has at most this many times `batch_size` rows.
+# Evaluation batches of short reviews have up to MAX_ROWS_FACTOR * batch_size rows.
 MAX_ROWS_FACTOR = 8
-# Sort this many batches together: enough to save padding, few enough to keep the order random.
+# Batches that are sorted by length together: more save padding, but make the order less random.
 BATCHES_PER_BUCKET = 32
-# Batches prepared ahead: one waits while the next is built. More would only take memory.
+# Number of batches prepared ahead; a larger number would only need more memory.
 PREFETCH_DEPTH = 2
-# The last item that the thread of `prefetch` puts into its queue.
+# The thread of `prefetch` puts this object into its queue after the last item.
 _END = object()
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Examples:
-    """Hold the token ids of N reviews, unpadded, and their labels (N,), or None without labels."""
+    """Hold the unpadded token ids of N reviews, and their labels (N,) or None."""
 
     input_ids: Sequence[Sequence[int]]
     labels: np.ndarray | None = None
@@ -37,19 +37,19 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Count the tokens of each review, (N,)."""
+        """Return the number of tokens of each review, (N,)."""
         return np.fromiter((len(ids) for ids in self.input_ids), dtype=np.int64, count=len(self))
 
 
 def group_by_length(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Return shuffled batches of row numbers whose reviews have similar lengths.
+    """Return shuffled batches of row indices, where each batch has reviews of similar lengths.
 
     Rows are shuffled, divided into buckets, sorted by length within each bucket and divided into
     batches. The batches are then shuffled, except that the batch with the longest review comes
-    first, so that a lack of memory shows early. Each row is in exactly one batch, and at most one
-    batch has fewer than `batch_size` rows.
+    first, because it needs the most memory and should fail early. Each row is in exactly one batch,
+    and at most one batch has fewer than `batch_size` rows.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -66,20 +66,21 @@ def group_by_length(
 
 
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Return the N row numbers of an epoch: each row once, or a draw with balanced classes."""
+    """Return the N row indices of an epoch: each row once, or a sample with balanced classes."""
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
     return np.arange(len(examples))
 
 
 def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Draw N row numbers from N labels so that all classes have the same number of rows.
+    """Draw as many row indices as there are labels, with the same number of rows for each class.
 
-    Rows of rare classes are repeated: within a class, the numbers of repetitions differ by at most
-    one. Some rows of frequent classes are left out, and each epoch leaves out others.
+    Rows of rare classes are repeated. Within a class, the numbers of repetitions differ by at most
+    one. Some rows of frequent classes are left out, different ones in each epoch.
     """
+    # The 2 makes this random stream independent of those that group reviews and mask tokens.
     rng = np.random.default_rng([seed, epoch, 2])
-    # If N is not divisible by the number of classes, the last ones in this order get one row more.
+    # If N is not divisible by the number of classes, the last ones in this order get one more row.
     classes = rng.permutation(np.unique(labels))
     drawn = []
     for i, label in enumerate(classes):
@@ -91,10 +92,10 @@ def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return batches of row numbers for evaluation, the longest reviews first, each row once.
+    """Return batches of row indices for evaluation, sorted by length, longest reviews first.
 
-    The first batch has `batch_size` rows. Later batches have as many rows as fit into the tokens of
-    the first, padding included, but at most `MAX_ROWS_FACTOR * batch_size`.
+    The first batch has `batch_size` rows. Later batches have up to `MAX_ROWS_FACTOR * batch_size`
+    rows, but not more tokens than the first batch, padding included.
     """
     order = np.argsort(-lengths, kind="stable")
     tokens = batch_size * max(1, int(lengths.max(initial=1)))
@@ -108,15 +109,15 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
-    """Split a batch into micro-batches whose tokens do not exceed `rows` full-length rows.
+    """Split a batch into micro-batches with at most as many tokens as `rows` full-length rows.
 
-    The number of micro-batches is the smallest possible, and their numbers of tokens, padding
-    included, are as equal as possible. The longest reviews come first. A batch of at most `rows`
-    rows is returned unchanged.
+    The number of micro-batches is minimal, and their numbers of tokens, padding included, are as
+    equal as possible. Rows are sorted by length, longest first. A batch of at most `rows` rows is
+    returned unchanged.
 
     Args:
-        trim: pad each micro-batch to its longest review. Without it all keep the length of the
-            batch, for a model whose output depends on padding.
+        trim: whether to pad each micro-batch only to its longest review. Otherwise all keep the
+            length of the batch, which models whose output depends on padding need.
     """
     mask = batch["attention_mask"]
     if len(mask) <= rows:
@@ -133,19 +134,19 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
 
 
 def depends_on_padding(model: nn.Module) -> bool:
-    """Return whether a model's output depends on the padding: it pools the last position."""
+    """Return whether a model's output depends on padding, because it pools the last position."""
     return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
 
 
 def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Return the number of rows of each micro-batch: as few micro-batches and as equal as possible.
+    """Divide rows into as few micro-batches as possible, of similar size; return the row counts.
 
     Args:
-        lengths: tokens of each row, in descending order.
-        max_tokens: limit for the tokens of a micro-batch, padding included.
+        lengths: number of tokens of each row, in descending order.
+        max_tokens: maximum number of tokens of a micro-batch, padding included.
     """
     fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
-    # Search for the lowest limit that needs no more micro-batches.
+    # Find the lowest limit with the fewest micro-batches by bisection: their sizes differ least.
     while low < high:
         middle = (low + high) // 2
         if len(_pack_rows(lengths, middle)) <= fewest:
@@ -156,7 +157,7 @@ def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
-    """Fill micro-batches with rows, in order, up to `limit` tokens; return their row counts."""
+    """Fill micro-batches in order, each up to `limit` tokens, and return their row counts."""
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(limit // lengths[start], len(lengths) - start))
@@ -165,7 +166,7 @@ def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows on the right: return input_ids and attention_mask, both (batch, longest row)."""
+    """Pad rows on the right, and return input_ids and attention_mask, both (batch, longest row)."""
     length = max(1, max(len(row) for row in rows))
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -176,7 +177,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
 
 
 class _Failure:
-    """Carry an exception from the thread of `prefetch` to the loop that waits for it."""
+    """Wrap an exception that the thread of `prefetch` passes to the main thread."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -184,15 +185,15 @@ class _Failure:
 
 @contextmanager
 def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterator[T]]:
-    """Iterate over `items`, of which a thread prepares up to `depth` ahead.
+    """Iterate over `items` while a background thread prepares up to `depth` of them ahead.
 
-    An exception raised while preparing an item is raised again in the iteration, in place of that
-    item. On exit the thread has ended, unused items are dropped, and `items` is closed if it is a
-    generator.
+    An exception in the thread is raised again when the consumer requests that item. On exit, the
+    thread is joined, unused items are dropped, and `items` is closed if it is a generator.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
+    # The timeout lets the thread notice that the consumer has stopped.
     def put(item: object) -> bool:
         while not stop.is_set():
             try:

@@ -1,4 +1,4 @@
-"""Limit the training of a run, in the same unit for all approaches."""
+"""Limit the training of a run by a budget of epochs, optimizer steps, tokens or seconds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kinopoisk_ft.training.distributed.processes import broadcast
 
 Unit = Literal["epochs", "steps", "tokens", "seconds"]
 EXAMPLES = "epochs:3, steps:500, tokens:2000000 or seconds:600"
-# Schedules take whole steps. With tokens or seconds, one "step" is a millionth of the budget.
+# Schedules count in integers. With tokens or seconds, a schedule step is a millionth of the budget.
 RESOLUTION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold an amount of training.
+    """Hold an amount of training and its unit; `max_steps` also limits a budget in epochs.
 
-    Tokens do not include padding; seconds are those of the clock's section `train`.
+    Tokens do not include padding. Seconds are the time in the clock's section "train".
     """
 
     unit: Unit
@@ -29,7 +29,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Parse `unit:amount`; raises UserError if the unit or the amount is not valid."""
+        """Parse text like "steps:500"; raise UserError if the unit or the amount is not valid."""
         name, _, number = text.partition(":")
         unit = next((unit for unit in get_args(Unit) if unit == name), None)
         try:
@@ -39,12 +39,12 @@ class Budget:
         if unit is None or not (0 < amount < math.inf):
             raise UserError(
                 f"trainer.budget={text!r} is not a valid budget",
-                fix=f"use a unit and a number above zero: {EXAMPLES}",
+                fix=f"use a unit and a number above zero, for example {EXAMPLES}",
             )
         return cls(unit, amount)
 
     def count_steps(self, per_epoch: int) -> int | None:
-        """Return the optimizer steps; None for tokens and seconds, whose steps are not known."""
+        """Return the number of optimizer steps; None if it is not known (tokens and seconds)."""
         if self.unit == "epochs":
             steps = int(self.amount) * per_epoch
             return min(steps, self.max_steps or steps)
@@ -53,31 +53,32 @@ class Budget:
 
 @dataclass
 class Meter:
-    """Measure the progress of a run: in steps, or as the used share of its budget.
+    """Measure the progress of a run in steps, or as the used fraction of its budget.
 
-    With a budget of tokens or seconds the number of steps is not known beforehand, so the
-    learning-rate schedule follows the used share.
+    With a budget of tokens or seconds, the number of steps is not known in advance, so the
+    learning-rate schedule depends on the used fraction.
     """
 
     budget: Budget
     clock: Clock
     steps: int | None
-    # The used share of a budget of tokens or seconds, 0 to 1.
+    # The used fraction of a budget of tokens or seconds, 0 to 1.
     share: float = 0.0
 
     @property
     def total(self) -> int:
-        """Return the step of the schedule at which it ends."""
+        """Return the number of steps of the learning-rate schedule."""
         return RESOLUTION if self.steps is None else self.steps
 
     def schedule_step(self, step: int) -> int:
-        """Return the step of the schedule that belongs to an optimizer step."""
+        """Convert an optimizer step to a step of the learning-rate schedule."""
         return int(self.share * RESOLUTION) if self.steps is None else step
 
     def update(self, step: int, tokens: int) -> bool:
-        """Update the used share after so many steps and tokens; return whether it is all."""
+        """Update the totals of steps and tokens, and return whether the budget is used up."""
         if self.steps is not None:
             return step >= self.steps
+        # Ranks measure different seconds, but have to stop at the same step.
         used = (
             tokens if self.budget.unit == "tokens" else broadcast(self.clock.get_seconds("train"))
         )

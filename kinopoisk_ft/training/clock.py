@@ -1,4 +1,4 @@
-"""Measure the seconds of each part of a run, without counting any of them twice."""
+"""Measure the time that each section of a run takes, without counting nested sections twice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 
 class Clock:
-    """Add wall time to the innermost open section.
+    """Measure the wall-clock time of named sections.
 
-    The time of an evaluation during training belongs to the evaluation only.
+    Time counts for the innermost open section only. For example, the time of an evaluation during
+    training is part of the section "val", but not of the section "train".
 
     Args:
-        sync: waits for the device, so that its queued work belongs to the section that queued it.
+        sync: waits for the device, so that work counts for the section that queued it.
         now: returns the current time in seconds.
     """
 
@@ -29,7 +30,7 @@ class Clock:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Add the time of the block to section `name`, without the time of inner sections."""
+        """Add the duration of the block, except for nested sections, to the section `name`."""
         self._charge()
         self._open.append(name)
         try:
@@ -39,19 +40,17 @@ class Clock:
             self._open.pop()
 
     def get_seconds(self, name: str) -> float:
-        """Return the seconds of a section; the innermost open one is measured up to now.
-
-        Do not wait for the device: waiting at every step would leave it without queued work.
-        """
+        """Return the seconds of a section so far, also while it is the innermost open section."""
+        # Do not wait for the device: this is called at every step, and the device would run idle.
         running = self._open[-1:] == [name]
         return self.seconds.get(name, 0.0) + (self.now() - self._since if running else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds by section."""
+        """Return the seconds of each section."""
         return {"seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the seconds of the sections that `state_dict` returned."""
+        """Set the seconds of each section that `state` contains."""
         self.seconds.update(state["seconds"])
 
     def _charge(self) -> None:

@@ -1,4 +1,4 @@
-"""Evaluate a model without gradients, and return its outputs in the order of the examples."""
+"""Evaluate a model or predict with it, and return the outputs in the order of the examples."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from kinopoisk_ft.training.precision import Precision
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the scores by metric and the outputs of the objective.
+    """Hold the result of an evaluation: scores by metric, and the outputs of the objective.
 
     Args:
-        outputs: for classification the logits (N, classes), fp32.
-        batch_size: the requested size, or a smaller one if memory ran out.
+        outputs: logits (N, classes), fp32, if the objective is classification.
+        batch_size: the requested batch size, or a smaller one if memory ran out.
     """
 
     scores: dict[str, float]
@@ -45,14 +45,13 @@ def evaluate(
     batch_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate each example once, the longest first; leave the model in evaluation mode.
+    """Evaluate a model on all examples, the longest first, and leave it in evaluation mode.
 
-    The batch size is halved when memory runs out, and because the longest reviews come first this
-    happens early. Each of several processes evaluates its part of every batch, and all processes
-    return the same result.
+    The batch size is halved when memory runs out, which happens early because of this order. With
+    several processes, each evaluates a part of every batch, and all return the same scores.
 
     Args:
-        check: called after each batch; it may raise to stop the evaluation.
+        check: called after each batch; may raise an exception to stop the evaluation.
     """
     model.eval()
 
@@ -73,8 +72,7 @@ def _evaluate(
     batch_size: int,
     check: Callable[[], None],
 ) -> tuple[dict[str, float], Tensor]:
-    """Return the scores, and the outputs in the order of the examples."""
-    # Draw the same masks at each evaluation, so that the losses of two epochs can be compared.
+    # Mask the same tokens in each evaluation, so that the losses of two epochs are comparable.
     rng = np.random.default_rng(0)
     batches = batch_by_length(examples.lengths, batch_size)
     losses, collected, count = [], [], 0.0
@@ -92,7 +90,7 @@ def _evaluate(
     outputs = torch.cat(collected).cpu()
     if examples.labels is not None:
         shards = [rows[rank() :: world_size()] for rows in batches]
-        # The rows of the other ranks are zero here, so the sum has each row once.
+        # The rows of other ranks are zero here, so the sum over all ranks contains each row once.
         outputs = all_reduce_sum(_restore_order(outputs, shards, len(examples)))
         scores |= objective.scores(outputs, examples.labels)
     return scores, outputs
@@ -106,7 +104,7 @@ def predict(
     precision: Precision,
     batch_size: int,
 ) -> Tensor:
-    """Compute the logits (N, classes), fp32 on the CPU, of examples without labels.
+    """Predict the logits of examples without labels; return (N, classes), fp32 on the CPU.
 
     The batch size is halved when memory runs out.
     """
@@ -137,7 +135,7 @@ def _predict(
 
 
 def _restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
-    """Move the outputs to the rows of their examples; rows of other processes are zero."""
+    """Scatter the outputs to the rows of their examples; rows of other processes are zero."""
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored

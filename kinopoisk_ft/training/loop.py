@@ -1,4 +1,4 @@
-"""Train a network; BERT, Mamba and language-model pretraining share this loop."""
+"""Implement the training loop that fine-tuning and pretraining of all networks share."""
 
 from __future__ import annotations
 
@@ -58,18 +58,19 @@ Audit = Callable[[nn.Module], None]
 
 
 class Trainer(Settings):
-    """Train and evaluate networks: `fit` is the whole training, `_step` one optimizer step."""
+    """Train and evaluate models. `fit` runs the whole training, and `_step` one optimizer step."""
 
     def open(self, folder: Path | None = None) -> tuple[Precision, Clock]:
-        """Choose device and precision, log both, and seed; call this before a model is built.
+        """Choose device and precision, seed PyTorch, and start the clock, before a model is built.
 
-        A run that resumes from a checkpoint in the folder keeps its original precision.
+        With precision=auto, a run that resumes from a checkpoint in `folder` keeps its precision.
         """
         device, kind = choose_device(self.device), self.precision
         original = None
         if folder is not None and kind == "auto":
             original = broadcast_from_main(lambda: read_precision(folder))
             kind = original or kind
+        # The machines of a run may differ, but all ranks need the same precision.
         if kind == "auto" and world_size() > 1:
             kind = broadcast_from_main(lambda: choose_precision(kind, device)[0])
         precision = Precision(kind, device)
@@ -102,20 +103,20 @@ class Trainer(Settings):
         folder: Path,
         about: Mapping[str, str] | None = None,
     ) -> State:
-        """Train, evaluate when due, save the best weights and load them into the model.
+        """Train the model with regular evaluations, and load the best weights into it at the end.
 
-        If the folder has a valid checkpoint, resume exactly from there.
+        If `folder` contains a valid checkpoint, training resumes exactly from there.
 
         Args:
             fresh: names of newly initialized parameters.
-            audit: called with the model after the first backward pass; raises to stop the run.
+            audit: called with the model after the first backward pass; may raise an error.
             folder: where checkpoints and the best weights are saved.
             about: properties that a checkpoint must share with this run; None saves no checkpoints.
 
         Raises:
             UserError: the folder has a checkpoint of another run, a checkpoint cannot be written,
                 or losses or gradients are not finite.
-            Stopped: a signal stopped the run; the state after the last complete step is saved.
+            Stopped: a signal stopped the run. Unless it interrupted a step, a checkpoint was saved.
         """
         state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
@@ -126,11 +127,12 @@ class Trainer(Settings):
         with (
             self._accelerate(model, precision), clock.section("train"),
             Progress(state.step, state.steps) as progress, StopSignals(agree) as signals,
-            # The manager exits first, and can still write a checkpoint before a second signal.
+            # The last context exits first, so the manager can write a checkpoint after a signal.
             prefetch(training_batches(train, state, self)) as batches, manager,
         ):  # fmt: skip
             monitor = Monitor(recorder, progress, best, self.best_metric, self.max_bad_steps)
             self._prepare(state, train, clock)
+            # If the run was stopped during an evaluation, it resumes with this evaluation.
             self._evaluate_if_due(state, train, val, monitor, clock, signals)
             while state.step != state.steps and not self._is_out_of_patience(state):
                 micro_batches = next(batches)
@@ -144,13 +146,13 @@ class Trainer(Settings):
             manager.save_last()
         if state.best_step != state.step:
             best.restore(model)
-        log.info("best val %s %.4f at step %d", self.best_metric, state.best, state.best_step)
+        log.info("best val_%s %.4f at step %d", self.best_metric, state.best, state.best_step)
         return state
 
     def test(
         self, model: nn.Module, objective: Objective, examples: Examples, precision: Precision
     ) -> Evaluation:
-        """Evaluate the model in its current state: after `fit`, with the best weights."""
+        """Evaluate the model with its current weights, which are the best ones after `fit`."""
         from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
         with use_unpadded_attention(model, precision):
@@ -158,9 +160,8 @@ class Trainer(Settings):
 
     @contextmanager
     def _accelerate(self, model: nn.Module, precision: Precision) -> Iterator[None]:
-        """Replace the model's dropout and attention by faster ones within the block."""
-        # These modules import transformers' modelling code, which takes seconds and which TF-IDF,
-        # whose config has a trainer as well, does not need.
+        # These modules import transformers' modelling code, which takes seconds. TF-IDF runs, whose
+        # config has a trainer as well, do not need it.
         from kinopoisk_ft.training.acceleration.dropout import replace_dropout
         from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
@@ -179,7 +180,6 @@ class Trainer(Settings):
         reviews: int,
         clock: Clock,
     ) -> State:
-        """Wrap the model, and build its optimizer, schedule and state."""
         wrapped = wrap_model(model, self.strategy, precision.device)
         wrapped = compile_model(wrapped, self.compile, precision.device)
         wrapped.train()
@@ -196,18 +196,18 @@ class Trainer(Settings):
             optimizer, self.schedule, warmup, meter.total, meter.schedule_step
         )
         if steps is None:
-            log.info("training for %s, %.0f%% of it warm-up", self.budget, 100 * self.warmup_share)
+            log.info("budget %s, %.0f%% of it is warm-up", self.budget, 100 * self.warmup_share)
         else:
-            log.info("%d optimizer steps, %d of them warm-up", steps, warmup)
+            log.info("%d optimizer steps, %d of them are warm-up", steps, warmup)
         return State(
             model, wrapped, objective, precision, optimizer, schedule, meter, steps,
             micro_batch_size=self.initial_micro_batch_size, eval_batch_size=self.eval_batch_size,
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
-        """Fit the micro-batch size to the memory of a CPU, and compile the model."""
+        """Reduce the micro-batch size to what fits into CPU memory, and compile the model."""
         if world_size() > 1:
-            # All processes must split a batch into the same number of parts.
+            # All processes must split a batch into the same number of micro-batches.
             state.micro_batch_size = self.initial_micro_batch_size
         elif state.step != state.steps:
             with clock.section("probe"):
@@ -217,8 +217,8 @@ class Trainer(Settings):
                 )
             if state.step and state.micro_batch_size < rows:
                 log.warning(
-                    "less memory is left than before the run was stopped: training continues with "
-                    "%d rows at once instead of %d, which rounds sums differently",
+                    "less memory is available than before the run was stopped, so training "
+                    "continues with %d rows at once instead of %d; results may differ by rounding",
                     state.micro_batch_size, rows,
                 )  # fmt: skip
         if state.step != state.steps and self.compile != "off":
@@ -227,11 +227,11 @@ class Trainer(Settings):
                     partial(warm_up_compile, state, train),
                     state.micro_batch_size,
                     state.precision.device,
-                    "compiling",
+                    "compilation",
                 )
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
-        """Run one optimizer step; the loss is the weighted mean over the effective batch."""
+        """Take one optimizer step on the mean loss of the effective batch (`micro_batches`)."""
         seed_rank(self.seed, state.step)
         total, state.micro_batch_size = halve_on_out_of_memory(
             partial(compute_gradients, state, micro_batches),
@@ -249,6 +249,7 @@ class Trainer(Settings):
             )
         state.step_status.append(status)
         state.step += 1
+        # If the budget is used up, this step is the last one.
         if state.meter.update(state.step, state.tokens):
             state.steps = state.step
         state.schedule.step()
@@ -257,8 +258,8 @@ class Trainer(Settings):
     def _log_if_due(
         self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor, folder: Path
     ) -> None:
-        """Check and log losses when due."""
-        # Reading values from a GPU waits for it, so the losses are read only when they are logged.
+        """Log the losses if due, and stop the run after too many non-finite losses or gradients."""
+        # Reading a value from a GPU waits for its queued work, so read losses only to log them.
         due = state.step % self.log_every == 0 or state.step == state.steps
         if due or state.precision.device.type == "cpu":
             monitor.check_finite(state, micro_batches, folder)
@@ -274,7 +275,7 @@ class Trainer(Settings):
         clock: Clock,
         signals: StopSignals,
     ) -> None:
-        """Evaluate if due and not yet done at this step.
+        """Evaluate if an evaluation is due at this step and not yet done.
 
         A signal may interrupt the evaluation, but not the recording of its result.
         """
@@ -293,7 +294,6 @@ class Trainer(Settings):
         state.model.train()
 
     def _is_out_of_patience(self, state: State) -> bool:
-        """Return whether `patience` evaluations in a row brought no improvement."""
         if self.patience is None or state.since_best < self.patience:
             return False
         log.info("stopped early: no improvement in %d evaluations", state.since_best)
@@ -303,7 +303,7 @@ class Trainer(Settings):
 def training_batches(
     train: Examples, state: State, settings: Settings
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Yield the batches of each remaining optimizer step, `accumulate` at a time."""
+    """Yield a list of up to `accumulate` batches for each remaining optimizer step."""
     lengths, per_epoch, first = train.lengths, settings.steps_per_epoch(len(train)), state.step
     seed, batch_size, accumulate = settings.seed, settings.batch_size, settings.accumulate
     for epoch in itertools.count(first // per_epoch):
@@ -313,6 +313,7 @@ def training_batches(
             if step == state.steps:
                 return
             start = (step - epoch * per_epoch) * accumulate
+            # Each batch has its own random generator, so that a resumed run masks the same tokens.
             yield [
                 state.objective.collate(train, batch, np.random.default_rng([seed, epoch, i, 1]))
                 for i, batch in enumerate(batches[start : start + accumulate], start)
@@ -322,11 +323,11 @@ def training_batches(
 def compute_gradients(
     state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
 ) -> Tensor:
-    """Compute the gradients of the mean loss, `rows` rows at once; return the loss, ().
+    """Accumulate the gradients of the mean loss, with `rows` rows at once; return the loss, ().
 
-    The mean is weighted, over all labels of the effective batch in all processes.
+    The loss is the weighted mean over all labels of the effective batch in all processes.
     """
-    # An attempt that ran out of memory may have left gradients.
+    # A previous attempt that ran out of memory may have left gradients.
     state.optimizer.zero_grad(set_to_none=True)
     count = sum(state.objective.count(batch) for batch in micro_batches)
     total = torch.zeros((), device=state.precision.device)

@@ -1,14 +1,13 @@
-"""Losses for `trainer/loss`: functions of logits, labels and class weights.
+"""Define the loss functions of the config group `trainer/loss`.
 
-Each returns the sum of the loss over the labels, a scalar, and the count to divide it by. The mean
-over an effective batch is the total of the sums divided by the total of the counts. The count may
-depend on labels and weights only. Positions with the label IGNORED add nothing to sum and count.
+Each function returns the loss summed over the labels, a scalar, and the count by which to divide
+it. The mean loss of an effective batch is the sum of all losses divided by the sum of all counts.
+The count must not depend on the logits. IGNORED labels contribute to neither loss nor count.
 
 Args of each function:
     logits: (N, classes), fp32.
     labels: (N,), int64.
-    weight: of the classes, (classes,), or None; the mean is then weighted as in torch's
-        `cross_entropy`.
+    weight: class weights (classes,) as in PyTorch's `cross_entropy`, or None.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-# The label by which PyTorch's cross_entropy marks a position to ignore.
+# The default `ignore_index` of PyTorch's cross_entropy.
 IGNORED = -100
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute the summed cross-entropy and the count."""
+    """Return the summed cross-entropy and the count by which to divide it."""
     loss = functional.cross_entropy(logits, labels, weight, reduction="sum")
     return loss, _count(labels, weight)
 
@@ -33,10 +32,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tupl
 def label_smoothing(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the summed cross-entropy to smoothed labels (Szegedy et al., 2016) and the count.
+    """Return the summed cross-entropy with label smoothing (Szegedy et al., 2016) and its count.
 
     Args:
-        smoothing: the part of each label that is distributed over all classes, 0 to 1.
+        smoothing: fraction of each label that is distributed over all classes, 0 to 1.
     """
     loss = functional.cross_entropy(
         logits, labels, weight, reduction="sum", label_smoothing=smoothing
@@ -47,25 +46,25 @@ def label_smoothing(
 def focal(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the summed focal loss, -(1 - p)^gamma log p (Lin et al., 2017), and the count.
+    """Return the summed focal loss, -(1 - p)^gamma log p (Lin et al., 2017), and its count.
 
     Args:
-        gamma: strength of the reduction for labels that already have a high probability p, >= 1.
+        gamma: focusing parameter, >= 1; larger values reduce the loss of well-classified labels.
 
     Raises:
-        ValueError: gamma is below 1; the gradient would be infinite at p = 1.
+        ValueError: gamma is below 1, for which the gradient is NaN at p = 1.
     """
     if not gamma >= 1:
-        raise ValueError(f"gamma={gamma}: it must be 1 or more")
-    # Ignored labels give 0 here, and then 0 in the product.
+        raise ValueError(f"gamma={gamma} is too small; it must be 1 or more")
+    # The cross-entropy of ignored labels is 0, and so is their focal loss.
     negative_log_p = functional.cross_entropy(logits, labels, reduction="none")
     losses = (1 - torch.exp(-negative_log_p)) ** gamma * negative_log_p
     if weight is not None:
+        # Clamp, because IGNORED is not a valid index. The weight of ignored labels does not matter.
         losses = losses * weight[labels.clamp(min=0)]
     return losses.sum(), _count(labels, weight)
 
 
 def _count(labels: Tensor, weight: Tensor | None) -> Tensor:
-    """Count the labels, or add up the weights of their classes."""
     kept = labels[labels != IGNORED]
     return torch.tensor(len(kept)) if weight is None else weight[kept].sum()

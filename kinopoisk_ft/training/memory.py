@@ -1,7 +1,7 @@
-"""Predict the memory of a training step on a CPU, and halve rows when memory runs out.
+"""Predict the memory use of training on a CPU, and halve batches when memory runs out.
 
-A GPU's allocator raises an exception when memory runs out. On a CPU the system may kill the process
-instead, so there the memory of a micro-batch is predicted from a single row.
+A GPU's allocator raises an exception when memory runs out. On a CPU, the system may kill the
+process instead, so the memory of a micro-batch is predicted from that of a single row.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# PyTorch has its own exception for its CUDA allocator only. oneDNN reports a lack of memory as a
-# primitive that it could not create.
+# Messages of RuntimeErrors, because only PyTorch's CUDA allocator raises a special exception.
+# oneDNN reports a lack of memory as a primitive that it could not create.
 MESSAGES = (
     "MPS backend out of memory",
     "CUDA error: out of memory",
@@ -42,20 +42,21 @@ MESSAGES = (
 # Ratio of the peak memory of a forward and backward pass to the bytes saved between them. It is 1.0
 # to 1.6 for BERT and Mamba with 64 to 512 tokens; the rest is for evaluation and other processes.
 PEAK_FACTOR = 2
-# Values that AdamW stores for each weight.
+# Number of moments that AdamW stores for each weight.
 MOMENTS = 2
+# Where the cgroup file systems are mounted, and the file that lists the cgroups of this process.
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-# The files with limit and usage, and the line of memory.stat with the pages that can be reclaimed
-# (kernel documentation, admin-guide: cgroup-v1/memory, cgroup-v2).
+# For cgroups v1 and v2: the files with the limit and the usage, and the key in memory.stat of the
+# pages that can be reclaimed (kernel documentation, admin-guide: cgroup-v1/memory, cgroup-v2).
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
-# Without a limit, version 1 writes a number near 2**63.
+# If there is no limit, cgroups v1 report a number near 2**63 as the limit.
 UNLIMITED = 2**60
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception reports a lack of memory, on any device."""
+    """Return whether an exception means that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
@@ -63,41 +64,39 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(where: str) -> Iterator[None]:
-    """Raise a UserError that says where memory ran out and which settings need less.
-
-    With several processes raise a SingleRankError, because memory may run out in one of them only.
-    """
+    """Turn an out-of-memory error into a UserError that suggests settings with less memory use."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        # Memory may have run out in this process only.
         kind = SingleRankError if world_size() > 1 else UserError
         raise kind(
             f"memory ran out in {where}: {next(iter(str(error).splitlines()), 'no details')}",
-            fix="lower data.max_length, use a smaller model or one whose layers are mostly frozen "
-            "(adapter=lora, adapter=freeze), or trainer.precision=bf16; on a GPU check for other "
-            "programs on it",
+            fix="lower data.max_length, use a smaller model, train fewer weights (adapter=lora, "
+            "adapter=freeze), or use trainer.precision=bf16; if a GPU ran out of memory, check "
+            "that no other program uses it",
         ) from error
 
 
 def halve_on_out_of_memory(
     work: Callable[[int], T], rows: int, device: torch.device, where: str
 ) -> tuple[T, int]:
-    """Call `work(rows)`, and repeat it with half as many rows each time memory runs out.
+    """Call `work(rows)`, and retry with half as many rows each time memory runs out.
 
-    Each call starts from the same random state, so the result equals a first call with these rows.
+    Each attempt starts from the same random state, as if there had been no other attempt.
 
     Args:
         where: name of the work for log lines and errors.
 
     Returns:
-        The result of `work`, and the rows with which it succeeded.
+        The result of `work`, and the number of rows with which it succeeded.
 
     Raises:
-        UserError: memory ran out with a single row, or in one of several processes, where the
-            others would wait for the repeated call.
+        UserError: memory ran out with a single row, or in one of several processes.
     """
+    # A process cannot retry alone, because the others would not take part.
     if world_size() > 1:
         with explain_out_of_memory(f"{where} in one of {world_size()} processes"):
             return work(rows), rows
@@ -108,27 +107,29 @@ def halve_on_out_of_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Release memory outside the handler: within it the exception still refers to the tensors.
+        # Release memory outside the handler, where the exception no longer refers to the tensors.
         release_freed_memory()
         if device.type in DEVICES:
             DEVICES[device.type].empty_cache()
         set_rng_states(states)
-        log.warning("memory ran out in %s with %d rows at once: now %d", where, rows, halve(rows))
+        log.warning(
+            "memory ran out in %s with %d rows at once; retrying with %d", where, rows, halve(rows)
+        )
         rows = halve(rows)
     with explain_out_of_memory(f"{where} with a single row at once"):
         return work(1), 1
 
 
 def halve(rows: int) -> int:
-    """Return half of the rows, rounded up, so that two micro-batches cover the batch."""
+    """Return half the number of rows, rounded up, so that two micro-batches cover the batch."""
     return -(-rows // 2)
 
 
 def fit_rows_to_memory(state: State, train: Examples) -> int:
-    """Return the micro-batch size, halved until a training step fits into the memory of a CPU.
+    """Return the micro-batch size, halved until a training step fits into memory (CPU only).
 
-    Run the forward pass of the longest review and add up the tensors saved for the backward pass;
-    memory is linear in the number of rows. Weights, random states and counts do not change.
+    The memory of one row is predicted from the tensors that a forward pass of the longest review
+    saves for the backward pass. The training state does not change.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu":
@@ -136,30 +137,31 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
         row = PEAK_FACTOR * _count_saved_bytes(state, train)
     weights = sum(math.prod(p.shape) * p.element_size() for p in trained_parameters(state.model))
-    # Gradients and moments. In a resumed run the optimizer already holds its moments.
+    # Gradients and moments. In a resumed run, the moments are already allocated.
     fixed = weights * (1 if state.optimizer.state else 1 + MOMENTS)
     left, fitting = measure_available_memory(), rows
     while fitting > 1 and fixed + row * fitting > left:
         fitting = halve(fitting)
     log.info(
-        "a step with %d rows of %d tokens at once needs up to %.0f MiB more, %.0f MiB are free: %s",
+        "a step with %d rows of %d tokens needs up to %.0f MiB more, and %.0f MiB are free: %s",
         rows, longest, (fixed + row * rows) / 2**20, left / 2**20,
-        "it fits" if fitting == rows else f"continue with {fitting} rows at once",
+        "it fits into memory" if fitting == rows else f"training uses {fitting} rows at once",
     )  # fmt: skip
     if fixed + row > left:
         log.warning(
-            "memory may not suffice for a single row, and the system may kill this process: lower "
-            "data.max_length or use a smaller model"
+            "memory may not suffice even for a single row, and the system may kill this process; "
+            "to avoid this, lower data.max_length or use a smaller model"
         )
     return fitting
 
 
 def _count_saved_bytes(state: State, train: Examples) -> int:
-    """Count the bytes saved for the backward pass of the longest review, without the weights."""
+    """Return the bytes saved for the backward pass of the longest review, except the weights."""
     own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
+        # Count each storage once, because several tensors may be views of it.
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -170,7 +172,7 @@ def _count_saved_bytes(state: State, train: Examples) -> int:
 
 
 def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> Tensor:
-    """Compute the loss of a batch that holds the longest review `rows` times."""
+    """Return the loss of a batch that repeats the longest review `rows` times."""
     chosen = np.full(rows, int(train.lengths.argmax()))
     batch = state.objective.collate(train, chosen, np.random.default_rng(0))
     with state.precision.autocast():
@@ -178,13 +180,13 @@ def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> T
 
 
 def trained_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that training changes."""
+    """Yield the parameters that require gradients."""
     return (p for p in model.parameters() if p.requires_grad)
 
 
 @contextmanager
 def preserve_state(state: State) -> Iterator[None]:
-    """Restore random states and buffers on exit and drop gradients, also after a signal."""
+    """Restore random states and buffers and clear gradients on exit, even after an exception."""
     states = get_rng_states(state.precision.device)
     buffers = {name: value.clone() for name, value in state.model.named_buffers()}
     try:
@@ -198,18 +200,13 @@ def preserve_state(state: State) -> Iterator[None]:
 
 
 def measure_available_memory(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return the free bytes within the limits of the machine, the cgroups and the process.
-
-    Args:
-        cgroups: where the cgroup file systems are mounted.
-        membership: the file that names the process's cgroups, as /proc/self/cgroup does.
-    """
+    """Return the free memory in bytes, within the limits of machine, cgroups and process."""
     left = [psutil.virtual_memory().available, *_read_cgroups(cgroups, membership)]
     return max(0, min([*left, *_read_process_limit()]))
 
 
 def _read_process_limit() -> Iterator[int]:
-    """Yield the free bytes of address space if the process has a limit; nothing on Windows."""
+    """Yield the free bytes of address space, or nothing if the process has no limit for it."""
     try:
         import resource
     except ImportError:
@@ -220,7 +217,7 @@ def _read_process_limit() -> Iterator[int]:
 
 
 def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Yield the free bytes of each cgroup of the process and of its parents."""
+    """Yield the free bytes of each memory cgroup of the process and of their ancestors."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(","):
@@ -229,14 +226,14 @@ def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
             root, names = cgroups, V2
         else:
             continue
-        # Inside a container the path may come from the host, and its upper folders do not exist.
+        # In a container the path may be that of the host, so that some folders do not exist.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         for depth in range(len(parts), -1, -1):
             yield from _read_cgroup(root.joinpath(*parts[:depth]), *names)
 
 
 def _read_cgroup(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """Yield the free bytes of one cgroup; nothing if it has no limit or cannot be read."""
+    """Yield the free bytes of one cgroup, or nothing if it has no limit or cannot be read."""
     try:
         most, used = ((folder / name).read_text().strip() for name in (limit, usage))
         stat = (folder / "memory.stat").read_text().splitlines()

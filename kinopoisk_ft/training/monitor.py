@@ -1,4 +1,4 @@
-"""Record metrics, save the best weights, and detect loss spikes and non-finite steps."""
+"""Record metrics, save the best weights, and detect loss spikes and non-finite gradients."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 BAD_BATCH = "bad_batch.safetensors"
-# A recorded loss is a spike above SPIKE_FACTOR times the median of the last WINDOW records. A
-# record is the mean over trainer.log_every steps, because the losses of single batches vary more.
+# A logged loss counts as a spike if it exceeds SPIKE_FACTOR times the median of the last WINDOW
+# logged losses. It is a mean over trainer.log_every steps, which varies less than a single loss.
 SPIKE_FACTOR = 3
 WINDOW = 20
-# Fewer records do not give a reliable median.
+# The median of fewer logged losses is not reliable.
 MIN_RECORDS = 5
 
 
 class Recorder(Protocol):
-    """Define the methods that receive metrics."""
+    """Define the interface through which training records metrics."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values at an optimizer step."""
+        """Record the values of metrics, by name, at an optimizer step."""
         ...
 
     def flush(self) -> None:
-        """Write buffered values, before a checkpoint marks them as recorded."""
+        """Write buffered values; called before each checkpoint, so that none are lost on resume."""
         ...
 
 
 class Monitor:
-    """Record losses and evaluations, and decide which evaluation is the best.
+    """Record losses and evaluations, and save the weights of the best evaluation.
 
     Args:
-        max_bad_steps: stop the run after so many steps in a row with a non-finite loss or gradient.
+        max_bad_steps: number of consecutive non-finite losses or gradients that stops the run.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Monitor:
         self.best, self.best_metric, self.max_bad_steps = best, best_metric, max_bad_steps
 
     def log_losses(self, state: State) -> None:
-        """Record the mean and the largest finite loss of the steps since the last call."""
+        """Record the learning rate, and the mean and maximum of the losses since the last call."""
         if not state.losses:
             return
         state.sync_skipped_steps()
@@ -73,9 +73,10 @@ class Monitor:
             "lr": float(state.schedule.get_last_lr()[0]),
             "micro_batch_size": float(state.micro_batch_size),
         }
-        # Without a finite loss every step was skipped.
+        # If no loss is finite, all steps were skipped, and there is no mean to record.
         if len(finite):
             values |= {"train_loss": float(finite.mean()), "train_loss_max": float(finite.max())}
+            # The step with the largest finite loss, because non-finite losses are replaced by 0.
             largest = state.step - len(losses) + 1 + int(losses.nan_to_num(0, 0, 0).argmax())
             count_spike(state, values["train_loss"], largest)
             state.history.append({"step": state.step, "train_loss": values["train_loss"]})
@@ -87,13 +88,13 @@ class Monitor:
         self.progress.to(state.step, loss=f"{values.get('train_loss', math.nan):.4f}")
 
     def log_evaluation(self, state: State, evaluation: Evaluation) -> None:
-        """Record an evaluation; save its weights and outputs if it is the best so far."""
+        """Record an evaluation. If it is the best so far, save the weights and keep its outputs."""
         named = {f"val_{key}": value for key, value in evaluation.scores.items()}
         self.recorder.metrics(named, state.step)
         state.history.append({"step": state.step, **named})
         value = evaluation.scores[self.best_metric]
         sign = -1.0 if self.best_metric in LOWER_IS_BETTER else 1.0
-        # Any number is better than NaN, and NaN is better than no evaluation.
+        # Any number counts as better than NaN, and NaN as better than no evaluation.
         before = -math.inf if state.best is None or math.isnan(state.best) else sign * state.best
         state.since_best += 1
         if state.best is None or sign * value > before:
@@ -108,13 +109,13 @@ class Monitor:
     def check_finite(
         self, state: State, micro_batches: list[dict[str, Tensor]], folder: Path
     ) -> None:
-        """Stop the run if too many steps in a row were skipped; wait for the device.
+        """Raise an error if too many consecutive steps were skipped; waits for the device.
 
         Args:
-            micro_batches: those of the last step, saved in `folder` if the run stops.
+            micro_batches: batches of the last step, which are saved in `folder` before the error.
 
         Raises:
-            UserError: max_bad_steps steps in a row were skipped.
+            UserError: at least max_bad_steps consecutive steps were skipped.
         """
         state.sync_skipped_steps()
         longest, state.longest_row = state.longest_row, state.bad_in_row
@@ -130,27 +131,28 @@ class Monitor:
             write_tensors(tensors, folder / BAD_BATCH)
             write_json_durably(about, (folder / BAD_BATCH).with_suffix(".json"))
         raise UserError(
-            f"the loss or a gradient was not finite in {longest} steps in a row, up to step "
-            f"{state.step}",
-            where=f"the batch of step {state.step}: {folder / BAD_BATCH}",
-            fix="lower trainer.lr, use a longer warm-up or trainer.precision=fp32 or bf16, and "
-            "start with resume=never; change the limit with trainer.max_bad_steps",
+            f"the loss or a gradient was NaN or infinite in {longest} consecutive steps, detected "
+            f"at step {state.step}",
+            where=f"the batch of step {state.step}, saved in {folder / BAD_BATCH}",
+            fix="lower trainer.lr, increase trainer.warmup_share or use trainer.precision=fp32 or "
+            "bf16, and start over with resume=never; the option trainer.max_bad_steps is the limit",
         )
 
 
 def count_spike(state: State, loss: float, step: int) -> None:
-    """Count a loss spike, and warn about it.
+    """Count a loss spike and log a warning if the loss is far above the recent losses.
 
     Args:
-        loss: mean loss since the last record.
-        step: step with the largest loss since the last record.
+        loss: mean loss since the last logged loss.
+        step: step with the largest single loss since the last logged loss.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
     if len(records) < MIN_RECORDS or loss <= SPIKE_FACTOR * statistics.median(records):
         return
     state.spikes += 1
     log.warning(
-        "loss spike at step %d: the mean loss up to step %d was %.4f, the median before %.4f; "
-        "spikes so far: %d. If the scores suffer, lower trainer.lr or trainer.clip_norm, or "
-        "use a longer warm-up", step, state.step, loss, statistics.median(records), state.spikes,
+        "loss spike at step %d: the mean loss logged at step %d is %.4f, but the median of the "
+        "losses logged before is %.4f; spikes so far: %d. If validation scores get worse, lower "
+        "trainer.lr or trainer.clip_norm, or increase trainer.warmup_share",
+        step, state.step, loss, statistics.median(records), state.spikes,
     )  # fmt: skip

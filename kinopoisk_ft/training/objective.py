@@ -1,7 +1,7 @@
-"""Train a network to predict a class, a masked token or the next token.
+"""Define training objectives: classification, causal and masked language modelling.
 
-An objective builds batches, computes the loss and scores an evaluation. It returns the loss as a
-sum with its count, so that gradient accumulation can divide by the count of the effective batch.
+An objective builds batches, computes the loss and scores an evaluation. It returns the summed loss
+and not the mean, so that gradient accumulation can divide by the count of the effective batch.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """Define the methods that the training loop and the evaluation call."""
+    """Define the interface that the training loop and the evaluation use."""
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build the padded batch of these rows."""
+        """Build a padded batch from the examples with the row indices `rows`."""
         ...
 
     def count(self, batch: Batch) -> float:
-        """Return the divisor of the loss: the labels of a batch, or the sum of their weights."""
+        """Return the divisor of the loss: the number of labels, or the sum of their weights."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the summed loss, a scalar, and the outputs of this batch for `scores`."""
+        """Return the summed loss of a batch, a scalar, and the outputs that `scores` needs."""
         ...
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Compute metrics by name from the outputs of `loss_sum`, in the order of the labels."""
+        """Return metrics by name for the outputs of all batches, in the order of the labels."""
         ...
 
 
 def compute_balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """Compute class weights (classes,), fp32, that give all classes the same total weight."""
+    """Return class weights (classes,), fp32, that give all classes the same total weight."""
     weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
     return torch.as_tensor(weights, dtype=torch.float32)
 
 
 class Classification:
-    """Predict the class of a review; the outputs are logits (batch, classes).
+    """Train a model to predict the class of a review; the outputs are logits (batch, classes).
 
     Args:
-        weights: (classes,), class weights of the loss; None gives all classes the same weight.
-        loss: maps logits, labels and weights to the sum and the count of the loss.
+        weights: class weights of the loss, (classes,); None weights all classes equally.
+        loss: a function like those in `kinopoisk_ft.training.losses`.
     """
 
     def __init__(
@@ -71,9 +71,8 @@ class Classification:
         return batch
 
     def count(self, batch: Batch) -> float:
-        """Return the divisor of the loss: the labels of the batch, or the sum of their weights."""
-        # Training needs the count before the first forward pass. It does not depend on the logits,
-        # so call the loss with zeros.
+        """Return the divisor of the loss: the number of labels, or the sum of their weights."""
+        # Training needs the count before a forward pass, so call the loss with zeros as logits.
         labels = batch["labels"]
         weights = None if self.weights is None else self.weights.to(labels.device)
         classes = int(labels.max()) + 1 if weights is None else len(weights)
@@ -82,30 +81,30 @@ class Classification:
         )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the summed loss and the logits."""
+        """Return the summed loss, and the logits (batch, classes) without a gradient."""
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self.loss(logits, batch["labels"], weights)[0], logits.detach()
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Compute the model's logits (batch, classes)."""
+        """Return the model's logits (batch, classes)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits: Tensor = model(**inputs).logits
         return logits
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Compute all classification metrics."""
+        """Return all classification metrics."""
         return classification_scores(outputs.numpy(), labels)
 
 
 class LanguageModel:
-    """Predict the next token, to pretrain Mamba; padding does not count in the loss."""
+    """Train a model to predict the next token, to pretrain Mamba; the loss ignores padding."""
 
     def __init__(self, pad_id: int, loss: Loss = cross_entropy) -> None:
         self.pad_id, self.loss = pad_id, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build input_ids, attention_mask and labels, the next tokens, each (batch, length)."""
+        """Build input_ids, attention_mask and labels (the next tokens), each (batch, length)."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         labels[:, :-1] = batch["input_ids"][:, 1:]
@@ -113,27 +112,29 @@ class LanguageModel:
         return {**batch, "labels": labels}
 
     def count(self, batch: Batch) -> float:
-        """Count the tokens to predict."""
+        """Return the number of tokens to predict."""
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the summed loss over predicted tokens; return it as the output as well, (1,)."""
+        """Return the summed loss over all tokens to predict, as a scalar and as an output (1,)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return no metrics: the evaluation adds the loss."""
+        """Return no metrics, because the evaluation adds the loss itself."""
         return {}
 
 
 class MaskedLanguageModel(LanguageModel):
-    """Predict chosen tokens: 80% are masked, 10% random, 10% unchanged (Devlin et al., 2019).
+    """Train a model to predict a random selection of tokens (BERT; Devlin et al., 2019).
+
+    80% of the selected tokens are masked, 10% are replaced by random tokens, 10% do not change.
 
     Args:
-        special_ids: tokens that are never chosen.
-        share: fraction of the tokens that are chosen.
+        special_ids: ids of the tokens that are never selected.
+        share: fraction of the tokens that are selected.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class MaskedLanguageModel(LanguageModel):
         self.special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build masked input_ids, attention_mask and labels; labels are IGNORED if not chosen."""
+        """Build masked input_ids, attention_mask and labels; only selected tokens have labels."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         ids = batch["input_ids"].numpy()
         allowed = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)

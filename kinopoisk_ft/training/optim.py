@@ -1,4 +1,4 @@
-"""Group parameters by learning rate and weight decay, and build the scheduler."""
+"""Build the optimizer's parameter groups and the learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-# Zero is no neutral value for these parameters, so weight decay would change what they mean: the
-# state matrix of a selective scan is stored as a logarithm, its skip and the IA3 scales start at 1.
+# Weight decay pulls parameters towards zero, which is not a neutral value for these. `A_log` is the
+# logarithm of a selective scan's state matrix. Its skip connection `D` and IA3 scales start at 1.
 NO_DECAY = frozenset({"A_log", "D", "ia3_l"})
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: to matrices, but not to biases, norms and NO_DECAY."""
+    """Return True for parameters with 2 or more dimensions, except those named in NO_DECAY."""
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
 
@@ -27,13 +27,13 @@ def build_param_groups(
     head_lr: float | None,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Build the optimizer groups of the trainable parameters, at most four.
+    """Divide the trainable parameters into at most four parameter groups for the optimizer.
 
-    Groups differ in whether their parameters are newly initialized, and in weight decay.
+    Parameters are grouped by whether they are newly initialized and whether they are decayed.
 
     Args:
         fresh: names of newly initialized parameters.
-        head_lr: learning rate of newly initialized parameters; None uses `lr`.
+        head_lr: learning rate of newly initialized parameters; `lr` if None.
     """
     fresh = set(fresh)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -59,10 +59,10 @@ def make_scheduler(
     total: int,
     schedule_step: Callable[[int], int],
 ) -> LambdaLR:
-    """Build a scheduler that multiplies the learning rate of each group by `schedule`.
+    """Build a scheduler that multiplies each group's learning rate by the value of `schedule`.
 
     Args:
-        schedule_step: maps an optimizer step to the unit of `warmup` and `total`.
+        schedule_step: converts an optimizer step to the unit of `warmup` and `total`.
     """
     return LambdaLR(
         optimizer, lambda step: schedule(schedule_step(step), warmup=warmup, total=total)

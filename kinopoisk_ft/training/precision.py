@@ -1,7 +1,4 @@
-"""Run forward and backward passes in fp32, bf16, or fp16 with gradient scaling.
-
-Weights and optimizer state are always fp32. A precision that cannot run here raises a UserError.
-"""
+"""Train in fp32, bf16, or fp16 with loss scaling; weights and optimizer state are always fp32."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ from kinopoisk_ft.errors import UserError
 
 Kind = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The status of a step in fp16 whose loss was finite, but whose gradient was not.
+# Status of a step that was skipped in fp16 because a gradient, but not the loss, was not finite.
 OVERFLOW = 1
 # Values of ONEDNN_MAX_CPU_ISA that allow bf16 instructions end in one of these.
 ISAS_WITH_BF16 = ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10_1_512", "AVX10_2_512")
 
 
 class Precision:
-    """Run each part of a training step in one of the three precisions."""
+    """Run the parts of a training step in fp32, bf16 or fp16."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.device = device
@@ -38,11 +35,11 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.kind], enabled=self.kind != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of a loss."""
+        """Accumulate the gradients of a loss, multiplied by the loss scale in fp16."""
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Undo the loss scale of the gradients, before they are checked or clipped."""
+        """Divide the gradients by the loss scale in fp16, before they are checked or clipped."""
         self._scaler.unscale_(optimizer)
 
     def step(
@@ -52,11 +49,11 @@ class Precision:
         clip_norm: float | None,
         loss: Tensor,
     ) -> Tensor:
-        """Clip the gradients and step; skip the step if the loss or gradient norm is not finite.
+        """Clip gradients and take a step, but skip it if the loss or gradient norm is not finite.
 
         Returns:
-            The status of the step, () float: 0 if it was made, OVERFLOW if it was skipped for a
-            gradient in fp16, 2 if it was skipped otherwise.
+            The status of the step, () float: 0 if the step was taken, OVERFLOW if it was skipped in
+            fp16 because of a gradient only, and 2 if it was skipped for another reason.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -69,12 +66,12 @@ class Precision:
             self._scaler.step(optimizer)
             self._scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
-            # A fused optimizer reads `found_inf` on the device, so nothing waits for the device.
+            # A fused optimizer reads `found_inf` on the device, so the CPU does not wait for it.
             fused: Any = optimizer
             fused.grad_scale, fused.found_inf = None, skip
             optimizer.step()
             del fused.grad_scale, fused.found_inf
-        # For other optimizers the CPU has to read the value.
+        # For other optimizers, the CPU has to wait for the value.
         elif not skip.item():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -83,15 +80,15 @@ class Precision:
         return 2 * skip
 
     def scale_is_large(self) -> bool:
-        """Return whether the loss scale of fp16 may still be the cause of an overflow."""
+        """Return whether the fp16 loss scale is large enough to be the cause of an overflow."""
         return self.kind == "fp16" and self._scaler.get_scale() >= 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the loss scale in fp16; empty in fp32 and bf16."""
+        """Return the state of the loss scaler, which is empty in fp32 and bf16."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the loss scale."""
+        """Restore the state of the loss scaler."""
         if state:
             self._scaler.load_state_dict(state)
 
@@ -99,24 +96,24 @@ class Precision:
 def choose_precision(
     kind: Kind, device: torch.device
 ) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
-    """Return the precision to use, and the reason for it.
+    """Return the precision to use, and the reason for this choice.
 
-    `auto` reads the properties of the hardware and measures no times. All runs on a machine
-    therefore train in the same precision, even if the machine is busy.
+    `auto` depends on the hardware only and not on measured times, so that all runs on a machine use
+    the same precision, even if the machine is busy.
 
     Raises:
-        UserError: the requested precision cannot run on the device.
+        UserError: the requested precision does not work on the device.
     """
     if kind == "fp32":
         return "fp32", "as requested"
     if kind == "auto":
         found, why = _choose_for_cuda(device) if device.type == "cuda" else _choose_for_cpu(device)
         problem = None if found == "fp32" else _find_problem(found, device)
-        return ("fp32", f"{found} cannot run: {problem}") if problem else (found, why)
+        return ("fp32", f"{found} does not work: {problem}") if problem else (found, why)
     problem = _find_problem(kind, device)
     if problem:
         raise UserError(
-            f"precision {kind} cannot run on {device.type}: {problem}",
+            f"precision {kind} does not work on {device.type}: {problem}",
             where="trainer.precision",
             fix="use trainer.precision=auto or fp32",
         )
@@ -124,7 +121,7 @@ def choose_precision(
 
 
 def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
-    """Choose a precision of the GPU's tensor cores (NVIDIA, CUDA C++ Programming Guide)."""
+    """Choose a precision that the GPU's tensor cores support (CUDA C++ Programming Guide)."""
     if torch.version.hip:
         return "bf16", "an AMD GPU with ROCm"
     major, minor = torch.cuda.get_device_capability(device)
@@ -132,14 +129,14 @@ def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp1
     if major >= 8:
         return "bf16", capability
     if major == 7:
-        return "fp16", f"{capability}: bf16 needs 8.0"
-    return "fp32", f"{capability}: bf16 needs 8.0, fp16 7.0"
+        return "fp16", f"{capability}, but bf16 needs 8.0"
+    return "fp32", f"{capability}, but bf16 needs 8.0 and fp16 needs 7.0"
 
 
 def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """Choose bf16 if an x86 CPU has instructions for it: steps are then 1.4 to 3 times faster.
+    """Choose bf16 if an x86 CPU has bf16 instructions, which make steps 1.4 to 3 times faster.
 
-    Without these instructions oneDNN converts each number, and steps are slower than in fp32.
+    Without these instructions, oneDNN converts each number, and steps are slower than in fp32.
     """
     if device.type != "cpu":
         return "fp32", f"bf16 is not known to be faster on {device.type}"
@@ -157,7 +154,7 @@ def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]
 
 
 def _find_problem(kind: str, device: torch.device) -> str | None:
-    """Return why a small matrix product with its gradient fails; None if it works."""
+    """Return the error of a small matrix product and its backward pass; None if they work."""
     try:
         weight = torch.ones(8, 8, device=device, requires_grad=True)
         with torch.autocast(device.type, DTYPES[kind]):

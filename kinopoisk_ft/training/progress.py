@@ -1,4 +1,4 @@
-"""Show a progress bar on a terminal; show nothing if the output is a file or a pipe."""
+"""Show a progress bar if stderr is a terminal, and nothing if it is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinopoisk_ft.training.distributed.processes import is_main
 
 
 class Progress:
-    """Show steps, speed and the last values, and the time left if the number of steps is known."""
+    """Show a progress bar with steps, speed and metrics, and the time left if `steps` is known."""
 
     def __init__(self, done: int, steps: int | None) -> None:
         self._bar = tqdm(
@@ -20,6 +20,7 @@ class Progress:
             disable=not (is_main() and sys.stderr.isatty()),
         )  # fmt: skip
         self._values: dict[str, str] = {}
+        # Log lines appear above the bar instead of breaking it.
         self._redirect = logging_redirect_tqdm()
 
     def __enter__(self) -> Progress:
@@ -36,7 +37,7 @@ class Progress:
         self._bar.close()
 
     def to(self, step: int, **values: str) -> None:
-        """Move to a step, and show these values in addition to the earlier ones."""
+        """Move the bar to a step, and add or update the values that it shows."""
         self._values.update(values)
         self._bar.set_postfix(self._values, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The modules that manage an accelerator's random state and cached memory, by device type.
 DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
 
 
 def get_rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the generators of the CPU and of the device, by device type."""
+    """Return the random states of the CPU and of `device`, by device type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type in DEVICES:
         states[device.type] = DEVICES[device.type].get_rng_state()
@@ -19,7 +20,7 @@ def get_rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor]) -> None:
-    """Set the generators to the states that `get_rng_states` returned."""
+    """Restore the random states that `get_rng_states` returned."""
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""Validate the settings of the trainer."""
+"""Define and validate the trainer's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.training.precision import Kind
 
 @dataclass(kw_only=True)
 class Settings:
-    """Hold the settings of conf/trainer; raises UserError for values out of range."""
+    """Hold the settings of conf/trainer, and raise UserError for values out of range."""
 
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any]
@@ -68,75 +68,78 @@ class Settings:
         for key in (*counts, "patience", "log_every", "max_bad_steps"):
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
-                raise UserError(f"trainer.{key}={value}: it must be 1 or more")
+                raise UserError(f"trainer.{key}={value} is not valid; the value must be 1 or more")
         for key in ("lr", "head_lr", "weight_decay", "clip_norm", "warmup_share", "warmup_steps",
                     "checkpoint_every"):  # fmt: skip
             value = getattr(self, key) or 0
             if not 0 <= value < math.inf:
-                raise UserError(f"trainer.{key}={value}: it must be a finite number, 0 or more")
+                raise UserError(
+                    f"trainer.{key}={value} is not valid; use a finite number, 0 or more"
+                )
         if self.warmup_share > 1:
             raise UserError(
-                f"trainer.warmup_share={self.warmup_share}: a share of all steps is at most 1",
-                fix="for a number of steps use trainer.warmup_steps",
+                f"trainer.warmup_share={self.warmup_share} is above 1, but it is a fraction of all "
+                "optimizer steps",
+                fix="use a number from 0 to 1, or set a number of steps with trainer.warmup_steps",
             )
         if self.initial_micro_batch_size > self.batch_size:
             raise UserError(
-                f"trainer.micro_batch_size={self.micro_batch_size}: a batch has only "
-                f"trainer.batch_size={self.batch_size} rows",
-                fix="use trainer.micro_batch_size=null, or at most trainer.batch_size rows",
+                f"trainer.micro_batch_size={self.micro_batch_size} is larger than "
+                f"trainer.batch_size={self.batch_size}",
+                fix=f"use trainer.micro_batch_size=null or at most {self.batch_size}",
             )
         self._check_budget()
         self._check_loss()
 
     def steps_per_epoch(self, reviews: int) -> int:
-        """Return the number of optimizer steps in one epoch."""
+        """Return the number of optimizer steps in one epoch of this many reviews."""
         return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
 
     @property
     def initial_micro_batch_size(self) -> int:
-        """Return the micro-batch size with which training starts; it shrinks if memory runs out."""
+        """Return the micro-batch size at the start; it is halved when memory runs out."""
         return self.micro_batch_size or self.batch_size
 
     @property
     def training_budget(self) -> Budget:
-        """Return the budget; without one, the epochs, limited by max_steps."""
+        """Return the budget from `budget` if it is set, otherwise from `epochs` and `max_steps`."""
         if self.budget is not None:
             return Budget.parse(self.budget)
         return Budget("epochs", self.epochs, self.max_steps)
 
     def _check_budget(self) -> None:
-        """Reject two limits, and warm-up in steps if the number of steps is not known."""
         has_unknown_steps = self.training_budget.count_steps(1) is None
         if self.budget is not None and self.max_steps is not None:
             raise UserError(
-                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps}: two limits",
+                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps} exclude each "
+                "other, because both limit the training",
                 fix="set only one of them; to limit the steps, use "
                 f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
             )
         if has_unknown_steps and self.warmup_steps is not None:
             raise UserError(
-                f"trainer.warmup_steps={self.warmup_steps} needs a known number of steps, which "
-                f"trainer.budget={self.budget} does not give",
-                fix="use a share of the budget: trainer.warmup_steps=null trainer.warmup_share=0.1",
+                f"trainer.warmup_steps={self.warmup_steps} cannot be used with "
+                f"trainer.budget={self.budget}, because the number of steps is not known",
+                fix="set a fraction instead: trainer.warmup_steps=null trainer.warmup_share=0.1",
             )
 
     def _check_loss(self) -> None:
-        """Call the loss once, to reject invalid options before any work."""
+        """Call the loss function once, to reject invalid options before the run starts."""
         try:
             total, count = self.loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), None)
             float(total), float(count)
         except Exception as error:
             raise UserError(
-                f"this loss cannot be used: {error}",
+                f"the loss function failed when it was called with example inputs: {error}",
                 where="trainer.loss",
-                fix="see the files in conf/trainer/loss; a loss maps logits, labels and class "
-                "weights to its sum and count",
+                fix="see the options in conf/trainer/loss; a loss function receives logits, labels "
+                "and class weights, and returns the summed loss and the count",
             ) from error
 
     def reject_class_balancing(self, why: str) -> None:
-        """Raise a UserError if an option balances classes in a task that ignores these options."""
+        """Raise a UserError if options balance the classes, in a task that ignores them."""
         if self.class_weights != "none" or self.sampling != "shuffled":
             raise UserError(
-                f"trainer.class_weights and trainer.sampling have no effect here: {why}",
+                f"trainer.class_weights and trainer.sampling have no effect, because {why}",
                 fix="remove trainer.class_weights=balanced and trainer.sampling=balanced",
             )

@@ -1,4 +1,4 @@
-"""Stop a run on a signal between two steps; a second signal stops it immediately."""
+"""Stop a run between two steps after a signal, and immediately after a second signal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 from kinopoisk_ft.training.distributed import torchrun
 
-# Exit codes by which a shell reports that a signal ended a process. Slurm sends SIGUSR1 and
-# submitit SIGUSR2 before they end or requeue a job, so both count as SIGTERM.
+# Exit codes as in a shell, 128 plus the number of the signal. Slurm sends SIGUSR1 and submitit
+# SIGUSR2 before they end or requeue a job, so both get the exit code of SIGTERM.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143}
-# Windows has only the first two.
+# Windows does not have SIGUSR1 and SIGUSR2.
 NUMBERS = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
-# Time for jobs that must stop: to finish a step, write a checkpoint and close the tracker.
+# Seconds after a signal in which a job can finish a step, write a checkpoint and close the tracker.
 GRACE_SECONDS = 60
-# A signal to all processes also arrives from the parent process, within this time.
+# Maximum seconds between a signal and its copy that the parent process forwards.
 ECHO_SECONDS = 2.0
 
 
@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
     """Report that a signal stopped the run.
 
     Args:
-        mid_step: the signal interrupted a step, so the training state is not consistent.
+        mid_step: whether the signal interrupted a step, so that the state is not consistent.
     """
 
     def __init__(self, number: int, mid_step: bool = False) -> None:
@@ -36,27 +36,26 @@ class Stopped(KeyboardInterrupt):
         self.number, self.exit_code, self.mid_step = number, EXIT_CODES[name], mid_step
 
     def __reduce__(self) -> tuple[type[Stopped], tuple[int, bool]]:
-        """Pickle the constructor arguments, because a worker sends the exception to its parent."""
+        """Support pickling, because a worker sends the exception to its parent process."""
         return Stopped, (self.number, self.mid_step)
 
 
 class StopSignals:
-    """Raise Stopped when a signal arrives within the context.
+    """Raise `Stopped` when a signal arrives in the `with` block.
 
-    Within `defer` the exception is raised at the end of the block, or at once by a second signal.
-    Python handles signals in the main thread, so in another thread this context does nothing. A
-    signal that the process ignores stays ignored. In nested contexts the inner one handles signals.
+    In a `defer` block, the exception is raised at the end of that block, or immediately after a
+    second signal. Python handles signals in the main thread, so in other threads this is a no-op.
+    Ignored signals stay ignored. In nested contexts, the innermost one handles signals.
 
-    A child process receives a signal to all processes twice: directly, and forwarded by its parent.
-    There the same signal counts once within ECHO_SECONDS.
+    A signal to all processes reaches a child process twice, directly and forwarded by its parent
+    process. A child process therefore ignores repeated signals within ECHO_SECONDS.
 
     Args:
-        agree: returns the maximum of its argument over all processes of the run. A signal to one
-            process then stops all of them at the same point: the end of `defer`, or a `check`.
+        agree: returns the maximum of its argument over all processes of the run. With it, a signal
+            to one process stops all at the same point: the end of `defer`, or a call of `check`.
     """
 
-    # Times of the last counted signals, shared by all contexts: a forwarded signal may arrive after
-    # an inner context has ended.
+    # Times of the last signals, shared because a forwarded signal may arrive in an outer context.
     _last_counted: ClassVar[dict[int, float]] = {}
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
@@ -81,7 +80,7 @@ class StopSignals:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Finish the block before a signal that arrives within it stops the run."""
+        """Let the block finish before a signal that arrives in it stops the run."""
         self._deferring = True
         try:
             yield
@@ -90,7 +89,7 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Stop the run if a signal is pending in any of its processes."""
+        """Raise `Stopped` if a signal is pending in any process of the run."""
         if self._agree is not None:
             self._pending = self._agree(self._pending)
         if self._pending:
@@ -101,6 +100,7 @@ class StopSignals:
         if torchrun.is_child_process() and before is not None and now - before < ECHO_SECONDS:
             return
         self._last_counted[number] = now
+        # With `agree`, wait for the next `check`: a rank that stops alone would block the others.
         waits = self._deferring or self._agree is not None
         if waits and not self._pending:
             self._pending = number

@@ -1,4 +1,4 @@
-"""The state of a training run: its objects, its counts and its best evaluation."""
+"""Define the state of a training run: its model, optimizer, counters and best evaluation."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from kinopoisk_ft.training.rng import get_rng_states, set_rng_states
 
 log = logging.getLogger(__name__)
 
-# The numbers and lists that a checkpoint holds as they are.
+# Attributes of State that are numbers and lists, which a checkpoint stores unchanged.
 COUNTS = (
     "step", "tokens", "best", "best_step", "since_best", "evaluated", "skipped", "bad_in_row",
     "longest_row", "spikes", "history", "micro_batch_size", "eval_batch_size",
 )  # fmt: skip
-# The state of a LambdaLR in all versions of PyTorch, without its functions, which the config sets.
+# Keys of LambdaLR.state_dict() in all versions of PyTorch; the config defines its `lr_lambdas`.
 SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
 @dataclass
 class State:
-    """Hold what changes while a run trains.
+    """Hold everything that changes during training.
 
     Args:
-        wrapped_model: the DDP, FSDP or compiled wrapper that training steps call; `model` itself if
-            it is not wrapped. Evaluation calls `model`.
-        steps: the last step; None until a budget of tokens or seconds is used up.
-        micro_batch_size: rows that train at once; fewer than requested if memory ran out.
+        wrapped_model: the DDP or torch.compile wrapper that training steps call, or `model` itself.
+            Evaluation always calls `model`.
+        steps: number of the last step; None until a budget of tokens or seconds is used up.
+        micro_batch_size: rows in a forward pass of training; it is halved when memory runs out.
     """
 
     model: nn.Module
@@ -52,8 +52,8 @@ class State:
     eval_batch_size: int
     step: int = 0
     tokens: int = 0
-    # Losses and the status of steps stay on the device until they are logged or checked: reading
-    # them earlier would make the CPU wait at every step.
+    # Losses and the status of steps stay on the device until they are logged or checked, because
+    # reading them at every step would make the CPU wait for the device.
     losses: list[Tensor] = field(default_factory=list)
     step_status: list[Tensor] = field(default_factory=list)
     spikes: int = 0
@@ -64,7 +64,7 @@ class State:
     evaluated: int = 0
     skipped: int = 0
     bad_in_row: int = 0
-    # The longest sequence of bad steps since `Monitor.check_finite` was last called.
+    # The highest value of `bad_in_row` since the last call of `Monitor.check_finite`.
     longest_row: int = 0
     # Outputs of the best evaluation, in the order of its examples.
     best_outputs: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -77,15 +77,15 @@ class State:
 
     @property
     def length(self) -> str:
-        """Describe how long the run trains: its number of steps, or its budget."""
-        budget = self.meter.budget
-        return str(self.steps) if self.steps is not None else f"{budget.amount:g} {budget.unit}"
+        """Return the number of steps for log lines, or the budget if the number is not known."""
+        unit, amount = self.meter.budget.unit, self.meter.budget.amount
+        return f"a budget of {amount:g} {unit}" if self.steps is None else str(self.steps)
 
     def sync_skipped_steps(self) -> None:
-        """Count the steps skipped since the last call, and warn of them; waits for the device.
+        """Count the steps skipped since the last call, and warn about them; waits for the device.
 
-        An overflow in fp16 means that the loss scale was too large, and it is then halved. It
-        counts as a bad step only when the scale is already so small that it cannot be the cause.
+        In fp16, an overflow usually means that the loss scale is too large, and it is then halved.
+        It counts as a bad step only if the scale is already too small to be the cause.
         """
         if not self.step_status:
             return
@@ -101,14 +101,14 @@ class State:
         self.skipped += skipped
         if skipped:
             log.warning(
-                "%d steps up to step %d were skipped because the loss or a gradient was not "
-                "finite, %d in total", skipped, self.step, self.skipped,
+                "%d steps up to step %d were skipped, because the loss or a gradient was not "
+                "finite; total so far: %d", skipped, self.step, self.skipped,
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the training state between two steps, from which training continues exactly.
+        """Return the training state between two steps, from which training resumes exactly.
 
-        The tensors are not copies: they stay on their devices, and sharded if the model is sharded.
+        Tensors are neither copied nor moved, and they are sharded if the model is sharded.
         """
         self.sync_skipped_steps()
         schedule = self.schedule.state_dict()
@@ -124,10 +124,10 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned, from full tensors on any device.
+        """Restore a state that `state_dict` returned, with full tensors on any device.
 
         Raises:
-            ValueError: the optimizer's state does not fit the trained weights.
+            ValueError: the optimizer state does not fit the trained weights.
         """
         copy_tensors(state["weights"].items(), self.model)
         self._load_optimizer(state["optimizer"])
@@ -142,7 +142,7 @@ class State:
             self.steps = self.step
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the state of the optimizer; its indexes are strings, as they come from JSON."""
+        """Load the optimizer state, whose parameter indices are strings, because JSON keys are."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Any]] = {}
         for index, values in state["state"].items():
@@ -151,7 +151,7 @@ class State:
                 if isinstance(value, Tensor) and not self._fits(value, like):
                     size, full = tuple(value.shape), tuple(like.shape)
                     raise ValueError(
-                        f"optimizer: {index}/{key} has shape {size}, but its weight {full}"
+                        f"optimizer: {index}/{key} has shape {size}, but its weight has {full}"
                     )
             moments[int(index)] = {
                 key: shard_like(value, like) if isinstance(value, Tensor) else value
@@ -160,10 +160,8 @@ class State:
         self.optimizer.load_state_dict({**state, "state": moments})
 
     def _fits(self, value: Tensor, weight: Tensor) -> bool:
-        """Return whether a PyTorch optimizer can have this state for a weight.
-
-        It must be a scalar, or have the shape of the weight, where a dimension may be reduced to 1.
-        """
+        # The state of PyTorch's optimizers is a scalar, or has the shape of the weight, where
+        # dimensions may be reduced to 1. Other optimizers may have any state.
         sizes = zip(value.shape, weight.shape, strict=False)
         return not type(self.optimizer).__module__.startswith("torch.optim.") or (
             value.dim() in (0, weight.dim()) and all(size in (1, full) for size, full in sizes)

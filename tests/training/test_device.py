@@ -67,6 +67,6 @@ def test_peak_memory_without_reset_is_reported(
     clear.mkdir()  # cannot be written, not even by root
     monkeypatch.setattr(device, "_CLEAR", tmp_path / "own" if lacks == "a peak" else clear)
     reset_peak_memory(CPU)
-    assert "the reported peak memory includes earlier runs of this process" in caplog.text
+    assert "the reported peak memory includes earlier runs in this process" in caplog.text
     peak = peak_memory_mb(CPU)
     assert peak > 50 if lacks == "a peak" else peak == 2

@@ -115,8 +115,8 @@ def test_a_step_without_memory_is_done_again(
     _, expected = short_fit(tmp_path / "whole")
     state, found = short_fit(tmp_path / "halved", prepare=forward_fails(LACKS[0], 3))
     assert (state.step, state.micro_batch_size) == (4, 3)
-    assert "with 12 rows at once: now 6" in caplog.text
-    assert "with 6 rows at once: now 3" in caplog.text
+    assert "with 12 rows at once; retrying with 6" in caplog.text
+    assert "with 6 rows at once; retrying with 3" in caplog.text
     for name in ("train_loss", "val_loss", "lr"):
         np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-6)
 

@@ -118,7 +118,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     state, recorder = short_fit(tmp_path, "trainer.max_steps=1")
     assert state.micro_batch_size == rows
     assert recorder.of("micro_batch_size") == [rows]
-    said = "it fits" if rows == 12 else f"continue with {rows} rows at once"
+    said = "it fits" if rows == 12 else f"training uses {rows} rows at once"
     assert f"are free: {said}" in caplog.text
     assert "with 12 rows of " in caplog.text
 
@@ -129,7 +129,7 @@ def test_predicted_lack_for_one_row_is_reported(
     tight(9.0)
     state, _ = short_fit(tmp_path, "trainer.max_steps=1")
     assert state.micro_batch_size == 1
-    assert "may not suffice for a single row" in caplog.text
+    assert "may not suffice even for a single row" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])

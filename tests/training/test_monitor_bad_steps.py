@@ -61,7 +61,7 @@ def test_a_long_row_counts_though_a_good_step_followed(state: State, tmp_path: P
     leave(state, [2, 2, 2])
     check(state, 4, tmp_path)
     leave(state, [2, 0])  # the fourth of a row that began before the last look
-    with pytest.raises(UserError, match="in 4 steps in a row, up to step 1") as raised:
+    with pytest.raises(UserError, match="in 4 consecutive steps, detected at step 1") as raised:
         check(state, 4, tmp_path)
     assert "the batch of step 1" in str(raised.value)
 
@@ -71,7 +71,7 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
     kept = state.state_dict()
     state.longest_row = 0
     state.load_state_dict(kept)
-    with pytest.raises(UserError, match="in 3 steps in a row"):
+    with pytest.raises(UserError, match="in 3 consecutive steps"):
         check(state, 3, tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_a_step_with_bad_numbers_is_skipped(
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(poisoned: set[int], tmp_path: Path) -> None:
     poisoned |= {2, 4, 5, 6}
-    with pytest.raises(UserError, match="not finite in 3 steps in a row, up to step 6") as raised:
+    with pytest.raises(UserError, match="in 3 consecutive steps, detected at step 6") as raised:
         fit(tmp_path, "trainer.max_bad_steps=3")
     assert "bad_batch.safetensors" in str(raised.value)
     batch = load_file(tmp_path / "bad_batch.safetensors")

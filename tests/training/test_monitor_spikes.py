@@ -95,7 +95,7 @@ def test_a_run_warns_records_and_remembers_over_a_stop(
 ) -> None:
     monkeypatch.setattr(Classification, "loss_sum", leaps_at(26))
     whole, recorder = fit(tmp_path / "whole")
-    pattern = r"loss spike at step (\d+): .* step (\d+) was .*; spikes so far: 1"
+    pattern = r"loss spike at step (\d+): .* step (\d+) is .*; spikes so far: 1"
     assert re.findall(pattern, caplog.text) == [("26", "28")]
     assert {s: v for (s, key), v in recorder.values.items() if key == "loss_spikes"} == {
         28: 1, 32: 1

@@ -125,7 +125,7 @@ def test_epoch_follows_the_sampling_option(sampling: str, share: float) -> None:
 
 @pytest.mark.parametrize("key", ["class_weights", "sampling"])
 def test_balance_that_nothing_would_heed_is_refused(key: str) -> None:
-    with pytest.raises(UserError, match="have no effect here: pretraining has no classes"):
+    with pytest.raises(UserError, match="have no effect, because pretraining has no classes"):
         trainer(f"trainer.{key}=balanced").reject_class_balancing("pretraining has no classes")
     trainer().reject_class_balancing("")
     cfg = plain(compose_config(["model=bert_scratch", f"trainer.{key}=balancd"]))

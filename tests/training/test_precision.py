@@ -89,7 +89,8 @@ def test_auto_precision_follows_the_gpu(
 def test_auto_precision_that_cannot_run_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("kinopoisk_ft.training.precision._find_problem", lambda *_: "no kernel")
-    assert choose_precision("auto", torch.device("cuda")) == ("fp32", "bf16 cannot run: no kernel")
+    reason = "bf16 does not work: no kernel"
+    assert choose_precision("auto", torch.device("cuda")) == ("fp32", reason)
 
 
 def test_precision_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +98,12 @@ def test_precision_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("no kernel for Half")
 
     monkeypatch.setattr(torch, "autocast", no_kernel)
-    with pytest.raises(UserError, match="fp16 cannot run on cpu: no kernel for Half"):
+    with pytest.raises(UserError, match="fp16 does not work on cpu: no kernel for Half"):
         choose_precision("fp16", CPU)
 
 
 def test_missing_device_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(UserError, match="available: cpu"):
+    with pytest.raises(UserError, match="that are available: cpu"):
         choose_device("cuda")
