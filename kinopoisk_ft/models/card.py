@@ -1,4 +1,4 @@
-"""Read and write the card of a model folder: its kind, classes and text preprocessing."""
+"""Read and write the card (`kinopoisk_ft.json`) that describes a saved model folder."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from kinopoisk_ft.models.untrusted import check_contents
 
 CARD = "kinopoisk_ft.json"
 FORMAT = 3
-# Format 1 stores the encoder in the folder itself; format 3 adds `recipe`.
+# Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`.
 READABLE_FORMATS = (1, 2, FORMAT)
 
 
 @dataclass(frozen=True)
 class Card:
-    """Describe a model folder.
+    """Describe a model folder: its weights, classes and text preprocessing.
 
     Args:
-        kind: layout of the weights.
-        max_length, truncation, max_characters, strip_scores: preprocessing of the texts in
-            training, which prediction repeats; the defaults are those of folders that lack the
-            last three.
-        base: hub name or folder of the base model, for an adapter.
-        note: how other tools, which read only the tokenizer's settings, prepare texts differently.
-        recipe: options of the model recipe that rebuilds the network, for a layout without a
-            config.
+        kind: how the weights are stored: the name of a `Layout`, or "tfidf".
+        max_length, truncation, max_characters, strip_scores: text preprocessing in training, which
+            prediction repeats. Older folders lack the last three; the defaults are their values.
+        base: Hugging Face Hub id or local folder of the base model, which an adapter needs.
+        note: how other tools, which read only the tokenizer config, preprocess texts differently.
+        recipe: options of the `ModelRecipe` that rebuilds the network, for kind "recipe".
     """
 
-    # A card may come from an untrusted folder, so it must have exactly these fields and types.
+    # A card may come from an untrusted folder, so only exactly these fields and types are valid.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     kind: Literal["recipe", "hf", "pooled", "mamba", "tfidf"]
@@ -51,7 +49,7 @@ class Card:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write the card into a folder."""
+        """Write the card to a folder."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
         (folder / CARD).write_text(text + "\n", encoding="utf-8")
 
@@ -60,13 +58,13 @@ def read_card(folder: Path) -> Card:
     """Read the card of a model folder.
 
     Raises:
-        UserError: the card is missing or malformed, or a link in the folder leads out of it.
+        UserError: the card is missing or invalid, or `check_contents` rejects the folder.
     """
     file = folder / CARD
     if not file.is_file():
         raise UserError(
-            f"'{folder}' is not a model folder of this project: it has no {CARD}",
-            fix="use the folder `model` in the output_dir of a run, or a run id",
+            f"'{folder}' is not a model folder of kinopoisk_ft, because it has no {CARD}",
+            fix="use the folder `model` in the output_dir of a run, or use a run id",
         )
     check_contents(folder)
     try:
@@ -75,12 +73,13 @@ def read_card(folder: Path) -> Card:
         raise UserError(
             f"{CARD} cannot be read: {error}",
             where=str(file),
-            fix="copy or download the whole folder again",
+            fix="copy or download the whole model folder again",
         ) from error
     if card.format not in READABLE_FORMATS:
         raise UserError(
-            f"the model folder has format {card.format}, and this version reads 1 to {FORMAT}",
+            f"the model folder has format {card.format}, but this version of kinopoisk_ft reads "
+            f"only formats 1 to {FORMAT}",
             where=str(file),
-            fix="use the version of kinopoisk_ft that wrote it",
+            fix="use the version of kinopoisk_ft that saved the model",
         )
     return card

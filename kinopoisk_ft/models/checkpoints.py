@@ -1,4 +1,4 @@
-"""Read the config and the encoder of a checkpoint in the layout of Hugging Face."""
+"""Load the config and the encoder of a checkpoint in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from kinopoisk_ft.models.untrusted import refuse_adapter
 
 @dataclass(kw_only=True, eq=False)
 class CheckpointRecipe(ModelRecipe):
-    """Base class of the recipes that load a checkpoint and its tokenizer.
+    """Base class for model recipes that load a pretrained checkpoint and a tokenizer.
 
     Args:
-        name: hub name or folder of the checkpoint.
-        revision: branch, tag or commit of the checkpoint on the hub.
-        tokenizer: hub name or folder of the tokenizer.
-        tokenizer_revision: revision of a tokenizer from another repository than the checkpoint's.
+        name: Hugging Face Hub id or local folder of the checkpoint.
+        revision: branch, tag or commit of the checkpoint on the Hub.
+        tokenizer: Hub id or local folder of the tokenizer.
+        tokenizer_revision: revision of the tokenizer if it is not in the checkpoint's repository.
     """
 
     name: str
@@ -43,23 +43,25 @@ class CheckpointRecipe(ModelRecipe):
 
     @property
     def base(self) -> str:
-        """Return the hub name of the checkpoint, or the absolute path of its folder."""
+        """Return the Hub id of the checkpoint, or the absolute path of its local folder."""
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Load the checkpoint's tokenizer; `texts` is not used."""
+        """Load the tokenizer; `texts` is ignored, because the tokenizer is already trained."""
         own = self.tokenizer == self.name
         return load_tokenizer(self.tokenizer, self.revision if own else self.tokenizer_revision)
 
 
 def load_config(name: str, revision: str | None) -> PreTrainedConfig:
-    """Read config.json of a folder or hub repository.
+    """Load the transformers config of a local folder or Hub repository.
+
+    An invalid pad_token_id becomes None, and BigBird's sparse attention becomes full attention.
 
     Raises:
-        UserError: the config cannot be read, or belongs to an adapter instead of a model.
+        UserError: the config cannot be loaded, or belongs to a PEFT adapter.
     """
     with access_hub("model", name, HUB_FIX):
-        # `from_pretrained` would load the adapter's base model and put the adapter on it.
+        # For an adapter, `from_pretrained` would load the base model and attach the adapter to it.
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is not None:
             refuse_adapter(adapter, name)
@@ -69,59 +71,59 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     for part in list_configs(config):
         pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
         if pad is not None and rows is not None and not -rows <= pad < rows:
-            # PyTorch refuses this padding index. `match_tokenizer` sets the tokenizer's pad id.
+            # nn.Embedding rejects this padding_idx. `match_tokenizer` sets the right one later.
             part.pad_token_id = None
     if getattr(config, "attention_type", None) == "block_sparse":
-        # BigBird chooses sparse or full attention by the length of the batch, so that logits would
-        # depend on the other texts in the batch.
+        # BigBird would select sparse or full attention by the padded length of a batch, so the
+        # logits of a text would depend on the other texts in the batch.
         config.attention_type = "original_full"
     return config
 
 
 def list_configs(config: PreTrainedConfig) -> list[Any]:
-    """List a config and, if it is a separate object, the config of its text part."""
+    """Return a config and, if it contains a text config (as in multimodal models), that too."""
     text = config.get_text_config()
     return [config] if text is config else [config, text]
 
 
 def read_class_names(config: PreTrainedConfig) -> list[str]:
-    """Read the class names from a config, in the order of their ids."""
+    """Return the class names in a config, in the order of their ids."""
     return [name for _, name in sorted((config.id2label or {}).items())]
 
 
 def check_dropout(dropout: float | None) -> None:
-    """Raise UserError unless a dropout is None or at least 0 and less than 1."""
+    """Raise UserError unless the dropout probability is None, or at least 0 and less than 1."""
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(
-            f"model.dropout={dropout} is not a dropout probability",
+            f"model.dropout={dropout} is not a valid dropout probability",
             where="model.dropout",
-            fix="give a number that is at least 0 and less than 1",
+            fix="set model.dropout to a number that is at least 0 and less than 1",
         )
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float, name: str) -> None:
-    """Write a dropout probability into every dropout setting of an architecture.
+    """Set all dropout probabilities in a config.
 
     Raises:
-        UserError: the probability is not 0, and the architecture has no dropout.
+        UserError: `dropout` is greater than 0, but the architecture has no dropout.
     """
     settings = [(part, key) for part in list_configs(config) for key in find_dropout_keys(part)]
     for part, key in settings:
         setattr(part, key, dropout)
     if dropout and not settings:
         raise UserError(
-            f"model.dropout={dropout} has no effect: '{name}' is a '{config.model_type}' model, "
-            "which has no dropout",
+            f"model.dropout={dropout} would have no effect, because '{name}' is a "
+            f"'{config.model_type}' model, which has no dropout",
             where="model.dropout",
-            fix="use model.dropout=null or model.dropout=0",
+            fix="set model.dropout=null or model.dropout=0",
         )
 
 
 def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
-    """Find the names of an architecture's dropout probabilities, such as `attention_dropout`.
+    """Return the config keys that contain a dropout probability, such as `attention_dropout`.
 
-    Not included are `classifier_dropout: null` (the classifier then uses `hidden_dropout_prob`),
-    flags (ESM's `token_dropout`) and LayerDrop, which skips whole layers.
+    Keys whose value is None are omitted (the model then uses another key), as are boolean flags
+    (ESM's `token_dropout`) and LayerDrop, which skips whole layers.
     """
     return [
         key
@@ -134,27 +136,28 @@ def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
 
 
 def has_decoder(config: PreTrainedConfig) -> bool:
-    """Check whether `AutoModel` would load a decoder in addition to the encoder."""
+    """Return whether `AutoModel` would load a decoder in addition to the encoder."""
     return config.is_encoder_decoder or _has_separate_encoder(config)
 
 
 def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple[Any, set[str]]:
-    """Load the encoder of a checkpoint, without head and decoder, in fp32.
+    """Load the encoder of a checkpoint in fp32, without its head and decoder.
 
     Args:
-        source: hub name or folder, of a whole checkpoint or of an encoder that was saved alone.
-        options: options of `from_pretrained`.
+        source: Hub id or local folder of a whole checkpoint or of an encoder saved without decoder.
+        options: keyword arguments for `from_pretrained`.
 
     Returns:
-        The encoder, and the names of its weights that the checkpoint does not contain.
+        The encoder, and the names of its weights that are missing from the checkpoint.
     """
     model_class: Any = AutoModel
     with_decoder = False
     if _has_separate_encoder(config):
         model_class = AutoModelForTextEncoding
     elif config.is_encoder_decoder:
-        # transformers has no encoder class for this architecture, so its type is read from a model
-        # without memory. A folder that holds the encoder alone names that type.
+        # transformers has no auto class for the encoder of this architecture (BART, for example),
+        # so the class is read from a model on the meta device, which needs no memory. A checkpoint
+        # that contains only the encoder has this class in `architectures`.
         with torch.device("meta"):
             encoder_class = type(AutoModel.from_config(config).get_encoder())
         with_decoder = config.architectures != [encoder_class.__name__]
@@ -172,6 +175,6 @@ def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple
 
 
 def _has_separate_encoder(config: PreTrainedConfig) -> bool:
-    """Check whether transformers has an encoder class apart from the whole model, as for T5."""
+    """Return whether transformers has an encoder-only class for this architecture, as for T5."""
     encoder_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     return encoder_class is not None and encoder_class != MODEL_MAPPING[type(config)]

@@ -1,4 +1,4 @@
-"""Build classifiers from Hugging Face encoders, with their own head or our pooling and head."""
+"""Build classifiers from Hugging Face encoders, with the head of transformers or our own head."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
 
 @dataclass(kw_only=True, eq=False)
 class Encoder(CheckpointRecipe):
-    """Build the classifiers of model=encoder, bert and bert_tiny.
+    """Build a classifier from a Hugging Face encoder (model=encoder, bert or bert_tiny).
 
     Args:
-        pooling: "pooler" uses the classifier of transformers, the others our pooling and head;
-            "auto" uses the classifier of transformers if all its weights below the last layer are
-            in the checkpoint, and otherwise "mean".
-        dropout: dropout probability everywhere in the model; None keeps the checkpoint's.
+        pooling: "pooler" uses the sequence classification model of transformers. "cls", "mean" and
+            "last" use our own pooling and linear head. "auto" is "pooler" if the checkpoint
+            contains all weights of that model except the last layer, and otherwise "mean".
+        dropout: probability for all dropout layers; None keeps the values in config.json.
     """
 
     pooling: Pooling
@@ -75,14 +75,14 @@ class Encoder(CheckpointRecipe):
         super().__post_init__()
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build the classifier in fp32, whatever the checkpoint's dtype.
+        """Build the classifier in fp32, regardless of the checkpoint's dtype.
 
         Args:
-            tokenizer: tokenizer to check against the checkpoint; None skips the check.
+            tokenizer: tokenizer that must match the checkpoint; None skips this check.
 
         Raises:
-            UserError: the checkpoint cannot be loaded or does not fit the tokenizer, or its logits
-                depend on padding.
+            UserError: the checkpoint cannot be loaded or does not match the tokenizer, or padding
+                changes the logits.
         """
         config = self._read_config()
         original_names = read_class_names(config)
@@ -94,8 +94,8 @@ class Encoder(CheckpointRecipe):
             network = self._build_pooled(config, len(class_names))
         if network.fresh:
             names = ", ".join(sorted(network.fresh))
-            log.info("newly initialized weights, which always train: %s", names)
-        # The padding check comes last, because it depends on the pad id and on Funnel's padding.
+            log.info("newly initialized weights, which every adapter trains: %s", names)
+        # The padding check comes last, because it needs the pad id and Funnel's extra padding.
         if tokenizer is not None:
             match_tokenizer(network.module, tokenizer, self.name)
             pad_for_funnel(network.module, tokenizer.pad_token_id)
@@ -103,7 +103,7 @@ class Encoder(CheckpointRecipe):
         return shorten_last_block(network)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the encoder with its masked-token head."""
+        """Build the encoder with its masked language modeling head, for pretraining."""
         config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
             options = self._loading_options(config)
@@ -115,14 +115,15 @@ class Encoder(CheckpointRecipe):
         return describe_encoder(module, config, layout, [], set(), self.base, self.revision, "")
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
-        """Check whether to try the classifier of transformers; models with a decoder are pooled."""
+        """Return whether to try the classifier of transformers, which must not have a decoder."""
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
-                f"'{self.name}' is a '{config.model_type}' model, which has no pooler",
+                f"model.pooling=pooler is not possible: '{self.name}' is a '{config.model_type}' "
+                "model, for which transformers has no encoder-only classifier",
                 where="model.pooling",
-                fix="use model.pooling=auto, mean, cls or last",
+                fix="set model.pooling to auto, mean, cls or last",
             )
         return possible and self.pooling in ("auto", "pooler")
 
@@ -132,10 +133,11 @@ class Encoder(CheckpointRecipe):
         """Build the classifier of transformers.
 
         Returns:
-            None if pooling is "auto" and the checkpoint lacks weights below the last layer.
+            The network, or None if pooling is "auto" and weights below the last layer are missing.
         """
         with access_hub("model", self.name, HUB_FIX):
-            # The last layer may have been trained for another number of classes.
+            # The last layer may have been trained for another number of classes, so its shape may
+            # differ from the config.
             module, info = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
                 output_loading_info=True,
@@ -147,12 +149,12 @@ class Encoder(CheckpointRecipe):
         unused = freeze_unused_pooler(module)
         fresh = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - unused
         if self.pooling == "auto" and any(not name.startswith(f"{last}.") for name in fresh):
-            log.info("%s contains no trained weights for its classifier below the last layer; "
-                     "mean pooling and a linear head are used instead", self.name)  # fmt: skip
+            log.info("%s lacks classifier weights below the last layer, so mean pooling and a "
+                     "linear head are used instead", self.name)  # fmt: skip
             return None
         if not fresh and original_names != read_class_names(config):
-            log.info("%s was trained for other classes (%s), so its last layer starts from random "
-                     "weights", self.name, ", ".join(original_names))  # fmt: skip
+            log.info("%s was trained for other classes (%s), so its last layer is initialized "
+                     "randomly", self.name, ", ".join(original_names))  # fmt: skip
             fresh = reset_layer(module, last)
         heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
         layout = HuggingFaceLayout()
@@ -161,12 +163,12 @@ class Encoder(CheckpointRecipe):
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
-        """Raise UserError if weights below the last layer have another shape than the config's."""
+        """Raise UserError if a weight below the last layer does not have the config's shape."""
         for name, actual, expected in mismatched:
             if not name.startswith(f"{last}."):
                 raise UserError(
-                    f"'{name}' has the shape {[*actual]} in '{self.name}', but its config.json "
-                    f"requires {[*expected]}",
+                    f"the weight '{name}' of '{self.name}' has the shape {[*actual]}, but its "
+                    f"config.json requires the shape {[*expected]}",
                     where="model.name",
                     fix="use the config.json that belongs to these weights",
                 )

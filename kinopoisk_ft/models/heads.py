@@ -1,4 +1,4 @@
-"""Put our pooling and head on an encoder, and describe the parts of a network."""
+"""Add our pooling and linear head to an encoder, and describe the modules of a network."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import check_contents
 
 ENCODER, HEAD = "encoder", "head.safetensors"
-# The error message of transformers quotes an unknown model type, so this text reaches the user.
+# transformers quotes an unknown model type in its error message, so the user sees this text.
 UNREADABLE_MODEL_TYPE = (
-    "kinopoisk_ft (transformers cannot read this classifier's pooling and head: use "
-    "`python -m kinopoisk_ft.predict`, or read the encoder alone from the folder 'encoder')"
+    "kinopoisk_ft (transformers cannot load the pooling and head of this classifier; use "
+    "`python -m kinopoisk_ft.predict`, or load the encoder alone from the subfolder 'encoder')"
 )
 
 
 class PooledClassifier(nn.Module):
-    """Classify with an encoder, pooling over its tokens, dropout and one linear layer.
+    """Classify texts with an encoder, pooling over the tokens, dropout and one linear layer.
 
     Args:
         pooling: one of POOLINGS.
-        dropout: dropout before the linear layer; None uses the dropout of the config.
+        dropout: dropout probability before the linear layer; None uses the config's value.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PooledClassifier(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         config: Any = encoder.config
         self.dropout = nn.Dropout(read_head_dropout(config) if dropout is None else dropout)
-        # Longformer and LED were pretrained to classify with global attention at the first token.
+        # Longformer and LED classify with global attention at the first token.
         forward = inspect.signature(encoder.forward).parameters
         self.attends_globally = "global_attention_mask" in forward
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -58,48 +58,48 @@ class PooledClassifier(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **_: Any
     ) -> SequenceClassifierOutput:
-        """Map ids and mask (batch, length) to logits (batch, classes)."""
+        """Compute logits (batch, classes) from token ids and attention mask (batch, length)."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.attends_globally:
             inputs["global_attention_mask"] = torch.zeros_like(input_ids)
             inputs["global_attention_mask"][:, 0] = 1
         hidden = self.encoder(**inputs).last_hidden_state
-        # Funnel returns more states than tokens; see `pad_for_funnel`.
+        # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
         vectors = pool(hidden[:, : input_ids.shape[1]], attention_mask, self.pooling)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
 
 
 class EncoderLayout(Layout):
-    """Base class of the layouts of encoders, which have a config of transformers."""
+    """Base class for layouts of models that contain a transformers encoder and its config."""
 
     def backbone_output(self, hidden: Tensor) -> BaseModelOutput:
-        """Wrap hidden states (batch, length, d_model) like the output of an encoder."""
+        """Wrap hidden states (batch, length, d_model) in the output class of an encoder."""
         return BaseModelOutput(last_hidden_state=hidden)
 
     def config(self, source: str, card: Any) -> PreTrainedConfig:
-        """Read the config of a folder or hub repository and set the card's class names in it."""
+        """Load the config of a folder or Hub repository, and set the card's class names in it."""
         config = load_config(source, card.revision)
         set_classes(config, card.class_names)
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Check embeddings and pad id against the tokenizer, and add Funnel's padding."""
+        """Match the module's pad id and embeddings to the tokenizer, and add Funnel's padding."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 
 
 class HuggingFaceLayout(EncoderLayout):
-    """Store a classifier of transformers in the layout of transformers."""
+    """Save and load a transformers model in the format of transformers."""
 
     name = "hf"
     peft_task = "SEQ_CLS"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Save config and weights as transformers does."""
+        """Save the config and weights with `save_pretrained`."""
         module.save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load the classifier; only an adapter's base may have its weights in a pickle."""
+        """Load the classifier; pickled weights are accepted only for an adapter's base model."""
         options = {"use_safetensors": True} if trained else {}
         module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
@@ -109,28 +109,29 @@ class HuggingFaceLayout(EncoderLayout):
 
 
 class PooledLayout(EncoderLayout):
-    """Store an encoder in the subfolder `encoder` and our head in head.safetensors."""
+    """Save and load an encoder (subfolder `encoder`) and our head (head.safetensors)."""
 
     name = "pooled"
     backbone = "encoder"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Save encoder and head, and a config.json that transformers refuses to load."""
+        """Save the encoder, the head, and a config.json that transformers refuses to load."""
         module.encoder.save_pretrained(folder / ENCODER)
         save_file(module.classifier.state_dict(), folder / HEAD)
         notice = json.dumps({"model_type": UNREADABLE_MODEL_TYPE}, indent=2)
         (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load encoder and head; format 1 stores the encoder in the folder itself."""
+        """Load the encoder and, if `trained`, the head."""
         head = Path(source) / HEAD
+        # In format 1 and in other checkpoints, the encoder is in the folder itself.
         if head.is_file() and (head.parent / ENCODER).is_dir():
             source = str(head.parent / ENCODER)
             check_contents(Path(source))
         options = {"use_safetensors": True} if trained else {}
         config = self.config(source, card)
         encoder, _ = load_encoder(source, config, revision=card.revision, **options)
-        # transformers adds a random pooler, which our head does not read.
+        # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
         module = PooledClassifier(encoder, len(card.class_names), card.pooling)
         if trained:
@@ -139,13 +140,13 @@ class PooledLayout(EncoderLayout):
 
 
 def read_head_dropout(config: PreTrainedConfig) -> float:
-    """Read the dropout before the head from a config, as the classifiers of transformers do."""
+    """Return the dropout probability that classifiers of transformers would use in the head."""
     own = getattr(config, "classifier_dropout", None)
     return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
 
 
 def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
-    """Set the class names in a config, so that `pipeline` of transformers returns them."""
+    """Set the class names in a config, so that transformers pipelines return them as labels."""
     if class_names:
         config.num_labels = len(class_names)
         config.id2label = dict(enumerate(class_names))
@@ -162,12 +163,12 @@ def build_pooled_network(
     revision: str | None,
     dropout: float | None = None,
 ) -> Network:
-    """Put our pooling and head on an encoder, and remove the encoder's own pooler.
+    """Add our pooling and head to an encoder, and remove the encoder's own pooler.
 
     Args:
-        missing: names of the encoder's weights that the checkpoint does not contain.
-        base: hub name or absolute folder of the checkpoint; None after a random start.
-        dropout: dropout before the head; None uses the dropout of the config.
+        missing: names of the encoder's weights that are missing from the checkpoint.
+        base, revision: see `Network`.
+        dropout: dropout probability before the head; None uses the config's value.
     """
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
@@ -179,11 +180,7 @@ def build_pooled_network(
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
-    """Freeze a pooler that the logits do not depend on, such as BigBird's.
-
-    Returns:
-        The names of its parameters.
-    """
+    """Freeze pooler parameters without effect on the logits (as in BigBird); return their names."""
     named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
     if not named:
         return set()
@@ -196,16 +193,12 @@ def freeze_unused_pooler(module: nn.Module) -> set[str]:
 
 
 def find_output_layer(module: nn.Module) -> str:
-    """Find the name of the last linear layer of a classifier of transformers."""
+    """Return the name of the last linear layer of a transformers classifier."""
     return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
 
 
 def reset_layer(module: nn.Module, layer: str) -> set[str]:
-    """Initialize a linear layer with random weights as transformers does.
-
-    Returns:
-        The names of its parameters.
-    """
+    """Reinitialize a linear layer as transformers does; return the names of its parameters."""
     linear: Any = module.get_submodule(layer)
     config: Any = module.config
     nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
@@ -215,7 +208,7 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 
 
 def find_head_module(parameter: str) -> str:
-    """Find the module to train completely for a new parameter, such as `bert.pooler`."""
+    """Return the name of the head module that contains `parameter`, or else its parent module."""
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):
         if name in parts:
@@ -233,15 +226,10 @@ def describe_encoder(
     revision: str | None,
     pooling: str,
 ) -> Network:
-    """Describe a classifier or language model that contains a model of transformers.
-
-    Args:
-        head: dotted names of the modules that always train.
-        fresh: names of the newly initialized parameters.
-    """
+    """Describe a transformers classifier or language model as a `Network`."""
     for part in module.modules():
         if "Sinusoidal" in type(part).__name__:
-            # A formula fixes these embeddings, but loading a checkpoint makes them trainable.
+            # These embeddings are constants, but loading a checkpoint makes them trainable.
             part.requires_grad_(False)
     return Network(
         module=module,
@@ -258,9 +246,9 @@ def describe_encoder(
 
 
 def _find_layers(module: nn.Module, count: int) -> str:
-    """Find the name of the list of `count` blocks; return "" if there is no such list.
+    """Return the name of the ModuleList of `count` blocks, or "" if there is no such list.
 
-    ALBERT runs one block several times, and Funnel has several lists, one for each length.
+    ALBERT runs one block several times, and Funnel has one list for each sequence length.
     """
     lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
     if any(isinstance(child, nn.ModuleList) for part in lists.values() for child in part):
@@ -269,7 +257,7 @@ def _find_layers(module: nn.Module, count: int) -> str:
 
 
 def _find_embeddings(module: nn.Module) -> list[str]:
-    """Find the module that embeds tokens and positions, or else the one that embeds tokens."""
+    """Return the name of the first module called `embeddings`, or else of the token embedding."""
     names = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
     if names:
         return names
@@ -278,8 +266,9 @@ def _find_embeddings(module: nn.Module) -> list[str]:
 
 
 def _count_positions(module: nn.Module, config: Any) -> int | None:
-    """Count the tokens that the model has positions for; None if there is no limit."""
+    """Return the number of tokens that the model has positions for; None if there is no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
+    # RoBERTa does not use the positions up to its pad id.
     return positions - find_position_offset(module) - 1

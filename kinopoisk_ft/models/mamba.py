@@ -1,8 +1,8 @@
-"""Mamba and Mamba-2 for classification, with the weight names of `transformers`.
+"""Define Mamba and Mamba-2 for classification, with the weight names of `transformers`.
 
-Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752; the mixer of Mamba-2 is in mamba2.py. Every
-projection is called as a module, so that an adapter on it takes effect. Padding is on the right and
-is not read. Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
+Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752. The mixer of Mamba-2 is in mamba2.py. Every
+projection is called as a module, so that adapters can wrap it. Padding must be on the right.
+Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class MambaMixer(nn.Module):
-    """Mix tokens: projection, causal convolution, gated selective scan, projection."""
+    """Apply input projection, causal convolution, gated selective scan and output projection."""
 
     def __init__(self, config: MambaConfig, scan_backend: str) -> None:
         super().__init__()
@@ -51,9 +51,10 @@ class MambaMixer(nn.Module):
         self.reset_parameters(config)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        """Mix hidden (B, L, D) along time.
+        """Mix hidden states (B, L, D) along the sequence.
 
-        From position `lengths` (B,) on, the output is zero (or the bias of the projection).
+        `lengths` (B,) is the number of real tokens in each row; None means no padding. At padded
+        positions, the output is zero, or the bias of the output projection.
         """
         # u and the gate z have the shape (B, L, E).
         u, z = self.in_proj(hidden).chunk(2, dim=-1)
@@ -61,8 +62,8 @@ class MambaMixer(nn.Module):
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
         # dt has the shape (B, L, R), B and C have (B, L, N), and delta has (B, L, E).
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        # dt is near -5, where bf16 rounds to multiples of 0.03: after softplus, the step size would
-        # have an error of 1 to 2 %.
+        # delta is near -5, where bf16 rounds to multiples of 0.03. The step size, softplus(delta),
+        # would then have an error of 1 to 2 %.
         with disable_autocast(dt.device):
             delta = self.dt_proj(dt.float())
         A = -torch.exp(self.A_log.float())
@@ -74,7 +75,7 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, config: MambaConfig) -> None:
-        """Initialize the weights as `transformers` does."""
+        """Initialize the weights in place, as `transformers` does."""
         # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rows).expand_as(self.A_log))
@@ -92,7 +93,7 @@ class MambaMixer(nn.Module):
         self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
-        # GPT-2's initialization keeps the variance of the residual stream independent of depth.
+        # GPT-2's initialization: the variance of the residual stream does not grow with depth.
         if config.rescale_prenorm_residual:
             self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
         for layer in (self.in_proj, self.x_proj):
@@ -103,7 +104,7 @@ class MambaMixer(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """Add a mixer to a pre-norm residual stream, which stays float32 under autocast."""
+    """Apply a mixer with pre-norm and residual connection, which stays float32 under autocast."""
 
     def __init__(self, config: AnyConfig, scan_backend: str) -> None:
         super().__init__()
@@ -112,27 +113,27 @@ class MambaBlock(nn.Module):
         self.mixer = mixer(config, scan_backend)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        # The norm writes the dtype that the projection reads, which saves a separate cast.
+        # The norm returns the dtype of the next matrix product, which saves a separate cast.
         normalised = self.norm(hidden, get_matmul_dtype(hidden))
         return hidden + self.mixer(normalised, lengths).to(hidden.dtype)
 
 
 class MambaBackbone(nn.Module):
-    """Compute hidden states with embeddings, blocks and a final norm.
+    """Compute hidden states: token embeddings, Mamba blocks and a final norm.
 
     Args:
-        config: MambaConfig or Mamba2Config, which selects the mixer.
-        scan_backend: backend of the scan; "auto" chooses one for the device.
+        config: MambaConfig or Mamba2Config; its class determines the mixer.
+        scan_backend: implementation of the scan; "auto" selects one for the device.
 
     Raises:
-        UserError: the activation or the backend is not supported.
+        UserError: config.hidden_act or scan_backend is not supported.
     """
 
     def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()
         if config.hidden_act not in ("silu", "swish"):
             raise UserError(
-                f"Mamba does not support hidden_act '{config.hidden_act}'",
+                f"hidden_act '{config.hidden_act}' is not supported for Mamba",
                 where="model.name",
                 fix="choose a checkpoint with hidden_act 'silu'",
             )
@@ -140,8 +141,8 @@ class MambaBackbone(nn.Module):
             validate_backend("ssd", scan_backend, SSD_BACKENDS)
         else:
             validate_backend("selective_scan", scan_backend, BACKENDS)
-        # The name is not `config`, because PEFT reads that attribute and refuses to adapt some
-        # layers of a "mamba".
+        # The attribute is not named `config`, because PEFT would read its model_type "mamba" and
+        # then refuse to adapt some layers.
         self.mamba_config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         blocks = (MambaBlock(config, scan_backend) for _ in range(config.num_hidden_layers))
@@ -154,7 +155,7 @@ class MambaBackbone(nn.Module):
 
         Args:
             input_ids: token ids (B, L).
-            attention_mask: (B, L), with ones before zeros in each row; None if nothing is padded.
+            attention_mask: (B, L), with ones before zeros in each row; None means no padding.
 
         Raises:
             ValueError: there is padding on the left or between tokens.
@@ -167,14 +168,15 @@ class MambaBackbone(nn.Module):
 
 
 def right_padded_lengths(attention_mask: Tensor) -> Tensor:
-    """Count the real tokens of each row, (B,).
+    """Return the number of real tokens in each row, (B,).
 
     Raises:
-        ValueError: there is padding on the left or between tokens. On a GPU this is a device-side
-            assertion, because reading the mask back would make the CPU wait for the GPU.
+        ValueError: there is padding on the left or between tokens. On a GPU, a device-side
+            assertion fails instead, because copying the mask to the CPU would synchronize.
     """
     real = attention_mask != 0
-    message = "Mamba reads from left to right: pad on the right only (padding_side='right')"
+    message = "Mamba needs padding on the right: set padding_side='right' in the tokenizer"
+    # Branching on a value would break the graph of torch.compile, and meta tensors have no values.
     if not torch.compiler.is_compiling() and not real.is_meta:
         ordered = (real[:, :-1] | ~real[:, 1:]).all()
         if real.is_cuda:
@@ -185,10 +187,10 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 
 
 class MambaClassifier(nn.Module):
-    """Classify with a linear head on the pooled states of the backbone.
+    """Classify texts with a linear head on the pooled hidden states of the backbone.
 
-    Pooling "last_position" takes the state of the last column and reads padding as tokens, as if
-    there were no attention mask.
+    With pooling="last_position", the attention mask is ignored: padding is read as ordinary tokens,
+    and the hidden state of the last column is pooled.
     """
 
     def __init__(
@@ -202,9 +204,9 @@ class MambaClassifier(nn.Module):
         self.mamba_config, self.pooling = config, check_pooling(pooling)
         if pooling == "last_position":
             log.warning(
-                "model.pooling=last_position reproduces the study: it reads padding as tokens, so "
-                "the logits of a review depend on the longest review in its batch; "
-                "model.pooling=last reads the last real token"
+                "model.pooling=last_position reproduces the original study, but reads padding as "
+                "tokens, so the logits of a review depend on the longest review in its batch; "
+                "use model.pooling=last to pool the last real token"
             )
         self.backbone = MambaBackbone(config, scan_backend)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -219,7 +221,7 @@ class MambaClassifier(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """Predict the next token with the embeddings as head, for pretraining."""
+    """Predict the next token, for pretraining; the head shares the weight of the embeddings."""
 
     def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()

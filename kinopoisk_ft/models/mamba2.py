@@ -1,4 +1,4 @@
-"""The mixer of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
+"""Define the mixer of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
 
 The weights are named as in `transformers`. Shapes: B batch, L length, D d_model, E d_inner,
 H heads, P head_dim, G groups, N d_state.
@@ -18,9 +18,9 @@ from kinopoisk_ft.ops.ssd.op import ssd
 
 
 class Mamba2Mixer(nn.Module):
-    """Mix tokens: projection, causal convolution, scan, gated norm, projection.
+    """Apply input projection, causal convolution, scan, gated norm and output projection.
 
-    The scan has one decay per head.
+    The scan has one scalar decay per head.
     """
 
     def __init__(self, config: Mamba2Config, scan_backend: str) -> None:
@@ -47,7 +47,7 @@ class Mamba2Mixer(nn.Module):
         self.reset_parameters(config)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
-        """Mix hidden (B, L, D) along time; positions from `lengths` (B,) on are not read."""
+        """Mix hidden states (B, L, D) along the sequence; `lengths` (B,) counts the real tokens."""
         inner, convolved, heads = self.parts[0], sum(self.parts), len(self.A_log)
         # The gate z has the shape (B, L, E), xBC has (B, L, E + 2GN), and dt has (B, L, H).
         z, xBC, dt = self.in_proj(hidden).split((inner, convolved, heads), dim=-1)
@@ -65,7 +65,7 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, config: Mamba2Config) -> None:
-        """Initialize the weights as `transformers` does."""
+        """Initialize the weights in place, as `transformers` does."""
         count = len(self.A_log)
         # A = -(1, 2, …, H), one decay per head.
         numbers = torch.arange(1, count + 1, dtype=torch.float32, device=self.A_log.device)

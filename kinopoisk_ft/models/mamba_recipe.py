@@ -1,4 +1,4 @@
-"""Build Mamba and Mamba-2 classifiers from checkpoints in the layout of Hugging Face."""
+"""Build Mamba and Mamba-2 classifiers from checkpoints in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -27,33 +27,32 @@ log = logging.getLogger(__name__)
 
 Pooling = Literal["last", "mean", "last_position"]
 Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
-# The forward pass reads this weight without calling the module, so an adapter on it has no effect.
+# The mixer uses the weight of conv1d without calling the module, so an adapter would be bypassed.
 NO_ADAPTER = {"conv1d": "its weight is passed directly to the fused convolution"}
 
 
 @dataclass(kw_only=True, eq=False)
 class Mamba(CheckpointRecipe):
-    """Build the classifiers of model=mamba and mamba2; the checkpoint's config selects which."""
+    """Build a classifier from a Mamba or Mamba-2 checkpoint (model=mamba or mamba2)."""
 
     pooling: Pooling
     scan_backend: Backend
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build the classifier in fp32, whatever the checkpoint's dtype."""
+        """Build the classifier in fp32, regardless of the checkpoint's dtype."""
         config = self._build_config(tokenizer)
         module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
         self._load_weights(module)
         return describe_mamba(module, self.base, self.pooling, self.revision)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the backbone with its tied next-token head."""
+        """Build the backbone with a next-token head that shares the weight of the embeddings."""
         config = self._build_config(tokenizer, every_id=True)
         module = MambaLM(config, scan_backend=self.scan_backend)
         self._load_weights(module)
         return describe_mamba(module, self.base, "", self.revision)
 
     def _build_config(self, tokenizer: Any, every_id: bool = False) -> AnyConfig:
-        """Read the checkpoint's config, check it against the tokenizer, and set its pad id."""
         config = read_config(self.name, self.revision)
         if tokenizer is not None:
             check_ids(tokenizer, config.vocab_size, self.name, every_id)
@@ -65,15 +64,15 @@ class Mamba(CheckpointRecipe):
 
 
 class MambaLayout(Layout):
-    """Store Mamba with our head in the layout of its checkpoints, which `MambaModel` reads."""
+    """Save and load Mamba with our head, as a checkpoint whose backbone `MambaModel` can load."""
 
     name = "mamba"
     backbone = "backbone"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Save config and weights."""
+        """Save the config and weights."""
         module.mamba_config.save_pretrained(folder)
-        # A state dict lists a tied head twice, which safetensors refuses; parameters list it once.
+        # A state dict contains a tied weight twice, which safetensors rejects.
         weights = dict(module.named_parameters()) | dict(module.named_buffers())
         save_file(
             {name: value.detach().contiguous() for name, value in weights.items()},
@@ -82,7 +81,7 @@ class MambaLayout(Layout):
         )
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load the backbone, and the head if the folder contains the trained one."""
+        """Load the backbone and, if `trained`, the head."""
         config = read_config(source, card.revision)
         module = MambaClassifier(config, len(card.class_names), card.pooling)
         weights = read_weights(source, card.revision)
@@ -92,18 +91,14 @@ class MambaLayout(Layout):
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Check that there is an embedding for each id of the tokenizer."""
+        """Raise UserError if the tokenizer has ids for which there is no embedding."""
         check_ids(tokenizer, len(module.backbone.embeddings.weight), source)
 
 
 def describe_mamba(
     module: nn.Module, base: str | None, pooling: str, revision: str | None
 ) -> Network:
-    """Describe a Mamba classifier or language model.
-
-    Args:
-        base: hub name or absolute folder of the checkpoint; None after a random start.
-    """
+    """Describe a Mamba classifier or language model as a `Network`."""
     head = [name for name, _ in module.named_children() if name == "classifier"]
     return Network(
         module=module,
@@ -121,14 +116,14 @@ def describe_mamba(
 
 
 def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Copy the weights `backbone.*` into a module, in fp32.
+    """Copy the weights named `backbone.*` into the backbone of a module, in fp32.
 
     Raises:
-        UserError: a weight is missing or has another shape than the config.
+        UserError: a weight is missing, or its shape does not match the config.
     """
     backbone: Any = module.backbone
     state = {k.removeprefix("backbone."): v for k, v in weights.items()}
-    # The checkpoints of the original authors have the name `embedding`.
+    # Checkpoints of the original authors call this weight `backbone.embedding.weight`.
     state = {
         k.replace("embedding.weight", "embeddings.weight"): v.float() for k, v in state.items()
     }
@@ -136,18 +131,18 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
         missing, _ = backbone.load_state_dict(state, strict=False)
     if missing:
         raise UserError(
-            f"the checkpoint lacks {len(missing)} weights of a Mamba backbone, such as "
+            f"the checkpoint lacks {len(missing)} weights of a Mamba backbone, for example "
             f"{missing[0]}",
             where=where,
-            fix="use a checkpoint in the layout of Hugging Face's MambaModel (names end in -hf)",
+            fix="use a checkpoint for MambaModel of transformers (repository names end in -hf)",
         )
 
 
 def read_config(name: str, revision: str | None) -> AnyConfig:
-    """Read the Mamba config of a folder or hub repository.
+    """Load the Mamba or Mamba-2 config of a local folder or Hub repository.
 
     Raises:
-        UserError: the config cannot be read or belongs to another architecture.
+        UserError: the config cannot be loaded, or belongs to another architecture.
     """
     config: Any = load_config(name, revision)
     if not isinstance(config, AnyConfig):
@@ -160,7 +155,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
-    """Read all safetensors weights of a folder (one file or shards) or hub repository (one file).
+    """Load all safetensors weights of a folder (one file or shards) or Hub repository (one file).
 
     Raises:
         UserError: a file is missing, damaged or cannot be downloaded.
@@ -171,7 +166,7 @@ def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
         files = [Path(name) / shard for shard in names]
         for file in files:
             if not file.is_file():
-                what = f"there is no {file.name} in '{name}'"
+                what = f"the folder '{name}' has no file {file.name}"
                 raise UserError(what, where="model.name", fix=HUB_FIX)
     else:
         with access_hub("model", name, HUB_FIX):

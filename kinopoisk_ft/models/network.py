@@ -1,4 +1,4 @@
-"""Describe a network of any architecture to the rest of the project."""
+"""Define the interfaces of models (`ModelRecipe`, `Network`, `Layout`) and tools for modules."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ from kinopoisk_ft.config.trust import check_target
 from kinopoisk_ft.errors import UserError
 
 WEIGHTS = "model.safetensors"
-# Relative to the largest logit. Two ways to compute the same logits differ by rounding alone, far
-# below this; a wrong hidden state changes the logits by far more.
+# Relative to the largest logit. Rounding errors are far smaller, and the effect of a wrong hidden
+# state is far larger.
 TOLERANCE = 1e-4
 
 
 @contextmanager
 def replace_modules(root: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Replace submodules while the context is open.
-
-    Args:
-        parts: the replacements by dotted name.
-    """
+    """Temporarily replace submodules; `parts` maps dotted names to the new submodules."""
     places = [(root.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in parts]
     originals = [parent.get_submodule(leaf) for parent, leaf in places]
     try:
@@ -43,7 +39,7 @@ def replace_modules(root: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator
 
 @contextmanager
 def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Record the last output of each module: the tensor, or the first item of a tuple."""
+    """Record the latest output of each module: the tensor, or the first item of a tuple."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def record(part: nn.Module, _: Any, output: Any) -> None:
@@ -59,7 +55,7 @@ def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tenso
 
 @contextmanager
 def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the floating-point tensors that a module is called with, also those in tuples."""
+    """Record all floating-point tensors passed to a module, including those in tuples."""
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -74,7 +70,7 @@ def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def find_parameters_in_graph(tensor: Tensor) -> set[Tensor]:
-    """Find the trainable parameters that a tensor depends on: the leaves of its autograd graph."""
+    """Return the trainable parameters on which a tensor depends (leaves of its autograd graph)."""
     leaves: set[Tensor] = set()
     stack, visited = [tensor.grad_fn], set()
     while stack:
@@ -82,6 +78,7 @@ def find_parameters_in_graph(tensor: Tensor) -> set[Tensor]:
         if node is None or node in visited:
             continue
         visited.add(node)
+        # Only the nodes that accumulate gradients of leaf tensors have this attribute.
         if hasattr(node, "variable"):
             leaves.add(node.variable)
         stack += [function for function, _ in node.next_functions]
@@ -93,17 +90,17 @@ def run_example_batch(
     ids: Sequence[Sequence[int]] = ((0, 1, 2, 3), (3, 1, 0, 2)),
     lengths: Sequence[int] = (4, 3),
 ) -> Any:
-    """Run a module on a few short rows in evaluation mode and return its output.
+    """Run a module on a small batch in evaluation mode and return its output.
 
     Args:
-        ids: token ids (batch, length), padding included.
-        lengths: number of tokens of each row without padding.
+        ids: token ids (batch, length), including padding.
+        lengths: number of real tokens in each row.
     """
     device = next(module.parameters()).device
     mask = torch.zeros((len(ids), len(ids[0])), dtype=torch.int64, device=device)
     for row, length in zip(mask, lengths, strict=True):
         row[:length] = 1
-    # transformers reads the values of the mask, and meta tensors have no values.
+    # transformers inspects the values of the mask, which a meta tensor does not have.
     attention_mask = None if device.type == "meta" else mask
     input_ids = torch.tensor(ids, device=device)
     training = module.training
@@ -116,18 +113,18 @@ def run_example_batch(
 class Layout:
     """Save and load the weights of a network in a model folder.
 
-    By default the weights are one safetensors file, and the recipe whose options the card stores
-    rebuilds the network. Subclasses write layouts that other tools can read.
+    This default layout has one safetensors file, and the network is rebuilt from the `ModelRecipe`
+    options in the card. Subclasses define layouts that other tools can read.
     """
 
     name = "recipe"
-    # Task type of PEFT's wrapper; None if PEFT has no wrapper for this kind of network.
+    # task_type of the PEFT config; None if PEFT has no task-specific wrapper for the network.
     peft_task: str | None = None
-    # Name of the module whose output our head pools; "" if there is no such module.
+    # Name of the submodule whose output our head pools; "" if there is no such submodule.
     backbone = ""
 
     def backbone_output(self, hidden: Tensor) -> Any:
-        """Wrap hidden states (batch, length, d_model) like the output of the backbone."""
+        """Wrap hidden states (batch, length, d_model) in the output class of the backbone."""
         return hidden
 
     def save(self, module: nn.Module, folder: Path) -> None:
@@ -138,23 +135,27 @@ class Layout:
         """Load a module in fp32, without an adapter.
 
         Args:
-            source: the model folder, or the folder or hub name of an adapter's base.
+            source: the model folder; for an adapter, the folder or Hub id of its base model.
             card: the `Card` of the model folder.
-            trained: whether `source` contains the trained head.
+            trained: whether `source` contains a trained head; False for an adapter's base model.
         """
         module = build_recipe(card.recipe, source).build(card.class_names, tokenizer).module
         load_model(module, Path(source) / WEIGHTS)
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Raise UserError if the tokenizer has ids for which the module has no embedding."""
+        """Check that a loaded module fits the tokenizer; a no-op unless a subclass overrides it."""
 
 
 def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
-    """Build the recipe that the card of a model folder names in `_target_`.
+    """Instantiate the `ModelRecipe` that is stored in the card of a model folder.
+
+    Args:
+        options: the options of the recipe, and its class in `_target_`.
+        source: the model folder, for error messages.
 
     Raises:
-        UserError: the name is not a `ModelRecipe`, or is not trusted.
+        UserError: `_target_` is not a subclass of `ModelRecipe`, or is not trusted.
     """
     values = dict(options or {})
     target = values.pop("_target_", None)
@@ -162,30 +163,30 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
     kind = None if reason else get_object(target)
     if not (isinstance(kind, type) and issubclass(kind, ModelRecipe)):
         raise UserError(
-            reason or f"'{target}' is not a model recipe",
+            reason or f"'{target}' in kinopoisk_ft.json is not a subclass of ModelRecipe",
             where=source,
-            fix="add the module of the model to PYTHONPATH, as in training",
+            fix="add the folder of the Python module that defines it to PYTHONPATH, as in training",
         )
     return kind(**values)
 
 
 @dataclass
 class Network:
-    """Hold a module and the names of its parts.
+    """Store a module and describe its submodules and the origin of its weights.
 
     Args:
-        module: returns an object with `logits` from `forward(input_ids, attention_mask)`.
+        module: its `forward(input_ids, attention_mask)` returns an object with `logits`.
         layers: dotted name of the ModuleList of blocks, first block first; "" if the architecture
             has no such list (ALBERT, whose blocks share weights).
         embeddings: dotted names of the modules that compute the input of the first block.
-        head: dotted names of the modules that always train.
-        fresh: names of newly initialized parameters, whose values come from no checkpoint.
-        base: hub name or absolute folder of the checkpoint; None after a random start.
-        max_positions: number of tokens that the model can read; None for no limit.
-        pooling: one of POOLINGS, or "pooler" for the head of transformers.
-        revision: revision of the checkpoint on the hub.
-        layout: way in which the weights are saved and loaded.
-        no_adapter: names of modules that an adapter cannot change, with the reason.
+        head: dotted names of the modules that are trained with every adapter.
+        fresh: names of newly initialized parameters, which the checkpoint does not contain.
+        base: Hub id or absolute path of the checkpoint; None if all weights are random.
+        max_positions: maximum number of tokens; None for no limit.
+        pooling: one of POOLINGS, "pooler" for the head of transformers, "" for a language model.
+        revision: revision of the checkpoint on the Hub.
+        layout: how the weights are saved and loaded.
+        no_adapter: maps the names of modules on which an adapter has no effect to the reason.
     """
 
     module: nn.Module
@@ -202,61 +203,61 @@ class Network:
 
     @property
     def body(self) -> str:
-        """Return the name of the module that contains everything below the head."""
+        """Return the name of the top-level submodule that contains all layers below the head."""
         return (self.layers or self.embeddings[0]).split(".")[0]
 
 
 class FitMethods(Protocol):
-    """Interface of the two ways to train that a task offers to a recipe."""
+    """Interface for the two training methods from which `ModelRecipe.fit` chooses."""
 
     def fit_network(self, recipe: ModelRecipe) -> Any:
-        """Train a network by gradient descent on batches of tokens."""
+        """Train a network with gradient descent on batches of token ids."""
         ...
 
     def fit_estimator(self, recipe: Any) -> Any:
-        """Fit an estimator with the interface of scikit-learn on whole texts."""
+        """Fit an estimator such as `Tfidf` on strings, without a tokenizer."""
         ...
 
 
 @dataclass(kw_only=True, eq=False)
 class ModelRecipe:
-    """Base class of the objects that the files of the group `model` build.
+    """Base class for the model configs; each file in conf/model instantiates a subclass.
 
-    A new family of models is a subclass with `load_tokenizer` and `build`.
+    To add a family of models, implement `load_tokenizer` and `build` in a subclass.
 
     Args:
-        lr: learning rate of the weights below the head in full fine-tuning.
-        head_lr: learning rate of the head; None uses the same rate.
-        targets: names of the modules that each adapter changes, by adapter.
+        lr: learning rate in full fine-tuning.
+        head_lr: learning rate of newly initialized parameters; None uses the same rate for all.
+        targets: maps the name of an adapter to the modules that it changes.
     """
 
-    # The config is checked against these types. A subclass inherits them, so they must be built-in
-    # types, which every module can resolve.
+    # The config is validated against these types. Subclasses inherit them, so they must be built-in
+    # types, which can be resolved in every module.
     lr: float
     head_lr: float | None
     targets: dict[str, list[str] | str] | None
 
     def fit(self, trainer: FitMethods) -> Any:
-        """Choose the way to train this model; return the result of the trainer's method."""
+        """Train this model with one of the trainer's methods, and return the method's result."""
         return trainer.fit_network(self)
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Load the tokenizer, or train it on `texts`, the texts of the train split."""
+        """Load the tokenizer, or train one on `texts`, the texts of the train split."""
         raise NotImplementedError
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build a classifier in fp32."""
+        """Build the classifier in fp32."""
         raise NotImplementedError
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the same backbone with a language-model head, for pretraining."""
+        """Build the same backbone with a language modeling head, for pretraining."""
         raise NotImplementedError
 
     def check_pretraining(self) -> None:
-        """Raise UserError if this model has no language-model head."""
+        """Raise UserError if this model has no language modeling head (`build_lm`)."""
         if type(self).build_lm is ModelRecipe.build_lm:
             raise UserError(
-                f"{type(self).__name__} cannot be pretrained: it has no language-model head",
+                f"{type(self).__name__} cannot be pretrained: it has no language modeling head",
                 where="model",
                 fix="choose another model, for example model=bert_scratch",
             )
@@ -264,12 +265,12 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Hold a module that an adapter has prepared for training.
+    """Store a module that an adapter has prepared for training.
 
     Args:
         fresh: names of newly initialized parameters.
         is_peft: whether the module is a `PeftModel`.
-        targets: kinds and numbers of the modules that PEFT adapts, for example "query x12".
+        targets: names and counts of the modules that PEFT adapts, for example "query x12".
     """
 
     module: nn.Module
@@ -279,17 +280,17 @@ class Adapted:
 
 
 def list_blocks(network: Network) -> list[nn.Module]:
-    """List the blocks of a network, first block first.
+    """Return the blocks of a network, first block first.
 
     Raises:
-        UserError: the architecture has no single list of blocks.
+        UserError: the architecture does not have a single list of blocks.
     """
     if not network.layers:
         model = type(network.module).__name__
         raise UserError(
-            f"the layers of this {model} cannot be frozen one by one: they share weights, or are "
-            "not in one list",
+            f"the layers of {model} cannot be frozen one by one, because they share weights or are "
+            "not in a single ModuleList",
             where="model.name",
-            fix="use another adapter (none, head, bitfit, lora) and trainer.prefix_cache=off",
+            fix="use adapter=none, head, bitfit or lora, and set trainer.prefix_cache=off",
         )
     return list(network.module.get_submodule(network.layers).children())

@@ -1,4 +1,4 @@
-"""Make a model and its tokenizer agree on padding, and check that padding changes no logits."""
+"""Match the padding of a model to its tokenizer, and check that padding changes no logits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TOLERANCE = 1e-3
 
 
 def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
-    """Find the outermost model of transformers in a module, which may be the module itself."""
+    """Return the outermost transformers model in a module, which may be the module itself."""
     return next(part for part in module.modules() if isinstance(part, PreTrainedModel))
 
 
 def find_position_offset(module: nn.Module) -> int:
-    """Find the number after which position ids start: RoBERTa's pad id, -1 for most models."""
+    """Return the id after which position ids start: the pad id for RoBERTa, else usually -1."""
     for name, part in module.named_modules():
         if name.split(".")[-1] == "position_embeddings" and isinstance(part, nn.Embedding):
             return -1 if part.padding_idx is None else part.padding_idx
@@ -33,15 +33,15 @@ def find_position_offset(module: nn.Module) -> int:
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
     """Set the tokenizer's pad id in a model, and check that each token id has an embedding.
 
-    A classifier on a decoder finds the last token by the pad id in its config. With another pad id
-    it would read padding as text.
+    A decoder classifier finds the last real token with the pad id in its config. With another pad
+    id, it would read padding as text.
 
     Args:
-        name: name of the model for error messages.
+        name: name of the model, for error messages.
         trained: whether the model was trained with this tokenizer.
 
     Raises:
-        UserError: the tokenizer belongs to another model.
+        UserError: a token id has no embedding, or the position ids require another pad id.
     """
     model: Any = find_hugging_face_model(module)
     embedding, pad = model.get_input_embeddings(), tokenizer.pad_token_id
@@ -49,11 +49,11 @@ def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool 
     offset = find_position_offset(module)
     if offset >= 0 and offset != pad:
         if trained:
-            # The model keeps its pad id, because another one would shift its position ids.
+            # The model keeps its pad id, because changing it would shift the position ids.
             return
         raise UserError(
-            f"the tokenizer's pad id is {pad}, but '{name}' needs the pad id {offset}, after which "
-            "its position ids start",
+            f"the tokenizer has pad_token_id {pad}, but '{name}' requires pad_token_id {offset}, "
+            "because its position ids depend on it",
             where="model.tokenizer",
             fix="use the checkpoint's own tokenizer, or set pad_token in tokenizer_config.json to "
             f"the token with the id {offset}",
@@ -62,21 +62,21 @@ def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool 
         if isinstance(part, PreTrainedModel):
             for config in list_configs(part.config):
                 config.pad_token_id = pad
-    # PyTorch computes no gradient for the row `padding_idx`.
+    # nn.Embedding computes no gradient for the row `padding_idx`.
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = pad
 
 
 def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
-    """Add padding to each batch of a Funnel model; other models stay unchanged.
+    """Register a hook that adds padding to each batch; a no-op for models other than Funnel.
 
-    Funnel pools neighbouring tokens. The last token is pooled with padding, or with nothing in the
-    longest row of a batch, so without extra padding the logits of a text depend on the other texts.
+    Funnel pools adjacent tokens, so the last tokens of a text are pooled with padding, except in
+    the longest text of a batch. Extra padding makes the logits independent of the other texts.
     """
     model: Any = find_hugging_face_model(module).base_model
     if model.config.model_type != "funnel":
         return
-    # Number of tokens that one state of the last block represents.
+    # This is more than the number of tokens that are pooled into one state of the last block.
     more = 2 ** len(model.config.block_sizes)
 
     def pad_more(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -91,14 +91,14 @@ def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
 
 
 def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
-    """Raise UserError if the logits of a text depend on the padding after it.
+    """Raise UserError if padding after a text changes its logits.
 
     This happens in XLNet's classifier, which reads the last position, and in FNet, which has no
     attention mask.
     """
-    # The second row is compared alone and in a batch with the longer first row.
+    # The logits of the second row are computed alone and in a batch with the longer first row.
     rows = [[0, 1, 2, 3, 1], [3, 1, 2]]
-    # Any ids will do, except the pad id.
+    # The ids are arbitrary, but must differ from the pad id.
     rows = [[i + (i >= pad_id) for i in row] for row in rows]
     longest, text = rows
     padded = text + [pad_id] * (len(longest) - len(text))
@@ -110,15 +110,15 @@ def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
             ).logits[-1]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(
-            f"'{name}' cannot classify two texts of different lengths: {error}",
+            f"'{name}' cannot classify a batch of two texts of different lengths: {error}",
             where="model.name",
             fix="choose another model",
         ) from error
     difference, size = float((alone - batched).abs().max()), float(alone.abs().max())
     if not difference <= TOLERANCE * size:
         raise UserError(
-            f"the logits of '{name}' depend on padding: they differ by {difference:.2g} between a "
-            f"text alone and in a batch, and the largest logit is {size:.2g}",
+            f"padding changes the logits of '{name}': with and without padding, the logits of the "
+            f"same text differ by {difference:.2g}, and the largest logit is {size:.2g}",
             where="model.name",
             fix="use model.pooling=mean, or choose another model",
         )

@@ -1,4 +1,4 @@
-"""Pool the hidden states of the tokens of a text into one vector."""
+"""Pool the hidden states of all tokens of a text into one vector."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
 
     Args:
         attention_mask: (batch, length), nonzero at real tokens; None if all tokens are real.
-        kind: "cls" takes the first position, "mean" the mean over the real tokens, "last" the
-            rightmost real token, and "last_position" the last column, even if it is padding. For a
-            row without real tokens, "mean" and "last" return zeros.
+        kind: "cls" selects the first position, "mean" averages the real tokens, "last" selects the
+            last real token, and "last_position" the last column, even if it is padding. For a row
+            without real tokens, "mean" and "last" return zeros.
 
     Raises:
         UserError: `kind` is not one of POOLINGS.
@@ -40,10 +40,10 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
         attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)
     real = attention_mask != 0
     if kind == "mean":
-        # The sum is float32, because bf16 has only 8 bits of precision for hundreds of terms.
+        # The sum is in float32, because 8 bits of precision (bf16) are too few for many terms.
         total = torch.where(real[..., None], hidden, 0).sum(1, dtype=torch.float32)
         return (total / real.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
-    # The index of the last nonzero value of the mask: argmax finds the first one from the right.
+    # In the reversed mask, argmax returns the first real token, which is the last one of the row.
     last = hidden.shape[1] - 1 - real.flip(1).to(torch.int8).argmax(1)
     chosen = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     return torch.where(real.any(1, keepdim=True), chosen, 0)

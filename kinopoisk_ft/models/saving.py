@@ -1,15 +1,15 @@
 """Save and load model folders: weights in safetensors, the rest in JSON.
 
 The card `kinopoisk_ft.json` describes the folder. `transformers` and PEFT either compute the same
-logits from a folder or refuse to load it; they never use a random head:
+logits from a folder or refuse to load it, so they never use a randomly initialized head:
 
-- a classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` read it, and
-  PEFT reads its adapter;
-- an encoder with our pooling and head: `transformers` refuses the config.json of the folder;
-  `AutoModel` reads the encoder from the subfolder `encoder`; the head is head.safetensors;
-- Mamba with our head: in the layout of its checkpoints; `MambaModel` reads the backbone;
-- a network of a user's own recipe: model.safetensors, which only this project reads;
-- an adapter on our head: it names modules that exist only in our network, so PEFT refuses it.
+- Classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` load it, and
+  PEFT loads its adapter.
+- Encoder with our pooling and head: `transformers` refuses the config.json of the folder, but
+  `AutoModel` can load the subfolder `encoder`. The head is in head.safetensors.
+- Mamba with our head: it is saved as a Mamba checkpoint, of which `MambaModel` loads the backbone.
+- Network of a user-defined `ModelRecipe`: only this project can load its model.safetensors.
+- Adapter of a network with our head: PEFT refuses it, because only our network has its modules.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def make_card(
     recipe: Mapping[str, Any] | None = None,
     **preprocessing: Any,
 ) -> Card:
-    """Build the card of a trained network.
+    """Create the card of a trained network.
 
     Args:
-        max_length: number of tokens that the model reads.
-        recipe: options of the group `model`, stored if loading needs the recipe.
-        preprocessing: the card's other fields about the preprocessing of texts.
+        max_length: maximum number of tokens of a text.
+        recipe: options of the group `model`; stored only if the network is rebuilt from them.
+        preprocessing: the other text preprocessing fields of `Card`.
     """
     layout: Any = network.layout.name
     return Card(
@@ -73,20 +73,20 @@ def _describe_differences(
     max_characters: int | None = None,
     strip_scores: bool = False,
 ) -> str:
-    """Describe how other tools prepare texts differently from training; "" if they do not."""
+    """Describe how other tools would preprocess texts differently from training, or return ""."""
     notes = []
     if truncation == "head_tail":
         notes.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
     if max_characters is not None:
-        notes.append(f"do not cut texts to {max_characters} characters before tokenizing")
+        notes.append(f"do not truncate texts to {max_characters} characters before tokenization")
     if strip_scores:
-        notes.append("do not remove written grades")
+        notes.append("do not remove grades written in a text")
     return f"Tools other than kinopoisk_ft {'; they '.join(notes)}." if notes else ""
 
 
 def save_base(network: Network, folder: Path) -> None:
-    """Save a base without a checkpoint, before an adapter is put on it."""
-    # An adapter that an earlier run left in the folder belongs to another base.
+    """Save a randomly initialized base model before an adapter is applied to it."""
+    # An adapter that an earlier run left here belongs to another base, so it must not be loaded.
     (folder / CARD).unlink(missing_ok=True)
     with write_folder_atomically(folder / "base", "config.json") as part:
         network.layout.save(network.module, part)
@@ -99,23 +99,23 @@ def save_network(
     folder.mkdir(parents=True, exist_ok=True)
     module: Any = adapted.module
     if adapted.is_peft:
-        # The default "auto" would ask the hub whether the vocabulary has changed.
+        # With the default "auto", PEFT would ask the Hub whether the vocabulary has changed.
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
         network.layout.save(module, folder)
-    # With truncation=True, other tools cut texts to this length at this side. Tokenizers have no
-    # setting for truncation=head_tail; the card's note explains the difference.
+    # Other tools truncate texts to this length on this side if they tokenize with truncation=True.
+    # Tokenizers have no setting for "head_tail"; the card's note explains the difference.
     tokenizer = copy.copy(tokenizer)
     tokenizer.model_max_length = card.max_length
     tokenizer.truncation_side = "left" if card.truncation == "tail" else "right"
-    # `save_pretrained` writes the attributes that `init_kwargs` names.
+    # `save_pretrained` saves only the attributes that `init_kwargs` contains.
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "truncation_side": tokenizer.truncation_side}
     tokenizer.save_pretrained(folder)
     card.write(folder)
 
 
 def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
-    """Save a pretrained base as a checkpoint that `model.name` can name."""
+    """Save a pretrained language model as a checkpoint folder, which `model.name` can be set to."""
     folder.mkdir(parents=True, exist_ok=True)
     network.layout.save(network.module, folder)
     tokenizer.save_pretrained(folder)
@@ -125,10 +125,10 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     """Load a network from a model folder.
 
     Returns:
-        The module (fp32, in evaluation mode), the tokenizer and the card.
+        The module (in fp32 and evaluation mode), the tokenizer and the card.
 
     Raises:
-        UserError: the folder is damaged, unsafe or not a model folder of a network.
+        UserError: the folder is damaged or unsafe, or contains no network.
     """
     card = read_card(folder)
     layout = LAYOUTS[card.kind]
@@ -149,5 +149,5 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
 
 
 def load_estimator(folder: Path, card: Card) -> Tfidf | None:
-    """Load the estimator of a model folder; return None if the folder contains a network."""
+    """Load the estimator of a model folder, or return None if the folder contains a network."""
     return None if card.kind in LAYOUTS else Tfidf.load(folder)

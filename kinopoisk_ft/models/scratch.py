@@ -1,4 +1,4 @@
-"""Build small networks with random weights and a tokenizer trained on the train split."""
+"""Build small, randomly initialized networks with a tokenizer trained on the train split."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 
 
 def check_sizes(recipe: ModelRecipe, *names: str) -> None:
-    """Raise UserError if one of these sizes of a network is below 1."""
+    """Raise UserError if one of the options `names` is less than 1."""
     for name in names:
         if (size := getattr(recipe, name)) < 1:
             raise UserError(
-                f"model.{name} cannot be {size}", where=f"model.{name}", fix="give 1 or more"
+                f"model.{name} cannot be {size}",
+                where=f"model.{name}",
+                fix=f"set model.{name} to a positive integer",
             )
 
 
 @dataclass(kw_only=True, eq=False)
 class ScratchBert(ModelRecipe):
-    """Build the networks of model=bert_scratch."""
+    """Build a small, randomly initialized BERT (model=bert_scratch)."""
 
     vocab_size: int
     hidden_size: int
@@ -47,12 +49,12 @@ class ScratchBert(ModelRecipe):
                 f"model.num_heads={self.num_heads} does not divide "
                 f"model.hidden_size={self.hidden_size}",
                 where="model.num_heads",
-                fix="choose a number of heads that divides the hidden size",
+                fix="set model.num_heads to a divisor of model.hidden_size",
             )
         check_dropout(self.dropout)
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Train a WordPiece tokenizer on these texts."""
+        """Train a WordPiece tokenizer on `texts`."""
         return train_wordpiece(texts, self.vocab_size)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
@@ -66,7 +68,7 @@ class ScratchBert(ModelRecipe):
         )
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the encoder with a masked-token head."""
+        """Build the encoder with a masked language modeling head."""
         config = self._build_config(tokenizer)
         return Network(
             module=BertForMaskedLM(config),
@@ -96,7 +98,7 @@ class ScratchBert(ModelRecipe):
 
 @dataclass(kw_only=True, eq=False)
 class ScratchMamba(ModelRecipe):
-    """Build the networks of model=mamba_scratch."""
+    """Build a small, randomly initialized Mamba (model=mamba_scratch)."""
 
     vocab_size: int
     d_model: int
@@ -109,7 +111,7 @@ class ScratchMamba(ModelRecipe):
         check_sizes(self, "vocab_size", "d_model", "num_layers", "d_state")
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Train a byte-level BPE tokenizer on these texts."""
+        """Train a byte-level BPE tokenizer on `texts`."""
         return train_bpe(texts, self.vocab_size)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
@@ -119,7 +121,7 @@ class ScratchMamba(ModelRecipe):
         return describe_mamba(module, None, self.pooling, None)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the backbone with a tied next-token head."""
+        """Build the backbone with a next-token head that shares the weight of the embeddings."""
         module = MambaLM(self._build_config(tokenizer), scan_backend=self.scan_backend)
         return describe_mamba(module, None, "", None)
 
@@ -140,10 +142,10 @@ class ScratchMamba(ModelRecipe):
 
 @dataclass(kw_only=True, eq=False)
 class ScratchMamba2(ScratchMamba):
-    """Build the networks of model=mamba2_scratch.
+    """Build a small, randomly initialized Mamba-2 (model=mamba2_scratch).
 
     Args:
-        head_dim: number of channels of a head, which share one decay.
+        head_dim: number of channels per head; the channels of a head share one decay.
     """
 
     head_dim: int
@@ -153,10 +155,10 @@ class ScratchMamba2(ScratchMamba):
         check_sizes(self, "head_dim")
         if 2 * self.d_model % self.head_dim:
             raise UserError(
-                f"model.head_dim={self.head_dim} does not divide the inner width, "
-                f"2 x {self.d_model}",
+                f"model.head_dim={self.head_dim} does not divide d_inner, which is "
+                f"2 * model.d_model = {2 * self.d_model}",
                 where="model.head_dim",
-                fix="choose a divisor, for example 32",
+                fix="set model.head_dim to a divisor of d_inner",
             )
 
     def _build_config(self, tokenizer: Any) -> AnyConfig:
@@ -166,6 +168,6 @@ class ScratchMamba2(ScratchMamba):
             num_heads=heads,
             head_dim=self.head_dim,
             n_groups=1,
-            # The default of 0.1 suits the checkpoints, whose vectors are 4,096 wide.
+            # The default, 0.1, is meant for the default hidden_size, 4,096.
             initializer_range=0.02,
         )

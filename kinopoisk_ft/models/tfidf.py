@@ -1,4 +1,4 @@
-"""Classify with TF-IDF and logistic regression of scikit-learn, as a baseline."""
+"""Classify with TF-IDF and logistic regression from scikit-learn, as a baseline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kinopoisk_ft.models.network import FitMethods, ModelRecipe
 
 @dataclass(kw_only=True, eq=False)
 class Tfidf(ModelRecipe):
-    """Build and fit the estimator of model=tfidf; it is saved without pickle.
+    """Fit TF-IDF and logistic regression (model=tfidf), and save them without pickle.
 
     Args:
-        ngrams: longest n-gram of words, from 1.
-        min_df: number of texts that must contain an n-gram.
-        C: inverse strength of the L2 regularization.
-        lr, head_lr, targets: not used; adapters and networks need them.
+        ngrams: maximum number of words in an n-gram; all lengths from 1 are used.
+        min_df: minimum number of texts that must contain an n-gram.
+        C: inverse of the L2 regularization strength.
+        lr, head_lr, targets: ignored; only networks use these fields of `ModelRecipe`.
     """
 
     ngrams: int
@@ -43,14 +43,14 @@ class Tfidf(ModelRecipe):
         )
 
     def fit(self, trainer: FitMethods) -> Any:
-        """Choose to fit on whole texts; return the result of the trainer's method."""
+        """Fit this estimator with `trainer.fit_estimator`, and return the result."""
         return trainer.fit_estimator(self)
 
     def fit_texts(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Tfidf:
-        """Fit vectorizer and regression on the train split.
+        """Fit the vectorizer and the regression on the train split.
 
         Raises:
-            ValueError: the texts contain no words, by scikit-learn.
+            ValueError: the texts contain no words (raised by scikit-learn).
         """
         self.num_classes = num_classes
         self.regression.fit(self.vectorizer.fit_transform(texts), labels)
@@ -70,7 +70,7 @@ class Tfidf(ModelRecipe):
         return int(self.regression.coef_.size + self.regression.intercept_.size)
 
     def save(self, folder: Path) -> None:
-        """Save settings and vocabulary as JSON and the numbers as safetensors."""
+        """Save the settings and the vocabulary as JSON, and the arrays as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "ngrams": self.ngrams,
@@ -88,14 +88,14 @@ class Tfidf(ModelRecipe):
             "intercept": self.regression.intercept_,
             "classes": self.regression.classes_.astype(np.int64),
         }
-        # safetensors writes the buffer of an array as it is, whatever the strides.
+        # safetensors writes the raw buffer and ignores strides, so arrays must be contiguous.
         save_file(
             {k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "tfidf.safetensors"
         )
 
     @classmethod
     def load(cls, folder: Path) -> Tfidf:
-        """Load an estimator that `save` wrote."""
+        """Load an estimator that was saved with `save`."""
         settings = json.loads((folder / "tfidf.json").read_text("utf-8"))
         arrays = load_file(folder / "tfidf.safetensors")
         keys = ("ngrams", "min_df", "sublinear_tf", "C", "class_weight")

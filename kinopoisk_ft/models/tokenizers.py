@@ -1,4 +1,4 @@
-"""Load tokenizers from the hub or a folder, or train them on the train split."""
+"""Load tokenizers from the Hugging Face Hub or a folder, or train them on the train split."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ log = logging.getLogger(__name__)
 
 HUB_FIX = (
     "use model.name=<folder> (and model.tokenizer=<folder> if the tokenizer is in another folder), "
-    "or model=bert_scratch or mamba_scratch, which do not need the hub"
+    "or use model=bert_scratch or model=mamba_scratch, which do not need the hub"
 )
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub name or folder, and make it pad on the right.
+    """Load a tokenizer from the Hub or a local folder, and set it to pad on the right.
 
-    A tokenizer without a pad token pads with its end-of-text token.
+    If the tokenizer has no pad_token, its eos_token becomes the pad_token.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or cannot pad or tokenize Russian text.
+        UserError: the tokenizer cannot be loaded, or cannot pad or encode Russian text.
     """
     check_folder(name, "model.tokenizer")
     with access_hub("tokenizer", name, HUB_FIX):
@@ -45,7 +45,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
-                f"tokenizer '{name}' has neither a pad token nor an end-of-text token",
+                f"tokenizer '{name}' has neither a pad_token nor an eos_token",
                 where="model.tokenizer",
                 fix="choose another tokenizer, or add a pad_token to its tokenizer_config.json",
             )
@@ -56,33 +56,35 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise UserError if a tokenizer gives no token for a Russian letter."""
-    # The Rust library raises plain `Exception`.
+    """Raise UserError if a tokenizer returns no token for a Russian letter."""
+    # The Rust library `tokenizers` raises plain `Exception`, not a subclass.
     try:
-        ids, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "it gives no token"
+        ids, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "it returns no token"
     except Exception as error:
         ids, reason = [], str(error)
     if not ids:
         raise UserError(
             f"tokenizer '{name}' cannot encode the letter 'а': {reason}",
             where="model.tokenizer",
-            fix="choose a tokenizer with Russian letters or an unknown token in its vocabulary",
+            fix="choose a tokenizer whose vocabulary has Russian letters or an unk_token",
         )
 
 
 def check_folder(name: str, key: str) -> None:
-    """Check a name that may be the path of a folder.
+    """Check the folder if `name` is a local path; accept any id on the Hub.
 
     Args:
-        key: the config key with the name, for error messages.
+        key: config key that contains `name`, for error messages.
 
     Raises:
-        UserError: the folder is missing or unsafe, or `model.name` names an adapter's folder.
+        UserError: the folder is missing or unsafe, or `model.name` is the folder of an adapter.
     """
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():
         raise UserError(
-            f"there is no folder '{name}'", where=key, fix="check the path, or use a hub name"
+            f"the folder '{name}' does not exist",
+            where=key,
+            fix="correct the path, or use the name of a repository on the Hugging Face Hub",
         )
     if Path(name).is_dir():
         check_contents(Path(name))
@@ -93,14 +95,14 @@ def check_folder(name: str, key: str) -> None:
 def check_ids(
     tokenizer: PreTrainedTokenizerBase, rows: int, name: str, every_id: bool = False
 ) -> None:
-    """Raise UserError if a text can contain a token id for which the model has no embedding.
+    """Raise UserError if the tokenizer can return an id for which the model has no embedding.
 
-    Only the special tokens that the tokenizer adds to a text can occur. Others, such as Gemma's
-    image token, are split like ordinary text.
+    Special tokens that the tokenizer does not add itself, such as Gemma's image token, are ignored,
+    because in a review they are tokenized like ordinary text.
 
     Args:
         rows: number of rows of the embedding matrix, one for each id from 0.
-        every_id: include all special tokens, for pretraining, which draws random ids.
+        every_id: include all special tokens, because pretraining draws random ids.
     """
     added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added
@@ -108,8 +110,8 @@ def check_ids(
     largest = max(ids)
     if largest >= rows:
         raise UserError(
-            f"the tokenizer can produce the token id {largest} ('{ids[largest]}'), and the "
-            f"embedding of '{name}' has only {rows} rows, for the ids 0 to {rows - 1}",
+            f"the tokenizer can return the token id {largest} ('{ids[largest]}'), but '{name}' has "
+            f"embeddings only for the ids 0 to {rows - 1}",
             where="model.tokenizer",
             fix="use the checkpoint's own tokenizer; if you added tokens, call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again",
@@ -117,9 +119,9 @@ def check_ids(
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a lower-casing WordPiece tokenizer with BERT's special tokens on these texts.
+    """Train a lowercase WordPiece tokenizer with BERT's special tokens.
 
-    The same texts give the same tokenizer in every process.
+    The result is deterministic: the same texts give the same tokenizer in every process.
     """
     vocab = _train_wordpiece_vocab(texts, vocab_size)
     tokenizer = _build_wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
@@ -148,18 +150,18 @@ def _build_wordpiece(model: models.WordPiece) -> Tokenizer:
 
 
 def _train_wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
-    """Train a vocabulary that maps tokens to ids, with single letters first and in order.
+    """Train a vocabulary (token to id) that is the same in every process.
 
-    The trainer would number the letters inside words by the order of a hash table, which differs
-    between processes and breaks ties between pairs of equal count. Passing the letters as special
-    tokens fixes their order.
+    By default, the ids of the letters inside words (##а) depend on the order of a hash table, which
+    differs between processes. These ids decide which of two equally frequent pairs is merged first.
+    The letters are therefore passed as special tokens, which get their ids in the given order.
     """
     tokenizer = _build_wordpiece(models.WordPiece(unk_token="[UNK]"))
     letters = sorted(
         {letter for text in texts for letter in tokenizer.normalizer.normalize_str(text)}
     )
     inner = [f"##{letter}" for letter in letters if not letter.isspace()]
-    # The vocabulary must contain each letter at the start of words and inside of words.
+    # The vocabulary must contain each letter twice: for the start and for the inside of words.
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(WORDPIECE_SPECIALS) + 2 * len(letters)),
         special_tokens=WORDPIECE_SPECIALS + inner,
@@ -171,11 +173,11 @@ def _train_wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, i
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, as Mamba's checkpoints have, on these texts."""
+    """Train a byte-level BPE tokenizer, the kind of tokenizer that Mamba checkpoints have."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # With all 256 bytes in the alphabet, no text has unknown tokens.
+    # With all 256 bytes in the alphabet, there are no unknown tokens.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],

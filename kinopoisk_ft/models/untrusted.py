@@ -1,8 +1,8 @@
 """Refuse model folders from untrusted sources that could do more than provide weights.
 
-Weights are safetensors, or a pickle that `transformers` reads with `weights_only`, and code in a
-folder is never run. This module checks the rest: links and names that lead out of the folder, and
-adapter settings that make PEFT import a module.
+Weights are safetensors, or a pickle that `transformers` loads with `weights_only=True`. Code in a
+folder is never run. This module checks the other risks: symlinks and file names that point outside
+the folder, and adapter settings that make PEFT import a module.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from kinopoisk_ft.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-UNTRUSTED = "download the folder again from a source that you trust"
+UNTRUSTED = "download the model folder again from a source that you trust"
 
 
 def check_contents(folder: Path) -> None:
-    """Raise UserError if a link or the index of weights of a folder leads out of it.
+    """Raise UserError if a symlink or the weight index in a folder points outside the folder.
 
-    Links to safetensors are allowed, because only numbers are read from them. A link to another
-    file could be read as a vocabulary, for example, and published with the model.
+    Symlinks named *.safetensors are allowed, because only numbers are read from them. Any other
+    file outside could be read as a vocabulary, for example, and be published with the model.
     """
     home = folder.resolve()
-    # Snapshots in the hub's cache link to the folder `blobs` of their repository.
+    # In the Hub's cache, snapshots contain symlinks to the folder `blobs` of their repository.
     allowed = (home, home.parent.parent / "blobs")
     for file in folder.iterdir():
         outside = not any(file.resolve().is_relative_to(place) for place in allowed)
         if outside and file.suffix != ".safetensors":
             raise UserError(
-                f"'{file.name}' is a link that leads out of the model folder, to {file.resolve()}",
+                f"'{file.name}' is a symlink to a path outside the model folder, {file.resolve()}",
                 where=str(folder),
-                fix="replace the link by a copy of the file if you trust it",
+                fix="if you trust this file, replace the symlink with a copy of the file",
             )
     for name in INDEXES:
         if (folder / name).is_file():
@@ -45,19 +45,19 @@ def check_contents(folder: Path) -> None:
 
 
 def read_shard_names(index: Path) -> list[str]:
-    """Read the names of the weight files that an index lists.
+    """Return the names of the weight files (shards) that a weight index lists.
 
     Raises:
-        UserError: the index is malformed or names a file outside its folder.
+        UserError: the index is invalid, or lists a file outside its folder.
     """
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError("the index of weights lists no files", where=str(index), fix=UNTRUSTED)
+        raise UserError("the weight index lists no files", where=str(index), fix=UNTRUSTED)
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not stays_in_folder(name):
             raise UserError(
-                f"the index of weights names a file outside the folder: {name}",
+                f"the weight index lists a file outside the model folder: {name}",
                 where=str(index),
                 fix=UNTRUSTED,
             )
@@ -65,43 +65,44 @@ def read_shard_names(index: Path) -> list[str]:
 
 
 def stays_in_folder(name: str) -> bool:
-    """Check that a relative file name stays in its folder, on POSIX and on Windows."""
+    """Return whether a relative file name stays in its folder, on POSIX and on Windows."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leaves = ".." in posix.parts or ".." in windows.parts or "\0" in name
     return bool(name) and not (leaves or posix.root or windows.root or windows.drive)
 
 
 def refuse_adapter(file: str | Path, name: str) -> None:
-    """Raise UserError that names the base model of the adapter with this config file."""
+    """Raise UserError, because `name` is an adapter; the message contains its base model."""
     base = read_json_object(Path(file)).get("base_model_name_or_path")
     raise UserError(
         f"'{name}' is a PEFT adapter for the base model '{base}', not a complete model",
         where="model.name",
-        fix=f"use model.name={base}; to train the adapted model, merge the adapter into its base "
-        "(PeftModel.merge_and_unload), save it with the tokenizer, and use that folder",
+        fix=f"use model.name={base}; or, to train the adapted model, merge the adapter into its "
+        "base model (PeftModel.merge_and_unload), save the result with the tokenizer, and set "
+        "model.name to that folder",
     )
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise UserError unless a PEFT adapter has safetensors weights and imports no module."""
+    """Raise UserError if a PEFT adapter has no safetensors weights or would import a module."""
     config = read_json_object(folder / ADAPTER)
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"there is no {ADAPTER_WEIGHTS}", where=str(folder), fix=UNTRUSTED)
+        raise UserError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(folder), fix=UNTRUSTED)
     check_imports(config, str(folder / ADAPTER))
 
 
 def check_imports(config: dict[str, Any], where: str) -> None:
-    """Raise UserError for settings that make PEFT import a module."""
+    """Raise UserError if the settings of an adapter would make PEFT import a module."""
     if config.get("megatron_config"):
         raise UserError(
             f"the adapter would make PEFT import the module {config.get('megatron_core')!r}",
             where=where,
-            fix="remove megatron_config: this project has no Megatron models",
+            fix="remove megatron_config, because this project has no Megatron models",
         )
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Read a file with a JSON object; raise UserError if it is missing or malformed."""
+    """Read a JSON object from a file; raise UserError if the file is missing or invalid."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -114,13 +115,13 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_load_errors(place: Path) -> Iterator[None]:
-    """Turn the errors of loading a damaged file, or a file of another model, into UserError."""
+    """Convert errors caused by damaged or mismatched model files to UserError."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the model is damaged or incomplete: {type(error).__name__}: {reason}",
+            f"the model is damaged or incomplete ({type(error).__name__}: {reason})",
             where=str(place),
-            fix="copy or download the whole folder again",
+            fix="copy or download the whole model folder again",
         ) from error

@@ -129,7 +129,7 @@ def test_last_position_is_warned_of_when_it_is_built(caplog: pytest.LogCaptureFi
         model(tokens(2, 5), torch.ones(2, 5))
     warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 1
-    assert "model.pooling=last_position reproduces the study" in warnings[0]
+    assert "model.pooling=last_position reproduces the original study" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_row_without_tokens_gives_finite_logits_and_gradients() -> None:
 
 @pytest.mark.parametrize("row", [[0, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1]])
 def test_other_padding_is_refused(row: list[int]) -> None:
-    with pytest.raises(ValueError, match="pad on the right"):
+    with pytest.raises(ValueError, match="padding on the right"):
         MambaBackbone(tiny())(tokens(1, 4), torch.tensor([row]))
 
 
@@ -228,5 +228,5 @@ def test_unknown_choices_are_refused() -> None:
         MambaClassifier(tiny(), 2, pooling="meen")
     with pytest.raises(UserError, match="did you mean 'numba'"):
         MambaClassifier(tiny(), 2, scan_backend="nunba")
-    with pytest.raises(UserError, match="does not support hidden_act"):
+    with pytest.raises(UserError, match="hidden_act 'gelu' is not supported"):
         MambaBackbone(tiny(hidden_act="gelu"))

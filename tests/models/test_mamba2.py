@@ -122,5 +122,5 @@ def test_state_parameters_stay_float32_and_do_not_decay() -> None:
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(UserError, match="unknown backend 'numba' of the operator ssd"):
         MambaClassifier(tiny(), 2, scan_backend="numba")
-    with pytest.raises(UserError, match="does not support hidden_act"):
+    with pytest.raises(UserError, match="hidden_act 'gelu' is not supported"):
         MambaBackbone(tiny(hidden_act="gelu"))

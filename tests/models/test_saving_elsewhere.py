@@ -101,7 +101,7 @@ def test_links_out_of_the_encoder_folder_are_refused(tmp_path: Path) -> None:
     config = folder / ENCODER / "config.json"
     shutil.move(config, tmp_path / "elsewhere.json")
     config.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(UserError, match="leads out of the model folder"):
+    with pytest.raises(UserError, match="a path outside the model folder"):
         load_network(folder)
 
 
@@ -137,6 +137,6 @@ def test_the_card_says_where_other_tools_differ(tmp_path: Path) -> None:
     save_network(network, adapted, tokenizer, card, tmp_path)
     note = read_card(tmp_path).note
     assert "keep the first 9 tokens of a longer text, not its head and tail" in note
-    assert "do not cut texts to 50 characters" in note
-    assert "do not remove written grades" in note
+    assert "do not truncate texts to 50 characters" in note
+    assert "do not remove grades written in a text" in note
     assert AutoTokenizer.from_pretrained(tmp_path).truncation_side == "right"

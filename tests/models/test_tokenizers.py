@@ -38,7 +38,7 @@ def test_a_tokenizer_that_knows_nothing_else_still_reads(tmp_path: Path) -> None
 def test_no_pad_token(tmp_path: Path) -> None:
     vocab = {"[UNK]": 0, "</s>": 1}
     model = models.WordPiece(vocab, unk_token="[UNK]")
-    with pytest.raises(UserError, match="neither a pad token nor an end-of-text token"):
+    with pytest.raises(UserError, match="neither a pad_token nor an eos_token"):
         load_tokenizer(save(tmp_path / "a", model))
     tokenizer = load_tokenizer(save(tmp_path / "b", model, eos_token="</s>"))
     assert tokenizer.pad_token_id == 1

@@ -156,9 +156,9 @@ def test_an_index_of_weights_stays_in_its_folder(tmp_path: Path) -> None:
         folder = copied(make(), tmp_path / recipe)
         index = {"weight_map": {"a": "../elsewhere/model.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(UserError, match="names a file outside the folder"):
+        with pytest.raises(UserError, match="lists a file outside the model folder"):
             Encoder(name=str(folder), tokenizer=str(folder), **ENCODER)
-    with pytest.raises(UserError, match="names a file outside the folder"):
+    with pytest.raises(UserError, match="lists a file outside the model folder"):
         read_weights(str(folder), None)
 
 
@@ -167,12 +167,12 @@ def test_files_that_lead_out_of_a_model_folder(tmp_path: Path) -> None:
     secret.write_text("[PAD]\n[UNK]\npassword\n")
     folder = copied(tiny.bert(), tmp_path / "base")
     (folder / "vocab.txt").symlink_to(secret)
-    with pytest.raises(UserError, match=r"'vocab\.txt' is a link that leads out"):
+    with pytest.raises(UserError, match=r"'vocab\.txt' is a symlink to a path outside"):
         load_tokenizer(str(folder))
     trained = saved("bert", "none", tmp_path / "model")
     (trained / "tokenizer.json").unlink()
     (trained / "tokenizer.json").symlink_to(secret)
-    with pytest.raises(UserError, match="leads out"):
+    with pytest.raises(UserError, match="symlink to a path outside"):
         Predictor(trained, "cpu")
 
 
