@@ -1,4 +1,4 @@
-"""Clean texts after reading: strip the leading newline, find missing and damaged texts."""
+"""Clean texts: strip the leading newline, and find missing texts and invalid Unicode."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import pandas as pd
 
 from kinopoisk_ft.errors import UserError
 
-# A lone surrogate is half of a UTF-16 pair. It cannot be encoded as UTF-8.
+# An unpaired surrogate is half of a UTF-16 surrogate pair. It cannot be encoded as UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Names in an error message. More of them would hide the sentence that says what to do.
+# Maximum number of names in an error message. A longer list would hide what to do.
 _MAX_LISTED = 5
 
 
 def clean_text(text: str) -> str:
-    """Strip one leading newline, with which each of the published reviews starts."""
+    """Strip one leading newline, because every review in the published data starts with one."""
     return text.removeprefix("\n")
 
 
 def list_first(names: Iterable[str]) -> str:
-    """Join the first few names with commas and add the number of the remaining names."""
+    """Join the first few names with commas, and add the number of remaining names."""
     listed = list(names)
     rest = len(listed) - _MAX_LISTED
     return ", ".join(listed[:_MAX_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Check for a lone surrogate, which neither UTF-8 files nor tokenizers accept."""
+    """Return whether a text contains an unpaired surrogate, which UTF-8 and tokenizers reject."""
     return _SURROGATE.search(text) is not None
 
 
@@ -41,22 +41,22 @@ def clean_texts(
     A text is missing if it is not a string, or if cleaning leaves only white space.
 
     Args:
-        frame: columns text and place.
-        empty: "drop" or "refuse" rows without a text.
-        clean: function from text to cleaned text.
+        frame: frame with the columns text and place.
+        empty: "drop" drops rows without a text, "refuse" raises an error.
+        clean: function that returns the cleaned text.
 
     Returns:
         The remaining rows, and the number of dropped rows.
 
     Raises:
-        UserError: a text contains a lone surrogate; or, with `empty="refuse"`, a text is missing.
+        UserError: a text contains an unpaired surrogate, or is missing with `empty="refuse"`.
     """
     damaged = [isinstance(text, str) and has_lone_surrogate(text) for text in frame["text"]]
     if any(damaged):
         raise UserError(
-            f"{sum(damaged):,} of {len(frame):,} texts contain half of a surrogate pair",
+            f"{sum(damaged):,} of {len(frame):,} texts contain unpaired surrogates",
             where=list_first(frame.loc[damaged, "place"]),
-            fix="correct or remove these rows",
+            fix="remove these characters, which UTF-8 cannot encode, or remove these rows",
         )
     texts = [clean(text) if isinstance(text, str) else "" for text in frame["text"]]
     present = np.array([bool(text.strip()) for text in texts], dtype=bool)
@@ -65,8 +65,8 @@ def clean_texts(
         raise UserError(
             f"{len(places):,} of {len(frame):,} rows have no text",
             where=list_first(places),
-            fix="correct or remove these rows, or skip them with data.empty=drop",
+            fix="correct or remove these rows, or set data.empty=drop to skip them",
         )
-    # The type `object` avoids a copy of the texts into pandas' string type (1 s per 100 MB).
+    # The dtype `object` avoids copying the texts to pandas' string type (1 s per 100 MB).
     frame = frame.assign(text=pd.Series(texts, index=frame.index, dtype=object))[present]
     return frame, int((~present).sum())

@@ -14,42 +14,42 @@ from kinopoisk_ft.text import normalize_nfc, to_one_line
 
 log = logging.getLogger(__name__)
 
-# Letters compared at each end of a text: longer than any phrase that two reviews share by chance.
+# Number of letters compared at each end of a text, more than two reviews have in common by chance.
 MATCHED_LETTERS = 120
-# Share of rows. If more rows are dropped, a warning shows examples.
+# Fraction of the rows. If more rows are dropped, a warning shows examples.
 WARNING_SHARE = 0.01
 _MAX_EXAMPLES = 3
-# Length of an example in characters.
+# Maximum length of an example in characters.
 _MAX_EXCERPT = 60
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
 def fold_text(text: str) -> str:
-    """Keep the letters and digits of a text, in lower case and with ё replaced by е."""
+    """Remove everything but letters and digits, convert to lower case, and replace ё with е."""
     return _NO_LETTER.sub("", text.casefold()).replace("ё", "е")
 
 
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Group texts with the same first or the same last 120 letters.
+    """Group texts whose first 120 letters or last 120 letters are equal.
 
-    Shorter texts are compared as a whole, with punctuation and emoji, because these can reverse
-    the meaning: "Фильм :)" and "Фильм :(", "10/10" and "1010".
+    Shorter texts are compared as a whole, including punctuation and emoji, because these can
+    reverse the meaning: "Фильм :)" and "Фильм :(", "10/10" and "1010".
 
     Returns:
-        Group numbers (N,).
+        The group number of each text, (N,).
     """
     keys = [compute_match_keys(text) for text in texts]
     return group_linked_rows([head for head, _ in keys], [tail for _, tail in keys])
 
 
 def compute_match_keys(text: str) -> tuple[str | None, str | None]:
-    """Compute the two keys by which near-duplicates are found: the first and last 120 letters.
+    """Return two keys to find near-duplicates: the first and the last 120 letters of a text.
 
-    For a text of fewer letters, both keys are the whole text in lower case, with ё replaced by е
-    and each run of white space by one space. For a blank text, both are None.
+    If a text has fewer letters, both keys are the whole text in lower case, with ё replaced with е
+    and each run of white space replaced with one space. For a blank text, both keys are None.
     """
     head = _fold_end(text, _take_head)
-    # NFC makes "й" one character, however the text encodes it.
+    # NFC makes "й" one character, which a text can also encode as "и" and a combining breve.
     if head is None or len(head) < MATCHED_LETTERS:
         whole = " ".join(normalize_nfc(text).casefold().replace("ё", "е").split()) or None
         return whole, whole
@@ -65,8 +65,8 @@ def _take_tail(text: str, characters: int) -> str:
 
 
 def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
-    """Fold one end of a text to 120 letters (fewer if the text has fewer; None if it has none)."""
-    # For most texts, 360 characters contain 120 letters, so the whole text need not be folded.
+    """Return the first or last 120 letters of a folded text (see `take`); None if it has none."""
+    # In most texts, 360 characters contain 120 letters, so folding the whole text is not needed.
     letters = fold_text(take(text, 3 * MATCHED_LETTERS))
     if len(letters) < MATCHED_LETTERS:
         letters = fold_text(text)
@@ -76,8 +76,8 @@ def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop near-duplicates.
 
-    Of a group with one label the first row stays. A group with different labels is dropped
-    entirely. If more than WARNING_SHARE of the rows are dropped, a warning shows examples.
+    If all rows of a group have the same label, the first row is kept. Otherwise, all rows of the
+    group are dropped. A warning shows examples if more than WARNING_SHARE of the rows are dropped.
 
     Returns:
         The remaining rows, and the number of dropped rows by reason.
@@ -93,8 +93,8 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
     if dropped.sum() > WARNING_SHARE * len(frame):
         examples = [*groups[conflicting].unique(), *groups[repeated].unique()][:_MAX_EXAMPLES]
         log.warning(
-            "dropped %d of %d reviews as near-duplicates; data.near_duplicates=keep keeps them. "
-            "Examples:%s",
+            "dropped %d of %d reviews as near-duplicates; set data.near_duplicates=keep to keep "
+            "them. Examples:%s",
             dropped.sum(),
             len(frame),
             "".join(_format_pair(frame[groups == group]) for group in examples),
@@ -103,7 +103,7 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
 
 
 def _format_pair(rows: pd.DataFrame) -> str:
-    """Format two near-duplicates as lines of text, with different labels if there are any."""
+    """Format the first row of a group and another, if possible with another label, as two lines."""
     differ = rows["label"] != rows["label"].iloc[0]
     pair = pd.concat([rows.iloc[:1], (rows[differ] if differ.any() else rows.iloc[1:]).iloc[:1]])
     places = pair.get("place", pair.index.to_series())

@@ -1,4 +1,4 @@
-"""Parse the text of a table: JSON lines, comma or tab separated values, Parquet."""
+"""Parse tables in JSON Lines, CSV, TSV and Parquet format."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# "csv" reads quoted fields (RFC 4180), "none" reads quotes as plain characters, "auto" is "csv"
-# with a check that no quoted field contains whole rows.
+# "csv" parses quoted fields (RFC 4180), "none" reads quotes as ordinary characters, and "auto" is
+# "csv" with a check that no quoted field contains whole rows.
 QUOTING = ("auto", "csv", "none")
-# Lines to check in each field. If a field contains rows, its first lines are rows.
+# Number of lines to check in each multi-line row. If it contains other rows, it starts with rows.
 _CHECKED_LINES = 4
 _FIX = (
-    "use data.quoting=none (predict: --quoting none) to read quotes as plain characters, or "
-    "data.quoting=csv to keep these lines as one text"
+    "use data.quoting=none (predict: --quoting none) to read quotes as ordinary characters, or "
+    "data.quoting=csv if each of these fields is one text"
 )
-# Parquet can repeat one value without limit. A file with more cells than this, and more cells than
-# bytes, is rejected before it fills the memory.
+# A small Parquet file can repeat a value any number of times. A file with more cells than this, and
+# more cells than bytes, is rejected before it fills the memory.
 MAX_CELLS = 10**7
 
-# Maps column names to values; the second item gives the 1-based line on which each row starts.
+# The values by column name, and the 1-based number of the line on which each row starts.
 Columns = tuple[dict[str, list[Any]], list[int]]
 
 
 def parse_json_lines(text: str, path: Path) -> Columns:
-    """Parse JSON lines; skip blank lines and fill missing keys with None."""
+    """Parse JSON Lines, skip blank lines, and fill missing keys with None."""
     rows, lines = [], []
-    # `splitlines` would also cut at U+2028, which a JSON string may contain.
+    # `splitlines` would also split at U+2028, which a JSON string may contain.
     for line, source in enumerate(text.split("\n"), start=1):
         if not source.strip():
             continue
         try:
             values = json.loads(source, object_pairs_hook=_reject_repeated_keys)
+            # An escape sequence can contain an unpaired surrogate, which cannot be encoded.
             if "\\ud" in source or "\\uD" in source:
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise _json_error(path, line, "half of a surrogate pair (\\ud…)") from error
+            raise _json_error(path, line, "unpaired surrogate (\\ud…) in a string") from error
         except (ValueError, RecursionError) as error:
             raise _json_error(path, line, f"malformed JSON: {error}") from error
         if not isinstance(values, dict):
@@ -69,19 +70,15 @@ def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_error(path: Path, line: int, what: str) -> UserError:
-    fix = 'correct or remove the line; each line is one object: {"text": "…", "label": "…"}'
+    fix = 'correct or remove the line; each line must be one object: {"text": "…", "label": "…"}'
     return UserError(what, where=f"{path}:{line}", fix=fix)
 
 
 def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
-    """Parse comma or tab separated values.
-
-    Args:
-        quoting: one of QUOTING.
-    """
-    # The default limit of 131,072 characters is shorter than some reviews.
+    """Parse comma- or tab-separated values with one of the modes of QUOTING."""
+    # Some reviews are longer than the default limit of 131,072 characters per field.
     csv.field_size_limit(2**31 - 1)
-    # With strict=True the reader reports an unclosed quote instead of joining the remaining rows.
+    # With strict=True, an unclosed quote is an error. Otherwise it would join the remaining rows.
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -102,8 +99,8 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
             raise UserError(
                 f"malformed row: {error}",
                 where=f"{path}:{line}",
-                fix='close the quotes, and write a quote inside a quoted field as "". If the file '
-                "does not quote its fields, use data.quoting=none (predict: --quoting none)",
+                fix='close the quotes, and write a quote inside a quoted field as "". If quotes '
+                "are ordinary characters, use data.quoting=none (predict: --quoting none)",
             ) from error
         if not fields:
             continue
@@ -113,9 +110,9 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
             continue
         if len(fields) != len(header):
             raise UserError(
-                f"the row has {len(fields)} fields and the header has {len(header)}",
+                f"the row has {len(fields)} fields, but the header has {len(header)}",
                 where=f"{path}:{line}",
-                fix="quote a text that contains the delimiter or a newline",
+                fix="put quotes around each field that contains the delimiter or a newline",
             )
         if reader.line_num > line:
             last_lines[len(rows)] = reader.line_num
@@ -131,19 +128,21 @@ def _check_header(header: list[str], where: str) -> None:
     for name in header:
         if header.count(name) > 1:
             raise UserError(
-                f"the header names column '{name}' twice", where=where, fix="rename one of them"
+                f"the column name '{name}' occurs twice in the header",
+                where=where,
+                fix="rename one of these columns",
             )
 
 
 def parse_parquet(data: bytes, path: Path) -> tuple[pa.Table, pd.DataFrame]:
     """Read all rows of a Parquet file as an Arrow table and as a frame of Python objects.
 
-    Integers stay integers in columns with nulls, and class numbers are replaced by the class names
-    that the file gives. Lists and structs become NumPy arrays and dicts, because a column of
-    embeddings would take several times the memory as Python objects.
+    Integers stay integers in columns with nulls, and ClassLabel ids are replaced with class names.
+    Lists and structs become NumPy arrays and dicts, because embeddings as Python lists would need
+    several times the memory.
 
     Raises:
-        UserError: the file is damaged, or repeats more cells than MAX_CELLS allows.
+        UserError: the file is damaged, or has too many cells (see MAX_CELLS).
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
@@ -157,7 +156,7 @@ def parse_parquet(data: bytes, path: Path) -> tuple[pa.Table, pd.DataFrame]:
         raise UserError(
             f"the file is damaged or not a Parquet file: {error}",
             where=str(path),
-            fix="copy or download it again",
+            fix="copy or download the file again",
         ) from error
     return table, pd.DataFrame(columns)
 
@@ -168,17 +167,17 @@ def _to_objects(column: pa.ChunkedArray) -> pd.Series:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
-        # The column's reader reports text that is not UTF-8 with its row; see `Table.column`.
+        # Invalid UTF-8 stays bytes here, and `Table.column` reports it with its row.
         values = column.cast(pa.large_binary()).to_pylist()
     return pd.Series(values, dtype=object)
 
 
 def _replace_class_numbers(table: pa.Table) -> pa.Table:
-    """Replace the numbers in ClassLabel columns by class names and drop the columns' metadata."""
+    """Replace the ids in ClassLabel columns with class names, and drop the ClassLabel metadata."""
     for name, class_names in _read_class_labels(table.schema).items():
         position = table.column_names.index(name)
         if pa.types.is_integer(table.schema.types[position]):
-            # -1 stands for "no label". It has no name and becomes a missing value.
+            # `datasets` stores a missing label as -1, which has no name and becomes None.
             known = dict(enumerate(class_names))
             values = pa.array([known.get(number) for number in table[name].to_pylist()])
             table = table.set_column(position, name, values)
@@ -188,7 +187,7 @@ def _replace_class_numbers(table: pa.Table) -> pa.Table:
 
 
 def _read_class_labels(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the columns that the `datasets` library wrote as ClassLabel, with their names."""
+    """Return the class names of each column that the `datasets` library saved as ClassLabel."""
     found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -208,16 +207,16 @@ def check_multiline_fields(
 ) -> None:
     """Check that no quoted field contains whole rows of the table.
 
-    A line counts as a row if it has as many fields as the header and, in each column with few
-    distinct values (labels, films), a value that occurs in other rows. If lines agree only in the
-    number of fields, log a warning.
+    A line inside a multi-line row counts as a row if it has as many fields as the header and, in
+    each column with few distinct values (labels, films), a value that also occurs in other rows.
+    If only the number of fields is the same, a warning is logged.
 
     Args:
-        lines: the first line of each row.
-        last_lines: the last line of each row with a line break in a quoted field, by row number.
+        lines: number of the first line of each row.
+        last_lines: number of the last line of each multi-line row, by row index.
 
     Raises:
-        UserError: two lines of one field count as rows.
+        UserError: at least two lines of a multi-line row count as rows.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:
@@ -234,16 +233,16 @@ def check_multiline_fields(
             doubtful.append(place)
     if swallowing:
         raise UserError(
-            f"{len(swallowing):,} quoted fields contain whole rows, so the file probably does not "
-            "quote its fields",
+            f"{len(swallowing):,} fields that start with a quote contain several rows, so the "
+            "quotes are probably part of the texts and not CSV quoting",
             where=list_first(swallowing),
             fix=_FIX,
         )
-    # In a file that quotes its texts, few texts have as many fields in each line as a row.
+    # With real CSV quoting, few texts have as many fields in each line as a row has.
     if 2 * len(doubtful) > len(last_lines):
         log.warning(
-            "%d rows span several lines, each of which could be a row: %s. If the file does not "
-            "quote its fields, rows are lost: %s",
+            "%d rows span several lines, each of which could be a row: %s. If the quotes are part "
+            "of the texts and not CSV quoting, rows are lost; %s",
             len(doubtful),
             list_first(doubtful),
             _FIX,
@@ -251,9 +250,9 @@ def check_multiline_fields(
 
 
 def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
-    """Check whether the first two lines of a row have as many fields as the row, ignoring quotes.
+    """Return whether the first two lines of a row each contain as many fields as the row.
 
-    This rules out most rows of a file that quotes its fields, without copying their texts.
+    With real CSV quoting, this quick check excludes most rows without copying their texts.
     """
     before, last = 0, len(fields) - 1
     for field in fields:
@@ -268,7 +267,7 @@ def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:
-    """Collect the values of each column in which most rows repeat the value of another row."""
+    """Return the distinct values of each column in which at most half the values are distinct."""
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
     return {i: values for i, (size, values) in enumerate(distinct) if 2 * len(values) <= size}

@@ -1,4 +1,4 @@
-"""Load the tables of a data set on the Hugging Face hub, without running its code."""
+"""Load the tables of a data set on the Hugging Face Hub, without running its code."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kinopoisk_ft.data.tables import SUFFIXES, Table, find_suffix, read_table
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 
-# Metadata files that the library `datasets` writes into the folders of tables.
+# Metadata files that the library `datasets` saves next to the tables.
 _NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]
 
 
 @dataclass(kw_only=True)
 class HubDataset(LabelledTables):
-    """Load all tables of a data set; its own splits are joined and split anew.
+    """Load and concatenate the tables of a Hub data set; its own splits are ignored.
 
     Args:
-        name: name of the data set, "owner/name".
+        name: id of the data set, "owner/name".
         subset: folder in the data set; None reads all folders.
-        files: pattern of the file names to read, for example "*train*"; None reads every table.
+        files: pattern of the names of the files to read, for example "*train*"; None reads all.
         revision: branch, tag or commit; None reads the main branch.
     """
 
@@ -59,7 +59,7 @@ class HubDataset(LabelledTables):
         return [read_table(folder / path, self.quoting) for path in chosen]
 
     def _check_formats(self, chosen: list[Path], patterns: list[str]) -> None:
-        """Raise UserError if there is no table, or tables in several formats (likely copies)."""
+        """Raise UserError if there is no table, or if the formats differ (probably copies)."""
         formats = sorted({find_suffix(path) for path in chosen})
         if not formats:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Load the Kinopoisk film reviews that are published as `blinoff/kinopoisk`."""
+"""Load the Kinopoisk film reviews that are published on the Hub as `blinoff/kinopoisk`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Kinopoisk(DataRecipe):
     """Load the published columns: content, grade3, movie_name, author, date, title, grade10.
 
     Args:
-        path: local copy in any format that `read_table` reads; None downloads the data set.
-        name: name of the data set on the hub.
-        quoting: quoting of a copy in .csv or .tsv, one of QUOTING.
+        path: local copy in any format that `read_table` supports; None downloads the data set.
+        name: id of the data set on the Hub.
+        quoting: quoting mode of a copy in .csv or .tsv format, one of QUOTING.
     """
 
     path: str | None = None
@@ -39,10 +39,10 @@ class Kinopoisk(DataRecipe):
         unknown = frame[~frame["label"].isin(GRADES)]
         if len(unknown):
             raise UserError(
-                f"{len(unknown):,} rows have an unknown grade3, such as "
+                f"{len(unknown):,} rows have an unknown value in the column grade3, for example "
                 f"'{unknown['label'].iloc[0]}'",
                 where=list_first(unknown["place"]),
-                fix=f"grade3 must be one of {', '.join(GRADES)}; read other labels with data=file",
+                fix=f"grade3 must be one of {', '.join(GRADES)}; use data=file for other labels",
             )
         return frame
 

@@ -1,4 +1,4 @@
-"""Measure leakage: how much of the test set also occurs in the data that a model is trained on."""
+"""Measure leakage: how much of the test set also occurs in the data a model was trained on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kinopoisk_ft.text import fold_name
 
 log = logging.getLogger(__name__)
 
-# A warning is logged if guessing each film's usual label beats the majority class by more than this
-# accuracy, and if the p-value of the difference is below MAX_P_VALUE.
+# A warning is logged if predicting each film's majority label is more accurate than predicting the
+# majority class, by more than MIN_GAIN and with a p-value below MAX_P_VALUE.
 MIN_GAIN = 0.05
 MAX_P_VALUE = 0.01
-# File in the folder of a pretrained base model, and the name of its tensor.
+# File in the folder of a model that this project pretrained, and the name of its tensor.
 FILE, DIGESTS = "pretraining_texts.safetensors", "digests"
 
 
@@ -32,7 +32,7 @@ class Overlap:
     """Count the films (or authors, or texts) of the test set that also occur in train.
 
     Args:
-        shared: number that occurs in both.
+        shared: number that occur in both.
         total: number in the test set.
     """
 
@@ -41,25 +41,24 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Return shared / total, or 0 if the total is 0."""
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return the number and the share under their metric names in MLflow."""
+        """Return the count and the fraction that occur in both, by MLflow metric name."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Describe what a model can know about the test set without reading its texts.
+    """Store how much test overlaps with train, and how well the film alone predicts the label.
 
     Args:
         overlaps: overlap by kind: "films" and "authors" (counted by name, present only if the data
             have these columns) and "near_duplicates" (counted in test rows).
-        film_guess: test accuracy of guessing each film's majority label in train (train's majority
-            class for films that train lacks); None if the data have no films.
-        majority: test accuracy of guessing train's majority class.
-        p_value: p-value of the difference between these two (one-sided exact McNemar test).
+        film_guess: test accuracy of predicting each film's majority label in train (train's
+            majority class for films that are not in train); None if the data have no films.
+        majority: test accuracy of predicting train's majority class.
+        p_value: p-value of the difference between both accuracies (one-sided exact McNemar test).
     """
 
     overlaps: dict[str, Overlap]
@@ -69,12 +68,12 @@ class Leakage:
 
     @property
     def film_predicts_label(self) -> bool:
-        """Check whether the film predicts the label clearly better than the majority class."""
+        """Return whether the film predicts the label clearly better than the majority class."""
         gain = (self.film_guess or 0.0) - self.majority
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
     def metrics(self) -> dict[str, float]:
-        """Return all numbers and shares by metric name; each name starts with `leakage_`."""
+        """Return all values by MLflow metric name; each name starts with `leakage_`."""
         values: dict[str, float] = {"leakage_majority_accuracy": self.majority}
         for name, overlap in self.overlaps.items():
             values |= overlap.metrics(name)
@@ -83,25 +82,25 @@ class Leakage:
         return values
 
     def log_summary(self) -> None:
-        """Log all numbers, and warn about those that make test results look too good."""
+        """Log all values, and warn about leakage that makes test results look too good."""
         for name, overlap in self.overlaps.items():
             numbers = (overlap.shared, overlap.total, 100 * overlap.share)
             log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *numbers)
         if self.film_guess is not None:
             log.info(
-                "test accuracy of guessing each film's usual label: %.3f; of the majority class: "
-                "%.3f", self.film_guess, self.majority,
+                "test accuracy of predicting each film's majority label: %.3f; of predicting the "
+                "majority class: %.3f", self.film_guess, self.majority,
             )  # fmt: skip
         if self.film_predicts_label:
             log.warning(
                 "the film alone predicts the label (accuracy %.3f, majority class %.3f), so models "
-                "may do worse on new films; measure this with data.split=film",
+                "may do worse on new films; use data.split=film to measure this",
                 self.film_guess, self.majority,
             )  # fmt: skip
         if (duplicates := self.overlaps["near_duplicates"]).shared:
             log.warning(
-                "%d test reviews have a near-duplicate in train; remove them with "
-                "data.near_duplicates=drop", duplicates.shared,
+                "%d test reviews have a near-duplicate in train; set data.near_duplicates=drop to "
+                "remove them", duplicates.shared,
             )  # fmt: skip
 
 
@@ -111,8 +110,8 @@ def measure_leakage(
     """Compare the test set with the train set.
 
     Args:
-        train: column label, and film and author if the data have them; `test` has the same.
-        near_train: near-duplicate group of each train row (N,), numbered as in `near_test`.
+        train, test: frames with the column label, and film and author if the data have them.
+        near_train, near_test: near-duplicate group of each row (N,), with common group numbers.
     """
     overlaps = {"near_duplicates": Overlap(int(np.isin(near_test, near_train).sum()), len(test))}
     for name, column in (("films", "film"), ("authors", "author")):
@@ -126,7 +125,7 @@ def measure_leakage(
     majority = float((labels == usual).mean())
     if "film" not in test:
         return Leakage(overlaps, None, majority, 1.0)
-    # McNemar's test compares the rows on which exactly one of the two guesses is right.
+    # McNemar's test compares the rows for which exactly one of the two predictions is right.
     right = _guess_labels_by_film(train, test, usual) == labels
     better = int((right & (labels != usual)).sum())
     worse = int((~right & (labels == usual)).sum())
@@ -136,12 +135,12 @@ def measure_leakage(
 
 
 def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
-    """Guess the label of each test row: the most frequent label of its film in train.
+    """Predict the label of each test row as the most frequent label of its film in train.
 
-    The label `usual` wins ties and is the guess for films that train lacks.
+    The label `usual` is predicted in case of a tie, and for films that are not in train.
     """
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
-    # The table is empty if no row names its film.
+    # The table is empty if no train row has a film.
     if counts.empty:
         return np.full(len(test), usual)
     usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
@@ -151,11 +150,11 @@ def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -
 
 @dataclass(frozen=True)
 class PretrainingTexts:
-    """Record the texts that a base model was pretrained on, as digests of their match keys.
+    """Record which texts a model was pretrained on, as hashes of their near-duplicate keys.
 
     Args:
-        digests: sorted (N,) int64 digests of the first and of the last letters of each text.
-        complete: whether the record covers everything that the model was pretrained on.
+        digests: sorted int64 hashes (N,) of the keys from `compute_match_keys` of all texts.
+        complete: whether the record contains all texts that the model was pretrained on.
     """
 
     digests: np.ndarray
@@ -163,10 +162,10 @@ class PretrainingTexts:
 
     @classmethod
     def of(cls, base: str | None) -> PretrainingTexts:
-        """Read the record of a base model.
+        """Load the record of a pretrained model.
 
-        It is empty and complete for a random start (None), and incomplete for a base that this
-        project did not pretrain.
+        If `base` is None (random weights), the record is empty and complete. If this project did
+        not pretrain the model, the record is empty and incomplete.
         """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)
@@ -177,25 +176,25 @@ class PretrainingTexts:
                 complete = (record.metadata() or {}).get("complete") == "True"
                 return cls(record.get_tensor(DIGESTS), complete)
         except (OSError, SafetensorError) as error:
-            log.warning("the record of the texts that %s was pretrained on cannot be read: %s",
+            log.warning("the record of the texts on which %s was pretrained cannot be read: %s",
                         base, error)  # fmt: skip
             return cls(nothing, complete=False)
 
     def add(self, texts: Iterable[str]) -> PretrainingTexts:
-        """Return a record of these texts and the given ones."""
+        """Return a record that also contains `texts`."""
         return PretrainingTexts(
             np.union1d(self.digests, _digest_texts(texts).ravel()), self.complete
         )
 
     def write(self, folder: Path) -> None:
-        """Write the record into the folder of a base model."""
+        """Write the record to the folder of a pretrained model."""
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
-        """Count the texts that the model was pretrained on, near-duplicates included.
+        """Count the texts that the model was pretrained on, including near-duplicates.
 
         Returns:
-            None if the number is unknown: the record is incomplete and contains none of the texts.
+            None if the number is unknown, because an incomplete record contains none of the texts.
         """
         shared = 0
         if len(self.digests):
@@ -204,7 +203,7 @@ class PretrainingTexts:
 
 
 def _digest_texts(texts: Iterable[str]) -> np.ndarray:
-    """Digest the two match keys of each text, (N, 2); a blank text is digested as it is."""
+    """Hash the two near-duplicate keys of each text, (N, 2), or the text itself if it is blank."""
     digests = [
         [
             _digest(f"{side}{end or text}")

@@ -1,4 +1,4 @@
-"""Load labelled texts from a local file, with text and label columns that the user names."""
+"""Load labelled texts from a local file, with options for the text and label columns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kinopoisk_ft.text import clean_name, is_number, to_one_line
 
 log = logging.getLogger(__name__)
 
-# The columns of METADATA that contain names. Names are normalised before they are compared.
+# The columns of METADATA that contain names, which `clean_name` normalizes.
 NAMES = ("film", "author")
-# Length in characters of a value that an error message quotes.
+# Maximum number of characters of a value in an error message.
 _MAX_EXCERPT = 60
 _TYPE_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (str, "texts"),
+    (str, "strings"),
     (bool, "true or false"),
     (Number, "numbers"),
     ((list, np.ndarray), "lists"),
@@ -43,16 +43,16 @@ def read_labelled_texts(
     """Read labelled texts from a table.
 
     Args:
-        fix: hint of the error for a missing text or label column.
-        split_column: column that names the part of each row; None reads no parts.
+        fix: what to do if the text or label column is missing, for the error message.
+        split_column: column with the split (train, val or test) of each row; None to read none.
 
     Returns:
-        The columns text, label, row, place, the METADATA columns that the table has, and part if
-        `split_column` is given.
+        A frame with the columns text, label, row and place, the METADATA columns that the table
+        has, and `split_column` as the column part.
 
     Raises:
-        UserError: a column is missing; rows have no label; a text is not a string; a label is a
-            list or an object.
+        UserError: a column or a label is missing, a text is not a string, or a label is a list or
+            an object.
     """
     frame = pd.DataFrame(
         {
@@ -81,10 +81,10 @@ def read_labelled_texts(
 
 
 def read_texts(table: Table, name: str, fix: str) -> pd.Series:
-    """Read the texts of a column, some of which may be missing; warn if all texts are numbers.
+    """Return a column of texts, some of which may be missing; warn if all texts are numbers.
 
     Raises:
-        UserError: the column is missing (with the hint `fix`), or values are not strings.
+        UserError: the column is missing (`fix` then says what to do), or a value is not a string.
     """
     values = table.column(name, fix)
     wrong = [not isinstance(value, str) and not _is_missing(value) for value in values]
@@ -93,7 +93,7 @@ def read_texts(table: Table, name: str, fix: str) -> pd.Series:
     texts = [text for text in values if isinstance(text, str) and text.strip()]
     if texts and all(is_number(text.strip()) for text in texts):
         log.warning(
-            "all texts in the column '%s' are numbers, such as %s; if this is the wrong column, %s",
+            "all texts in the column '%s' are numbers, for example %s; if the column is wrong, %s",
             name, texts[0], fix,
         )  # fmt: skip
     return values
@@ -110,14 +110,13 @@ def _read_labels(table: Table, name: str, fix: str) -> pd.Series:
 def _type_error(
     role: str, name: str, values: pd.Series, wrong: list[bool], table: Table, fix: str
 ) -> UserError:
-    """Build the error for rows whose values have a type that no text or label can have."""
     invalid = values[wrong]
     excerpt = to_one_line(str(invalid.iloc[0]))[:_MAX_EXCERPT]
     return UserError(
         f"{len(invalid):,} of {len(values):,} rows contain {describe_types(invalid)} in the {role} "
-        f"column '{name}', such as {excerpt}",
+        f"column '{name}', for example {excerpt}",
         where=list_first(np.array(table.places())[wrong]),
-        fix=f"{fix} (one {role} in each row), or store these values as texts",
+        fix=f"{fix} (one {role} in each row), or store these values as strings",
     )
 
 
@@ -130,7 +129,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def describe_types(values: Iterable[Any]) -> str:
-    """Describe the types of values in words, for example "numbers and texts"."""
+    """Describe the types of values in words, for example "numbers and strings"."""
     kinds = dict.fromkeys(_name_type(value) for value in values if not _is_missing(value))
     return " and ".join(kinds) or "nothing"
 
@@ -142,15 +141,14 @@ def _name_type(value: Any) -> str:
 
 @dataclass(kw_only=True)
 class LabelledTables(DataRecipe):
-    """Base class of the data sets whose text and label columns the user names.
+    """Base class for data sets with options for the text and label columns.
 
     Args:
         text_column: name of the column with the texts.
-        label_column: name of the column with the labels, which are names or numbers.
-        class_names: class names in the order of their label numbers; None sorts the labels in the
-            data.
+        label_column: name of the column with the labels, which are class names or numbers.
+        class_names: class names in the order of their ids; None uses the sorted labels.
         classes: expected number of classes; None accepts any number.
-        quoting: quoting of .csv and .tsv files, one of QUOTING.
+        quoting: quoting mode of .csv and .tsv files, one of QUOTING.
     """
 
     text_column: str
@@ -160,7 +158,7 @@ class LabelledTables(DataRecipe):
 
     @abstractmethod
     def tables(self) -> Iterable[Table]:
-        """Yield the tables in an order that is the same in every run."""
+        """Return or yield the tables in an order that is the same in every run."""
 
     def read(self) -> pd.DataFrame:
         fix = "set data.text_column and data.label_column"
@@ -178,9 +176,9 @@ class LabelledTables(DataRecipe):
             _warn_about_case(frame["label"])
         for label in set(found) - set(names):
             raise UserError(
-                f"label '{label}' is not among data.class_names: {suggest_name(label, names)}",
+                f"the label '{label}' is not in data.class_names: {suggest_name(label, names)}",
                 where=list_first(frame.loc[frame["label"] == label, "place"]),
-                fix="add it to data.class_names, or remove these rows",
+                fix="add the label to data.class_names, or remove these rows",
             )
         if self.classes is not None and self.classes != len(names):
             raise UserError(
@@ -193,7 +191,7 @@ class LabelledTables(DataRecipe):
 
 
 def _warn_about_case(labels: pd.Series) -> None:
-    """Warn about classes whose names differ only in case and may be one class."""
+    """Warn about class names that differ only in case, because they may be the same class."""
     counts = labels.value_counts()
     for _, same in counts.groupby(counts.index.str.casefold()):
         if len(same) > 1:
@@ -204,7 +202,7 @@ def _warn_about_case(labels: pd.Series) -> None:
 
 
 def _sort_key(name: str) -> tuple[float, str]:
-    """Return the key that sorts '2' before '10', and numbers before names."""
+    """Return a sort key that puts '2' before '10', and numbers before names."""
     try:
         number = float(name)
     except ValueError:
@@ -214,12 +212,12 @@ def _sort_key(name: str) -> tuple[float, str]:
 
 @dataclass(kw_only=True)
 class LocalFile(LabelledTables):
-    """Load one table from disk, in any format that `read_table` reads."""
+    """Load one table from disk, in any format that `read_table` supports."""
 
     path: str | None = None
 
     def tables(self) -> Iterable[Table]:
         if self.path is None:
             fix = f"set data.path=<file> to a file that ends in {', '.join(SUFFIXES)}"
-            raise UserError("data=file needs a file", where="data.path", fix=fix)
+            raise UserError("data=file needs the path of a file", where="data.path", fix=fix)
         yield read_table(self.path, self.quoting)

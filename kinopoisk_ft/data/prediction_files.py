@@ -1,4 +1,4 @@
-"""Write predictions next to the user's own columns, without changing the user's values."""
+"""Add columns with predictions to the user's table, without changing the user's values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import temporary_path
 
 Encode = Callable[[Any], str]
-# Takes the columns to add and writes the file.
+# A function that adds the columns of a frame to the table and writes the file.
 Write = Callable[[pd.DataFrame], None]
 
 
 def prepare_output(table: Table, output: Path) -> Write:
-    """Convert a table to the format of `output` before the predictions are made.
+    """Convert a table to the format of `output`, so that invalid values fail before prediction.
 
     Returns:
         A function that adds columns to the table and writes the file.
@@ -47,9 +47,9 @@ def _to_arrow(table: Table) -> pa.Table:
         values = table.frame[name].tolist()
         try:
             columns[name] = pa.array(values)
-            # Arrow accepts a struct without fields, and Parquet refuses it: try it here.
+            # Parquet refuses some types that Arrow accepts (structs without fields), so try here.
             pq.write_table(pa.table({name: columns[name][:0]}), io.BytesIO())
-            # Arrow gives all objects of a column the same keys, which would change the values.
+            # Arrow gives all structs of a column the same fields, which would change the values.
             if pa.types.is_nested(columns[name].type) and columns[name].to_pylist() != values:
                 raise pa.ArrowInvalid("the objects have different keys")
         except (pa.ArrowException, OverflowError) as error:
@@ -57,13 +57,13 @@ def _to_arrow(table: Table) -> pa.Table:
                 f"the column '{name}' contains {describe_types(values)}, which Parquet cannot "
                 f"store exactly in one column: {error}",
                 where=_find_other_type(values, table.places()) or str(table.path),
-                fix="give --output a name that ends in .jsonl, or make the column one type",
+                fix="set --output to a name that ends in .jsonl, or convert the column to one type",
             ) from error
     return pa.table(columns)
 
 
 def _find_other_type(values: list[Any], places: list[str]) -> str | None:
-    """Find the place of the first value whose type differs from the first value's type."""
+    """Return the place of the first value whose type differs from the first value's type."""
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)
@@ -79,7 +79,7 @@ def _encode_column(table: Table, name: str, encode: Encode) -> list[str]:
         raise UserError(
             f"the column '{name}' contains bytes that are not UTF-8",
             where=str(table.path),
-            fix="give --output a name that ends in .parquet",
+            fix="set --output to a name that ends in .parquet",
         ) from error
 
 
@@ -94,7 +94,7 @@ def _encode_csv(value: Any) -> str:
 
 
 def _to_text(value: Any) -> str:
-    """Convert a value without a JSON form, such as a date or a decimal number, to text."""
+    """Convert a value that JSON does not support, such as a date or a Decimal, to a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -125,7 +125,7 @@ def _write_parquet(table: pa.Table, added: pd.DataFrame, output: Path) -> None:
 
 
 def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary name, then rename, so that a failure keeps an earlier file intact."""
+    """Write a temporary file and rename it, so that a failure leaves an existing file intact."""
     part = temporary_path(output)
     try:
         write(part)
@@ -135,5 +135,5 @@ def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"the file cannot be written: {error.strerror or error}",
             where=str(output),
-            fix="free disk space, or give --output a path on another disk",
+            fix="free disk space, or set --output to a path on another disk",
         ) from error

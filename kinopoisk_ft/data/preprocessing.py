@@ -1,4 +1,4 @@
-"""Prepare texts for a model in the same way in training and in prediction."""
+"""Preprocess texts in the same way in training and in prediction."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
 from kinopoisk_ft.errors import UserError, suggest_name
 
-# Maps a number of tokens or characters to the number that the head of a text gets; the tail gets
-# the rest. Sun et al. (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 tokens best:
-# a quarter, rounded up.
+# Each function returns how many of `room` tokens or characters are kept from the head (start) of a
+# text; the others are kept from its tail (end). For head_tail, Sun et al. (2019,
+# https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, which is a quarter, rounded up.
 TRUNCATIONS: dict[str, Callable[[int], int]] = {
     "head": lambda room: room,
     "tail": lambda room: 0,
@@ -23,16 +23,16 @@ TRUNCATIONS: dict[str, Callable[[int], int]] = {
 
 
 def split_room(room: int, truncation: str) -> tuple[int, int]:
-    """Split `room` tokens or characters between the head and the tail of a long text."""
+    """Return how many of `room` tokens or characters to keep from the head and from the tail."""
     head = TRUNCATIONS[truncation](room)
     return head, room - head
 
 
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
-    """Cut a text to at most `characters` characters; None keeps the whole text.
+    """Truncate a text to `characters` characters; None keeps the whole text.
 
-    A space, which counts as a character, separates head and tail, so that two halves of words do
-    not form a new word.
+    If both head and tail are kept, a space separates them, so that two incomplete words do not form
+    a new word. The space counts as a character.
     """
     if characters is None or len(text) <= characters:
         return text
@@ -44,14 +44,14 @@ def cut_text(text: str, characters: int | None, truncation: str) -> str:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Hold the options of preprocessing, which are saved with each model.
+    """Store the preprocessing options, which are saved with each model.
 
     Args:
-        max_length: number of tokens that the model reads, special tokens included.
-        truncation: one of TRUNCATIONS, the part of a longer text that is kept.
-        max_characters: number of characters that every model may read of a text; None for no
+        max_length: maximum number of tokens, including special tokens.
+        truncation: which part of a longer text to keep, one of TRUNCATIONS.
+        max_characters: maximum number of characters, for every model (TF-IDF too); None for no
             limit.
-        strip_scores: whether to remove written grades.
+        strip_scores: whether to remove grades that are written in a text, such as "8 из 10".
     """
 
     max_length: int
@@ -68,26 +68,27 @@ class Preprocessing:
             )
 
     def clean(self, text: str) -> str:
-        """Remove the leading newline and, with `strip_scores`, written grades."""
+        """Remove the leading newline and, if `strip_scores` is set, written grades."""
         text = clean_text(text)
         return strip_scores(text) if self.strip_scores else text
 
     def cut(self, text: str) -> str:
-        """Cut a cleaned text to `max_characters`."""
+        """Truncate a cleaned text to `max_characters`."""
         return cut_text(text, self.max_characters, self.truncation)
 
     def texts(self, texts: Iterable[str]) -> list[str]:
-        """Cut cleaned texts to `max_characters`."""
+        """Truncate cleaned texts to `max_characters`."""
         return [self.cut(text) for text in texts]
 
 
 @dataclass(frozen=True)
 class TextCoverage:
-    """Count how much of some texts a model reads; special tokens are not counted.
+    """Count the characters and tokens of texts before and after truncation.
 
     Args:
-        characters, tokens: numbers in the whole texts; 0 tokens for a model without a tokenizer.
-        characters_seen, tokens_seen: numbers that remain after truncation.
+        characters, tokens: counts before truncation, without special tokens; `tokens` is 0 for a
+            model without a tokenizer.
+        characters_seen, tokens_seen: counts after truncation.
     """
 
     characters: int = 0
@@ -99,7 +100,7 @@ class TextCoverage:
         return TextCoverage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def metrics(self) -> dict[str, float]:
-        """Return the shares that the model reads and the mean length of a token in characters."""
+        """Return the fractions kept by truncation, and the mean number of characters per token."""
         values = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
         if self.tokens:
             values["tokens_seen_share"] = self.tokens_seen / self.tokens
@@ -108,6 +109,6 @@ class TextCoverage:
 
 
 def compute_truncated_share(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
-    """Compute the share (N,) of each text that truncation removes; 0 for an empty text."""
+    """Return the fraction (N,) of each text that truncation removes; 0 for an empty text."""
     whole = np.asarray(characters, dtype=np.float64)
     return (whole - np.asarray(seen)) / np.maximum(whole, 1)

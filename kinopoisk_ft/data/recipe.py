@@ -1,4 +1,4 @@
-"""Turn a source of labelled texts into the train, validation and test parts of a split."""
+"""Load labelled texts, clean them, and split them into train, validation and test."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from kinopoisk_ft.errors import UserError, suggest_name
 log = logging.getLogger(__name__)
 
 GRADES = ("Bad", "Neutral", "Good")
-# Optional columns that stay with each text.
+# Optional columns that are kept with each text.
 METADATA = ("film", "author", "date", "title", "grade10")
-# Valid values of the options that are names.
+# Valid values of the options that are strings.
 _NAMES: dict[str, Iterable[str]] = {
     "empty": ("drop", "refuse"),
     "near_duplicates": ("drop", "keep"),
@@ -44,7 +44,7 @@ _NAMES: dict[str, Iterable[str]] = {
 
 
 def check_options(recipe: Any) -> None:
-    """Raise UserError for an option that is out of range or contradicts another option."""
+    """Raise UserError if an option is out of range or contradicts another option."""
     for name, valid in _NAMES.items():
         # Only the recipes that read tables have the option `quoting`.
         if (value := getattr(recipe, name, None)) is not None and value not in valid:
@@ -52,53 +52,53 @@ def check_options(recipe: Any) -> None:
     for name in ("limit", "max_length", "max_characters"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
-            raise option_error(name, value, "give a positive number")
+            raise option_error(name, value, f"set data.{name} to a positive number")
     for name in ("test_size", "val_size"):
         share = getattr(recipe, name)
         if not 0 < share < 1:
-            raise option_error(name, share, "give a share between 0 and 1, for example 0.2")
+            raise option_error(name, share, "set it to a fraction between 0 and 1, for example 0.2")
     _check_folds(recipe.split, recipe.folds, recipe.fold)
     if (recipe.split == PREDEFINED) != (recipe.split_column is not None):
-        fix = "set data.split=predefined together with data.split_column=<column>, or neither"
+        fix = "set both data.split=predefined and data.split_column=<column>, or neither"
         why = f" with data.split={recipe.split}"
         raise option_error("split_column", recipe.split_column, fix, why)
 
 
 def _check_folds(split: str, folds: int | None, fold: int | None) -> None:
     if folds is None and fold is not None:
-        fix = "set data.folds too, for example data.folds=5"
+        fix = "also set data.folds, for example data.folds=5"
         raise option_error("fold", fold, fix, " without data.folds")
     if folds is None:
         return
     if folds < 2:
-        raise option_error("folds", folds, "give 2 or more, or null for no folds")
+        raise option_error("folds", folds, "set data.folds to 2 or more, or to null for no folds")
     if split == PREDEFINED:
-        fix = "set data.folds=null: split_column already names the part of each row"
+        fix = "set data.folds=null, because data.split_column already defines the splits"
         raise option_error("folds", folds, fix, f" with data.split={split}")
     if fold is None or not 0 <= fold < folds:
-        fix = f"give the number of the test fold, from 0 to {folds - 1}; a sweep over all folds: "
+        fix = f"set data.fold to the test fold, from 0 to {folds - 1}; to run all folds, use "
         fix += f"-m data.fold={','.join(map(str, range(min(folds, 5))))}" + ",…" * (folds > 5)
         raise option_error("fold", fold, fix, f" with data.folds={folds}")
 
 
 def option_error(name: str, value: object, fix: str, why: str = "") -> UserError:
-    """Build the error for an invalid value of the option data.<name>."""
+    """Create the error for an invalid value of the option data.<name>."""
     return UserError(f"data.{name} cannot be {value!r}{why}", where=f"data.{name}", fix=fix)
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Hold cleaned texts with labels in three parts.
+    """Store cleaned texts with labels, split into train, validation and test.
 
-    Each part has the columns text (str), label (int64, index into `class_names`), row (int64,
-    0-based row of the source) and those of METADATA that the source has. After a split by film or
-    author it also has group (int), which is equal for rows that the split kept together.
+    Each frame has the columns text (str), label (int64, index into `class_names`), row (int64,
+    0-based row number in the source) and the METADATA columns that the source has. For a split by
+    film or author, it also has the column group (int), which is equal for rows kept together.
 
     Args:
-        counts: number of rows read, dropped or changed by each step, and in each part.
+        counts: number of rows read, dropped or changed by each step, and in each split.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
-        split_digest: SHA-256 (hex) of the row ids of each part.
-        preprocessing: cleaning that was applied, and truncation that each model applies itself.
+        split_digest: SHA-256 (hex) of the row numbers of each split.
+        preprocessing: options of the cleaning (done here) and the truncation (done by each model).
     """
 
     train: pd.DataFrame
@@ -114,19 +114,19 @@ class DataSplit:
 
 @dataclass(kw_only=True)
 class DataRecipe(ABC):
-    """Base class of the objects that the files of the group `data` build.
+    """Base class for the data configs; each file in conf/data instantiates a subclass.
 
-    A new source of texts is a subclass with `read`.
+    To add a source of texts, implement `read` in a subclass.
 
     Args:
-        limit: number of rows to keep after cleaning and before the split; None keeps all.
+        limit: maximum number of rows to keep after cleaning, before the split; None keeps all.
         classes: 2 drops Neutral (0 Bad, 1 Good), 3 keeps it (0 Bad, 1 Neutral, 2 Good).
-        max_length, truncation, max_characters, strip_scores: see Preprocessing.
-        empty: "drop" or "refuse" rows without a text.
-        near_duplicates: "drop" keeps one review of each group, "keep" keeps all.
-        split: one of SPLITS.
-        split_column: column that names the part of each row, for split="predefined".
-        test_size, val_size, split_seed, folds, fold: see Shares.
+        max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
+        empty: "drop" drops rows without a text, "refuse" raises an error.
+        near_duplicates: "drop" applies `drop_near_duplicates`, "keep" keeps all reviews.
+        split: split rule, one of SPLITS.
+        split_column: column with train, val or test for each row, for split="predefined".
+        test_size, val_size, split_seed, folds, fold: see `Shares`.
     """
 
     limit: int | None
@@ -150,27 +150,27 @@ class DataRecipe(ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the options of preprocessing, for training and for prediction."""
+        """Return the preprocessing options, which are saved with each model."""
         return Preprocessing(
             self.max_length, self.truncation, self.max_characters, self.strip_scores
         )
 
     @abstractmethod
     def read(self) -> pd.DataFrame:
-        """Return the source as it is: columns text, label (name of a class), row (0-based).
+        """Return the raw data as the columns text, label (class name) and row (0-based number).
 
-        Also, where known: film, author, date, title, grade10; part, the content of
-        `split_column`; and place, which a message about the row can name ("reviews.csv:12").
+        Optional columns are film, author, date, title, grade10, part (the content of
+        `split_column`) and place (where the row comes from, for messages: "reviews.csv:12").
         """
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
-        """Return the class names in label order; `load` drops the rows of other classes."""
+        """Return the class names in the order of their ids; rows of other classes are dropped."""
         if self.classes not in (2, 3):
-            raise option_error("classes", self.classes, "give 2 (Neutral left out) or 3")
+            raise option_error("classes", self.classes, "set it to 2 (without Neutral) or 3")
         return GRADES if self.classes == 3 else ("Bad", "Good")
 
     def load(self) -> DataSplit:
-        """Read, clean and split the texts, and measure leakage between the parts.
+        """Read, clean and split the texts, and measure leakage between train and test.
 
         Raises:
             UserError: the data cannot be read, cleaned or split.
@@ -202,7 +202,7 @@ class DataRecipe(ABC):
     def _select(
         self, frame: pd.DataFrame, class_names: tuple[str, ...]
     ) -> tuple[pd.DataFrame, dict[str, int]]:
-        """Clean and filter the rows, and replace class names by label numbers.
+        """Clean and filter the rows, and replace class names with their ids.
 
         Returns:
             The rows to split, and the number of rows that each step dropped or changed.
@@ -222,8 +222,8 @@ class DataRecipe(ABC):
             counts |= dropped
             if len(frame) < before / 2:
                 log.warning(
-                    "more than half of the reviews are near-duplicates: %d of %d stay; "
-                    "data.near_duplicates=keep keeps all", len(frame), before,
+                    "more than half of the reviews are near-duplicates: %d of %d remain; "
+                    "set data.near_duplicates=keep to keep all", len(frame), before,
                 )  # fmt: skip
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
@@ -235,10 +235,10 @@ class DataRecipe(ABC):
 
 
 def _digest_source(frame: pd.DataFrame) -> str:
-    """Hash texts and labels rather than the file, so that a compressed copy has the same digest."""
+    """Hash the texts and labels, not the file, so that a compressed copy has the same hash."""
     digest = hashlib.sha256()
     for text, label in zip(frame["text"], frame["label"], strict=True):
-        # ASCII's separators of units and records keep labels and texts apart. Lone surrogates are
-        # reported later, with their rows.
+        # The unit and record separators of ASCII mark the ends of labels and texts. `clean_texts`
+        # reports unpaired surrogates later, with their rows.
         digest.update(f"{label}\x1f{text}\x1e".encode(errors="surrogatepass"))
     return digest.hexdigest()

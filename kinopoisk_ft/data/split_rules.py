@@ -1,6 +1,7 @@
-"""Rules that hold out a share of the rows or cut all rows into folds.
+"""Define the split rules: at random, by film or author, and by date.
 
-Every rule keeps near-duplicates together: at random, by film or author, or by date.
+A rule holds out a fraction of the rows, or divides all rows into folds. Every rule keeps
+near-duplicates together.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from sklearn.model_selection import (
 from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.errors import UserError
 
-# Number of random choices of films from which the best balanced one is taken.
+# Number of random sets of held-out films (or authors), of which the best balanced one is used.
 DRAWS = 300
 
 
 class Rule(Protocol):
-    """Interface of a rule; rows are positions (int), and results are sorted."""
+    """Interface for a split rule; rows are integer positions, and results are sorted."""
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Choose about `share` of the rows.
+        """Select about a fraction `share` of the rows.
 
         Raises:
             ValueError: there are too few rows or groups.
@@ -37,7 +38,7 @@ class Rule(Protocol):
         ...
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Cut all rows into `count` parts.
+        """Divide all rows into `count` folds.
 
         Raises:
             ValueError: there are too few rows or groups.
@@ -46,20 +47,20 @@ class Rule(Protocol):
 
 
 class RandomRule:
-    """Hold out rows at random, stratified by label; a group has the label of its first row."""
+    """Split near-duplicate groups at random, stratified by the label of their first row."""
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw groups of near-duplicates with scikit-learn's train_test_split."""
+        """Select near-duplicate groups with scikit-learn's train_test_split."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
         _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
         return rows[np.isin(self.near[rows], test)]
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Cut the groups of near-duplicates with scikit-learn's StratifiedKFold."""
+        """Divide the near-duplicate groups with scikit-learn's StratifiedKFold."""
         groups, first = np.unique(self.near, return_index=True)
         splitter = StratifiedKFold(count, shuffle=True, random_state=self.seed)
         parts = (groups[test] for _, test in splitter.split(groups, self.labels[first]))
@@ -67,15 +68,15 @@ class RandomRule:
 
 
 class GroupRule:
-    """Hold out whole groups (films or authors) with balanced classes."""
+    """Split rows by group (film or author), with similar class proportions in each split."""
 
     def __init__(self, frame: pd.DataFrame, groups: np.ndarray, seed: int) -> None:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw many random sets of groups and return the one that holds out closest to `share`.
+        """Draw random sets of groups, and return the set that is closest to `share` of each class.
 
-        The distance is summed over the classes, so that each class gives about the same share.
+        The distance is |held-out fraction - share|, summed over the classes.
         """
         draws = GroupShuffleSplit(DRAWS, test_size=share, random_state=self.seed)
         labels = self.labels[rows]
@@ -89,34 +90,33 @@ class GroupRule:
         return np.sort(rows[min(candidates, key=measure_imbalance)])
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Cut the groups with scikit-learn's StratifiedGroupKFold."""
+        """Divide the groups with scikit-learn's StratifiedGroupKFold."""
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=self.seed)
         return [test for _, test in splitter.split(self.labels, self.labels, self.groups)]
 
 
 class DateRule:
-    """Hold out the newest rows.
+    """Split by date, so that the newest rows are held out.
 
-    Each group of near-duplicates is dated by its newest review, so that no text from the test
-    period reaches training. Folds are periods of time, the oldest first; a model tested on a fold
-    in the middle is also trained on later reviews (blocked cross-validation, Bergmeir and Benítez,
-    2012).
+    Each group of near-duplicates has the date of its newest review, so that no text from the test
+    period is in train. Folds are periods of time, oldest first. A model tested on a fold in the
+    middle is also trained on later reviews (blocked cross-validation, Bergmeir and Benítez, 2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         newest = pd.Series(read_days(frame)).groupby(near).transform("max").to_numpy()
         self.near = near
-        # Sorting by group within a date keeps near-duplicates adjacent.
+        # Sorting by group within a date makes near-duplicates adjacent.
         self.order = np.lexsort((near, newest))
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Choose the newest rows."""
+        """Select the newest rows."""
         ordered = self.order[np.isin(self.order, rows)]
         cut = len(ordered) - int(np.ceil(share * len(ordered)))
         return np.sort(ordered[self._move_cut_between_groups(ordered, cut) :])
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Cut the rows into periods with about equal numbers of rows."""
+        """Divide the rows into periods of time with about equal numbers of rows."""
         size = len(self.order)
         cuts = [
             self._move_cut_between_groups(self.order, size * i // count) for i in range(1, count)
@@ -124,7 +124,7 @@ class DateRule:
         return [np.sort(part) for part in np.split(self.order, cuts)]
 
     def _move_cut_between_groups(self, ordered: np.ndarray, cut: int) -> int:
-        """Move a cut back until it no longer separates near-duplicates."""
+        """Move a boundary back until it no longer separates near-duplicates."""
         while 0 < cut < len(ordered) and self.near[ordered[cut]] == self.near[ordered[cut - 1]]:
             cut -= 1
         return cut
@@ -140,12 +140,12 @@ def parse_date(text: object) -> date | None:
     """Parse a date such as 2009-03-07, 7.3.2009 or 7 марта 2009; a time of day may follow.
 
     Returns:
-        None if the value is not a text that contains a valid date.
+        The date, or None if the value is not a string with a valid date.
     """
     if not isinstance(text, str):
         return None
     text = text.strip()
-    # `date` raises ValueError for 31 February, and for the month 0 of an unknown month name.
+    # `date` raises ValueError for 31 February, and for month 0, which stands for an unknown name.
     try:
         if match := _ISO.fullmatch(text):
             year, month, day = map(int, match.groups())
@@ -164,17 +164,17 @@ def parse_date(text: object) -> date | None:
 
 
 def read_days(frame: pd.DataFrame) -> np.ndarray:
-    """Read the column `date` as day numbers (N,) int64.
+    """Convert the column `date` to ordinal day numbers (N,), int64.
 
     Raises:
-        UserError: rows have a date that cannot be read.
+        UserError: a date is missing or cannot be parsed.
     """
     dates = [parse_date(value) for value in frame["date"]]
     wrong = np.array([day is None for day in dates])
     if wrong.any():
         value = frame.loc[wrong, "date"].iloc[0]
         raise UserError(
-            f"{wrong.sum():,} of {len(frame):,} rows have no readable date, such as {value!r}",
+            f"{wrong.sum():,} of {len(frame):,} rows have no valid date, for example {value!r}",
             where=list_first(frame.loc[wrong, "place"]),
             fix="write dates as 2009-03-07, or choose another data.split",
         )

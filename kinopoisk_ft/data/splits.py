@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 PREDEFINED = "predefined"
-# Maps the name of a split to the column that it reads and to its rule.
+# Maps the value of data.split to the column that it needs and to its split rule.
 RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
     "random": ("label", RandomRule),
     "film": ("film", GroupRule),
     "author": ("author", GroupRule),
     "time": ("date", DateRule),
 }
-# Splits that keep all rows with the same name in this column together.
+# Values of data.split that keep all rows with the same name in this column together.
 GROUPED = ("film", "author")
 SPLITS = (*RULES, PREDEFINED)
-# Names that other data sets use for the validation part.
+# Names that other data sets use for the validation split.
 _ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 
-# Positions of the rows in train, validation and test.
+# Positions of the rows of train, validation and test.
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -47,13 +47,13 @@ def split_randomly(
     val_size: float,
     seed: int,
 ) -> Parts:
-    """Split rows at random, stratified by label, into positions of train, validation and test.
+    """Split rows at random, stratified by label; return the positions of each split.
 
-    scikit-learn's `train_test_split` first takes `test_size` of all rows, then `val_size` of the
-    rest.
+    scikit-learn's `train_test_split` first holds out `test_size` of all rows for test, then
+    `val_size` of the remaining rows for validation.
 
     Raises:
-        UserError: a part would have no row of some class.
+        UserError: a split would have no row of some class.
     """
     counts = check_classes(labels, class_names)
     try:
@@ -64,7 +64,7 @@ def split_randomly(
             rest, test_size=val_size, random_state=seed, stratify=labels[rest]
         )
     except ValueError as error:
-        # A part has fewer rows than there are classes, or a class has a single row.
+        # A split would have fewer rows than there are classes, or a class has only one row.
         raise too_few_rows_error(counts, class_names) from error
     for part in (train, val, test):
         if np.bincount(labels[part], minlength=len(counts)).min() == 0:
@@ -73,7 +73,7 @@ def split_randomly(
 
 
 def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """Compute the SHA-256 (hex) of the row ids of each part, in their order."""
+    """Compute the SHA-256 (hex) of the row numbers of each split, in their order."""
     digest = hashlib.sha256()
     # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
@@ -83,7 +83,7 @@ def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
 
 
 def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
-    """Count the rows of each class.
+    """Return the number of rows of each class.
 
     Raises:
         UserError: a class has no rows, or there is only one class.
@@ -92,10 +92,10 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
     if counts.min() == 0 or len(counts) < 2:
         absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
         raise UserError(
-            f"a classifier needs rows of at least two classes; of {len(labels):,} rows, "
-            + (f"none is '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
-            fix="check the label column, data.classes and data.limit: the first rows may lack a "
-            "class",
+            f"a classifier needs rows of at least two classes, but of {len(labels):,} rows, "
+            + (f"none has the label '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
+            fix="check the labels, data.classes and data.limit (the first data.limit rows may lack "
+            "a class)",
         )
     return counts
 
@@ -103,10 +103,10 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
 def too_few_rows_error(
     counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
 ) -> UserError:
-    """Build the error for classes with so few rows that some part would have none."""
+    """Create the error for a split without any row of some class."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
-        f"too few rows for a split in which every part has every class: {sizes}",
+        f"too few rows to put each class into train, val and test; rows per class: {sizes}",
         where=where,
         fix="use more rows (data.limit), increase data.test_size and data.val_size, "
         "or merge or remove the rare classes",
@@ -114,25 +114,26 @@ def too_few_rows_error(
 
 
 def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
-    """Group rows that share a key, directly or through other rows.
+    """Group rows that have a key in common, directly or transitively.
 
     Args:
-        keys: sequences (N,) of keys. Rows with an equal key in the same sequence are linked; a key
-            None links nothing.
+        keys: sequences (N,) of keys. Two rows are linked if they have the same key in the same
+            sequence; None is not a key.
 
     Returns:
-        Group numbers (N,), in the order of the rows.
+        The group number of each row, (N,).
     """
     size = len(keys[0])
     rows, nodes, first = [], [], size
     for values in keys:
+        # The appended None keeps NumPy from making a 2-D array of keys that are tuples.
         codes, names = pd.factorize(np.array([*values, None], dtype=object)[:-1])
         known = codes >= 0
         rows.append(np.flatnonzero(known))
         nodes.append(codes[known] + first)
         first += len(names)
     row, node = np.concatenate(rows), np.concatenate(nodes)
-    # The nodes of the graph are the rows, then the distinct keys; an edge links a row to its key.
+    # The nodes of the graph are the rows, then the distinct keys. Edges connect rows and keys.
     graph = coo_array((np.ones(len(row), dtype=bool), (row, node)), shape=(first, first))
     _, components = connected_components(graph, directed=False)
     return pd.factorize(components[:size])[0]
@@ -140,13 +141,13 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shares:
-    """Say how much is held out: first the test part, then `val_size` of the rest.
+    """Store the sizes of the splits: test is held out first, then validation.
 
     Args:
-        test_size: share of all rows; not used if `folds` is given.
-        val_size: share of the rows outside the test part.
-        folds: number of parts into which all rows are cut; None for no folds.
-        fold: number of the part that is the test part, from 0.
+        test_size: fraction of all rows; ignored if `folds` is set.
+        val_size: fraction of the rows that are not in test.
+        folds: number of cross-validation folds; None for a single split.
+        fold: index of the fold that is used as test, from 0.
     """
 
     test_size: float
@@ -157,17 +158,17 @@ class Shares:
 
 
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
-    """Number the groups of rows (N,) that a split must not separate.
+    """Return the group number of each row (N,); rows of a group must stay in one split.
 
-    Near-duplicates form a group. A split by film or author also joins all rows with the same name;
-    a row without a name stays alone.
+    Near-duplicates form a group. For a split by film or author, all rows with the same name are
+    also in one group.
 
     Args:
         near: near-duplicate group of each row (N,).
-        kind: one of SPLITS.
+        kind: split rule, one of SPLITS.
 
     Raises:
-        UserError: the split is by film or author, and no row has a name.
+        UserError: the split is by film or author, but this column is missing or empty.
     """
     if kind not in GROUPED:
         return near
@@ -175,29 +176,30 @@ def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
     names = [fold_name(name) for name in frame[kind]]
     if not any(names):
         raise UserError(
-            f"data.split={kind} is not possible: no row names its {kind}",
+            f"data.split={kind} is not possible, because the column '{kind}' is empty",
             fix=f"fill the column '{kind}', or choose another data.split",
         )
     if unnamed := names.count(None):
-        log.info("%d of %d rows name no %s: each is a group by itself", unnamed, len(frame), kind)
+        log.info("%d of %d rows have no %s, so each is a separate group", unnamed, len(frame), kind)
     return group_linked_rows(names, near.tolist())
 
 
 def split_rows(
     frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
-    """Split rows into positions of train, validation and test.
+    """Return the positions of the rows of train, validation and test.
 
-    The positions are sorted, except for the random split without folds. That split reproduces the
-    split of the study exactly and may therefore separate near-duplicates, as may a predefined one.
+    Positions are sorted, except for the random split without folds, which is exactly the split of
+    the original study. That split and a predefined split may separate near-duplicates.
 
     Args:
-        frame: columns label, place, and the column that the split reads ("part" if predefined).
+        frame: frame with the columns label, place, and the column that the split rule needs ("part"
+            for a predefined split).
         groups: result of `group_rows`.
-        kind: one of SPLITS.
+        kind: split rule, one of SPLITS.
 
     Raises:
-        UserError: a column is missing, or a part would have no row of some class.
+        UserError: a column is missing, or a split would have no row of some class.
     """
     labels = frame["label"].to_numpy()
     if kind == "random" and shares.folds is None:
@@ -212,9 +214,9 @@ def split_rows(
         counts = np.bincount(labels[part], minlength=len(class_names))
         if counts.min() == 0:
             raise UserError(
-                f"data.split={kind} puts {len(part):,} rows into {name}, and none of them is "
-                f"'{class_names[counts.argmin()]}'",
-                fix="move rows between the parts of data.split_column"
+                f"data.split={kind} puts {len(part):,} rows into {name}, but none of them has the "
+                f"label '{class_names[counts.argmin()]}'",
+                fix="assign rows of this class to each split in data.split_column"
                 if kind == PREDEFINED
                 else "use more rows, or another data.split_seed, data.fold or data.split",
             )
@@ -236,7 +238,7 @@ def _split_by_rule(
         rest = np.setdiff1d(rows, test)
         val = rule.hold_out(rest, shares.val_size)
     except ValueError as error:
-        # There are fewer films, or rows of a class, than parts.
+        # There are fewer groups, or fewer rows of a class, than splits or folds.
         counts = np.bincount(frame["label"], minlength=len(class_names))
         raise too_few_rows_error(counts, class_names, f"data.split={kind}: {error}") from error
     return np.setdiff1d(rest, val), val, test
@@ -245,14 +247,14 @@ def _split_by_rule(
 def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
     if column not in frame:
         raise UserError(
-            f"data.split={kind} needs a column '{column}', which the data do not have",
+            f"data.split={kind} needs the column '{column}', which the data do not have",
             where=f"columns {', '.join(map(str, frame.columns.drop('place')))}",
             fix=f"rename a column of the file to '{column}', or choose another data.split",
         )
 
 
 def _split_by_column(frame: pd.DataFrame) -> Parts:
-    """Read the positions of train, validation and test from the column "part"."""
+    """Return the positions of the rows that the column "part" assigns to each split."""
     _check_column(frame, "part", PREDEFINED)
     folded = frame["part"].map(lambda name: str(name or "").casefold())
     parts = folded.replace(_ALIASES)
@@ -260,7 +262,7 @@ def _split_by_column(frame: pd.DataFrame) -> Parts:
     if unknown.any():
         name = str(folded[unknown].iloc[0])
         raise UserError(
-            f"{unknown.sum():,} of {len(frame):,} rows are in an unknown part, such as '{name}': "
+            f"{unknown.sum():,} of {len(frame):,} rows have an unknown split, such as '{name}': "
             f"{suggest_name(name, (*PARTS, *_ALIASES))}",
             where=list_first(frame.loc[unknown, "place"]),
             fix="write train, val or test for each row in data.split_column",
@@ -268,9 +270,9 @@ def _split_by_column(frame: pd.DataFrame) -> Parts:
     missing = [name for name in PARTS if name not in set(parts)]
     if missing:
         raise UserError(
-            f"no row is in {' nor in '.join(missing)}",
+            f"no row is assigned to {' or '.join(missing)}",
             where="data.split_column",
-            fix="assign rows to each of the three parts train, val and test",
+            fix="assign rows to each of the three splits train, val and test",
         )
     train, val, test = (np.flatnonzero(parts == name) for name in PARTS)
     return train, val, test

@@ -1,4 +1,4 @@
-"""Read tables from disk, with errors that name the line or row.
+"""Read tables from disk, with errors that contain the line or row number.
 
 The formats are .jsonl and .json (one object per line), .csv and .tsv, each also compressed as .gz,
 and .parquet. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
@@ -21,9 +21,9 @@ from kinopoisk_ft.data.cleaning import list_first
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import normalize_nfc
 
-# A .gz file is refused if it grows by more than this factor when unpacked. Reviews grow by 3 to 5.
+# Maximum ratio of decompressed to compressed size of a .gz file. It is 3 to 5 for reviews.
 MAX_EXPANSION = 100
-# Size in bytes up to which any file may be unpacked, whatever the factor.
+# Decompressed size in bytes up to which the ratio is ignored.
 MIN_BOMB_BYTES = 2**28
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -39,11 +39,11 @@ SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Hold the rows of a file.
+    """Store the rows of a file.
 
     Args:
         frame: the values as Python objects.
-        lines: the 1-based line of each row; None if the format has no lines.
+        lines: the 1-based line number of each row; None if the format has no lines.
         arrow: the same rows with the types of the Parquet file; None for other formats.
     """
 
@@ -56,8 +56,8 @@ class Table:
         """Return a column, with bytes decoded as UTF-8.
 
         Raises:
-            UserError: there is no such column (with the hint `fix`), or it contains bytes that are
-                not UTF-8.
+            UserError: there is no such column (`fix` then says what to do), or it contains bytes
+                that are not UTF-8.
         """
         if (own_name := self.find(name)) is not None:
             return self._decode_column(own_name)
@@ -69,7 +69,7 @@ class Table:
         )
 
     def find(self, name: str) -> str | None:
-        """Find the table's own name of a column, ignoring outer white space and Unicode form."""
+        """Return the matching column name, ignoring outer spaces and Unicode form, or None."""
         if name in self.frame:
             return name
         wanted = normalize_nfc(name).strip()
@@ -89,22 +89,22 @@ class Table:
                 f"{len(wrong):,} of {len(values):,} rows of the column '{name}' contain bytes that "
                 "are not UTF-8",
                 where=list_first(places[row] for row in wrong),
-                fix="store the column as text, or as bytes of text in UTF-8",
+                fix="store the column as strings, or as bytes in UTF-8",
             )
         return values
 
     def places(self) -> list[str]:
-        """Return the place of each row for messages: "path:line" or "path row number"."""
+        """Return the place of each row, for messages: "path:line" or "path row N" (N from 0)."""
         if self.lines is not None:
             return [f"{self.path}:{line}" for line in self.lines]
         return [f"{self.path} row {row}" for row in range(len(self.frame))]
 
 
 def read_table(path: str | Path, quoting: str = "auto") -> Table:
-    """Read a table in the format that the extension names.
+    """Read a table in the format that the file extension indicates.
 
     Args:
-        quoting: quoting of .csv and .tsv files, one of QUOTING.
+        quoting: quoting mode of .csv and .tsv files, one of QUOTING.
 
     Raises:
         UserError: the file cannot be read completely, or has no rows.
@@ -116,7 +116,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
         data = _decompress(data, path)
         suffix = suffix.removesuffix(".gz")
     if not data or data.isspace():
-        raise UserError("the file is empty", where=str(path), fix="give a file with reviews")
+        raise UserError("the file is empty", where=str(path), fix="use a file with reviews")
     if suffix == ".parquet":
         arrow, frame = formats.parse_parquet(data, path)
         table = Table(path, frame, None, arrow)
@@ -128,12 +128,12 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
             columns, lines = formats.parse_json_lines(text, path)
         table = Table(path, pd.DataFrame(columns, dtype=object), lines)
     if table.frame.empty:
-        raise UserError("the file has no rows", where=str(path), fix="give a file with reviews")
+        raise UserError("the file has no rows", where=str(path), fix="use a file with reviews")
     return table
 
 
 def find_suffix(path: Path) -> str:
-    """Return the extension of a table in lower case, `.gz` included.
+    """Return the extension of a table file in lower case, including `.gz`.
 
     Raises:
         UserError: the extension is not in SUFFIXES.
@@ -142,7 +142,7 @@ def find_suffix(path: Path) -> str:
     suffix = "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
     if suffix not in SUFFIXES:
         raise UserError(
-            f"the format of the file '{path.name}' is unknown",
+            f"the file extension of '{path.name}' is not supported",
             where=str(path.absolute()),
             fix="use a file that ends in " + ", ".join(SUFFIXES),
         )
@@ -153,8 +153,8 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        fix = "check the path; it is relative to the folder in which you started the command"
-        raise UserError("there is no such file", where=str(path.absolute()), fix=fix) from error
+        fix = "check the path, which is relative to the folder in which you ran the command"
+        raise UserError("the file does not exist", where=str(path.absolute()), fix=fix) from error
     except OSError as error:
         raise UserError(
             f"the file cannot be read: {error.strerror}",
@@ -164,29 +164,29 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decompress(data: bytes, path: Path) -> bytes:
-    """Unpack a gzip file, and refuse a decompression bomb before it fills the memory."""
+    """Decompress a gzip file, and reject a decompression bomb before it fills the memory."""
     limit = max(MIN_BOMB_BYTES, len(data) * MAX_EXPANSION)
     try:
         with gzip.open(io.BytesIO(data)) as stream:
             unpacked = stream.read(limit + 1)
         if len(unpacked) > limit:
             raise UserError(
-                f"the file is over {MAX_EXPANSION} times as large after unpacking, which no text "
-                "is",
+                f"the file is more than {MAX_EXPANSION} times larger after decompression, which is "
+                "not plausible for text",
                 where=str(path),
-                fix="if you trust the file, unpack it yourself and use the unpacked file",
+                fix="if you trust the file, decompress it and use the decompressed file",
             )
         return unpacked
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"the gzip file is damaged or incomplete: {error}",
             where=str(path),
-            fix="copy or download it again",
+            fix="copy or download the file again",
         ) from error
 
 
 def _decode(data: bytes, path: Path) -> str:
-    # UTF-32 is tried before UTF-16, because the UTF-16 mark is a prefix of the UTF-32 mark.
+    # UTF-32 is tested before UTF-16, because the UTF-16 mark is a prefix of the UTF-32 mark.
     marks = (mark for mark in _BYTE_ORDER_MARKS if data.startswith(mark))
     encoding = _BYTE_ORDER_MARKS.get(next(marks, b""), "utf-8")
     if encoding == "utf-8" and b"\0" in data[:2]:
@@ -201,11 +201,11 @@ def _decode(data: bytes, path: Path) -> str:
         before = data[: error.start].decode(encoding, errors="ignore")
         fix = "save the file as UTF-8"
         if data.startswith(b"\x1f\x8b"):
-            fix = "rename the file to end in .gz: it is compressed"
+            fix = "append .gz to the file name, because the file is compressed"
         elif encoding == "utf-8":
             fix += " (from Windows Cyrillic: iconv -f cp1251 -t utf-8)"
         raise UserError(
-            f"the file is not {encoding.upper().removesuffix('-SIG')}: {error.reason} at byte "
+            f"the file is not {encoding.upper().removesuffix('-SIG')}: {error.reason}, byte "
             f"0x{data[error.start]:02x}",
             where=f"{path}:{before.count(chr(10)) + 1}",
             fix=fix,

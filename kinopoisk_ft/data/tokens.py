@@ -1,4 +1,4 @@
-"""Tokenize reviews, and cache the token ids under a digest of everything that determines them."""
+"""Tokenize reviews, and cache the token ids; a hash of all inputs is the cache key."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Version of the cache's columns. It is part of the cache key.
+# Version of the cached columns, which is part of the cache key.
 VERSION = "3"
-# Characters in one call of the tokenizer, which needs about 300 bytes per character.
+# Maximum number of characters per tokenizer call, which needs about 300 bytes per character.
 MAX_BATCH_CHARACTERS = 2**20
 
 
 def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the texts in order in batches of at most MAX_BATCH_CHARACTERS characters.
+    """Yield the texts, in order, in batches of at most MAX_BATCH_CHARACTERS characters.
 
     A longer text is a batch by itself.
     """
@@ -49,11 +49,11 @@ def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Hold the token ids of N texts, without padding.
+    """Store the token ids of N texts, without padding.
 
     Args:
-        seen: how much of all texts the ids cover.
-        truncated: share (N,) of the characters of each text that truncation removed.
+        seen: counts of all texts together, before and after truncation.
+        truncated: fraction (N,) of the characters of each text that truncation removed.
     """
 
     input_ids: list[list[int]]
@@ -84,20 +84,19 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
 
 
 def _load_cached(file: Path) -> Any:
-    """Read a cached table; return None if it does not exist or is damaged."""
+    """Load a cached table, or return None if it does not exist or is damaged."""
     if not file.exists():
         return None
-    # Arrow's own errors are subclasses of these two.
+    # The exceptions of pyarrow are subclasses of these two.
     try:
         return datasets.Dataset.from_file(str(file))
     except (OSError, ValueError) as error:
-        log.warning("%s is damaged; the reviews are tokenized again: %s", file, error)
+        log.warning("%s is damaged, so the reviews are tokenized again: %s", file, error)
         file.unlink(missing_ok=True)
         return None
 
 
 def _to_lists(column: Any) -> list[list[int]]:
-    """Convert an Arrow column of lists to Python lists."""
     rows: list[list[int]] = []
     for chunk in column.chunks:
         ids, bounds = chunk.values.to_numpy().tolist(), chunk.offsets.to_numpy().tolist()
@@ -108,7 +107,7 @@ def _to_lists(column: Any) -> list[list[int]]:
 def encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> dict[str, list[Any]]:
-    """Encode cleaned texts as the columns input_ids and those of TextCoverage, one row per text."""
+    """Tokenize cleaned texts, and return the columns input_ids and those of `TextCoverage`."""
     cut = preprocessing.texts(texts)
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
     whole_counts = iter(_count_tokens(shortened, tokenizer))
@@ -127,7 +126,7 @@ def encode(
 def encode_ids(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[list[int]]:
-    """Encode cleaned texts as token ids, without the counts of `encode`."""
+    """Return the token ids of cleaned texts, without the counts of `encode`."""
     rows = _truncate_and_encode(preprocessing.texts(texts), tokenizer, preprocessing)
     return [ids for ids, _, _ in rows]
 
@@ -135,20 +134,20 @@ def encode_ids(
 def _truncate_and_encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[tuple[list[int], int, int]]:
-    """Encode texts and truncate them to `max_length` tokens.
+    """Tokenize texts and truncate them to `max_length` tokens.
 
     Returns:
         For each text: its ids, the number of characters that they cover, and the number of tokens
-        of the whole text without special tokens.
+        before truncation, without special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
     room = preprocessing.max_length - left - right
     if room < 1:
         raise UserError(
-            f"data.max_length={preprocessing.max_length} leaves no token for the text: "
-            f"{left + right} tokens are special tokens",
+            f"data.max_length={preprocessing.max_length} leaves no room for the text, because the "
+            f"tokenizer adds {left + right} special tokens",
             where="data.max_length",
-            fix=f"give {left + right + 1} or more",
+            fix=f"set data.max_length to {left + right + 1} or more",
         )
     head, tail = split_room(room, preprocessing.truncation)
     rows = []
@@ -165,7 +164,7 @@ def _truncate_and_encode(
 
 
 def _count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Count the tokens of each text, without special tokens."""
+    """Return the number of tokens of each text, without special tokens."""
     special = sum(_count_special_tokens(tokenizer))
     encodings = (_encode_whole(batch, tokenizer)["input_ids"] for batch in batch_texts(texts))
     return [len(ids) - special for ids in chain.from_iterable(encodings)]
@@ -178,7 +177,7 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
         split_special_tokens=True,
         truncation=False,
         padding=False,
-        # This hides the warning about long texts, which are truncated later.
+        # This hides the warning about long texts, because they are truncated later.
         verbose=False,
         return_attention_mask=False,
         return_token_type_ids=False,
@@ -186,26 +185,26 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
 
 
 def _count_special_tokens(tokenizer: Any) -> tuple[int, int]:
-    """Count the special tokens that the tokenizer adds before and after a text."""
+    """Return the numbers of special tokens that the tokenizer adds before and after a text."""
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
     left = mask.index(0)
     return left, mask[::-1].index(0)
 
 
 def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
-    """Log one review as the model reads it, decoded from its token ids."""
+    """Log one review as the model sees it, decoded from its token ids."""
     text = " ".join(tokenizer.decode(list(input_ids)).split())
     log.info("example of a tokenized review (%d tokens): %.300s", len(input_ids), text)
 
 
 def check_length(max_length: int, positions: int | None) -> None:
-    """Raise UserError if `max_length` exceeds the number of positions of the model."""
+    """Raise UserError if `max_length` is below 1 or exceeds the model's number of positions."""
     if max_length < 1 or (positions is not None and max_length > positions):
-        limit = f", and the model has {positions} positions" if positions else ""
+        limit = f", but the model has {positions} positions" if positions else ""
         raise UserError(
             f"data.max_length is {max_length}{limit}",
             where="data.max_length",
-            fix=f"give a number from 1 to {positions}" if positions else "give a number above 0",
+            fix=f"set it to a number from 1 to {positions}" if positions else "set it to 1 or more",
         )
 
 
@@ -214,7 +213,7 @@ def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Prep
     limits = (preprocessing.max_length, preprocessing.truncation, preprocessing.max_characters)
     digest = hashlib.sha256(f"{VERSION} {limits} ".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    # The length before each text marks where it ends.
+    # The length before each text ensures that different texts give different bytes.
     for text in texts:
         raw = text.encode()
         digest.update(f"{len(raw)} ".encode())
@@ -223,7 +222,7 @@ def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Prep
 
 
 def ids_digest(input_ids: Sequence[Sequence[int]]) -> str:
-    """Digest token ids and the lengths of the reviews, as 32 hex digits."""
+    """Return a hash (32 hex digits) of the token ids and lengths of reviews."""
     lengths = np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
     ids = np.fromiter(chain.from_iterable(input_ids), dtype=np.int64, count=int(lengths.sum()))
     return hashlib.sha256(lengths.tobytes() + ids.tobytes()).hexdigest()[:32]

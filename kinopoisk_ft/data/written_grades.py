@@ -1,16 +1,16 @@
 """Remove written grades ("8 из 10", "оценка: 7") from a review, because they reveal its label.
 
 Two thirds of the published reviews contain a grade. Dates, fractions and counts ("24/7",
-"2/3 фильма", "9 из 10 зрителей") stay.
+"2/3 фильма", "9 из 10 зрителей") are kept.
 """
 
 from __future__ import annotations
 
 import re
 
-# No digits of the same number, date or fraction stand before the match.
+# There are no digits of the same number, date or fraction before the match.
 _ALONE = r"(?<!\d)(?<!\d[.,:/\\])"
-# Endings of numerals: "10-ти", "8ки", "7ка".
+# Case endings of numerals: "10-ти", "8ки", "7ка".
 _CASE = r"(?:-?(?:ти|ка|ку|ки|кой|х|ми|ю)\b)?"
 _WORDS = r"""\b(?:ноль|нуля|два|двух|три|тр[её]х|четыре|четыр[её]х|пять|пяти|шесть|шести|семь|семи
     |восемь|восьми|девять|девяти|десять|десяти|сто|бесконечность)\b"""
@@ -27,11 +27,11 @@ _POINTS = r"(?:балл?(?:а|ов|ы|ах|ам)?|очк(?:о|а|ов)|зв[её
 _COUNTED = r"""(?:человек|люд|зрител|друз|знаком|случа|фильмов|картин\b|лент\b|сери[йия]|сезонов
     |раз\b|мужчин|женщин|девуш|парн|дет(?:ей|ям)|критик|стран\b|отзыв|рецензи|сцен\b|минут|шут(?:ок|кам)
     |акт[её]ров|героев|персонаж|номинац|эпизод|лучших|худших|самых|главных|част|забит)"""
-# Wholes of which a fraction may be named: "3/10 фильма" is not a grade.
+# Nouns that make a number a fraction: "3/10 фильма" is not a grade.
 _WHOLE = r"(?:фильма|хронометраж|времени|истории|сюжета|всего|доля)"
 # The end of a phrase.
 _END = r"""(?=\s*(?:\Z|[.,;:!?…()\[\]«»"'—]|-\s))"""
-# Words that may stand between "ставлю" or "оценка" and the number.
+# Words that may occur between "ставлю" or "оценка" and the number.
 _BETWEEN = r"""(?:\s+(?:бы|ему|ей|этому|этой|этот|сему|данно\w+|фильму?|картине|сериалу|ленте|кино
     |в|на|от|до|по|оценку|ниже|выше|не|только|лишь|максимум|тв[её]рд\w+|моя|моей|мою|меня|из\s+10
     |балл\w*|всего|все|целых))*\s*[:—–\-=(«"'`]*\s*[-–—:]?\s*"""
@@ -64,14 +64,14 @@ _HINT = re.compile(
     re.IGNORECASE,
 )
 _LAST_LINE = re.compile(rf"\n[ \t\xa0]*{_TEN}[.!]*\s*\Z")
-# Words before points that do not grade a film, such as the magnitude of an earthquake.
+# After these words, points are not a grade, but an earthquake magnitude or an exam result.
 _OTHER_POINTS = re.compile(r"землетряс|шторм|рихтер|магнитуд|\biq\b|\bегэ\b|экзам", re.IGNORECASE)
-# Number of characters before the points in which these words are searched.
+# Number of characters before the points that are searched for these words.
 _CONTEXT = 40
 
 
 def strip_scores(text: str) -> str:
-    """Remove the grades that are written in a text; the rest stays unchanged.
+    """Remove the grades that are written in a text; the rest is unchanged.
 
     Grades are numbers on a scale ("8 из 10", "9/10", "3 из 5."), points ("7 баллов"), numbers
     after a word for a grade ("оценка: 7", "ставлю 8", "твёрдая семёрка"), jokes ("11 из 10",

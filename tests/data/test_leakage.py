@@ -101,7 +101,7 @@ def test_warning_when_the_film_predicts_the_label(
         measure(train, test).log_summary()
     warned = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert ["the film alone predicts" in r.getMessage() for r in warned] == [True] * warns
-    assert "accuracy of guessing each film's usual label" in caplog.text
+    assert "accuracy of predicting each film's majority label" in caplog.text
 
 
 def kinopoisk(folder: Path, **options: Any) -> DataSplit:

@@ -100,9 +100,9 @@ def test_parquet_of_pandas(tmp_path: Path, nullable: str) -> None:
 @pytest.mark.parametrize(
     ("values", "types", "line"),
     [
-        (["a1", 7], "texts and numbers", 2), ([2**70, 1], "numbers", None),
+        (["a1", 7], "strings and numbers", 2), ([2**70, 1], "numbers", None),
         ([2**53 + 1, 0.5], "numbers", 2), ([{"a": 1}, {"b": 1}], "objects", None),
-        ([[1], "а"], "lists and texts", 2), ([{}, {}], "objects", None), ([True, 1], "true", 2),
+        ([[1], "а"], "lists and strings", 2), ([{}, {}], "objects", None), ([True, 1], "true", 2),
     ],
 )  # fmt: skip
 def test_values_that_parquet_cannot_store_are_refused(
@@ -133,7 +133,7 @@ def test_a_refusal_comes_before_the_model_is_read(
     jsonl(tmp_path / "a.jsonl", ROWS)
     output = ["--output", "out.parquet"]
     assert predict.main(["no model", "--input", "a.jsonl", *output]) == 1
-    assert "the column 'id' contains texts and numbers" in capsys.readouterr().err
+    assert "the column 'id' contains strings and numbers" in capsys.readouterr().err
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -140,15 +140,13 @@ def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
     file.write_bytes(file.read_bytes()[:700])
     again = tokenize(texts, tokenizer("bert"), Preprocessing(8))
     assert again.input_ids == want.input_ids
-    assert "is damaged; the reviews are tokenized again" in caplog.text
+    assert "is damaged, so the reviews are tokenized again" in caplog.text
 
 
 def test_max_length_without_room_for_text_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="leaves no token for the text: 2 tokens are special"
-    ) as caught:
+    with pytest.raises(UserError, match=r"leaves no room .* adds 2 special tokens") as caught:
         encode(["фильм"], tokenizer("bert"), Preprocessing(2))
-    assert caught.value.fix == "give 3 or more"
+    assert caught.value.fix == "set data.max_length to 3 or more"
 
 
 HOW = Preprocessing(12, "head_tail", 90, strip_scores=True)

@@ -152,8 +152,8 @@ def test_empty_texts_can_be_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grade", "message"),
     [
-        ("good", "1 rows have an unknown grade3, such as 'good'"),
-        (7, "1 rows have an unknown grade3, such as '7'"),
+        ("good", "1 rows have an unknown value in the column grade3, for example 'good'"),
+        (7, "1 rows have an unknown value in the column grade3, for example '7'"),
         (None, "1 of 100 rows have no label in 'grade3'"),
     ],
 )
@@ -204,7 +204,7 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
     ("labels", "options", "message"),
     [
         ([0, 1] * 20, {"classes": 3}, "data.classes=3, but there are 2 classes: 0, 1"),
-        ([0, 1] * 20, {"class_names": ["0", "2"]}, "label '1' is not among data.class_names"),
+        ([0, 1] * 20, {"class_names": ["0", "2"]}, "label '1' is not in data.class_names"),
         ([0, 1] * 19 + [0, None], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 19 + [0, ""], {}, "1 of 40 rows have no label in 'label'"),
         ([0, 1] * 19 + [0, " "], {}, "1 of 40 rows have no label in 'label'"),
@@ -212,11 +212,11 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
         ([0, 1] * 20, {"label_column": "labels"}, "no column 'labels': did you mean 'label'"),
         ([0, 1] * 20, {"text_column": "content"}, "no column 'content'"),
         ([0] * 40, {}, "of 40 rows, all are '0'"),
-        ([0] * 20 + [1] * 20, {"limit": 9}, "of 9 rows, none is '1'"),
-        ([0] * 39 + [1], {}, "too few rows for a split in which every part has every class"),
-        ([0] * 37 + [1] * 3, {}, "every part has every class: 0 37, 1 3"),
-        ([0, 1] * 20, {"class_names": ["0", "1", "2"]}, "of 40 rows, none is '2'"),
-        ([0, 1] * 20, {"limit": 4}, "every part has every class: 0 2, 1 2"),
+        ([0] * 20 + [1] * 20, {"limit": 9}, "of 9 rows, none has the label '1'"),
+        ([0] * 39 + [1], {}, "too few rows to put each class into train, val and test"),
+        ([0] * 37 + [1] * 3, {}, "rows per class: 0 37, 1 3"),
+        ([0, 1] * 20, {"class_names": ["0", "1", "2"]}, "of 40 rows, none has the label '2'"),
+        ([0, 1] * 20, {"limit": 4}, "rows per class: 0 2, 1 2"),
     ],
 )
 def test_unusable_labels(
@@ -229,7 +229,7 @@ def test_unusable_labels(
 
 
 def test_no_texts_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="of 0 rows, none is '0'"):
+    with pytest.raises(UserError, match="of 0 rows, none has the label '0'"):
         local(tmp_path, {"text": [" "] * 9, "label": [0, 1, 2] * 3}).load()
 
 
@@ -252,7 +252,7 @@ def test_impossible_options(tmp_path: Path, option: str, value: object) -> None:
 
 
 def test_a_source_that_is_not_named() -> None:
-    with pytest.raises(UserError, match="data=file needs a file") as caught:
+    with pytest.raises(UserError, match="data=file needs the path of a file") as caught:
         LocalFile(text_column="text", label_column="label", **BASE).load()
     assert "data.path=<file>" in (caught.value.fix or "")
     with pytest.raises(UserError, match="data=hub needs the name") as caught:

@@ -157,7 +157,7 @@ def test_a_text_column_of_other_values(
 
 def test_texts_that_are_all_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(write(tmp_path / "a.csv", {"text": ["1", "2.5"], "label": [0, 1]}))
-    assert "all texts in the column 'text' are numbers, such as 1" in caplog.text
+    assert "all texts in the column 'text' are numbers, for example 1" in caplog.text
 
 
 @pytest.mark.parametrize("value", [[0], {"a": 1}, []])

@@ -69,28 +69,28 @@ GOOD = '{"text": "да", "label": "Good"}\n'.encode()
 # Without a time the bytes, which become names of tests, are the same in every worker process.
 PACKED = gzip.compress(GOOD, mtime=0)
 BAD_FILES = [
-    ("a.jsonl", GOOD + b'{"text": \n', "a.jsonl:2", "malformed JSON", "each line is one object"),
-    ("a.jsonl", GOOD * 2 + b"[1, 2]\n", "a.jsonl:3", "found a list", "each line is one object"),
-    ("a.jsonl", GOOD + b"\n" + b"null", "a.jsonl:3", "found a NoneType", "each line is one object"),
-    ("a.jsonl", GOOD + b"[" * 100_000, "a.jsonl:2", "malformed JSON", "each line is one object"),
+    ("a.jsonl", GOOD + b'{"text": \n', "a.jsonl:2", "malformed JSON", "must be one object"),
+    ("a.jsonl", GOOD * 2 + b"[1, 2]\n", "a.jsonl:3", "found a list", "must be one object"),
+    ("a.jsonl", GOOD + b"\n" + b"null", "a.jsonl:3", "found a NoneType", "must be one object"),
+    ("a.jsonl", GOOD + b"[" * 100_000, "a.jsonl:2", "malformed JSON", "must be one object"),
     ("a.jsonl", GOOD + rb'{"text": "\ud83d"}', "a.jsonl:2", "surrogate", "correct or remove"),
     ("a.jsonl", GOOD + "да".encode("cp1251"), "a.jsonl:2", "not UTF-8", "iconv -f cp1251"),
     ("a.csv", "text\nда\n".encode("cp1251"), "a.csv:2", "not UTF-8", "iconv -f cp1251"),
-    ("a.jsonl", PACKED, "a.jsonl:1", "not UTF-8", "end in .gz"),
-    ("a.jsonl", b"", "a.jsonl", "empty", "give a file with reviews"),
-    ("a.jsonl", b"{}\n", "a.jsonl", "no rows", "give a file with reviews"),
-    ("a.csv", b"\n \n", "a.csv", "empty", "give a file with reviews"),
-    ("a.csv", b"text,label\n", "a.csv", "no rows", "give a file with reviews"),
-    ("a.csv", b"text,label\na,b\nc\n", "a.csv:3", "1 fields and the header has 2", "quote"),
+    ("a.jsonl", PACKED, "a.jsonl:1", "not UTF-8", "append .gz"),
+    ("a.jsonl", b"", "a.jsonl", "empty", "use a file with reviews"),
+    ("a.jsonl", b"{}\n", "a.jsonl", "no rows", "use a file with reviews"),
+    ("a.csv", b"\n \n", "a.csv", "empty", "use a file with reviews"),
+    ("a.csv", b"text,label\n", "a.csv", "no rows", "use a file with reviews"),
+    ("a.csv", b"text,label\na,b\nc\n", "a.csv:3", "1 fields, but the header has 2", "quote"),
     ("a.csv", b'text,label\na,b\n"c,d\ne,f\n', "a.csv:3", "malformed row", "close the quotes"),
-    ("a.csv", b"text,text\na,b\n", "a.csv:1", "column 'text' twice", "rename"),
-    ("a.jsonl.gz", PACKED[:-9], "a.jsonl.gz", "damaged", "download it again"),
-    ("a.jsonl.gz", GOOD, "a.jsonl.gz", "damaged", "download it again"),
+    ("a.csv", b"text,text\na,b\n", "a.csv:1", "'text' occurs twice", "rename"),
+    ("a.jsonl.gz", PACKED[:-9], "a.jsonl.gz", "damaged", "download the file again"),
+    ("a.jsonl.gz", GOOD, "a.jsonl.gz", "damaged", "download the file again"),
     ("a.jsonl.gz", PACKED[:12] + b"xx" * 9, "a.jsonl.gz", "damaged", "again"),
-    ("a.parquet", b"PAR1" + b"\0" * 40, "a.parquet", "damaged", "download it again"),
-    ("a.parquet", GOOD, "a.parquet", "damaged", "download it again"),
-    ("a.xlsx", b"PK", "a.xlsx", "the format of the file", ".jsonl"),
-    ("reviews", GOOD, "reviews", "the format of the file", ".jsonl"),
+    ("a.parquet", b"PAR1" + b"\0" * 40, "a.parquet", "damaged", "download the file again"),
+    ("a.parquet", GOOD, "a.parquet", "damaged", "download the file again"),
+    ("a.xlsx", b"PK", "a.xlsx", "the file extension", ".jsonl"),
+    ("reviews", GOOD, "reviews", "the file extension", ".jsonl"),
 ]
 
 
@@ -105,7 +105,7 @@ def test_bad_file(tmp_path: Path, name: str, data: bytes, where: str, what: str,
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file") as caught:
+    with pytest.raises(UserError, match="the file does not exist") as caught:
         read_table(tmp_path / "none.jsonl")
     assert caught.value.where == str(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
