@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft`."""
+"""Run the command line as `python -m kinopoisk_ft`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Choose cache folders: the user's own, or temporary ones if those cannot be written."""
+"""Choose cache folders: the user's own ones, or temporary ones if those are not writable."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from kinopoisk_ft.text import replace_controls
 from kinopoisk_ft.training.distributed import torchrun
 
 CACHE_VARIABLE = "KINOPOISK_FT_CACHE"
-# The variable that moves a library's cache, and the name of the cache inside ~/.cache.
+# Environment variables that set the cache folders of libraries, with their names in ~/.cache.
 LIBRARY_VARIABLES = {
     "HF_HOME": "huggingface",
     "MPLCONFIGDIR": "matplotlib",
     "TRITON_CACHE_DIR": "triton",
 }
 
-# This reference keeps the temporary folder; it is deleted when the process ends.
+# This reference keeps the temporary folder until the process ends, which deletes it.
 _temporary: tempfile.TemporaryDirectory[str] | None = None
 
 
 def get_cache_dir() -> Path:
-    """Return this project's cache folder: `KINOPOISK_FT_CACHE`, or else `~/.cache/kinopoisk_ft`.
+    """Return this package's cache folder: $KINOPOISK_FT_CACHE, or else ~/.cache/kinopoisk_ft.
 
     Raises:
-        RuntimeError: the user has no home folder.
+        RuntimeError: the variable is not set and the user has no home folder.
     """
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "kinopoisk_ft")
 
 
 def prepare_caches() -> None:
-    """Move caches that cannot be written to a temporary folder, and print one warning.
+    """Use temporary folders instead of cache folders that are not writable, and print one warning.
 
-    Call this before libraries are imported, because they read their variables only once. A
-    library's existing cache stays in use: it may be a shared, read-only one.
+    Call this before the libraries are imported, because they read these variables only once. The
+    existing cache folder of a library is always used, because it may be shared and read-only.
     """
     global _temporary
     moved = {}
@@ -61,13 +61,13 @@ def prepare_caches() -> None:
         why = f" ({reason})" if reason else ""
         print(
             f"warning: the cache folder cannot be written{why}; cached files are deleted when this "
-            f"command ends. To keep them, set {', '.join(sorted(moved))} to a writable folder",
+            f"command ends. To keep them, set {', '.join(sorted(moved))} to writable folders",
             file=sys.stderr,
         )
 
 
 def _find_write_error(folder: Path) -> str:
-    """Create a folder and return why no file can be written in it; return "" if one can."""
+    """Create a folder and return the reason why it is not writable, or "" if it is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

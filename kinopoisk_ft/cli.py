@@ -1,6 +1,6 @@
 """Run the command line: print help, start Hydra, and turn errors into messages and exit codes.
 
-Heavy packages are imported only when a run starts, so that `--help` and typos are fast.
+Heavy packages are imported only when a run starts, so that `--help` and error messages are fast.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Among the processes of torchrun, only rank 0 has an output folder and a log.
+# Overrides for all torchrun processes but rank 0, so that only rank 0 writes files and logs.
 NO_OUTPUT = [
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 ]
-# Hydra's flags that take a value.
+# Hydra's command-line flags that take a value.
 FLAGS_WITH_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--cfg", "-c"),
 }
-# MLflow status of a sweep's parent run by exit code; SIGINT gives 130 and SIGTERM 143.
+# MLflow status of a sweep's parent run for exit codes: 130 after SIGINT, 143 after SIGTERM.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 for a failure, or 2 for wrong usage."""
+    """Run the command line; return 0, 1 (failure), 2 (wrong usage) or 130/143 (stop signal)."""
     args = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(args):
         print(build_help(_find_config_dirs(args)))
         return 0
     prepare_caches()
-    # Hydra then raises its errors instead of printing them, so that they can be explained.
+    # With this variable, Hydra raises its errors instead of printing them, so we can explain them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # If this variable is not set, tokenizers warn after each fork of the process.
+    # Without this variable, the tokenizers library warns each time the process is forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.argv = [sys.argv[0], *_move_flags_first(args), *(NO_OUTPUT if torchrun.rank() else [])]
     import hydra
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     launch = hydra.main(version_base="1.3", config_path=str(get_conf_dir()), config_name="train")(
         _job
     )
-    # The exit code after an unexpected error, such as a killed worker.
+    # The exit code of the sweep if `_launch` raises an unexpected error, such as a killed worker.
     code = 1
     with freeze_trust():
         try:
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(launch: Callable[[], None], args: list[str]) -> int:
-    """Call Hydra's main function, print a message for each known error, return the exit code."""
+    """Call Hydra's main function, print an explanation of known errors, return the exit code."""
     from hydra.errors import HydraException
 
     try:
@@ -93,7 +93,7 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
         print(f"error: {explain_error(error, args)}", file=sys.stderr)
         return 2
     except OSError as error:
-        # Hydra creates the output folder; an error without a file name has another cause.
+        # The error has a file name if Hydra cannot create the output folder; others are unexpected.
         if error.filename is None:
             raise
         from kinopoisk_ft.run_folder import explain_folder_error
@@ -103,17 +103,17 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
     except TypeError as error:
         if not is_composition_error(error):
             raise
-        fix = "choose one option of a group by its name, or a list of names"
+        fix = "write group=option, or group=[option1,option2] for groups that allow several options"
         print(f"error: Hydra cannot compose {' '.join(args)}: {fix}", file=sys.stderr)
         return 2
     return 0
 
 
 def _close_sweep(code: int) -> int:
-    """Print how a sweep's jobs ended, close their parent run, and return the exit code."""
+    """Print the outcomes of a sweep's jobs, end their parent run, and return the exit code."""
     from kinopoisk_ft.tracking.sweep import ParentRun
 
-    # Hydra creates the callback, so the class keeps a reference to it.
+    # Hydra creates the callback object, so it can only be found through its class.
     sweep = ParentRun.opened
     if sweep is None:
         return code
@@ -127,7 +127,7 @@ def _close_sweep(code: int) -> int:
 
 
 def _move_flags_first(args: list[str]) -> list[str]:
-    """Put flags before overrides, because Hydra refuses a flag between two overrides."""
+    """Move flags before overrides, because Hydra rejects a flag between two overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     for previous, arg in zip(["", *args], args, strict=False):
@@ -137,8 +137,8 @@ def _move_flags_first(args: list[str]) -> list[str]:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """Validate the config, run it, and return the objective for Hydra's sweeper."""
-    # A worker process of a sweep starts here, so it has not prepared these yet.
+    """Validate the config, run its task, and return the objective for Hydra's sweeper."""
+    # A worker process of a sweep starts here and not in `main`, so this is not done yet.
     prepare_output()
     prepare_caches()
     from kinopoisk_ft.config.validate import get_job, get_output_dir, prepare
@@ -166,13 +166,13 @@ def _job(cfg: DictConfig) -> float | None:
 
             failed = Outcome(job.number, "failed", job.overrides, message=message.splitlines()[0])
             failed.write(job.sweep_dir)
-            # Hydra continues with the next job.
+            # Hydra marks the job as failed and continues with the next one.
             raise RunError from raised
         sys.exit(1)
 
 
 def _find_cause(error: Exception) -> BaseException:
-    """Return the UserError that Hydra wrapped while instantiating, or else the error itself."""
+    """Return the UserError that Hydra wrapped in another exception, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
@@ -180,15 +180,15 @@ def _find_cause(error: Exception) -> BaseException:
 
 
 def _write_traceback(out_dir: Path) -> Path:
-    """Append the current traceback to the log file, and return that file."""
+    """Append the current traceback to run.log, and return the path of that file."""
     file = out_dir / "run.log"
-    # The disk may be full.
+    # A full disk must not hide the original error.
     with suppress(OSError), file.open("a", encoding="utf-8") as stream:
         stream.write(traceback.format_exc())
     return file
 
 
 def _find_config_dirs(args: list[str]) -> list[Path]:
-    """Return the folders of the user's own config groups that the arguments name."""
+    """Return the values of `--config-dir`, folders with the user's own config groups."""
     pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
     return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

@@ -1,4 +1,4 @@
-"""Keep commands working when their output fails: wrong encoding, closed pipe, full disk."""
+"""Keep commands running if their output fails: wrong encoding, closed pipe, full disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, ParamSpec, TextIO
 
 P = ParamSpec("P")
 
-# Characters of tables and messages that cp1251 or ASCII may lack. Others become \u0444 and so on.
+# Replacements for characters that cp1251 or ASCII lacks. All others are escaped, as in \u0444.
 REPLACEMENTS = {
     "±": "+/-", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-", "…": "...",
     "\N{NO-BREAK SPACE}": " ", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "«": '"', "»": '"',
@@ -24,15 +24,15 @@ ERROR_HANDLER = "kinopoisk_ft.plain"
 
 
 def guard_output(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command so that a failing output does not stop it.
+    """Wrap a command so that it continues if standard output or error cannot be written.
 
-    A closed output, or a reader that exits early as `head` does, changes neither the work nor the
-    exit code. Any other write error, such as a full disk, is reported, and the exit code is then
-    at least 1.
+    A closed descriptor, or a pipe that its reader closes early (`| head`), does not change the exit
+    code. Any other write error, such as a full disk, is reported and makes the exit code nonzero.
     """
 
     @wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        # With arguments, a test or another program calls the command: keep its process.
         if not (args or kwargs):
             _restart_in_utf8()
         prepare_output()
@@ -49,9 +49,9 @@ def guard_output(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def _restart_in_utf8() -> None:
-    """Restart this process in UTF-8 mode if file names are limited to ASCII.
+    """Restart this process in UTF-8 mode if its file system encoding is ASCII.
 
-    This is the case for LC_ALL=C with PYTHONUTF8=0. Cyrillic paths could not be read or recorded.
+    With LC_ALL=C and PYTHONUTF8=0 it is ASCII, and Cyrillic paths cannot be read or recorded.
     """
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
@@ -59,10 +59,10 @@ def _restart_in_utf8() -> None:
 
 
 def prepare_output() -> None:
-    """Make standard output and error of this process accept any text; may be called repeatedly.
+    """Make standard output and error accept any character and survive write errors.
 
     Streams that a notebook or a test has substituted only get the handler for characters that
-    their encoding lacks.
+    their encoding lacks. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
@@ -70,7 +70,7 @@ def prepare_output() -> None:
 
 
 def _open_closed_descriptors() -> None:
-    """Open closed standard descriptors on the null device.
+    """Open closed standard descriptors (0, 1 and 2) on the null device.
 
     Otherwise the next file that the process opens would become its standard output.
     """
@@ -78,17 +78,17 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The system gives the lowest free number to a new descriptor.
+            # A new descriptor gets the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDWR)
 
 
 def _wrap_stream(stream: Any, original: Any) -> TextIO:
-    # Python has no stream for a descriptor that was closed at its start.
+    # The stream is None if its descriptor was closed when Python started.
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if stream is original and not stream.isatty():
         stream.flush()
-        # The descriptor must stay open when Python discards the old stream.
+        # The original stream owns the descriptor, so the new one must not close it.
         raw = _Output(stream.fileno(), "wb", closefd=False)
         return io.TextIOWrapper(
             io.BufferedWriter(raw), stream.encoding, ERROR_HANDLER,
@@ -100,17 +100,17 @@ def _wrap_stream(stream: Any, original: Any) -> TextIO:
 
 
 class _Output(io.FileIO):
-    """Write to a descriptor, and to the null device after the first write error.
+    """Write to a descriptor, and redirect it to the null device after the first write error.
 
-    The default action of SIGPIPE is no alternative: it would also end the process when a server
+    Resetting SIGPIPE to its default action instead would also end the process when a server
     closes a connection (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
     """
 
-    # The write error to report; a reader that exits early is not an error.
+    # The write error to report; a pipe closed by its reader (EPIPE) is not reported.
     failure: ClassVar[str] = ""
 
     def write(self, data: Any, /) -> int:
-        """Write the data, or drop it after a write error; return its length in bytes."""
+        """Write the data, or discard it if that fails; return its length in bytes."""
         try:
             return super().write(data)
         except OSError as error:
@@ -123,7 +123,7 @@ class _Output(io.FileIO):
 
 
 def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Return a replacement for characters that an encoding lacks, and the position after them."""
+    """Implement a `codecs` error handler that replaces characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -155,7 +155,7 @@ def silence_libraries() -> None:
 def freeze_imported_objects() -> None:
     """Exclude the objects that imports created from garbage collection, once per process.
 
-    Imports leave about a million objects that live as long as the process. Without this, each full
-    collection spends 0.4 s on them.
+    Imports create about a million objects that live as long as the process. Each full collection
+    would otherwise spend 0.4 s on them.
     """
     gc.freeze()

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.doctor`: see `kinopoisk_ft/commands/doctor.py`."""
+"""Run `python -m kinopoisk_ft.doctor`, which is implemented in `commands/doctor.py`."""
 
 import sys
 

@@ -15,8 +15,8 @@ class UserError(Exception):
 
     Args:
         what: what is wrong.
-        where: the file, option or store that has the problem.
-        fix: what to do about it.
+        where: the affected file, option or store.
+        fix: how the user can correct it.
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
@@ -40,4 +40,4 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
 
 
 class RunError(Exception):
-    """Tell Hydra that a job failed; the job has already printed its message."""
+    """Signal to Hydra that a job failed, after the job has printed its error message."""

@@ -1,4 +1,4 @@
-"""Write files and folders so that a crash leaves no half-written ones, and report full disks."""
+"""Write files and folders atomically, and turn write errors into messages for the user."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def write_atomically(file: Path, text: str) -> None:
 
 @contextmanager
 def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder, then move its files into `folder`, the file `last` at the end.
+    """Yield a temporary folder, then move its files into `folder`, ending with the file `last`.
 
-    Readers look for `last` first. A crash leaves the old files, all the new files, or no `last`,
-    but never a readable mixture of old and new files. Other files in the folder stay.
+    Readers treat a folder without `last` as incomplete, and `last` is deleted before other files
+    are replaced. After a crash the folder is therefore old, new or incomplete, but never a readable
+    mixture of old and new files. Other files in the folder are kept.
     """
     part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
@@ -49,7 +50,7 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
         for file in files:
             sync_to_disk(file)
         folder.mkdir(exist_ok=True)
-        # From here to the end, readers take the folder for incomplete.
+        # Until `last` is moved, readers treat the folder as incomplete.
         (folder / last).unlink(missing_ok=True)
         sync_to_disk(folder)
         for file in sorted(files, key=lambda file: file == part / last):
@@ -62,7 +63,7 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Call fsync on a file, or on a folder so that its list of names is on disk."""
+    """Call fsync on a file, or on a folder to make created and renamed entries durable."""
     # Windows cannot open a folder as a file.
     if os.name == "nt" and path.is_dir():
         return
@@ -74,10 +75,10 @@ def sync_to_disk(path: Path) -> None:
 
 
 def check_writable(file: Path, asked_by: str) -> None:
-    """Create a file's folder and test whether the file can be written.
+    """Create the parent folder of a file and check that the file can be written.
 
     Args:
-        asked_by: the option that gives the file, for the message.
+        asked_by: name of the option that sets the file, for the error message.
 
     Raises:
         UserError: the file cannot be written.
@@ -97,18 +98,18 @@ def check_writable(file: Path, asked_by: str) -> None:
 
 
 def temporary_path(file: Path) -> Path:
-    """Return the path to which a file is written before it is renamed."""
+    """Return the path at which a file is written before it is renamed."""
     return file.with_name(file.name + ".part")
 
 
 DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Bytes that must stay free for the log, the store and the result.
+# Bytes that must stay free for the log, the MLflow store and the result.
 MARGIN = 2**26
 
 
 @contextmanager
 def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
-    """Turn an error in writing a checkpoint into a UserError."""
+    """Turn an error that occurs while a checkpoint is written into a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -117,13 +118,13 @@ def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
             f"the checkpoint could not be written: {error}",
             where=str(folder),
             fix="free some disk space or make the folder writable, and start the same command "
-            "again: it resumes from the previous checkpoint; or choose another output_dir",
+            "again, which resumes from the previous checkpoint; or choose another output_dir",
         ) from error
 
 
 @contextmanager
 def wrap_disk_full(folder: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk into a UserError; other errors pass."""
+    """Turn the error of a full or read-only disk into a UserError; reraise other errors."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -133,7 +134,7 @@ def wrap_disk_full(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the disk is full or read-only: {os.strerror(code)}",
             where=str(getattr(error, "filename", None) or folder),
-            fix="free some disk space and start the same command again: it resumes from its last "
+            fix="free disk space and start the same command again, which resumes from its last "
             "checkpoint; or choose another output_dir",
         ) from error
 
@@ -145,17 +146,17 @@ def _read_os_code(error: SafetensorError) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError if the disk of a folder has less than `needed` bytes and a margin free."""
+    """Raise OSError unless the disk of a folder has `needed` bytes plus `MARGIN` free."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise OSError(
-            f"it needs {needed / 2**20:.0f} MiB and a margin of {MARGIN / 2**20:.0f} MiB, "
+            f"{needed / 2**20:.0f} MiB are needed plus a margin of {MARGIN / 2**20:.0f} MiB, "
             f"but only {free / 2**20:.0f} MiB are free"
         )
 
 
 def write_json_durably(value: Any, file: Path) -> None:
-    """Write a value as one line of JSON and sync it to disk; floats keep every bit."""
+    """Write a value as one line of JSON, without loss of precision, and sync it to disk."""
     file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
     sync_to_disk(file)
 

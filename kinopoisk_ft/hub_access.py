@@ -1,4 +1,4 @@
-"""Load from the Hugging Face hub or its cache, and explain failures."""
+"""Load files from the Hugging Face hub or its cache, and explain failures."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from kinopoisk_ft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait for the hub's first answer, as huggingface_hub does by default.
+# Timeout in seconds for the request that tests the hub; the default of huggingface_hub.
 _TIMEOUT = 10.0
-# Seconds for which an answer, or the lack of one, counts.
+# Seconds for which the result of that request is reused.
 _ASK_AGAIN = 60.0
-# huggingface_hub has changed its HTTP library several times.
+# Packages that may raise network errors: huggingface_hub has changed its HTTP library repeatedly.
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
-# By endpoint: when the hub was asked last, and why it did not answer ("" if it did).
+# For each endpoint: the time of the last test request, and why it failed ("" if it succeeded).
 _answers: dict[str, tuple[float, str]] = {}
-# The reason why the block that is open uses the cache only; "" if the hub can be reached, or if
-# the user chose offline mode.
+# Why code inside the current `access_hub` block uses only the cache; "" if the hub can be reached,
+# or if the user chose offline mode.
 _unreachable = ""
 
 
 @contextmanager
 def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
-    """Load `name` from a folder, the hub or the hub's cache; turn failures into a UserError.
+    """Raise a UserError if the code inside the `with` block fails to load `name`.
 
-    A hub that does not answer costs one timeout: offline mode is then on inside the block, so that
-    files in the cache load at once and others fail at once. Without this, huggingface_hub and
-    transformers would wait for it at every file. Unrelated errors, such as a full disk, pass.
+    If the hub does not answer a test request, offline mode is on inside the block, so that cached
+    files load and other files fail immediately. Otherwise huggingface_hub and transformers would
+    wait for a timeout at every file. Unrelated errors, such as a full disk, are reraised.
 
     Args:
         kind: what is loaded, for messages: model, tokenizer or data set.
-        name: a folder or a name on the hub; the hub is not asked about a folder.
-        fix: what the user can do instead.
+        name: a local folder, for which the hub is not contacted, or a repository on the hub.
+        fix: what the user can do instead, for messages.
     """
     global _unreachable
     before = _unreachable, constants.HF_HUB_OFFLINE
@@ -72,7 +72,7 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
 
 
 def _ask_hub() -> str:
-    """Return why the hub does not answer, "" if it does; ask at most once a minute."""
+    """Return why the hub cannot be reached, or "" if it can; test at most once a minute."""
     asked_at, failure = _answers.get(constants.ENDPOINT, (-math.inf, ""))
     if time.monotonic() - asked_at < _ASK_AGAIN:
         return failure
@@ -80,18 +80,20 @@ def _ask_hub() -> str:
         get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
         failure = ""
     except Exception as error:
-        # The HTTP library, DNS, TLS and a proxy each have their own exceptions.
+        # The HTTP library, DNS, TLS and proxies each raise their own exceptions.
         failure = f"{constants.ENDPOINT}: {_shorten(error)}"
-        log.warning("the hub cannot be reached, only its cache is used: %s", failure)
+        log.warning("the hub cannot be reached, so only cached files are used: %s", failure)
     _answers[constants.ENDPOINT] = time.monotonic(), failure
     return failure
 
 
 def _explain(error: Exception, what: str, fix: str) -> UserError | None:
-    """Return an error that says what to do; None if the error does not come from loading."""
+    """Return a UserError that says what to do; None if the error is not a loading failure."""
     if isinstance(error, pickle.UnpicklingError):
-        pickled = f"the weights of {what} are a pickle that is damaged or holds more than numbers"
-        return UserError(pickled, fix=f"get the weights as model.safetensors, or {fix}")
+        pickled = f"the weights of {what} are a pickle file that is damaged or unsafe to load"
+        space = "https://huggingface.co/spaces/safetensors/convert"
+        safe = f"download it again, or convert it to model.safetensors with {space}, or {fix}"
+        return UserError(pickled, fix=safe)
     refused = _is_refusal(error)
     if not (refused or _is_http(error) or type(error).__module__ == "huggingface_hub.errors"):
         return None
@@ -102,13 +104,15 @@ def _explain(error: Exception, what: str, fix: str) -> UserError | None:
         return any(isinstance(link, kinds) for link in links)
 
     if among(GatedRepoError):
-        fix = f"request access on its page and log in (hf auth login), or {fix}"
+        fix = f"request access on its page on the hub and log in (hf auth login), or {fix}"
         return UserError(f"{what} is gated", where=hub, fix=fix)
     if among(RepositoryNotFoundError, HFValidationError):
         missing = f"{what} is neither a local folder nor a public repository on the hub"
         return UserError(missing, where=hub, fix=f"check the name, or {fix}")
     if among(RevisionNotFoundError):
-        return UserError(f"{what} has no such revision", where=hub, fix="check the revision")
+        wrong = f"{what} has no such revision: {_shorten(error)}"
+        branch = "set model.revision or data.revision to a branch, tag or commit that exists"
+        return UserError(wrong, where=hub, fix=branch)
     if among(RemoteEntryNotFoundError):
         return UserError(f"{what} has no such file: {_shorten(error)}", where=hub, fix=fix)
     if _unreachable and among(OfflineModeIsEnabled, LocalEntryNotFoundError):
@@ -126,19 +130,20 @@ def _explain(error: Exception, what: str, fix: str) -> UserError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
+    """Yield an exception, its cause, the cause of that one, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether transformers could not read files that it found."""
+    """Return whether transformers raised the error because files are missing or unusable."""
+    # In these cases transformers raises a bare OSError without errno.
     if type(error) is OSError and error.errno is None:
         return True
     frames = traceback.walk_tb(error.__traceback__)
     inside = any(f.f_globals.get("__name__", "").startswith("transformers.") for f, _ in frames)
-    # The Rust libraries that it calls raise a bare Exception or a SafetensorError.
+    # The Rust libraries that transformers calls raise a bare Exception or a SafetensorError.
     return inside and (isinstance(error, (ValueError, SafetensorError)) or type(error) is Exception)
 
 

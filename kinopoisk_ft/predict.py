@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.predict`: see `kinopoisk_ft/commands/predict.py`."""
+"""Run `python -m kinopoisk_ft.predict`, which is implemented in `commands/predict.py`."""
 
 import sys
 

@@ -26,26 +26,23 @@ PACKAGES = (
     "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "mlflow",
     "hydra-core", "numba", "numpy", "scikit-learn",
 )  # fmt: skip
-# Tags by which a later sweep finds finished runs.
+# MLflow tags with which a later sweep finds finished runs and reads their results.
 IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
-# Groups whose chosen options name a run in reports.
+# Config groups whose chosen options name a run in reports.
 NAME_GROUPS = ("model", "adapter", "data")
 
 
 def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
-    """Compute a digest that is equal for two runs only if they would give the same result.
+    """Compute a SHA-256 digest that is equal only for runs that would give the same result.
 
-    The digest covers the content of the files and folders that the config names, but only the name
+    The digest covers the content of files and folders that the config mentions, but only the name
     and revision of a hub repository. It covers the source code of this package and of other
-    `_target_`s, so an edit counts before it is committed, and a commit without an edit does not.
-    It covers the hardware, because reports compare times.
+    `_target_`s, so an uncommitted edit changes it, and a commit by itself does not. It covers the
+    hardware, because reports compare times.
 
     Args:
-        config: plain values, without the keys that do not change the result.
-        choices: option by config group.
-
-    Returns:
-        A SHA-256 digest in hexadecimal.
+        config: the resolved config as a dict, without the keys that do not change the result.
+        choices: the chosen option of each config group.
     """
     parts = {
         "config": config,
@@ -61,7 +58,7 @@ def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
 
 
 def digest_content(path: Path, pattern: str = "*") -> str:
-    """Return the SHA-256 of a file, or of the names and contents of a folder's matching files.
+    """Return the SHA-256 of a file, or of the names and contents of matching files in a folder.
 
     A file is read only once per process, unless its size or modification time changes.
     """
@@ -76,42 +73,42 @@ def digest_content(path: Path, pattern: str = "*") -> str:
     return digest.hexdigest()
 
 
-# The size and the time of modification are arguments so that they are part of the cache's key.
+# The size and the modification time are arguments so that they are part of the cache key.
 @cache
 def _digest_file(file: Path, size: int, modified: int) -> str:
     return compute_sha256(file)
 
 
 def get_hardware(device: str) -> str:
-    """Return the name of the GPU or CPU that trains with this setting of `trainer.device`."""
+    """Return the name of the GPU or CPU that this value of `trainer.device` selects."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return get_processor()
 
 
-def _iterate_texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and the text of each string in a config."""
+def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value of each string in a config."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _iterate_texts(value, str(name))
+            yield from _iterate_strings(value, str(name))
     elif isinstance(node, list):
         for value in node:
-            yield from _iterate_texts(value, key)
+            yield from _iterate_strings(value, key)
     elif isinstance(node, str):
         yield key, node
 
 
 def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
-    """Return the existing files and folders that the config of model, adapter and data names."""
-    texts = {text for group in NAME_GROUPS for _, text in _iterate_texts(config[group]) if text}
-    # `Path.exists` would raise an error for texts that are longer than a file name can be.
+    """Return the existing files and folders that the model, adapter and data configs mention."""
+    texts = {text for group in NAME_GROUPS for _, text in _iterate_strings(config[group]) if text}
+    # `Path.exists` would raise an error for strings that are longer than a file name can be.
     return {(text, Path(text)) for text in texts if os.path.exists(text)}
 
 
 def _find_targets(config: dict[str, Any]) -> set[str]:
-    """Return the `_target_`s from packages whose versions the digest does not cover."""
+    """Return the `_target_`s in packages whose version the digest does not cover."""
     known = {"kinopoisk_ft", *get_versions()}
-    targets = {text for key, text in _iterate_texts(config) if key == "_target_"}
+    targets = {text for key, text in _iterate_strings(config) if key == "_target_"}
     return {target for target in targets if target.partition(".")[0] not in known}
 
 
@@ -122,7 +119,7 @@ def _digest_source(target: str) -> str:
 
 
 def name_approach(choices: dict[str, str]) -> str:
-    """Return the name of a run's approach in tables: "bert", or "bert + lora"."""
+    """Return the name of a run's approach for tables, such as "bert" or "bert + lora"."""
     model, adapter = choices["model"], choices["adapter"]
     return model if adapter == "none" else f"{model} + {adapter}"
 
@@ -130,7 +127,7 @@ def name_approach(choices: dict[str, str]) -> str:
 def make_tags(
     choices: dict[str, str], seed: int, digest: str, overrides: list[str], command: str
 ) -> dict[str, str]:
-    """Return the tags that a run has from its start; `digest` comes from `compute_identity`."""
+    """Return the tags with which a run starts; `digest` is the result of `compute_identity`."""
     return {
         **{group: choices[group] for group in (*NAME_GROUPS, "experiment")},
         "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
@@ -158,7 +155,7 @@ def get_commit() -> str:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, hardware and commit as plain values for a JSON file; memory is in GiB."""
+    """Return versions, hardware and commit as a dict for a JSON file; memory is in GiB."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -184,8 +181,8 @@ def get_versions() -> dict[str, str | None]:
 
 
 def get_processor() -> str:
-    """Return the name of the processor."""
-    # On Linux, `platform.processor` often returns an empty text.
+    """Return the model name of the CPU."""
+    # On Linux, `platform.processor` often returns an empty string.
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

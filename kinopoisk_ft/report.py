@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.report`: see `kinopoisk_ft/commands/report.py`."""
+"""Run `python -m kinopoisk_ft.report`, which is implemented in `commands/report.py`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run one experiment: lock its folder, start tracking, run the task, record the result."""
+"""Run one experiment: lock its folder, start tracking, run the task and record the result."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
-    """Run the task of a validated config.
+    """Run the task of a validated config and return its result.
 
-    A failure is recorded in the tracker and in the output folder, then raised again.
+    If it fails, the error is recorded in the tracker and in the output folder, and raised again.
     """
     silence_libraries()
     freeze_imported_objects()
@@ -45,13 +45,13 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
     tracker = watch_trial(instantiate(cfg.tracking), prepared.job)
     plain: Any = OmegaConf.to_container(cfg)
     folder = RunFolder(out_dir, plain)
-    # Find out now, and not after hours of training.
+    # Fail now, and not after hours of training.
     if prepared.result_file is not None:
         check_writable(prepared.result_file, "result_json")
     with StopSignals(), folder.lock():
         tags = prepared.tags
         name, resumed_id = f"{tags['approach']}, seed {tags['seed']}", folder.find_run()
-        # A process that was killed here could not close its run in the store.
+        # An earlier process that was killed in this folder could not end its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
         parent_id = _find_parent_run(prepared)
         run_id = tracker.start(name, plain, tags, parent_id, resumed_id, folder=out_dir)
@@ -63,7 +63,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)
                 if prepared.result_file is not None:
                     result.write(prepared.result_file)
-        # A pruned trial is not a failure: the search has seen enough of it.
+        # A pruned trial is not a failure: the search stopped it on purpose.
         except Pruned:
             tracker.finish("FINISHED")
             folder.mark_finished()
@@ -82,11 +82,11 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
 def run_together(prepared: Prepared, out_dir: Path) -> float | None:
     """Run the task in this process, together with the other processes that torchrun started.
 
-    All processes use the config of rank 0, because a random seed and a folder named by the time
-    differ between processes.
+    All processes use the config of rank 0, because a random seed, or a folder name with the current
+    time, would differ between processes.
 
     Returns:
-        The objective of the result in rank 0, None in the other processes.
+        The objective of the result in rank 0; None in the other processes.
     """
     with StopSignals(), join_processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
         prepared = broadcast_from_main(lambda: prepared)
@@ -110,11 +110,11 @@ def _run_worker(prepared: Prepared) -> None:
 def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
     """Record the traceback, the error and the status of a failed run.
 
-    Each is recorded even if another cannot be, and an error in recording does not replace the
-    error that is recorded.
+    If one of them cannot be recorded, the others still are, and a warning is logged instead of a
+    second exception.
     """
     if world_size() > 1 and not isinstance(error, KeyboardInterrupt):
-        # After a failure, torchrun sends SIGTERM to all processes; this one is already ending.
+        # After a failure, torchrun sends SIGTERM to all processes, but this one is already ending.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
     steps: list[Callable[[], None]] = [
@@ -135,5 +135,4 @@ def _log_traceback(tracker: Tracker, file: Path) -> None:
 
 
 def _find_parent_run(prepared: Prepared) -> str | None:
-    """Return the id of the sweep's parent run, None for a run outside a sweep."""
     return read_parent(prepared.job.sweep_dir) if prepared.job else None

@@ -1,4 +1,4 @@
-"""Lock and resume the output folder of a run, and refuse folder names that are too long."""
+"""Lock the output folder of a run, resume its run, and reject folder names that are too long."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished.json"
 LOCK_FILE = "run.lock"
-# Seconds to wait for a process that is about to end after a stop signal.
+# Seconds to wait for the lock, because its holder may be about to end after a stop signal.
 LOCK_TIMEOUT = 10.0
 CHECKPOINTS = "checkpoints"
 START_OVER = "choose another output_dir, or start over in this one with resume=never"
-# Prefixes of the options that may change when a run is resumed.
+# Prefixes of the options that may be changed when a run is resumed.
 MAY_DIFFER = (
     "output_dir", "result_json", "resume", "rerun", "tracking", "trainer.checkpoint_every",
     "trainer.strategy",
 )  # fmt: skip
 
-# Settings that runs of earlier versions do not have, with the value that they trained with.
+# Options that earlier versions did not have, with the values that those versions trained with.
 ADDED = {
     "trainer.loss._target_": "kinopoisk_ft.training.losses.cross_entropy",
     "trainer.loss._partial_": True,
@@ -43,12 +43,12 @@ ADDED = {
 
 
 class RunFolder:
-    """Track whether the run in an output folder is finished, so that it can be resumed.
+    """Track whether the run in an output folder is finished or can be resumed.
 
-    The folder has the file `unfinished.json` from the start of a run to its end.
+    The file `unfinished.json` exists in the folder from the start of a run until it has finished.
 
     Args:
-        config: the composed config, resolved.
+        config: the resolved config as a dict.
     """
 
     def __init__(self, out_dir: Path, config: dict[str, Any]) -> None:
@@ -57,9 +57,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the folder, so that no other process writes to it at the same time.
-
-        Two processes would delete each other's checkpoints.
+        """Lock the folder, because two processes would delete each other's checkpoints.
 
         Raises:
             UserError: another process has locked the folder.
@@ -69,13 +67,14 @@ class RunFolder:
             lock.acquire(timeout=LOCK_TIMEOUT)
         except Timeout as error:
             raise UserError(
-                "another process trains in this folder",
+                "another process is using this output folder",
                 where=str(self.file.parent),
-                fix="wait until it ends, or choose another output_dir",
+                fix="wait until that process ends, or choose another output_dir",
             ) from error
         except (OSError, NotImplementedError) as error:
             log.warning(
-                "could not lock the folder: another process may be training here: %s", error
+                "the output folder cannot be locked; make sure that no other process uses it: %s",
+                error,
             )
         try:
             yield
@@ -83,12 +82,10 @@ class RunFolder:
             lock.release()
 
     def find_run(self) -> str | None:
-        """Return the id of the unfinished run to resume.
-
-        If there is none, delete old checkpoints and return None.
+        """Return the id of the unfinished run, or delete old checkpoints and return None.
 
         Raises:
-            UserError: the folder has checkpoints of a run with another config.
+            UserError: the folder contains checkpoints of a run with another config.
         """
         unfinished = None if self.config["resume"] == "never" else _read_unfinished(self.file)
         if unfinished is None:
@@ -100,7 +97,8 @@ class RunFolder:
             return str(unfinished["run_id"])
         if any(self.folder.glob("checkpoint-*")):
             raise UserError(
-                "this folder has checkpoints of another config:\n    " + "\n    ".join(differences),
+                "this folder has checkpoints of a run with another config:\n    "
+                + "\n    ".join(differences),
                 where=str(self.folder),
                 fix=START_OVER,
             )
@@ -113,7 +111,7 @@ class RunFolder:
         write_atomically(self.file, text + "\n")
 
     def mark_finished(self) -> None:
-        """Record that the run is finished, and delete its checkpoints; the best weights stay."""
+        """Record that the run is finished, and delete its checkpoints but not its best weights."""
         self._clear()
 
     def _clear(self) -> None:
@@ -133,7 +131,7 @@ def _read_unfinished(file: Path) -> dict[str, Any] | None:
         return None
     try:
         unfinished: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        # A damaged file fails here, and not later in the middle of a run.
+        # A damaged file must raise an error here, and not in the middle of a run.
         flatten(unfinished["config"]), unfinished["run_id"], int(unfinished["config"]["seed"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
@@ -141,7 +139,7 @@ def _read_unfinished(file: Path) -> dict[str, Any] | None:
             where=str(file),
             fix=START_OVER,
         ) from error
-    # An earlier version may have started the run and recorded names that have moved since.
+    # An earlier version may have recorded `_target_`s of classes that have been moved since.
     return unfinished | {"config": rename_moved_targets(unfinished["config"])}
 
 
@@ -153,15 +151,15 @@ def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     # None is a valid value, so absent keys need another marker.
     missing = object()
     return [
-        f"{key}: {before.get(key, 'nothing')!r} in this folder, {after.get(key, 'nothing')!r} now"
+        f"{key}: {before.get(key, 'not set')!r} in this folder, {after.get(key, 'not set')!r} now"
         for key in keys
         if before.get(key, missing) != after.get(key, missing)
     ]
 
 
-# The limit of ext4, XFS and btrfs in bytes; NTFS and APFS allow as many characters.
+# Longest file name in bytes on ext4, XFS and btrfs. NTFS and APFS allow 255 characters.
 MAX_NAME = 255
-# Characters that a message quotes of a name that is too long.
+# Number of characters that a message shows of a name that is too long.
 SHOWN_CHARACTERS = 60
 
 
@@ -175,7 +173,7 @@ def check_sweep_folders(config: DictConfig) -> None:
             _check_name_lengths(
                 _compose_longest_folder(config.copy()),
                 f"hydra.sweep.subdir={plain['subdir']}",
-                "leave long overrides out of the names with "
+                "exclude long overrides from the names, for example with "
                 "hydra.job.config.override_dirname.exclude_keys=[data.path], or number the jobs "
                 "with 'hydra.sweep.subdir=${hydra.job.num}'",
             )
@@ -196,8 +194,8 @@ def explain_folder_error(error: OSError) -> UserError:
 def _compose_longest_folder(config: DictConfig) -> str:
     """Return the longest folder name that a job of the sweep could have.
 
-    The name is composed as Hydra composes `hydra.job.override_dirname`, from the longest value of
-    each override.
+    The name is built as Hydra builds `hydra.job.override_dirname`, with the longest value of each
+    override.
     """
     overrides = [*config.hydra.overrides.task]
     params = config.hydra.sweeper.get("params") or {}
@@ -231,7 +229,7 @@ def _explain_long_name(folder: str, where: str, fix: str) -> UserError:
     name = max(Path(folder).parts, key=_count_bytes)
     return UserError(
         f"the folder name '{name[:SHOWN_CHARACTERS]}…' has {_count_bytes(name)} bytes; "
-        f"a file system allows at most {MAX_NAME}",
+        f"file systems allow at most {MAX_NAME}",
         where=where,
         fix=fix,
     )

@@ -1,4 +1,4 @@
-"""`python -m kinopoisk_ft.sync`: see `kinopoisk_ft/commands/sync.py`."""
+"""Run `python -m kinopoisk_ft.sync`, which is implemented in `commands/sync.py`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Make texts safe for a terminal, a page or a spreadsheet, and normalize names.
+"""Make strings safe for a terminal, an HTML page or a spreadsheet, and normalize names.
 
-Names in a store, labels in a file and reviews may contain control characters that a terminal
-executes, or that reverse the direction of the text after them (https://trojansource.codes).
+Run names, labels and reviews may contain control characters that a terminal executes, or that
+reverse the direction of the text after them (https://trojansource.codes).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import unicodedata
 from decimal import Decimal
 from typing import Any
 
-# Control characters except tab and line feed, direction overrides, and lone surrogates.
+# All control characters but tab and line feed, also direction overrides and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def replace_controls(text: str) -> str:
-    """Replace each control character with U+FFFD; tabs and line feeds stay."""
+    """Replace each control character except tab and line feed with U+FFFD."""
     return _CONTROLS.sub("\ufffd", text)
 
 
 def to_one_line(text: str) -> str:
-    """Replace control characters, and each run of white space with one space."""
+    """Replace control characters with U+FFFD, and consecutive white space with one space."""
     return " ".join(replace_controls(text).split())
 
 
 def escape_formula(value: object) -> object:
-    """Put a quote before a text that a spreadsheet would evaluate as a formula.
+    """Prefix a string with a quote if a spreadsheet would evaluate it as a formula.
 
-    Use this for tables that people open. Data files for programs keep their texts unchanged.
+    Use this for tables that people open in a spreadsheet, not for data files.
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
@@ -42,17 +42,17 @@ def escape_formula(value: object) -> object:
 _YEAR = re.compile(r"[(\[][^()\[\]]*\b(?:18|19|20)\d\d\b[^()\[\]]*[)\]]\s*$")
 _QUOTES = re.compile(r"[\"'`«»“”„‘’]+")
 
-# Numbers as Python, pandas and JSON write them. "007" and "1e3" are names.
+# Numbers as Python, pandas and JSON write them; "007" and "1e3" are therefore names.
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
 
 
 def clean_name(value: Any) -> str | None:
-    """Return a class, film or author name, stripped and in Unicode form NFC.
+    """Return the name of a class, film or author, stripped and in Unicode form NFC.
 
-    Each number has one spelling, whatever the file format: 1, 1.0 and "1.0" become "1". Blank
-    texts, missing values, NaN and infinity become None.
+    Numbers are spelled the same for all file formats: 1, 1.0 and "1.0" become "1". Blank strings,
+    missing values, NaN and infinity become None.
     """
-    # NumPy scalars become Python numbers.
+    # Convert NumPy scalars to Python numbers.
     if hasattr(value, "tolist"):
         value = value.tolist()
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -62,18 +62,18 @@ def clean_name(value: Any) -> str | None:
 
 
 def normalize_nfc(text: str) -> str:
-    """Return a text in Unicode form NFC, which has й as one character, not as и and a breve."""
-    # Most texts are already in this form, and the test is faster than the conversion.
+    """Return a string in Unicode form NFC, where й is one character, not и plus a breve."""
+    # Most strings are already in this form, and the check is faster than the conversion.
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number in the notation of Python, pandas or JSON."""
+    """Return whether a string is a number in the notation of Python, pandas or JSON."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def format_decimal(text: str) -> str:
-    """Write a number in decimal notation, without trailing zeros after the decimal point."""
+    """Return a number in decimal notation, without an exponent or trailing decimal zeros."""
     written = f"{Decimal(text):f}"
     if "." in written:
         written = written.rstrip("0").rstrip(".")
@@ -83,8 +83,8 @@ def format_decimal(text: str) -> str:
 def fold_name(name: object) -> str | None:
     """Normalize the name of a film or author for comparison; return None for a blank name.
 
-    The result ignores case, white space, quotes, a final year in brackets, and the difference
-    between ё and е. Remakes with one title count as one film, which can only make a split stricter.
+    Case, white space, quotes, a final year in brackets, and the difference between ё and е are
+    ignored. Remakes with the same title count as one film, so a split keeps them together.
     """
     if not isinstance(name, str):
         return None

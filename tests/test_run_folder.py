@@ -26,7 +26,9 @@ def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path, CONFIG), RunFolder(tmp_path, CONFIG)
     with first.lock():
-        with pytest.raises(UserError, match="another process trains in this folder") as raised:
+        with pytest.raises(
+            UserError, match="another process is using this output folder"
+        ) as raised:
             second.lock().__enter__()
         assert str(tmp_path) in str(raised.value)
     with second.lock():
@@ -67,7 +69,7 @@ def test_the_command_fails_before_it_starts_work(
     args = ["experiment=demo_tfidf", "tracking=none", "output_dir=run"]
     with RunFolder(tmp_path / "run", CONFIG).lock():
         assert command(args) == 1
-    assert "another process trains in this folder" in capsys.readouterr().err
+    assert "another process is using this output folder" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert command([*args, "result_json=file/result.json"]) == 1
     told = capsys.readouterr().err

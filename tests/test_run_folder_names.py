@@ -32,7 +32,7 @@ def test_a_long_output_dir_is_refused(
     assert run(*mode, "model=tfidf", f'output_dir="{folder}"') == 1
     shown = capsys.readouterr()
     size = max(len(name.encode()) for name in folder.split("/"))
-    assert f"has {size} bytes; a file system allows at most 255" in shown.err
+    assert f"has {size} bytes; file systems allow at most 255" in shown.err
     assert "Traceback" not in shown.err
     assert "job  status" not in shown.out
 
@@ -55,7 +55,7 @@ def test_a_sweep_with_long_job_names_does_not_start(
     long = f"data.text_column=text,{'x' * 200}"
     assert run("-m", "model=tfidf", "output_dir=long", long, DIRNAME) == 1
     error = capsys.readouterr().err
-    assert "a file system allows at most 255" in error
+    assert "file systems allow at most 255" in error
     assert "exclude_keys" in error
     assert not (place / "long" / "jobs").exists()
 
