@@ -1,4 +1,4 @@
-"""Define what a run records with a tracker, and the tracker that records nothing."""
+"""Define the `Tracker` protocol, and a tracker that records nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """The methods that a run calls; a new tracker has these and a file in conf/tracking."""
+    """Define the methods of a tracker, which also needs a config file in conf/tracking."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
         """Return all tags of the newest finished run that has these tags; None if there is none."""
@@ -26,46 +26,46 @@ class Tracker(Protocol):
         """Start a run and return its id.
 
         Args:
-            config: recorded as params with dotted names.
+            config: a nested dict, which is recorded as params with dotted names (`trainer.lr`).
             parent: the id of the sweep's parent run.
-            resume: the id of an unfinished run to continue; nothing is recorded twice.
-            folder: the run's own folder; events wait there until they are sent.
+            resume: the id of an unfinished run to resume; values that it already has are skipped.
+            folder: the output folder of the run, for files that the tracker needs.
         """
         ...
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values at an optimizer step."""
+        """Record metric values at an optimizer step."""
         ...
 
     def flush(self) -> None:
-        """Force everything recorded to disk before a checkpoint relies on it."""
+        """Call fsync on everything recorded so far, because a new checkpoint relies on it."""
         ...
 
     def tags(self, values: dict[str, str]) -> None:
-        """Add tags that were not known at the start."""
+        """Set tags that were not known at the start of the run."""
         ...
 
     def artifact(self, path: Path) -> None:
-        """Record a file of the run's folder, or a folder in it with its contents."""
+        """Record a file in the run's folder, or a subfolder with its contents."""
         ...
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Record a model folder with the code file that serves it."""
+        """Record a model folder, and the Python file with the class that serves the model."""
         ...
 
     def finish(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+        """End the run with the status FINISHED, FAILED or KILLED."""
         ...
 
 
 class NoTracker:
-    """Record nothing; the run's folder still has the result."""
+    """Record nothing; the result is still written to the run's folder."""
 
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
     def find(self, tags: dict[str, str]) -> None:
-        """Return None: no earlier run is known."""
+        """Return None, because earlier runs were not recorded."""
 
     def start(
         self,
@@ -77,23 +77,23 @@ class NoTracker:
         *,
         folder: Path,
     ) -> str:
-        """Return an empty id."""
+        """Return an empty string as the run id."""
         return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Drop the values."""
+        """Ignore the values."""
 
     def flush(self) -> None:
-        """Write nothing."""
+        """Do nothing."""
 
     def tags(self, values: dict[str, str]) -> None:
-        """Drop the tags."""
+        """Ignore the tags."""
 
     def artifact(self, path: Path) -> None:
-        """Leave the file where it is."""
+        """Do nothing: the file stays in the run's folder."""
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Leave the folder where it is."""
+        """Do nothing: the model stays in the run's folder."""
 
     def finish(self, status: str) -> None:
-        """End nothing."""
+        """Ignore the status."""

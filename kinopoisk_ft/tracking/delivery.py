@@ -1,4 +1,4 @@
-"""Replay the event log of a run from a thread while the run trains."""
+"""Send the event log of a run to MLflow in a background thread while the run trains."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from kinopoisk_ft.tracking.store import UnreachableError
 
 log = logging.getLogger(__name__)
 
-# Seconds between replays. A request with many metrics costs little more than one with a few.
+# Seconds between two deliveries. A request with many metrics takes little longer than a small one.
 INTERVAL = 10.0
-# Seconds after a failure. The pause doubles with each failure in a row.
+# Seconds to wait after a failure. The pause doubles with each consecutive failure.
 PAUSE, MAX_PAUSE = 1.0, 60.0
-# Failures in a row at the end of a run before the rest is left to `sync`.
+# Number of consecutive failures at the end of a run before unsent events are left to `sync`.
 LAST_TRIES = 3
 
 
 class Delivery:
-    """Replay a log every few seconds, and less often while the store does not answer.
+    """Send new events to the store every few seconds, and less often while it does not answer.
 
-    No exception leaves a method or the thread. `error` holds the last one, None while the store
-    answers. The first failure of an outage is logged, except for the very first request, which the
-    caller of `start` reports.
+    No method raises an exception, nor does the thread. `error` is the last exception, or None while
+    the store answers. The first failure of an outage is logged, but not a failure of the very first
+    request, which the caller of `start` reports.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -36,12 +36,12 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self, seconds: float) -> bool:
-        """Start the thread; return whether the first request ended in time, also if it failed."""
+        """Start the thread; return whether its first request ends or fails within `seconds`."""
         self._thread.start()
         return self._tried.wait(seconds)
 
     def close(self, seconds: float) -> bool:
-        """Send the rest for at most so long; return whether the store has everything."""
+        """Send unsent events for at most `seconds`; return whether the store has all events."""
         self._closing.set()
         self._thread.join(seconds)
         is_complete = not self._thread.is_alive() and self.error is None
@@ -49,19 +49,19 @@ class Delivery:
         return is_complete
 
     def stop(self) -> None:
-        """Send nothing more after the current request."""
+        """Let the thread end after its current request."""
         self._stopped.set()
         self._closing.set()
 
     def send_rest(self) -> None:
-        """Send all events that are left, with a few tries if the store does not answer."""
-        # An outage that lasted until now does not count against the last tries.
+        """Send all unsent events, with a few retries if the store does not answer."""
+        # Failures before this call do not count towards LAST_TRIES.
         self._failures = 0
         while not self._send_all() and self._failures < LAST_TRIES and not self.needs_user():
             self._stopped.wait(PAUSE)
 
     def needs_user(self) -> bool:
-        """Return whether the user must act, because another try would fail in the same way."""
+        """Return whether the user must correct the error, because a retry would fail again."""
         return isinstance(self.error, UserError) and not isinstance(self.error, UnreachableError)
 
     def _run(self) -> None:
@@ -72,7 +72,7 @@ class Delivery:
         self.send_rest()
 
     def _send_all(self) -> bool:
-        """Send the events that are in the log; return False after a failure."""
+        """Send all unsent events of the log; return False after a failure."""
         has_more = True
         while has_more and not self._stopped.is_set():
             try:

@@ -1,7 +1,7 @@
-"""Append what a run records to a JSONL file beside its results, and read it again.
+"""Write and read the event log of a run: a JSONL file of tracking calls in the run's folder.
 
 Each line is a JSON object with `seq` (1, 2, ...), `time` (ms since 1970), `verb`, and the fields of
-that verb. `<id>.sent.json` beside the log holds how much of it an MLflow store already has.
+that verb. The file `<id>.sent.json` next to it records which events an MLflow store already has.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from kinopoisk_ft.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-# The folder of the logs in a run's folder.
+# Name of the folder inside a run's folder that contains its event logs.
 FOLDER = "tracking"
-# The id of a run begins like this until a store has assigned one.
+# Prefix of the id of a run until a store has assigned an id.
 OFFLINE = "offline-"
 
 Event = dict[str, Any]
 
 OPTIONAL_TEXT = (str, type(None))
-# A log may be damaged or come from someone else, so every field is checked when it is read.
-# Values of dicts and lists are numbers for metrics and text for the other verbs.
+# Types of the fields of each verb. They are checked on reading, because a log may be damaged or
+# come from someone else. Values in dicts and lists are numbers for metrics, and strings for others.
 FIELDS: dict[str, dict[str, Any]] = {
     "start": {
         "name": str, "tags": dict, "experiment": str,
@@ -53,13 +53,13 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class ReplayState:
-    """How much of a log a store has.
+    """Record which events of a log have been sent to a store.
 
     Args:
-        uri: the store.
-        run_id: the run's id there.
-        seq: the last event that was sent.
-        refused: events that could not be sent, by `seq`, with the reason.
+        uri: the URI of the store.
+        run_id: the run's id in the store.
+        seq: the `seq` of the last event that was sent.
+        refused: the reason for each event that could not be sent, by `seq`.
     """
 
     uri: str = ""
@@ -69,18 +69,18 @@ class ReplayState:
 
 
 class EventLog:
-    """The events of one run, in memory and in a file.
+    """Keep the events of one run in memory and append them to a file.
 
-    An event survives the end of the process as soon as `append` returns, and a power cut after
-    `sync`. A full disk never stops the training: events are written as soon as there is space.
-    A lock file lets one process at a time write; it is released when that process dies.
+    When `append` returns, an event survives the death of the process; when `sync` returns, it
+    survives a power loss. A full disk does not stop the training: events are written when there is
+    space again. A file lock, which is released if its process dies, allows one writer at a time.
 
     Args:
         file: `tracking/<id>.jsonl` in the run's folder.
 
     Attributes:
-        events: all events in order; 100,000 take about 60 MB.
-        state: how much of them a store has.
+        events: all events in order; 100,000 events use about 60 MB of memory.
+        state: which of the events have been sent to a store.
     """
 
     def __init__(self, file: Path) -> None:
@@ -95,27 +95,27 @@ class EventLog:
 
     @classmethod
     def new(cls, folder: Path) -> EventLog:
-        """Return the log of a new run in a folder."""
+        """Return an empty log for a new run in a folder."""
         return cls(folder / FOLDER / f"{secrets.token_hex(12)}.jsonl")
 
     @property
     def local_id(self) -> str:
-        """The run's id until a store assigns one."""
+        """Return the id that the run has until a store assigns one."""
         return OFFLINE + self.id
 
     @property
     def seq(self) -> int:
-        """The number of the last event; 0 if there is none."""
+        """Return the `seq` of the last event; 0 if there are no events."""
         return int(self.events[-1]["seq"]) if self.events else 0
 
     @property
     def ids(self) -> set[str]:
-        """The run's local id and the id that a store has assigned."""
+        """Return the run's local id and, if a store has assigned one, the id in the store."""
         return {self.local_id, self.state.run_id} - {""}
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags that the run has at the end of the log."""
+        """Return the tags that the run has after all events."""
         tags: dict[str, str] = {}
         for event in self.events:
             if event["verb"] in ("start", "tags"):
@@ -124,15 +124,15 @@ class EventLog:
 
     @property
     def status(self) -> str | None:
-        """The status with which the run ended; None if it is running or its process died."""
+        """Return the status with which the run ended; None if it has no end, as after a crash."""
         last = [e for e in self.events if e["verb"] in ("start", "reopen", "finish")][-1:]
         return last[0].get("status") if last else None
 
     def open(self, patience: float = 0.0) -> None:
-        """Lock the log for writing and read what other processes have added.
+        """Lock the log for writing, and read events that other processes have added.
 
         Args:
-            patience: seconds to wait while another process holds the lock.
+            patience: seconds to wait if another process holds the lock.
 
         Raises:
             UserError: another process is writing or sending this log.
@@ -143,36 +143,36 @@ class EventLog:
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except Timeout as error:
             raise UserError(
-                "another process is writing or sending the events of this run",
+                "another process is writing or sending the event log of this run",
                 where=str(self.file),
-                fix="wait until it ends, or choose another output_dir",
+                fix="wait until that process ends, or choose another output_dir",
             ) from error
         except OSError as error:
             self._warn(error)
             return
-        # A line without its end was cut off when the process or the machine died.
+        # Remove a truncated last line, which remains if the process or the machine has died.
         os.ftruncate(self._descriptor, self.file.read_bytes().rfind(b"\n") + 1)
         self._load()
 
     def append(self, verb: str, **fields: Any) -> None:
-        """Add an event; never raise because of the disk."""
+        """Append an event; if the disk is full, log a warning instead of raising an error."""
         with self._mutex:
             now = int(time.time() * 1000)
             self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 
     def sync(self) -> None:
-        """Force all events to disk, so that they survive a power cut."""
+        """Write all events and call fsync, so that they survive a power loss."""
         with self._mutex:
             self._write()
             descriptor = self._descriptor
-        # The mutex is free again here: `append` must not wait for the disk.
+        # fsync is called without holding the mutex, because `append` must not wait for it.
         if descriptor is not None:
             with suppress(OSError):
                 os.fsync(descriptor)
 
     def close(self) -> None:
-        """Release the log for other processes."""
+        """Write all events, close the file, and release the lock."""
         with self._mutex:
             self._write()
             if self._descriptor is not None:
@@ -181,24 +181,24 @@ class EventLog:
         self._lock.release()
 
     def discard(self) -> None:
-        """Close and delete the log of a run that could not start."""
+        """Close and delete the log of a run that could not be started."""
         self.close()
         for file in (self.file, self.state_file, self.file.with_suffix(".lock")):
             file.unlink(missing_ok=True)
-        # The folder stays if it has logs of other runs.
+        # This fails, as it should, if the folder contains logs of other runs.
         with suppress(OSError):
             self.file.parent.rmdir()
 
     def after(self, seq: int) -> list[Event]:
-        """Return the events after `seq`."""
+        """Return the events with a number greater than `seq`."""
         return self.events[bisect_right(self.events, seq, key=itemgetter("seq")) :]
 
     def count_lost(self) -> int:
-        """Return how many events neither the disk nor a store has."""
+        """Return the number of events that are neither on disk nor in a store."""
         return sum(event["seq"] > self.state.seq for event in self.events[self._written :])
 
     def save_state(self) -> None:
-        """Write the state; if the disk is full, a later replay sends some events again."""
+        """Write the state to disk; if that fails, some events are sent again later."""
         try:
             write_atomically(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
         except OSError as error:
@@ -219,15 +219,15 @@ class EventLog:
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
-            log.warning("training continues, but its metrics cannot be kept on disk: %s", error)
+            log.warning("training continues, but its metrics cannot be written to disk: %s", error)
         self._has_warned = True
 
 
 def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
-    """Return the logs in a run's folder, oldest first; without logs that have lost their beginning.
+    """Return the event logs in a run's folder, oldest first; skip logs without a first event.
 
     Args:
-        below: look in all folders below as well.
+        below: whether to search all subfolders too.
     """
     pattern = f"{'**/' if below else ''}{FOLDER}/*.jsonl"
     logs = [EventLog(file) for file in sorted(folder.glob(pattern))]
@@ -236,7 +236,7 @@ def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
 
 
 def _write_line(descriptor: int, event: Event) -> None:
-    """Write a whole line or nothing, in one system call that no signal can interrupt."""
+    """Write a complete line or nothing, in one system call that no signal can interrupt."""
     before = os.fstat(descriptor).st_size
     line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
     try:
@@ -248,27 +248,27 @@ def _write_line(descriptor: int, event: Event) -> None:
 
 
 def _read_events(file: Path) -> list[Event]:
-    """Return the events of a file; report and skip damaged lines."""
+    """Return the events in a file; log and skip damaged lines."""
     events: list[Event] = []
     lines = file.read_bytes().split(b"\n") if file.is_file() else []
-    # What follows the last line break is a line that is still being written, or nothing.
+    # The last element is empty, or a line that is still being written.
     for number, line in enumerate(lines[:-1], start=1):
         try:
             event = _parse(line)
         except ValueError as error:
             log.warning("skipping a damaged line: %s, line %d: %s", file, number, error)
             continue
-        # A signal handler that raises between write and bookkeeping repeats a line.
+        # A line is repeated if a signal handler raised an exception just after it was written.
         if not events or event["seq"] > events[-1]["seq"]:
             events.append(event)
     return events
 
 
 def _parse(line: bytes) -> Event:
-    """Return the event of a line; ValueError says what is wrong with it."""
+    """Return the event in a line; raise ValueError with the reason if it is invalid."""
     try:
         event = json.loads(line)
-        # Half a surrogate pair can be neither printed nor stored.
+        # A lone surrogate can be neither printed nor stored.
         json.dumps(event, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise ValueError("it is not valid Unicode") from error
@@ -277,7 +277,7 @@ def _parse(line: bytes) -> Event:
     if not isinstance(event, dict):
         raise ValueError("it is not a JSON object")
     verb = event.get("verb")
-    # A verb of a later version passes here and is refused when it is sent.
+    # A verb of a later version is accepted here, and rejected when the event is sent.
     fields = FIELDS.get(verb, {}) if isinstance(verb, str) else {}
     element = (int, float) if verb == "metrics" else str
     for name, kind in ({"seq": int, "time": int, "verb": str} | fields).items():
@@ -285,19 +285,19 @@ def _parse(line: bytes) -> Event:
         inner = [*value.values()] if isinstance(value, dict) else value
         inner = inner if isinstance(inner, list) else []
         if not _has_type(value, kind) or not all(_has_type(one, element) for one in inner):
-            raise ValueError(f"its '{name}' is missing or has the wrong type")
+            raise ValueError(f"the field '{name}' is missing or has the wrong type")
     return event
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value has a type; True is not a number, and a store has 64 bits."""
+    """Return whether a JSON value has a type; a bool is not an int, and ints must fit 64 bits."""
     if isinstance(value, int):
         return not isinstance(value, bool) and isinstance(value, kind) and abs(value) < 2**63
     return isinstance(value, kind)
 
 
 def _read_state(file: Path) -> ReplayState:
-    """Return the state of a log; an empty one if it was never sent or the file is damaged."""
+    """Return the state of a log; an empty one if the file is missing or damaged."""
     try:
         state = ReplayState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Save the model folder of a run as an MLflow model that answers without this package."""
+"""Save a model folder as an MLflow model that predicts even if this package is not installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mlflow.types.schema import ColSpec, Schema
 
 from kinopoisk_ft.tracking.offline import PACKAGE
 
-# MLflow shows this text as an example of the model's input.
+# The review that MLflow shows as an example of the model's input.
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]
-# The distributions that the package imports to answer a request.
+# The packages that this package imports to predict.
 SERVING = (
     "datasets", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas", "peft",
     "psutil", "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch", "transformers",
@@ -27,14 +27,14 @@ SERVING = (
 def log_model(
     client: MlflowClient, run_id: str, folder: Path, code: Path, class_names: list[str]
 ) -> None:
-    """Log a model folder as the pyfunc model of a run, once; nothing is pickled.
+    """Log a model folder as a run's pyfunc model without pickle; a no-op if it is already logged.
 
     Args:
-        code: the file with the pyfunc class that loads the folder.
-        class_names: one probability column `p_<name>` each.
+        code: the Python file with the pyfunc class that loads the folder.
+        class_names: classes in order; the output has a probability column `p_<name>` for each.
     """
     model = _find_or_create(client, run_id)
-    # The status changes last, so that an upload that was interrupted is repeated.
+    # The status becomes READY last, so that an interrupted upload is repeated.
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as made:
             _save(model, run_id, folder, code, class_names, Path(made) / "model")
@@ -43,7 +43,7 @@ def log_model(
 
 
 def _find_or_create(client: MlflowClient, run_id: str) -> LoggedModel:
-    """Return the run's model in the store, linked to the run as its output."""
+    """Return the run's model in the store; create it if necessary and link it to the run."""
     run = client.get_run(run_id)
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=1)
@@ -75,15 +75,15 @@ def _save(
             outputs=Schema([ColSpec("string", "label"), *probabilities]),
         ),
         input_example=pd.DataFrame({"text": EXAMPLE}),
-        # The package is on no package index, so the model carries its code.
+        # This package is not on PyPI, so its code is saved with the model.
         code_paths=[str(PACKAGE)],
         pip_requirements=serving_requirements(),
     )
 
 
 def serving_requirements() -> list[str]:
-    """Return the installed versions of `SERVING` as requirements.
+    """Return the installed versions of the packages in `SERVING` as pip requirements.
 
-    The local part of "2.13.0+cpu" is dropped: PyPI has no such version.
+    The local part of a version such as "2.13.0+cpu" is removed, because PyPI does not have it.
     """
     return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING]

@@ -1,4 +1,4 @@
-"""Track a run with MLflow: record it in its folder and send it while it trains."""
+"""Track a run with MLflow: write its event log, and send it to a store while the run trains."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from kinopoisk_ft.tracking.store import (
 
 log = logging.getLogger(__name__)
 
-# Seconds in which a store must answer to assign the run's id. A local file always answers in the
-# end, but its tables may have to be created first.
+# Seconds to wait until a remote or local store assigns the run's id. In a local SQLite store,
+# MLflow may have to create the tables first.
 START, START_LOCAL = 30.0, 120.0
-# Seconds to send the rest at the end: after a signal ten remain, of which a step may take two.
+# Seconds to send unsent events at the end. A process may be killed ten seconds after a stop signal.
 END = {"FINISHED": 60.0, "FAILED": 10.0, "KILLED": 4.0}
-# Bytes per second at which a store must accept a model.
+# Lowest expected upload rate in bytes per second, which extends END for a run with a model.
 MIN_RATE = 2**20
 
 
 class MlflowTracker(OfflineTracker):
-    """Send the event log from a thread; no error or delay of the store reaches the training."""
+    """Send the event log in a background thread; store errors and delays do not stop training."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
         """Return all tags of the newest finished run in the experiment that has these tags.
 
         Returns:
-            None, with a warning, if the store does not answer: training a job twice is better than
-            losing it.
+            None if there is no such run. Also None, with a warning, if the store does not answer,
+            because training a job twice is better than losing it.
 
         Raises:
             UserError: the store cannot be opened.
@@ -58,7 +58,7 @@ class MlflowTracker(OfflineTracker):
             if isinstance(error, MlflowException) and not is_temporary(error, uri):
                 raise
             reason = str(error).splitlines()[0]
-            log.warning("cannot look for finished runs in the MLflow store: %s", reason)
+            log.warning("the MLflow store cannot be searched for finished runs: %s", reason)
             return None
         return dict(found[0].data.tags) if found else None
 
@@ -72,10 +72,10 @@ class MlflowTracker(OfflineTracker):
         *,
         folder: Path,
     ) -> str:
-        """Create or resume a run; its id is a local one if the store does not answer in time.
+        """Start or resume a run; return a local id if the store does not answer in time.
 
         Raises:
-            UserError: the store cannot be opened, or does not have the parent.
+            UserError: the store cannot be opened, or does not contain the parent run.
         """
         local_id = super().start(name, config, tags, parent, resume, folder=folder)
         target = Target(self.uri, self.experiment, self.artifacts)
@@ -101,7 +101,7 @@ class MlflowTracker(OfflineTracker):
         return absolute_uri(self.uri)
 
     def finish(self, status: str) -> None:
-        """Record the end of the run, and wait a limited time until the store has everything."""
+        """Record the end of the run, and wait a limited time until the store has all events."""
         self._log.append("finish", status=status)
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)
@@ -112,7 +112,7 @@ class MlflowTracker(OfflineTracker):
             text = "%d events of this run are not in the MLflow store yet: %s; to send them: %s"
             log.warning(text, unsent, _get_reason(self._delivery.error), command)
         if state.refused:
-            text = "the MLflow store does not have: %s; to try again: %s"
+            text = "not sent to the MLflow store: %s; to try again: %s"
             log.warning(text, "; ".join(state.refused.values())[:1000], command)
         self._close()
 
@@ -122,7 +122,7 @@ class MlflowTracker(OfflineTracker):
 
 
 def _get_reason(error: Exception | None) -> str:
-    """Return in one line why a store does not have everything, and what the user can do."""
+    """Return in one line why events were not sent, and what the user can do."""
     if error is None:
         return "it did not answer in time"
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""Track a run without a network: everything waits in its folder until `sync` sends it."""
+"""Track a run without a network: keep its event log in its folder until `sync` sends it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kinopoisk_ft.tracking.event_log import EventLog, find_logs
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait while `sync` sends the events of the same run.
+# Seconds to wait for the log's lock if `sync` is sending the same run.
 LOCK_PATIENCE = 10.0
-# MLflow's user interface nests runs by this tag.
+# MLflow's user interface shows a run with this tag below its parent run.
 PARENT_TAG = "mlflow.parentRunId"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class OfflineTracker:
-    """Append everything that a run records to its event log.
+    """Append the tracking calls of a run to its event log.
 
     `python -m kinopoisk_ft.sync <folder>` creates MLflow runs from the logs.
     """
@@ -36,7 +36,7 @@ class OfflineTracker:
         self._has_artifacts = False
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return None: an offline tracker asks no store."""
+        """Return None, because an offline tracker does not search a store."""
         return None
 
     def start(
@@ -49,14 +49,14 @@ class OfflineTracker:
         *,
         folder: Path,
     ) -> str:
-        """Create a log in the run's folder, or continue the log of an unfinished run."""
+        """Create a log in the run's folder, or continue an unfinished one; return the local id."""
         found = _find_log(folder, resume) if resume else None
         if resume and found is None:
-            log.warning("a new run is created: %s has no events of run %s", folder, resume)
+            log.warning("%s has no event log of run %s, so a new run is created", folder, resume)
         self._is_new = found is None
         self._log = found or EventLog.new(folder)
         self._log.open(LOCK_PATIENCE)
-        # MLflow keeps params as text.
+        # MLflow stores params as strings.
         params = {key: str(value) for key, value in flatten(config).items()}
         if self._is_new:
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
@@ -72,14 +72,14 @@ class OfflineTracker:
         return self._log.local_id
 
     def _get_uri(self) -> str | None:
-        """Return the store to which `sync` sends the run by default."""
+        # The store to which `sync` sends the run by default.
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
     def _reopen(self, params: dict[str, str], parent: str | None) -> None:
-        """Remember what the log already has, so that nothing is recorded twice.
+        """Resume the run in the log, and do not record again what it already has.
 
-        The run becomes a child of the sweep that resumes it, because its first parent may have
-        been killed and a sweep's report shows its own children.
+        Known params are removed from `params` in place. The run becomes a child of the parent run
+        of the sweep that resumes it, because the report of a sweep shows only such children.
         """
         tags = self._log.tags
         for event in self._log.events:
@@ -93,35 +93,35 @@ class OfflineTracker:
             self.tags({PARENT_TAG: parent})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values at an optimizer step, except values recorded before an interruption."""
+        """Record metric values at a step, except values recorded before an interruption."""
         new = {k: float(v) for k, v in values.items() if (k, step) not in self._recorded}
         if new:
             self._log.append("metrics", values=new, step=step)
 
     def flush(self) -> None:
-        """Force all events to disk before a checkpoint relies on them."""
+        """Call fsync on the event log, because a new checkpoint relies on it."""
         self._log.sync()
 
     def tags(self, values: dict[str, str]) -> None:
-        """Add tags."""
+        """Set tags of the run."""
         self._log.append("tags", values=values)
 
     def artifact(self, path: Path) -> None:
-        """Record a file of the run's folder, or a folder in it under its own name."""
+        """Record a file in the run's folder, or a subfolder with its contents."""
         if not self._has_artifacts:
             _warn_if_replaced(self._log)
             self._has_artifacts = True
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Record a model folder with the code file that serves it."""
-        # The model stays in the run's folder in any case.
+        """Record a model folder, and the Python file with the class that serves the model."""
+        # Without `log_model`, the model is only in the run's folder.
         if self.log_model:
             path, code_path = (portable_path(one, self._log.folder) for one in (folder, code))
             self._log.append("model", path=path, code=code_path, class_names=list(class_names))
 
     def finish(self, status: str) -> None:
-        """Record the end of the run and log the command that sends it."""
+        """Record the end of the run, and log the command that sends the run to MLflow."""
         self._log.append("finish", status=status)
         self._close()
         log.info("to send this run to MLflow: %s", sync_command(self._log.folder))
@@ -133,7 +133,9 @@ class OfflineTracker:
 
 
 def portable_path(path: Path, folder: Path) -> str:
-    """Return a path as `run:...` or `package:...`, so that a run's folder can be moved.
+    """Return a path relative to the run's folder (`run:...`) or this package (`package:...`).
+
+    Event logs contain such paths, so that the folder of a run can be moved.
 
     Raises:
         ValueError: the file is neither in the run's folder nor in this package.
@@ -145,15 +147,15 @@ def portable_path(path: Path, folder: Path) -> str:
 
 
 def resolve_path(text: str, folder: Path) -> Path:
-    """Return the file that `portable_path` named.
+    """Convert a string from `portable_path` to an absolute path.
 
     Raises:
-        ValueError: it is outside its root; the log may come from someone else.
+        ValueError: the path is outside its root, because the log may come from someone else.
     """
     name, _, inner = text.partition(":")
     root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
     path = (root / (inner or text)).resolve()
-    # A symbolic link could send any file of the user to the store.
+    # A symlink in a downloaded folder could send any file of the user to the store.
     links = (one.resolve() for one in path.rglob("*") if one.is_symlink())
     if not all(one.is_relative_to(root) for one in (path, *links)):
         raise ValueError(f"'{text}' is outside the run's folder")
@@ -161,12 +163,12 @@ def resolve_path(text: str, folder: Path) -> Path:
 
 
 def sync_command(folder: Path) -> str:
-    """Return the command that sends the runs of a folder."""
+    """Return the command that sends the runs in a folder to MLflow."""
     return f"python -m kinopoisk_ft.sync {folder}"
 
 
 def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
-    """Return the tags of the newest finished run below a folder that no store has completely.
+    """Return the tags of the newest finished run in or below a folder that is not fully sent.
 
     Args:
         wanted: tags that the run must have.
@@ -182,11 +184,11 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
 
 
 def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
-    """Close, as KILLED, the runs of a folder whose processes died.
+    """Set the status of runs in a folder whose processes died to KILLED.
 
     Args:
-        tracker: has started no run, and starts none afterwards that records metrics.
-        resumed: the id of the run that stays open to be resumed; None if a new run begins.
+        tracker: a tracker that has not started a run and will not record metrics of another run.
+        resumed: the id of a run to leave unchanged, because it is about to be resumed; or None.
     """
     for one in find_logs(folder):
         if one.status is None and resumed not in one.ids:
@@ -195,14 +197,13 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
 
 
 def _find_log(folder: Path, run_id: str) -> EventLog | None:
-    """Return the log in a run's folder that has one of these ids; None if there is none."""
     return next((one for one in find_logs(folder) if run_id in one.ids), None)
 
 
 def _warn_if_replaced(current: EventLog) -> None:
-    """Warn if this run is about to replace files of an earlier run that are not sent yet."""
+    """Warn if this run is about to overwrite files of an earlier run that were not sent yet."""
     for other in find_logs(current.folder):
         unsent = (event["verb"] for event in other.after(other.state.seq))
         if other.id != current.id and "artifact" in unsent:
-            text = "this run replaces files of the run '%s', which is not sent yet; to send it: %s"
+            text = "this run overwrites files of run '%s', which is not sent yet; to send it: %s"
             log.warning(text, other.events[0]["name"], sync_command(current.folder))

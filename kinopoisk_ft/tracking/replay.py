@@ -1,4 +1,4 @@
-"""Send the events of a run to an MLflow store, in order and each once."""
+"""Send the event log of a run to an MLflow store, in order and without duplicates."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from kinopoisk_ft.tracking.sweep import SAME_AS
 
 log = logging.getLogger(__name__)
 
-# A run in a store has the id of its event log in this tag.
+# MLflow tag with the id of the event log from which a run was created.
 LOG_TAG = "kinopoisk_ft.events"
-# Characters of a param in MLflow's tables. Longer values are kept whole in long_params.json.
+# Longest param value in MLflow's tables, in characters. Longer ones go to long_params.json.
 MAX_PARAM = 500
-# Bytes. The run's local id is replaced in JSON files up to this size.
+# Size in bytes of the largest JSON artifact in which the run's local id is replaced.
 MAX_JSON = 2**20
 # MLflow's limits per request: https://mlflow.org/docs/latest/rest-api.html#log-batch
 MAX_PARAMS = MAX_TAGS = 100
 MAX_METRICS = 1000
-# Requests with these errors would fail again.
+# Error codes of requests that would fail again if they were repeated.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send a run: store, experiment, and the artifact location if that is new."""
+    """Name the store and experiment of a run, and the artifact location of a new experiment."""
 
     uri: str | None
     experiment: str
@@ -54,14 +54,14 @@ class Target:
 
 
 class Replay:
-    """Send one log to one store; can be killed at any moment and repeated any number of times.
+    """Send one event log to one store; the process may be killed and restarted at any time.
 
-    The position in the log is saved after each request. A request whose answer was lost is sent
-    again and changes nothing: the run is found by a tag, MLflow's databases drop a metric that they
-    have with the same step, time and value, and all other requests overwrite.
+    The position in the log is saved after each request. A request whose response was lost is sent
+    again without effect, because the run is found by a tag, MLflow's databases ignore a metric that
+    exists with the same step, time and value, and all other requests overwrite values.
 
     Args:
-        files: False if a later run has replaced the artifacts in the folder: do not send them.
+        files: whether to send artifacts; False if a later run has overwritten them in the folder.
     """
 
     def __init__(self, event_log: EventLog, target: Target, files: bool = True) -> None:
@@ -69,19 +69,19 @@ class Replay:
         self.uri = absolute_uri(target.uri)
         self.counts: Counter[str] = Counter()
         self._client: MlflowClient | None = None
-        # Events that were refused earlier are tried again before all others.
+        # Events that were rejected earlier are retried before all others.
         self._retries = [e for e in event_log.events if str(e["seq"]) in event_log.state.refused]
 
     @property
     def run_id(self) -> str:
-        """The run's id in the store; empty until the store has answered."""
+        """Return the run's id in the store, or an empty string until the store has answered."""
         return self.event_log.state.run_id
 
     def step(self) -> bool:
         """Send the next events in one request; return False if there are none.
 
-        After any exception, which may come from MLflow, SQLAlchemy or the network, the next call
-        opens the store again and continues where this one stopped.
+        An exception may come from MLflow, SQLAlchemy or the network. The next call then opens the
+        store again and continues at the same event.
         """
         try:
             client = self._client = self._client or self._connect()
@@ -100,7 +100,7 @@ class Replay:
             return self._retries[:1]
         events = self.event_log.after(self.event_log.state.seq)
         if events:
-            # A power cut must not take back an event that the store already has.
+            # After a power loss, the log must still contain all events that the store has.
             self.event_log.sync()
         metrics = takewhile(lambda event: event["verb"] == "metrics", events)
         sizes = accumulate(len(event["values"]) for event in metrics)
@@ -108,7 +108,7 @@ class Replay:
         return events[: max(1, count)]
 
     def _send(self, client: MlflowClient, batch: list[Event]) -> None:
-        """Send a batch and save the new position; leave out an event that cannot be sent."""
+        """Send a batch and save the new position; skip an event that can never be sent."""
         state = self.event_log.state
         try:
             self._write(client, batch)
@@ -116,7 +116,7 @@ class Replay:
             if self._is_retryable(client, error):
                 raise
             if len(batch) > 1:
-                # MLflow does not say which value is invalid.
+                # MLflow does not say which value is invalid, so send each event separately.
                 for event in batch:
                     self._send(client, [event])
                 return
@@ -129,8 +129,9 @@ class Replay:
         self.event_log.save_state()
 
     def _is_retryable(self, client: MlflowClient, error: Exception) -> bool:
-        """Return whether to send the same events again, to a new run if this one is lost."""
+        """Return whether sending the same events again can succeed."""
         if isinstance(error, MlflowException):
+            # If the run was deleted in the store, the next attempt sends its events to a new run.
             is_refusal = error.error_code in REFUSALS
             return not is_refusal or find_run(client, self.event_log.id) != self.run_id
         return isinstance(error, OSError | SQLAlchemyError | UserError)
@@ -202,23 +203,23 @@ class Replay:
         self.counts["artifacts"] += 1
 
     def _find_file(self, name: str) -> Path:
-        """Return a file or folder of the run; ValueError if it cannot be sent."""
+        """Return the path of an artifact; raise ValueError if it cannot be sent."""
         if not self.files:
-            raise ValueError("a later run in this folder has replaced its files")
+            raise ValueError("a later run in this folder has overwritten its files")
         path = resolve_path(name, self.event_log.folder)
         if not path.exists():
-            raise ValueError(f"{path} is gone")
+            raise ValueError(f"{path} does not exist any more")
         return path
 
     def _insert_run_id(self, text: str) -> str:
-        """Replace the id that the run had before the store assigned one."""
+        """Replace the run's local id in a string with its id in the store."""
         return text.replace(self.event_log.local_id, self.run_id)
 
     def _connect(self) -> MlflowClient:
-        """Open the store and find the run there; begin at the first event if it is not there."""
+        """Open the store and find the run; if it is missing, create it and send all events."""
         target, known = self.target, self.event_log.state
         client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
-        # A run that was sent before is found even if its experiment has another name by now.
+        # A known run is searched in all experiments, because its own may have been renamed.
         run_id = find_run(client, self.event_log.id, None if known.run_id else [experiment])
         if run_id is None or (known.uri, known.run_id) != (self.uri, run_id):
             if run_id is None and known.uri == self.uri and known.run_id:
@@ -239,25 +240,25 @@ class Replay:
 
     def _warn_of_loss(self, client: MlflowClient, run_id: str) -> None:
         if is_deleted(client, run_id):
-            text = "run %s is deleted: all its events are sent to a new run; to restore it: %s"
+            text = "run %s is deleted, so all its events are sent to a new run; to restore it: %s"
             log.warning(text, run_id, restore_command(self.uri, "runs", run_id))
         else:
-            log.warning("run %s is not in the store any more: a new run is created", run_id)
+            log.warning("run %s is not in the store any more, so a new run is created", run_id)
 
     def _resolve_runs(self, client: MlflowClient, tags: dict[str, str]) -> dict[str, str]:
-        """Replace the ids of other runs in tags by the ids that the store has for them."""
+        """Replace local ids of other runs in tags with their ids in the store."""
         keys = [key for key in (PARENT_TAG, SAME_AS) if key in tags]
         return tags | {key: self._resolve_run(client, key, tags[key]) for key in keys}
 
     def _resolve_run(self, client: MlflowClient, key: str, run_id: str) -> str:
-        """Return the store's id of another run, which may have started without the store."""
+        """Return the id in the store of a run that a tag refers to; `run_id` may be a local id."""
         where = f"tracking.uri={hide_password(self.uri)}"
         run = f"the {'parent' if key == PARENT_TAG else 'identical'} run {run_id}"
         if run_id.startswith(OFFLINE):
             found = find_run(client, run_id.removeprefix(OFFLINE))
             if found is None:
-                fix = "send the folder of the whole sweep"
-                raise UnreachableError(f"{run} is not in the store yet", where=where, fix=fix)
+                fix = "run python -m kinopoisk_ft.sync with the folder of the whole sweep"
+                raise UnreachableError(f"{run} has not been sent yet", where=where, fix=fix)
             return found
         deleted = is_deleted(client, run_id)
         if deleted is None:
@@ -271,7 +272,7 @@ class Replay:
 
 
 def find_run(client: MlflowClient, log_id: str, experiments: list[str] | None = None) -> str | None:
-    """Return the id of the run that was made from a log; None if it is missing or deleted.
+    """Return the id of the run created from an event log; None if it is missing or deleted.
 
     Args:
         experiments: the ids of the experiments to search; None means all.
@@ -294,7 +295,6 @@ def is_deleted(client: MlflowClient, run_id: str) -> bool | None:
 
 
 def _split(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the items in parts of one request each."""
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part

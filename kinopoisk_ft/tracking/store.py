@@ -1,6 +1,6 @@
-"""Open an MLflow store, for reading or to add runs to an experiment.
+"""Open an MLflow store for reading, or for adding runs to an experiment.
 
-MLflow itself would create a store that is missing, in place, and migrate one of another version.
+MLflow itself would create a missing store non-atomically, and migrate a store of another version.
 """
 
 from __future__ import annotations
@@ -30,28 +30,27 @@ log = logging.getLogger(__name__)
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
-FIX_MISSING = "give --uri, or train first in this folder: python -m kinopoisk_ft"
-# Messages of SQLite when another process holds the file, or the disk is full.
+FIX_MISSING = "pass a store with --uri <uri>, or train first in this folder: python -m kinopoisk_ft"
+# Words in SQLite's error messages if another process has locked the file or the disk is full.
 TEMPORARY = ("locked", "busy", "full")
-# A failed request is repeated by the replay of the event log. MLflow's own seven retries would wait
-# for minutes.
+# Failed requests are retried by `Delivery`. MLflow's own seven retries would take minutes.
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-# MLflow's migrations leave rows in these tables of an empty store.
+# Tables that are not empty in an empty store, because MLflow's migrations add rows to them.
 FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
-# Seconds without a change after which no process is creating the file; a statement takes far less.
+# Seconds without a change after which no process is still creating a file: statements take less.
 SETTLED = 3.0
 
 
 class UnreachableError(UserError):
-    """The store does not answer now, but may answer later."""
+    """Report that the store does not answer now, but may answer later."""
 
 
 class UnfinishedError(UserError):
-    """The creation of the store was interrupted before anything was recorded in it."""
+    """Report a store whose creation was interrupted before a run was recorded in it."""
 
 
 def is_temporary(error: BaseException, uri: str) -> bool:
-    """Return whether a store may work later: no answer, HTTP 5xx, a lock or a full disk."""
+    """Return whether an error may be temporary: no answer, HTTP 5xx, a lock or a full disk."""
     cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
     if uri.startswith("sqlite"):
         message = str(cause).lower()
@@ -62,7 +61,7 @@ def is_temporary(error: BaseException, uri: str) -> bool:
 
 
 def hide_password(uri: str) -> str:
-    """Return an address without its password."""
+    """Replace the password in a URI with asterisks."""
     try:
         return make_url(uri).render_as_string(hide_password=True)
     except ArgumentError:
@@ -70,12 +69,12 @@ def hide_password(uri: str) -> str:
 
 
 def default_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, else the SQLite store of the current folder."""
+    """Return MLFLOW_TRACKING_URI if it is set, else the URI of ./mlflow.db."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def absolute_uri(uri: str | None) -> str:
-    """Return the address of a store, by default `default_uri`, with an absolute SQLite path."""
+    """Return a store URI whose SQLite path is absolute; None stands for `default_uri()`."""
     uri = uri or default_uri()
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -83,7 +82,7 @@ def absolute_uri(uri: str | None) -> str:
 
 
 def restore_command(uri: str, kind: str, deleted_id: str) -> str:
-    """Return the command that restores deleted "experiments" or "runs", without a password."""
+    """Return the command that restores a run or experiment; `kind` is "runs" or "experiments"."""
     option = f"--{kind.removesuffix('s')}-id {deleted_id}"
     return f"MLFLOW_TRACKING_URI={shlex.quote(hide_password(uri))} mlflow {kind} restore {option}"
 
@@ -103,7 +102,9 @@ def open_store(uri: str) -> MlflowClient:
     try:
         return MlflowClient(uri)
     except MlflowException as error:
-        raise UserError(f"MLflow cannot open the store: {error.message}", where=uri) from error
+        fix = "check the address, or use another store with --uri <uri> or MLFLOW_TRACKING_URI"
+        what = f"MLflow cannot open the store: {error.message}"
+        raise UserError(what, where=hide_password(uri), fix=fix) from error
 
 
 def open_experiment(
@@ -112,9 +113,9 @@ def open_experiment(
     """Open a store and an experiment for writing; create both if they are missing.
 
     Args:
-        uri: a relative SQLite path is taken from the current folder.
-        artifacts: the location of artifacts of a new experiment; None means `mlartifacts` beside
-            an SQLite file, else the server's default.
+        uri: the store; an SQLite path may be relative to the current folder.
+        artifacts: the artifact location of a new experiment. None selects the folder `mlartifacts`
+            next to an SQLite file, or the server's default.
 
     Returns:
         A client and the id of the experiment.
@@ -127,7 +128,7 @@ def open_experiment(
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # It logs a traceback each time that a database is locked; the error itself is reported here.
+    # MLflow logs a traceback whenever a database is locked, but the error is reported here.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         if not uri.startswith("sqlite:///"):
@@ -145,7 +146,7 @@ def open_experiment(
         raise kind(
             f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
             where=f"tracking.uri={hide_password(uri)}",
-            fix="check the path and its permissions, or use tracking=none",
+            fix="check this address and its permissions, or use tracking=offline",
         ) from error
 
 
@@ -162,7 +163,7 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         restore = restore_command(uri, "experiments", found.experiment_id)
         raise UserError(
-            f"the experiment '{name}' is deleted: no run can be added to it",
+            f"the experiment '{name}' is deleted, so no run can be added to it",
             where=f"tracking.uri={hide_password(uri)}",
             fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
         )
@@ -170,10 +171,10 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
 
 
 def check_database(uri: str, fix: str = FIX_MISSING) -> None:
-    """Check that a database is a store with the schema of the installed MLflow.
+    """Check that a database is an MLflow store with the schema of the installed MLflow.
 
     Args:
-        fix: what the user can do if there is no store.
+        fix: what the user can do if there is no store, for the error message.
 
     Raises:
         UnfinishedError: the process that created the store was killed, and the store is empty.
@@ -191,6 +192,7 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
         engine = sqlalchemy.create_engine(url)
         try:
             found = _read_schema_version(engine)
+            # A store with the expected or an unknown schema is complete.
             is_unfinished = found in {None, *revisions} - {expected} and _is_unfinished(engine)
         finally:
             engine.dispose()
@@ -202,18 +204,18 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
         raise UnfinishedError(
             "the store is incomplete and empty: its creation was interrupted",
             where=where,
-            fix="start a training run: it creates the store again",
+            fix="start a training run, which creates the store again",
         )
     if found is None:
         raise UserError("this database is not an MLflow store", where=where, fix=fix)
     if found != expected:
         raise UserError(
             f"the store was written by another MLflow version: its schema is {found}, "
-            f"MLflow {mlflow.__version__} reads {expected}",
+            f"but MLflow {mlflow.__version__} reads {expected}",
             where=where,
-            fix=f"after a backup, run mlflow db upgrade {where}, or install the older MLflow"
+            fix=f"back up the store and run mlflow db upgrade {where}, or install the older MLflow"
             if found in revisions
-            else "install the MLflow that wrote it: it is newer than the installed one",
+            else "install the MLflow version that wrote the store, which is newer than this one",
         )
 
 
@@ -223,22 +225,22 @@ def _parse_uri(uri: str) -> URL:
     except ArgumentError:
         url = None
     if url is None or url.get_backend_name() not in DATABASES:
-        fix = "give --uri as sqlite:////absolute/path/mlflow.db or http://host:port"
-        raise UserError("this is not the URI of a store", where=uri, fix=fix)
+        fix = "pass --uri sqlite:////absolute/path/mlflow.db or --uri http://host:port"
+        raise UserError("this is not the URI of an MLflow store", where=uri, fix=fix)
     return url
 
 
 def _check_folder(uri: str) -> None:
     folder = Path(local_file_uri_to_path(uri))
     if folder.is_file():
-        fix = f"for a database file give --uri sqlite:///{folder.absolute()}"
-        raise UserError("a file is not the URI of a store", where=uri, fix=fix)
+        fix = f"if it is an SQLite database, pass --uri sqlite:///{folder.absolute()}"
+        raise UserError("this is the path of a file, not the URI of a store", where=uri, fix=fix)
     if not any(folder.glob("*/meta.yaml")):
         raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)
 
 
 def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
-    """Return the revision of a store's schema; None if there is no complete store."""
+    """Return the Alembic revision of a store's schema; None if the store is not complete."""
     tables = set(sqlalchemy.inspect(engine).get_table_names())
     if not {"alembic_version", "experiments", "runs"} <= tables:
         return None
@@ -248,10 +250,10 @@ def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
 
 
 def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
-    """Return whether an SQLite file is what a killed creation leaves: nobody's rows are in it.
+    """Return whether an SQLite file is an empty store whose creation was interrupted.
 
-    Such a file has no tables, or only MLflow's own tables without a row. Every complete store has
-    an experiment, so a complete store of an older MLflow version is never mistaken for one.
+    Such a file has no tables, or only MLflow's own tables without rows. A complete store always has
+    an experiment, so a complete store of an older MLflow version is not mistaken for one.
     """
     if engine.dialect.name != "sqlite":
         return False
@@ -259,7 +261,7 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
     if not tables:
         return True
     known = {*mlflow_db.Base.metadata.tables, "alembic_version"}
-    # Alembic copies a table under a temporary name to alter it.
+    # To alter a table, Alembic copies it under a temporary name.
     if not {name.removeprefix("_alembic_tmp_") for name in tables} <= known:
         return False
     with engine.connect() as connection:
@@ -270,40 +272,40 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
 
 
 def _ensure_database(uri: str, file: Path) -> None:
-    """Check the SQLite store; create it if it is missing or a killed process left it unfinished.
+    """Check an SQLite store; create it if it is missing or its creation was interrupted.
 
-    The caller holds the store's lock, so a file under the temporary name belongs to no process.
+    The caller must hold the store's lock, so that no other process uses the temporary file.
     """
     _delete_database(temporary_path(file))
     if not file.exists():
         _create_database(file)
     while True:
         try:
-            another = "give tracking.uri=sqlite:////another/folder/mlflow.db"
+            another = "set tracking.uri=sqlite:////another/folder/mlflow.db"
             return check_database(uri, another)
         except UnfinishedError:
-            # MLflow's server ignores our lock: it may be creating the store right now.
+            # MLflow's server does not use this lock, so it may be creating the store right now.
             left = file.stat().st_mtime + SETTLED - time.time()
             if left <= 0:
                 break
         time.sleep(min(left, SETTLED))
-    log.warning("%s is created again: its creation was interrupted", file)
+    log.warning("%s is created again, because its creation was interrupted", file)
     _delete_database(file)
     _create_database(file)
 
 
 def _create_database(file: Path) -> None:
-    """Create an SQLite store under a temporary name, and move it into place when it is complete.
+    """Create an SQLite store under a temporary name, and rename it when it is complete.
 
-    MLflow's hundreds of statements are no transaction, so a killed process must not leave a part
-    of them. A store that another program has put there in the meantime stays.
+    MLflow runs hundreds of statements without a transaction, so a killed process would leave an
+    incomplete store. A store that another program has created in the meantime is kept.
     """
     part = temporary_path(file)
     engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{part}")
-    # One fsync at the end instead of one per statement halves the time.
+    # One fsync at the end, instead of one per statement, halves the time.
     sqlalchemy.event.listen(engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF"))
     try:
-        # `MlflowClient` would do the same in place.
+        # `MlflowClient` would call the same function for the final file.
         mlflow_db._initialize_tables(engine)
     finally:
         engine.dispose()

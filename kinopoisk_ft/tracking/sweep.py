@@ -1,4 +1,4 @@
-"""Open one parent run for a sweep; its jobs read its id from the sweep's folder."""
+"""Start the parent run of a sweep; the jobs read its id from the sweep's folder."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from kinopoisk_ft.training.distributed import torchrun
 log = logging.getLogger(__name__)
 
 PARENT = "parent.json"
-# A skipped job has the id of the identical finished run in this tag.
+# MLflow tag of a skipped job with the id of the identical finished run.
 SAME_AS = "kinopoisk_ft.same_as"
 
 
 def notes_folder(sweep_dir: Path) -> Path:
-    """Return the folder with the parent's id and the outcome of each job."""
+    """Return the folder for the id of the parent run and the outcome of each job."""
     return sweep_dir / "jobs"
 
 
@@ -43,21 +43,21 @@ def read_parent(sweep_dir: Path) -> str | None:
         parent = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the parent run of the sweep is unknown: {error}",
+            f"the id of the sweep's parent run cannot be read: {error}",
             where=str(file),
-            fix="start the sweep again: the same command with its output_dir",
+            fix="start the sweep again with the same command and the same output_dir",
         ) from error
     return None if parent is None else str(parent)
 
 
 class ParentRun(Callback):
-    """A Hydra callback that opens the parent before the first job.
+    """Start the parent run of a sweep before its first job, as a callback of Hydra.
 
-    Hydra does not call back at the end of a sweep in which a job failed, so the command line closes
-    the parent in `opened`.
+    Hydra does not call `on_multirun_end` if a job failed, so the command line calls `close` of the
+    object in the class attribute `opened`.
 
     Args:
-        by_sweeper: the sweeper opens the parent itself, after it has checked its config.
+        by_sweeper: whether the sweeper calls `open` itself, after it has checked its config.
     """
 
     opened: ClassVar[ParentRun | None] = None
@@ -68,28 +68,28 @@ class ParentRun(Callback):
         self._tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the tracker: launchers send callbacks to workers, which only run jobs."""
+        """Exclude the tracker: launchers pickle callbacks for workers, which only run jobs."""
         return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the sweep and open its parent."""
+        """Check the options of the sweep and start its parent run."""
         try:
             if torchrun.world_size() > 1:
                 raise UserError(
                     "torchrun starts the processes of one run, but this is a sweep of several runs",
-                    fix="start each run with torchrun separately, or the sweep without torchrun",
+                    fix="start each run with torchrun, or the whole sweep without torchrun",
                 )
             check_sweep_folders(config)
             if not self.by_sweeper:
                 self.open(config)
         except (UserError, OSError) as raised:
             error = explain_folder_error(raised) if isinstance(raised, OSError) else raised
-            # Hydra would only warn, and then every job would fail for the same reason.
+            # Hydra would only log the exception, and every job would fail for the same reason.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 
     def open(self, config: DictConfig, resumed: bool = False) -> None:
-        """Open the parent and save its id; a resumed sweep keeps its parent and outcomes.
+        """Start the parent run and save its id; if `resumed`, keep the old run and outcomes.
 
         Raises:
             UserError: the store cannot be opened.
@@ -103,23 +103,23 @@ class ParentRun(Callback):
         ParentRun.opened = self
 
     def _read_parent(self) -> str | None:
-        """Return the parent of the sweep that is resumed; None if its id is lost."""
+        """Return the id of the old parent run; None, with a warning, if it cannot be read."""
         try:
             return read_parent(self.sweep_dir)
         except UserError as error:
-            log.warning("a new parent run is created: %s", error.what)
+            log.warning("a new parent run is created, because %s", error.what)
             return None
 
     def _start(self, config: DictConfig, resume: str | None) -> str | None:
-        """Start or resume the parent and return its id; None if jobs are not tracked.
+        """Start or resume the parent run and return its id; None if jobs are not tracked.
 
-        Earlier parents whose processes were killed are closed. Their unfinished jobs become
-        children of this parent when they are resumed.
+        Earlier parent runs whose processes were killed are ended as KILLED. Their unfinished jobs
+        become children of this parent run when they are resumed.
         """
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
-            # Each job checks its config and reports the error.
+            # Each job validates its config and reports the error.
             return None
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
@@ -128,17 +128,17 @@ class ParentRun(Callback):
         return self._tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
     def tags(self, values: dict[str, str]) -> None:
-        """Tag the parent."""
+        """Set tags of the parent run."""
         if self._tracker is not None:
             self._tracker.tags(values)
 
     def artifact(self, file: Path) -> None:
-        """Record a file of the sweep's folder with the parent."""
+        """Record a file in the sweep's folder as an artifact of the parent run."""
         if self._tracker is not None:
             self._tracker.artifact(file)
 
     def close(self, status: str) -> None:
-        """End the parent; FAILED if a job failed, because its comparison is incomplete."""
+        """End the parent run; pass FAILED if a job failed, because the comparison is incomplete."""
         if self._tracker is not None:
             self._tracker.finish(status)
         ParentRun.opened = None

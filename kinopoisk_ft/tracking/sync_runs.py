@@ -17,7 +17,7 @@ from kinopoisk_ft.tracking.replay import Replay, Target
 from kinopoisk_ft.tracking.store import DATABASES, REMOTE, hide_password
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
-# Stores with these schemes run on a server.
+# URI schemes of stores that run on a server.
 SERVED = {*REMOTE, *DATABASES} - {"sqlite"}
 
 Status = Literal["sent", "already sent", "still running", "not sent"]
@@ -25,11 +25,11 @@ Status = Literal["sent", "already sent", "still running", "not sent"]
 
 @dataclass(frozen=True)
 class Synced:
-    """What happened to one log.
+    """Describe what happened to one event log.
 
     Args:
-        text: what was sent, where to, and why something was not.
-        refused: how many events could not be sent.
+        text: what was sent to which store, and why some events were not sent.
+        refused: the number of events that could not be sent.
     """
 
     status: Status
@@ -40,29 +40,29 @@ class Synced:
 def sync_folders(
     folders: list[Path], uri: str | None, experiment: str | None, died_as: str
 ) -> Iterator[Synced]:
-    """Send the runs in folders and below, the parent of a sweep before its jobs.
+    """Send all runs in folders and their subfolders, the parent run of a sweep before its jobs.
 
     Args:
-        uri, experiment: where to send all runs; None sends each run where it was meant to go.
-        died_as: the status of a run without an end that no process is writing.
+        uri, experiment: the target of all runs; None selects the target in each run's event log.
+        died_as: the status of runs whose process died before it recorded an end.
 
     Yields:
-        What happened to each run. If a run's own store cannot be opened, it is "not sent" and the
+        What happened to each run. A run whose own store cannot be opened is "not sent", and the
         other runs are still sent.
 
     Raises:
-        UserError: there is no run, or the store at `uri` cannot be opened or does not answer.
+        UserError: no run was found, or the store at `uri` cannot be opened or does not answer.
     """
-    # The folders may overlap: each log is sent once.
+    # The folders may overlap, but each log is sent only once.
     logs = {log.file.resolve(): log for folder in folders for log in find_logs(folder, below=True)}
     if not logs:
         raise UserError(
-            "there is no recorded run",
+            "there is no recorded run in these folders",
             where=", ".join(map(str, folders)),
-            fix="give the output_dir of a run or of a sweep, or a folder above it",
+            fix="pass the output_dir of a run or of a sweep, or a folder that contains it",
         )
     oldest_first = sorted(logs.values(), key=lambda log: log.events[0]["time"])
-    # Of several runs in a folder, the last one with artifacts has replaced the files of the others.
+    # If a folder has several runs, the last one with artifacts has overwritten the others' files.
     owners = {log.folder: log for log in oldest_first
               if any(event["verb"] == "artifact" for event in log.events)}  # fmt: skip
     for log in sorted(oldest_first, key=_count_offline_references):
@@ -77,21 +77,21 @@ def sync_folders(
 
 
 def _count_offline_references(log: EventLog) -> int:
-    """Return how many runs must be sent before this one, because its tags name them."""
+    """Return how many runs must be sent before this one, because its tags refer to them."""
     tags = log.tags
     return sum(tags.get(key, "").startswith(OFFLINE) for key in (PARENT_TAG, SAME_AS))
 
 
 def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target:
-    """Return where to send a run: `uri`, else its own store if that can be reached."""
+    """Return where to send a run: to `uri`, its own store, or the default store."""
     own, is_from_here = start.get("uri"), start.get("host") == socket.gethostname()
-    # `postgresql+psycopg://user@host/database` has the scheme `postgresql`.
+    # The part before "+" is the scheme: `postgresql+psycopg://user@host/database`.
     if uri is None and own and own.partition(":")[0].partition("+")[0] in SERVED:
-        # MLflow would send the user's password to a server that is named in a downloaded folder.
+        # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
                 f"the run was recorded on another machine for the store {hide_password(own)}",
-                fix="name the store yourself: --uri",
+                fix="pass the URI of the store to send it to: --uri <uri>",
             )
         uri = own
     elif uri is None and own and own.startswith("sqlite:///"):
@@ -104,9 +104,9 @@ def _sync(log: EventLog, name: str, target: Target, has_files: bool, died_as: st
     try:
         log.open()
     except UserError:
-        return Synced("still running", f"{name}: still running or being sent: skipped")
+        return Synced("still running", f"{name}: skipped, it is still running or being sent")
     try:
-        # The log is locked, so no process is writing it.
+        # This process has the lock, so a log without an end belongs to a process that died.
         died = log.status is None
         if died:
             last = max(event["time"] for event in log.events)
@@ -136,7 +136,7 @@ def _send(replay: Replay) -> None:
     if delivery.error is not None:
         reason = next(iter(str(delivery.error).splitlines()), type(delivery.error).__name__)
         raise UserError(
-            f"the store has not accepted the rest: {reason[:300]}",
+            f"some records could not be sent to the store: {reason[:300]}",
             where=hide_password(replay.uri),
-            fix="run the same command again later: nothing is sent twice",
+            fix="run the same command again later, which sends only the missing records",
         ) from delivery.error

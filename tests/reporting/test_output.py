@@ -106,7 +106,7 @@ def test_a_missing_store_is_not_created(
     ("schema", "fix"),
     [
         ("0a8213491aaa", "run mlflow db upgrade sqlite:///"),
-        ("ffffffffffff", "install the MLflow that wrote it"),
+        ("ffffffffffff", "install the MLflow version that wrote the store"),
     ],
     ids=["older", "newer"],
 )
@@ -139,7 +139,7 @@ def test_other_files_are_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert empty.stat().st_size == 0
     assert "cannot be read" in complaint(capsys, f"uri=sqlite:///{text}")
     assert f"sqlite:///{text}" in complaint(capsys, f"uri={text}")
-    assert "not the URI of a store" in complaint(capsys, "uri=what://")
+    assert "not the URI of an MLflow store" in complaint(capsys, "uri=what://")
 
 
 def test_mistakes_name_the_nearest(

@@ -78,7 +78,7 @@ def test_a_full_disk_keeps_events_in_memory_and_then_in_order(
     log.append("finish", status="FINISHED")
     log.close()
     assert [event["seq"] for event in EventLog(log.file).events] == [1, 2, 3, 4, 5]
-    assert caplog.text.count("cannot be kept on disk") == 1
+    assert caplog.text.count("cannot be written to disk") == 1
 
 
 def test_lost_events_are_reported(

@@ -78,7 +78,7 @@ def test_a_run_that_is_deleted_while_it_trains_is_sent_to_a_new_one(
     client.delete_run(run_id)
     run.metrics({"loss": 7.0}, 3)
     run.finish("FINISHED")
-    assert f"run {run_id} is deleted: all its events are sent to a new run" in caplog.text
+    assert f"run {run_id} is deleted, so all its events are sent to a new run" in caplog.text
     assert f"mlflow runs restore --run-id {run_id}" in caplog.text
     again = client.get_run(run._replay.run_id)
     assert again.info.run_id != run_id

@@ -66,9 +66,9 @@ def test_an_earlier_run_does_not_get_the_files_of_a_later_run_in_its_folder(
         (tmp_path / "result.txt").write_text(text)
         run.artifact(tmp_path / "result.txt")
         run.finish("FINISHED")
-    assert caplog.text.count("replaces files of the run 'first', which is not sent yet") == 1
+    assert caplog.text.count("overwrites files of run 'first', which is not sent yet") == 1
     assert sync.main([str(tmp_path)]) == 1
-    assert "a later run in this folder has replaced its files" in capsys.readouterr().out
+    assert "a later run in this folder has overwritten its files" in capsys.readouterr().out
     files = {one.info.run_name: [f.path for f in client.list_artifacts(one.info.run_id)]
              for one in runs_of(client, "twice")}  # fmt: skip
     assert files == {"first": [], "second": ["result.txt"]}
@@ -83,7 +83,7 @@ def test_refused_events_are_tried_again(
     run.metrics({"loss": 1.0}, 1)
     run.finish("FINISHED")
     assert sync.main([str(tmp_path)]) == 1
-    assert "late.txt is gone" in capsys.readouterr().out
+    assert "late.txt does not exist any more" in capsys.readouterr().out
     (tmp_path / "late.txt").write_text("found again")
     assert sync.main([str(tmp_path)]) == 0
     assert "artifacts 1\n" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_an_incomplete_store_of_an_earlier_version_is_created_again(
     with pytest.raises(UnfinishedError, match="incomplete and empty"):
         check_database(address(tmp_path))
     assert report(["--uri", address(tmp_path)]) == 1
-    assert "start a training run: it creates the store again" in capsys.readouterr().err
+    assert "start a training run, which creates the store again" in capsys.readouterr().err
     works(tmp_path)
 
 

@@ -138,7 +138,7 @@ def test_a_sweep_continues_without_a_server(
     )
     uri = f"sqlite:///{place / 'mlflow.db'}"
     assert sync.main(["down/0", "--uri", uri]) == 1
-    assert "send the folder of the whole sweep" in capsys.readouterr().err
+    assert "with the folder of the whole sweep" in capsys.readouterr().err
     assert sync.main(["down", "--uri", uri]) == 0
     parent, child = runs_of(client, "down")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -152,7 +152,7 @@ def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
     run_id = died.start("one", {}, {}, folder=tmp_path)
     died.metrics({"loss": 1.0}, 1)
     assert sync.main([str(tmp_path)]) == 0
-    assert "still running or being sent: skipped" in capsys.readouterr().out
+    assert "skipped, it is still running or being sent" in capsys.readouterr().out
     died._log.close()  # as the end of a process does
     assert sync.main([str(tmp_path), "--died-as", "FAILED"]) == 0
     assert "FAILED; its process died" in capsys.readouterr().out

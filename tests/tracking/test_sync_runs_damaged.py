@@ -37,7 +37,7 @@ def test_a_hostile_log_cannot_send_files_outside_its_folder(
     assert (found.data.metrics, found.info.status) == ({"loss": 1.0}, "FINISHED")
 
 
-WRONG = "its '{}' is missing or has the wrong type"
+WRONG = "the field '{}' is missing or has the wrong type"
 HOSTILE_LINES = {
     "[" * 100_000: "it is not valid JSON",
     '{"seq": 7}': WRONG.format("time"),
