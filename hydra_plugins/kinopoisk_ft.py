@@ -1,11 +1,11 @@
-"""The plugins that Hydra finds: it takes launchers and sweepers from this namespace only.
+"""Define plugins for Hydra, which searches launchers and sweepers only in this namespace.
 
-The work is in `kinopoisk_ft.search` and `kinopoisk_ft.sweeps`. Hydra imports this file at every
-start, so it imports nothing heavy.
+They are implemented in `kinopoisk_ft.search` and `kinopoisk_ft.sweeps`. Hydra imports this file at
+every start, so it must not import heavy packages.
 """
 
-# Annotations are not postponed: Hydra runs this file before the module is known by its name, and a
-# dataclass would look up its annotations there.
+# Do not use `from __future__ import annotations`: dataclasses would look up annotations in
+# `sys.modules`, but Hydra executes this file before it adds the module there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,11 +22,11 @@ from kinopoisk_ft.search.sweeper import Search
 
 
 class SearchSweeper(Search):
-    """`hydra.sweeper._target_` of conf/sweep/lr_search.yaml."""
+    """Make `Search` available to Hydra; conf/sweep/lr_search.yaml selects this class."""
 
 
 class EngineLauncher(Launcher):
-    """Launch the jobs of a sweep with the functions of one engine's module."""
+    """Launch the jobs of a sweep with the functions in the module `engine`."""
 
     engine: ClassVar[str]
 
@@ -34,7 +34,7 @@ class EngineLauncher(Launcher):
         self.options = options
 
     def setup(self, **context: Any) -> None:
-        """Keep what all jobs need: hydra_context, task_function and config."""
+        """Store hydra_context, task_function and config, which all jobs need."""
         self.context = context
 
     def count_parallel_jobs(self) -> int:
@@ -44,7 +44,7 @@ class EngineLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs and return how they ended, in their order."""
+        """Run the jobs and return their results in order."""
         launch_jobs = import_module(self.engine).launch_jobs
         found: list[JobReturn] = launch_jobs(
             self.context, self.options, job_overrides, initial_job_idx
@@ -53,24 +53,24 @@ class EngineLauncher(Launcher):
 
 
 class PoolLauncher(EngineLauncher):
-    """Run the jobs in a pool of processes on this machine.
+    """Run the jobs in a process pool on this machine.
 
     Args:
-        options: of Hydra's own launcher, which passes them to `joblib.Parallel`.
+        options: the options of Hydra's joblib launcher, which passes them to `joblib.Parallel`.
     """
 
     engine = "kinopoisk_ft.sweeps.joblib_jobs"
 
 
 class PoolConfig(SearchPathPlugin):
-    """Replace the config of Hydra's joblib launcher by one with the same options for ours.
+    """Replace the config of Hydra's joblib launcher with one for `PoolLauncher`.
 
-    Of two configs with the same name Hydra takes the one that was stored last, and it imports
-    plugins in no fixed order. It calls this method after all imports.
+    Of two configs with the same name, Hydra uses the one that was stored last. It imports plugins
+    in no fixed order, but calls `manipulate_search_path` after all imports.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store the config; the search path does not change."""
+        """Store the config, and leave the search path unchanged."""
         if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
             return
         from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
@@ -82,20 +82,20 @@ class PoolConfig(SearchPathPlugin):
 
 
 class RayLauncher(EngineLauncher):
-    """Run each job as a Ray task, in its own process; `RayConfig` has the options."""
+    """Run each job as a Ray task in its own process; `RayConfig` describes the options."""
 
     engine = "kinopoisk_ft.sweeps.ray_jobs"
 
 
 @dataclass
 class RayConfig:
-    """Options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml gives the reasons.
+    """Define the options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml explains them.
 
     Args:
-        address: of a running cluster; None for the one this machine belongs to, else a local one.
-        num_cpus: cores of a job, and the number of its threads.
-        num_gpus: GPUs of a job, or a fraction to share one; None for one if the cluster has any.
-        max_retries: how often a job starts again after its process or machine is lost.
+        address: a running cluster; None for the cluster of this machine, or else a local one.
+        num_cpus: the number of cores and threads of each job.
+        num_gpus: the GPUs of each job, or a fraction of one; None for one if the cluster has any.
+        max_retries: how often a job is restarted after its process or machine is lost.
     """
 
     _target_: str = "hydra_plugins.kinopoisk_ft.RayLauncher"
@@ -105,7 +105,7 @@ class RayConfig:
     max_retries: int = 3
 
 
-# Without Ray the name is missing, and the command line names the extra before a sweep starts.
+# Without Ray, this name is unknown to Hydra, and the command line reports which extra is missing.
 if find_spec("ray") is not None:
     ConfigStore.instance().store(
         group="hydra/launcher", name="ray_base", node=RayConfig, provider="kinopoisk_ft"

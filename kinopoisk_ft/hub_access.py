@@ -130,7 +130,6 @@ def _explain(error: Exception, what: str, fix: str) -> UserError | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, its cause, the cause of that one, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

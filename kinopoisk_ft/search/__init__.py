@@ -1,1 +1,1 @@
-"""Search hyper-parameters: Optuna suggests trials, Hydra runs them, validation scores rank them."""
+"""Search hyperparameters: Optuna suggests trials, Hydra runs them, validation scores rank them."""

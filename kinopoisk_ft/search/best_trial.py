@@ -14,18 +14,18 @@ from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.files import write_atomically
 
-# Path inside the folder of the search.
+# Path of the experiment file inside the folder of the search.
 BEST = Path("experiment", "best.yaml")
-# Choices that an experiment file cannot make, or that decide where results go.
+# Prefixes of config groups that an experiment file cannot set, or that say where results go.
 NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
 
 
 def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: str) -> None:
-    """Write a trial's choices, and the values that differ from the files of these choices.
+    """Write a trial's config groups, and values that differ from them, as an experiment file.
 
     Args:
-        trial: the trial's composed config, `hydra` included.
-        comment: first line of the file.
+        trial: the composed config of the trial, including the `hydra` node.
+        comment: a description of the file for its first lines.
     """
     choices = {
         group: option
@@ -48,12 +48,13 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: s
 
 
 def format_command(trial: DictConfig, folder: Path) -> str:
-    """Return the command that trains with best.yaml and with the --config-dir of the search."""
+    """Return the command that trains with best.yaml, and with the --config-dir of the search."""
     folders = [s.path for s in trial.hydra.runtime.config_sources if s.provider == "command-line"]
     args = ["--config-dir", *(folders or [str(folder)]), "experiment=best"]
+    # Hydra accepts only one --config-dir, so best.yaml must be on the search path.
     if folders:
         args.append(f"hydra.searchpath=[file://{folder.absolute()}]")
-    # An experiment file can change a value, but it cannot delete a key.
+    # Repeat deletions of keys, because an experiment file can only change values.
     args += [o for o in trial.hydra.overrides.task if o.startswith("~")]
     return shlex.join(["python", "-m", "kinopoisk_ft", *args])
 

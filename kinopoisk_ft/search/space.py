@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Only these keys may vary. All others decide where results go, or which reviews and scores are
-# compared.
+# Prefixes of keys that may vary, except `COMPARED`. Other keys decide where results are written, or
+# which reviews and scores are compared.
 SEARCHED = ("model.", "adapter.", "trainer.", "trainer/", "data.max_length", "data.truncation")
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
@@ -31,12 +31,12 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class SearchOverrides:
-    """The overrides of a search.
+    """Hold the overrides of a search.
 
     Args:
-        fixed: hold for every trial.
-        declared: vary; from the file of the sweep, without keys that the command line gives.
-        asked: vary; from the command line.
+        fixed: overrides with one value, for all trials.
+        declared: ranges in `hydra.sweeper.params`, without keys that the command line sets.
+        asked: ranges on the command line.
     """
 
     fixed: list[str]
@@ -47,7 +47,7 @@ class SearchOverrides:
 def parse_overrides(
     parser: OverridesParser, params: DictConfig, arguments: Sequence[str]
 ) -> SearchOverrides:
-    """Sort the overrides of the sweep's file and of the command line."""
+    """Sort the overrides in `params` and on the command line into fixed values and ranges."""
     asked = parser.parse_overrides(list(arguments))
     given = {override.key_or_group for override in asked}
     lines = [f"{key!s}={value}" for key, value in params.items() if value is not None]
@@ -55,7 +55,7 @@ def parse_overrides(
     fixed = [str(o.input_line) for o in [*declared, *asked] if not o.is_sweep_override()]
     for key in sorted(given & {str(key) for key in params}):
         if not any(o.key_or_group == key and o.is_sweep_override() for o in asked):
-            log.info("not searched: %s, which the command line fixes", key)
+            log.info("not searched: %s, because the command line sets it", key)
     return SearchOverrides(
         fixed,
         [o for o in declared if o.is_sweep_override()],
@@ -66,14 +66,13 @@ def parse_overrides(
 def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDistribution]:
     """Return the distribution of each key that varies, sorted by key.
 
-    Keys of the sweep's file that cannot be searched with this config are left out and logged.
+    Keys in `search.declared` that cannot be searched with this config are logged and skipped.
 
     Args:
-        base: the composed config of a trial with the fixed overrides only, `hydra` included.
+        base: the composed config of a trial with only the fixed overrides, and its `hydra` node.
 
     Raises:
-        UserError: a key of the command line cannot be searched, a range is not valid, or no key is
-            left.
+        UserError: a key on the command line cannot be searched, or there is no valid range.
     """
     found: dict[str, BaseDistribution] = {}
     for override in search.declared:
@@ -81,7 +80,7 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
         if why is None:
             found[override.key_or_group] = build_distribution(override, base)
         else:
-            log.info("not searched: %s, %s", override.key_or_group, why)
+            log.info("not searched: %s, because %s", override.key_or_group, why)
     for override in search.asked:
         why = _explain_unsearchable(override, base)
         if why is not None:
@@ -95,19 +94,20 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
             )
         found[override.key_or_group] = build_distribution(override, base)
     if not found:
-        raise UserError("there is nothing to search", where="sweep", fix=f"give a range: {EXAMPLE}")
+        fix = f"set a range, for example {EXAMPLE}"
+        raise UserError("there is nothing to search: no key has a range", where="sweep", fix=fix)
     return dict(sorted(found.items()))
 
 
 def build_distribution(override: Override, base: DictConfig) -> BaseDistribution:
-    """Return Optuna's distribution of an interval, a range or a choice."""
+    """Convert a Hydra interval, range or choice to an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
     tags = _get_tags(override)
     if tags - ({"log", "relative"} if isinstance(value, IntervalSweep) else set()):
         raise _range_error(
-            override, "only the tags log and relative are known, and only for an interval"
+            override, "only the tags log and relative are supported, and only for an interval"
         )
     if isinstance(value, IntervalSweep):
         low, high = _get_bounds(value, override, base)
@@ -133,7 +133,7 @@ def format_overrides(params: dict[str, Any]) -> list[str]:
 
 
 def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return two points: all lowest values or first choices, and all highest or last ones."""
+    """Return two points: the lowest values or first choices, and the highest or last ones."""
     dists: list[tuple[str, Any]] = list(space.items())
     low = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in dists}
     high = {key: d.choices[-1] if hasattr(d, "choices") else d.high for key, d in dists}
@@ -141,7 +141,7 @@ def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
 
 
 def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return the values of the unchanged config that lie inside the space."""
+    """Return the values of the unchanged config that are inside the search space."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}
@@ -167,22 +167,20 @@ def _is_searchable(key: str) -> bool:
 
 
 def _explain_unsearchable(override: Override, base: DictConfig) -> str | None:
-    """Return why a key cannot vary, None if it can."""
     key = override.key_or_group
     if not _is_searchable(key):
-        return "it decides where results go, or which reviews and scores are compared"
+        return "it decides where results are written, or which reviews and scores are compared"
     now = _get_value(key, base)
     if now is ABSENT:
-        return "the chosen model, adapter and trainer have no such key"
+        return "the selected model, adapter and trainer have no such key"
     if key == "adapter.lr" and not OmegaConf.is_interpolation(base.trainer, "lr"):
-        return "trainer.lr does not follow it here"
+        return "trainer.lr does not refer to it in this config"
     if "relative" in _get_tags(override) and not (isinstance(now, int | float) and now > 0):
-        return f"the tag relative needs a value above 0, not {now}"
+        return f"the tag relative needs a current value above 0, not {now}"
     return None
 
 
 def _get_tags(override: Override) -> set[str]:
-    """Return the tags that `tag(...)` adds to a range."""
     tags: set[str] = getattr(override.value(), "tags", set())
     return tags
 
@@ -198,16 +196,16 @@ def _get_bounds(value: IntervalSweep, override: Override, base: DictConfig) -> t
 
 
 def _range_error(override: Override, why: str) -> UserError:
-    return UserError(why, where=str(override.input_line), fix=f"for example {EXAMPLE}")
+    return UserError(why, where=str(override.input_line), fix=f"write for example {EXAMPLE}")
 
 
 def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
-    """Return a text for each key; two spaces are equal if their texts are equal."""
+    """Return a string for each key; spaces with equal strings are equal."""
     return {key: str(dist) for key, dist in space.items()}
 
 
 def format_space(space: dict[str, BaseDistribution]) -> Iterable[str]:
-    """Yield a line for each key, for the log."""
+    """Yield a log line for each key."""
     from optuna.distributions import CategoricalDistribution
 
     for key, dist in space.items():
@@ -223,7 +221,7 @@ def sample_latin_hypercube(
 ) -> list[dict[str, Any]]:
     """Return `count` points of a Latin hypercube (McKay, Beckman and Conover, 1979).
 
-    Each range is cut into `count` equal intervals, and each interval has one point.
+    Each range is divided into `count` equal intervals, and each interval contains one point.
     """
     rng = np.random.default_rng(seed)
     fractions = {key: (rng.permutation(count) + rng.random(count)) / count for key in space}
@@ -234,7 +232,7 @@ def sample_latin_hypercube(
 
 
 def _value_at(dist: Any, fraction: float) -> Any:
-    """Return the value at a fraction in [0, 1) of the range of a distribution."""
+    """Convert a fraction in [0, 1) of a distribution's range to a value."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(dist, CategoricalDistribution):
@@ -246,4 +244,5 @@ def _value_at(dist: Any, fraction: float) -> Any:
     if dist.step is None:
         return dist.low + (dist.high - dist.low) * fraction
     value = dist.low + dist.step * int(fraction * (round((dist.high - dist.low) / dist.step) + 1))
+    # A rounding error must not exceed the upper bound.
     return value if whole else min(value, dist.high)

@@ -1,7 +1,7 @@
-"""Open and resume the Optuna study of a search, a journal in the sweep's folder.
+"""Create and load the Optuna study of a search, which is a journal file in the sweep's folder.
 
-A trial has the same number as its job and therefore one output folder: an interrupted trial
-resumes there from its checkpoint.
+A trial and its job have the same number and therefore the same output folder, where an interrupted
+trial resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def require_optuna() -> None:
 
 
 def has_study(folder: Path) -> bool:
-    """Return whether the folder has a study."""
+    """Return whether the folder contains a study."""
     return (folder / JOURNAL).is_file()
 
 
@@ -52,10 +52,10 @@ def open_study(
     pruner: DictConfig | None,
     direction: Literal["minimize", "maximize"] | None = None,
 ) -> Study:
-    """Load the study of a folder; with a direction, create it if there is none.
+    """Load the study in a folder; if `direction` is set, create it if it is missing.
 
     Args:
-        pruner: a config node; None for no pruning.
+        pruner: the Hydra config of an Optuna pruner; None for no pruning.
 
     Raises:
         UserError: the journal cannot be read.
@@ -69,7 +69,7 @@ def open_study(
         if direction is not None:
             _remove_incomplete_line(folder / JOURNAL)
         storage = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
-        # `TrialQueue` sets a sampler before it asks; the process of a trial needs none.
+        # `TrialQueue` sets its own sampler, and the process of a trial does not need one.
         how: dict[str, Any] = {"storage": storage, "study_name": "search"}
         how["pruner"] = instantiate(pruner) or optuna.pruners.NopPruner()
         how["sampler"] = optuna.samplers.RandomSampler()
@@ -83,23 +83,23 @@ def open_study(
 
 
 def _remove_incomplete_line(journal: Path) -> None:
-    """Remove a last line without its end, left by a crash: Optuna would append to it."""
+    """Remove a truncated last line that a crash has left, because Optuna would append to it."""
     if journal.is_file():
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def check_study(study: Study, about: dict[str, Any]) -> None:
-    """Save the description of a new study, or compare it with the saved one.
+    """Save the description of a new study, or compare `about` with the saved description.
 
     Raises:
-        UserError: earlier trials had another config, space, code, data or hardware.
+        UserError: earlier trials used another config, space, code, data or hardware.
     """
     now = json.loads(json.dumps(about))
     kept = study.user_attrs.get(ABOUT)
     if kept is None:
         study.set_user_attr(ABOUT, now)
         return
-    missing = "nothing"
+    missing = "not set"
     differing = [
         f"{part}{'.' * bool(key)}{key}: {kept[part].get(key, missing)} before, "
         f"{now[part].get(key, missing)} now"
@@ -111,20 +111,20 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
         differing = ["code, data, packages or hardware have changed"]
     if differing:
         raise UserError(
-            "this folder has another search:\n    " + "\n    ".join(differing),
+            "output_dir contains a search with other settings:\n    " + "\n    ".join(differing),
             fix=START_OVER,
         )
 
 
 class TrialQueue:
-    """The trials of a search: interrupted ones first, then new ones.
+    """Supply the trials of a search: interrupted ones first, then new ones.
 
-    Each trial is suggested by a new sampler, seeded by the seed of the search and the number of the
-    trial, so that an interrupted search continues with the same trials.
+    Each trial is suggested by a new sampler, whose seed depends on the seed of the search and the
+    number of the trial, so that an interrupted search continues with the same trials.
 
     Args:
-        sampler: a config node of a sampler that takes `seed`.
-        first: parameters of the first trials; the sampler suggests those that are missing.
+        sampler: the Hydra config of an Optuna sampler with the argument `seed`.
+        first: parameters of the first trials; the sampler suggests parameters that are missing.
     """
 
     def __init__(
@@ -140,10 +140,10 @@ class TrialQueue:
         self.retried = self._enqueue_failed()
 
     def iter_batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
-        """Yield trials that run at the same time, with consecutive numbers.
+        """Yield batches of at most `size` trials with consecutive numbers, to run in parallel.
 
         Args:
-            n_trials: finished or pruned trials at the end, if none fails.
+            n_trials: number of trials in the whole search, including those that have ended before.
         """
         done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
@@ -160,7 +160,7 @@ class TrialQueue:
             yield batch
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        """Record how a trial ended: done, skipped, pruned or failed."""
+        """Report the value of a trial to the study, or that it was pruned or failed."""
         from optuna.trial import TrialState
 
         if status == "pruned":
@@ -171,7 +171,7 @@ class TrialQueue:
             self.study.tell(number, value)
 
     def find_best(self) -> FrozenTrial | None:
-        """Return the best finished trial; None if there is none."""
+        """Return the best finished trial; None if no trial has finished."""
         finished = any(trial.state.name == "COMPLETE" for trial in self.study.trials)
         return self.study.best_trial if finished else None
 
@@ -179,6 +179,7 @@ class TrialQueue:
         trials = self.study.trials
         waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
         number = waiting[0] if waiting else len(trials)
+        # Trials that repeat a failed one do not count.
         fresh = sum(RETRY_OF not in trial.user_attrs for trial in trials)
         if not waiting and fresh < len(self.first):
             self.study.enqueue_trial(self.first[fresh])
@@ -188,11 +189,11 @@ class TrialQueue:
         return self.study.trials[asked.number]
 
     def _enqueue_failed(self) -> set[int]:
-        """Enqueue failed trials again under new numbers; return the old numbers."""
+        """Enqueue failed trials again with new numbers; return the old numbers."""
         from optuna.trial import TrialState
 
         for trial in self.study.trials:
-            # The search was stopped while the sampler suggested this trial.
+            # The parameters are incomplete if the search was stopped while they were suggested.
             if trial.state == TrialState.RUNNING and set(trial.params) != set(self.space):
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self.study.trials

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Search(Sweeper):
-    """Run Optuna's trials as Hydra's jobs; conf/sweep/lr_search.yaml explains the arguments."""
+    """Run Optuna trials as Hydra jobs; conf/sweep/lr_search.yaml explains the arguments."""
 
     config: DictConfig
     hydra_context: HydraContext
@@ -69,17 +69,17 @@ class Search(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep Hydra's context and build the launcher."""
+        """Store Hydra's context and instantiate the launcher."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the search to its end; return what the launcher returned.
+        """Run all trials; return the launcher's results of each batch.
 
         Raises:
-            UserError: Optuna is missing, or the settings of the search are not valid.
+            UserError: Optuna is not installed, or the settings of the search are not valid.
         """
         require_optuna()
         self._start(arguments)
@@ -94,7 +94,7 @@ class Search(Sweeper):
                     self._tell_result(trial, result)
                 returns.append(results)
         finally:
-            # A search that was stopped reports the best trial so far.
+            # An interrupted search reports the best trial so far.
             self._report_best()
         return returns
 
@@ -106,7 +106,7 @@ class Search(Sweeper):
         base = loader.load_sweep_config(self.config, search.fixed)
         space = build_space(search, base)
         about = _describe_search(_prepare(base)) | {"space": describe_space(space)}
-        # A value of the wrong type is reported once, before the first trial.
+        # A value of the wrong type must be reported here, and not in each trial.
         for corner in list_corners(space):
             overrides = [*search.fixed, *format_overrides(corner)]
             _prepare(loader.load_sweep_config(self.config, overrides))
@@ -130,12 +130,12 @@ class Search(Sweeper):
             if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"hydra.sweeper.{name}={value}: a search needs a whole number here",
-                    fix=f"give a whole number, {least} or more"
-                    + "; all trials use this seed, for example seed=42" * (name == "seed"),
+                    fix=f"set it to a whole number, {least} or more"
+                    + ", for example seed=42, which all trials then use" * (name == "seed"),
                 )
 
     def _open_study(self, about: dict[str, Any], start_over: bool) -> Study:
-        """Open the study and, if it belongs to this search, the parent run."""
+        """Open the study, check that it belongs to this search, and start the parent run."""
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         if start_over:
@@ -158,7 +158,7 @@ class Search(Sweeper):
         self.trials.tell(trial.number, status, value)
 
     def _report_best(self) -> None:
-        """Write the best config, print how to run it, and record it in the parent run."""
+        """Write the best config, record it in the parent run, and print how to run it."""
         best = self.trials.find_best()
         if best is None:
             print("no trial has finished")
@@ -181,15 +181,14 @@ def _get_direction(metric: str) -> Literal["minimize", "maximize"]:
 
 
 def _prepare(composed: DictConfig) -> Prepared:
-    """Check a composed config as a trial would."""
-    # Hydra imports this module at every start, and `validate` imports torch.
+    # The import is local: Hydra imports this module at every start, and `validate` imports torch.
     from kinopoisk_ft.config.validate import prepare_composed
 
     return prepare_composed(composed, get_conf_dir())
 
 
 def _describe_search(prepared: Prepared) -> dict[str, Any]:
-    """Return what all trials share: their config, and a digest of code, data and hardware."""
+    """Return the config that all trials share, and a digest of code, data and hardware."""
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
     common.pop("trainer.checkpoint_every")
@@ -197,13 +196,13 @@ def _describe_search(prepared: Prepared) -> dict[str, Any]:
 
 
 def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
-    """Return how many jobs the launcher runs at the same time: ask it, or read its options."""
+    """Return how many jobs the launcher runs at the same time, from its method or options."""
     if hasattr(launcher, "count_parallel_jobs"):
         return int(launcher.count_parallel_jobs())
     if "array_parallelism" in options:
         return int(options.array_parallelism)
     if "submitit_folder" in options:
-        # Submitit starts all jobs of a batch at once, whatever resources the machine has.
+        # Without this limit, submitit would start all jobs at once, however few cores there are.
         from joblib import cpu_count
 
         return max(1, cpu_count() // (options.cpus_per_task or 1))

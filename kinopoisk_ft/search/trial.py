@@ -1,4 +1,4 @@
-"""Report a trial of a search to its study: tag its run, and prune it if it is hopeless."""
+"""Report the scores of a trial to its study, tag its run, and prune it if it is unpromising."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Attribute of a trial that lists the optimizer steps whose scores were reported.
 STEPS = "steps"
 
 
 class Pruned(Exception):  # noqa: N818 - pruning is not an error
-    """Raised to end a trial, because other trials were better after the same evaluation."""
+    """Stop a trial early, because other trials had better scores at the same evaluation."""
 
     def __init__(self, message: str, run_id: str) -> None:
         super().__init__(message)
@@ -27,7 +28,7 @@ class Pruned(Exception):  # noqa: N818 - pruning is not an error
 
 
 def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
-    """Return the tracker, or for a trial of a search one that also reports scores to the study."""
+    """Return the tracker; for a trial of a search, wrap it to report scores to the study."""
     if job is None or job.pruner is None:
         return tracker
     require_optuna()
@@ -36,9 +37,9 @@ def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
 
 
 class TrialTracker:
-    """A tracker whose `metrics` raises Pruned if a validation score is hopeless.
+    """Wrap a tracker, so that `metrics` reports validation scores and raises Pruned.
 
-    All other methods are those of the wrapped tracker.
+    All methods except `start` and `metrics` are forwarded to the wrapped tracker.
     """
 
     def __init__(self, tracker: Tracker, study: Study, number: int) -> None:
@@ -46,7 +47,7 @@ class TrialTracker:
 
         self.tracker, self.number = tracker, number
         self.metric = f"val_{study.user_attrs[METRIC]}"
-        # Another process can reach a running trial only by its id.
+        # The trial was created by another process, so it can only be loaded by its id.
         self.trial = optuna.Trial(study, study.trials[number]._trial_id)
 
     def __getattr__(self, name: str) -> Any:
@@ -58,36 +59,36 @@ class TrialTracker:
         config: dict[str, Any],
         tags: dict[str, str],
         parent: str | None = None,
-        kept: str | None = None,
+        resume: str | None = None,
         *,
         folder: Path,
     ) -> str:
-        """Open the run, tagged with the trial's number and parameters."""
+        """Start the run with the trial's number and parameters as tags."""
         mine = {f"trial.{key}": str(value) for key, value in self.trial.params.items()}
         mine["trial"] = str(self.number)
         name = f"trial {self.number}: {name}"
-        self.run_id = self.tracker.start(name, config, tags | mine, parent, kept, folder=folder)
+        self.run_id = self.tracker.start(name, config, tags | mine, parent, resume, folder=folder)
         return self.run_id
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values, and report the validation score to the study if it is among them.
+        """Record values; if they include the validation score, report it to the study.
 
         Raises:
-            Pruned: the trial is hopeless; its run is tagged as pruned.
+            Pruned: the pruner stops this trial; its run has been tagged as pruned.
         """
         self.tracker.metrics(values, step)
         if self.metric not in values:
             return
-        # Trials with other batch sizes evaluate at other steps, so evaluations are counted.
+        # Report the number of the evaluation, because its step depends on the batch size.
         steps = self.trial.user_attrs.get(STEPS, [])
         if step in steps:
-            # The score was reported before the trial was interrupted.
+            # This score was already reported before the trial was interrupted.
             return
         self.trial.report(values[self.metric], len(steps))
         self.trial.set_user_attr(STEPS, [*steps, step])
         if self.trial.should_prune():
             message = f"{self.metric} {values[self.metric]:.4f} at evaluation {len(steps) + 1}"
             log.info("pruned at step %d: %s is behind other trials", step, message)
-            # Any kind but "train" keeps reports and later sweeps from counting it as finished.
+            # Reports and later sweeps only use finished runs of the kind "train".
             self.tracker.tags({"kinopoisk_ft.kind": "pruned", "pruned": message})
             raise Pruned(message, self.run_id)

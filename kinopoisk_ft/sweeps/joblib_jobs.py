@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep in a pool of processes; a signal to the command stops them all, saved."""
+"""Run the jobs of a sweep in a process pool; a stop signal lets all of them save and end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kinopoisk_ft.errors import RunError
 from kinopoisk_ft.training.signals import GRACE_SECONDS, NUMBERS, Stopped, StopSignals
 
 T = TypeVar("T")
-# Seconds between two searches for workers that have not received the signal yet.
+# Seconds between two searches for workers that have not received the stop signal yet.
 POLL = 0.1
 
-# Signals that reached this process, a worker of the pool.
+# Stop signals that this worker process has received.
 _received: list[int] = []
 
 
@@ -38,15 +38,15 @@ def launch_jobs(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> Sequence[JobReturn]:
-    """Run the jobs with Hydra's own joblib launcher and return how they ended, in their order.
+    """Run the jobs with Hydra's own joblib launcher and return their results in order.
 
     Args:
         context: hydra_context, task_function and config.
-        options: those of Hydra's launcher.
-        first: number of the first job.
+        options: the options of Hydra's joblib launcher.
+        first: the number of the first job.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: a stop signal arrived.
     """
     from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
@@ -60,13 +60,13 @@ def launch_jobs(
 
 
 def run_stoppable(launch: Callable[[], T]) -> T:
-    """Return the result of `launch`, which starts and awaits jobs; pass signals on to the workers.
+    """Call `launch`, which runs jobs in worker processes, and forward stop signals to the workers.
 
-    `launch` runs in a thread that blocks signals. Workers inherit that, so a signal cannot end one
-    that is still importing. Nothing is raised inside joblib, which would kill its workers.
+    `launch` runs in a thread that blocks signals. Workers inherit the signal mask, so a signal does
+    not end a worker that is still importing. An exception inside joblib would kill all workers.
 
     Raises:
-        Stopped: a signal came, and no worker is left.
+        Stopped: a stop signal arrived, and all workers have ended.
     """
     with ThreadPoolExecutor(1, initializer=_block_signals) as thread, StopSignals():
         jobs = thread.submit(launch)
@@ -76,7 +76,7 @@ def run_stoppable(launch: Callable[[], T]) -> T:
             try:
                 _stop_workers(jobs, stop.number)
             finally:
-                # A second signal ends the wait, too.
+                # Kill workers that are left after the time limit or a second signal.
                 for worker in _find_workers():
                     with suppress(psutil.NoSuchProcess):
                         worker.kill()
@@ -84,7 +84,7 @@ def run_stoppable(launch: Callable[[], T]) -> T:
 
 
 def _stop_workers(jobs: Future[Any], number: int) -> None:
-    """Send the signal to all workers, including new ones, and wait until the jobs end."""
+    """Send the signal to all workers, including new ones, and wait GRACE_SECONDS for them."""
     signalled: set[psutil.Process] = set()
     end = time.monotonic() + GRACE_SECONDS
     while not jobs.done() and time.monotonic() < end:
@@ -104,17 +104,17 @@ def _find_workers() -> set[psutil.Process]:
 
 
 class WorkerTask:
-    """A task for a worker of the pool: a signal ends its job, and no other job begins there.
+    """Wrap the task of a pool worker: a stop signal ends its current job and prevents later ones.
 
-    A stopped job raises RunError, which Hydra returns as a failure: joblib would kill all workers
-    for a KeyboardInterrupt.
+    A stopped job raises RunError, which Hydra returns as a failed job. After a KeyboardInterrupt,
+    joblib would kill all workers.
     """
 
     def __init__(self, task: TaskFunction) -> None:
         self.task = task
 
     def __call__(self, config: Any) -> Any:
-        """Run the job."""
+        """Run the job with this config."""
         for number in NUMBERS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda arrived, _: _received.append(arrived))
@@ -131,8 +131,8 @@ class WorkerTask:
 
 
 def _block_signals() -> None:
-    """Block signals in this thread and in the processes that it starts; not on Windows."""
+    """Block stop signals in this thread and in its child processes; a no-op on Windows."""
     if hasattr(signal, "pthread_sigmask"):
-        # If this helper process of multiprocessing started later, it would unblock the signals.
+        # Start the resource tracker now, because starting it later would unblock the signals.
         ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep: skip finished ones, and note in the sweep's folder how each ended."""
+"""Run the jobs of a sweep: skip finished ones, and record in the sweep's folder how each ended."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from kinopoisk_ft.training.signals import Stopped
 log = logging.getLogger(__name__)
 
 Status = Literal["done", "skipped", "failed", "pruned", "unfinished"]
-# The summary counts these even if there are none.
+# The summary shows the number of these jobs even if it is 0.
 ALWAYS_COUNTED = ("done", "skipped", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """Describe how a job ended.
 
-    A job is "unfinished" from its start, and stays so if it is stopped or its process is killed.
+    A job has the status "unfinished" until it ends, and keeps it if it is stopped or killed.
 
     Args:
         objective: the validation score.
-        message: the cause if the job failed or was pruned, else the warning of its result.
+        message: the reason if the job failed or was pruned, else the warning of its result.
     """
 
     job: int
@@ -55,13 +55,13 @@ class Outcome:
     message: str = ""
 
     def write(self, sweep_dir: Path) -> None:
-        """Write a note to the sweep's folder, because the job may run in another process."""
+        """Write the outcome to the sweep's folder, because the job may run in another process."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
         write_atomically(file, json.dumps(asdict(self), ensure_ascii=False))
 
 
 def read_outcomes(sweep_dir: Path) -> list[Outcome]:
-    """Read the notes of a sweep's jobs, in their order; a damaged note counts as unfinished."""
+    """Read the outcomes of a sweep's jobs, in order; a damaged file counts as unfinished."""
     found = [_read(file) for file in notes_folder(sweep_dir).glob("[0-9]*.json")]
     return sorted(found, key=lambda outcome: outcome.job)
 
@@ -69,16 +69,16 @@ def read_outcomes(sweep_dir: Path) -> list[Outcome]:
 def _read(file: Path) -> Outcome:
     try:
         note = json.loads(file.read_text(encoding="utf-8"))
-        # Earlier versions used the name of the metric and `told` for these two.
+        # Earlier versions wrote `test_score` and `message` under other names.
         names = {HEADLINE: "test_score", "told": "message"}
         return Outcome(**{names.get(key, key): value for key, value in note.items()})
     except (OSError, ValueError, TypeError) as error:
-        message = f"its note {file} cannot be read: {error}"
+        message = f"the outcome file {file} cannot be read: {error}"
         return Outcome(int(file.stem), "unfinished", [], message=message)
 
 
 def format_outcomes(found: list[Outcome]) -> str:
-    """Return a table with a line for each job, its own overrides only, and the counts."""
+    """Return a table of the jobs and their counts by status; omit overrides that all share."""
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
@@ -101,7 +101,7 @@ def format_outcomes(found: list[Outcome]) -> str:
 
 
 def run_job(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run a job of a sweep, or refer to an identical run that is finished.
+    """Run a job of a sweep, or skip it if an identical run is finished.
 
     Returns the validation score, or None if the job is a trial that was pruned.
     """
@@ -119,7 +119,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
         note["status"] = "done"
     else:
         _record_skipped(result.run_id, prepared, out_dir)
-        log.info("skipped: the identical run %s is finished", result.run_id)
+        log.info("skipped, because the identical run %s is finished", result.run_id)
         if prepared.result_file is not None:
             result.write(prepared.result_file)
         note["status"] = "skipped"
@@ -135,10 +135,10 @@ def _get_job(prepared: Prepared) -> Job:
 
 
 def _train(prepared: Prepared, out_dir: Path) -> Result:
-    """Run a job on its own GPU if the machine has several and the launcher assigns none.
+    """Run a job; if jobs run in parallel, run it on the GPU with the fewest jobs.
 
-    A signal that stops the job is raised again for the launcher, which may restart the job: with
-    submitit, Slurm requeues it.
+    A signal that stopped the job is raised again for the launcher, which may restart the job. With
+    submitit, for example, Slurm requeues it.
     """
     job = _get_job(prepared)
     device = reserve_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
@@ -153,10 +153,10 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
 
 @contextmanager
 def reserve_device(folder: Path) -> Iterator[int | None]:
-    """Make `cuda` mean the GPU with the fewest jobs, inside a `with` block.
+    """Make the GPU with the fewest jobs the current CUDA device, for a `with` block.
 
-    Yields the number of the GPU, or None if the machine has fewer than two. A place on a GPU is a
-    locked file in the folder, which the system unlocks however the process ends.
+    Yields the index of the GPU, or None if the machine has fewer than two. Each job locks a file in
+    `folder`, which the operating system unlocks even if the process is killed.
     """
     devices = torch.cuda.device_count()
     if devices < 2:
@@ -177,7 +177,7 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
 
 
 def _find_finished(prepared: Prepared) -> Result | None:
-    """Return the result of an identical fine-tuning run; pretraining always runs again."""
+    """Return the result of an identical, finished fine-tuning run; None for other tasks."""
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
@@ -187,7 +187,7 @@ def _find_finished(prepared: Prepared) -> Result | None:
 
 
 def _record_skipped(run_id: str, prepared: Prepared, out_dir: Path) -> None:
-    """Add a child run that names the finished run to the new parent; reports follow it."""
+    """Add a run to the sweep that refers to the finished run, so that reports can find it."""
     tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
     pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
     name, parent = (

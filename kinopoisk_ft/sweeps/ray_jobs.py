@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep as tasks of Ray, each in its own process."""
+"""Run the jobs of a sweep as Ray tasks, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from kinopoisk_ft.training.signals import GRACE_SECONDS, StopSignals
 
 log = logging.getLogger(__name__)
 
-# Environment variables that jobs on other machines need as well.
+# Prefixes of environment variables that are passed on to jobs on other machines.
 FORWARDED = ("KINOPOISK_FT_", "MLFLOW_", "HF_", "HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM")
 # Seconds between two checks for a signal.
 POLL = 0.5
-# Bytes of shared memory. Ray's default is 30 % of the machine's memory, but jobs return little.
+# Size of Ray's object store in bytes. Its default is 30% of the memory, but jobs return little.
 STORE = 100 * 2**20
 
 
 @dataclass(frozen=True)
 class JobContext:
-    """What every job of a sweep needs, on any machine."""
+    """Hold the data that each job of a sweep needs, on any machine."""
 
     hydra_context: HydraContext
     task_function: TaskFunction
@@ -55,7 +55,7 @@ class JobContext:
 
 
 def count_parallel_jobs(options: Mapping[str, Any]) -> int:
-    """Return how many jobs the cluster runs at the same time, at least one."""
+    """Return how many jobs the cluster can run at the same time, at least one."""
     with connect(options["address"]):
         wanted = _resources_per_job(options)
         fit = [
@@ -71,22 +71,22 @@ def launch_jobs(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> list[JobReturn]:
-    """Run the jobs, as many at a time as fit, and return how they ended, in their order.
+    """Run the jobs, in parallel if the cluster has the resources; return the results in order.
 
     Args:
         context: hydra_context, task_function and config.
-        options: those of `RayConfig`.
-        first: number of the first job.
+        options: the options of `RayConfig`.
+        first: the number of the first job.
 
     Raises:
         UserError: there is no cluster, or none of its machines has the resources for a job.
-        Stopped: a signal came; the jobs have saved and closed their runs.
+        Stopped: a stop signal arrived, and the jobs have saved and ended their runs.
     """
     with connect(options["address"]) as signals:
         resources = _resources_per_job(options)
         _check_resources(resources)
-        # Each job has its own process: the next one would find this one's memory, threads and CUDA
-        # context.
+        # Each job gets a new process (max_calls=1), because a process keeps memory, threads and the
+        # CUDA context of its last job.
         task = ray.remote(
             max_calls=1,
             num_cpus=resources["CPU"],
@@ -108,8 +108,8 @@ def connect(address: str | None) -> Iterator[StopSignals]:
     """Connect to a Ray cluster for a `with` block.
 
     Args:
-        address: of a running cluster; None for RAY_ADDRESS, else the cluster of this machine, else
-            a new one, which ends with the block.
+        address: the address of a running cluster. None selects RAY_ADDRESS, else a cluster that
+            runs on this machine, else a new cluster, which ends with the block.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -121,14 +121,14 @@ def connect(address: str | None) -> Iterator[StopSignals]:
         except ConnectionError as error:
             if address or os.environ.get("RAY_ADDRESS"):
                 raise UserError(
-                    f"there is no Ray cluster: {error}",
+                    f"there is no Ray cluster at this address: {error}",
                     where=f"hydra.launcher.address={address or os.environ['RAY_ADDRESS']}",
-                    fix="start one with `ray start --head`, or use hydra.launcher.address=null",
+                    fix="start one with `ray start --head`, or unset this option and RAY_ADDRESS",
                 ) from error
             ray.init("local", include_dashboard=False, object_store_memory=STORE, **how)
         has = ray.cluster_resources()
-        log.info("Ray: %g cores, %g GPUs", has.get("CPU", 0), has.get("GPU", 0))
-        # Ray's start has installed its own handler of SIGTERM, so ours are installed again.
+        log.info("Ray cluster: %g cores, %g GPUs", has.get("CPU", 0), has.get("GPU", 0))
+        # `ray.init` has replaced the SIGTERM handler, so the handlers are installed again.
         with StopSignals() as signals:
             try:
                 yield signals
@@ -137,10 +137,10 @@ def connect(address: str | None) -> Iterator[StopSignals]:
 
 
 def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
-    """Remove jobs from the list as they end; a lost job does not stop the others."""
+    """Wait for the jobs in order and remove them from `pending`; a lost job counts as failed."""
     found = []
     while pending:
-        # An exception raised inside Ray would come out as a plain KeyboardInterrupt.
+        # If Stopped were raised inside Ray, it would become a plain KeyboardInterrupt.
         with signals.defer():
             ready, _ = ray.wait(pending[:1], timeout=POLL)
         if not ready:
@@ -158,8 +158,8 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
 
 
 def _cancel_jobs(pending: list[Any]) -> None:
-    """Interrupt the jobs, so that they save and close their runs, and wait until they end."""
-    # A second signal ends the wait.
+    """Interrupt the jobs, so that they save and end their runs, and wait for them."""
+    # A second stop signal ends the wait.
     with suppress(KeyboardInterrupt):
         for ref in pending:
             ray.cancel(ref)
@@ -168,7 +168,6 @@ def _cancel_jobs(pending: list[Any]) -> None:
 
 
 def _machine_resources() -> list[dict[str, float]]:
-    """Return the resources of each machine of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -180,20 +179,19 @@ def _resources_per_job(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _check_resources(wanted: Mapping[str, float]) -> None:
-    """Raise UserError if a job would wait for ever."""
     machines = _machine_resources()
     if not any(all(has.get(k, 0) >= v for k, v in wanted.items()) for has in machines):
         room = "; ".join(f"{h.get('CPU', 0):g} cores, {h.get('GPU', 0):g} GPUs" for h in machines)
         raise UserError(
             f"no machine of the cluster has room for a job of {wanted['CPU']:g} cores and "
-            f"{wanted['GPU']:g} GPUs; they have {room}",
+            f"{wanted['GPU']:g} GPUs; the machines have {room}",
             where="hydra.launcher.num_cpus, hydra.launcher.num_gpus",
-            fix="ask for less",
+            fix="lower hydra.launcher.num_cpus or hydra.launcher.num_gpus",
         )
 
 
 def job(context: JobContext, overrides: list[str], number: int) -> JobReturn:
-    """Run one job in its process, as Hydra's own launcher does in the process of the command."""
+    """Run one job in this process, as Hydra's default launcher does in the main process."""
     if not context.folder.is_dir():
         raise UserError(
             f"machine {socket.gethostname()} does not have the folder {context.folder}",

@@ -212,7 +212,6 @@ class Replay:
         return path
 
     def _insert_run_id(self, text: str) -> str:
-        """Replace the run's local id in a string with its id in the store."""
         return text.replace(self.event_log.local_id, self.run_id)
 
     def _connect(self) -> MlflowClient:

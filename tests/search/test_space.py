@@ -106,8 +106,8 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
         (["trainer.weight_decay=tag(log,interval(0,1))"], "lower bound above 0, not 0.0"),
         (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
         (["trainer.epochs=range(3,4)"], "two increasing values"),
-        (["trainer.max_steps=tag(relative,interval(1,2))"], "a value above 0, not None"),
-        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not follow it"),
+        (["trainer.max_steps=tag(relative,interval(1,2))"], "a current value above 0, not None"),
+        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not refer to it"),
         (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
     ],
 )
