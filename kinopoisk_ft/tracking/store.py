@@ -37,7 +37,7 @@ TEMPORARY = ("locked", "busy", "full")
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # Tables that are not empty in an empty store, because MLflow's migrations add rows to them.
 FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
-# Seconds without a change after which no process is still creating a file: statements take less.
+# After this number of seconds without a change, no process is creating the store file any more.
 SETTLED = 3.0
 
 

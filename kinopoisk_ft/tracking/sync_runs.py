@@ -91,7 +91,7 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
                 f"the run was recorded on another machine for the store {hide_password(own)}",
-                fix="pass the URI of the store to send it to: --uri <uri>",
+                fix="pass the URI of a store that you trust to send it to: --uri <uri>",
             )
         uri = own
     elif uri is None and own and own.startswith("sqlite:///"):
