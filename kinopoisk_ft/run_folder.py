@@ -228,7 +228,7 @@ def _has_long_name(folder: str) -> bool:
 def _explain_long_name(folder: str, where: str, fix: str) -> UserError:
     name = max(Path(folder).parts, key=_count_bytes)
     return UserError(
-        f"the folder name '{name[:SHOWN_CHARACTERS]}…' has {_count_bytes(name)} bytes; "
+        f"the folder name '{name[:SHOWN_CHARACTERS]}…' is {_count_bytes(name)} bytes long; "
         f"file systems allow at most {MAX_NAME}",
         where=where,
         fix=fix,

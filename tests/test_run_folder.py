@@ -95,7 +95,7 @@ def test_a_full_disk_is_reported(
     told = capsys.readouterr().err
     assert "the disk is full or read-only: No space left on device" in told
     assert ("run/model/model.safetensors" in told) == isinstance(error, OSError)
-    assert "start the same command again" in told
+    assert "run the same command again" in told
     assert (tmp_path / "run" / "unfinished.json").exists()
 
 

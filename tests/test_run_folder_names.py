@@ -32,7 +32,7 @@ def test_a_long_output_dir_is_refused(
     assert run(*mode, "model=tfidf", f'output_dir="{folder}"') == 1
     shown = capsys.readouterr()
     size = max(len(name.encode()) for name in folder.split("/"))
-    assert f"has {size} bytes; file systems allow at most 255" in shown.err
+    assert f"is {size} bytes long; file systems allow at most 255" in shown.err
     assert "Traceback" not in shown.err
     assert "job  status" not in shown.out
 

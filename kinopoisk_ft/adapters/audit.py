@@ -107,10 +107,10 @@ def check_frozen(network: Network, layers: int) -> None:
     names = [name for name, p in named if p in below and name not in network.fresh]
     if names:
         raise UserError(
-            f"{len(names)} weights in or below the {layers} frozen layers would still be trained: "
-            f"{names[0]}, …",
+            f"adapter.layers={layers} must freeze the embeddings and these layers, but "
+            f"{len(names)} of their weights would still be trained: {names[0]}, …",
             where="adapter.layers",
-            fix="choose another adapter for this model",
+            fix="use adapter=head, lora or none with this model",
         )
 
 
@@ -134,8 +134,9 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
     states = [*outputs.values()] if all_below else inputs
     if not states:
         raise UserError(
-            f"the forward pass of a text does not use the layers '{network.layers}'",
+            f"the model does not run its layers '{network.layers}' on text input, so freezing them "
+            "would have no effect",
             where="adapter.layers",
-            fix="choose another adapter for this model",
+            fix="use adapter=head, lora or none with this model",
         )
     return states

@@ -52,9 +52,9 @@ def _predict(args: argparse.Namespace) -> None:
     prepare_caches()
     if bool(args.texts) == bool(args.input):
         raise UserError(
-            "either texts or --input must be given, and not both",
+            "no reviews are given" if args.input is None else "reviews and --input are both given",
             where="the command line",
-            fix="pass reviews as arguments, or a table with --input",
+            fix="pass either reviews as arguments or a table with --input",
         )
     if args.output:
         _check_output(args.output)

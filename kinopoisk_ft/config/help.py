@@ -101,7 +101,8 @@ def _explain_comma(override: str) -> UserError:
         fixes.append(f"for a list: {shlex.quote(f'{key}=[{value}]')}")
         fixes.append(f"for a sweep over {len(value.split(','))} values: add --multirun")
     return UserError(
-        f"an unquoted comma separates the values of a sweep: {override}", fix="; ".join(fixes)
+        f"{override} contains an unquoted comma, so Hydra reads it as several values of a sweep",
+        fix="; ".join(fixes),
     )
 
 

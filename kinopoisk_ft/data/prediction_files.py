@@ -77,7 +77,8 @@ def _encode_column(table: Table, name: str, encode: Encode) -> list[str]:
         return [encode(value) for value in values]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"the column '{name}' contains bytes that are not UTF-8",
+            f"the column '{name}' contains bytes that are not UTF-8, which .jsonl and .csv files "
+            "cannot store",
             where=str(table.path),
             fix="set --output to a name that ends in .parquet",
         ) from error

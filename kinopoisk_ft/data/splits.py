@@ -92,8 +92,12 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
     if counts.min() == 0 or len(counts) < 2:
         absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
         raise UserError(
-            f"a classifier needs rows of at least two classes, but of {len(labels):,} rows, "
-            + (f"none has the label '{absent[0]}'" if absent else f"all are '{class_names[0]}'"),
+            (
+                f"none of the {len(labels):,} rows has the label '{absent[0]}'"
+                if absent
+                else f"all {len(labels):,} rows have the label '{class_names[0]}'"
+            )
+            + "; a classifier needs at least two classes, and rows of each class",
             fix="check the labels, data.classes and data.limit (the first data.limit rows may lack "
             "a class)",
         )

@@ -120,8 +120,8 @@ class Encoder(CheckpointRecipe):
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
-                f"model.pooling=pooler is not possible: '{self.name}' is a '{config.model_type}' "
-                "model, for which transformers has no encoder-only classifier",
+                "model.pooling=pooler uses the classification head of transformers, which has none "
+                f"without a decoder for the '{config.model_type}' model '{self.name}'",
                 where="model.pooling",
                 fix="set model.pooling to auto, mean, cls or last",
             )

@@ -134,7 +134,7 @@ def load_backbone(module: nn.Module, weights: dict[str, Tensor], where: str) -> 
             f"the checkpoint lacks {len(missing)} weights of a Mamba backbone, for example "
             f"{missing[0]}",
             where=where,
-            fix="use a checkpoint for MambaModel of transformers (repository names end in -hf)",
+            fix="use a checkpoint in the format of transformers (repository names end in -hf)",
         )
 
 

@@ -97,7 +97,7 @@ def check_imports(config: dict[str, Any], where: str) -> None:
         raise UserError(
             f"the adapter would make PEFT import the module {config.get('megatron_core')!r}",
             where=where,
-            fix="remove megatron_config, because this project has no Megatron models",
+            fix="remove megatron_config, because kinopoisk_ft does not support Megatron models",
         )
 
 

@@ -170,8 +170,8 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         if _gives_same_logits(split, batch):
             return split
     raise UserError(
-        f"{type(network.module).__name__} cannot be split at layer {layer}, because the layers "
-        "above it do not compute the same logits from the cached activations",
+        f"the prefix cache does not work with {type(network.module).__name__}, because the layers "
+        f"above layer {layer} do not compute the same logits from cached activations",
         where=WHERE,
         fix=f"set {OFF}",
     )

@@ -37,7 +37,8 @@ class Locale:
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
             fix = suggest_name(language, LANGUAGES)
-            raise UserError(f"the report has no language '{language}'", where="--language", fix=fix)
+            what = f"the report is not available in the language '{language}'"
+            raise UserError(what, where="--language", fix=fix)
         self.language = language
 
     def __call__(self, key: str, **parts: object) -> str:

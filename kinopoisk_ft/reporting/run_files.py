@@ -86,7 +86,7 @@ def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path
         raise UserError(
             f"{name} cannot be read: {str(error).splitlines()[0]}",
             where=f"run {run.run_id} ({run.approach}, seed {run.seed or '-'})",
-            fix="train this run again, or delete it from the store",
+            fix="repeat this run, or delete it from the store",
         ) from error
 
 

@@ -219,7 +219,7 @@ def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         uri, name = client.tracking_uri, experiment.name
         raise UserError(
-            f"the experiment '{name}' and its runs are deleted",
+            f"the experiment '{name}' and its runs have been deleted",
             where="--experiment",
             fix=f"restore it with: {restore_command(uri, 'experiments', experiment.experiment_id)}",
         )
@@ -263,7 +263,8 @@ def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[
         runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
     except MlflowException as error:
         raise UserError(
-            f"a skipped job refers to a run that no longer exists: {error.message}",
+            "a job of this sweep was skipped because an identical run existed, but that run is "
+            f"missing now: {error.message}",
             where=f"sweep {parent}",
             fix="run the sweep again to train the missing run",
         ) from error

@@ -129,9 +129,10 @@ class Search(Sweeper):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(
-                    f"hydra.sweeper.{name}={value}: a search needs a whole number here",
-                    fix=f"set it to a whole number, {least} or more"
-                    + ", for example seed=42, which all trials then use" * (name == "seed"),
+                    f"hydra.sweeper.{name}={value} is not a whole number of at least {least}",
+                    fix="set seed=<number>: each trial and the search then use this seed"
+                    if name == "seed"
+                    else f"set hydra.sweeper.{name}=<number>",
                 )
 
     def _open_study(self, about: dict[str, Any], start_over: bool) -> Study:

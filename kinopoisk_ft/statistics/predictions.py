@@ -111,4 +111,4 @@ def as_table(
 
 
 def _unusable(what: str, where: str) -> UserError:
-    return UserError(what, where=where, fix="train this run again, or delete it from the store")
+    return UserError(what, where=where, fix="repeat this run, or delete it from the store")

@@ -163,7 +163,7 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         restore = restore_command(uri, "experiments", found.experiment_id)
         raise UserError(
-            f"the experiment '{name}' is deleted, so no run can be added to it",
+            f"the experiment '{name}' has been deleted, so no run can be added to it",
             where=f"tracking.uri={hide_password(uri)}",
             fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
         )
@@ -213,7 +213,8 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
             f"the store was written by another MLflow version: its schema is {found}, "
             f"but MLflow {mlflow.__version__} reads {expected}",
             where=where,
-            fix=f"back up the store and run mlflow db upgrade {where}, or install the older MLflow"
+            fix=f"back up the store and run mlflow db upgrade {where}, or install the MLflow "
+            "version that wrote it"
             if found in revisions
             else "install the MLflow version that wrote the store, which is newer than this one",
         )

@@ -90,8 +90,9 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                f"the run was recorded on another machine for the store {hide_password(own)}",
-                fix="pass the URI of a store that you trust to send it to: --uri <uri>",
+                f"the run was recorded on another machine for the store {hide_password(own)}, "
+                "which is not used without your consent",
+                fix="choose a store that you trust with --uri <uri>",
             )
         uri = own
     elif uri is None and own and own.startswith("sqlite:///"):
@@ -138,5 +139,5 @@ def _send(replay: Replay) -> None:
         raise UserError(
             f"some records could not be sent to the store: {reason[:300]}",
             where=hide_password(replay.uri),
-            fix="run the same command again later, which sends only the missing records",
+            fix="run the same command again later; it sends only the missing records",
         ) from delivery.error

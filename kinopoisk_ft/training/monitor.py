@@ -132,10 +132,10 @@ class Monitor:
             write_json_durably(about, (folder / BAD_BATCH).with_suffix(".json"))
         raise UserError(
             f"the loss or a gradient was NaN or infinite in {longest} consecutive steps, detected "
-            f"at step {state.step}",
+            f"at step {state.step} (trainer.max_bad_steps={self.max_bad_steps})",
             where=f"the batch of step {state.step}, saved in {folder / BAD_BATCH}",
             fix="lower trainer.lr, increase trainer.warmup_share or use trainer.precision=fp32 or "
-            "bf16, and start over with resume=never; the option trainer.max_bad_steps is the limit",
+            "bf16, and start over with resume=never",
         )
 
 

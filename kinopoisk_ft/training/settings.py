@@ -111,8 +111,8 @@ class Settings:
         has_unknown_steps = self.training_budget.count_steps(1) is None
         if self.budget is not None and self.max_steps is not None:
             raise UserError(
-                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps} exclude each "
-                "other, because both limit the training",
+                f"trainer.budget={self.budget} and trainer.max_steps={self.max_steps} cannot be "
+                "set together, because both limit the training",
                 fix="set only one of them; to limit the steps, use "
                 f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
             )
@@ -133,7 +133,8 @@ class Settings:
                 f"the loss function failed when it was called with example inputs: {error}",
                 where="trainer.loss",
                 fix="see the options in conf/trainer/loss; a loss function receives logits, labels "
-                "and class weights, and returns the summed loss and the count",
+                "and class weights, and returns the sum of the losses and the number to "
+                "divide it by",
             ) from error
 
     def reject_class_balancing(self, why: str) -> None:

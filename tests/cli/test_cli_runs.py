@@ -177,7 +177,7 @@ def test_predict_reports_mistakes(capsys: pytest.CaptureFixture[str], place: Pat
     pd.DataFrame({"text": ["хорошо"], "predicted_label": ["Bad"]}).to_csv("again.csv", index=False)
     cases = [
         (["nowhere", "text"], "neither a folder nor a run"),
-        (["first"], "either texts or --input"),
+        (["first"], "no reviews are given"),
         (["first", "--input", "gap.csv"], "row 2"),
         (["first", "text", "--output", "out.xls"], ".jsonl, .csv or .parquet"),
         (["first", "text", "--output", "gap.csv/out.csv"], "the file cannot be written"),

@@ -73,7 +73,7 @@ def test_a_file_name_with_a_comma_is_one_value(
     (tmp_path / "a,b.csv").touch()
     check_commas(["-m", "seed=0,1", "data.path=c,d.csv", "data.path='a,b.csv'", "data.path=[a,b]"])
     for args in (["data.path=a,b.csv"], ["-m", "data.path=a,b.csv"]):
-        with pytest.raises(UserError, match="separates the values of a sweep") as caught:
+        with pytest.raises(UserError, match="reads it as several values of a sweep") as caught:
             check_commas(args)
         assert """'data.path="a,b.csv"'""" in str(caught.value)
 

@@ -149,7 +149,7 @@ def test_the_input_is_read_as_in_training(
     for args, message in (
         (["a.tsv"], "--quoting none"),
         (["a.tsv", "--quoting", "none", "--text-column", "texts"], "did you mean 'text'"),
-        (["numbers.jsonl"], "1 of 1 rows contain numbers in the text column 'text', such as 5"),
+        (["numbers.jsonl"], "1 of 1 rows contain numbers in the text column 'text', for example 5"),
     ):
         assert predict.main(["no model", "--input", *args]) == 1
         assert message in capsys.readouterr().err

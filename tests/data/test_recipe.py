@@ -211,11 +211,11 @@ def test_local_table_keeps_what_it_knows_of_a_film(tmp_path: Path) -> None:
         ([0, 1] * 19 + [0, [1]], {}, "1 of 40 rows contain lists in the label column 'label'"),
         ([0, 1] * 20, {"label_column": "labels"}, "no column 'labels': did you mean 'label'"),
         ([0, 1] * 20, {"text_column": "content"}, "no column 'content'"),
-        ([0] * 40, {}, "of 40 rows, all are '0'"),
-        ([0] * 20 + [1] * 20, {"limit": 9}, "of 9 rows, none has the label '1'"),
+        ([0] * 40, {}, "all 40 rows have the label '0'"),
+        ([0] * 20 + [1] * 20, {"limit": 9}, "none of the 9 rows has the label '1'"),
         ([0] * 39 + [1], {}, "too few rows to put each class into train, val and test"),
         ([0] * 37 + [1] * 3, {}, "rows per class: 0 37, 1 3"),
-        ([0, 1] * 20, {"class_names": ["0", "1", "2"]}, "of 40 rows, none has the label '2'"),
+        ([0, 1] * 20, {"class_names": ["0", "1", "2"]}, "none of the 40 rows has the label '2'"),
         ([0, 1] * 20, {"limit": 4}, "rows per class: 0 2, 1 2"),
     ],
 )
@@ -229,7 +229,7 @@ def test_unusable_labels(
 
 
 def test_no_texts_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="of 0 rows, none has the label '0'"):
+    with pytest.raises(UserError, match="none of the 0 rows has the label '0'"):
         local(tmp_path, {"text": [" "] * 9, "label": [0, 1, 2] * 3}).load()
 
 

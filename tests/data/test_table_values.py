@@ -174,7 +174,7 @@ def test_a_label_of_several_values(tmp_path: Path, suffix: str, value: Any) -> N
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["а"])] * 3, names=["text", "label", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="column 'text' twice"):
+    with pytest.raises(UserError, match="column name 'text' occurs twice"):
         read_table(tmp_path / "a.parquet")
 
 

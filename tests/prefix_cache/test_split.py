@@ -109,9 +109,9 @@ def test_encoders_of_the_family_give_the_same_logits_after_a_split(
 @pytest.mark.parametrize(
     ("name", "adapter", "message"),
     [
-        ("electra", Head(lr=1.0), "cannot be split at layer 3"),
-        ("electra", Freeze(layers=2, lr=1.0), "cannot be split at layer 2"),
-        ("deberta", Head(lr=1.0), "cannot be split at layer 3"),
+        ("electra", Head(lr=1.0), "layers above layer 3 do not compute"),
+        ("electra", Freeze(layers=2, lr=1.0), "layers above layer 2 do not compute"),
+        ("deberta", Head(lr=1.0), "layers above layer 3 do not compute"),
     ],
 )
 def test_encoders_that_cannot_be_split_are_refused(name: str, adapter: Any, message: str) -> None:

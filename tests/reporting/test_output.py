@@ -154,7 +154,9 @@ def test_mistakes_name_the_nearest(
     damaged = complaint(capsys, *uri, "experiment=damaged")
     assert "predictions.parquet cannot be read" in damaged
     assert "(bert, seed 0)" in damaged
-    assert "the report has no language 'de'" in complaint(capsys, *uri, "language=de")
+    assert "the report is not available in the language 'de'" in complaint(
+        capsys, *uri, "language=de"
+    )
     assert not (tmp_path / "out").exists()
     taken = tmp_path / "taken"
     taken.touch()

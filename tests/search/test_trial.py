@@ -124,8 +124,8 @@ def test_a_failed_trial_stops_nothing_and_runs_again(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("seed=null", "a search needs a whole number here"),
-        ("hydra.sweeper.n_trials=0", "a search needs a whole number here"),
+        ("seed=null", "is not a whole number of at least 0"),
+        ("hydra.sweeper.n_trials=0", "is not a whole number of at least 1"),
         ("trainer.epochs=interval(1,8)", "trainer.epochs=1.0: Input should be a valid integer"),
     ],
 )

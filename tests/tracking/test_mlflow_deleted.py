@@ -35,12 +35,12 @@ def test_a_deleted_experiment_says_how_to_restore_it(
     experiment = deleted_experiment(uri, "gone")
     command = f"mlflow experiments restore --experiment-id {experiment}"
     run = tracker(uri, "gone")
-    with pytest.raises(UserError, match="'gone' is deleted") as caught:
+    with pytest.raises(UserError, match="'gone' has been deleted") as caught:
         run.start("one", {}, {}, folder=tmp_path)
     assert command in str(caught.value.fix)
     assert "tracking.experiment=" in str(caught.value.fix)
     assert not [*tmp_path.rglob("*.jsonl")]
-    with pytest.raises(UserError, match="'gone' is deleted"):
+    with pytest.raises(UserError, match="'gone' has been deleted"):
         run.find({"any": "tag"})
     assert report(["--uri", uri, "--experiment", "gone"]) == 1
     assert command in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_a_deleted_parent_is_named(uri: str, tmp_path: Path) -> None:
     client, experiment = open_experiment(uri, "sweeps", None)
     parent = client.create_run(experiment).info.run_id
     client.delete_run(parent)
-    with pytest.raises(UserError, match=f"parent run {parent} is deleted") as caught:
+    with pytest.raises(UserError, match=f"parent run {parent} has been deleted") as caught:
         tracker(uri, "sweeps").start("one", {}, {}, parent, folder=tmp_path)
     assert f"mlflow runs restore --run-id {parent}" in str(caught.value.fix)
 
@@ -103,7 +103,7 @@ def test_an_experiment_that_is_deleted_while_a_run_trains_loses_nothing(
     client.delete_experiment(experiment)
     run.metrics({"loss": 7.0}, 3)
     run.finish("FINISHED")
-    assert "'deleted meanwhile' is deleted" in caplog.text
+    assert "'deleted meanwhile' has been deleted" in caplog.text
     assert sync.main([str(tmp_path)]) == 1
     assert f"experiments restore --experiment-id {experiment}" in capsys.readouterr().err
     client.restore_experiment(experiment)

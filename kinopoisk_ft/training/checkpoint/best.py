@@ -63,7 +63,7 @@ class BestWeights:
             raise UserError(
                 f"the best weights of this run cannot be read: {error}",
                 where=str(self.file),
-                fix="repair the file permissions or the disk, and start the same command again",
+                fix="fix the file permissions or the disk, and run the same command again",
             ) from error
         raise UserError(
             "the best weights of this run are missing or damaged",

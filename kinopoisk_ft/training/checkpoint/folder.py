@@ -119,8 +119,8 @@ class CheckpointFolder:
             raise UserError(
                 f"the last checkpoint cannot be read, and no other one is valid: {unread[1]}",
                 where=str(unread[0]),
-                fix="repair the file permissions or the disk, and start the same command again, or "
-                "start over with resume=never",
+                fix="fix the file permissions or the disk and run the same command again, or start "
+                "over with resume=never",
             )
         return None
 

@@ -202,7 +202,7 @@ class CheckpointManager:
             self.save()
             resumable = self._saved > (0, 0) or self.writes
             hint = (
-                "start the same command again to continue"
+                "run the same command again to continue"
                 if resumable
                 else "no checkpoint was written"
             )
@@ -224,7 +224,7 @@ class CheckpointManager:
                 f"{k}: {then.get(k)} in the checkpoint, {now[k]} in this run" for k in differing
             ]
             raise UserError(
-                "the checkpoint in this folder belongs to a run with other properties:\n    "
+                "the checkpoint in this folder comes from a run that differs from this one:\n    "
                 + "\n    ".join(texts),
                 where=str(checkpoint.folder),
                 fix=START_OVER,

@@ -76,7 +76,7 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
     if not torchrun.is_launched() or (strategy == "none" and torchrun.world_size() == 1):
         if strategy in ("ddp", "fsdp"):
             raise UserError(
-                f"trainer.strategy={strategy} works only in processes that torchrun started",
+                f"trainer.strategy={strategy} works only under torchrun",
                 where="trainer.strategy",
                 fix=f"{START}, or use trainer.strategy=auto",
             )

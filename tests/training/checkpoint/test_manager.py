@@ -82,7 +82,7 @@ def test_a_disk_that_fails_ends_the_run_and_leaves_the_checkpoint(
     monkeypatch.setattr("kinopoisk_ft.training.checkpoint.folder.save_file", fail)
     with pytest.raises(UserError, match=os.strerror(code)) as raised:
         fit(checkpoints)
-    assert "start the same command again" in str(raised.value)
+    assert "run the same command again" in str(raised.value)
     monkeypatch.undo()
     assert steps(checkpoints) == [6, 8]
     assert CheckpointFolder(checkpoints).newest() is not None
@@ -175,7 +175,7 @@ def test_where_nothing_is_written_what_is_there_goes_on(
     stop = Recorder(lambda step: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped):
         fit(checkpoints, "trainer.checkpoint_every=0", recorder=stop)
-    assert "start the same command again to continue" in caplog.text
+    assert "run the same command again to continue" in caplog.text
 
 
 def test_seconds_and_precision_go_on(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -148,4 +148,4 @@ def test_a_signal_to_torchrun_saves_once(to_all: bool, tmp_path: Path) -> None:
     assert process.wait(60) != 0
     assert only_run(tmp_path).info.status == "KILLED"
     assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))) == 1
-    assert log.read_text().count("start the same command again to continue") == 1
+    assert log.read_text().count("run the same command again to continue") == 1
