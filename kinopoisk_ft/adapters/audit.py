@@ -90,7 +90,10 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
-    """Find the trainable parameters that the inputs of block `layers` (from 0) depend on."""
+    """Find the trainable parameters that affect the inputs of block number `layers`.
+
+    Blocks are numbered from 0. If no block has this number, use the output of the last block.
+    """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):
         if tensor.is_leaf and tensor.requires_grad:
@@ -101,7 +104,11 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
 
 
 def check_frozen(network: Network, layers: int) -> None:
-    """Raise UserError if a pretrained weight in or below the first `layers` blocks is trainable."""
+    """Check that all pretrained weights that affect the first `layers` blocks are frozen.
+
+    Raises:
+        UserError: one of these weights is trainable.
+    """
     below = find_trainable_below(network, layers)
     named = network.module.named_parameters()
     names = [name for name, p in named if p in below and name not in network.fresh]
@@ -115,7 +122,10 @@ def check_frozen(network: Network, layers: int) -> None:
 
 
 def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
-    """Record the inputs of block `layers` (from 0), or the last output if no such block exists."""
+    """Run an example batch, and return the tensors that enter block number `layers`.
+
+    Blocks are numbered from 0. If no block has this number, return the output of the last block.
+    """
     blocks = list_blocks(network)
     all_below = layers == len(blocks)
     try:

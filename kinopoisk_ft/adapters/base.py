@@ -9,7 +9,8 @@ class Adapter:
     """Base class of adapters; the config group `adapter` selects a subclass.
 
     Args:
-        lr: learning rate of the trained weights; newly initialized ones may have `trainer.head_lr`.
+        lr: learning rate of the trained weights. Newly initialized weights use `trainer.head_lr`
+            instead, unless it is null.
     """
 
     # Whether weights of the base model stay frozen, which is useless if they are random.

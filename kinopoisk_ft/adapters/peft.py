@@ -74,8 +74,8 @@ class Peft(Adapter):
 def choose_targets(network: Network, config: Any) -> None:
     """Replace `auto` and `all-linear` in a PEFT config with the names of this network's modules.
 
-    `auto` is PEFT's default for the model type. If PEFT has no default, or the default names
-    modules that this model does not have, `auto` is every linear layer below the head.
+    `auto` is PEFT's default for the model type. If PEFT has no default, or this model lacks one of
+    the default modules, `auto` is every linear layer below the head.
     """
     targets = getattr(config, "target_modules", None)
     # PEFT's configs turn a list into a set, and reject layers_to_transform if targets are a string.
@@ -165,8 +165,9 @@ def _list_linear_layers(network: Network) -> str:
 def _write_full_names(config: Any, names: list[str]) -> None:
     """Replace the targets in a config with the full names of the adapted modules.
 
-    Full names exist only in our network. With short names, PEFT and `transformers` would apply the
-    saved adapter to one of their own classifiers with a random head, and report no error.
+    Only this project's networks have modules with these full names. With short names, PEFT and
+    `transformers` would load the saved adapter into one of their own classifiers, leave the head of
+    this classifier random, and report no error.
     """
     if hasattr(config, "target_modules") and names:
         config.target_modules = set(names)

@@ -29,7 +29,8 @@ class Freeze(Adapter):
         """Freeze all pretrained weights that the output of the last frozen block depends on.
 
         Raises:
-            UserError: the model has fewer blocks, or a weight below them would stay trainable.
+            UserError: the model has fewer than `self.layers` blocks, or one of these weights would
+                stay trainable.
         """
         blocks = list_blocks(network)
         if not 0 <= self.layers <= len(blocks):

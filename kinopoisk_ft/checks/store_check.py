@@ -25,7 +25,7 @@ USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"
 
 
 def check_store() -> Iterator[Finding]:
-    """Check the store in MLFLOW_TRACKING_URI, or else in this folder, without creating it."""
+    """Check MLFLOW_TRACKING_URI, or else ./mlflow.db, without creating a missing store."""
     uri = default_uri()
     file, shown = _find_local_path(uri), hide_password(uri)
     if file is not None and not file.exists():

@@ -99,7 +99,7 @@ def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def get_matmul_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a matrix product of x runs, which autocast may change."""
+    """Return the dtype of a matrix product of x, which depends on autocast."""
     device = x.device.type
     # Autocast does not support the meta device, and does not convert float64.
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):

@@ -22,7 +22,8 @@ class GpuPackage:
 
     Args:
         name, module: name of the package in pip, and of its module in Python.
-        extension: name of the compiled module, without which the package can also be installed.
+        extension: name of the compiled module. The package can also be installed without this
+            module.
         run: calls the kernel with the arguments of the reference implementation.
         self_test: compares `run` with the reference implementation.
         install, rebuild: shell commands that install the package, or rebuild an installed one.

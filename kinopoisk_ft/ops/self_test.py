@@ -57,10 +57,10 @@ class SelfTest:
     def find_mismatch(
         self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = SMALL
     ) -> str | None:
-        """Return how a function first differs from the reference in float64; None if it does not.
+        """Describe the first difference from the reference; return None if there is none.
 
-        Exceptions raised by `function` are not caught. Inference mode, no_grad and autocast of the
-        caller have no effect.
+        The reference runs in float64. Exceptions raised by `function` are not caught. Inference
+        mode, no_grad and autocast of the caller have no effect.
         """
         with (
             torch.inference_mode(False), torch.enable_grad(),

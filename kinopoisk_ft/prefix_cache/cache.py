@@ -75,13 +75,13 @@ class CachedClassification(Classification):
 
 @dataclass(frozen=True)
 class CachedData:
-    """Data splits with their cached activations, and the time that it took to compute them.
+    """Examples with cached activations, and the time that it took to compute the activations.
 
     Args:
         split: the network, split into frozen and trained layers.
-        parts: examples of the train, validation and test data by name.
+        parts: examples of each data split, where the keys are train, val and test.
         origin: "built" if this run wrote a file of the cache, "found" if all files existed.
-        build_seconds: build times by the metric names in `SECONDS`.
+        build_seconds: build time of each data split, where the keys are the values of `SECONDS`.
     """
 
     split: SplitNetwork
@@ -119,7 +119,7 @@ class PrefixCache:
 
         Args:
             module: the network with its adapter.
-            parts: examples of the train, validation and test data by name.
+            parts: examples of each data split, where the keys are train, val and test.
 
         Raises:
             UserError: no layer is frozen, the model cannot be split, or the disk is too full.
@@ -175,7 +175,7 @@ class PrefixCache:
         }
 
     def _build(self, split: SplitNetwork, part: Examples, activations: CachedActivations) -> None:
-        """Compute and save activations; halve the batch size for good if memory runs out."""
+        """Compute and save activations. If memory runs out, halve the batch size permanently."""
         model = type(split.network.module).__name__
         about = {"model": model, "split": str(split), "precision": self.precision.kind}
 

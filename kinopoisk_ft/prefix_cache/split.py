@@ -43,8 +43,8 @@ class SplitNetwork:
     Args:
         module: the network with its adapter.
         layer: number of blocks below the split point.
-        backbone: name of the module whose output is cached if all blocks are frozen. It also
-            contains the layers after the last block. "" to cache the output of a block.
+        backbone: name of the backbone if its output is cached; "" if the output of a block is
+            cached. The backbone contains all blocks and the layers after the last block.
         pooling: how a review's activations are pooled to one vector (length 1) before they are
             cached; "" to cache one vector per token.
     """
@@ -85,7 +85,7 @@ class SplitNetwork:
             return self.module(input_ids=mask, attention_mask=mask)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
-        """Return a SHA-256 of everything except the ids that determines the activations.
+        """Return a SHA-256 hash of everything that determines the activations, except the ids.
 
         batch: a few reviews, to find the parameters that the activations depend on.
         """
@@ -155,7 +155,8 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         batch: input_ids and attention_mask of a few short and long reviews, to compare the logits.
 
     Raises:
-        UserError: the first block depends on a trained parameter, or no split gives these logits.
+        UserError: the first block depends on a trained parameter, or no split gives the same
+            logits.
     """
     if network.pooling == "last_position":
         raise UserError(
@@ -178,7 +179,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
 
 
 def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
-    """Return the number of frozen blocks, and the backbone's name if all of it is frozen, or ""."""
+    """Return the number of frozen blocks, and the name of the backbone ("" if it is trained)."""
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []

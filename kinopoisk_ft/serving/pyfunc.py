@@ -28,8 +28,8 @@ class ReviewClassifier(PythonModel):
     ) -> pd.DataFrame:
         """Return the columns `label` and `p_<class>`, with one row for each text.
 
-        The model signature decides the type of `model_input`, which may also be a list. It is
-        annotated as DataFrame, because MLflow would check inputs against other annotations.
+        The model signature decides the type of `model_input`, which may also be a list. The
+        annotation is only DataFrame, because MLflow would check inputs against other annotations.
         """
         return self._predictor.predict(extract_texts(model_input))
 

@@ -1,9 +1,10 @@
 """Implement attention with dropout on a CPU with PyTorch's matrix products and numba kernels.
 
-In this file, a matrix is one head of one review, a row is one query of a matrix, and a chunk is as
-many matrices as have scores that fit in cache. The scores of each chunk are computed again in the
-backward pass. As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), only one
-number per row is saved, so that no tensor (batch, heads, queries, keys) is ever allocated.
+In this file, a matrix is one head of one review, and a row is one query of a matrix. Several
+matrices form a chunk, which is small enough that its scores fit in cache. The backward pass
+computes the scores of each chunk again. As in FlashAttention (Dao et al., 2022,
+https://arxiv.org/abs/2205.14135), the forward pass saves only one number per row, and a tensor
+(batch, heads, queries, keys) is never allocated.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ SCORE_BYTES = 2**19
 # The kernels compute powers of two: exp(x) = 2**(x log2(e)).
 LOG2_E = 1 / math.log(2)
 # Fields of the kernels' int64 table; tensors are passed as addresses, and strides count elements.
-# Forward and backward: 1 rows of the chunk, 2 queries, 3 heads, 4 first matrix of the chunk, 5 keys
-# including padding, 6 key and 7 threshold of the random draws, 8 bias, 9 to 11 strides of the bias
-# over batch, heads and queries, 12 three float32 numbers (the factors of the logits, of kept
-# probabilities and of the gradient), 13 scores.
-# Forward only: 14 maximum and 15 sum of each row. Backward only: 14 norm and 15 delta of each row,
-# 16 gradients of the scores.
+# Forward and backward: [1] rows of the chunk, [2] queries, [3] heads, [4] first matrix of the
+# chunk, [5] keys including padding, [6] key and [7] threshold of the random draws, [8] bias, [9] to
+# [11] strides of the bias over batch, heads and queries, [12] three float32 numbers (the factors of
+# the logits, of kept probabilities and of the gradient), [13] scores.
+# Forward only: [14] maximum and [15] sum of each row. Backward only: [14] norm and [15] delta of
+# each row, [16] gradients of the scores.
 _f = np.float32
 _LOWEST = _f(-np.inf)
 _TINY = _f(2**-126)
@@ -63,7 +64,7 @@ def _exp2_without_denormals(x: Any) -> Any:
 def _find_maximum(
     scores: Any, at: int, bias: Any, bias_at: int, width: int, logit_scale: Any, lanes: Any
 ) -> Any:
-    """Return the largest logit of the row at index `at`; `lanes` is scratch for one vector."""
+    """Return the largest logit of the row that starts at scores[at]; `lanes` is scratch memory."""
     # `maximum` returns its second argument if the first one is NaN. A NaN logit is therefore
     # ignored here, and makes the sum of the row NaN later.
     largest = splat(_LOWEST)
@@ -79,10 +80,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Replace scores by 2**(logit - maximum) times a dropout factor, and fill maxima and sums.
+    """Replace scores by 2**(logit - maximum) times a dropout factor; write row maxima and sums.
 
-    Logits include the factor log2(e). Sums are taken before dropout, and the caller divides the
-    output by them.
+    Logits include the factor log2(e). A sum adds the powers of two of a row, before dropout. The
+    caller divides the output by the sums.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -119,7 +120,7 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
 def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
     """Replace scores by probabilities after dropout, and `grads` by the gradient w.r.t. q k^T.
 
-    grads: contains the gradient w.r.t. the probabilities after dropout when the kernel starts.
+    Before the call, `grads` contains the gradient w.r.t. the probabilities after dropout.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -172,7 +173,7 @@ BACKWARD = {
 
 
 class _Inputs:
-    """Reshape q, k and v to (batch * heads, length, width), and prepare the kernels' table."""
+    """Reshape q, k and v to (batch * heads, length, width), and run kernels on chunks of them."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor,
@@ -185,17 +186,17 @@ class _Inputs:
         self.k, self.v = (
             nn.functional.pad(x, (0, 0, 0, padding)).flatten(0, 1).contiguous() for x in (k, v)
         )
-        self.width = self.keys + padding
-        self.bias = _make_bias(mask, self.keys, self.width)
+        self.padded_keys = self.keys + padding
+        self.bias = _make_bias(mask, self.keys, self.padded_keys)
         self.threshold, factor = compute_threshold(p)
         self.numbers = torch.tensor([scale * LOG2_E, factor, scale])
         self.key = int(key)
 
     def allocate_scores(self) -> Tensor:
-        """Allocate the scores of one chunk, (matrices, queries, width), in the dtype of q."""
-        size = self.queries * self.width * self.q.element_size()
+        """Allocate the scores of one chunk, (matrices, queries, padded_keys), in the dtype of q."""
+        size = self.queries * self.padded_keys * self.q.element_size()
         matrices = max(1, SCORE_BYTES * torch.get_num_threads() // max(1, size))
-        return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.width)
+        return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.padded_keys)
 
     def split_chunks(self, size: int) -> Iterator[slice]:
         """Yield chunks of at most `size` matrices each, as slices."""
@@ -203,9 +204,10 @@ class _Inputs:
             yield slice(start, min(start + size, len(self.q)))
 
     def run(self, kernel: Any, chunk: slice, *tensors: Tensor) -> None:
-        """Run a kernel on a chunk; the addresses of `tensors` become the fields from 13 on."""
+        """Run a kernel on a chunk, and pass the addresses of `tensors` as fields 13, 14, ..."""
         rows = (chunk.stop - chunk.start) * self.queries
-        fields = [rows, self.queries, self.heads, chunk.start, self.width, self.key, self.threshold]
+        fields = [rows, self.queries, self.heads, chunk.start, self.padded_keys]
+        fields += [self.key, self.threshold]
         # With a stride of 0, all reviews, heads or queries share a bias of size 1.
         sizes, strides = self.bias.shape[:3], self.bias.stride()[:3]
         strides = tuple(0 if n == 1 else s for n, s in zip(sizes, strides, strict=True))
@@ -214,10 +216,10 @@ class _Inputs:
         run_kernel(kernel, -(-rows // ROWS), fields)
 
 
-def _make_bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
-    """Return the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, width).
+def _make_bias(mask: Tensor | None, keys: int, padded_keys: int) -> Tensor:
+    """Return the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, padded_keys).
 
-    The bias includes the factor log2(e), and is -inf at masked keys and at padded keys.
+    The bias includes the factor log2(e). It is -inf for masked keys and for padding.
     """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)
@@ -230,7 +232,7 @@ def _make_bias(mask: Tensor | None, keys: int, width: int) -> Tensor:
             bias = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
         else:
             bias = mask.float() * LOG2_E
-    return nn.functional.pad(bias, (0, width - keys), value=-math.inf).contiguous()
+    return nn.functional.pad(bias, (0, padded_keys - keys), value=-math.inf).contiguous()
 
 
 def _attend_fake(
@@ -247,7 +249,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Compute the output (batch, heads, queries, width) and the norms (batch * heads, queries).
 
-    A norm is log2 of the sum of a row's exponentials, which the backward pass uses.
+    The norm of a row is log2(sum(2**logits)), where logits include the factor log2(e). The backward
+    pass computes a probability as 2**(logit - norm).
     """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])

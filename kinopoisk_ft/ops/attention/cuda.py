@@ -41,8 +41,8 @@ def attention_unpadded(
     """Compute dropout(softmax(scale q k^T)) v over the non-padding tokens of each row.
 
     Args:
-        q: (batch, heads, length or 1, width) in fp16 or bf16. With length 1, the query of the first
-            token of each row.
+        q: (batch, heads, length or 1, width) in fp16 or bf16. If the length is 1, q contains only
+            the query of the first token of each row.
         k, v: (batch, heads, length, width), in the dtype of q.
         tokens: positions of the non-padding tokens.
         p: dropout probability.
@@ -93,7 +93,10 @@ def _compute_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _run_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run the kernel on all queries and on the first; add both outputs of the first token."""
+    """Run the kernel with all queries, and again with only the first query of each row.
+
+    For the first token of a row, return the sum of its two outputs.
+    """
     dtype, tokens = q.dtype, RealTokens.from_mask(_make_mask(q))
     q, k, v = q.half(), k.half(), v.half()
     whole = attention_unpadded(q, k, v, tokens)

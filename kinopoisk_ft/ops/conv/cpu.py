@@ -34,31 +34,32 @@ BLOCK = 128
 _f = np.float32
 
 # Fields of the kernels' int64 table; tensors are passed as addresses, and strides count elements.
-# Forward and backward: 1 batch, 2 length, 3 width including padding, 4 taps, 5 row numbers (the
-# longest row first), 6 lengths, 7 weight (taps, width), 8 bias (width,), 9 x, 10 and 11 its strides
-# over batch and time.
-# Forward only: 12 out. Backward only: 12 gradient of the output, 13 and 14 its strides, 15 gradient
-# of x, 16 gradients of weight and bias for each row (batch, taps + 1, width).
+# Forward and backward: [1] batch, [2] length, [3] width including padding, [4] taps, [5] row
+# numbers (the longest row first), [6] lengths, [7] weight (taps, width), [8] bias (width,), [9] x,
+# [10] and [11] strides of x over batch and time.
+# Forward only: [12] out. Backward only: [12] gradient of the output, [13] and [14] strides of this
+# gradient over batch and time, [15] gradient of x, [16] gradients of weight and bias for each row
+# (batch, taps + 1, width).
 
 
 @njit(forceinline=True)
 def _convolve(
-    x: Any, at: int, step: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
+    x: Any, at: int, stride: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Add the convolution at step t to `total`; x[at] is step t, and steps before 0 are zero.
+    """Return `total` plus the convolution at step t, where steps before 0 count as zeros.
 
-    step: stride of x over time.
+    Step t is at x[at], and step t - 1 is at x[at - stride].
     """
     # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):
         w = load(weight, w_at + (taps - 1 - back) * width)
-        total = w * load(x, at - back * step) + total
+        total = w * load(x, at - back * stride) + total
     return total
 
 
 @njit(**OPTIONS)
 def _convolve_forward(table: Any, x: Any, out: Any) -> None:
-    """Fill out (batch, length, width) with silu(convolution), and with zeros beyond the lengths."""
+    """Write silu(convolution) to `out` (batch, length, width), and zeros beyond the lengths."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
@@ -94,8 +95,8 @@ def _backpropagate_silu(
 
     Args:
         start: first step of the chunk.
-        grad_s: (steps, BLOCK), filled with the gradient of the convolution's output s.
-        sums: (taps + 1, BLOCK), to which the gradients of weight and bias are added.
+        grad_s: (steps, BLOCK). The gradient of s, the output of the convolution, is written here.
+        sums: (taps + 1, BLOCK). The gradients of weight and bias are added here.
     """
     for j in range(0, channels, LANES):
         for t in range(steps):
@@ -205,7 +206,10 @@ BACKWARD = {torch.float32: convolve_backward_float32, torch.bfloat16: convolve_b
 
 
 class _Inputs:
-    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
+    """Prepare `fields`, the integers that describe the inputs to the kernels.
+
+    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
+    """
 
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None

@@ -27,7 +27,7 @@ def causal_conv1d(
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Convolve each channel with its own current and past steps, then apply SiLU.
+    """Apply a causal convolution to each channel separately, then SiLU.
 
     Args:
         x: (batch, length, d_inner).

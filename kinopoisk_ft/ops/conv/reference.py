@@ -9,7 +9,7 @@ from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve each channel with its current and past steps, then apply SiLU.
+    """Apply a causal convolution to each channel separately, then SiLU.
 
     Args:
         x: (batch, length, d_inner).

@@ -19,13 +19,13 @@ from kinopoisk_ft.ops.simd.threads import as_bfloat16, as_float32, run_kernel, t
 # Elements that share one random key; they are one task. A different number gives different masks.
 ROW = 8192
 
-# Fields of the kernels' int64 table: 1 number of elements, 2 key and 3 threshold of the random
-# draws, then the addresses of 4 the float32 scale, 5 x, 6 out.
+# Fields of the kernels' int64 table: [1] number of elements, [2] key and [3] threshold of the
+# random draws, and the addresses of [4] the float32 scale, [5] x and [6] out.
 
 
 @njit(**OPTIONS)
 def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
-    """Fill out with x times 0 or the scale; `tail` is scratch for an incomplete vector."""
+    """Write x times 0 or the scale to `out`; `tail` is scratch for an incomplete vector."""
     size, key, threshold, scale = table[1], table[2], table[3], as_float32(table[4])[0]
     while True:
         row = take_task(table)

@@ -24,15 +24,15 @@ ROWS = 64
 _f = np.float32
 
 # Fields of the kernels' int64 table; tensors are passed as addresses.
-# Forward and backward: 1 rows, 2 width including padding, 3 two float32 numbers (1 / width without
-# padding, and eps), 4 x, 5 weight.
-# Forward only: 6 out, 7 scale of each row. Backward only: 6 gradient of the output, 7 scale of each
-# row, 8 gradient of x, 9 gradient of weight summed over the rows of each task.
+# Forward and backward: [1] rows, [2] width including padding, [3] two float32 numbers (1 / width
+# without padding, and eps), [4] x, [5] weight, [7] scale of each row.
+# Forward only: [6] out. Backward only: [6] gradient of the output, [8] gradient of x, [9] gradient
+# of weight, summed over the rows of each task.
 
 
 @njit(**OPTIONS)
 def _normalize(table: Any, out: Any) -> None:
-    """Fill out (rows, width) and scales (rows,), where a scale is 1 / sqrt(mean(x^2) + eps)."""
+    """Write `out` (rows, width) and the scale of each row, 1 / sqrt(mean(x^2) + eps)."""
     rows, width, numbers = table[1], table[2], as_float32(table[3])
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     inverse_width, eps = numbers[0], numbers[1]
@@ -53,7 +53,10 @@ def _normalize(table: Any, out: Any) -> None:
 
 @njit(**OPTIONS)
 def _normalize_backward(table: Any, grad: Any) -> None:
-    """Fill the gradients of x (rows, width) and of weight, summed per task (tasks, width)."""
+    """Write the gradients of x (rows, width) and of weight (tasks, width).
+
+    Each task sums the gradient of weight over its own rows only.
+    """
     rows, width, inverse_width = table[1], table[2], as_float32(table[3])[0]
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     grad_x, parts, grad_weight = as_float32(table[8]), as_float32(table[9]), allocate(width)
@@ -105,7 +108,10 @@ BACKWARD = {torch.float32: normalize_backward_float32, torch.bfloat16: normalize
 
 
 class _Inputs:
-    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
+    """Prepare `fields`, the integers that describe the inputs to the kernels.
+
+    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
+    """
 
     def __init__(self, x: Tensor, weight: Tensor | None, eps: float) -> None:
         real = x.shape[-1]

@@ -34,7 +34,7 @@ def _run_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
 
 
 def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Tensor:
-    """Add in place to the gradient of each state the contributions of later steps.
+    """Add the contributions of later steps to the gradient of each state, in place.
 
     grad_h: gradient of the state after the chunk.
 

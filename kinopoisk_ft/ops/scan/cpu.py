@@ -47,7 +47,10 @@ def selective_scan_numba(
 
 
 class _Inputs:
-    """Prepare the table of the kernels, and keep the tensors in it alive while a kernel runs."""
+    """Prepare `fields`, the integers that describe the inputs to the kernels.
+
+    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
+    """
 
     def __init__(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,

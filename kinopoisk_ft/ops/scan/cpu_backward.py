@@ -6,8 +6,8 @@ gradients of A, D and bias are sums over rows, so a partial sum is stored for ea
 sums are added once all tasks are finished. No two tasks write to the same address, and the result
 does not depend on the number of threads.
 
-Fields of this kernel's table: 23 saved states, 24 to 33 fields of `Gradients`, 34 number of
-finished tasks, 35 to 41 fields of `GradientSums`.
+Fields of this kernel's table: [23] saved states, [24] to [33] the fields of `Gradients`, [34] the
+number of finished tasks, [35] to [41] the fields of `GradientSums`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _allocate_scratch(states: int) -> Scratch:
 
 @njit(**OPTIONS)
 def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch) -> None:
-    """Load a chunk of the output's gradient, backpropagate it through the gate, and clear sums."""
+    """Compute grad_y from the gradient of the output; set grad_inflow and grad_dt to zero."""
     at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     for t in range(chunk.steps):
@@ -236,7 +236,7 @@ def _store_row_gradients(
 
 @njit(**OPTIONS)
 def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
-    """Compute all gradients from the saved states and the gradient `out` of the output."""
+    """Compute all gradients from the saved states and from `out`, the gradient of the output."""
     mode = flush_denormals()
     inputs, saved = unpack_inputs(table, u, z), as_float32(table[23])
     scratch = _allocate_scratch(inputs.states)
@@ -298,7 +298,10 @@ def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
 
 @njit(**OPTIONS)
 def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
-    """Sum `count` partial gradients of `size` elements, for one range of `_ELEMENTS` elements."""
+    """Add `count` partial gradients, each with `size` elements, and write the sum to `out`.
+
+    Process only `_ELEMENTS` elements, from index part * _ELEMENTS on.
+    """
     first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
     # Add whole vectors first, then the remaining elements.
     whole = last - last % LANES
@@ -330,7 +333,7 @@ def _add_rows(
 
 @njit(**OPTIONS)
 def _add_parts(inputs: ScanInputs, grads: Gradients, part: int, sums: GradientSums) -> bool:
-    """Compute the part of the final sums with number `part`; return False if it does not exist."""
+    """Compute part number `part` of the final sums; return False if there is no such part."""
     size = inputs.batch * inputs.length * inputs.states
     flat = (size + _ELEMENTS - 1) // _ELEMENTS
     blocks = (inputs.width + BLOCK - 1) // BLOCK

@@ -67,10 +67,11 @@ def _scan_chunk(
 
 @njit(**OPTIONS)
 def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
-    """Fill out (batch, length, width) and saved states (batch, chunks, states, width)."""
+    """Write `out` (batch, length, width) and saved states (batch, chunks, states, width)."""
     mode = flush_denormals()
     inputs = unpack_inputs(table, u, z)
-    # Fields of this kernel: 23 saved states, 24 out (passed with its dtype), 25 whether to save.
+    # Fields of this kernel: [23] saved states, [24] `out`, which the caller has converted to a
+    # pointer, [25] whether to save states.
     saved, save = as_float32(table[23]), table[25] != 0
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)

@@ -69,7 +69,7 @@ class Chunk(NamedTuple):
 
 @njit(forceinline=True)
 def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
-    """Unpack indices 1 to 22 of a kernel's table; u and z are pointers with the right dtype."""
+    """Convert indices 1 to 22 of a kernel's table to `ScanInputs`; u and z are already pointers."""
     return ScanInputs(
         table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
         as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],
@@ -109,7 +109,8 @@ def locate_in_scratch(t: int, j: int) -> int:
 def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
     """Load a chunk into scratch: dt = softplus(delta + bias), inflow = dt u and y = D u.
 
-    ahead: steps from this chunk to the chunk to prefetch: CHUNK forward, -CHUNK backward.
+    ahead: distance in steps to the chunk that is prefetched: CHUNK in the forward pass, -CHUNK in
+        the backward pass.
     """
     u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)

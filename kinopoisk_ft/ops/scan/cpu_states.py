@@ -69,7 +69,10 @@ def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
 def advance(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, h: Any, at: int, dt: Any, inflow: Any, y: Any
 ) -> None:
-    """Advance the group of states at h[at] over a chunk, and add C h to y."""
+    """Advance a group of states over all steps of a chunk, and add C h to y at each step.
+
+    h contains the group from index `at` on, and is updated in place.
+    """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
     B, C = inputs.B, inputs.C
@@ -92,10 +95,13 @@ def recompute(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, saved: Any, dt: Any, inflow: Any, y: Any,
     states: Any, decays: Any,
 ) -> None:  # fmt: skip
-    """Advance the saved states over a chunk as `advance` does, and store the states of each step.
+    """Advance saved states over a chunk as `advance` does, and store the states of all steps.
 
-    Fills states (steps + 1, GROUP, LANES), which start with the saved states, and decays (steps,
-    GROUP, LANES).
+    Args:
+        saved: the states before each chunk.
+        states: (steps + 1, GROUP, LANES). The saved states and then the states after each step are
+            written here.
+        decays: (steps, GROUP, LANES). The decay of each step is written here.
     """
     saved_at = locate_in_saved(inputs, chunk, n, j)
     # The backward pass reads the saved states of the previous chunk next.
@@ -128,16 +134,19 @@ def _step_back(
     """Backpropagate one state through one step.
 
     Args:
-        grad_h: gradient of the state from later steps.
+        grad_h: gradient of h, without the contribution of this step's output.
         grad_a: gradient of A, summed over later steps.
         h, before: states after and before the step.
         a, r: decay of the step, and its rate A log2(e).
         b, c, d, x: B, C, dt and inflow of the step.
-        g, grad_x, grad_d: gradients of y, of inflow and (times log2(e)) of dt at the step.
-        grad_B, grad_C, m: gradients of B and C in each lane, and the index of the step in them.
+        g: gradient of y at the step.
+        grad_x: gradient of inflow at the step, summed over the states processed so far.
+        grad_d: log2(e) times the gradient of dt at the step, summed in the same way.
+        grad_B, grad_C: gradients of B and C, separate for each lane and updated in place.
+        m: index of this step and state in grad_B and grad_C.
 
     Returns:
-        The updated grad_h, grad_a, grad_x and grad_d.
+        The updated grad_h, grad_a, grad_x and grad_d. grad_h is now the gradient of `before`.
     """
     # Output of the step: y_t = C_t h_t + ...
     grad_h = g * splat(c) + grad_h
@@ -163,10 +172,12 @@ def backpropagate(
     Args:
         states, decays: filled by `recompute`.
         grad_y: gradient of y, in the layout of `locate_in_scratch`.
-        grad_inflow, grad_dt: gradients of inflow and (times log2(e)) of dt, updated in place.
+        grad_inflow: gradient of inflow, updated in place.
+        grad_dt: log2(e) times the gradient of dt, updated in place.
         grad_h, grad_A: gradients of the states and of A, updated in place. The group starts at
             index `at`, and its vectors are `stride` elements apart.
-        grad_B, grad_C: gradients in each lane, (steps, GROUP, LANES), updated in place.
+        grad_B, grad_C: (steps, GROUP, LANES), gradients of B and C, separate for each lane and
+            updated in place.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     # Variables of each of the 4 states: r rate, p gradient of h, q gradient of A, h and e the state

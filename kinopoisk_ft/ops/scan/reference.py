@@ -54,7 +54,7 @@ def selective_scan_reference(
 def draw(
     batch: int, length: int, width: int, generator: torch.Generator, states: int = 16
 ) -> dict[str, Tensor]:
-    """Draw random arguments for the self-test, of similar size as in a trained layer."""
+    """Draw random arguments for the self-test, with magnitudes as in a trained layer."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

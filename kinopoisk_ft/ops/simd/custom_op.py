@@ -19,11 +19,14 @@ Operator = Callable[..., Any]
 
 
 def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Return a decorator that registers a CPU operator; it must not modify its arguments.
+    """Return a decorator that registers a function as a CPU operator.
+
+    The decorated function must not modify its arguments.
 
     Args:
-        fake: takes the same arguments and returns empty tensors with the shapes and dtypes of the
-            outputs. PyTorch calls it instead of the kernel in torch.compile and on meta tensors.
+        fake: takes the arguments of the decorated function, and returns empty tensors with the
+            shapes and dtypes of its outputs. PyTorch calls `fake` instead of the decorated function
+            in torch.compile and on meta tensors.
         name: name of the operator in `torch.ops.kinopoisk_ft`.
     """
 

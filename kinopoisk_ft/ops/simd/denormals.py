@@ -21,7 +21,7 @@ _FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_ARCH
 
 
 def _get_function(module: Any, kind: Any, name: str) -> Any:
-    """Return the declaration of an LLVM intrinsic, which a module may contain only once."""
+    """Return the module's declaration of an LLVM intrinsic; add one if there is none."""
     return module.globals.get(name) or ir.Function(module, kind, name)
 
 

@@ -29,7 +29,7 @@ def align_channels(x: Tensor) -> Tensor:
 
 
 def pad_or_fill(x: Tensor | None, width: int, value: float) -> Tensor:
-    """Pad a parameter x (width,) to whole vectors. If x is None, all its elements are `value`.
+    """Zero-pad x (width,) to whole vectors. If x is None, use a tensor filled with `value`.
 
     The result must not be modified, because calls may share it.
     """

@@ -1,7 +1,8 @@
 """Move vectors between registers and memory, and allocate and clear memory for kernels.
 
 Memory is an array or pointer to float32 or bfloat16, and an index counts elements, not bytes. Numba
-has no bfloat16; its 16 bits, which are the upper half of a float32, have the type uint16 here.
+has no bfloat16, so this file uses uint16 for the 16 bits of a bfloat16, which are the upper half of
+a float32.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def _round_to_bfloat16(builder: Any, value: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
-    """Store a vector in memory[index : index + LANES] in its dtype, without a bounds check."""
+    """Store a vector in memory[index : index + LANES], without a bounds check.
+
+    The values are converted to the dtype of the memory.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         memory_type, value = signature.args[0], args[2]
@@ -148,9 +152,10 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Zero the steps from `real` on in one row of out (batch, length, width).
+    """Zero one task's share of the padding in a row of out (batch, length, width).
 
-    The row has `tasks` tasks, and the task with number `task` zeroes its fraction of the steps.
+    The padding is all steps from `real` on. It is divided among the `tasks` tasks that process the
+    row, and `task` is the number of this task.
     """
     # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real

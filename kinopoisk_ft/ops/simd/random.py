@@ -1,4 +1,4 @@
-"""Draw each random number as a hash of a key, its row and its column, in any order of threads.
+"""Draw random numbers that depend only on a key, a row and a column, not on the thread.
 
 A draw is the 32-bit hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) of the
 column plus the lower half of the row's 64-bit key. The upper half is added between the rounds of

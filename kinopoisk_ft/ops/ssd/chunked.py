@@ -2,8 +2,9 @@
 
 Within a chunk, the scan is like masked attention with queries C, keys B and values dt x. Between
 chunks, it passes on one state per head (Dao & Gu, 2024, section 6,
-https://arxiv.org/abs/2405.21060). Shapes: K chunks of all rows, T steps per chunk, G groups,
-H heads, P head_dim, V = (H / G) P, N d_state.
+https://arxiv.org/abs/2405.21060). In shapes, K is the number of chunks of all rows together, T is
+the number of steps per chunk, G is the number of groups, H is the number of heads, P is head_dim,
+V is (H / G) P, and N is d_state.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def _backpropagate_inside(
 
 
 def _sum_across_steps(effects: Tensor) -> Tensor:
-    """Sum, for each step, the effects that earlier steps have on this step and on later steps.
+    """For each step t, sum the effects of all steps before t on step t and all later steps.
 
     effects: (K, H, T, T), where [..., i, j] is the effect of step j on step i; 0 if j > i.
 
