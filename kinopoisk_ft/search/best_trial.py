@@ -21,7 +21,10 @@ NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
 
 
 def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: str) -> None:
-    """Write a trial's config groups, and values that differ from them, as an experiment file.
+    """Write the config of a trial as an experiment file.
+
+    The file selects the config groups of the trial, and sets only the values that differ from the
+    defaults of these groups.
 
     Args:
         trial: the composed config of the trial, including the `hydra` node.
@@ -48,7 +51,10 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: s
 
 
 def format_command(trial: DictConfig, folder: Path) -> str:
-    """Return the command that trains with best.yaml, and with the --config-dir of the search."""
+    """Return the command that trains a model with best.yaml.
+
+    If the search was started with --config-dir, the command repeats this option.
+    """
     folders = [s.path for s in trial.hydra.runtime.config_sources if s.provider == "command-line"]
     args = ["--config-dir", *(folders or [str(folder)]), "experiment=best"]
     # Hydra accepts only one --config-dir, so best.yaml must be on the search path.

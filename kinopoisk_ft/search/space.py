@@ -31,11 +31,11 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class SearchOverrides:
-    """Hold the overrides of a search.
+    """Hold the overrides of a search, from `hydra.sweeper.params` and from the command line.
 
     Args:
-        fixed: overrides with one value, for all trials.
-        declared: ranges in `hydra.sweeper.params`, without keys that the command line sets.
+        fixed: overrides that set a key to the same value in all trials.
+        declared: ranges in `hydra.sweeper.params`. Keys that the command line sets are left out.
         asked: ranges on the command line.
     """
 
@@ -69,7 +69,7 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
     Keys in `search.declared` that cannot be searched with this config are logged and skipped.
 
     Args:
-        base: the composed config of a trial with only the fixed overrides, and its `hydra` node.
+        base: the config of a trial, composed with `search.fixed` only, including the `hydra` node.
 
     Raises:
         UserError: a key on the command line cannot be searched, or there is no valid range.
@@ -133,7 +133,10 @@ def format_overrides(params: dict[str, Any]) -> list[str]:
 
 
 def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return two points: the lowest values or first choices, and the highest or last ones."""
+    """Return two opposite corners of the search space, as the parameters of two trials.
+
+    One has the lowest value or first choice of each key, the other has the highest or last.
+    """
     dists: list[tuple[str, Any]] = list(space.items())
     low = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in dists}
     high = {key: d.choices[-1] if hasattr(d, "choices") else d.high for key, d in dists}
@@ -141,7 +144,7 @@ def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
 
 
 def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return the values of the unchanged config that are inside the search space."""
+    """Return the values in `base` that `space` allows, by key."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}
@@ -200,7 +203,7 @@ def _range_error(override: Override, why: str) -> UserError:
 
 
 def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
-    """Return a string for each key; spaces with equal strings are equal."""
+    """Return each key's distribution as a string, so that search spaces can be compared."""
     return {key: str(dist) for key, dist in space.items()}
 
 
@@ -232,7 +235,7 @@ def sample_latin_hypercube(
 
 
 def _value_at(dist: Any, fraction: float) -> Any:
-    """Convert a fraction in [0, 1) of a distribution's range to a value."""
+    """Return the value at a fraction, in [0, 1), of the distribution's range."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(dist, CategoricalDistribution):

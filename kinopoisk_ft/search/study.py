@@ -1,4 +1,4 @@
-"""Create and load the Optuna study of a search, which is a journal file in the sweep's folder.
+"""Create and load the Optuna study of a search. The study is a journal file in the sweep's folder.
 
 A trial and its job have the same number and therefore the same output folder, where an interrupted
 trial resumes from its checkpoint.
@@ -52,7 +52,7 @@ def open_study(
     pruner: DictConfig | None,
     direction: Literal["minimize", "maximize"] | None = None,
 ) -> Study:
-    """Load the study in a folder; if `direction` is set, create it if it is missing.
+    """Load the study in a folder. If there is none and `direction` is set, create one.
 
     Args:
         pruner: the Hydra config of an Optuna pruner; None for no pruning.
@@ -89,7 +89,9 @@ def _remove_incomplete_line(journal: Path) -> None:
 
 
 def check_study(study: Study, about: dict[str, Any]) -> None:
-    """Save the description of a new study, or compare `about` with the saved description.
+    """Compare `about`, which describes the search, with the description saved in the study.
+
+    If the study is new, save `about` in it instead.
 
     Raises:
         UserError: earlier trials used another config, space, code, data or hardware.
@@ -160,7 +162,7 @@ class TrialQueue:
             yield batch
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        """Report the value of a trial to the study, or that it was pruned or failed."""
+        """Report to the study how a trial ended: with a value, pruned or failed."""
         from optuna.trial import TrialState
 
         if status == "pruned":

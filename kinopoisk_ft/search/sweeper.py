@@ -197,7 +197,10 @@ def _describe_search(prepared: Prepared) -> dict[str, Any]:
 
 
 def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
-    """Return how many jobs the launcher runs at the same time, from its method or options."""
+    """Return how many jobs the launcher runs at the same time.
+
+    If the launcher has no method `count_parallel_jobs`, derive the number from its options.
+    """
     if hasattr(launcher, "count_parallel_jobs"):
         return int(launcher.count_parallel_jobs())
     if "array_parallelism" in options:

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep in a process pool; a stop signal lets all of them save and end."""
+"""Run the jobs of a sweep in a process pool; after a stop signal, they save checkpoints and end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launch_jobs(
     """Run the jobs with Hydra's own joblib launcher and return their results in order.
 
     Args:
-        context: hydra_context, task_function and config.
+        context: hydra_context, task_function and config, the arguments of `Launcher.setup`.
         options: the options of Hydra's joblib launcher.
         first: the number of the first job.
 
@@ -62,8 +62,9 @@ def launch_jobs(
 def run_stoppable(launch: Callable[[], T]) -> T:
     """Call `launch`, which runs jobs in worker processes, and forward stop signals to the workers.
 
-    `launch` runs in a thread that blocks signals. Workers inherit the signal mask, so a signal does
-    not end a worker that is still importing. An exception inside joblib would kill all workers.
+    `launch` runs in a thread that blocks signals, because an exception inside joblib would kill all
+    workers. Workers inherit the signal mask, so a signal does not end a worker that is still
+    importing modules.
 
     Raises:
         Stopped: a stop signal arrived, and all workers have ended.
@@ -106,8 +107,8 @@ def _find_workers() -> set[psutil.Process]:
 class WorkerTask:
     """Wrap the task of a pool worker: a stop signal ends its current job and prevents later ones.
 
-    A stopped job raises RunError, which Hydra returns as a failed job. After a KeyboardInterrupt,
-    joblib would kill all workers.
+    A stopped job raises RunError, which Hydra returns as a failed job. A KeyboardInterrupt
+    would make joblib kill all workers.
     """
 
     def __init__(self, task: TaskFunction) -> None:

@@ -39,11 +39,11 @@ ALWAYS_COUNTED = ("done", "skipped", "failed")
 class Outcome:
     """Describe how a job ended.
 
-    A job has the status "unfinished" until it ends, and keeps it if it is stopped or killed.
+    A job has the status "unfinished" until it ends. A stopped or killed job keeps this status.
 
     Args:
         objective: the validation score.
-        message: the reason if the job failed or was pruned, else the warning of its result.
+        message: why the job failed or was pruned; otherwise the `warning` of the job's `Result`.
     """
 
     job: int
@@ -55,7 +55,7 @@ class Outcome:
     message: str = ""
 
     def write(self, sweep_dir: Path) -> None:
-        """Write the outcome to the sweep's folder, because the job may run in another process."""
+        """Write the outcome to the sweep's folder, where other processes can read it."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
         write_atomically(file, json.dumps(asdict(self), ensure_ascii=False))
 
@@ -78,7 +78,10 @@ def _read(file: Path) -> Outcome:
 
 
 def format_outcomes(found: list[Outcome]) -> str:
-    """Return a table of the jobs and their counts by status; omit overrides that all share."""
+    """Return a table of the jobs, and the number of jobs with each status.
+
+    Overrides that all jobs share are omitted.
+    """
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
@@ -155,8 +158,8 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
 def reserve_device(folder: Path) -> Iterator[int | None]:
     """Make the GPU with the fewest jobs the current CUDA device, for a `with` block.
 
-    Yields the index of the GPU, or None if the machine has fewer than two. Each job locks a file in
-    `folder`, which the operating system unlocks even if the process is killed.
+    Yields the index of the GPU, or None if the machine has fewer than two GPUs. Each job locks a
+    file in `folder`. The operating system releases the lock even if the process is killed.
     """
     devices = torch.cuda.device_count()
     if devices < 2:
@@ -177,7 +180,7 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
 
 
 def _find_finished(prepared: Prepared) -> Result | None:
-    """Return the result of an identical, finished fine-tuning run; None for other tasks."""
+    """Return the result of an identical fine-tuning run that has finished, or None."""
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)

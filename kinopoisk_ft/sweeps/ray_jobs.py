@@ -74,7 +74,7 @@ def launch_jobs(
     """Run the jobs, in parallel if the cluster has the resources; return the results in order.
 
     Args:
-        context: hydra_context, task_function and config.
+        context: hydra_context, task_function and config, the arguments of `Launcher.setup`.
         options: the options of `RayConfig`.
         first: the number of the first job.
 

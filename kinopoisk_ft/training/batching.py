@@ -109,15 +109,15 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
-    """Split a batch into micro-batches with at most as many tokens as `rows` full-length rows.
+    """Split a batch into micro-batches of at most `rows * length` tokens, padding included.
 
-    The number of micro-batches is minimal, and their numbers of tokens, padding included, are as
-    equal as possible. Rows are sorted by length, longest first. A batch of at most `rows` rows is
-    returned unchanged.
+    Here, `length` is the sequence length of the batch. The number of micro-batches is minimal, and
+    their numbers of tokens are as equal as possible. Rows are sorted by length, longest first. A
+    batch of at most `rows` rows is returned unchanged.
 
     Args:
-        trim: whether to pad each micro-batch only to its longest review. Otherwise all keep the
-            length of the batch, which models whose output depends on padding need.
+        trim: whether to pad each micro-batch only to its longest review. If False, micro-batches
+            keep the length of the batch, for models whose output depends on padding.
     """
     mask = batch["attention_mask"]
     if len(mask) <= rows:
@@ -187,8 +187,9 @@ class _Failure:
 def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterator[T]]:
     """Iterate over `items` while a background thread prepares up to `depth` of them ahead.
 
-    An exception in the thread is raised again when the consumer requests that item. On exit, the
-    thread is joined, unused items are dropped, and `items` is closed if it is a generator.
+    An exception in the thread is raised in the consumer, after the items prepared before it. On
+    exit, the thread is joined, unused items are dropped, and `items` is closed if it is a
+    generator.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()

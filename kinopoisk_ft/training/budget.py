@@ -18,9 +18,10 @@ RESOLUTION = 1_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold an amount of training and its unit; `max_steps` also limits a budget in epochs.
+    """Hold an amount of training and its unit.
 
-    Tokens do not include padding. Seconds are the time in the clock's section "train".
+    If the unit is epochs, `max_steps` is an additional limit. Tokens do not include padding.
+    Seconds are the time that the clock measures for the section "train".
     """
 
     unit: Unit

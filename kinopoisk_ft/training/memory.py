@@ -217,7 +217,7 @@ def _read_process_limit() -> Iterator[int]:
 
 
 def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Yield the free bytes of each memory cgroup of the process and of their ancestors."""
+    """Yield the free bytes of each memory cgroup of the process, and of each ancestor cgroup."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(","):

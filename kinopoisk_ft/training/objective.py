@@ -1,7 +1,7 @@
 """Define training objectives: classification, causal and masked language modelling.
 
-An objective builds batches, computes the loss and scores an evaluation. It returns the summed loss
-and not the mean, so that gradient accumulation can divide by the count of the effective batch.
+An objective builds batches, computes the loss and scores an evaluation. The loss is a sum and not a
+mean. Gradient accumulation divides it by the sum of `count` over the whole effective batch.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class LanguageModel:
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return no metrics, because the evaluation adds the loss itself."""
+        """Return no metrics. The only score is the loss, which `evaluate` adds."""
         return {}
 
 

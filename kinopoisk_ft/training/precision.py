@@ -53,7 +53,7 @@ class Precision:
 
         Returns:
             The status of the step, () float: 0 if the step was taken, OVERFLOW if it was skipped in
-            fp16 because of a gradient only, and 2 if it was skipped for another reason.
+            fp16 with a finite loss, and 2 if it was skipped for another reason.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -154,7 +154,7 @@ def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]
 
 
 def _find_problem(kind: str, device: torch.device) -> str | None:
-    """Return the error of a small matrix product and its backward pass; None if they work."""
+    """Try a small matrix product and its backward pass; return the error message, or None."""
     try:
         weight = torch.ones(8, 8, device=device, requires_grad=True)
         with torch.autocast(device.type, DTYPES[kind]):

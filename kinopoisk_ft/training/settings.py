@@ -138,7 +138,11 @@ class Settings:
             ) from error
 
     def reject_class_balancing(self, why: str) -> None:
-        """Raise a UserError if options balance the classes, in a task that ignores them."""
+        """Raise UserError if class weights or balanced sampling are set.
+
+        Args:
+            why: the reason why the task ignores both settings.
+        """
         if self.class_weights != "none" or self.sampling != "shuffled":
             raise UserError(
                 f"trainer.class_weights and trainer.sampling have no effect, because {why}",

@@ -84,8 +84,8 @@ class State:
     def sync_skipped_steps(self) -> None:
         """Count the steps skipped since the last call, and warn about them; waits for the device.
 
-        In fp16, an overflow usually means that the loss scale is too large, and it is then halved.
-        It counts as a bad step only if the scale is already too small to be the cause.
+        In fp16, an overflow usually means that the loss scale is too large. The scale is then
+        halved. An overflow counts as a bad step only if the scale is too small to be the cause.
         """
         if not self.step_status:
             return
@@ -142,7 +142,7 @@ class State:
             self.steps = self.step
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the optimizer state, whose parameter indices are strings, because JSON keys are."""
+        """Load an optimizer state whose parameter indices are strings (keys in JSON)."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Any]] = {}
         for index, values in state["state"].items():

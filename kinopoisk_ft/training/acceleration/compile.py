@@ -45,6 +45,6 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Run a forward and backward pass of the largest batch, so that the model is compiled now."""
+    """Compile the model now, by a forward and a backward pass on the largest possible batch."""
     with preserve_state(state):
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

@@ -122,7 +122,7 @@ def replace_dropout(
 
 
 def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
-    """Return the Hugging Face models within `model` whose SDPA attention can be replaced.
+    """Return the Hugging Face models in `model` that use SDPA and whose attention can be replaced.
 
     Args:
         names: attention implementations to accept in addition to "sdpa".

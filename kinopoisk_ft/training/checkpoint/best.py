@@ -1,4 +1,4 @@
-"""Save the weights of the best evaluation in safetensors."""
+"""Save and restore the weights of the best evaluation in safetensors files."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class BestWeights:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the file's name, which is empty before the first evaluation, and its digest."""
+        """Return the name and digest of the saved file; both are empty before the first save."""
         return {"file": self.file.name if self.file else "", "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Use the file named in `state`, but only from the folder of this run."""
+        """Set the file's name and digest from `state`; its folder is always that of this run."""
         self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 

@@ -93,7 +93,10 @@ def _holds_numbers(found: Any) -> bool:
 
 
 def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Convert a checkpoint of format 1, which named tensors `part.name`, to format 2."""
+    """Convert a checkpoint of format 1 to the nested state dicts that `join_tensors` returns.
+
+    In format 1, the names of tensors contain dots, for example "optimizer.0.exp_avg".
+    """
     apart = ("about", "seconds", "best_weights", "optimizer", "schedule", "recent")
     state = {key: value for key, value in plain.items() if key not in apart}
     state |= {"weights": {}, "rng": {}, "losses": torch.empty(0)}

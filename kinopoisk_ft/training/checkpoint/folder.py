@@ -66,7 +66,7 @@ class CheckpointFolder:
 
         Args:
             plain: values to write as JSON.
-            external: names and SHA-256 digests of files next to the checkpoint that it needs.
+            external: names and SHA-256 digests of files in `self.folder` that the checkpoint needs.
 
         Raises:
             UserError: the disk is full or the folder read-only. Earlier checkpoints stay valid.
@@ -130,7 +130,7 @@ class CheckpointFolder:
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def list_external_files(self) -> set[str]:
-        """Return the names of files outside the checkpoint folders that a checkpoint needs."""
+        """Return the names of all files that a checkpoint needs, but does not contain."""
         found: set[str] = set()
         for folder in self.folders():
             try:

@@ -37,7 +37,7 @@ START = "start the run with torchrun --nproc-per-node N -m kinopoisk_ft ..."
 
 
 class MainRankError(UserError):
-    """Report on another rank that rank 0 has failed. Rank 0 itself reports the reason."""
+    """Stop the other ranks after rank 0 has failed. Rank 0 itself reports the reason."""
 
     def __init__(self) -> None:
         super().__init__("rank 0 failed; its message says why")
@@ -240,7 +240,10 @@ def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of rank 0 on every rank; with several ranks, on the CPU."""
+    """Broadcast the tensors of rank 0 to all ranks, and yield each name and tensor.
+
+    With several ranks, the yielded tensors are on the CPU.
+    """
     specs = broadcast_from_main(lambda: [(n, tuple(v.shape), v.dtype) for n, v in tensors.items()])
     for name, shape, dtype in specs:
         if world_size() == 1:

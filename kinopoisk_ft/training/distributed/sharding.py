@@ -1,4 +1,4 @@
-"""Shard a model with FSDP2, so that each process holds a shard of weights, gradients and moments.
+"""Shard a model with FSDP2: each process holds a shard of weights, gradients and optimizer state.
 
 Checkpoints and saved models contain full tensors, which do not depend on the number of processes.
 """
@@ -59,7 +59,10 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Shard a full tensor in the same way as `like`; return it unchanged if that is not sharded."""
+    """Shard a full tensor in the same way as `like`.
+
+    Return the tensor unchanged if `like` is not sharded or has another shape.
+    """
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)
