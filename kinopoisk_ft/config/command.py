@@ -26,13 +26,14 @@ MAIN_CONFIG = "train"
 def build_command(hydra: Any, values: dict[str, Any]) -> str:
     """Return the shell command that repeats a run in the same working directory.
 
-    The command for a job of a sweep keeps the sweep's config file, which may set further values,
-    but it runs only this job.
+    For a job of a sweep, the command runs only this job. It still selects the sweep's config file,
+    which may set further values.
 
     Args:
         hydra: the node `hydra` of the composed config.
-        values: by dotted key, values to use in place of overrides: the seed, and environment
-            variables, which may differ when the command is repeated.
+        values: {dotted key: value}; the command sets these values in place of any overrides of the
+            same keys. They are the seed and the values that come from environment variables, which
+            may differ when the command is repeated.
     """
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
     overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]
@@ -86,7 +87,7 @@ def _get_key(override: str) -> str:
 
 
 def _build_config_flags(hydra: Any) -> list[str]:
-    """Return the flags that select the user's config folders and file and run a job on its own."""
+    """Return the flags that select the user's config folders and file, and turn off sweeping."""
     # Hydra names the primary config folder "main" and the folder of --config-dir "command-line".
     folders = {source.provider: source.path for source in hydra.runtime.config_sources}
     flags = []

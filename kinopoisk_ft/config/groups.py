@@ -8,13 +8,19 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def get_conf_dir() -> Path:
-    """Return the folder of the config groups: in a wheel inside the package, else next to it."""
+    """Return the folder that contains the config groups.
+
+    An installed package contains this folder. In the repository, it is next to the package.
+    """
     inside = _PACKAGE / "conf"
     return inside if inside.is_dir() else _PACKAGE.parent / "conf"
 
 
 def list_options(folder: Path) -> dict[str, dict[str, str]]:
-    """Return {group: {option: description}}; a description is the first comment in the file."""
+    """Return {group: {option: description}} for the config groups in a folder.
+
+    The description of an option is the first comment in its YAML file.
+    """
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         group = file.parent.relative_to(folder).as_posix()

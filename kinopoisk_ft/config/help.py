@@ -85,7 +85,7 @@ def explain_error(error: Exception, args: list[str]) -> str:
 
 
 def check_commas(args: list[str]) -> None:
-    """Raise UserError if Hydra would sweep over the parts of an unquoted path with a comma."""
+    """Raise UserError if an unquoted path contains a comma, at which Hydra would split the path."""
     for arg in args:
         key, _, value = arg.partition("=")
         if "," not in value or value[:1] in tuple("[{'\""):

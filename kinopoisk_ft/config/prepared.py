@@ -1,4 +1,4 @@
-"""Define the validated config of a run and what Hydra knows about its command."""
+"""Define what a run needs from Hydra: its config, choices, tags and job."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Hold a validated run, so that no other code has to read Hydra's global state.
+    """Hold what a run needs from Hydra, so that no other code reads Hydra's global state.
 
     Args:
-        cfg: resolved, read-only config.
+        cfg: resolved and validated config, which is read-only.
         choices: chosen option by config group, for example {"model": "bert"}.
         tags: tags set at the start of the tracked run: choices, identity digest, command.
         result_file: additional JSON file for the result, if any; each job of a sweep has its own.

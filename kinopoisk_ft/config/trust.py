@@ -33,7 +33,7 @@ _frozen: tuple[str, ...] | None = None
 
 
 def rename_moved_targets(node: Any) -> Any:
-    """Return a copy of a plain config in which each moved `_target_` has its current name."""
+    """Return a copy of a plain config in which current names replace outdated `_target_` names."""
     if isinstance(node, dict):
         return {
             key: MOVED.get(value, value)
@@ -90,7 +90,7 @@ def _is_user_code(value: Any) -> bool:
 
 
 def _is_adapter_or_optimizer(value: Any) -> bool:
-    """Return whether an object is the class of a PEFT config, an optimizer or a schedule."""
+    """Return whether an object is a subclass of PeftConfig, Optimizer or LRScheduler."""
     # Creating an instance of these classes has no side effects, so every package may define them.
     if not inspect.isclass(value):
         return False

@@ -46,10 +46,10 @@ GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
 def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Prepared:
-    """Resolve and validate a composed config, and collect what Hydra knows about the command.
+    """Resolve and validate a composed config, and collect what else a run needs from Hydra.
 
     Args:
-        conf: folder of the project's config groups, which error messages name.
+        conf: folder of the project's config groups, for error messages.
         resumed_seed: seed of the unfinished run in the output folder, or None. It replaces a null
             seed in the config; if there is no such run, the null seed becomes a random one.
 
@@ -134,7 +134,7 @@ def get_job() -> Job | None:
 
 
 def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
-    """Return the path of `result_json`; in a sweep it has the job's number, as in result.3.json."""
+    """Return the path of `result_json`; in a sweep, add the job number, as in result.3.json."""
     if not result_json:
         return None
     file = Path(result_json)

@@ -41,7 +41,7 @@ def clean_texts(
     A text is missing if it is not a string, or if cleaning leaves only white space.
 
     Args:
-        frame: frame with the columns text and place.
+        frame: frame with the columns text and place (where a row comes from, for messages).
         empty: "drop" drops rows without a text, "refuse" raises an error.
         clean: function that returns the cleaned text.
 

@@ -65,7 +65,10 @@ def _take_tail(text: str, characters: int) -> str:
 
 
 def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
-    """Return the first or last 120 letters of a folded text (see `take`); None if it has none."""
+    """Return the first or last 120 letters of a text after `fold_text`; None if there are none.
+
+    `take` is `_take_head` or `_take_tail`.
+    """
     # In most texts, 360 characters contain 120 letters, so folding the whole text is not needed.
     letters = fold_text(take(text, 3 * MATCHED_LETTERS))
     if len(letters) < MATCHED_LETTERS:
@@ -103,7 +106,7 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
 
 
 def _format_pair(rows: pd.DataFrame) -> str:
-    """Format the first row of a group and another, if possible with another label, as two lines."""
+    """Format two rows of a group as two lines, with different labels if the group has them."""
     differ = rows["label"] != rows["label"].iloc[0]
     pair = pd.concat([rows.iloc[:1], (rows[differ] if differ.any() else rows.iloc[1:]).iloc[:1]])
     places = pair.get("place", pair.index.to_series())

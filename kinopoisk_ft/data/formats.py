@@ -207,9 +207,10 @@ def check_multiline_fields(
 ) -> None:
     """Check that no quoted field contains whole rows of the table.
 
-    A line inside a multi-line row counts as a row if it has as many fields as the header and, in
-    each column with few distinct values (labels, films), a value that also occurs in other rows.
-    If only the number of fields is the same, a warning is logged.
+    A line of a multi-line row counts as a row if two conditions hold: it has as many fields as the
+    header, and its values in those columns that have few distinct values (labels, films) also occur
+    in single-line rows. If the lines of most multi-line rows meet only the first condition, a
+    warning is logged.
 
     Args:
         lines: number of the first line of each row.
@@ -252,7 +253,8 @@ def check_multiline_fields(
 def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
     """Return whether the first two lines of a row each contain as many fields as the row.
 
-    With real CSV quoting, this quick check excludes most rows without copying their texts.
+    This check is quick, because it does not copy the texts. If the quotes are real CSV quoting, it
+    returns False for most rows.
     """
     before, last = 0, len(fields) - 1
     for field in fields:

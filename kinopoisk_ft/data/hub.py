@@ -59,7 +59,10 @@ class HubDataset(LabelledTables):
         return [read_table(folder / path, self.quoting) for path in chosen]
 
     def _check_formats(self, chosen: list[Path], patterns: list[str]) -> None:
-        """Raise UserError if there is no table, or if the formats differ (probably copies)."""
+        """Raise UserError if there is no table, or if the tables have different formats.
+
+        Tables in different formats are probably copies of the same data.
+        """
         formats = sorted({find_suffix(path) for path in chosen})
         if not formats:
             raise UserError(

@@ -29,10 +29,10 @@ FILE, DIGESTS = "pretraining_texts.safetensors", "digests"
 
 @dataclass(frozen=True)
 class Overlap:
-    """Count the films (or authors, or texts) of the test set that also occur in train.
+    """Store how many films (or authors, or texts) in the test set also occur in training data.
 
     Args:
-        shared: number that occur in both.
+        shared: number that occur in both the test set and the training data.
         total: number in the test set.
     """
 
@@ -44,7 +44,7 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return the count and the fraction that occur in both, by MLflow metric name."""
+        """Return the shared number and its fraction of the total, by MLflow metric name."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
@@ -55,10 +55,11 @@ class Leakage:
     Args:
         overlaps: overlap by kind: "films" and "authors" (counted by name, present only if the data
             have these columns) and "near_duplicates" (counted in test rows).
-        film_guess: test accuracy of predicting each film's majority label in train (train's
-            majority class for films that are not in train); None if the data have no films.
-        majority: test accuracy of predicting train's majority class.
-        p_value: p-value of the difference between both accuracies (one-sided exact McNemar test).
+        film_guess: test accuracy if the prediction for a review is the most frequent label of its
+            film in train. For films that are not in train, the prediction is the majority class.
+            None if the data have no films.
+        majority: test accuracy if the prediction is always the majority class of train.
+        p_value: p-value of `film_guess` > `majority` (one-sided exact McNemar test).
     """
 
     overlaps: dict[str, Overlap]
@@ -111,7 +112,8 @@ def measure_leakage(
 
     Args:
         train, test: frames with the column label, and film and author if the data have them.
-        near_train, near_test: near-duplicate group of each row (N,), with common group numbers.
+        near_train, near_test: near-duplicate group number of each row (N,). A group with rows in
+            both frames has the same number in both.
     """
     overlaps = {"near_duplicates": Overlap(int(np.isin(near_test, near_train).sum()), len(test))}
     for name, column in (("films", "film"), ("authors", "author")):
@@ -153,7 +155,8 @@ class PretrainingTexts:
     """Record which texts a model was pretrained on, as hashes of their near-duplicate keys.
 
     Args:
-        digests: sorted int64 hashes (N,) of the keys from `compute_match_keys` of all texts.
+        digests: sorted int64 hashes (N,) of the keys that `compute_match_keys` returns for these
+            texts.
         complete: whether the record contains all texts that the model was pretrained on.
     """
 
@@ -191,10 +194,11 @@ class PretrainingTexts:
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
-        """Count the texts that the model was pretrained on, including near-duplicates.
+        """Count how many of `texts` the model was pretrained on; near-duplicates also count.
 
         Returns:
-            None if the number is unknown, because an incomplete record contains none of the texts.
+            The overlap, or None if it is unknown. It is unknown if the record is incomplete and
+            contains none of the texts.
         """
         shared = 0
         if len(self.digests):

@@ -43,12 +43,13 @@ def read_labelled_texts(
     """Read labelled texts from a table.
 
     Args:
-        fix: what to do if the text or label column is missing, for the error message.
+        fix: advice in the error message if the text or label column is missing.
         split_column: column with the split (train, val or test) of each row; None to read none.
 
     Returns:
-        A frame with the columns text, label, row and place, the METADATA columns that the table
-        has, and `split_column` as the column part.
+        A frame with the columns text, label, row (number from 0) and place (see `Table.places`),
+        and with the METADATA columns that the table has. If `split_column` is set, the frame also
+        has the column part, which contains its values.
 
     Raises:
         UserError: a column or a label is missing, a text is not a string, or a label is a list or

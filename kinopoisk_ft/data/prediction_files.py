@@ -63,7 +63,10 @@ def _to_arrow(table: Table) -> pa.Table:
 
 
 def _find_other_type(values: list[Any], places: list[str]) -> str | None:
-    """Return the place of the first value whose type differs from the first value's type."""
+    """Return the place of the first value that has another type than the values before it.
+
+    None values are ignored. If all other values have one type, the result is None.
+    """
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)

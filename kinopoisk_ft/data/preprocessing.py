@@ -12,9 +12,10 @@ from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
 from kinopoisk_ft.errors import UserError, suggest_name
 
-# Each function returns how many of `room` tokens or characters are kept from the head (start) of a
-# text; the others are kept from its tail (end). For head_tail, Sun et al. (2019,
-# https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, which is a quarter, rounded up.
+# `room` is the number of tokens or characters to keep. Each function returns how many of them come
+# from the head (start) of a text; the others come from its tail (end). For head_tail, Sun et al.
+# (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, so the head gets a quarter,
+# rounded up.
 TRUNCATIONS: dict[str, Callable[[int], int]] = {
     "head": lambda room: room,
     "tail": lambda room: 0,
@@ -23,7 +24,7 @@ TRUNCATIONS: dict[str, Callable[[int], int]] = {
 
 
 def split_room(room: int, truncation: str) -> tuple[int, int]:
-    """Return how many of `room` tokens or characters to keep from the head and from the tail."""
+    """Return how many tokens or characters to keep from head and tail; their sum is `room`."""
     head = TRUNCATIONS[truncation](room)
     return head, room - head
 

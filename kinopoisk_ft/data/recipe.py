@@ -92,13 +92,16 @@ class DataSplit:
 
     Each frame has the columns text (str), label (int64, index into `class_names`), row (int64,
     0-based row number in the source) and the METADATA columns that the source has. For a split by
-    film or author, it also has the column group (int), which is equal for rows kept together.
+    film or author, each frame also has the column group (int). Rows with the same group number are
+    always in the same split.
 
     Args:
-        counts: number of rows read, dropped or changed by each step, and in each split.
+        counts: numbers of rows that were read, that each step dropped or changed, and that each
+            split contains.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
-        split_digest: SHA-256 (hex) of the row numbers of each split.
-        preprocessing: options of the cleaning (done here) and the truncation (done by each model).
+        split_digest: SHA-256 (hex) of the row numbers in all three splits.
+        preprocessing: options for the cleaning, which is already done, and for the truncation,
+            which each model does itself.
     """
 
     train: pd.DataFrame

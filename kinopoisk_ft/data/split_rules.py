@@ -27,10 +27,10 @@ DRAWS = 300
 
 
 class Rule(Protocol):
-    """Interface for a split rule; rows are integer positions, and results are sorted."""
+    """Interface for a split rule; rows are given and returned as sorted integer positions."""
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select about a fraction `share` of the rows.
+        """Select the rows to hold out, which are about a fraction `share` of `rows`.
 
         Raises:
             ValueError: there are too few rows or groups.
@@ -74,9 +74,9 @@ class GroupRule:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw random sets of groups, and return the set that is closest to `share` of each class.
+        """Draw random sets of groups, and return the rows of the set that balances classes best.
 
-        The distance is |held-out fraction - share|, summed over the classes.
+        This set has the smallest sum over the classes of |held-out fraction of the class - share|.
         """
         draws = GroupShuffleSplit(DRAWS, test_size=share, random_state=self.seed)
         labels = self.labels[rows]

@@ -73,7 +73,7 @@ def split_randomly(
 
 
 def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """Compute the SHA-256 (hex) of the row numbers of each split, in their order."""
+    """Compute one SHA-256 (hex) of the row numbers in all splits; it depends on their order."""
     digest = hashlib.sha256()
     # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
@@ -162,17 +162,17 @@ class Shares:
 
 
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
-    """Return the group number of each row (N,); rows of a group must stay in one split.
+    """Return the group number of each row (N,); rows of a group should be in the same split.
 
-    Near-duplicates form a group. For a split by film or author, all rows with the same name are
-    also in one group.
+    Near-duplicates are in the same group. For a split by film or author, all rows with the same
+    film or author are also in the same group.
 
     Args:
         near: near-duplicate group of each row (N,).
         kind: split rule, one of SPLITS.
 
     Raises:
-        UserError: the split is by film or author, but this column is missing or empty.
+        UserError: the column for a split by film or author is missing or empty.
     """
     if kind not in GROUPED:
         return near

@@ -69,7 +69,10 @@ class Table:
         )
 
     def find(self, name: str) -> str | None:
-        """Return the matching column name, ignoring outer spaces and Unicode form, or None."""
+        """Return the name of the column that matches `name`; None if there is no such column.
+
+        Leading and trailing white space and the Unicode normalization form are ignored.
+        """
         if name in self.frame:
             return name
         wanted = normalize_nfc(name).strip()

@@ -107,7 +107,7 @@ def _to_lists(column: Any) -> list[list[int]]:
 def encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> dict[str, list[Any]]:
-    """Tokenize cleaned texts, and return the columns input_ids and those of `TextCoverage`."""
+    """Tokenize cleaned texts; return `input_ids` and each field of `TextCoverage` as columns."""
     cut = preprocessing.texts(texts)
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
     whole_counts = iter(_count_tokens(shortened, tokenizer))

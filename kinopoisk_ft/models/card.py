@@ -23,11 +23,13 @@ class Card:
     """Describe a model folder: its weights, classes and text preprocessing.
 
     Args:
-        kind: how the weights are stored: the name of a `Layout`, or "tfidf".
+        kind: `name` of the `Layout` in which the weights are stored, or "tfidf".
         max_length, truncation, max_characters, strip_scores: text preprocessing in training, which
-            prediction repeats. Older folders lack the last three; the defaults are their values.
+            prediction repeats. Older cards lack the last three fields; their models were trained
+            with the default values.
         base: Hugging Face Hub id or local folder of the base model, which an adapter needs.
-        note: how other tools, which read only the tokenizer config, preprocess texts differently.
+        note: how text preprocessing in other tools differs, because they read only the tokenizer
+            config; "" if there is no difference.
         recipe: options of the `ModelRecipe` that rebuilds the network, for kind "recipe".
     """
 

@@ -62,8 +62,9 @@ class Encoder(CheckpointRecipe):
 
     Args:
         pooling: "pooler" uses the sequence classification model of transformers. "cls", "mean" and
-            "last" use our own pooling and linear head. "auto" is "pooler" if the checkpoint
-            contains all weights of that model except the last layer, and otherwise "mean".
+            "last" use our own pooling and linear head. "auto" chooses "pooler" if transformers has
+            such a model and the checkpoint contains all its weights below the last layer, and
+            "mean" otherwise.
         dropout: probability for all dropout layers; None keeps the values in config.json.
     """
 
@@ -115,7 +116,11 @@ class Encoder(CheckpointRecipe):
         return describe_encoder(module, config, layout, [], set(), self.base, self.revision, "")
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
-        """Return whether to try the classifier of transformers, which must not have a decoder."""
+        """Return whether transformers has a classifier without a decoder, and `pooling` allows it.
+
+        Raises:
+            UserError: pooling is "pooler", but transformers has no classifier without a decoder.
+        """
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
@@ -163,7 +168,7 @@ class Encoder(CheckpointRecipe):
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
-        """Raise UserError if a weight below the last layer does not have the config's shape."""
+        """Raise UserError if the shape of a weight below the last layer contradicts the config."""
         for name, actual, expected in mismatched:
             if not name.startswith(f"{last}."):
                 raise UserError(

@@ -83,7 +83,7 @@ class EncoderLayout(Layout):
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Match the module's pad id and embeddings to the tokenizer, and add Funnel's padding."""
+        """Set the tokenizer's pad id, check the embeddings, and call `pad_for_funnel`."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 
@@ -180,7 +180,7 @@ def build_pooled_network(
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
-    """Freeze pooler parameters without effect on the logits (as in BigBird); return their names."""
+    """Freeze pooler parameters that do not affect the logits (as in BigBird); return the names."""
     named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
     if not named:
         return set()
@@ -208,7 +208,10 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 
 
 def find_head_module(parameter: str) -> str:
-    """Return the name of the head module that contains `parameter`, or else its parent module."""
+    """Return the name of the head module that contains a parameter.
+
+    If no head module contains the parameter, return the name of the module that owns it.
+    """
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):
         if name in parts:

@@ -54,7 +54,7 @@ class MambaMixer(nn.Module):
         """Mix hidden states (B, L, D) along the sequence.
 
         `lengths` (B,) is the number of real tokens in each row; None means no padding. At padded
-        positions, the output is zero, or the bias of the output projection.
+        positions, the output is the bias of the output projection, or zero if there is no bias.
         """
         # u and the gate z have the shape (B, L, E).
         u, z = self.in_proj(hidden).chunk(2, dim=-1)

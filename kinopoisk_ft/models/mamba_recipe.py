@@ -64,7 +64,7 @@ class Mamba(CheckpointRecipe):
 
 
 class MambaLayout(Layout):
-    """Save and load Mamba with our head, as a checkpoint whose backbone `MambaModel` can load."""
+    """Save and load Mamba with our head; `MambaModel` can load the backbone from the folder."""
 
     name = "mamba"
     backbone = "backbone"

@@ -113,8 +113,8 @@ def run_example_batch(
 class Layout:
     """Save and load the weights of a network in a model folder.
 
-    This default layout has one safetensors file, and the network is rebuilt from the `ModelRecipe`
-    options in the card. Subclasses define layouts that other tools can read.
+    This default layout saves one safetensors file, and `load` rebuilds the network from the
+    `ModelRecipe` options in the card. Subclasses define layouts that other tools can read.
     """
 
     name = "recipe"
@@ -186,7 +186,8 @@ class Network:
         pooling: one of POOLINGS, "pooler" for the head of transformers, "" for a language model.
         revision: revision of the checkpoint on the Hub.
         layout: how the weights are saved and loaded.
-        no_adapter: maps the names of modules on which an adapter has no effect to the reason.
+        no_adapter: {name: reason} for modules on which an adapter has no effect; `name` is the last
+            part of the module's dotted name.
     """
 
     module: nn.Module

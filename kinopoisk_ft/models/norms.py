@@ -12,7 +12,7 @@ class RMSNorm(nn.RMSNorm):
     """Apply RMS normalization to the last dimension, with this project's operator."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Normalize x (..., width) and return it in `dtype`, or in its own dtype if None."""
+        """Normalize x (..., width); the output has the dtype of x unless `dtype` is given."""
         return rms_norm(x, self.weight, self.eps, dtype=dtype)
 
 

@@ -23,7 +23,7 @@ def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
 
 
 def find_position_offset(module: nn.Module) -> int:
-    """Return the id after which position ids start: the pad id for RoBERTa, else usually -1."""
+    """Return the first position id minus 1: the pad id for RoBERTa, -1 for most other models."""
     for name, part in module.named_modules():
         if name.split(".")[-1] == "position_embeddings" and isinstance(part, nn.Embedding):
             return -1 if part.padding_idx is None else part.padding_idx
@@ -33,8 +33,8 @@ def find_position_offset(module: nn.Module) -> int:
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
     """Set the tokenizer's pad id in a model, and check that each token id has an embedding.
 
-    A decoder classifier finds the last real token with the pad id in its config. With another pad
-    id, it would read padding as text.
+    A decoder classifier uses the pad id in its config to find the last real token. If the
+    tokenizer pads with another id, the classifier would take padding for text.
 
     Args:
         name: name of the model, for error messages.

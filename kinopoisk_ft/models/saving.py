@@ -7,9 +7,10 @@ logits from a folder or refuse to load it, so they never use a randomly initiali
   PEFT loads its adapter.
 - Encoder with our pooling and head: `transformers` refuses the config.json of the folder, but
   `AutoModel` can load the subfolder `encoder`. The head is in head.safetensors.
-- Mamba with our head: it is saved as a Mamba checkpoint, of which `MambaModel` loads the backbone.
+- Mamba with our head: `MambaModel` can load the backbone from the folder.
 - Network of a user-defined `ModelRecipe`: only this project can load its model.safetensors.
-- Adapter of a network with our head: PEFT refuses it, because only our network has its modules.
+- Adapter of a network with our head: PEFT refuses it, because other models lack modules that the
+  adapter changes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _describe_differences(
     max_characters: int | None = None,
     strip_scores: bool = False,
 ) -> str:
-    """Describe how other tools would preprocess texts differently from training, or return ""."""
+    """Describe how preprocessing in other tools differs from training; "" if it does not."""
     notes = []
     if truncation == "head_tail":
         notes.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")

@@ -157,8 +157,8 @@ def _cache_frozen_layers(
     """Run the frozen layers once and cache their activations, if `trainer.prefix_cache` is on.
 
     Returns:
-        A function that creates the objective, and the examples by split that this objective reads:
-        token ids, or cached activations.
+        A function that creates the objective, and the input of the objective for each split. The
+        input consists of token ids or cached activations.
     """
     if trainer.prefix_cache == "off":
         return partial(Classification, pad_id), parts

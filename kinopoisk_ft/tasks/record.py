@@ -95,11 +95,12 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
 def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
     """Compare the model with always predicting the most frequent class of the train split.
 
-    Being better in one of the scores of `MARKED` is enough, because with imbalanced classes a model
-    that has learned can have a lower accuracy than the majority class.
+    The model only has to be better in one of the metrics in `MARKED`. With imbalanced classes, a
+    model that has learned can have a lower accuracy than the majority class.
 
     Returns:
-        A warning and the names of the splits on which the model is not better; "" if none.
+        A warning about the first split on which the model is not better, and the names of all such
+        splits. Both are "" if there is no such split.
     """
     train = data.train["label"].to_numpy()
     warnings, splits = [], []
@@ -153,7 +154,7 @@ def _get_peak_memory(fitted: Fitted) -> dict[str, float]:
 
 
 def _write_files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -> list[Path]:
-    """Write predictions, class report, plots and environment; return their paths.
+    """Write the files in `FILES` to the output folder, and return their paths.
 
     Args:
         counts: confusion matrix of the test split, (true class, predicted class).

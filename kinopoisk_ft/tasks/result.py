@@ -36,7 +36,7 @@ class Result:
 
     @classmethod
     def read(cls, text: str) -> Result:
-        """Parse the JSON text that `as_json` of this or an earlier version returned."""
+        """Parse the JSON text that `as_json` returned, possibly in an earlier version."""
         values = json.loads(text)
         names = {field.name for field in fields(cls)}
         scores = {key: v for key, v in values.items() if key not in names and v is not None}
@@ -78,14 +78,16 @@ class Fitted:
 
     Args:
         test_probabilities: (N, classes), in the order of the test rows.
-        val_probabilities: (N, classes), in the order of the validation rows, with the weights that
-            are tested.
+        val_probabilities: (N, classes), in the order of the validation rows, computed with the same
+            weights as `test_probabilities`.
         objective: the best validation score.
         seconds: duration of each section of the run, by name.
         train_tokens: tokens of all training batches, without padding; 0 if the model reads words.
         peak_memory_mb: in MiB; NaN if the system does not record it.
-        truncated: by split (val, test), the fraction of each review that truncation removed, (N,).
-        pretraining_overlap: test reviews that the base model was pretrained on; None if unknown.
+        truncated: {split: fractions (N,)} for "val" and "test"; each value is the fraction of a
+            review that truncation removed.
+        pretraining_overlap: number of test reviews on which the base model was pretrained; None if
+            the number is unknown.
         history: logged losses and validation metrics, each entry with its `step`.
     """
 
