@@ -18,7 +18,7 @@ LIBRARY_VARIABLES = {
     "TRITON_CACHE_DIR": "triton",
 }
 
-# This reference keeps the temporary folder until the process ends, which deletes it.
+# While this reference exists, the temporary folder is kept. Python deletes the folder at exit.
 _temporary: tempfile.TemporaryDirectory[str] | None = None
 
 
@@ -34,8 +34,9 @@ def get_cache_dir() -> Path:
 def prepare_caches() -> None:
     """Use temporary folders instead of cache folders that are not writable, and print one warning.
 
-    Call this before the libraries are imported, because they read these variables only once. The
-    existing cache folder of a library is always used, because it may be shared and read-only.
+    The temporary folders are set in environment variables. Libraries read these only when they are
+    imported, so call this before importing them. A library's cache folder that already exists is
+    used even if it is read-only, because it may be shared.
     """
     global _temporary
     moved = {}

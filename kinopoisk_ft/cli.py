@@ -189,6 +189,6 @@ def _write_traceback(out_dir: Path) -> Path:
 
 
 def _find_config_dirs(args: list[str]) -> list[Path]:
-    """Return the values of `--config-dir`, folders with the user's own config groups."""
+    """Return the folders given with `--config-dir`, which contain the user's own config groups."""
     pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
     return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

@@ -1,4 +1,4 @@
-"""Keep commands running if their output fails: wrong encoding, closed pipe, full disk."""
+"""Let commands continue if output cannot be written (encoding, closed pipe, full disk)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def guard_output(main: Callable[P, int]) -> Callable[P, int]:
 def _restart_in_utf8() -> None:
     """Restart this process in UTF-8 mode if its file system encoding is ASCII.
 
-    With LC_ALL=C and PYTHONUTF8=0 it is ASCII, and Cyrillic paths cannot be read or recorded.
+    LC_ALL=C with PYTHONUTF8=0 selects ASCII, in which Cyrillic paths cannot be read or recorded.
     """
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
@@ -61,8 +61,8 @@ def _restart_in_utf8() -> None:
 def prepare_output() -> None:
     """Make standard output and error accept any character and survive write errors.
 
-    Streams that a notebook or a test has substituted only get the handler for characters that
-    their encoding lacks. Repeated calls are safe.
+    A terminal, or a stream created by a notebook or a test, only gets the error handler for
+    characters that its encoding lacks. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
@@ -153,7 +153,7 @@ def silence_libraries() -> None:
 
 @cache
 def freeze_imported_objects() -> None:
-    """Exclude the objects that imports created from garbage collection, once per process.
+    """Make the garbage collector ignore the objects that imports created, once per process.
 
     Imports create about a million objects that live as long as the process. Each full collection
     would otherwise spend 0.4 s on them.

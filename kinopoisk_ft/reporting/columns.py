@@ -32,7 +32,8 @@ class Column:
         shown_in: the tables that show it.
         best: whether the highest or the lowest value is the best; None if no value is marked.
         mark: name of the CSV and JSON column that marks the row with the best value.
-        charged: metric of a cost that another run paid for this one; it is added to the value.
+        charged: a second metric that is added to the value, such as the time to fill a cache;
+            empty if there is none.
         expected: True if a note lists the rows that lack it.
         interval: True if the comparison computes a confidence interval for it.
     """
@@ -78,7 +79,8 @@ def _calibration() -> Iterator[Column]:
         yield Column(name, f"test_{name}", shown_in=("calibration",))
 
 
-# A run is charged for computing the cached activations of frozen layers (`prefix_cache`) it uses.
+# If a run uses cached activations of frozen layers (`prefix_cache`), the time in which they were
+# computed is added to its own times.
 COLUMNS = {
     column.name: column
     for column in (

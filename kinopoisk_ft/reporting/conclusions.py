@@ -26,7 +26,7 @@ COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 
 @dataclass(frozen=True)
 class Choice:
-    """The approach recommended if time, parameters, memory or quality (`limit`) matters most."""
+    """A recommendation; `limit` is what matters most: time, parameters, memory or quality."""
 
     limit: str
     name: str
@@ -134,7 +134,7 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    """Return the full fine-tuning of the same model that has the fewest other differences."""
+    """Return the row that fully fine-tunes the same model with settings most similar to `row`."""
     full = [r for r in table.rows if r.first.model == row.first.model and r.first.adapter == FULL]
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
@@ -207,7 +207,10 @@ def recommendations(table: Table, locale: Locale) -> list[str]:
 
 
 def choices(table: Table, locale: Locale) -> list[Choice]:
-    """Return the best choice for each measured cost, then for quality; empty for one approach."""
+    """Return one recommendation for each measured cost, then one for quality.
+
+    The list is empty if the table has only one row.
+    """
     if len(table.rows) == 1:
         return []
     found = [_limited(table, column, locale) for column in COSTS]

@@ -38,7 +38,7 @@ def as_csv(document: Document) -> str:
 
 
 def differences_csv(document: Document) -> str:
-    """Return CSV with one line per pair of approaches and metric."""
+    """Return CSV with one line for each metric of each pair of approaches."""
     return _csv((line for s in document.sections for line in _pairs(s.table)), PAIR_FIELDS)
 
 
@@ -132,7 +132,10 @@ def _all_rows(section: Section) -> list[Row | None]:
 
 
 def _record(table: Table, row: Row | None) -> dict[str, Any]:
-    """Return the CSV record of a row, or of the majority class if `row` is None; "" is unknown."""
+    """Return the CSV record of a row, or of the majority class if `row` is None.
+
+    Unknown values are empty strings.
+    """
     record: dict[str, Any] = {
         "data": table.data,
         "split_digest": table.split_digest,

@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The content of a report; `parent` is the run id of the sweep that it was limited to."""
+    """The content of a report. If it covers only one sweep, `parent` is that sweep's run id."""
 
     experiment: str
     parent: str | None

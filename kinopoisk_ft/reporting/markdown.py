@@ -67,7 +67,7 @@ def as_markdown(document: Document, locale: Locale) -> str:
 def as_note(document: Document, locale: Locale, most: int) -> str:
     """Return recommendations, conclusions and results as Markdown for the note of an MLflow run.
 
-    Parts at the end are left out to keep the text within `most` characters.
+    If the text has more than `most` characters, parts at the end are left out.
     """
     end = locale("see_files")
     parts: list[str] = []

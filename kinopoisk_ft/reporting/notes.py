@@ -103,7 +103,7 @@ def _cut_differently(comparison: Comparison) -> bool:
 
 
 def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
-    """Return a note on one setting `what` that groups the rows by their value."""
+    """Return a note with each value of the setting `what` and the names of the rows that use it."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[value or NOTHING][name] = None
@@ -127,7 +127,7 @@ def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:
-    """Return the settings of each row whose name has a number, such as `#2`, instead of them."""
+    """Return the settings of rows whose names contain a number (`bert #2`) instead of settings."""
     return [
         f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
         for row in rows

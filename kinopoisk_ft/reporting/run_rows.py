@@ -121,7 +121,8 @@ class Row:
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
     """Return the settings that differ between or within rows, as (row name, value) for each row.
 
-    The TF-IDF baseline has no training budget, so it is included only for settings of the texts.
+    The TF-IDF baseline is compared only in the settings in `TEXTS`, because the others apply only
+    to networks.
     """
     found = {}
     for key in COMPARED:

@@ -170,9 +170,10 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
     """Read the training runs of an experiment, or of the sweep `parent` in any experiment.
 
-    Of runs with the same approach, seed, test rows and `READ` settings, only the newest is kept.
-    Within a sweep, runs are kept if any setting differs. Raises UserError if the experiment or
-    sweep does not exist, or if no run has finished.
+    Only the newest of several equal runs is kept. Runs of a sweep are equal if they have the same
+    approach, seed, data, test reviews and settings. For a whole experiment, settings other than
+    those in `READ` may differ. Raises UserError if the experiment or sweep does not exist, or if no
+    run has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)

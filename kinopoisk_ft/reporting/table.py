@@ -57,13 +57,13 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return the metrics of one run that recorded leakage, which is the same for all runs."""
+        """Return the metrics of one run that recorded leakage; other runs have the same leakage."""
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
-    """Return one table for each data set and split, sorted by name and digests.
+    """Return one table for each data set and split, sorted by data set name, then by digests.
 
     `predictions` are keyed by run id. Runs without predictions have scores but no intervals.
     """
@@ -121,7 +121,7 @@ def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
 
 
 def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
-    """Return the scores of the majority class, and whether the runs recorded different ones."""
+    """Return the majority class's scores, and whether runs recorded different values for them."""
     seen = {
         column: [run.metrics[metric] for run in runs if metric in run.metrics]
         for column, metric in MAJORITY.items()
@@ -131,7 +131,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 
 
 def data_line(table: Table, locale: Locale) -> str:
-    """Return a line with the data, split rule and digest of the test rows of a table."""
+    """Return a line with a table's data set, split rule and split digest."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]

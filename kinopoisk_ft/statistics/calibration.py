@@ -108,7 +108,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin of a reliability diagram; `confidence` is the mean probability of the prediction."""
+    """A reliability diagram's bin; `confidence` is the mean probability of the predicted class."""
 
     count: int
     confidence: float
@@ -129,7 +129,10 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
 def before_and_after(
     runs: Sequence[Predictions], temperatures: Sequence[float]
 ) -> tuple[list[Bin], list[Bin]]:
-    """Return the bins of all runs pooled, before and after temperature scaling of each run."""
+    """Return reliability bins over the reviews of all runs, before and after temperature scaling.
+
+    Each run has its own temperature.
+    """
     labels = np.concatenate([run.labels for run in runs])
     plain = np.concatenate([run.probabilities for run in runs])
     scaled = [

@@ -19,10 +19,13 @@ from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 
 @dataclass(frozen=True, kw_only=True)
 class Approach:
-    """The runs of one approach, aligned with `seeds`; None is a run without predictions.
+    """The runs of one approach.
 
-    `temperatures` holds the fitted temperature of each run. Reliability bins are computed only if
-    all runs have one.
+    Args:
+        seeds: the seed of each run.
+        runs: the predictions of each run; None if it did not record them.
+        temperatures: the fitted temperature of each run. Reliability bins are computed only if no
+            temperature is missing.
     """
 
     name: str
@@ -57,7 +60,8 @@ class Comparison:
         slices: slices by approach name.
         reliability: bins by approach name, before and after temperature scaling.
         absent_slices: values of `SLICED_BY` that no run recorded.
-        groups: the numbers of review groups (such as films) in the test sets that have groups.
+        groups: for each test set with review groups (such as films), the number of groups. Equal
+            numbers occur only once.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)

@@ -27,9 +27,11 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """The result of McNemar's test for these runs, not for newly trained ones. McNemar, Q. (1947).
+    """The result of McNemar's test (McNemar, Q., 1947).
 
-    `only_a` and `only_b` count reviews that only a or only b classifies correctly (mean over runs).
+    It applies to the tested runs, and not to other runs of the same approaches. `only_a` is the
+    number of reviews that a classifies correctly and b does not, averaged over pairs of runs.
+    `only_b` is the same number with a and b swapped.
     """
 
     only_a: float

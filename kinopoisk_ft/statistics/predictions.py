@@ -87,10 +87,13 @@ def as_table(
     class_names: tuple[str, ...],
     train: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Return a table with one row per review: row, label, predicted, p_<class>, known `FACTS`.
+    """Return a table with one row per review.
+
+    The columns are row, label, predicted, p_<class> for each class, and all known `FACTS`.
 
     Args:
-        part: the reviews: text, label, row and, if known, film, grade10, group, truncated.
+        part: the reviews, with the columns text, label and row. The columns film, grade10, group
+            and truncated are optional.
         probabilities: (N, classes), aligned with `part`.
         train: the train split, whose films define `film_in_train`.
     """

@@ -28,7 +28,7 @@ class Seeds:
 
     @property
     def own_variance(self) -> float:
-        """Return the part of the variance over resamples that is specific to one seed."""
+        """Return the part of one seed's variance over resamples that other seeds do not share."""
         n = len(self.observed)
         if n == 1:
             return 0.0
@@ -41,11 +41,15 @@ class Seeds:
 
 
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
-    """Return the sum of sign · mean(seeds) over the sides, and its resamples (resamples,).
+    """Return the sum of sign · mean(seeds), and its resamples (resamples,).
 
-    The variance between seeds already includes how each seed reacts to these reviews, so the
-    variance over reviews is reduced to the part that all seeds share. With one seed, the variance
-    between seeds is unknown, and the variance over reviews is kept in full.
+    The variance between seeds already includes the part of the variance over reviews that seeds do
+    not share, so the variance over reviews is reduced to the shared part. With one seed, the
+    variance between seeds is unknown, and the variance over reviews is kept in full.
+
+    Args:
+        sides: a sign and the seeds for each approach: one approach for its mean, or two with
+            opposite signs for their difference.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
@@ -56,7 +60,7 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
 
 
 def _training(sides: list[Seeds], resamples: int) -> np.ndarray:
-    """Draw the error (resamples,) of the sum of means that is due to the choice of seeds."""
+    """Draw the error (resamples,) that the choice of seeds causes in the result of `total`."""
     counted = [seeds.observed for seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
     if not sum(parts):

@@ -24,7 +24,9 @@ NO_GRADE = "0"
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Scores, by metric, of one approach on n reviews with the same property: `by` is `value`.
+    """Scores of one approach on a slice, by metric.
+
+    The slice contains the n reviews whose fact `by` equals `value`, or is in the range `value`.
 
     Proportions have Wilson intervals (Wilson, E. B., 1927), which use the effective sample size if
     reviews are grouped (Korn, E. L. and Graubard, B. I., 1998). Other metrics have percentile
@@ -104,7 +106,10 @@ def _slice(
 
 
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
-    """Return the effective sample size: the number of independent reviews with equal variance."""
+    """Return the effective sample size of grouped reviews.
+
+    It is the number of independent reviews whose accuracy would have the same variance.
+    """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.
     if not variance:

@@ -10,7 +10,7 @@ class Tracker(Protocol):
     """Define the methods of a tracker, which also needs a config file in conf/tracking."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run that has these tags; None if there is none."""
+        """Return all tags of the newest finished run with the given tags; None if there is none."""
         ...
 
     def start(
@@ -28,7 +28,7 @@ class Tracker(Protocol):
         Args:
             config: a nested dict, which is recorded as params with dotted names (`trainer.lr`).
             parent: the id of the sweep's parent run.
-            resume: the id of an unfinished run to resume; values that it already has are skipped.
+            resume: the id of an unfinished run to resume. Values already recorded are skipped.
             folder: the output folder of the run, for files that the tracker needs.
         """
         ...

@@ -22,9 +22,9 @@ LAST_TRIES = 3
 class Delivery:
     """Send new events to the store every few seconds, and less often while it does not answer.
 
-    No method raises an exception, nor does the thread. `error` is the last exception, or None while
-    the store answers. The first failure of an outage is logged, but not a failure of the very first
-    request, which the caller of `start` reports.
+    Neither the methods nor the thread raise exceptions. `error` is the last exception, or None
+    while the store answers. The first failure of each outage is logged. If the very first request
+    fails, the caller of `start` reports the failure instead.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -36,7 +36,11 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self, seconds: float) -> bool:
-        """Start the thread; return whether its first request ends or fails within `seconds`."""
+        """Start the thread and wait for its first request.
+
+        Returns:
+            Whether the request ended within `seconds`, successfully or not.
+        """
         self._thread.start()
         return self._tried.wait(seconds)
 

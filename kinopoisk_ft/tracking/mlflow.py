@@ -35,7 +35,7 @@ class MlflowTracker(OfflineTracker):
     """Send the event log in a background thread; store errors and delays do not stop training."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run in the experiment that has these tags.
+        """Return all tags of the experiment's newest finished run with the given tags.
 
         Returns:
             None if there is no such run. Also None, with a warning, if the store does not answer,

@@ -76,10 +76,10 @@ class OfflineTracker:
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
     def _reopen(self, params: dict[str, str], parent: str | None) -> None:
-        """Resume the run in the log, and do not record again what it already has.
+        """Resume the run in the log, and do not record its params and metrics twice.
 
-        Known params are removed from `params` in place. The run becomes a child of the parent run
-        of the sweep that resumes it, because the report of a sweep shows only such children.
+        Recorded params are removed from `params` in place. The run becomes a child of `parent`,
+        because the report of the sweep that resumes the run shows only children of `parent`.
         """
         tags = self._log.tags
         for event in self._log.events:
@@ -168,9 +168,10 @@ def sync_command(folder: Path) -> str:
 
 
 def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
-    """Return the tags of the newest finished run in or below a folder that is not fully sent.
+    """Return the tags of the newest finished run with unsent events.
 
     Args:
+        folder: the folder to search, with its subfolders.
         wanted: tags that the run must have.
 
     Returns:
@@ -184,10 +185,12 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
 
 
 def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
-    """Set the status of runs in a folder whose processes died to KILLED.
+    """Give runs the status KILLED if their processes died before they recorded an end.
 
     Args:
-        tracker: a tracker that has not started a run and will not record metrics of another run.
+        tracker: a tracker that has not started a run. Do not record metrics with it later, because
+            it skips values for which one of these runs has recorded the same metric and step.
+        folder: the folder of the runs.
         resumed: the id of a run to leave unchanged, because it is about to be resumed; or None.
     """
     for one in find_logs(folder):

@@ -56,9 +56,10 @@ class Target:
 class Replay:
     """Send one event log to one store; the process may be killed and restarted at any time.
 
-    The position in the log is saved after each request. A request whose response was lost is sent
-    again without effect, because the run is found by a tag, MLflow's databases ignore a metric that
-    exists with the same step, time and value, and all other requests overwrite values.
+    The position in the log is saved after each request. If the response to a request is lost, the
+    request is sent again. This does not create duplicates: the run is found by a tag, MLflow's
+    databases ignore a metric that exists with the same step, time and value, and all other requests
+    overwrite values.
 
     Args:
         files: whether to send artifacts; False if a later run has overwritten them in the folder.

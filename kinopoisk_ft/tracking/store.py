@@ -254,7 +254,7 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
     """Return whether an SQLite file is an empty store whose creation was interrupted.
 
     Such a file has no tables, or only MLflow's own tables without rows. A complete store always has
-    an experiment, so a complete store of an older MLflow version is not mistaken for one.
+    an experiment, so a complete store of an older MLflow version is not considered unfinished.
     """
     if engine.dialect.name != "sqlite":
         return False
@@ -275,7 +275,7 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
 def _ensure_database(uri: str, file: Path) -> None:
     """Check an SQLite store; create it if it is missing or its creation was interrupted.
 
-    The caller must hold the store's lock, so that no other process uses the temporary file.
+    The caller must hold the store's lock, because all processes use the same temporary file.
     """
     _delete_database(temporary_path(file))
     if not file.exists():

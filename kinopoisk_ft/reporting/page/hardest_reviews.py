@@ -38,9 +38,10 @@ class HardReview:
 def hardest(
     table: Table, predictions: Mapping[str, Predictions], locale: Locale
 ) -> list[HardReview]:
-    """Return the reviews that more than half of the approaches misclassify.
+    """Return at most `MOST_SHOWN` reviews that more than half of the approaches misclassify.
 
-    They are sorted by the number of approaches that do so, then by the true class's probability.
+    They are sorted by the number of approaches that misclassify them, highest first, and then by
+    the mean probability of their true class, lowest first.
     """
     answered = _answered(table, predictions)
     if not answered:
@@ -93,7 +94,8 @@ def _review(
 def _excerpt(first: Predictions, i: int) -> str:
     """Return at most `TEXT_CHARACTERS` characters of a review, or "" if no text was recorded.
 
-    Recorded texts of this length were truncated. Earlier versions recorded longer texts.
+    A text of exactly this length also gets an ellipsis, because runs truncate longer texts to this
+    length when they record them. Earlier versions recorded longer texts.
     """
     text = replace_controls(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
     if len(text) >= TEXT_CHARACTERS:

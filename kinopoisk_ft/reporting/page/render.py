@@ -141,7 +141,7 @@ def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> lis
 
 
 def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
-    """Return a line on the split sizes and on the p-value of predicting labels from films."""
+    """Return a line with the split sizes and the p-value of the test that films predict labels."""
     parts = [
         f"{name} {locale.number(_size(count), 0)}" for name, count in data.get("counts", {}).items()
     ]

@@ -123,7 +123,7 @@ def _all(values: Iterable[Any]) -> str:
 
 @functools.cache
 def published_figures() -> dict[str, Any]:
-    """Load the original study's results, keyed by the experiment config that repeats each."""
+    """Load the original study's results, keyed by the name of the matching experiment config."""
     file = files("kinopoisk_ft.reporting.page").joinpath("study_reference.json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

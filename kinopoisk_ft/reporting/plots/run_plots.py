@@ -72,7 +72,7 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, most: int = LONGEST_NAME) -> str:
-    """Truncate a name to `most` characters, and escape $, which starts a formula in matplotlib."""
+    """Truncate a name to at most `most` characters, and escape $, which starts a formula."""
     cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
