@@ -49,9 +49,10 @@ def test_predict_runs_nothing_of_a_hostile_run(
     """MLflow's own loader would run the code of a logged model and unpickle it."""
     uri, _, run_id = store
     (tmp_path / "code.py").write_text(
-        f"open({str(marker)!r}, 'w')\nimport mlflow\n"
+        f"open({str(marker)!r}, 'w')\nimport mlflow\nimport pandas as pd\n"
         "class Model(mlflow.pyfunc.PythonModel):\n"
-        "    def predict(self, context, model_input, params=None):\n        return model_input\n"
+        "    def predict(self, context, model_input: pd.DataFrame, params=None):\n"
+        "        return model_input\n"
         "mlflow.models.set_model(Model())\n"
     )
     inner = saved("bert", "none", tmp_path / "made" / "model")
@@ -132,7 +133,7 @@ def test_a_checkpoint_names_files_of_its_own_folder(
     outside = {"../best.safetensors": compute_sha256(tmp_path / "best.safetensors")}
     assert checkpoint(tmp_path / "a", {"step": 1}).newest() is not None
     assert checkpoint(tmp_path / "b", {"step": 1}, beside=outside).newest() is None
-    assert "names a file outside its folder: ../best.safetensors" in caplog.text
+    assert "contains the name of a file in another folder: ../best.safetensors" in caplog.text
     best = BestWeights(tmp_path / "c")
     best.load_state_dict({"file": "../best.safetensors", "digest": ""})
     assert best.file == tmp_path / "c" / "best.safetensors"
