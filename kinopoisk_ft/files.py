@@ -117,8 +117,8 @@ def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the checkpoint could not be written: {error}",
             where=str(folder),
-            fix="free some disk space or make the folder writable, and run the same command again; "
-            "it resumes from the previous checkpoint; or choose another output_dir",
+            fix="free disk space or make the folder writable, and run the same command again (it "
+            "resumes from the previous checkpoint), or choose another output_dir",
         ) from error
 
 
@@ -134,8 +134,8 @@ def wrap_disk_full(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the disk is full or read-only: {os.strerror(code)}",
             where=str(getattr(error, "filename", None) or folder),
-            fix="free disk space and run the same command again; it resumes from the last "
-            "checkpoint; or choose another output_dir",
+            fix="free disk space and run the same command again (it resumes from the last "
+            "checkpoint), or choose another output_dir",
         ) from error
 
 

@@ -97,7 +97,7 @@ class RunFolder:
             return str(unfinished["run_id"])
         if any(self.folder.glob("checkpoint-*")):
             raise UserError(
-                "this folder has checkpoints of a run with another config:\n    "
+                "this folder has checkpoints from a run with a different config:\n    "
                 + "\n    ".join(differences),
                 where=str(self.folder),
                 fix=START_OVER,
@@ -185,7 +185,7 @@ def explain_folder_error(error: OSError) -> UserError:
     if _has_long_name(folder):
         return _explain_long_name(folder, "output_dir", "choose a shorter output_dir")
     return UserError(
-        f"this folder or file cannot be created or opened: {error.strerror}",
+        f"cannot create or open this path: {error.strerror}",
         where=folder,
         fix="choose another output_dir in a writable folder",
     )

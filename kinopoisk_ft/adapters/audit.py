@@ -85,7 +85,7 @@ def check_gradients(module: nn.Module) -> None:
         raise UserError(
             "every gradient is zero, so training would not change any weight",
             where="the first backward pass",
-            fix="check the adapter's targets and initial values",
+            fix="check the targets and the initialization in adapter.config",
         )
 
 
@@ -114,8 +114,8 @@ def check_frozen(network: Network, layers: int) -> None:
     names = [name for name, p in named if p in below and name not in network.fresh]
     if names:
         raise UserError(
-            f"adapter.layers={layers} must freeze the embeddings and these layers, but "
-            f"{len(names)} of their weights would still be trained: {names[0]}, …",
+            f"adapter.layers={layers} should freeze the embeddings and the first {layers} layers, "
+            f"but {len(names)} of their weights would still be trained: {names[0]}, …",
             where="adapter.layers",
             fix="use adapter=head, lora or none with this model",
         )

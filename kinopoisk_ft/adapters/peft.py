@@ -54,7 +54,7 @@ class Peft(Adapter):
             raise UserError(
                 f"{type(config).__name__} does not support this model: {str(error)[:1000]}",
                 where="adapter.config",
-                fix=f"choose another adapter, or other {WHERE} ({_list_linear_layers(network)})",
+                fix=f"choose another adapter, or change {WHERE} ({_list_linear_layers(network)})",
             ) from error
         config.base_model_name_or_path = network.base
         names = getattr(module.base_model, "targeted_module_names", [])

@@ -251,7 +251,7 @@ def _split_by_rule(
 def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
     if column not in frame:
         raise UserError(
-            f"data.split={kind} needs the column '{column}', which the data do not have",
+            f"data.split={kind} needs a column '{column}', but the data has none",
             where=f"columns {', '.join(map(str, frame.columns.drop('place')))}",
             fix=f"rename a column of the file to '{column}', or choose another data.split",
         )

@@ -125,8 +125,8 @@ class Encoder(CheckpointRecipe):
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
-                "model.pooling=pooler uses the classification head of transformers, which has none "
-                f"without a decoder for the '{config.model_type}' model '{self.name}'",
+                f"model.pooling=pooler needs a classification head without a decoder, and the "
+                f"transformers library has none for the '{config.model_type}' model '{self.name}'",
                 where="model.pooling",
                 fix="set model.pooling to auto, mean, cls or last",
             )
@@ -190,7 +190,7 @@ class Encoder(CheckpointRecipe):
         config = load_config(self.name, self.revision)
         if isinstance(config, MambaConfig | Mamba2Config):
             raise UserError(
-                f"'{self.name}' is a '{config.model_type}' model, not an encoder",
+                f"model=encoder does not support '{self.name}', a '{config.model_type}' model",
                 where="model.name",
                 fix=f"use model={config.model_type}",
             )

@@ -165,7 +165,7 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
         raise UserError(
             reason or f"'{target}' in kinopoisk_ft.json is not a subclass of ModelRecipe",
             where=source,
-            fix="add the folder of the module that defines it to PYTHONPATH, as for training",
+            fix="make the code of the training run importable: add its folder to PYTHONPATH",
         )
     return kind(**values)
 

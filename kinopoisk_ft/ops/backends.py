@@ -43,7 +43,7 @@ def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> Non
     """
     if backend not in valid:
         raise UserError(
-            f"unknown backend '{backend}' of the operator {operator}",
+            f"unknown backend '{backend}' for the operator {operator}",
             where=WHERE,
             fix=suggest_name(backend, valid),
         )
@@ -80,7 +80,7 @@ def choose_backend(
         chosen = backend
         if problem := _find_problem(operator, backend, device, dtype, unsupported):
             raise UserError(
-                f"backend '{backend}' of the operator {operator} cannot be used: {problem}",
+                f"backend '{backend}' cannot be used for the operator {operator}: {problem}",
                 where=WHERE,
                 fix=_suggest_fix(operator, backend),
             )

@@ -86,7 +86,7 @@ def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDist
         if why is not None:
             known = [*flatten(OmegaConf.to_container(base)), *base.hydra.runtime.choices]
             raise UserError(
-                f"{override.key_or_group} cannot be searched: {why}",
+                f"{override.key_or_group} cannot be a search parameter: {why}",
                 where=str(override.input_line),
                 fix=suggest_name(
                     override.key_or_group, [key for key in known if _is_searchable(str(key))]

@@ -113,7 +113,8 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
         differing = ["code, data, packages or hardware have changed"]
     if differing:
         raise UserError(
-            "output_dir contains a search with other settings:\n    " + "\n    ".join(differing),
+            "output_dir contains a search with different settings:\n    "
+            + "\n    ".join(differing),
             fix=START_OVER,
         )
 

@@ -50,7 +50,7 @@ def _download_model(run_id: str, uri: str) -> Path:
         raise UserError(
             f"'{run_id}' is neither a folder nor a run in the store",
             where=uri,
-            fix="use a model folder or a run id from `make ui`, or set --uri to another store",
+            fix="use a model folder or a run id from the MLflow UI, or set --uri to another store",
         ) from error
     if run.outputs and run.outputs.model_outputs:
         model_id = run.outputs.model_outputs[0].model_id

@@ -90,9 +90,9 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                f"the run was recorded on another machine for the store {hide_password(own)}, "
-                "which is not used without your consent",
-                fix="choose a store that you trust with --uri <uri>",
+                "the run was recorded on another machine, so it is not sent to its store "
+                f"{hide_password(own)} unless you confirm that",
+                fix="pass --uri <uri> with that store, or with another one that you trust",
             )
         uri = own
     elif uri is None and own and own.startswith("sqlite:///"):

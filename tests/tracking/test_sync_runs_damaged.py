@@ -109,14 +109,17 @@ def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     assert (
-        "was recorded on another machine for the store http://127.0.0.1:9"
+        "was recorded on another machine, so it is not sent to its store http://127.0.0.1:9"
         in capsys.readouterr().err
     )
     database = "postgresql+psycopg://user:secret@db/runs"
     log.file.write_text(elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "was recorded on another machine for the store postgresql+psycopg://" in message
+    assert (
+        "was recorded on another machine, so it is not sent to its store postgresql+psycopg://"
+        in message
+    )
     assert "secret" not in message
     with pytest.raises(SystemExit, match="2"):
         sync.main([])

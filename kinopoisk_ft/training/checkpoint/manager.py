@@ -130,7 +130,7 @@ class CheckpointManager:
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             raise UserError(
-                f"the checkpoint in this folder does not fit this run: {wrong}",
+                f"the checkpoint in this folder does not match this run: {wrong}",
                 where=str(checkpoint.folder),
                 fix=START_OVER,
             )

@@ -144,8 +144,8 @@ def _choose_backend(strategy: str, request: str) -> str:
         torch.cuda.set_device(local)
         return "cpu:gloo,cuda:nccl"
     raise UserError(
-        f"process {local + 1} of this machine has no device, because "
-        + (f"the number of GPUs is {gpus}" if device == "cuda" else f"{device} allows one process"),
+        f"process {local + 1} on this machine has no device: "
+        + (f"there are only {gpus} GPUs" if device == "cuda" else f"{device} allows one process"),
         where="trainer.device",
         fix=f"start one process for each GPU (torchrun --nproc-per-node {max(1, gpus)}), "
         "or use trainer.device=cpu",

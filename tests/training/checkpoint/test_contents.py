@@ -64,7 +64,7 @@ def test_a_checkpoint_that_no_run_like_this_wrote_is_refused(name: str, checkpoi
     forge(contents, contents["state"])
     tensors: dict[str, torch.Tensor] = {}
     folder.write(tensors, split_tensors(contents, tensors), {})
-    with pytest.raises(UserError, match=f"does not fit this run: .*{reason}") as raised:
+    with pytest.raises(UserError, match=f"does not match this run: .*{reason}") as raised:
         fit(checkpoints)
     assert str(folder.folders()[-1]) in str(raised.value)
     assert "resume=never" in str(raised.value)
@@ -77,7 +77,7 @@ def test_a_file_that_holds_no_tensors_is_refused(checkpoints: Path) -> None:
     manifest = json.loads((last / "manifest.json").read_text())
     manifest["files"]["state.safetensors"] = files.compute_sha256(last / "state.safetensors")
     (last / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="does not fit this run: SafetensorError"):
+    with pytest.raises(UserError, match="does not match this run: SafetensorError"):
         fit(checkpoints)
 
 
