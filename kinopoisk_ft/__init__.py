@@ -1,3 +1,3 @@
-"""Fine-tune text classifiers in different ways and compare them fairly."""
+"""Fine-tune text classifiers in different ways, and compare the results fairly."""
 
 __version__ = "0.1.0"

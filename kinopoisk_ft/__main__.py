@@ -1,4 +1,4 @@
-"""Run the command line as `python -m kinopoisk_ft`."""
+"""Provide the command `python -m kinopoisk_ft`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Choose cache folders: the user's own ones, or temporary ones if those are not writable."""
+"""Choose writable cache folders."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _temporary: tempfile.TemporaryDirectory[str] | None = None
 
 
 def get_cache_dir() -> Path:
-    """Return this package's cache folder: $KINOPOISK_FT_CACHE, or else ~/.cache/kinopoisk_ft.
+    """Return the folder $KINOPOISK_FT_CACHE, by default ~/.cache/kinopoisk_ft.
 
     Raises:
-        RuntimeError: the variable is not set and the user has no home folder.
+        RuntimeError: the variable is not set, and the user has no home folder.
     """
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "kinopoisk_ft")
 
 
 def prepare_caches() -> None:
-    """Use temporary folders instead of cache folders that are not writable, and print one warning.
+    """Replace cache folders that are not writable with temporary folders, and print a warning.
 
-    The temporary folders are set in environment variables. Libraries read these only when they are
-    imported, so call this before importing them. A library's cache folder that already exists is
-    used even if it is read-only, because it may be shared.
+    Call this function before importing libraries, because they read their cache settings only on
+    import. A library's existing cache folder is used even if it is read-only, because several
+    users may share the folder.
     """
     global _temporary
     moved = {}
@@ -68,7 +68,6 @@ def prepare_caches() -> None:
 
 
 def _find_write_error(folder: Path) -> str:
-    """Create a folder and return the reason why it is not writable, or "" if it is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,6 +1,6 @@
-"""Run the command line: print help, start Hydra, and turn errors into messages and exit codes.
+"""Run the command line with Hydra, and print errors as short messages.
 
-Heavy packages are imported only when a run starts, so that `--help` and error messages are fast.
+Heavy packages are imported late, so that `--help` and error messages are fast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, 1 (failure), 2 (wrong usage) or 130/143 (stop signal)."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 (success), 1 (failure), 2 (wrong usage), 130 (SIGINT) or 143 (SIGTERM).
+    """
     args = sys.argv[1:] if argv is None else argv
     if {"--help", "-h"} & set(args):
         print(build_help(_find_config_dirs(args)))
@@ -74,7 +78,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(launch: Callable[[], None], args: list[str]) -> int:
-    """Call Hydra's main function, print an explanation of known errors, return the exit code."""
     from hydra.errors import HydraException
 
     try:
@@ -110,7 +113,6 @@ def _launch(launch: Callable[[], None], args: list[str]) -> int:
 
 
 def _close_sweep(code: int) -> int:
-    """Print the outcomes of a sweep's jobs, end their parent run, and return the exit code."""
     from kinopoisk_ft.tracking.sweep import ParentRun
 
     # Hydra creates the callback object, so it can only be found through its class.
@@ -127,17 +129,16 @@ def _close_sweep(code: int) -> int:
 
 
 def _move_flags_first(args: list[str]) -> list[str]:
-    """Move flags before overrides, because Hydra rejects a flag between two overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     for previous, arg in zip(["", *args], args, strict=False):
         is_flag = arg.startswith("-") or previous in FLAGS_WITH_VALUE
         (flags if is_flag else overrides).append(arg)
+    # Hydra rejects a flag between two overrides.
     return flags + overrides
 
 
 def _job(cfg: DictConfig) -> float | None:
-    """Validate the config, run its task, and return the objective for Hydra's sweeper."""
     # A worker process of a sweep starts here and not in `main`, so this is not done yet.
     prepare_output()
     prepare_caches()
@@ -172,7 +173,7 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def _find_cause(error: Exception) -> BaseException:
-    """Return the UserError that Hydra wrapped in another exception, or else the error itself."""
+    # Hydra may wrap a UserError in another exception.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
@@ -180,7 +181,6 @@ def _find_cause(error: Exception) -> BaseException:
 
 
 def _write_traceback(out_dir: Path) -> Path:
-    """Append the current traceback to run.log, and return the path of that file."""
     file = out_dir / "run.log"
     # A full disk must not hide the original error.
     with suppress(OSError), file.open("a", encoding="utf-8") as stream:
@@ -189,6 +189,5 @@ def _write_traceback(out_dir: Path) -> Path:
 
 
 def _find_config_dirs(args: list[str]) -> list[Path]:
-    """Return the folders given with `--config-dir`, which contain the user's own config groups."""
     pairs = [*pairwise([*args, ""]), *(arg.split("=", 1) for arg in args if "=" in arg)]
     return [Path(value) for flag, value in pairs if flag in ("--config-dir", "-cd")]

@@ -1,4 +1,4 @@
-"""Let commands continue if output cannot be written (encoding, closed pipe, full disk)."""
+"""Keep a command running when its output cannot be written."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ERROR_HANDLER = "kinopoisk_ft.plain"
 
 
 def guard_output(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command so that it continues if standard output or error cannot be written.
+    """Wrap a command so that it continues after a write error.
 
-    A closed descriptor, or a pipe that its reader closes early (`| head`), does not change the exit
-    code. Any other write error, such as a full disk, is reported and makes the exit code nonzero.
+    A pipe that its reader closes early (`| head`) does not change the exit code. Any other write
+    error, such as a full disk, is printed and makes the exit code nonzero.
     """
 
     @wraps(main)
@@ -49,20 +49,16 @@ def guard_output(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def _restart_in_utf8() -> None:
-    """Restart this process in UTF-8 mode if its file system encoding is ASCII.
-
-    LC_ALL=C with PYTHONUTF8=0 selects ASCII, in which Cyrillic paths cannot be read or recorded.
-    """
+    # LC_ALL=C with PYTHONUTF8=0 selects ASCII, and then Cyrillic paths cannot be read.
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, sys.orig_argv)
 
 
 def prepare_output() -> None:
-    """Make standard output and error accept any character and survive write errors.
+    """Let standard output and standard error accept any character and survive write errors.
 
-    A terminal, or a stream created by a notebook or a test, only gets the error handler for
-    characters that its encoding lacks. Repeated calls are safe.
+    Write errors of terminals and of notebook streams are still raised. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
@@ -70,10 +66,7 @@ def prepare_output() -> None:
 
 
 def _open_closed_descriptors() -> None:
-    """Open closed standard descriptors (0, 1 and 2) on the null device.
-
-    Otherwise the next file that the process opens would become its standard output.
-    """
+    # Without this, the next file that the process opens could become its standard output.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -100,22 +93,17 @@ def _wrap_stream(stream: Any, original: Any) -> TextIO:
 
 
 class _Output(io.FileIO):
-    """Write to a descriptor, and redirect it to the null device after the first write error.
-
-    Resetting SIGPIPE to its default action instead would also end the process when a server
-    closes a connection (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-    """
-
     # The write error to report; a pipe closed by its reader (EPIPE) is not reported.
     failure: ClassVar[str] = ""
 
     def write(self, data: Any, /) -> int:
-        """Write the data, or discard it if that fails; return its length in bytes."""
         try:
             return super().write(data)
         except OSError as error:
             if error.errno != errno.EPIPE:
                 _Output.failure = error.strerror or str(error)
+            # Restoring the default action of SIGPIPE instead would also end the process when a
+            # server closes a connection: https://docs.python.org/3/library/signal.html#note-on-sigpipe
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
@@ -123,7 +111,6 @@ class _Output(io.FileIO):
 
 
 def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Implement a `codecs` error handler that replaces characters that an encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -137,10 +124,7 @@ codecs.register_error(ERROR_HANDLER, _replace_unencodable)
 
 
 def silence_libraries() -> None:
-    """Turn off the progress bars and loading messages of transformers, datasets and MLflow.
-
-    The run itself logs once which weights are newly initialized.
-    """
+    """Turn off the progress bars and loading messages of libraries."""
     import datasets
     import transformers
 
@@ -153,9 +137,9 @@ def silence_libraries() -> None:
 
 @cache
 def freeze_imported_objects() -> None:
-    """Make the garbage collector ignore the objects that imports created, once per process.
+    """Exclude all existing objects from garbage collection.
 
-    Imports create about a million objects that live as long as the process. Each full collection
-    would otherwise spend 0.4 s on them.
+    Imports create about a million objects. Each full collection would otherwise spend 0.4 s on
+    these objects. Only the first call has an effect.
     """
     gc.freeze()

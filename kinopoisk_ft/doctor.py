@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.doctor`, which is implemented in `commands/doctor.py`."""
+"""Provide the command `python -m kinopoisk_ft.doctor`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Errors that the command line prints as a message instead of a traceback."""
+"""Define the errors that users see as messages without tracebacks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kinopoisk_ft.text import replace_controls
 
 
 class UserError(Exception):
-    """Report a mistake that the user can correct.
+    """Raised when the user can correct the problem.
 
-    The command line prints the message without a traceback; the traceback goes to the log file.
+    The command line prints only the message. The traceback is written to the log file.
 
     Args:
-        what: what is wrong.
+        what: the problem.
         where: the affected file, option or store.
-        fix: how the user can correct it.
+        fix: how the user can correct the problem.
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 def suggest_name(name: str, valid: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the closest valid name, or else the list of valid names."""
+    """Return `did you mean 'x'?` for a similar valid name, or else all valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -40,4 +40,4 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
 
 
 class RunError(Exception):
-    """Signal to Hydra that a job failed, after the job has printed its error message."""
+    """Raised when a job has failed and has already printed its error message."""

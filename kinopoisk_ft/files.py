@@ -1,4 +1,4 @@
-"""Write files and folders atomically, and turn write errors into messages for the user."""
+"""Write files and folders atomically, and explain write errors to the user."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from kinopoisk_ft.errors import UserError
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a text file atomically: write a temporary file, sync it to disk, then rename it.
+    """Write a text file atomically, and sync the file to disk.
 
-    The parent folder is created if it does not exist.
+    A missing parent folder is created.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(file)
@@ -35,11 +35,11 @@ def write_atomically(file: Path, text: str) -> None:
 
 @contextmanager
 def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a temporary folder, then move its files into `folder`, ending with the file `last`.
+    """Yield a temporary folder, and move its files into `folder` afterwards.
 
-    Readers treat a folder without `last` as incomplete, and `last` is deleted before other files
-    are replaced. After a crash the folder is therefore old, new or incomplete, but never a readable
-    mixture of old and new files. Other files in the folder are kept.
+    The file named `last` marks a complete folder. Its old version is deleted first, and its new
+    version is moved last. Readers that require this file therefore never see a mixture of old and
+    new files, even after a crash. Other files in `folder` are kept.
     """
     part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
@@ -63,7 +63,7 @@ def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Call fsync on a file, or on a folder to make created and renamed entries durable."""
+    """Call fsync on a file or folder."""
     # Windows cannot open a folder as a file.
     if os.name == "nt" and path.is_dir():
         return
@@ -75,10 +75,10 @@ def sync_to_disk(path: Path) -> None:
 
 
 def check_writable(file: Path, asked_by: str) -> None:
-    """Create the parent folder of a file and check that the file can be written.
+    """Check that a file can be written, and create the parent folder.
 
     Args:
-        asked_by: name of the option that sets the file, for the error message.
+        asked_by: the option that sets the file, for the error message.
 
     Raises:
         UserError: the file cannot be written.
@@ -98,7 +98,7 @@ def check_writable(file: Path, asked_by: str) -> None:
 
 
 def temporary_path(file: Path) -> Path:
-    """Return the path at which a file is written before it is renamed."""
+    """Return the path at which a file is written before it is renamed to `file`."""
     return file.with_name(file.name + ".part")
 
 
@@ -109,7 +109,7 @@ MARGIN = 2**26
 
 @contextmanager
 def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
-    """Turn an error that occurs while a checkpoint is written into a UserError."""
+    """Raise UserError if the code in the `with` block cannot write a checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -124,7 +124,7 @@ def wrap_checkpoint_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def wrap_disk_full(folder: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk into a UserError; reraise other errors."""
+    """Raise UserError if the code in the `with` block fails on a full or read-only disk."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -140,13 +140,12 @@ def wrap_disk_full(folder: Path) -> Iterator[None]:
 
 
 def _read_os_code(error: SafetensorError) -> int:
-    """Read the operating system's error number from a safetensors message; 0 if it has none."""
     match = re.search(r"os error (\d+)", str(error))
     return int(match[1]) if match else 0
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError unless the disk of a folder has `needed` bytes plus `MARGIN` free."""
+    """Raise OSError if the disk of a folder has fewer than `needed + MARGIN` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise OSError(
@@ -156,12 +155,12 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_json_durably(value: Any, file: Path) -> None:
-    """Write a value as one line of JSON, without loss of precision, and sync it to disk."""
+    """Write a value as one line of JSON, and sync the file to disk."""
     file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
     sync_to_disk(file)
 
 
 def compute_sha256(file: Path) -> str:
-    """Return the SHA-256 digest of a file, in hexadecimal."""
+    """Return the hexadecimal SHA-256 digest of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Load files from the Hugging Face hub or its cache, and explain failures."""
+"""Explain errors of the Hugging Face hub, and use only the cache while the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _unreachable = ""
 
 @contextmanager
 def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
-    """Raise a UserError if the code inside the `with` block fails to load `name`.
+    """Raise a UserError if the code inside the `with` block cannot load `name`.
 
-    If the hub does not answer a test request, offline mode is on inside the block, so that cached
-    files load and other files fail immediately. Otherwise huggingface_hub and transformers would
-    wait for a timeout at every file. Unrelated errors, such as a full disk, are reraised.
+    If the hub does not answer a test request, the block runs in offline mode. Cached files then
+    load, and other files fail immediately instead of after a timeout. Unrelated errors, such as a
+    full disk, are raised unchanged.
 
     Args:
         kind: what is loaded, for messages: model, tokenizer or data set.
-        name: a local folder, for which the hub is not contacted, or a repository on the hub.
+        name: a repository on the hub, or a local folder. For a folder, the hub is not tested.
         fix: what the user can do instead, for messages.
     """
     global _unreachable
@@ -72,7 +72,6 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
 
 
 def _ask_hub() -> str:
-    """Return why the hub cannot be reached, or "" if it can; test at most once a minute."""
     asked_at, failure = _answers.get(constants.ENDPOINT, (-math.inf, ""))
     if time.monotonic() - asked_at < _ASK_AGAIN:
         return failure
@@ -88,7 +87,6 @@ def _ask_hub() -> str:
 
 
 def _explain(error: Exception, what: str, fix: str) -> UserError | None:
-    """Return a UserError that says what to do; None if the error is not a loading failure."""
     if isinstance(error, pickle.UnpicklingError):
         pickled = f"the weights of {what} are a pickle file that is damaged or unsafe to load"
         space = "https://huggingface.co/spaces/safetensors/convert"
@@ -136,7 +134,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether transformers raised the error because files are missing or unusable."""
+    """Return whether transformers found that files are missing or unusable."""
     # In these cases transformers raises a bare OSError without errno.
     if type(error) is OSError and error.errno is None:
         return True

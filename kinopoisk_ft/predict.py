@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.predict`, which is implemented in `commands/predict.py`."""
+"""Provide the command `python -m kinopoisk_ft.predict`."""
 
 import sys
 

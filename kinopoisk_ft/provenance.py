@@ -1,4 +1,4 @@
-"""Identify a run by everything its result depends on: config, files, code, packages, hardware."""
+"""Identify runs that would give the same result, and describe the environment of a run."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ NAME_GROUPS = ("model", "adapter", "data")
 def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
     """Compute a SHA-256 digest that is equal only for runs that would give the same result.
 
-    The digest covers the content of files and folders that the config mentions, but only the name
-    and revision of a hub repository. It covers the source code of this package and of other
-    `_target_`s, so an uncommitted edit changes it, and a commit by itself does not. It covers the
-    hardware, because reports compare times.
+    The digest covers the config, the source code, the package versions and the hardware. The
+    hardware is included because reports compare times. An uncommitted edit of the code changes
+    the digest, and a commit alone does not. Local files and folders in the config are covered
+    with their content, but hub repositories only with their name and revision.
 
     Args:
         config: the resolved config as a dict, without the keys that do not change the result.
@@ -58,9 +58,10 @@ def compute_identity(config: dict[str, Any], choices: dict[str, str]) -> str:
 
 
 def digest_content(path: Path, pattern: str = "*") -> str:
-    """Return the SHA-256 of a file, or of the names and contents of matching files in a folder.
+    """Return a SHA-256 digest of a file or folder.
 
-    A file is read only once per process, unless its size or modification time changes.
+    For a folder, the digest covers the names and contents of files that match `pattern`. A file
+    is read again only if its size or modification time has changed.
     """
     files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
     digest = hashlib.sha256()
@@ -80,14 +81,13 @@ def _digest_file(file: Path, size: int, modified: int) -> str:
 
 
 def get_hardware(device: str) -> str:
-    """Return the name of the GPU or CPU that this value of `trainer.device` selects."""
+    """Return the name of the GPU or CPU that a value of `trainer.device` selects."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return get_processor()
 
 
 def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and the value of each string in a config."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from _iterate_strings(value, str(name))
@@ -99,14 +99,13 @@ def _iterate_strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _find_files(config: dict[str, Any]) -> set[tuple[str, Path]]:
-    """Return the existing files and folders that the model, adapter and data configs mention."""
     texts = {text for group in NAME_GROUPS for _, text in _iterate_strings(config[group]) if text}
     # `Path.exists` would raise an error for strings that are longer than a file name can be.
     return {(text, Path(text)) for text in texts if os.path.exists(text)}
 
 
 def _find_targets(config: dict[str, Any]) -> set[str]:
-    """Return the `_target_`s in packages whose version the digest does not cover."""
+    # The digest covers the source or the version of these packages separately.
     known = {"kinopoisk_ft", *get_versions()}
     targets = {text for key, text in _iterate_strings(config) if key == "_target_"}
     return {target for target in targets if target.partition(".")[0] not in known}
@@ -119,7 +118,7 @@ def _digest_source(target: str) -> str:
 
 
 def name_approach(choices: dict[str, str]) -> str:
-    """Return the name of a run's approach for tables, such as "bert" or "bert + lora"."""
+    """Return the name of an approach for tables, such as "bert" or "bert + lora"."""
     model, adapter = choices["model"], choices["adapter"]
     return model if adapter == "none" else f"{model} + {adapter}"
 
@@ -127,7 +126,7 @@ def name_approach(choices: dict[str, str]) -> str:
 def make_tags(
     choices: dict[str, str], seed: int, digest: str, overrides: list[str], command: str
 ) -> dict[str, str]:
-    """Return the tags with which a run starts; `digest` is the result of `compute_identity`."""
+    """Return the tags of a new run."""
     return {
         **{group: choices[group] for group in (*NAME_GROUPS, "experiment")},
         "kinopoisk_ft.kind": "train" if choices["task"] == "finetune" else choices["task"],
@@ -142,7 +141,7 @@ def make_tags(
 
 @cache
 def get_commit() -> str:
-    """Return the git commit of the package's checkout, with "-dirty" if files have changed."""
+    """Return the git commit of the package, with "-dirty" if files have changed."""
     # Without `--exclude=*`, `git describe` would name the commit after a tag.
     command = "git describe --always --dirty --abbrev=12 --exclude=*"
     try:
@@ -155,7 +154,10 @@ def get_commit() -> str:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions, hardware and commit as a dict for a JSON file; memory is in GiB."""
+    """Return the hardware, package versions and commit for a JSON file.
+
+    The memory is in GiB.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -170,7 +172,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def get_versions() -> dict[str, str | None]:
-    """Return the version of each package that results depend on; None if it is not installed."""
+    """Return the version of each package in `PACKAGES`, or None for a missing package."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

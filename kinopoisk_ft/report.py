@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.report`, which is implemented in `commands/report.py`."""
+"""Provide the command `python -m kinopoisk_ft.report`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run one experiment: lock its folder, start tracking, run the task and record the result."""
+"""Run one experiment, and record its result."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def run(prepared: Prepared, out_dir: Path) -> Result:
-    """Run the task of a validated config and return its result.
+    """Run the task of a validated config, and return its result.
 
-    If it fails, the error is recorded in the tracker and in the output folder, and raised again.
+    If the task fails, the error is recorded and then raised.
     """
     silence_libraries()
     freeze_imported_objects()
@@ -80,13 +80,13 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
 
 
 def run_together(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run the task in this process, together with the other processes that torchrun started.
+    """Run an experiment together with the other processes that torchrun started.
 
-    All processes use the config of rank 0, because a random seed, or a folder name with the current
-    time, would differ between processes.
+    All processes use the config of rank 0. Otherwise, a random seed or a folder name with the
+    current time would differ between processes.
 
     Returns:
-        The objective of the result in rank 0; None in the other processes.
+        The objective on rank 0; None on other ranks.
     """
     with StopSignals(), join_processes(prepared.cfg.trainer.strategy, prepared.cfg.trainer.device):
         prepared = broadcast_from_main(lambda: prepared)
@@ -97,7 +97,6 @@ def run_together(prepared: Prepared, out_dir: Path) -> float | None:
 
 
 def _run_worker(prepared: Prepared) -> None:
-    """Run the task in a process other than rank 0, without recording anything."""
     silence_libraries()
     freeze_imported_objects()
     # Rank 0 logs the same messages.
@@ -108,11 +107,6 @@ def _run_worker(prepared: Prepared) -> None:
 
 
 def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> None:
-    """Record the traceback, the error and the status of a failed run.
-
-    If one of them cannot be recorded, the others still are, and a warning is logged instead of a
-    second exception.
-    """
     if world_size() > 1 and not isinstance(error, KeyboardInterrupt):
         # After a failure, torchrun sends SIGTERM to all processes, but this one is already ending.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -122,6 +116,7 @@ def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> No
         lambda: tracker.tags({"error": str(error)[:500]}),
         lambda: tracker.finish(status),
     ]
+    # If one step fails, the other steps still run, and the caller raises the original error.
     for step in steps:
         try:
             step()

@@ -1,4 +1,4 @@
-"""Lock the output folder of a run, resume its run, and reject folder names that are too long."""
+"""Lock output folders, find unfinished runs, and check the length of folder names."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ ADDED = {
 
 
 class RunFolder:
-    """Track whether the run in an output folder is finished or can be resumed.
+    """The output folder of a run.
 
-    The file `unfinished.json` exists in the folder from the start of a run until it has finished.
+    The file `unfinished.json` exists in the folder from the start of a run until the run is
+    finished.
 
     Args:
         config: the resolved config as a dict.
@@ -106,12 +107,12 @@ class RunFolder:
         return None
 
     def mark_started(self, run_id: str) -> None:
-        """Record that the run has started, so that the same command resumes it."""
+        """Record that the run has started, so that the same command resumes the run."""
         text = json.dumps({"run_id": run_id, "config": self.config}, ensure_ascii=False, indent=2)
         write_atomically(self.file, text + "\n")
 
     def mark_finished(self) -> None:
-        """Record that the run is finished, and delete its checkpoints but not its best weights."""
+        """Record that the run is finished, and delete its checkpoints."""
         self._clear()
 
     def _clear(self) -> None:
@@ -121,7 +122,7 @@ class RunFolder:
 
 
 def read_seed(out_dir: Path, resume: str) -> int | None:
-    """Return the seed of the unfinished run in a folder; None if there is no run to resume."""
+    """Return the seed of the run to resume, or None if there is no such run."""
     unfinished = None if resume == "never" else _read_unfinished(out_dir / UNFINISHED)
     return None if unfinished is None else int(unfinished["config"]["seed"])
 
@@ -144,7 +145,6 @@ def _read_unfinished(file: Path) -> dict[str, Any] | None:
 
 
 def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each key whose values differ, except the keys of `MAY_DIFFER`."""
     after = flatten(now)
     before = {key: value for key, value in ADDED.items() if key in after} | flatten(kept)
     keys = [k for k in sorted({*before, *after}) if not k.startswith(MAY_DIFFER)]
@@ -164,7 +164,7 @@ SHOWN_CHARACTERS = 60
 
 
 def check_sweep_folders(config: DictConfig) -> None:
-    """Raise UserError if the name of a sweep's folder, or of a job's folder, is too long."""
+    """Raise UserError if a folder name of a sweep or of its jobs is too long."""
     _check_name_lengths(str(config.hydra.sweep.dir), "output_dir", "choose a shorter output_dir")
     plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if "override_dirname" in str(plain["subdir"]):
@@ -180,7 +180,7 @@ def check_sweep_folders(config: DictConfig) -> None:
 
 
 def explain_folder_error(error: OSError) -> UserError:
-    """Return the UserError for a folder or file that Hydra could not create or open."""
+    """Explain why Hydra could not create or open a folder or file."""
     folder = str(error.filename)
     if _has_long_name(folder):
         return _explain_long_name(folder, "output_dir", "choose a shorter output_dir")
@@ -192,15 +192,11 @@ def explain_folder_error(error: OSError) -> UserError:
 
 
 def _compose_longest_folder(config: DictConfig) -> str:
-    """Return the longest folder name that a job of the sweep could have.
-
-    The name is built as Hydra builds `hydra.job.override_dirname`, with the longest value of each
-    override.
-    """
     overrides = [*config.hydra.overrides.task]
     params = config.hydra.sweeper.get("params") or {}
     overrides += [f"{key}={value}" for key, value in params.items()]
     options = config.hydra.job.config.override_dirname
+    # Hydra builds `hydra.job.override_dirname` in the same way.
     parts = []
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.key_or_group in options.exclude_keys:

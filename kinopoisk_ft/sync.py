@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.sync`, which is implemented in `commands/sync.py`."""
+"""Provide the command `python -m kinopoisk_ft.sync`."""
 
 import sys
 

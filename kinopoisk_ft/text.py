@@ -1,7 +1,7 @@
 """Make strings safe for a terminal, an HTML page or a spreadsheet, and normalize names.
 
-Run names, labels and reviews may contain control characters that a terminal executes, or that
-reverse the direction of the text after them (https://trojansource.codes).
+Run names, labels and reviews may contain control characters. A terminal executes some of these
+characters. Others reverse the direction of the text after them (https://trojansource.codes).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def replace_controls(text: str) -> str:
-    """Replace each control character except tab and line feed with U+FFFD."""
+    """Replace control characters with U+FFFD, except tabs and line feeds."""
     return _CONTROLS.sub("\ufffd", text)
 
 
 def to_one_line(text: str) -> str:
-    """Replace control characters with U+FFFD, and consecutive white space with one space."""
+    """Replace control characters with U+FFFD, and consecutive white space with a space."""
     return " ".join(replace_controls(text).split())
 
 
 def escape_formula(value: object) -> object:
-    """Prefix a string with a quote if a spreadsheet would evaluate it as a formula.
+    """Prefix a string with an apostrophe if a spreadsheet would evaluate the string as a formula.
 
     Use this for tables that people open in a spreadsheet, not for data files.
     Source: https://owasp.org/www-community/attacks/CSV_Injection
@@ -47,10 +47,11 @@ _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
 
 
 def clean_name(value: Any) -> str | None:
-    """Return the name of a class, film or author, stripped and in Unicode form NFC.
+    """Normalize the name of a class, film or author.
 
-    Numbers are spelled the same for all file formats: 1, 1.0 and "1.0" become "1". Blank strings,
-    missing values, NaN and infinity become None.
+    White space at both ends is removed, and the Unicode form is NFC. A number has the same
+    spelling in all file formats: 1, 1.0 and "1.0" become "1". Blank strings, missing values, NaN
+    and infinity become None.
     """
     # Convert NumPy scalars to Python numbers.
     if hasattr(value, "tolist"):
@@ -62,7 +63,7 @@ def clean_name(value: Any) -> str | None:
 
 
 def normalize_nfc(text: str) -> str:
-    """Return a string in Unicode form NFC, where й is one character, not и plus a breve."""
+    """Convert a string to Unicode form NFC, in which й is one character."""
     # Most strings are already in this form, and the check is faster than the conversion.
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
@@ -73,7 +74,7 @@ def is_number(text: str) -> bool:
 
 
 def format_decimal(text: str) -> str:
-    """Return a number in decimal notation, without an exponent or trailing decimal zeros."""
+    """Write a number in decimal notation: "1e+02" becomes "100", and "1.50" becomes "1.5"."""
     written = f"{Decimal(text):f}"
     if "." in written:
         written = written.rstrip("0").rstrip(".")
@@ -81,10 +82,10 @@ def format_decimal(text: str) -> str:
 
 
 def fold_name(name: object) -> str | None:
-    """Normalize the name of a film or author for comparison; return None for a blank name.
+    """Normalize the name of a film or author for comparison.
 
-    Case, white space, quotes, a final year in brackets, and the difference between ё and е are
-    ignored. Remakes with the same title count as one film, so a split keeps them together.
+    Case, white space, quotes and a final year in brackets are ignored, and ё equals е. Remakes
+    with the same title therefore count as one film. A blank name becomes None.
     """
     if not isinstance(name, str):
         return None

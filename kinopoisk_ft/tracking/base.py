@@ -7,10 +7,13 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """Define the methods of a tracker, which also needs a config file in conf/tracking."""
+    """An object that records runs.
+
+    Each tracker class needs a config file in conf/tracking.
+    """
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the newest finished run with the given tags; None if there is none."""
+        """Return all tags of the newest finished run with the given tags, or None."""
         ...
 
     def start(
@@ -29,7 +32,7 @@ class Tracker(Protocol):
             config: a nested dict, which is recorded as params with dotted names (`trainer.lr`).
             parent: the id of the sweep's parent run.
             resume: the id of an unfinished run to resume. Values already recorded are skipped.
-            folder: the output folder of the run, for files that the tracker needs.
+            folder: the output folder of the run.
         """
         ...
 
@@ -38,19 +41,19 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Call fsync on everything recorded so far, because a new checkpoint relies on it."""
+        """Sync all recorded values to disk before a checkpoint is saved."""
         ...
 
     def tags(self, values: dict[str, str]) -> None:
-        """Set tags that were not known at the start of the run."""
+        """Set tags of the run."""
         ...
 
     def artifact(self, path: Path) -> None:
-        """Record a file in the run's folder, or a subfolder with its contents."""
+        """Record a file or subfolder of the run's folder."""
         ...
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Record a model folder, and the Python file with the class that serves the model."""
+        """Record a model folder, and the Python file that serves the model."""
         ...
 
     def finish(self, status: str) -> None:
@@ -59,13 +62,13 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """Record nothing; the result is still written to the run's folder."""
+    """A tracker that records nothing."""
 
     def __init__(self, *, uri: None, experiment: str) -> None:
         self.uri, self.experiment = uri, experiment
 
     def find(self, tags: dict[str, str]) -> None:
-        """Return None, because earlier runs were not recorded."""
+        """Return None, because no run was recorded."""
 
     def start(
         self,
@@ -77,7 +80,7 @@ class NoTracker:
         *,
         folder: Path,
     ) -> str:
-        """Return an empty string as the run id."""
+        """Return an empty run id."""
         return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
@@ -90,10 +93,10 @@ class NoTracker:
         """Ignore the tags."""
 
     def artifact(self, path: Path) -> None:
-        """Do nothing: the file stays in the run's folder."""
+        """Do nothing. The file stays in the run's folder."""
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Do nothing: the model stays in the run's folder."""
+        """Do nothing. The model stays in the run's folder."""
 
     def finish(self, status: str) -> None:
         """Ignore the status."""

@@ -1,4 +1,4 @@
-"""Send the event log of a run to MLflow in a background thread while the run trains."""
+"""Send recorded events to MLflow in a background thread during training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ LAST_TRIES = 3
 
 
 class Delivery:
-    """Send new events to the store every few seconds, and less often while it does not answer.
+    """A background thread that sends new events to the store every few seconds.
 
-    Neither the methods nor the thread raise exceptions. `error` is the last exception, or None
-    while the store answers. The first failure of each outage is logged. If the very first request
-    fails, the caller of `start` reports the failure instead.
+    While the store does not answer, the thread tries less often. No method raises an exception.
+    The first error of each outage is logged. An error of the very first request is not logged,
+    because the caller of `start` reports that error.
+
+    Attributes:
+        error: the last error, or None while the store answers.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -36,7 +39,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self, seconds: float) -> bool:
-        """Start the thread and wait for its first request.
+        """Start the thread, and wait until its first request has ended.
 
         Returns:
             Whether the request ended within `seconds`, successfully or not.
@@ -45,7 +48,7 @@ class Delivery:
         return self._tried.wait(seconds)
 
     def close(self, seconds: float) -> bool:
-        """Send unsent events for at most `seconds`; return whether the store has all events."""
+        """Send unsent events for at most `seconds`, and return whether all were sent."""
         self._closing.set()
         self._thread.join(seconds)
         is_complete = not self._thread.is_alive() and self.error is None
@@ -53,7 +56,7 @@ class Delivery:
         return is_complete
 
     def stop(self) -> None:
-        """Let the thread end after its current request."""
+        """Stop the thread after its current request."""
         self._stopped.set()
         self._closing.set()
 
@@ -65,7 +68,7 @@ class Delivery:
             self._stopped.wait(PAUSE)
 
     def needs_user(self) -> bool:
-        """Return whether the user must correct the error, because a retry would fail again."""
+        """Return whether the user must correct the error, because a retry would fail."""
         return isinstance(self.error, UserError) and not isinstance(self.error, UnreachableError)
 
     def _run(self) -> None:
@@ -76,7 +79,6 @@ class Delivery:
         self.send_rest()
 
     def _send_all(self) -> bool:
-        """Send all unsent events of the log; return False after a failure."""
         has_more = True
         while has_more and not self._stopped.is_set():
             try:

@@ -1,7 +1,8 @@
-"""Write and read the event log of a run: a JSONL file of tracking calls in the run's folder.
+"""Write and read event logs, which are JSONL files in the folder of a run.
 
-Each line is a JSON object with `seq` (1, 2, ...), `time` (ms since 1970), `verb`, and the fields of
-that verb. The file `<id>.sent.json` next to it records which events an MLflow store already has.
+Each line is a JSON object with the keys `seq` (1, 2, ...), `time` (ms since 1970) and `verb` (the
+kind of event). The other keys depend on `verb`. The file `<id>.sent.json` records which events an
+MLflow store already has.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class ReplayState:
-    """Record which events of a log have been sent to a store.
+    """A record of the events that were sent to a store.
 
     Args:
         uri: the URI of the store.
         run_id: the run's id in the store.
         seq: the `seq` of the last event that was sent.
-        refused: the reason for each event that could not be sent, by `seq`.
+        refused: why events could not be sent, with `seq` as the key.
     """
 
     uri: str = ""
@@ -69,17 +70,17 @@ class ReplayState:
 
 
 class EventLog:
-    """Keep the events of one run in memory and append them to a file.
+    """The events of one run, in memory and in a file.
 
-    When `append` returns, an event survives the death of the process; when `sync` returns, it
-    survives a power loss. A full disk does not stop the training: events are written when there is
-    space again. A file lock, which is released if its process dies, allows one writer at a time.
+    After `append`, an event survives the death of the process. After `sync`, the event survives a
+    power loss. While the disk is full, events are kept in memory. A file lock allows one writer at
+    a time.
 
     Args:
         file: `tracking/<id>.jsonl` in the run's folder.
 
     Attributes:
-        events: all events in order; 100,000 events use about 60 MB of memory.
+        events: all events in order. 100,000 events use about 60 MB of memory.
         state: which of the events have been sent to a store.
     """
 
@@ -95,12 +96,12 @@ class EventLog:
 
     @classmethod
     def new(cls, folder: Path) -> EventLog:
-        """Return an empty log for a new run in a folder."""
+        """Return an empty log for a new run."""
         return cls(folder / FOLDER / f"{secrets.token_hex(12)}.jsonl")
 
     @property
     def local_id(self) -> str:
-        """Return the id that the run has until a store assigns one."""
+        """Return the id that the run has until a store assigns another id."""
         return OFFLINE + self.id
 
     @property
@@ -110,12 +111,12 @@ class EventLog:
 
     @property
     def ids(self) -> set[str]:
-        """Return the run's local id and, if a store has assigned one, the id in the store."""
+        """Return all ids of the run: the local id and, if known, the id in the store."""
         return {self.local_id, self.state.run_id} - {""}
 
     @property
     def tags(self) -> dict[str, str]:
-        """Return the tags that the run has after all events."""
+        """Return the current tags of the run."""
         tags: dict[str, str] = {}
         for event in self.events:
             if event["verb"] in ("start", "tags"):
@@ -124,7 +125,7 @@ class EventLog:
 
     @property
     def status(self) -> str | None:
-        """Return the status with which the run ended; None if it has no end, as after a crash."""
+        """Return the final status of the run, or None if no end is recorded."""
         last = [e for e in self.events if e["verb"] in ("start", "reopen", "finish")][-1:]
         return last[0].get("status") if last else None
 
@@ -132,7 +133,7 @@ class EventLog:
         """Lock the log for writing, and read events that other processes have added.
 
         Args:
-            patience: seconds to wait if another process holds the lock.
+            patience: seconds to wait for the lock.
 
         Raises:
             UserError: another process is writing or sending this log.
@@ -155,14 +156,14 @@ class EventLog:
         self._load()
 
     def append(self, verb: str, **fields: Any) -> None:
-        """Append an event; if the disk is full, log a warning instead of raising an error."""
+        """Append an event. A full disk only causes a warning."""
         with self._mutex:
             now = int(time.time() * 1000)
             self.events.append({"seq": self.seq + 1, "time": now, "verb": verb} | fields)
             self._write()
 
     def sync(self) -> None:
-        """Write all events and call fsync, so that they survive a power loss."""
+        """Write all events to disk, and call fsync."""
         with self._mutex:
             self._write()
             descriptor = self._descriptor
@@ -181,7 +182,7 @@ class EventLog:
         self._lock.release()
 
     def discard(self) -> None:
-        """Close and delete the log of a run that could not be started."""
+        """Close the log and delete its files."""
         self.close()
         for file in (self.file, self.state_file, self.file.with_suffix(".lock")):
             file.unlink(missing_ok=True)
@@ -190,15 +191,15 @@ class EventLog:
             self.file.parent.rmdir()
 
     def after(self, seq: int) -> list[Event]:
-        """Return the events with a number greater than `seq`."""
+        """Return the events that follow the event with number `seq`."""
         return self.events[bisect_right(self.events, seq, key=itemgetter("seq")) :]
 
     def count_lost(self) -> int:
-        """Return the number of events that are neither on disk nor in a store."""
+        """Count the events that are neither on disk nor in a store."""
         return sum(event["seq"] > self.state.seq for event in self.events[self._written :])
 
     def save_state(self) -> None:
-        """Write the state to disk; if that fails, some events are sent again later."""
+        """Write the state to disk, and ignore errors: sending events twice is harmless."""
         try:
             write_atomically(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
         except OSError as error:
@@ -224,7 +225,7 @@ class EventLog:
 
 
 def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
-    """Return the event logs in a run's folder, oldest first; skip logs without a first event.
+    """Return the readable event logs in a run's folder, oldest first.
 
     Args:
         below: whether to search all subfolders too.
@@ -236,10 +237,10 @@ def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
 
 
 def _write_line(descriptor: int, event: Event) -> None:
-    """Write a complete line or nothing, in one system call that no signal can interrupt."""
     before = os.fstat(descriptor).st_size
     line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
     try:
+        # A signal cannot interrupt a single system call halfway through the line.
         if os.write(descriptor, line) != len(line):
             raise OSError("the disk is full")
     except OSError:
@@ -248,7 +249,6 @@ def _write_line(descriptor: int, event: Event) -> None:
 
 
 def _read_events(file: Path) -> list[Event]:
-    """Return the events in a file; log and skip damaged lines."""
     events: list[Event] = []
     lines = file.read_bytes().split(b"\n") if file.is_file() else []
     # The last element is empty, or a line that is still being written.
@@ -265,7 +265,6 @@ def _read_events(file: Path) -> list[Event]:
 
 
 def _parse(line: bytes) -> Event:
-    """Return the event in a line; raise ValueError with the reason if it is invalid."""
     try:
         event = json.loads(line)
         # A lone surrogate can be neither printed nor stored.
@@ -290,14 +289,13 @@ def _parse(line: bytes) -> Event:
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value has a type; a bool is not an int, and ints must fit 64 bits."""
+    # In Python, a bool is also an int. Ints of more than 64 bits cannot be stored.
     if isinstance(value, int):
         return not isinstance(value, bool) and isinstance(value, kind) and abs(value) < 2**63
     return isinstance(value, kind)
 
 
 def _read_state(file: Path) -> ReplayState:
-    """Return the state of a log; an empty one if the file is missing or damaged."""
     try:
         state = ReplayState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):

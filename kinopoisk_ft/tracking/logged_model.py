@@ -1,4 +1,4 @@
-"""Save a model folder as an MLflow model that predicts even if this package is not installed."""
+"""Save a trained model as an MLflow model that does not need this package to be installed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ SERVING = (
 def log_model(
     client: MlflowClient, run_id: str, folder: Path, code: Path, class_names: list[str]
 ) -> None:
-    """Log a model folder as a run's pyfunc model without pickle; a no-op if it is already logged.
+    """Log a model folder as the MLflow pyfunc model of a run, unless the run already has one.
+
+    No pickle files are used.
 
     Args:
         code: the Python file with the pyfunc class that loads the folder.
-        class_names: classes in order; the output has a probability column `p_<name>` for each.
+        class_names: the classes in order. The output has a column `p_<name>` for the probability
+            of each class.
     """
     model = _find_or_create(client, run_id)
     # The status becomes READY last, so that an interrupted upload is repeated.
@@ -43,7 +46,6 @@ def log_model(
 
 
 def _find_or_create(client: MlflowClient, run_id: str) -> LoggedModel:
-    """Return the run's model in the store; create it if necessary and link it to the run."""
     run = client.get_run(run_id)
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=1)
@@ -84,6 +86,6 @@ def _save(
 def serving_requirements() -> list[str]:
     """Return the installed versions of the packages in `SERVING` as pip requirements.
 
-    The local part of a version such as "2.13.0+cpu" is removed, because PyPI does not have it.
+    The suffix of a version such as "2.13.0+cpu" is removed, because PyPI has no such versions.
     """
     return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING]

@@ -1,4 +1,4 @@
-"""Track a run with MLflow: write its event log, and send it to a store while the run trains."""
+"""Record a run in its event log, and send the log to MLflow during training."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MIN_RATE = 2**20
 
 
 class MlflowTracker(OfflineTracker):
-    """Send the event log in a background thread; store errors and delays do not stop training."""
+    """A tracker that sends its event log to MLflow in a background thread."""
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return all tags of the experiment's newest finished run with the given tags.
+        """Find the experiment's newest finished run with the given tags.
 
         Returns:
-            None if there is no such run. Also None, with a warning, if the store does not answer,
-            because training a job twice is better than losing it.
+            All tags of that run, or None if there is no such run. None is also returned if the
+            store does not answer, because training a job twice is better than losing the job.
 
         Raises:
             UserError: the store cannot be opened.
@@ -72,7 +72,10 @@ class MlflowTracker(OfflineTracker):
         *,
         folder: Path,
     ) -> str:
-        """Start or resume a run; return a local id if the store does not answer in time.
+        """Start or resume a run.
+
+        Returns:
+            The run's id in the store, or a local id if the store does not answer in time.
 
         Raises:
             UserError: the store cannot be opened, or does not contain the parent run.
@@ -101,7 +104,7 @@ class MlflowTracker(OfflineTracker):
         return absolute_uri(self.uri)
 
     def finish(self, status: str) -> None:
-        """Record the end of the run, and wait a limited time until the store has all events."""
+        """Record the end of the run, and send unsent events for a limited time."""
         self._log.append("finish", status=status)
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)
@@ -122,7 +125,6 @@ class MlflowTracker(OfflineTracker):
 
 
 def _get_reason(error: Exception | None) -> str:
-    """Return in one line why events were not sent, and what the user can do."""
     if error is None:
         return "it did not answer in time"
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""Track a run without a network: keep its event log in its folder until `sync` sends it."""
+"""Record a run in an event log, which can be sent to MLflow later."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class OfflineTracker:
-    """Append the tracking calls of a run to its event log.
+    """A tracker that writes an event log in the run's folder.
 
-    `python -m kinopoisk_ft.sync <folder>` creates MLflow runs from the logs.
+    `python -m kinopoisk_ft.sync <folder>` sends the log to MLflow.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OfflineTracker:
         self._has_artifacts = False
 
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return None, because an offline tracker does not search a store."""
+        """Return None, because this tracker does not search a store."""
         return None
 
     def start(
@@ -49,7 +49,7 @@ class OfflineTracker:
         *,
         folder: Path,
     ) -> str:
-        """Create a log in the run's folder, or continue an unfinished one; return the local id."""
+        """Start or resume a run in an event log, and return the local id of the run."""
         found = _find_log(folder, resume) if resume else None
         if resume and found is None:
             log.warning("%s has no event log of run %s, so a new run is created", folder, resume)
@@ -76,30 +76,27 @@ class OfflineTracker:
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 
     def _reopen(self, params: dict[str, str], parent: str | None) -> None:
-        """Resume the run in the log, and do not record its params and metrics twice.
-
-        Recorded params are removed from `params` in place. The run becomes a child of `parent`,
-        because the report of the sweep that resumes the run shows only children of `parent`.
-        """
         tags = self._log.tags
         for event in self._log.events:
             if event["verb"] == "params":
+                # The caller then records only the params that remain.
                 for key in event["values"]:
                     params.pop(key, None)
             elif event["verb"] == "metrics":
                 self._recorded |= {(key, event["step"]) for key in event["values"]}
         self._log.append("reopen")
+        # A sweep's report shows only children of the sweep's parent run.
         if parent is not None and tags.get(PARENT_TAG) != parent:
             self.tags({PARENT_TAG: parent})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record metric values at a step, except values recorded before an interruption."""
+        """Record metric values, except those recorded before an interruption."""
         new = {k: float(v) for k, v in values.items() if (k, step) not in self._recorded}
         if new:
             self._log.append("metrics", values=new, step=step)
 
     def flush(self) -> None:
-        """Call fsync on the event log, because a new checkpoint relies on it."""
+        """Write all events to disk, and call fsync."""
         self._log.sync()
 
     def tags(self, values: dict[str, str]) -> None:
@@ -107,14 +104,14 @@ class OfflineTracker:
         self._log.append("tags", values=values)
 
     def artifact(self, path: Path) -> None:
-        """Record a file in the run's folder, or a subfolder with its contents."""
+        """Record a file or subfolder of the run's folder."""
         if not self._has_artifacts:
             _warn_if_replaced(self._log)
             self._has_artifacts = True
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Record a model folder, and the Python file with the class that serves the model."""
+        """Record a model folder, and the Python file that serves the model."""
         # Without `log_model`, the model is only in the run's folder.
         if self.log_model:
             path, code_path = (portable_path(one, self._log.folder) for one in (folder, code))
@@ -133,7 +130,7 @@ class OfflineTracker:
 
 
 def portable_path(path: Path, folder: Path) -> str:
-    """Return a path relative to the run's folder (`run:...`) or this package (`package:...`).
+    """Return a path relative to the run's folder (`run:...`) or to this package (`package:...`).
 
     Event logs contain such paths, so that the folder of a run can be moved.
 
@@ -150,7 +147,8 @@ def resolve_path(text: str, folder: Path) -> Path:
     """Convert a string from `portable_path` to an absolute path.
 
     Raises:
-        ValueError: the path is outside its root, because the log may come from someone else.
+        ValueError: the path leads out of the run's folder or out of this package. The log of a
+            stranger could contain such a path.
     """
     name, _, inner = text.partition(":")
     root = {"run": folder, "package": PACKAGE}.get(name, folder).resolve()
@@ -168,14 +166,11 @@ def sync_command(folder: Path) -> str:
 
 
 def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
-    """Return the tags of the newest finished run with unsent events.
+    """Return the tags of the newest finished run with unsent events, or None.
 
     Args:
         folder: the folder to search, with its subfolders.
         wanted: tags that the run must have.
-
-    Returns:
-        None if there is no such run.
     """
     for one in reversed(find_logs(folder, below=True)):
         is_unsent = one.state.seq < one.seq
@@ -185,13 +180,13 @@ def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:
 
 
 def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
-    """Give runs the status KILLED if their processes died before they recorded an end.
+    """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. Do not record metrics with it later, because
-            it skips values for which one of these runs has recorded the same metric and step.
+        tracker: a tracker that has not started a run. Do not record metrics with this tracker
+            later, because the tracker would skip metrics that the killed runs have recorded.
         folder: the folder of the runs.
-        resumed: the id of a run to leave unchanged, because it is about to be resumed; or None.
+        resumed: the id of a run to skip, because that run will be resumed; or None.
     """
     for one in find_logs(folder):
         if one.status is None and resumed not in one.ids:
@@ -204,7 +199,6 @@ def _find_log(folder: Path, run_id: str) -> EventLog | None:
 
 
 def _warn_if_replaced(current: EventLog) -> None:
-    """Warn if this run is about to overwrite files of an earlier run that were not sent yet."""
     for other in find_logs(current.folder):
         unsent = (event["verb"] for event in other.after(other.state.seq))
         if other.id != current.id and "artifact" in unsent:

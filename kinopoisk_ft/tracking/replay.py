@@ -46,7 +46,11 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 
 @dataclass(frozen=True)
 class Target:
-    """Name the store and experiment of a run, and the artifact location of a new experiment."""
+    """The destination of a run: an MLflow store and an experiment.
+
+    Args:
+        artifacts: the artifact location of a new experiment.
+    """
 
     uri: str | None
     experiment: str
@@ -54,15 +58,15 @@ class Target:
 
 
 class Replay:
-    """Send one event log to one store; the process may be killed and restarted at any time.
+    """The transfer of one event log to one store.
 
-    The position in the log is saved after each request. If the response to a request is lost, the
-    request is sent again. This does not create duplicates: the run is found by a tag, MLflow's
-    databases ignore a metric that exists with the same step, time and value, and all other requests
-    overwrite values.
+    The process may be killed and restarted at any time. The position in the log is saved after
+    each step, so only the last step may be repeated. A repeated step does not create duplicates.
+    The run is found by a tag. MLflow's databases ignore a second metric with the same step, time
+    and value. All other requests overwrite values.
 
     Args:
-        files: whether to send artifacts; False if a later run has overwritten them in the folder.
+        files: whether to send artifacts; False if a later run has overwritten the files.
     """
 
     def __init__(self, event_log: EventLog, target: Target, files: bool = True) -> None:
@@ -75,14 +79,13 @@ class Replay:
 
     @property
     def run_id(self) -> str:
-        """Return the run's id in the store, or an empty string until the store has answered."""
+        """Return the run's id in the store, or "" before the store has answered."""
         return self.event_log.state.run_id
 
     def step(self) -> bool:
-        """Send the next events in one request; return False if there are none.
+        """Send the next events; return False if there are none.
 
-        An exception may come from MLflow, SQLAlchemy or the network. The next call then opens the
-        store again and continues at the same event.
+        After an exception, the next call opens the store again and repeats the request.
         """
         try:
             client = self._client = self._client or self._connect()
@@ -96,7 +99,6 @@ class Replay:
         return True
 
     def _next_batch(self) -> list[Event]:
-        """Return the next event, or the next metrics events that fit into one request."""
         if self._retries:
             return self._retries[:1]
         events = self.event_log.after(self.event_log.state.seq)
@@ -109,7 +111,6 @@ class Replay:
         return events[: max(1, count)]
 
     def _send(self, client: MlflowClient, batch: list[Event]) -> None:
-        """Send a batch and save the new position; skip an event that can never be sent."""
         state = self.event_log.state
         try:
             self._write(client, batch)
@@ -130,7 +131,6 @@ class Replay:
         self.event_log.save_state()
 
     def _is_retryable(self, client: MlflowClient, error: Exception) -> bool:
-        """Return whether sending the same events again can succeed."""
         if isinstance(error, MlflowException):
             # If the run was deleted in the store, the next attempt sends its events to a new run.
             is_refusal = error.error_code in REFUSALS
@@ -146,7 +146,7 @@ class Replay:
         self.event_log.state.refused[str(event["seq"])] = text
 
     def _write(self, client: MlflowClient, batch: list[Event]) -> None:
-        """Write metrics events, or one event of another kind."""
+        # A batch has several events only if all of them are metrics.
         event, run_id = batch[0], self.run_id
         match event["verb"]:
             case "metrics":
@@ -204,7 +204,6 @@ class Replay:
         self.counts["artifacts"] += 1
 
     def _find_file(self, name: str) -> Path:
-        """Return the path of an artifact; raise ValueError if it cannot be sent."""
         if not self.files:
             raise ValueError("a later run in this folder has overwritten its files")
         path = resolve_path(name, self.event_log.folder)
@@ -216,7 +215,6 @@ class Replay:
         return text.replace(self.event_log.local_id, self.run_id)
 
     def _connect(self) -> MlflowClient:
-        """Open the store and find the run; if it is missing, create it and send all events."""
         target, known = self.target, self.event_log.state
         client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
         # A known run is searched in all experiments, because its own may have been renamed.
@@ -246,12 +244,11 @@ class Replay:
             log.warning("run %s is not in the store any more, so a new run is created", run_id)
 
     def _resolve_runs(self, client: MlflowClient, tags: dict[str, str]) -> dict[str, str]:
-        """Replace local ids of other runs in tags with their ids in the store."""
+        """Replace local run ids in tags with ids in the store."""
         keys = [key for key in (PARENT_TAG, SAME_AS) if key in tags]
         return tags | {key: self._resolve_run(client, key, tags[key]) for key in keys}
 
     def _resolve_run(self, client: MlflowClient, key: str, run_id: str) -> str:
-        """Return the id in the store of a run that a tag refers to; `run_id` may be a local id."""
         where = f"tracking.uri={hide_password(self.uri)}"
         run = f"the {'parent' if key == PARENT_TAG else 'identical'} run {run_id}"
         if run_id.startswith(OFFLINE):
@@ -272,7 +269,9 @@ class Replay:
 
 
 def find_run(client: MlflowClient, log_id: str, experiments: list[str] | None = None) -> str | None:
-    """Return the id of the run created from an event log; None if it is missing or deleted.
+    """Return the id of the run that was created from an event log, or None if there is none.
+
+    Deleted runs are ignored.
 
     Args:
         experiments: the ids of the experiments to search; None means all.
@@ -284,7 +283,7 @@ def find_run(client: MlflowClient, log_id: str, experiments: list[str] | None = 
 
 
 def is_deleted(client: MlflowClient, run_id: str) -> bool | None:
-    """Return whether a run is deleted; None if the store has no such run."""
+    """Return whether a run is deleted, or None if the store has no such run."""
     try:
         run = client.get_run(run_id)
     except MlflowException as error:

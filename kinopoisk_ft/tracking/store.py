@@ -1,6 +1,6 @@
-"""Open an MLflow store for reading, or for adding runs to an experiment.
+"""Open MLflow stores, and create missing stores atomically.
 
-MLflow itself would create a missing store non-atomically, and migrate a store of another version.
+MLflow itself could leave an incomplete store, and could migrate a store of another version.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ SETTLED = 3.0
 
 
 class UnreachableError(UserError):
-    """Report that the store does not answer now, but may answer later."""
+    """Raised when the store does not answer now, but may answer later."""
 
 
 class UnfinishedError(UserError):
-    """Report a store whose creation was interrupted before a run was recorded in it."""
+    """Raised when a store is incomplete because its creation was interrupted."""
 
 
 def is_temporary(error: BaseException, uri: str) -> bool:
-    """Return whether an error may be temporary: no answer, HTTP 5xx, a lock or a full disk."""
+    """Return whether an error may be temporary, such as a locked database."""
     cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
     if uri.startswith("sqlite"):
         message = str(cause).lower()
@@ -69,12 +69,12 @@ def hide_password(uri: str) -> str:
 
 
 def default_uri() -> str:
-    """Return MLFLOW_TRACKING_URI if it is set, else the URI of ./mlflow.db."""
+    """Return $MLFLOW_TRACKING_URI, by default the URI of ./mlflow.db."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def absolute_uri(uri: str | None) -> str:
-    """Return a store URI whose SQLite path is absolute; None stands for `default_uri()`."""
+    """Make the SQLite path in a store URI absolute; None selects `default_uri()`."""
     uri = uri or default_uri()
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -110,10 +110,12 @@ def open_store(uri: str) -> MlflowClient:
 def open_experiment(
     uri: str | None, experiment: str, artifacts: str | None
 ) -> tuple[MlflowClient, str]:
-    """Open a store and an experiment for writing; create both if they are missing.
+    """Open a store and an experiment for writing.
+
+    A missing SQLite store and a missing experiment are created.
 
     Args:
-        uri: the store; an SQLite path may be relative to the current folder.
+        uri: the URI of the store; None selects `default_uri()`.
         artifacts: the artifact location of a new experiment. None selects the folder `mlartifacts`
             next to an SQLite file, or the server's default.
 
@@ -171,14 +173,14 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
 
 
 def check_database(uri: str, fix: str = FIX_MISSING) -> None:
-    """Check that a database is an MLflow store with the schema of the installed MLflow.
+    """Check that a database has the schema of the installed MLflow version.
 
     Args:
         fix: what the user can do if there is no store, for the error message.
 
     Raises:
-        UnfinishedError: the process that created the store was killed, and the store is empty.
-        UserError: there is no store, or it has another schema.
+        UnfinishedError: the creation of the store was interrupted.
+        UserError: there is no store, or its schema is different.
     """
     url = _parse_uri(uri)
     where = url.render_as_string(hide_password=True)
@@ -241,7 +243,6 @@ def _check_folder(uri: str) -> None:
 
 
 def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
-    """Return the Alembic revision of a store's schema; None if the store is not complete."""
     tables = set(sqlalchemy.inspect(engine).get_table_names())
     if not {"alembic_version", "experiments", "runs"} <= tables:
         return None
@@ -251,11 +252,6 @@ def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
 
 
 def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
-    """Return whether an SQLite file is an empty store whose creation was interrupted.
-
-    Such a file has no tables, or only MLflow's own tables without rows. A complete store always has
-    an experiment, so a complete store of an older MLflow version is not considered unfinished.
-    """
     if engine.dialect.name != "sqlite":
         return False
     tables = set(sqlalchemy.inspect(engine).get_table_names())
@@ -265,6 +261,7 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
     # To alter a table, Alembic copies it under a temporary name.
     if not {name.removeprefix("_alembic_tmp_") for name in tables} <= known:
         return False
+    # A complete store of any MLflow version has at least one experiment.
     with engine.connect() as connection:
         return "experiments" in tables and not any(
             connection.execute(sqlalchemy.text(f'SELECT 1 FROM "{name}" LIMIT 1')).first()
@@ -273,10 +270,7 @@ def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
 
 
 def _ensure_database(uri: str, file: Path) -> None:
-    """Check an SQLite store; create it if it is missing or its creation was interrupted.
-
-    The caller must hold the store's lock, because all processes use the same temporary file.
-    """
+    # The caller holds the store's lock, so no other process is using the temporary file.
     _delete_database(temporary_path(file))
     if not file.exists():
         _create_database(file)
@@ -296,11 +290,7 @@ def _ensure_database(uri: str, file: Path) -> None:
 
 
 def _create_database(file: Path) -> None:
-    """Create an SQLite store under a temporary name, and rename it when it is complete.
-
-    MLflow runs hundreds of statements without a transaction, so a killed process would leave an
-    incomplete store. A store that another program has created in the meantime is kept.
-    """
+    # MLflow creates the tables without a transaction, so a killed process leaves a partial file.
     part = temporary_path(file)
     engine = mlflow_db.create_sqlalchemy_engine(f"sqlite:///{part}")
     # One fsync at the end, instead of one per statement, halves the time.

@@ -1,4 +1,4 @@
-"""Start the parent run of a sweep; the jobs read its id from the sweep's folder."""
+"""Track the parent run of a sweep."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SAME_AS = "kinopoisk_ft.same_as"
 
 
 def notes_folder(sweep_dir: Path) -> Path:
-    """Return the folder for the id of the parent run and the outcome of each job."""
+    """Return the folder for the id of the parent run and the outcomes of the jobs."""
     return sweep_dir / "jobs"
 
 
 def read_parent(sweep_dir: Path) -> str | None:
-    """Return the id of a sweep's parent run; None if its jobs are not tracked.
+    """Return the id of a sweep's parent run, or None if the jobs are not tracked.
 
     Raises:
         UserError: the file with the id is missing or damaged.
@@ -51,13 +51,13 @@ def read_parent(sweep_dir: Path) -> str | None:
 
 
 class ParentRun(Callback):
-    """Start the parent run of a sweep before its first job, as a callback of Hydra.
+    """A Hydra callback that starts the parent run of a sweep before the first job.
 
-    Hydra does not call `on_multirun_end` if a job failed, so the command line calls `close` of the
-    object in the class attribute `opened`.
+    Hydra does not call `on_multirun_end` if a job failed. The command line therefore takes the
+    callback from the class attribute `opened`, and calls `close`.
 
     Args:
-        by_sweeper: whether the sweeper calls `open` itself, after it has checked its config.
+        by_sweeper: whether the sweeper calls `open` after checking its config.
     """
 
     opened: ClassVar[ParentRun | None] = None
@@ -68,11 +68,11 @@ class ParentRun(Callback):
         self._tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Exclude the tracker: launchers pickle callbacks for workers, which only run jobs."""
+        # Launchers pickle callbacks for worker processes, which do not need the tracker.
         return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the options of the sweep and start its parent run."""
+        """Check the options of the sweep, and start the parent run."""
         try:
             if torchrun.world_size() > 1:
                 raise UserError(
@@ -89,7 +89,10 @@ class ParentRun(Callback):
             sys.exit(1)
 
     def open(self, config: DictConfig, resumed: bool = False) -> None:
-        """Start the parent run and save its id; if `resumed`, keep the old run and outcomes.
+        """Start the parent run, and save its id.
+
+        Args:
+            resumed: whether to continue the old parent run and to keep the outcomes of its jobs.
 
         Raises:
             UserError: the store cannot be opened.
@@ -103,7 +106,6 @@ class ParentRun(Callback):
         ParentRun.opened = self
 
     def _read_parent(self) -> str | None:
-        """Return the id of the old parent run; None, with a warning, if it cannot be read."""
         try:
             return read_parent(self.sweep_dir)
         except UserError as error:
@@ -111,11 +113,6 @@ class ParentRun(Callback):
             return None
 
     def _start(self, config: DictConfig, resume: str | None) -> str | None:
-        """Start or resume the parent run and return its id; None if jobs are not tracked.
-
-        Earlier parent runs whose processes were killed are ended as KILLED. Their unfinished jobs
-        become children of this parent run when they are resumed.
-        """
         try:
             self._tracker = instantiate(config.tracking)
         except InstantiationException:
@@ -124,6 +121,7 @@ class ParentRun(Callback):
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
+        # Unfinished jobs of a killed parent run become children of this run when they are resumed.
         close_killed(self._tracker, self.sweep_dir, resume)
         return self._tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
@@ -138,7 +136,7 @@ class ParentRun(Callback):
             self._tracker.artifact(file)
 
     def close(self, status: str) -> None:
-        """End the parent run; pass FAILED if a job failed, because the comparison is incomplete."""
+        """End the parent run with the status FINISHED, FAILED or KILLED."""
         if self._tracker is not None:
             self._tracker.finish(status)
         ParentRun.opened = None

@@ -1,4 +1,4 @@
-"""Send the runs recorded in folders to an MLflow store."""
+"""Send recorded runs to an MLflow store."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Status = Literal["sent", "already sent", "still running", "not sent"]
 
 @dataclass(frozen=True)
 class Synced:
-    """Describe what happened to one event log.
+    """The result of sending one run.
 
     Args:
-        text: what was sent to which store, and why some events were not sent.
+        text: a message for the user.
         refused: the number of events that could not be sent.
     """
 
@@ -40,18 +40,21 @@ class Synced:
 def sync_folders(
     folders: list[Path], uri: str | None, experiment: str | None, died_as: str
 ) -> Iterator[Synced]:
-    """Send all runs in folders and their subfolders, the parent run of a sweep before its jobs.
+    """Send all runs in folders and their subfolders to MLflow.
+
+    The parent run of a sweep is sent before its jobs.
 
     Args:
-        uri, experiment: the target of all runs; None selects the target in each run's event log.
-        died_as: the status of runs whose process died before it recorded an end.
+        uri: the store. None selects each run's own store, if it exists, or the default store.
+        experiment: the name of the experiment. None selects each run's own experiment.
+        died_as: the status for runs whose process died.
 
     Yields:
-        What happened to each run. A run whose own store cannot be opened is "not sent", and the
-        other runs are still sent.
+        The result for each run. If a run's own store cannot be opened, the status is "not sent",
+        and the other runs are still sent.
 
     Raises:
-        UserError: no run was found, or the store at `uri` cannot be opened or does not answer.
+        UserError: no run was found, or the store at `uri` cannot be used.
     """
     # The folders may overlap, but each log is sent only once.
     logs = {log.file.resolve(): log for folder in folders for log in find_logs(folder, below=True)}
@@ -77,13 +80,12 @@ def sync_folders(
 
 
 def _count_offline_references(log: EventLog) -> int:
-    """Return how many runs must be sent before this one, because its tags refer to them."""
     tags = log.tags
+    # Runs to which these tags refer by a local id must be sent first.
     return sum(tags.get(key, "").startswith(OFFLINE) for key in (PARENT_TAG, SAME_AS))
 
 
 def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target:
-    """Return where to send a run: to `uri`, its own store, or the default store."""
     own, is_from_here = start.get("uri"), start.get("host") == socket.gethostname()
     # The part before "+" is the scheme: `postgresql+psycopg://user@host/database`.
     if uri is None and own and own.partition(":")[0].partition("+")[0] in SERVED:
