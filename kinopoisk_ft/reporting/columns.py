@@ -1,6 +1,6 @@
-"""Define the columns of the report: their MLflow metrics, number formats and tables.
+"""Define the columns of the report.
 
-To add a column, add an entry to `COLUMNS` and a label to the two locale files.
+To add a column, add an entry to `COLUMNS` and a label to each file in reporting/locale.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Column:
     """A quantity that the report shows for each row.
 
     Args:
-        name: name in CSV and JSON, and key of the label in the locale files.
-        metric: MLflow metric; an empty string means that it equals `name`.
-        kind: number format. Scores and times are shown with their standard deviation over seeds.
-        unit: unit after the label, as `unit_<unit>` in the locale files; empty for pure numbers.
-        shown_in: the tables that show it.
-        best: whether the highest or the lowest value is the best; None if no value is marked.
+        name: name in CSV and JSON, and in the locale files.
+        metric: name of the MLflow metric; empty if equal to `name`.
+        kind: number format. Only scores and times are shown with a standard deviation.
+        unit: unit, such as "MB"; empty for pure numbers.
+        shown_in: the tables that show the column.
+        best: whether the maximum or the minimum is the best value. None if no value is marked.
         mark: name of the CSV and JSON column that marks the row with the best value.
-        charged: a second metric that is added to the value, such as the time to fill a cache;
-            empty if there is none.
-        expected: True if a note lists the rows that lack it.
-        interval: True if the comparison computes a confidence interval for it.
+        charged: a second metric that is added to the value; empty if there is none. For example,
+            the time to fill a cache is added to the training time.
+        expected: True if a note lists the rows without a value.
+        interval: True if the comparison computes a confidence interval.
     """
 
     name: str
@@ -104,5 +104,5 @@ MAJORITY = {metric.name: f"majority_{metric.name}" for metric in METRICS if metr
 
 
 def columns_in(table: Shown) -> list[Column]:
-    """Return the columns that `table` shows."""
+    """Return the columns that a table shows."""
     return [column for column in COLUMNS.values() if table in column.shown_in]

@@ -1,6 +1,7 @@
 """Write the conclusions and recommendations of the report.
 
-A difference is significant only if its interval excludes zero and its Holm-corrected p <= 0.05.
+A difference is significant if its interval excludes zero and its Holm-corrected p-value is at most
+0.05.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 
 @dataclass(frozen=True)
 class Choice:
-    """A recommendation; `limit` is what matters most: time, parameters, memory or quality."""
+    """A recommendation.
+
+    `limit` is what matters most: "time", "parameters", "memory" or "quality".
+    """
 
     limit: str
     name: str
@@ -34,7 +38,7 @@ class Choice:
 
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
-    """Return sentences on the best approach, baselines, speed, adapters, Mamba and leakage."""
+    """Return the conclusions from one table as sentences."""
     best = table.rows[0]
     found = [locale("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
     if len(table.rows) == 1:
@@ -54,7 +58,6 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
 
 
 def _numbers(row: Row, locale: Locale) -> dict[str, str]:
-    """Return the name, F1 and training time of a row as placeholder values for phrases."""
     time = row.mean(TIME)
     return {
         "name": row.name,
@@ -64,7 +67,6 @@ def _numbers(row: Row, locale: Locale) -> dict[str, str]:
 
 
 def _difference(table: Table, row: Row, other: Row, locale: Locale) -> dict[str, str]:
-    """Return F1 of `row` minus F1 of `other`, and whether it is significant, as text."""
     delta = row.values[HEADLINE].mean - other.values[HEADLINE].mean
     pair = table.comparison.pair(row.name, other.name)
     verdict = (
@@ -88,7 +90,6 @@ def _verdict(pair: Pair, pairs: int, locale: Locale) -> str:
 
 
 def _floor(table: Table, locale: Locale) -> list[str]:
-    """Compare the best row with the majority class and the TF-IDF baseline."""
     best = table.rows[0]
     found = []
     if HEADLINE in table.majority:
@@ -134,13 +135,11 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    """Return the row that fully fine-tunes the same model with settings most similar to `row`."""
     full = [r for r in table.rows if r.first.model == row.first.model and r.first.adapter == FULL]
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
 def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale: Locale) -> str:
-    """Return text on how `row` differs from `other` in each column and in F1."""
     facts = []
     for name in columns:
         a, b = row.mean(name), other.mean(name)
@@ -171,7 +170,6 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
 
 
 def _budgets(row: Row, other: Row, locale: Locale) -> str:
-    """Return a sentence on the settings that differ between two rows, or "" if none do."""
     differences = [
         f"{locale(key)} {' / '.join(value or NOTHING for _, value in parts)}"
         for key, parts in differing_settings([row, other]).items()
@@ -180,7 +178,6 @@ def _budgets(row: Row, other: Row, locale: Locale) -> str:
 
 
 def _leakage(table: Table, locale: Locale) -> list[str]:
-    """Return sentences on films shared by train and test, and on pretraining with test reviews."""
     keys = {
         "share": "leakage_films_share",
         "guess": "leakage_film_guess_accuracy",
@@ -202,14 +199,14 @@ def _leakage(table: Table, locale: Locale) -> list[str]:
 
 
 def recommendations(table: Table, locale: Locale) -> list[str]:
-    """Return the recommendations of `choices` as sentences."""
+    """Return the text of each recommendation."""
     return [choice.text for choice in choices(table, locale)]
 
 
 def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return one recommendation for each measured cost, then one for quality.
 
-    The list is empty if the table has only one row.
+    The result is empty if the table has only one row.
     """
     if len(table.rows) == 1:
         return []
@@ -219,7 +216,6 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
 
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
-    """Recommend the cheapest row, and also the cheapest network if that row is TF-IDF."""
     cheapest = _cheapest(table.rows, column)
     if cheapest is None:
         return None
@@ -231,7 +227,6 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
-    """Return the scores and the cost of a row, and its difference from the best row, as text."""
     best, against = table.rows[0], ""
     if row is not best:
         against = locale("from_best", best=best.name, **_difference(table, row, best, locale))
@@ -241,7 +236,6 @@ def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str
 
 
 def _quality(table: Table, locale: Locale) -> str:
-    """Recommend the best row, and list the rows that do not differ significantly from it."""
     best, *others = table.rows
     scores = {name: locale.score(best.values[name].mean) for name in BEST if name in best.values}
     text = [locale("limit_quality", **_numbers(best, locale), **scores)]

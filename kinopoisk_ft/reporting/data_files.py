@@ -1,6 +1,6 @@
 """Write the report as CSV, JSON and LaTeX.
 
-Names and numbers in CSV and JSON do not depend on the language of the report.
+In CSV and JSON, names and numbers do not depend on the language of the report.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ LATEX_HEAD = r"""% In the preamble: \usepackage{booktabs}, \usepackage{graphicx}
 
 
 def as_csv(document: Document) -> str:
-    """Return CSV with one line per row of each table, and one for the majority class."""
+    """Return CSV with one line per row of each table.
+
+    The last line of each table is the majority-class baseline.
+    """
     return _csv(_record(s.table, row) for s in document.sections for row in _all_rows(s))
 
 
 def differences_csv(document: Document) -> str:
-    """Return CSV with one line for each metric of each pair of approaches."""
+    """Return CSV with one line per pair of approaches and metric."""
     return _csv((line for s in document.sections for line in _pairs(s.table)), PAIR_FIELDS)
 
 
@@ -57,7 +60,6 @@ SLICE_FIELDS = (
 
 
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:
-    """Return the lines as CSV, and escape values that a spreadsheet would run as formulas."""
     frame = pd.DataFrame(list(lines), columns=fields, dtype=object)
     return str(frame.map(escape_formula).to_csv(index=False, lineterminator="\n"))
 
@@ -89,7 +91,10 @@ def _slices(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def as_json(document: Document, language: str) -> str:
-    """Return the whole report as JSON, including the runs of each row; unknown values are null."""
+    """Return the whole report as JSON.
+
+    Unknown values are null.
+    """
     whole = {
         "experiment": document.experiment,
         "parent": document.parent,
@@ -132,9 +137,9 @@ def _all_rows(section: Section) -> list[Row | None]:
 
 
 def _record(table: Table, row: Row | None) -> dict[str, Any]:
-    """Return the CSV record of a row, or of the majority class if `row` is None.
+    """Return the values of a row by CSV column.
 
-    Unknown values are empty strings.
+    None stands for the majority-class baseline. Unknown values are empty strings.
     """
     record: dict[str, Any] = {
         "data": table.data,
@@ -173,7 +178,7 @@ def _yes(value: bool) -> str:
 
 
 def as_latex(document: Document, locale: Locale) -> str:
-    """Return each table of results as an escaped LaTeX `table` environment with booktabs rules."""
+    """Return each table of results as a LaTeX `table` environment."""
     tables = [
         _latex_table(results(s.table, locale), data_line(s.table, locale), f"tab:comparison-{i}")
         for i, s in enumerate(document.sections, start=1)
@@ -194,5 +199,5 @@ def _latex_table(frame: pd.DataFrame, caption: str, label: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape all characters that have a special meaning in LaTeX."""
+    """Escape the characters that have a special meaning in LaTeX."""
     return "".join(SPECIAL.get(sign, sign) for sign in text)

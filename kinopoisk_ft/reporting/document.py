@@ -1,4 +1,4 @@
-"""Build the content of the report, from which all output formats are written."""
+"""Build the content of the report for all output formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table with its text; `pictures` maps kinds of figures to file names without suffix."""
+    """One table of the report, with its figures and texts.
+
+    `pictures` contains file names without suffix, by kind of figure.
+    """
 
     table: Table
     pictures: dict[str, str]
@@ -29,7 +32,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of one approach that failed with the same cause; fields as in `FailedRun`."""
+    """The failed runs of one approach with the same cause.
+
+    `kind` and `detail` are described in `FailedRun`.
+    """
 
     approach: str
     kind: str
@@ -40,7 +46,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The content of a report. If it covers only one sweep, `parent` is that sweep's run id."""
+    """The content of a report.
+
+    `parent` is the run id of a sweep, or None if the report covers a whole experiment.
+    """
 
     experiment: str
     parent: str | None
@@ -55,7 +64,10 @@ def build(
     parent: str | None,
     locale: Locale,
 ) -> Document:
-    """Group the runs into tables, and write notes and conclusions for each table."""
+    """Build the report from the runs.
+
+    `predictions` are keyed by run id. `parent` is described in `Document`.
+    """
     found = tables(collected.runs, predictions)
     names = (
         ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
@@ -105,7 +117,7 @@ def _failures(failed: list[FailedRun]) -> list[Failure]:
 
 
 def failures(document: Document, locale: Locale) -> pd.DataFrame:
-    """Return a table of the failed runs, grouped by approach and cause."""
+    """Return the table of failed runs."""
     rows = []
     for failure in document.failures:
         seeds = ", ".join(failure.seeds) or NOTHING

@@ -1,4 +1,4 @@
-"""Load the phrases of a language from locale/<language>.yaml, and format numbers for it."""
+"""Provide the phrases and number formats of each language."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"
 
 @functools.cache
 def phrases(language: str) -> dict[str, str]:
-    """Load the phrases of a language, by key."""
+    """Load the phrases of a language from locale/<language>.yaml."""
     file = files("kinopoisk_ft.reporting").joinpath(f"locale/{language}.yaml")
     found: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return found
@@ -42,20 +42,23 @@ class Locale:
         self.language = language
 
     def __call__(self, key: str, **parts: object) -> str:
-        """Return the phrase `key` with its placeholders filled in."""
+        """Return the phrase `key` with `parts` filled in."""
         return phrases(self.language)[key].format(**parts)
 
     def label(self, name: str) -> str:
-        """Return the label of a metric or column, or `name` if the language has no label."""
+        """Return the label of a metric or column, by default `name`."""
         return phrases(self.language).get(name, name)
 
     def heading(self, column: Column) -> str:
-        """Return the label of a column with its unit."""
+        """Return the label of a column, with the unit if there is one."""
         label = self.label(column.name)
         return f"{label}, {self(f'unit_{column.unit}')}" if column.unit else label
 
     def number(self, value: float, digits: int, *, signed: bool = False) -> str:
-        """Format a number with `digits` decimals: 1,234.50 in English, 1 234,50 in Russian."""
+        """Format a number with `digits` decimals.
+
+        Examples are 1,234.50 in English and 1 234,50 in Russian.
+        """
         text = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", MINUS)
         # A number that rounds to zero has no sign.
         if not float(f"{value:.{digits}f}"):
@@ -65,54 +68,57 @@ class Locale:
         return text
 
     def score(self, value: float, *, signed: bool = False) -> str:
-        """Format an accuracy or F1 with four decimals."""
+        """Format a score with four decimals."""
         return self.number(value, 4, signed=signed)
 
     def interval(self, found: Interval, *, digits: int = 4, signed: bool = False) -> str:
-        """Format the bounds of an interval in brackets."""
+        """Format the bounds of an interval."""
         low, high = (self.number(end, digits, signed=signed) for end in (found.low, found.high))
         return self("interval", low=low, high=high)
 
     def p_value(self, p: float) -> str:
-        """Format a p-value with three decimals, or as "<0.001" if it is smaller."""
+        """Format a p-value with three decimals.
+
+        Values below 0.001 become "<0.001".
+        """
         if p < SMALLEST_P:
             return self("below", value=self.number(SMALLEST_P, 3))
         return self.number(p, 3)
 
     def range(self, text: str) -> str:
-        """Replace the hyphen of a range, such as `213-540`, with an en dash."""
+        """Format a range such as `213-540` with an en dash."""
         return text.replace("-", EN_DASH)
 
     def seconds(self, value: float, *, signed: bool = False) -> str:
-        """Format a time with the number of decimals from `time_digits`."""
+        """Format a time in seconds."""
         return self.number(value, time_digits(value), signed=signed)
 
     def percent(self, share: float, *, signed: bool = False) -> str:
-        """Format a fraction as a percentage, with two significant digits below 10%."""
+        """Format a fraction as a percentage."""
         points = 100 * share
         digits = 0 if abs(points) >= 10 else 1 if abs(points) >= 1 else 2
         space = NO_BREAK_SPACE if self.language == "ru" else ""
         return f"{self.number(points, digits, signed=signed)}{space}%"
 
     def short(self, value: float) -> str:
-        """Format a count for an axis, such as 100, 2 K or 10 M."""
+        """Format a count for an axis, such as 10 M for ten million."""
         for size, name in SCALES:
             if value >= size:
                 return f"{self.plain(value / size)}{NO_BREAK_SPACE}{self(name)}"
         return self.plain(value)
 
     def plain(self, value: float) -> str:
-        """Format a number with as many decimals as it needs, at most two."""
+        """Format a number with at most two decimals."""
         digits = next((d for d in (0, 1) if round(value, d) == value), 2)
         return self.number(value, digits)
 
     def listed(self, items: list[str]) -> str:
-        """Join items as in `a, b and c`."""
+        """Join items, as in "a, b and c"."""
         if len(items) < 2:
             return "".join(items)
         return f"{', '.join(items[:-1])} {self('and')} {items[-1]}"
 
 
 def time_digits(seconds: float) -> int:
-    """Return the number of decimals for a time: two below 10 s, otherwise one."""
+    """Return the number of decimals for a time in seconds."""
     return 1 if abs(seconds) >= 10 or not seconds else 2

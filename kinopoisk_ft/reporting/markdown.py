@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.metrics import shown_in
 
 
 def as_text(document: Document, locale: Locale) -> str:
-    """Return the report as plain text with aligned columns, for a terminal."""
+    """Return the report as plain text for a terminal."""
     parts = [_heading(document, locale), *document.notes]
     for section in document.sections:
         table = section.table
@@ -48,7 +48,7 @@ def as_text(document: Document, locale: Locale) -> str:
 
 
 def as_markdown(document: Document, locale: Locale) -> str:
-    """Return the report as Markdown that links figures by their file names."""
+    """Return the report as Markdown, with links to the figures."""
     notes = [_escape(note) for note in document.notes]
     parts = [f"# {locale('title')}", _escape(_heading(document, locale)), *notes]
     for section in document.sections:
@@ -65,9 +65,9 @@ def as_markdown(document: Document, locale: Locale) -> str:
 
 
 def as_note(document: Document, locale: Locale, most: int) -> str:
-    """Return recommendations, conclusions and results as Markdown for the note of an MLflow run.
+    """Return a summary of the report as Markdown, for the note of an MLflow run.
 
-    If the text has more than `most` characters, parts at the end are left out.
+    `most` is the maximum number of characters. A longer summary is shortened at the end.
     """
     end = locale("see_files")
     parts: list[str] = []
@@ -91,7 +91,6 @@ def _summary(section: Section, locale: Locale) -> list[str]:
 
 
 def _evidence(section: Section, locale: Locale) -> list[str]:
-    """Return the tables that support the conclusions, each followed by its figure, if any."""
     table = section.table
     frames = {
         "sizes_table": tables.sizes(table, locale),
@@ -140,7 +139,6 @@ def _failed_title(document: Document, locale: Locale) -> str:
 
 
 def _aligned(frame: pd.DataFrame, left: int = 1) -> str:
-    """Format a table with `left` left-aligned columns, followed by right-aligned ones."""
     return _tabulate(frame, "simple", left)
 
 

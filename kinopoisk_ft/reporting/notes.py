@@ -1,4 +1,4 @@
-"""Write the notes on missing results, excluded runs, and settings that differ between rows."""
+"""Write the notes on the report and on each table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ MOST_NAMED = 3
 
 
 def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
-    """Return the notes on the report as a whole; `count` is the number of tables."""
+    """Return the notes on the whole report.
+
+    `count` is the number of tables.
+    """
     notes = []
     if count > 1:
         notes.append(locale("note_tables", count=count))
@@ -94,7 +97,6 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
 
 
 def _cut_differently(comparison: Comparison) -> bool:
-    """Return whether slices by truncation have different sizes for different approaches."""
     sizes = {
         tuple((one.value, one.n) for one in found if one.by == "truncated")
         for found in comparison.slices.values()
@@ -103,7 +105,6 @@ def _cut_differently(comparison: Comparison) -> bool:
 
 
 def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
-    """Return a note with each value of the setting `what` and the names of the rows that use it."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[value or NOTHING][name] = None
@@ -116,7 +117,6 @@ def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
 
 
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
-    """Return a note for each network whose training times differ too much between seeds."""
     notes = []
     for row in rows:
         times = [run.metrics[TIME] for run in row.runs if TIME in run.metrics]
@@ -127,8 +127,8 @@ def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:
 
 
 def _settings(rows: tuple[Row, ...]) -> list[str]:
-    """Return the settings of rows whose names contain a number (`bert #2`) instead of settings."""
     return [
+        # Names such as `bert #2` do not contain the settings.
         f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
         for row in rows
         if "#" in row.name.removeprefix(row.first.approach)

@@ -1,4 +1,4 @@
-"""Write the files of the report, and log them to the sweep's parent run in MLflow."""
+"""Write the report to files, and log these files to MLflow."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ VIEW = "mlflow.sharedViewState.kinopoisk_ft"
 
 
 def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
-    """Write tables and figures to the folder and return their paths.
+    """Write the files of the report, and return their paths.
 
-    If this fails, earlier files are kept. Raises UserError if the folder cannot be written.
+    Files of an earlier report are replaced only after all new files are complete. Raises UserError
+    if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def _delete_left_over(folder: Path) -> None:
 
 
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
-    """Return the parent run id of the sweep that all runs belong to, or None if there is none."""
+    """Return the run id of the sweep to which all runs belong, or None."""
     parents = {run.parent for run in runs}
     return parents.pop() or None if len(parents) == 1 else None
 
@@ -96,7 +97,7 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Log the files to the parent run, set its note, and save a view for the MLflow UI."""
+    """Log the report to the MLflow run `parent`, and save a view for the MLflow UI."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
@@ -112,7 +113,7 @@ def log_report(
 
 
 def _view(name: str, created: int) -> str:
-    """Return the JSON of a saved view, which the Views menu of MLflow 3 lists by its name."""
+    # MLflow 3 stores saved views in this format.
     columns = view_columns()
     state = {"selectedColumns": columns, "columnOrder": columns}
     envelope = {"name": name, "createdAt": created, "updatedAt": created}
@@ -120,7 +121,7 @@ def _view(name: str, created: int) -> str:
 
 
 def view_columns() -> list[str]:
-    """Return the columns of the saved view: the seed, the headline metric, the other metrics."""
+    """Return the columns of the saved view, from left to right."""
     shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
     metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
     return ["tags.`seed`", *(f"metrics.`{metric}`" for metric in metrics)]

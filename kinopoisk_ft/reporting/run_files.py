@@ -1,4 +1,4 @@
-"""Read the predictions, learning curves, data description and environment that a run logged."""
+"""Read the files that runs logged to MLflow."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What one run recorded for the HTML page; a field is empty if nothing was recorded.
+    """The records of one run for the HTML page.
+
+    Fields are empty if nothing was recorded.
 
     Args:
-        history: rows with `step` and a key of `CURVES`.
-        data: content of the run's data.json.
-        environment: content of the run's environment.json.
+        history: points of the learning curves. Each has `step` and a key of `CURVES`.
+        data: content of data.json.
+        environment: content of environment.json.
     """
 
     history: list[HistoryRow] = field(default_factory=list)
@@ -50,7 +52,10 @@ class RunFiles:
 
 
 def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:
-    """Download and read the files that the runs logged. Raises UserError if one is unreadable."""
+    """Download and read the files of runs.
+
+    Raises UserError if a file is unreadable.
+    """
     predictions, details = {}, {}
     for run in runs:
         files = {file.path for file in client.list_artifacts(run.run_id)}

@@ -1,4 +1,4 @@
-"""Group runs with equal settings into rows of the report, and compare the rows' settings."""
+"""Group runs with equal settings into rows of the report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ LIMITS = ("trainer.epochs", "trainer.max_steps")
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (ddof=1) over n seeds; `std` is None for one seed."""
+    """A mean and a standard deviation over n seeds.
+
+    `std` is the sample standard deviation (ddof=1), or None for one seed.
+    """
 
     mean: float
     std: float | None
@@ -45,12 +48,12 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The runs of one approach that have the same settings; each run has its own seed.
+    """The runs of one approach with the same settings.
 
     Args:
-        values: spread over seeds by column, without columns that no run recorded.
+        values: mean and standard deviation by column. Columns that no run recorded are missing.
         own_settings: settings that distinguish the row from other rows of the same approach.
-        from_best: signed difference from the best row, by column.
+        from_best: mean minus the best mean of the table, by column.
     """
 
     name: str
@@ -61,25 +64,29 @@ class Row:
 
     @property
     def first(self) -> TrainedRun:
-        """Return the first run; all runs have the same model, adapter and settings."""
+        """Return the first run.
+
+        All runs of a row have the same model, adapter and settings.
+        """
         return self.runs[0]
 
     @property
     def is_network(self) -> bool:
-        """Return whether the model is a neural network and not the TF-IDF baseline."""
+        """Return whether the model is a neural network."""
         return self.first.model != BASELINE
 
     @property
     def starts_randomly(self) -> bool:
-        """Return whether the network starts from random weights, without pretraining."""
+        """Return whether training starts from random weights."""
         # Only configs for training from scratch set a vocabulary size.
         return "model.vocab_size" in self.first.settings
 
     @property
     def pretrained_on_test(self) -> tuple[float, float] | None:
-        """Return the number and fraction of test reviews that the base model was pretrained on.
+        """Return the number and the fraction of test reviews that were used for pretraining.
 
-        The result is the maximum over runs, or None if it is 0 and some runs have no record.
+        The result is the maximum over runs. If the maximum is 0 but some runs have no record, the
+        result is None.
         """
         keys = ("leakage_pretraining", "leakage_pretraining_share")
         found = [tuple(run.metrics.get(key) for key in keys) for run in self.runs]
@@ -88,14 +95,14 @@ class Row:
         return most if most[0] or len(known) == len(found) else None
 
     def setting(self, key: str) -> str:
-        """Return a setting of the row, or "" if it is not set."""
+        """Return a setting, or "" if the setting is missing or None."""
         found = self.first.settings.get(key, "")
         return "" if found == "None" else found
 
     def compared(self, key: str) -> str:
-        """Return the value of a key in `COMPARED`, or "" if it is not set.
+        """Return the value for a key in `COMPARED`, or "" if there is none.
 
-        If runs differ, for example in their precision, all values are joined: "bf16, fp32".
+        Different values of the runs are joined, as in "bf16, fp32".
         """
         if key in OF_RUNS:
             return ", ".join(sorted({getattr(run, key) for run in self.runs}))
@@ -110,19 +117,19 @@ class Row:
         return found
 
     def mean(self, column: str) -> float | None:
-        """Return the mean of a column, or None if no run recorded it."""
+        """Return the mean of a column, or None if no run recorded a value."""
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row has the best value of the column with this mark."""
+        """Return whether the row gets a mark, such as "best_f1"."""
         return self.from_best.get(MARKS[mark]) == 0
 
 
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
-    """Return the settings that differ between or within rows, as (row name, value) for each row.
+    """Return the settings that differ between rows, or between runs of one row.
 
-    The TF-IDF baseline is compared only in the settings in `TEXTS`, because the others apply only
-    to networks.
+    Each setting has a list of (row name, value). The TF-IDF baseline is compared only in `TEXTS`,
+    because the other settings apply only to networks.
     """
     found = {}
     for key in COMPARED:
@@ -135,7 +142,10 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 
 
 def rows_of(runs: list[TrainedRun]) -> list[Row]:
-    """Group runs by approach and settings into rows; `from_best` is still empty."""
+    """Group runs into rows by approach and settings.
+
+    `from_best` is still empty.
+    """
     by_approach: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         by_approach[run.approach][str(run.settings)].append(run)
@@ -178,7 +188,6 @@ def _own_settings(recipes: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _name(approach: str, own: dict[str, str], number: int) -> str:
-    """Name a row after its approach and the settings that distinguish it from other rows."""
     if not own:
         return approach
     if len(own) > SETTINGS_IN_NAME:

@@ -1,4 +1,4 @@
-"""Read the finished and failed training runs of an MLflow store."""
+"""Read the finished and failed training runs from an MLflow store."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ class TrainedRun:
     Args:
         start_time: milliseconds since the Unix epoch.
         settings: config values that distinguish rows of the report.
-        experiment: name of the selected file in conf/experiment.
-        overrides: overrides on the command line.
+        experiment: name of the selected config in conf/experiment.
+        overrides: config overrides from the command line.
         command: command that repeats the run.
-        parent: run id of its sweep.
-        not_above_majority: the splits on which it does not beat the majority class.
-        searched: "trial" for a trial of a search, "experiment=best" for the result of a search.
+        parent: run id of the sweep.
+        not_above_majority: splits on which the model is not better than the majority class.
+        searched: "trial" for a trial of a hyperparameter search. "experiment=best" for a run with
+            the best settings of a search. Otherwise empty.
     """
 
     run_id: str
@@ -77,7 +78,7 @@ class TrainedRun:
 
     @property
     def max_length(self) -> str:
-        """Return the maximum number of tokens, or "" for TF-IDF, which has no limit."""
+        """Return the maximum number of tokens, or "" for TF-IDF."""
         return self.settings.get("data.max_length", "") if self.model != BASELINE else ""
 
 
@@ -85,8 +86,10 @@ class TrainedRun:
 class FailedRun:
     """A run without a result.
 
-    `kind` is "raised", "killed", "no_traceback" or "incomplete". `detail` is the error message
-    for "raised", and the names of missing metrics and tags for "incomplete".
+    Args:
+        kind: "raised", "killed", "no_traceback" or "incomplete".
+        detail: the error message for "raised". The names of missing metrics and tags for
+            "incomplete". Otherwise empty.
     """
 
     run_id: str
@@ -98,7 +101,12 @@ class FailedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """The runs of a report; `superseded` and `unfinished` are numbers of excluded runs."""
+    """The runs of a report.
+
+    Args:
+        superseded: number of runs that were left out because an equal run is newer.
+        unfinished: number of runs that have not ended.
+    """
 
     experiment: str
     runs: list[TrainedRun]
@@ -108,7 +116,7 @@ class Collected:
 
 
 def read_missing(run: Run) -> str:
-    """Return the names of the metrics and tags that a finished run lacks, or "" if none."""
+    """Return the names of missing metrics and tags, or "" for a complete run."""
     metrics = run.data.metrics
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
     found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
@@ -121,12 +129,12 @@ def _approach(tags: dict[str, str]) -> str:
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
-    """Return tags or params as single lines, because anyone with write access can set them."""
+    # Anyone with write access to the store can set these values.
     return {key: to_one_line(value) for key, value in values.items()}
 
 
 def read_trained(run: Run) -> TrainedRun:
-    """Convert a finished MLflow run for which `read_missing` returns ""."""
+    """Convert a finished and complete MLflow run."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     # With a digest of the data, its path does not matter.
@@ -159,7 +167,10 @@ def _searched(tags: dict[str, str]) -> str:
 
 
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
-    """Convert an MLflow run without a result; `kind` and `detail` are those of `FailedRun`."""
+    """Convert an MLflow run without a result.
+
+    `kind` and `detail` are described in `FailedRun`.
+    """
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(
@@ -168,12 +179,15 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
 
 
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
-    """Read the training runs of an experiment, or of the sweep `parent` in any experiment.
+    """Read the training runs of an experiment or of a sweep.
 
-    Only the newest of several equal runs is kept. Runs of a sweep are equal if they have the same
-    approach, seed, data, test reviews and settings. For a whole experiment, settings other than
-    those in `READ` may differ. Raises UserError if the experiment or sweep does not exist, or if no
-    run has finished.
+    Of several equal runs, only the newest is kept. Equal runs have the same approach, seed, data,
+    test reviews and `READ` settings. In a sweep, all other settings must also be equal.
+
+    Raises UserError if the experiment or sweep does not exist, or if no run has finished.
+
+    Args:
+        parent: run id of the sweep. If given, `experiment` is ignored.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
@@ -216,7 +230,6 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
 
 
 def _active(client: MlflowClient, experiment: Experiment) -> Experiment:
-    """Return the experiment. Raises UserError if it is deleted."""
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         uri, name = client.tracking_uri, experiment.name
         raise UserError(
@@ -252,7 +265,6 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
 
 
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
-    """Return the training runs; for a sweep, include the runs that its skipped jobs refer to."""
     if parent is None:
         return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
     of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
@@ -261,6 +273,7 @@ def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[
         for kind in ("train", "skipped")
     )
     try:
+        # A job is skipped if an identical run has finished. That run may belong to another sweep.
         runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
     except MlflowException as error:
         raise UserError(
@@ -284,7 +297,6 @@ def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[
 
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
-    """Return `kind` and `detail` for `FailedRun`, read from the run's traceback.txt."""
     if run.info.status == "KILLED":
         return "killed", ""
     try:

@@ -1,4 +1,4 @@
-"""Group rows into tables, one per data set and split, and format them as DataFrames of strings.
+"""Compare runs with the same test reviews in tables, and format these tables as DataFrames.
 
 A DataFrame without rows means that there is nothing to show.
 """
@@ -36,10 +36,10 @@ class Table:
     """Rows with the same test reviews, sorted by the headline metric.
 
     Args:
-        best: the best mean, by column.
-        majority: the scores of always predicting the majority class, by column.
-        majority_differs: True if the runs recorded different majority scores.
-        comparison: comparison of the predictions; approaches are named like the rows.
+        best: best mean of all rows, by column.
+        majority: scores of the majority-class baseline, by column.
+        majority_differs: True if the runs recorded different scores of this baseline.
+        comparison: statistical comparison of the rows, by row name.
     """
 
     data: str
@@ -57,13 +57,16 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return the metrics of one run that recorded leakage; other runs have the same leakage."""
+        """Return the metrics of one run that recorded leakage.
+
+        One run is enough, because all runs have the same splits.
+        """
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
-    """Return one table for each data set and split, sorted by data set name, then by digests.
+    """Return one table for each combination of data set and split.
 
     `predictions` are keyed by run id. Runs without predictions have scores but no intervals.
     """
@@ -75,10 +78,10 @@ def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> li
 
 
 def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
-    """Add metrics that an older version did not record, computed from the predictions."""
     if predictions is None:
         return run
     classes = len(predictions.class_names)
+    # Earlier versions did not record all metrics.
     found = scores(count_confusion(predictions.labels, predictions.predicted, classes))
     metrics = {f"test_{name}": float(value) for name, value in found.items()}
     return replace(run, metrics=metrics | run.metrics)
@@ -121,7 +124,6 @@ def _approach(row: Row, predictions: Mapping[str, Predictions]) -> Approach:
 
 
 def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
-    """Return the majority class's scores, and whether runs recorded different values for them."""
     seen = {
         column: [run.metrics[metric] for run in runs if metric in run.metrics]
         for column, metric in MAJORITY.items()
@@ -131,7 +133,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 
 
 def data_line(table: Table, locale: Locale) -> str:
-    """Return a line with a table's data set, split rule and split digest."""
+    """Return a line that describes the data and the split of a table."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]
@@ -139,12 +141,12 @@ def data_line(table: Table, locale: Locale) -> str:
 
 
 def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
-    """Return a DataFrame of strings; column headings may repeat."""
+    """Return a DataFrame of strings with the given headings, which may repeat."""
     return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
 
 
 def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:
-    """Format a number according to the kind of its column."""
+    """Format a value in the number format of a column."""
     if column.kind == "seconds":
         return locale.seconds(value, signed=signed)
     if column.kind == "share":
@@ -153,7 +155,10 @@ def write_value(value: float, column: Column, locale: Locale, *, signed: bool = 
 
 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:
-    """Format mean ± standard deviation; only the mean for one seed, counts and fractions."""
+    """Format mean ± standard deviation.
+
+    The deviation is left out for counts, for fractions and for a single seed.
+    """
     spread = row.values.get(column.name)
     if spread is None:
         return NOTHING
@@ -177,7 +182,7 @@ def write_measured(table: Table, row: Row, column: Column, locale: Locale) -> st
 
 
 def results(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of test results; the majority class is the last row."""
+    """Return the table of test results, with the majority-class baseline in the last row."""
     columns = columns_in("results")
     rows = [
         [row.name, str(len(row.runs)), *(write_measured(table, row, c, locale) for c in columns)]
@@ -192,7 +197,7 @@ def results(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def sizes(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of model size, speed, and how much of the reviews was read."""
+    """Return the table of model sizes and speeds."""
     columns = columns_in("sizes")
     rows = [
         [row.name, *(write_mean(row, c, locale) for c in columns), row.first.max_length or NOTHING]
@@ -203,7 +208,7 @@ def sizes(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def against_best(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of best-value marks and signed differences from the best values."""
+    """Return the table that compares each row with the best values."""
     rows = []
     for row in table.rows:
         marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
@@ -261,7 +266,7 @@ def calibration(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
-    """Return the table of one metric with intervals: one row per slice, one column per approach."""
+    """Return the table of one metric, with one row per slice and one column per approach."""
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
     places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
@@ -293,13 +298,13 @@ def _slice_score(one: Slice | None, metric: str, locale: Locale) -> str:
 
 
 def _counts(counts: list[int], locale: Locale) -> str:
-    """Format the size of a slice, which differs between models that truncate differently."""
+    # Models that truncate differently have slices of different sizes.
     ends = dict.fromkeys((counts[0], counts[-1]))
     return locale.range("-".join(locale.number(n, 0) for n in ends))
 
 
 def leakage(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of what the train and test splits share, as counts and fractions."""
+    """Return the table of overlaps between training data and test reviews."""
     found = table.leakage
     rows = [
         [
@@ -321,7 +326,6 @@ def leakage(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
-    """Return rows for base models that were, or may have been, pretrained on test reviews."""
     rows = [
         [
             locale("pretraining", names=row.name),
@@ -337,5 +341,5 @@ def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
 
 
 def unknown_pretraining(table: Table) -> list[str]:
-    """Return the networks for which pretraining on test reviews was not recorded."""
+    """Return the names of networks that may have been pretrained on test reviews."""
     return [row.name for row in table.rows if row.is_network and row.pretrained_on_test is None]

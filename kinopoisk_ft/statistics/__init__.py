@@ -1,1 +1,1 @@
-"""Compute metrics, confidence intervals, tests, calibration and slices from predictions."""
+"""Compute metrics and statistical comparisons from predictions."""

@@ -33,9 +33,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sample:
-    """Scores of several runs, by metric: observed (runs,) and resampled (resamples, runs).
+    """Scores of several runs, by metric.
 
-    Each resample contains the same reviews for every run, so that their differences are paired.
+    Args:
+        observed: (runs,) scores on the test reviews.
+        resampled: (resamples, runs) scores on bootstrap resamples. Each resample contains the same
+            reviews for all runs, so that differences between runs are paired.
     """
 
     observed: Scores
@@ -53,18 +56,18 @@ def resample(
 ) -> Sample:
     """Score several runs on bootstrap resamples of the test reviews.
 
-    Reviews with the same label and the same predictions of all runs are interchangeable, so only
-    their multinomial counts are drawn. This is faster and has the same distribution.
-
     Args:
+        labels: (N,) true classes.
         predicted: (runs, N) predicted classes.
-        groups: (N,) group numbers for a cluster bootstrap, for example one number per film. Whole
-            groups are drawn, as many as there are (Davison and Hinkley, 1997, section 3.8).
+        groups: (N,) group of each review, for example its film. If given, whole groups are drawn
+            (Davison and Hinkley, 1997, section 3.8).
     """
     runs = len(predicted)
     # (runs, N): the index of each prediction in the flattened confusion matrices of all runs.
     cells = labels * classes + predicted + classes**2 * np.arange(runs)[:, None]
     if groups is None:
+        # Reviews with the same label and the same predictions are interchangeable. Drawing only
+        # the number of each kind is faster, and has the same distribution.
         kinds, counts = np.unique(cells, axis=1, return_counts=True)
         into = np.zeros((len(counts), runs * classes**2))
         np.put_along_axis(into, kinds.T, 1.0, axis=1)
@@ -87,15 +90,15 @@ def resample(
 
 
 def percentiles(mean: float, resampled: np.ndarray) -> Interval:
-    """Return `mean` with the 95% percentile interval of its resamples."""
+    """Return `mean` with the 95% percentile interval of the resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Return the two-sided p-value of a zero difference by inverting the percentile interval.
+    """Return the two-sided p-value for the null hypothesis of no difference.
 
-    It is below 0.05 if the 95% interval excludes zero, and at least 2 / (resamples + 1).
+    The test inverts the percentile interval. The smallest possible p-value is 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

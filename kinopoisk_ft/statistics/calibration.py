@@ -1,7 +1,6 @@
-"""Measure the calibration of a run's probabilities, and fit a temperature and a threshold.
+"""Measure calibration, and fit a temperature and a threshold on the validation split.
 
-Both are fitted on the validation split only. Guo, C. et al. (2017). On Calibration of Modern
-Neural Networks.
+Guo, C. et al. (2017). On Calibration of Modern Neural Networks.
 """
 
 from __future__ import annotations
@@ -37,9 +36,14 @@ def calibration_metrics(
 ) -> dict[str, float]:
     """Compute the calibration metrics of a run on the test split.
 
-    Probabilities are (N, classes). The result has `temperature`, each calibration metric as
-    `test_<name>` and, after temperature scaling, as `test_<name>_calibrated`. For two classes, it
-    has `threshold`, and accuracy, F1 and MCC at this threshold as `test_<name>_threshold`.
+    Args:
+        validation: (N, classes) probabilities on the validation split.
+        test: (N, classes) probabilities on the test split.
+
+    Returns:
+        The fitted `temperature`, and for two classes also the fitted `threshold`.
+        `test_<name>` is a calibration metric, and `test_<name>_calibrated` is the same metric after
+        temperature scaling. `test_<name>_threshold` is a score at the fitted threshold.
     """
     temperature = fit_temperature(validation, val_labels)
     scaled = apply_temperature(test, temperature)
@@ -56,7 +60,10 @@ def calibration_metrics(
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature that minimizes the NLL of validation probabilities (N, classes)."""
+    """Return the temperature that minimizes the negative log-likelihood.
+
+    `probabilities` are (N, classes), on the validation split.
+    """
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(
         lambda log_t: log_loss_of(apply_temperature(probabilities, float(np.exp(log_t))), labels),
@@ -68,7 +75,10 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Apply temperature scaling to probabilities (N, classes); predicted classes do not change."""
+    """Apply temperature scaling to probabilities (N, classes).
+
+    The predicted classes do not change.
+    """
     # Log-probabilities differ from the model's logits by a constant, which softmax ignores.
     logits = np.log(np.maximum(probabilities, SMALLEST))
     result: np.ndarray = softmax(logits / temperature, axis=1)
@@ -76,10 +86,13 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
-    """Return the threshold on the probability of class 1 that maximizes the headline metric.
+    """Return the threshold that maximizes the headline metric for classes 0 and 1.
 
-    The candidates are 0.5 and the midpoints between neighboring values of `second` (N,), which are
-    the probabilities of class 1. Of several best candidates, the one nearest to 0.5 is returned.
+    Class 1 is predicted if its probability is at least the threshold. Of several best thresholds,
+    the one nearest to 0.5 is returned.
+
+    Args:
+        second: (N,) probabilities of class 1.
     """
     order = np.argsort(second)
     values, starts = np.unique(second[order], return_index=True)
@@ -108,7 +121,10 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """A reliability diagram's bin; `confidence` is the mean probability of the predicted class."""
+    """One bin of a reliability diagram.
+
+    `confidence` is the mean probability of the predicted class.
+    """
 
     count: int
     confidence: float
@@ -116,7 +132,7 @@ class Bin:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
-    """Return the non-empty bins from which the expected calibration error (ECE) is computed."""
+    """Return the non-empty bins of a reliability diagram."""
     confidence, place = bin_confidence(probabilities)
     right = probabilities.argmax(axis=1) == labels
     return [
@@ -129,9 +145,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[Bin]:
 def before_and_after(
     runs: Sequence[Predictions], temperatures: Sequence[float]
 ) -> tuple[list[Bin], list[Bin]]:
-    """Return reliability bins over the reviews of all runs, before and after temperature scaling.
+    """Return reliability bins before and after temperature scaling.
 
-    Each run has its own temperature.
+    The bins contain the reviews of all runs. There is one temperature per run.
     """
     labels = np.concatenate([run.labels for run in runs])
     plain = np.concatenate([run.probabilities for run in runs])

@@ -22,10 +22,9 @@ class Approach:
     """The runs of one approach.
 
     Args:
-        seeds: the seed of each run.
-        runs: the predictions of each run; None if it did not record them.
-        temperatures: the fitted temperature of each run. Reliability bins are computed only if no
-            temperature is missing.
+        runs: the predictions of each run, or None if the run did not record predictions.
+        temperatures: the fitted temperature of each run, or None. Reliability bins are computed
+            only if no temperature is None.
     """
 
     name: str
@@ -36,14 +35,15 @@ class Approach:
 
 @dataclass(frozen=True)
 class Problem:
-    """A reason why an approach or a pair of approaches is not compared in the usual way.
+    """A reason why predictions are not compared in the usual way.
 
     Args:
-        kind: "no_predictions" (some runs of an approach have none), "own_mismatch" (its runs have
-            different test reviews) or "unpaired" (two approaches have different test reviews, and
-            are compared as independent samples, or not at all if their classes differ).
+        kind: "no_predictions" if some runs of an approach have no predictions. "own_mismatch" if
+            runs of the same approach have different test reviews. "unpaired" if two approaches have
+            different test reviews. They are compared as independent samples, or not at all if their
+            classes differ.
         names: names of the approaches.
-        detail: the seeds without predictions, or the value of `Predictions.mismatch`.
+        detail: the seeds without predictions, or the result of `Predictions.mismatch`.
     """
 
     kind: Literal["no_predictions", "own_mismatch", "unpaired"]
@@ -53,15 +53,15 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The result of `compare`.
+    """A comparison of several approaches.
 
     Args:
-        means: mean over seeds with its interval, by approach name and metric name.
+        means: means over seeds with intervals, by approach name and metric name.
         slices: slices by approach name.
-        reliability: bins by approach name, before and after temperature scaling.
-        absent_slices: values of `SLICED_BY` that no run recorded.
-        groups: for each test set with review groups (such as films), the number of groups. Equal
-            numbers occur only once.
+        reliability: bins before and after temperature scaling, by approach name.
+        absent_slices: names in `SLICED_BY` that no run recorded.
+        groups: numbers of groups in the test sets, without duplicates. A group is, for example, a
+            film.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Comparison:
     problems: tuple[Problem, ...] = ()
 
     def pair(self, a: str, b: str) -> Pair | None:
-        """Return the comparison of approach a with approach b, or None if there is none."""
+        """Return the comparison of two approaches, or None if there is none."""
         for pair in self.pairs:
             if (pair.a, pair.b) == (a, b):
                 return pair
@@ -84,8 +84,6 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """An approach with the resampled scores of its runs."""
-
     name: str
     seeds: tuple[str, ...]
     runs: list[Predictions]
@@ -105,9 +103,10 @@ class _Drawn:
 
 
 def compare(approaches: list[Approach]) -> Comparison:
-    """Compare all pairs of approaches, and record a `Problem` for missing or mismatched ones.
+    """Compare all pairs of approaches.
 
-    The runs of two approaches are paired by seed if both have the same seeds, without duplicates.
+    Runs are paired by seed if both approaches have the same seeds, without duplicates. What cannot
+    be compared in the usual way is listed in `problems`.
     """
     usable, problems = _usable(approaches)
     drawn = _draw(usable)
@@ -154,7 +153,7 @@ def _usable(
 
 
 def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
-    """Resample each set of test reviews once for all approaches that were tested on it."""
+    # Approaches with the same test reviews share resamples, so that differences are paired.
     groups: list[list[tuple[Approach, list[Predictions]]]] = []
     for item in usable:
         group = next((g for g in groups if not g[0][1][0].mismatch(item[1][0])), None)

@@ -1,8 +1,7 @@
-"""Define all metrics: their names, how they are computed, and which report tables show them.
+"""Define all metrics.
 
-To add a metric, write its function and add an entry to `METRICS`. The metric then appears in
-result.json, MLflow, `trainer.best_metric` and the report. To show a label instead of its name, add
-the label to both files in reporting/locale.
+To add a metric, write a function and add an entry to `METRICS`. A label for the report is optional.
+Labels are in reporting/locale.
 """
 
 from __future__ import annotations
@@ -24,17 +23,19 @@ Scores = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that is computed from confusion matrices or from probabilities.
+    """A metric of a classifier.
+
+    If `of_counts` and `of_probabilities` are None, the training objective computes the metric.
 
     Args:
-        name: name in result.json and `trainer.best_metric`; MLflow adds a prefix `test_` or `val_`.
+        name: name in result.json and `trainer.best_metric`. In MLflow, the name has the prefix
+            `test_` or `val_`.
         of_counts: maps confusion matrices (..., true class, predicted class) to values (...).
         of_probabilities: maps probabilities (N, classes) and labels (N,) to a number.
-            A metric with neither function is computed by the training objective.
-        shown_in: the report tables that show it; "reliability" is the reliability diagram.
-        mark: name of the report column that marks the approach with the best value.
-        headline: True for the one metric that ranks the approaches and is shown in plots.
-        proportion: True if it is a fraction of the reviews, so that Wilson's interval applies.
+        shown_in: the tables of the report that show the metric. "reliability" is a diagram.
+        mark: name of the report column that marks the best value.
+        headline: True for the one metric that ranks the approaches.
+        proportion: True if the value is a fraction of reviews, so that Wilson's interval applies.
     """
 
     name: str
@@ -58,7 +59,10 @@ class Metric:
 
 
 def count_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Return confusion matrices (..., true, predicted) of labels (N,) and predictions (..., N)."""
+    """Return confusion matrices (..., true, predicted).
+
+    Labels are (N,), and predictions are (..., N).
+    """
     cells = (labels * classes + predicted).reshape(-1, len(labels))
     counts = [np.bincount(run, minlength=classes * classes) for run in cells]
     return np.stack(counts).reshape(*predicted.shape[:-1], classes, classes)
@@ -70,7 +74,7 @@ def _accuracy(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1_by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return F1, support, and support + number of predictions per class, each (..., classes)."""
+    """Return (F1, support, support + predictions) per class, each (..., classes)."""
     true = counts.sum(axis=-1)
     both = true + counts.sum(axis=-2)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -84,18 +88,15 @@ def _f1_weighted(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1_macro(counts: np.ndarray) -> np.ndarray:
-    """Average F1 over the classes that occur in labels or predictions, as torchmetrics does."""
     f1, _, both = _f1_by_class(counts)
+    # Only classes that occur in labels or predictions are averaged, as in torchmetrics.
     mean: np.ndarray = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
     return mean
 
 
 def _matthews(counts: np.ndarray) -> np.ndarray:
-    """Return Matthews' correlation, or 0 if all labels or all predictions are of one class.
-
-    Gorodkin, J. (2004). Comparing two K-category assignments by a K-category correlation
-    coefficient.
-    """
+    # Gorodkin, J. (2004). Comparing two K-category assignments by a K-category correlation
+    # coefficient.
     # The product of squared counts would overflow int64.
     counts = counts.astype(np.float64)
     true, predicted, n = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
@@ -105,31 +106,33 @@ def _matthews(counts: np.ndarray) -> np.ndarray:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide elementwise; the result is 0 where the denominator is 0."""
     zeros = np.zeros(np.shape(denominator))
     return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
 
 
 def bin_confidence(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest class probability and the bin index of each review, both (N,)."""
+    """Return the confidence and the bin of each review, both (N,).
+
+    The confidence is the highest class probability. Bins are numbered from 0.
+    """
     confidence = probabilities.max(axis=1)
     return confidence, np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
 def _calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the ECE: the mean of |accuracy - confidence| over bins, weighted by bin size."""
     confidence, bins = bin_confidence(probabilities)
+    # The sum over a bin is the number of reviews times (accuracy - confidence).
     gaps = np.bincount(bins, weights=(probabilities.argmax(axis=1) == labels) - confidence)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def _brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the Brier score: from 0 to 1 for two classes, from 0 to 2 for more classes."""
+    # The range is 0 to 1 for two classes, and 0 to 2 for more classes.
     return float(brier_score_loss(labels, probabilities, labels=range(probabilities.shape[1])))
 
 
 def log_loss_of(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean negative log-likelihood of the labels (N,) in nats."""
+    """Return the mean negative log-likelihood of the labels (N,), in nats."""
     return float(log_loss(labels, probabilities, labels=range(probabilities.shape[1])))
 
 
@@ -160,12 +163,12 @@ else:
 
 
 def shown_in(table: Shown) -> list[Metric]:
-    """Return the metrics that a report table shows."""
+    """Return the metrics that a table of the report shows."""
     return [metric for metric in METRICS if table in metric.shown_in]
 
 
 def headline_first(metrics: Iterable[Metric]) -> list[Metric]:
-    """Return the metrics with the headline metric first."""
+    """Move the headline metric to the front."""
     return sorted(metrics, key=lambda metric: not metric.headline)
 
 
@@ -175,12 +178,15 @@ def scores(counts: np.ndarray) -> Scores:
 
 
 def classification_scores(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Compute the metrics in `COUNTED`, such as accuracy, from probabilities or logits."""
+    """Compute the metrics in `COUNTED` from probabilities or logits (N, classes)."""
     return {metric.name: metric(outputs, labels) for metric in COUNTED}
 
 
 def majority_scores(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[str, float]:
-    """Return the scores of always predicting the most frequent class of the train split."""
+    """Return the test scores of the majority-class baseline.
+
+    This baseline always predicts the most frequent class of the train split.
+    """
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     # The class counts act as logits: their argmax is the majority class.
     usual = np.bincount(train_labels, minlength=classes)
@@ -188,7 +194,10 @@ def majority_scores(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[s
 
 
 def per_class(counts: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Return precision, recall, F1 and support of each class, from counts (true, predicted)."""
+    """Return precision, recall, F1 and support of each class.
+
+    `counts` is a confusion matrix (true, predicted).
+    """
     f1, true, both = _f1_by_class(counts)
     hits = np.diagonal(counts)
     columns = {

@@ -19,7 +19,10 @@ FEW = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):
-    """The difference a - b in one metric; `p_holm` is Holm-corrected over all pairs."""
+    """The difference a - b in one metric.
+
+    `p_holm` is the p-value after Holm's correction over all pairs.
+    """
 
     p: float
     p_holm: float
@@ -29,9 +32,11 @@ class Difference(Interval):
 class McNemar:
     """The result of McNemar's test (McNemar, Q., 1947).
 
-    It applies to the tested runs, and not to other runs of the same approaches. `only_a` is the
-    number of reviews that a classifies correctly and b does not, averaged over pairs of runs.
-    `only_b` is the same number with a and b swapped.
+    The test ignores the variance between seeds.
+
+    Args:
+        only_a: number of reviews that only a classifies correctly, averaged over pairs of runs.
+        only_b: the corresponding number for b.
     """
 
     only_a: float
@@ -45,9 +50,11 @@ class Pair:
     """The comparison of two approaches.
 
     Args:
-        paired: True if both have the same test reviews; False for independent samples.
-        same_seeds: True if runs were paired by seed; False if all pairs of runs are compared.
-        measured: True if both have several seeds, so intervals include the variance between seeds.
+        paired: True if both approaches have the same test reviews. Otherwise, the reviews are
+            treated as independent samples.
+        same_seeds: True if runs are paired by seed.
+        measured: True if both approaches have several seeds. Only then do the intervals include the
+            variance between seeds.
         mcnemar: None if the test reviews differ.
     """
 
@@ -78,7 +85,10 @@ class Pair:
 
 
 def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
-    """Return mean(a) - mean(b) with interval and p-value, paired by seed if `same_seeds`."""
+    """Return mean(a) - mean(b) with an interval and a p-value.
+
+    With `same_seeds`, a and b must have the same seeds in the same order.
+    """
     mean, resampled = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
     interval = percentiles(mean, resampled)
     p = p_value(resampled)
@@ -92,12 +102,18 @@ def mcnemar_of(
     same_seeds: bool,
     groups: np.ndarray | None = None,
 ) -> McNemar:
-    """Run McNemar's test on two approaches, given which reviews each run classifies correctly.
+    """Run McNemar's test on two approaches.
 
-    `right_a` and `right_b` are (seeds, N). Without `same_seeds`, all pairs of runs are tested. The
-    dependent p-values of several pairs are combined as twice their median (Rüschendorf, L. (1982);
-    DiCiccio, C. J. et al. (2020)). With `groups` (N,), a permutation test swaps a and b for whole
-    groups. If each review is its own group, this is McNemar's exact test.
+    The p-values of several pairs of runs are dependent. They are combined as twice their median
+    (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)).
+
+    Args:
+        right_a: (seeds, N) bool, True where a run of a is correct.
+        right_b: the same for b.
+        same_seeds: True if runs are paired in the given order. Otherwise, every run of a is paired
+            with every run of b.
+        groups: (N,) group of each review. If given, a permutation test swaps a and b for whole
+            groups. With one review per group, this is McNemar's exact test.
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -120,7 +136,10 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _flipped(differences: np.ndarray) -> float:
-    """Return the exact p-value of a sign-flip permutation test on integer differences (groups,)."""
+    """Return the exact p-value of a sign-flip permutation test.
+
+    `differences` are integers (groups,).
+    """
     sizes = np.abs(differences).astype(int)
     # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.
     chances = np.ones(1)
@@ -131,9 +150,9 @@ def _flipped(differences: np.ndarray) -> float:
 
 
 def holm(pairs: list[Pair]) -> list[Pair]:
-    """Return the pairs with p-values Holm-corrected over all pairs, separately for each metric.
+    """Apply Holm's correction to the p-values of all pairs.
 
-    Holm, S. (1979).
+    Each metric is corrected separately. Holm, S. (1979).
     """
     if not pairs:
         return []

@@ -1,4 +1,4 @@
-"""Represent one run's predictions as a table on disk and as arrays in memory."""
+"""Convert the predictions of a run between a table and arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pandas as pd
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.text import fold_name, to_one_line
 
-# Optional columns with facts about each review. Some of them define the slices of a comparison.
+# Optional columns that describe each review. Some of them define the slices of a comparison.
+#   characters: int, the length of the text.
+#   truncated: the fraction of characters that the model did not read.
+#   film: str.
+#   film_in_train: bool.
+#   grade10: 1 to 10, or 0 for no grade.
+#   group: int, equal for reviews that the split keeps together.
+#   text: the first TEXT_CHARACTERS characters.
 FACTS = ("characters", "truncated", "film", "film_in_train", "grade10", "group", "text")
 # Length of the stored and published excerpt of a review, short enough to be a quotation.
 TEXT_CHARACTERS = 200
@@ -26,14 +33,11 @@ class Predictions:
     """Predictions of one run for N test reviews, sorted by row.
 
     Args:
-        rows: (N,) int64, the row of each review in the source data.
+        rows: (N,) int64, row number of each review in the source data, from 0.
         labels: (N,) int64.
         predicted: (N,) int64.
         probabilities: (N, classes) float64.
-        facts: the columns of `FACTS` that the run recorded: characters (int), truncated (fraction
-            of characters that the model did not read), film (str), film_in_train (bool), grade10
-            (1 to 10, or 0 for no grade), group (int, equal for reviews that the split keeps
-            together), text (the first `TEXT_CHARACTERS` characters).
+        facts: the columns in `FACTS` that the run recorded.
     """
 
     rows: np.ndarray
@@ -45,7 +49,10 @@ class Predictions:
 
     @classmethod
     def of(cls, table: pd.DataFrame, where: str) -> Predictions:
-        """Convert a table from `as_table`. Raises UserError, naming `where`, if it is invalid."""
+        """Convert a table from `as_table`.
+
+        Raises UserError if the table is invalid. `where` names the table in the error message.
+        """
         names = [str(c) for c in table.columns if str(c).startswith(PREFIX)]
         missing = [c for c in ("row", "label", "predicted") if c not in table]
         if missing or len(names) < 2:
@@ -69,11 +76,11 @@ class Predictions:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """Return the group of each review (N,), or None if the split does not use groups."""
+        """Return the group of each review (N,), or None if the split has no groups."""
         return self.facts["group"].to_numpy() if "group" in self.facts else None
 
     def mismatch(self, other: Predictions) -> Mismatch | None:
-        """Return what differs between two runs, or None if they can be compared by review."""
+        """Return what prevents a review-by-review comparison of two runs, or None."""
         if self.class_names != other.class_names:
             return "classes"
         if not np.array_equal(self.rows, other.rows):
@@ -87,14 +94,12 @@ def as_table(
     class_names: tuple[str, ...],
     train: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Return a table with one row per review.
-
-    The columns are row, label, predicted, p_<class> for each class, and all known `FACTS`.
+    """Return the predictions as a table with one row per review.
 
     Args:
-        part: the reviews, with the columns text, label and row. The columns film, grade10, group
-            and truncated are optional.
-        probabilities: (N, classes), aligned with `part`.
+        part: the reviews. The columns text, label and row are required. The columns film, grade10,
+            group and truncated are optional.
+        probabilities: (N, classes), in the order of `part`.
         train: the train split, whose films define `film_in_train`.
     """
     table = pd.DataFrame({"row": part["row"].to_numpy(), "label": part["label"].to_numpy()})

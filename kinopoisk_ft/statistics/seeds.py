@@ -1,10 +1,12 @@
-"""Combine the variance between seeds and between test reviews in a two-level bootstrap.
+"""Combine the variance between seeds with the variance between test reviews.
 
-Only the reviews are resampled. The mean of three seeds, resampled from three, can take only ten
-values, and its 95% interval misses the true mean one time in four. The error due to seeds is drawn
-from Student's t instead, scaled by the standard deviation between seeds (a parametric bootstrap).
-For two approaches, the degrees of freedom follow Welch, B. L. (1947). Davison, A. C. and
-Hinkley, D. V. (1997). Bootstrap Methods and their Application, sections 2.2 and 3.8.
+Only the reviews are resampled, because there are too few seeds. Resampling three seeds gives only
+ten different means, and a 95% interval that misses the true mean one time in four. Instead, the
+error due to seeds is drawn from Student's t distribution (a parametric bootstrap). For two
+approaches, the degrees of freedom follow Welch, B. L. (1947).
+
+Davison, A. C. and Hinkley, D. V. (1997). Bootstrap Methods and their Application, sections 2.2
+and 3.8.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ STREAM = (1, 0)
 
 @dataclass(frozen=True)
 class Seeds:
-    """One metric for the S seeds of an approach: observed (S,), resampled (resamples, S)."""
+    """One metric for S seeds of an approach.
+
+    `observed` is (S,), and `resampled` is (resamples, S).
+    """
 
     observed: np.ndarray
     resampled: np.ndarray
 
     @property
     def own_variance(self) -> float:
-        """Return the part of one seed's variance over resamples that other seeds do not share."""
+        """Return the variance over resamples that is specific to one seed."""
         n = len(self.observed)
         if n == 1:
             return 0.0
@@ -41,15 +46,17 @@ class Seeds:
 
 
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
-    """Return the sum of sign · mean(seeds), and its resamples (resamples,).
+    """Combine the means over seeds of one or two approaches.
 
-    The variance between seeds already includes the part of the variance over reviews that seeds do
-    not share, so the variance over reviews is reduced to the shared part. With one seed, the
-    variance between seeds is unknown, and the variance over reviews is kept in full.
+    The variance between seeds already includes some variance over reviews. To avoid counting the
+    same variance twice, this amount is subtracted from the variance over reviews. With one seed,
+    nothing is subtracted.
 
     Args:
-        sides: a sign and the seeds for each approach: one approach for its mean, or two with
-            opposite signs for their difference.
+        sides: (sign, seeds) of each approach. Opposite signs give the difference of two approaches.
+
+    Returns:
+        The sum of sign · mean(seeds), and the resamples (resamples,) of this sum.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
@@ -60,7 +67,7 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
 
 
 def _training(sides: list[Seeds], resamples: int) -> np.ndarray:
-    """Draw the error (resamples,) that the choice of seeds causes in the result of `total`."""
+    """Draw the error (resamples,) that is due to the choice of seeds."""
     counted = [seeds.observed for seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
     if not sum(parts):

@@ -1,4 +1,4 @@
-"""Score slices of the test set by length, truncation, grade, and presence of the film in train."""
+"""Score slices of the test set, such as long or truncated reviews."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ NO_GRADE = "0"
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Scores of one approach on a slice, by metric.
+    """The scores of one approach on a slice of the test set.
 
-    The slice contains the n reviews whose fact `by` equals `value`, or is in the range `value`.
+    Proportions have Wilson intervals (Wilson, E. B., 1927). If reviews are grouped, these intervals
+    use the effective sample size (Korn, E. L. and Graubard, B. I., 1998). Other metrics have
+    percentile bootstrap intervals. No interval includes the variance between seeds.
 
-    Proportions have Wilson intervals (Wilson, E. B., 1927), which use the effective sample size if
-    reviews are grouped (Korn, E. L. and Graubard, B. I., 1998). Other metrics have percentile
-    bootstrap intervals. The intervals do not include the variance between seeds.
+    Args:
+        by: the column of the predictions that defines the slice.
+        value: the value in this column, or the range of values.
+        n: number of reviews.
+        scores: scores by metric.
     """
 
     by: str
@@ -40,14 +44,17 @@ class Slice:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Return the sort key: the index of `by` in `SLICED_BY`, then the value."""
+        """Return a sort key for slices."""
         known = {"truncated": TRUNCATED, "film_in_train": SEEN}.get(self.by)
         at = known.index(self.value) if known else float(self.value.partition("-")[0])
         return SLICED_BY.index(self.by), at
 
 
 def slices(runs: list[Predictions]) -> list[Slice]:
-    """Return the slices of runs with the same test reviews; scores are means over the runs."""
+    """Return the slices of runs with the same test reviews.
+
+    Scores are means over the runs.
+    """
     first = runs[0]
     predicted = np.stack([run.predicted for run in runs])
     found = []
@@ -60,7 +67,6 @@ def slices(runs: list[Predictions]) -> list[Slice]:
 
 
 def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
-    """Return the name and mask (n,) of each slice; reviews with a missing value are in none."""
     if known.empty:
         return []
     if by == "characters":
@@ -108,7 +114,7 @@ def _slice(
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
-    It is the number of independent reviews whose accuracy would have the same variance.
+    The accuracy of this many independent reviews would have the same variance.
     """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.

@@ -34,14 +34,14 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 @dataclass(frozen=True)
 class PageFigure:
-    """An inline SVG with the title above it."""
+    """A figure of the HTML page: a title and an inline SVG."""
 
     title: str
     svg: Markup
 
 
 def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return a plot of weighted F1 against each cost, with the Pareto front."""
+    """Return plots of weighted F1 against each cost."""
     found = []
     for column in scatter.measured(table):
         rows = [row for row in table.rows if column in row.values]
@@ -76,7 +76,7 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return a reliability diagram for each approach for which temperatures were fitted."""
+    """Return a reliability diagram for each approach with fitted temperatures."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
@@ -91,7 +91,7 @@ def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 def curves(
     table: Table, details: Mapping[str, Details], stem: str, locale: Locale
 ) -> list[PageFigure]:
-    """Return a plot of learning curves for each approach, with one line per seed."""
+    """Return the learning curves of each approach, with one line per seed."""
     found = []
     for number, row in enumerate(table.rows):
         histories = [details[run.run_id].history for run in row.runs if run.run_id in details]
@@ -141,9 +141,12 @@ COLOUR = re.compile("|".join(INKS))
 
 
 def inline(figure: Figure, stem: str, alt: str, *, recolour: bool = True) -> Markup:
-    """Convert a figure to inline SVG with alternative text `alt` and ids that start with `stem`.
+    """Convert a figure to inline SVG.
 
-    With `recolour`, colours follow the page's light or dark scheme. Otherwise, they do not change.
+    Args:
+        stem: prefix of all ids, which makes the ids unique on the page.
+        alt: alternative text.
+        recolour: True if colours follow the light or dark scheme of the page.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": stem, "svg.fonttype": "none"}):

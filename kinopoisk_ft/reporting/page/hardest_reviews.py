@@ -17,7 +17,10 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """The prediction of one approach, with its probability averaged over seeds."""
+    """The prediction of one approach for one review.
+
+    `probability` is the mean over seeds, formatted as a percentage.
+    """
 
     name: str
     label: str
@@ -27,7 +30,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class HardReview:
-    """A review with its row in the source data; `text` is an excerpt, or "" if not recorded."""
+    """A review that most approaches misclassify.
+
+    `row` is counted from 0. `text` is an excerpt, or "" if no text was recorded.
+    """
 
     row: int
     label: str
@@ -38,10 +44,10 @@ class HardReview:
 def hardest(
     table: Table, predictions: Mapping[str, Predictions], locale: Locale
 ) -> list[HardReview]:
-    """Return at most `MOST_SHOWN` reviews that more than half of the approaches misclassify.
+    """Return at most `MOST_SHOWN` reviews that most approaches misclassify.
 
-    They are sorted by the number of approaches that misclassify them, highest first, and then by
-    the mean probability of their true class, lowest first.
+    Reviews that more approaches misclassify come first. Among equals, those with a lower mean
+    probability of the true class come first.
     """
     answered = _answered(table, predictions)
     if not answered:
@@ -58,7 +64,6 @@ def hardest(
 
 
 def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
-    """Return the runs of each approach that has the same test reviews as the best approach."""
     found: dict[str, list[Predictions]] = {}
     first = None
     for row in table.rows:
@@ -92,12 +97,9 @@ def _review(
 
 
 def _excerpt(first: Predictions, i: int) -> str:
-    """Return at most `TEXT_CHARACTERS` characters of a review, or "" if no text was recorded.
-
-    A text of exactly this length also gets an ellipsis, because runs truncate longer texts to this
-    length when they record them. Earlier versions recorded longer texts.
-    """
     text = replace_controls(str(first.facts["text"].iloc[i])) if "text" in first.facts else ""
+    # Runs truncate recorded texts to this length, so the text may be incomplete. Earlier versions
+    # recorded longer texts.
     if len(text) >= TEXT_CHARACTERS:
         text = text[: TEXT_CHARACTERS - 1].rstrip() + "…"
     return text

@@ -1,4 +1,4 @@
-"""Render a document as one self-contained HTML page with the Jinja templates of the package."""
+"""Fill the Jinja templates of the HTML page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from kinopoisk_ft.statistics.metrics import shown_in
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in the main table, the lines under it, and a mark if the value is the best."""
+    """A cell of the main table.
+
+    `mark` is a label for the best value of a column, or "" for other values.
+    """
 
     text: str
     under: tuple[str, ...] = ()
@@ -33,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the main table: one approach, or the majority class."""
+    """A row of the main table: one approach, or the majority-class baseline."""
 
     name: str
     seeds: str
@@ -42,7 +45,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """A heading with figures, a table, or both; `id` is the HTML anchor of the heading."""
+    """A heading with figures or a table.
+
+    `id` is the HTML anchor of the heading.
+    """
 
     id: str
     title: str
@@ -51,7 +57,10 @@ class Block:
 
 
 def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
-    """Return the report as one HTML page without scripts and external resources."""
+    """Return the report as one HTML page.
+
+    The page has no scripts and no external resources.
+    """
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
         autoescape=True,
@@ -69,7 +78,6 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
 
 
 def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[str, Any]:
-    """Return the variables of a section's template, which skips DataFrames without rows."""
     table = section.table
     columns = columns_in("page")
     return {
@@ -141,7 +149,6 @@ def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> lis
 
 
 def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
-    """Return a line with the split sizes and the p-value of the test that films predict labels."""
     parts = [
         f"{name} {locale.number(_size(count), 0)}" for name, count in data.get("counts", {}).items()
     ]
@@ -153,5 +160,5 @@ def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
 
 
 def _size(count: Any) -> float:
-    """Return the number of reviews in a split, given the total or the counts by class."""
+    # A dict contains the counts by class.
     return float(sum(count.values()) if isinstance(count, dict) else count)

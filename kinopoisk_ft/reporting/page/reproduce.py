@@ -29,9 +29,10 @@ MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The commands that repeat the runs of one row, and (name, value) facts about these runs.
+    """The commands that repeat the runs of one row.
 
-    `partial` is True if a run recorded only its overrides and not its whole command.
+    `partial` is True if the whole command of some run was not recorded. `facts` are (name, value)
+    pairs that describe the runs.
     """
 
     name: str
@@ -41,7 +42,10 @@ class Recipe:
 
 
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of training budgets, without the settings that no row recorded."""
+    """Return the table of training budgets.
+
+    Settings that no row recorded are left out.
+    """
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
         locale(key): [
@@ -57,13 +61,13 @@ def budgets(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
-    """Return the content of data.json from the first run that recorded it, or {}."""
+    """Return the content of data.json from one run, or {} if no run has this file."""
     runs = [run.run_id for row in table.rows for run in row.runs]
     return next((details[i].data for i in runs if i in details and details[i].data), {})
 
 
 def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> list[Recipe]:
-    """Return the commands and facts of each row."""
+    """Return a `Recipe` for each row."""
     return [
         Recipe(
             row.name,
@@ -78,14 +82,10 @@ def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> lis
 
 
 def _command(run: TrainedRun) -> str:
-    """Return the command that repeats one run, with every word quoted for the shell.
-
-    Words are quoted because anyone with write access to the store can set the command. If only
-    overrides were recorded, those that select a sweep or output folders are left out.
-    """
     start = COMMAND.match(run.command)
     try:
         if start:
+            # Words are quoted, because anyone with write access to the store can set the command.
             return shlex.join([*shlex.split(start[0]), *shlex.split(run.command[start.end() :])])
         kept = [
             o
@@ -123,14 +123,20 @@ def _all(values: Iterable[Any]) -> str:
 
 @functools.cache
 def published_figures() -> dict[str, Any]:
-    """Load the original study's results, keyed by the name of the matching experiment config."""
+    """Load the results of the original study.
+
+    Keys are names of configs in conf/experiment.
+    """
     file = files("kinopoisk_ft.reporting.page").joinpath("study_reference.json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the original study's results next to ours; empty if no row repeats the study."""
+    """Return the table that compares the original study with this report.
+
+    The table is empty if no row repeats the study.
+    """
     ours = {row.first.experiment: row for row in table.rows if same_recipe(row)}
     study = published_figures()
     # Columns that the study did not measure are left out.
@@ -147,7 +153,7 @@ def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def same_recipe(row: Row) -> bool:
-    """Return whether the runs use an experiment of the original study with unchanged settings."""
+    """Return whether a row repeats an experiment of the original study with unchanged settings."""
     # Prefixes of overrides such as model.lr=1, model=bert and model/name=x.
     recipe = (*GROUPS, *(f"{group[:-1]}{mark}" for group in GROUPS for mark in "=/"))
     changed = [

@@ -1,1 +1,1 @@
-"""Draw the figures of a run and of the comparison."""
+"""Draw the figures of runs and reports."""

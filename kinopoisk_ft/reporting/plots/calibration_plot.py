@@ -1,4 +1,4 @@
-"""Draw reliability diagrams, which plot accuracy against the predicted probability."""
+"""Draw reliability diagrams: accuracy against predicted probability."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ LARGEST = 120.0
 
 
 def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
-    """Draw one panel per approach, or only the panel of the approach named `only`."""
+    """Draw one panel per approach.
+
+    If `only` is the name of an approach, draw only this approach.
+    """
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
     columns = min(IN_A_LINE, len(rows))
@@ -69,7 +72,6 @@ def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
 
 
 def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
-    """Draw one marker per bin, with an area that grows with the number of reviews."""
     kept = [one for one in bins if one.count >= FEWEST]
     fullest = max((one.count for one in kept), default=1)
     x, y = [one.confidence for one in kept], [one.accuracy for one in kept]

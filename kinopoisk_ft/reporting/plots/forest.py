@@ -28,7 +28,10 @@ FONT = 9
 
 
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Draw the F1 difference of each pair in its own row; if narrow, names are above the rows."""
+    """Draw the F1 difference of each pair.
+
+    In a narrow figure, the names of the pairs are above the intervals.
+    """
     pairs = table.comparison.pairs
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
     figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))

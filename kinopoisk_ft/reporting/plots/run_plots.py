@@ -1,4 +1,4 @@
-"""Draw the confusion matrix and learning curves of a run, and define helpers for all figures."""
+"""Draw the figures of a run, and define helpers for all figures."""
 
 from __future__ import annotations
 
@@ -44,14 +44,18 @@ HistoryRow = Mapping[str, float | None]
 def new_figure(
     width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> Figure:
-    """Create a figure (size in inches) without pyplot, whose global state is not thread-safe."""
+    """Create an empty figure, with width and height in inches."""
+    # The global state of pyplot is not thread-safe, so pyplot is not used.
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save as PNG or SVG, depending on the suffix, atomically and reproducibly."""
+    """Save a figure as PNG or SVG, depending on the suffix.
+
+    The file is written atomically. Equal figures give equal files.
+    """
     form = path.suffix.removeprefix(".")
     part = path.with_name(f".{path.name}.part")
     metadata = {"Date": None} if form == "svg" else {}
@@ -64,7 +68,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Save `stem`.png and `stem`.svg in the folder and return their paths."""
+    """Save a figure as PNG and SVG, and return both paths."""
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
     for path in paths:
         save(figure, path)
@@ -72,7 +76,10 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, most: int = LONGEST_NAME) -> str:
-    """Truncate a name to at most `most` characters, and escape $, which starts a formula."""
+    """Truncate a name to `most` characters, and escape $.
+
+    Matplotlib would read $ as the start of a formula.
+    """
     cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
@@ -87,7 +94,7 @@ def tidy(axes: Axes) -> None:
 def plot_confusion(
     matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
 ) -> None:
-    """Save a plot of a confusion matrix (true class, predicted class) to `path`."""
+    """Save a plot of a confusion matrix (true, predicted)."""
     save(draw_confusion(np.asarray(matrix), class_names), Path(path))
 
 
@@ -96,7 +103,10 @@ def draw_confusion(
     class_names: Sequence[str],
     names: tuple[str, str, str] = CONFUSION_NAMES,
 ) -> Figure:
-    """Draw a confusion matrix (true, predicted); `names` label the rows, columns and colour bar."""
+    """Draw a confusion matrix (true, predicted).
+
+    `names` are the labels of the rows, the columns and the colour bar.
+    """
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(f"confusion matrix of shape {counts.shape} for {size} class names")
@@ -135,9 +145,10 @@ def draw_confusion(
 
 
 def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
-    """Save a plot of losses and validation F1 by optimizer step, with the best F1 marked.
+    """Save a plot of the losses and the validation F1 of one run.
 
-    Each row of `history` has `step` and keys of `CURVES`. None and missing values are skipped.
+    Each row of `history` has `step` (optimizer steps) and keys of `CURVES`. Missing values and None
+    are skipped.
     """
     figure = draw_curves([history], Locale("en"), width=8.0, panel_height=2.6)
     if _points(history, VAL_SCORE):
@@ -151,9 +162,9 @@ def draw_curves(
     width: float = 4.4,
     panel_height: float = 1.9,
 ) -> Figure:
-    """Draw one line per run, with the losses in one panel and validation F1 in the panel below.
+    """Draw the learning curves of several runs.
 
-    A panel without values is left out. Sizes are in inches.
+    The upper panel shows losses, and the lower panel shows validation F1. Sizes are in inches.
     """
     panels = {
         title: keys
@@ -182,13 +193,11 @@ def draw_curves(
 
 
 def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
-    """Return the (step, value) pairs of all rows that have a value for one of the keys."""
     rows = [(row["step"], row.get(key)) for key in keys for row in history]
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
 def _curves(axes: Axes, runs: list[list[tuple[float, float]]], key: str, locale: Locale) -> None:
-    """Draw one line per run, with a single legend entry for all runs."""
     label, colour = CURVES[key]
     for points in filter(None, runs):
         # Few points need markers to be recognized, and a single point has no line.

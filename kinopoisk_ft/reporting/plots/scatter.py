@@ -51,7 +51,10 @@ COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 @dataclass(frozen=True)
 class Point:
-    """One approach in a panel; `std` is the standard deviation of F1 over seeds, 0 for one seed."""
+    """One approach in a panel.
+
+    `std` is the standard deviation of F1 over seeds, or 0 for one seed.
+    """
 
     name: str
     colour: str
@@ -62,7 +65,7 @@ class Point:
 
 
 def draw(table: Table, locale: Locale) -> Figure:
-    """Draw one panel per measured cost, one above the other."""
+    """Draw one panel per measured cost."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
     columns = measured(table)
     figure = new_figure(WIDTH, len(columns) * height)
@@ -77,7 +80,7 @@ def draw(table: Table, locale: Locale) -> Figure:
 
 
 def draw_one(table: Table, column: str, locale: Locale) -> Figure:
-    """Draw one cost in a narrow figure, for a page that shows several figures side by side."""
+    """Draw one cost in a narrow figure, for the HTML page."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
     figure = new_figure(NARROW_WIDTH, height)
     axes = figure.add_subplot()
@@ -87,7 +90,10 @@ def draw_one(table: Table, column: str, locale: Locale) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the columns in `COSTS` that some row recorded, or the first one if none did."""
+    """Return the costs that at least one row recorded.
+
+    If there are none, return the first cost, because a figure needs a panel.
+    """
     known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
     return known or [COSTS[0]]
 
@@ -111,7 +117,6 @@ def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) 
 
 
 def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
-    """Return (colour, shape) by row name. The colour shows the adapter, the shape the model."""
     adapters = sorted({row.first.adapter for row in rows})
     models = sorted({row.first.model for row in rows})
     return {
@@ -165,13 +170,13 @@ def _front(axes: Axes, points: list[Point]) -> None:
 
 
 def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
-    """Make the x axis logarithmic, with zero at the left end, and return each value's position."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
     labels = [number(tick) for tick in ticks]
     axes.set_xscale("log")
     zero = low
+    # Zero has no logarithm, so it is drawn at the left end of the axis.
     if min(values, default=1.0) <= 0:
         share = (high / low) ** ZERO_SHARE
         zero = low / share**0.5
@@ -195,7 +200,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
-    """Label each point with its name, connected by a thin line if the label is far away."""
     # Half the size of a marker in pixels. MARKER is in points of 1/72 inch.
     half = MARKER / 2 * axes.figure.dpi / 72 + MARGIN
     texts, marks = [], []
@@ -222,9 +226,9 @@ def _label(axes: Axes, points: list[Point]) -> None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the (cost, score) points on the Pareto front, cheapest first.
+    """Return the indices of the points on the Pareto front, cheapest first.
 
-    A point is on the front if no other point is at least as good in both values and better in one.
+    Points are (cost, score). A low cost and a high score are better.
     """
     kept: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
