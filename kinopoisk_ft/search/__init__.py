@@ -1,1 +1,1 @@
-"""Search hyperparameters: Optuna suggests trials, Hydra runs them, validation scores rank them."""
+"""Search hyperparameters with Optuna, and run each trial as a Hydra job."""

@@ -1,4 +1,4 @@
-"""Write the best config of a search as an experiment file, and format the command that runs it."""
+"""Write the best config of a search as an experiment file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
 def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: str) -> None:
     """Write the config of a trial as an experiment file.
 
-    The file selects the config groups of the trial, and sets only the values that differ from the
-    defaults of these groups.
+    The file selects the config groups of the trial, and sets only values that differ from the
+    defaults.
 
     Args:
         trial: the composed config of the trial, including the `hydra` node.
-        comment: a description of the file for its first lines.
+        comment: a line of text that describes the file.
     """
     choices = {
         group: option

@@ -1,4 +1,4 @@
-"""Build the search space from Hydra's sweep syntax: which keys vary, and their distributions."""
+"""Build the search space of Optuna from ranges in Hydra's sweep syntax."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class SearchOverrides:
-    """Hold the overrides of a search, from `hydra.sweeper.params` and from the command line.
+    """The overrides of a search.
 
     Args:
         fixed: overrides that set a key to the same value in all trials.
-        declared: ranges in `hydra.sweeper.params`. Keys that the command line sets are left out.
+        declared: ranges in `hydra.sweeper.params`, except for keys set on the command line.
         asked: ranges on the command line.
     """
 
@@ -47,7 +47,7 @@ class SearchOverrides:
 def parse_overrides(
     parser: OverridesParser, params: DictConfig, arguments: Sequence[str]
 ) -> SearchOverrides:
-    """Sort the overrides in `params` and on the command line into fixed values and ranges."""
+    """Separate the fixed values and the ranges of a search."""
     asked = parser.parse_overrides(list(arguments))
     given = {override.key_or_group for override in asked}
     lines = [f"{key!s}={value}" for key, value in params.items() if value is not None]
@@ -64,15 +64,16 @@ def parse_overrides(
 
 
 def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDistribution]:
-    """Return the distribution of each key that varies, sorted by key.
+    """Return the distribution of each searched key, sorted by key.
 
-    Keys in `search.declared` that cannot be searched with this config are logged and skipped.
+    A range in `search.declared` is skipped if its key cannot be searched with this config.
 
     Args:
-        base: the config of a trial, composed with `search.fixed` only, including the `hydra` node.
+        base: a config composed with the overrides in `search.fixed`, including the `hydra` node.
 
     Raises:
-        UserError: a key on the command line cannot be searched, or there is no valid range.
+        UserError: a range is not valid, a key on the command line cannot be searched, or there is
+            no range.
     """
     found: dict[str, BaseDistribution] = {}
     for override in search.declared:
@@ -128,14 +129,15 @@ def build_distribution(override: Override, base: DictConfig) -> BaseDistribution
 
 
 def format_overrides(params: dict[str, Any]) -> list[str]:
-    """Return a trial's parameters as Hydra overrides."""
+    """Return the parameters of a trial as Hydra overrides."""
     return [f"{key}={value}" for key, value in sorted(params.items())]
 
 
 def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return two opposite corners of the search space, as the parameters of two trials.
+    """Return the parameters of two trials at opposite corners of the search space.
 
-    One has the lowest value or first choice of each key, the other has the highest or last.
+    The first trial has the lowest value or the first choice of each key. The second trial has the
+    highest value or the last choice.
     """
     dists: list[tuple[str, Any]] = list(space.items())
     low = {key: d.choices[0] if hasattr(d, "choices") else d.low for key, d in dists}
@@ -144,7 +146,7 @@ def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
 
 
 def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return the values in `base` that `space` allows, by key."""
+    """Return the values of the searched keys in `base`, except values outside `space`."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}
@@ -203,12 +205,12 @@ def _range_error(override: Override, why: str) -> UserError:
 
 
 def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
-    """Return each key's distribution as a string, so that search spaces can be compared."""
+    """Return the distribution of each key as a string, to compare search spaces."""
     return {key: str(dist) for key, dist in space.items()}
 
 
 def format_space(space: dict[str, BaseDistribution]) -> Iterable[str]:
-    """Yield a log line for each key."""
+    """Yield a log line for each searched key."""
     from optuna.distributions import CategoricalDistribution
 
     for key, dist in space.items():
@@ -224,7 +226,8 @@ def sample_latin_hypercube(
 ) -> list[dict[str, Any]]:
     """Return `count` points of a Latin hypercube (McKay, Beckman and Conover, 1979).
 
-    Each range is divided into `count` equal intervals, and each interval contains one point.
+    The range of each key is divided into `count` equal intervals. Each interval contains the value
+    of one point.
     """
     rng = np.random.default_rng(seed)
     fractions = {key: (rng.permutation(count) + rng.random(count)) / count for key in space}
@@ -235,7 +238,7 @@ def sample_latin_hypercube(
 
 
 def _value_at(dist: Any, fraction: float) -> Any:
-    """Return the value at a fraction, in [0, 1), of the distribution's range."""
+    """Map a fraction in [0, 1) to a value of the distribution."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(dist, CategoricalDistribution):

@@ -1,7 +1,7 @@
-"""Create and load the Optuna study of a search. The study is a journal file in the sweep's folder.
+"""Create and load the Optuna study of a search.
 
-A trial and its job have the same number and therefore the same output folder, where an interrupted
-trial resumes from its checkpoint.
+The study is a journal file in the folder of the sweep. A trial has the same number as its job. An
+interrupted trial therefore resumes in the same output folder.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def open_study(
     pruner: DictConfig | None,
     direction: Literal["minimize", "maximize"] | None = None,
 ) -> Study:
-    """Load the study in a folder. If there is none and `direction` is set, create one.
+    """Open the study in a folder.
 
     Args:
         pruner: the Hydra config of an Optuna pruner; None for no pruning.
+        direction: the direction of a new study. None requires an existing study.
 
     Raises:
         UserError: the journal cannot be read.
@@ -83,15 +84,15 @@ def open_study(
 
 
 def _remove_incomplete_line(journal: Path) -> None:
-    """Remove a truncated last line that a crash has left, because Optuna would append to it."""
+    # A crash may leave a truncated last line, and Optuna would append to this line.
     if journal.is_file():
         os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def check_study(study: Study, about: dict[str, Any]) -> None:
-    """Compare `about`, which describes the search, with the description saved in the study.
+    """Check that a study belongs to the search that `about` describes.
 
-    If the study is new, save `about` in it instead.
+    If the study is new, save `about` in the study.
 
     Raises:
         UserError: earlier trials used another config, space, code, data or hardware.
@@ -120,14 +121,14 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
 
 
 class TrialQueue:
-    """Supply the trials of a search: interrupted ones first, then new ones.
+    """Supplies the trials of a search, interrupted trials first.
 
-    Each trial is suggested by a new sampler, whose seed depends on the seed of the search and the
-    number of the trial, so that an interrupted search continues with the same trials.
+    The seed of the sampler depends on the number of the trial. An interrupted search therefore
+    continues with the same trials.
 
     Args:
         sampler: the Hydra config of an Optuna sampler with the argument `seed`.
-        first: parameters of the first trials; the sampler suggests parameters that are missing.
+        first: parameters of the first trials. The sampler suggests missing parameters.
     """
 
     def __init__(
@@ -143,10 +144,10 @@ class TrialQueue:
         self.retried = self._enqueue_failed()
 
     def iter_batches(self, n_trials: int, size: int) -> Iterator[list[FrozenTrial]]:
-        """Yield batches of at most `size` trials with consecutive numbers, to run in parallel.
+        """Yield batches of trials with consecutive numbers, to run in parallel.
 
         Args:
-            n_trials: number of trials in the whole search, including those that have ended before.
+            n_trials: number of finished or pruned trials after which the search ends.
         """
         done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
@@ -163,7 +164,7 @@ class TrialQueue:
             yield batch
 
     def tell(self, number: int, status: str, value: float | None) -> None:
-        """Report to the study how a trial ended: with a value, pruned or failed."""
+        """Report to the study how a trial ended."""
         from optuna.trial import TrialState
 
         if status == "pruned":
@@ -192,7 +193,6 @@ class TrialQueue:
         return self.study.trials[asked.number]
 
     def _enqueue_failed(self) -> set[int]:
-        """Enqueue failed trials again with new numbers; return the old numbers."""
         from optuna.trial import TrialState
 
         for trial in self.study.trials:

@@ -1,4 +1,4 @@
-"""Run a search as a Hydra sweeper: ask the study for trials, launch them, report their results."""
+"""Run a search as a Hydra sweeper."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Search(Sweeper):
-    """Run Optuna trials as Hydra jobs; conf/sweep/lr_search.yaml explains the arguments."""
+    """A Hydra sweeper for Optuna trials; conf/sweep/lr_search.yaml explains the arguments."""
 
     config: DictConfig
     hydra_context: HydraContext
@@ -76,10 +76,10 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all trials; return the launcher's results of each batch.
+        """Run all trials, and return the results of each batch.
 
         Raises:
-            UserError: Optuna is not installed, or the settings of the search are not valid.
+            UserError: Optuna is not installed, or a setting of the search is not valid.
         """
         require_optuna()
         self._start(arguments)
@@ -99,7 +99,6 @@ class Search(Sweeper):
         return returns
 
     def _start(self, arguments: list[str]) -> None:
-        """Check the settings of the search, and create or resume its study."""
         self._check_numbers()
         loader = self.hydra_context.config_loader
         search = parse_overrides(OverridesParser.create(loader), self.params, arguments)
@@ -136,7 +135,6 @@ class Search(Sweeper):
                 )
 
     def _open_study(self, about: dict[str, Any], start_over: bool) -> Study:
-        """Open the study, check that it belongs to this search, and start the parent run."""
         self.folder = Path(self.config.hydra.sweep.dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         if start_over:
@@ -159,7 +157,6 @@ class Search(Sweeper):
         self.trials.tell(trial.number, status, value)
 
     def _report_best(self) -> None:
-        """Write the best config, record it in the parent run, and print how to run it."""
         best = self.trials.find_best()
         if best is None:
             print("no trial has finished")
@@ -189,7 +186,6 @@ def _prepare(composed: DictConfig) -> Prepared:
 
 
 def _describe_search(prepared: Prepared) -> dict[str, Any]:
-    """Return the config that all trials share, and a digest of code, data and hardware."""
     plain: Any = OmegaConf.to_container(prepared.cfg)
     common = flatten({key: value for key, value in plain.items() if key not in KEYS_WITHOUT_EFFECT})
     common.pop("trainer.checkpoint_every")
@@ -197,10 +193,7 @@ def _describe_search(prepared: Prepared) -> dict[str, Any]:
 
 
 def count_parallel_jobs(launcher: Launcher, options: DictConfig) -> int:
-    """Return how many jobs the launcher runs at the same time.
-
-    If the launcher has no method `count_parallel_jobs`, derive the number from its options.
-    """
+    """Return how many jobs the launcher runs at the same time."""
     if hasattr(launcher, "count_parallel_jobs"):
         return int(launcher.count_parallel_jobs())
     if "array_parallelism" in options:

@@ -1,4 +1,4 @@
-"""Report the scores of a trial to its study, tag its run, and prune it if it is unpromising."""
+"""Report the validation scores of a trial to the study, and stop unpromising trials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = "steps"
 
 
 class Pruned(Exception):  # noqa: N818 - pruning is not an error
-    """Stop a trial early, because other trials had better scores at the same evaluation."""
+    """Raised when the pruner stops a trial, because other trials had better scores."""
 
     def __init__(self, message: str, run_id: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class Pruned(Exception):  # noqa: N818 - pruning is not an error
 
 
 def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
-    """Return the tracker; for a trial of a search, wrap it to report scores to the study."""
+    """Wrap the tracker in a `TrialTracker` if the job has a pruner."""
     if job is None or job.pruner is None:
         return tracker
     require_optuna()
@@ -37,7 +37,7 @@ def watch_trial(tracker: Tracker, job: Job | None) -> Tracker:
 
 
 class TrialTracker:
-    """Wrap a tracker, so that `metrics` reports validation scores and raises Pruned.
+    """A tracker that reports validation scores to the study of a search.
 
     All methods except `start` and `metrics` are forwarded to the wrapped tracker.
     """
@@ -63,7 +63,7 @@ class TrialTracker:
         *,
         folder: Path,
     ) -> str:
-        """Start the run with the trial's number and parameters as tags."""
+        """Start a run with the number and the parameters of the trial as tags."""
         mine = {f"trial.{key}": str(value) for key, value in self.trial.params.items()}
         mine["trial"] = str(self.number)
         name = f"trial {self.number}: {name}"
@@ -71,10 +71,10 @@ class TrialTracker:
         return self.run_id
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record values; if they include the validation score, report it to the study.
+        """Record metric values, and report the validation score to the study.
 
         Raises:
-            Pruned: the pruner stops this trial; its run has been tagged as pruned.
+            Pruned: the pruner stops this trial.
         """
         self.tracker.metrics(values, step)
         if self.metric not in values:

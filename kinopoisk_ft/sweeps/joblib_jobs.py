@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep in a process pool; after a stop signal, they save checkpoints and end."""
+"""Run the jobs of a sweep in a process pool."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def launch_jobs(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> Sequence[JobReturn]:
-    """Run the jobs with Hydra's own joblib launcher and return their results in order.
+    """Run the jobs with Hydra's joblib launcher, and return the results in order.
 
     Args:
-        context: hydra_context, task_function and config, the arguments of `Launcher.setup`.
+        context: the keyword arguments of `Launcher.setup`.
         options: the options of Hydra's joblib launcher.
         first: the number of the first job.
 
@@ -60,11 +60,11 @@ def launch_jobs(
 
 
 def run_stoppable(launch: Callable[[], T]) -> T:
-    """Call `launch`, which runs jobs in worker processes, and forward stop signals to the workers.
+    """Call `launch`, and forward stop signals to its worker processes.
 
-    `launch` runs in a thread that blocks signals, because an exception inside joblib would kill all
-    workers. Workers inherit the signal mask, so a signal does not end a worker that is still
-    importing modules.
+    `launch` runs in a second thread, because an exception inside joblib would kill all workers.
+    This thread and new workers block stop signals, so that no signal ends a worker during its
+    imports.
 
     Raises:
         Stopped: a stop signal arrived, and all workers have ended.
@@ -85,7 +85,6 @@ def run_stoppable(launch: Callable[[], T]) -> T:
 
 
 def _stop_workers(jobs: Future[Any], number: int) -> None:
-    """Send the signal to all workers, including new ones, and wait GRACE_SECONDS for them."""
     signalled: set[psutil.Process] = set()
     end = time.monotonic() + GRACE_SECONDS
     while not jobs.done() and time.monotonic() < end:
@@ -105,17 +104,16 @@ def _find_workers() -> set[psutil.Process]:
 
 
 class WorkerTask:
-    """Wrap the task of a pool worker: a stop signal ends its current job and prevents later ones.
+    """A task that handles stop signals in a worker process.
 
-    A stopped job raises RunError, which Hydra returns as a failed job. A KeyboardInterrupt
-    would make joblib kill all workers.
+    A stop signal ends the current job of the worker and prevents later jobs. A stopped job raises
+    RunError, because a KeyboardInterrupt would make joblib kill all workers.
     """
 
     def __init__(self, task: TaskFunction) -> None:
         self.task = task
 
     def __call__(self, config: Any) -> Any:
-        """Run the job with this config."""
         for number in NUMBERS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda arrived, _: _received.append(arrived))
@@ -132,7 +130,6 @@ class WorkerTask:
 
 
 def _block_signals() -> None:
-    """Block stop signals in this thread and in its child processes; a no-op on Windows."""
     if hasattr(signal, "pthread_sigmask"):
         # Start the resource tracker now, because starting it later would unblock the signals.
         ensure_running()

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep: skip finished ones, and record in the sweep's folder how each ended."""
+"""Run the jobs of a sweep, skip finished jobs, and record all outcomes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ALWAYS_COUNTED = ("done", "skipped", "failed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Describe how a job ended.
+    """The outcome of a job.
 
-    A job has the status "unfinished" until it ends. A stopped or killed job keeps this status.
+    A job that is running, stopped or killed has the status "unfinished".
 
     Args:
         objective: the validation score.
-        message: why the job failed or was pruned; otherwise the `warning` of the job's `Result`.
+        message: why the job failed or was pruned, or a warning about the result.
     """
 
     job: int
@@ -55,13 +55,13 @@ class Outcome:
     message: str = ""
 
     def write(self, sweep_dir: Path) -> None:
-        """Write the outcome to the sweep's folder, where other processes can read it."""
+        """Write the outcome to a file in the folder of the sweep."""
         file = notes_folder(sweep_dir) / f"{self.job}.json"
         write_atomically(file, json.dumps(asdict(self), ensure_ascii=False))
 
 
 def read_outcomes(sweep_dir: Path) -> list[Outcome]:
-    """Read the outcomes of a sweep's jobs, in order; a damaged file counts as unfinished."""
+    """Read the outcomes of all jobs, sorted by job number."""
     found = [_read(file) for file in notes_folder(sweep_dir).glob("[0-9]*.json")]
     return sorted(found, key=lambda outcome: outcome.job)
 
@@ -78,10 +78,7 @@ def _read(file: Path) -> Outcome:
 
 
 def format_outcomes(found: list[Outcome]) -> str:
-    """Return a table of the jobs, and the number of jobs with each status.
-
-    Overrides that all jobs share are omitted.
-    """
+    """Format the outcomes as a table, without the overrides that all jobs share."""
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
     for one in found:
@@ -104,9 +101,10 @@ def format_outcomes(found: list[Outcome]) -> str:
 
 
 def run_job(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run a job of a sweep, or skip it if an identical run is finished.
+    """Run a job, unless an identical run has finished.
 
-    Returns the validation score, or None if the job is a trial that was pruned.
+    Returns:
+        The validation score; None if the job was pruned.
     """
     job = _get_job(prepared)
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
@@ -138,17 +136,14 @@ def _get_job(prepared: Prepared) -> Job:
 
 
 def _train(prepared: Prepared, out_dir: Path) -> Result:
-    """Run a job; if jobs run in parallel, run it on the GPU with the fewest jobs.
-
-    A signal that stopped the job is raised again for the launcher, which may restart the job. With
-    submitit, for example, Slurm requeues it.
-    """
     job = _get_job(prepared)
     device = reserve_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
     try:
         with device:
             return run(prepared, out_dir)
     except Stopped as stop:
+        # Raise the signal again for the launcher. With submitit, for example, Slurm then requeues
+        # the job.
         if stop.number != signal.SIGINT and callable(signal.getsignal(stop.number)):
             signal.raise_signal(stop.number)
         raise
@@ -156,10 +151,10 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
 
 @contextmanager
 def reserve_device(folder: Path) -> Iterator[int | None]:
-    """Make the GPU with the fewest jobs the current CUDA device, for a `with` block.
+    """Select the GPU with the fewest jobs as the CUDA device of a `with` block.
 
-    Yields the index of the GPU, or None if the machine has fewer than two GPUs. Each job locks a
-    file in `folder`. The operating system releases the lock even if the process is killed.
+    Yield the index of the GPU; None if the machine has fewer than two GPUs. Each job locks a file
+    in `folder`. The operating system releases the lock even if the job is killed.
     """
     devices = torch.cuda.device_count()
     if devices < 2:
@@ -180,7 +175,6 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
 
 
 def _find_finished(prepared: Prepared) -> Result | None:
-    """Return the result of an identical fine-tuning run that has finished, or None."""
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
@@ -190,8 +184,8 @@ def _find_finished(prepared: Prepared) -> Result | None:
 
 
 def _record_skipped(run_id: str, prepared: Prepared, out_dir: Path) -> None:
-    """Add a run to the sweep that refers to the finished run, so that reports can find it."""
     tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
+    # Reports find the finished run through these tags.
     pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
     name, parent = (
         f"skipped: {prepared.tags['approach']}",

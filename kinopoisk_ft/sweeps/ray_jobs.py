@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep as Ray tasks, each in its own process."""
+"""Run each job of a sweep as a Ray task in a new process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STORE = 100 * 2**20
 
 @dataclass(frozen=True)
 class JobContext:
-    """Hold the data that each job of a sweep needs, on any machine."""
+    """The data that all jobs of a sweep share."""
 
     hydra_context: HydraContext
     task_function: TaskFunction
@@ -55,7 +55,7 @@ class JobContext:
 
 
 def count_parallel_jobs(options: Mapping[str, Any]) -> int:
-    """Return how many jobs the cluster can run at the same time, at least one."""
+    """Return how many jobs the cluster can run at the same time; at least 1."""
     with connect(options["address"]):
         wanted = _resources_per_job(options)
         fit = [
@@ -71,16 +71,16 @@ def launch_jobs(
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> list[JobReturn]:
-    """Run the jobs, in parallel if the cluster has the resources; return the results in order.
+    """Run the jobs on a Ray cluster, and return the results in order.
 
     Args:
-        context: hydra_context, task_function and config, the arguments of `Launcher.setup`.
+        context: the keyword arguments of `Launcher.setup`.
         options: the options of `RayConfig`.
         first: the number of the first job.
 
     Raises:
-        UserError: there is no cluster, or none of its machines has the resources for a job.
-        Stopped: a stop signal arrived, and the jobs have saved and ended their runs.
+        UserError: there is no cluster, or no machine has enough resources for a job.
+        Stopped: a stop signal arrived.
     """
     with connect(options["address"]) as signals:
         resources = _resources_per_job(options)
@@ -108,8 +108,8 @@ def connect(address: str | None) -> Iterator[StopSignals]:
     """Connect to a Ray cluster for a `with` block.
 
     Args:
-        address: the address of a running cluster. None selects RAY_ADDRESS, else a cluster that
-            runs on this machine, else a new cluster, which ends with the block.
+        address: the address of a running cluster. None means RAY_ADDRESS if set, else a cluster on
+            this machine, else a new cluster.
 
     Raises:
         UserError: there is no cluster at the address.
@@ -137,7 +137,6 @@ def connect(address: str | None) -> Iterator[StopSignals]:
 
 
 def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
-    """Wait for the jobs in order and remove them from `pending`; a lost job counts as failed."""
     found = []
     while pending:
         # If Stopped were raised inside Ray, it would become a plain KeyboardInterrupt.
@@ -158,7 +157,6 @@ def _wait_for_jobs(pending: list[Any], signals: StopSignals) -> list[JobReturn]:
 
 
 def _cancel_jobs(pending: list[Any]) -> None:
-    """Interrupt the jobs, so that they save and end their runs, and wait for them."""
     # A second stop signal ends the wait.
     with suppress(KeyboardInterrupt):
         for ref in pending:
@@ -191,7 +189,7 @@ def _check_resources(wanted: Mapping[str, float]) -> None:
 
 
 def job(context: JobContext, overrides: list[str], number: int) -> JobReturn:
-    """Run one job in this process, as Hydra's default launcher does in the main process."""
+    """Run one job in this process, like Hydra's default launcher."""
     if not context.folder.is_dir():
         raise UserError(
             f"machine {socket.gethostname()} does not have the folder {context.folder}",

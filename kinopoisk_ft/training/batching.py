@@ -1,4 +1,4 @@
-"""Group tokenized reviews into padded batches, and prepare the next batches in a thread."""
+"""Build padded batches from tokenized reviews, and prepare batches in a background thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Examples:
-    """Hold the unpadded token ids of N reviews, and their labels (N,) or None."""
+    """Tokenized reviews.
+
+    Args:
+        input_ids: the token ids of N reviews, without padding.
+        labels: (N,); None if the reviews have no labels.
+    """
 
     input_ids: Sequence[Sequence[int]]
     labels: np.ndarray | None = None
@@ -44,12 +49,11 @@ class Examples:
 def group_by_length(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """Return shuffled batches of row indices, where each batch has reviews of similar lengths.
+    """Return shuffled batches of row indices, with reviews of similar length in each batch.
 
-    Rows are shuffled, divided into buckets, sorted by length within each bucket and divided into
-    batches. The batches are then shuffled, except that the batch with the longest review comes
-    first, because it needs the most memory and should fail early. Each row is in exactly one batch,
-    and at most one batch has fewer than `batch_size` rows.
+    Rows are shuffled and divided into buckets. Each bucket is sorted by length and divided into
+    batches. Then the batches are shuffled. The batch with the longest review comes first, so that a
+    lack of memory is found early.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -66,17 +70,20 @@ def group_by_length(
 
 
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
-    """Return the N row indices of an epoch: each row once, or a sample with balanced classes."""
+    """Return the N row indices of an epoch.
+
+    Each row occurs once, unless `sampling` is "balanced".
+    """
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
     return np.arange(len(examples))
 
 
 def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Draw as many row indices as there are labels, with the same number of rows for each class.
+    """Draw as many row indices as there are labels, equally many for each class.
 
-    Rows of rare classes are repeated. Within a class, the numbers of repetitions differ by at most
-    one. Some rows of frequent classes are left out, different ones in each epoch.
+    Rows of rare classes are repeated. Some rows of frequent classes are left out, different rows in
+    each epoch.
     """
     # The 2 makes this random stream independent of those that group reviews and mask tokens.
     rng = np.random.default_rng([seed, epoch, 2])
@@ -92,10 +99,10 @@ def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return batches of row indices for evaluation, sorted by length, longest reviews first.
+    """Return batches of row indices for evaluation, longest reviews first.
 
-    The first batch has `batch_size` rows. Later batches have up to `MAX_ROWS_FACTOR * batch_size`
-    rows, but not more tokens than the first batch, padding included.
+    The first batch has `batch_size` rows. Later batches have up to MAX_ROWS_FACTOR times as many
+    rows, but not more tokens. Padding counts as tokens.
     """
     order = np.argsort(-lengths, kind="stable")
     tokens = batch_size * max(1, int(lengths.max(initial=1)))
@@ -109,15 +116,16 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[dict[str, Tensor]]:
-    """Split a batch into micro-batches of at most `rows * length` tokens, padding included.
+    """Split a batch into as few micro-batches as possible.
 
-    Here, `length` is the sequence length of the batch. The number of micro-batches is minimal, and
-    their numbers of tokens are as equal as possible. Rows are sorted by length, longest first. A
-    batch of at most `rows` rows is returned unchanged.
+    A batch with at most `rows` rows is returned unchanged. Otherwise, the rows are sorted by
+    length, longest first.
 
     Args:
-        trim: whether to pad each micro-batch only to its longest review. If False, micro-batches
-            keep the length of the batch, for models whose output depends on padding.
+        rows: maximum number of full-length rows in a micro-batch. A micro-batch of shorter rows may
+            have more rows.
+        trim: whether to pad each micro-batch only to its longest review. A model needs False if its
+            output depends on padding.
     """
     mask = batch["attention_mask"]
     if len(mask) <= rows:
@@ -134,17 +142,12 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
 
 
 def depends_on_padding(model: nn.Module) -> bool:
-    """Return whether a model's output depends on padding, because it pools the last position."""
+    """Return whether the output of a model depends on padding."""
     return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
 
 
 def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Divide rows into as few micro-batches as possible, of similar size; return the row counts.
-
-    Args:
-        lengths: number of tokens of each row, in descending order.
-        max_tokens: maximum number of tokens of a micro-batch, padding included.
-    """
+    # The lengths are in descending order. Padding counts as tokens.
     fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
     # Find the lowest limit with the fewest micro-batches by bisection: their sizes differ least.
     while low < high:
@@ -157,7 +160,6 @@ def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
-    """Fill micro-batches in order, each up to `limit` tokens, and return their row counts."""
     sizes, start = [], 0
     while start < len(lengths):
         sizes.append(min(limit // lengths[start], len(lengths) - start))
@@ -166,7 +168,11 @@ def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows on the right, and return input_ids and attention_mask, both (batch, longest row)."""
+    """Pad rows of token ids on the right.
+
+    Returns:
+        The tensors input_ids and attention_mask, each (batch, longest row).
+    """
     length = max(1, max(len(row) for row in rows))
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -177,19 +183,16 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
 
 
 class _Failure:
-    """Wrap an exception that the thread of `prefetch` passes to the main thread."""
-
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 @contextmanager
 def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterator[T]]:
-    """Iterate over `items` while a background thread prepares up to `depth` of them ahead.
+    """Iterate over `items` while a background thread prepares up to `depth` items ahead.
 
-    An exception in the thread is raised in the consumer, after the items prepared before it. On
-    exit, the thread is joined, unused items are dropped, and `items` is closed if it is a
-    generator.
+    If the thread raises an exception, the iterator raises this exception after the earlier items.
+    On exit, the thread ends and a generator in `items` is closed.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Limit the training of a run by a budget of epochs, optimizer steps, tokens or seconds."""
+"""Limit training to a number of epochs, optimizer steps, tokens or seconds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ RESOLUTION = 1_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold an amount of training and its unit.
+    """An amount of training.
 
-    If the unit is epochs, `max_steps` is an additional limit. Tokens do not include padding.
-    Seconds are the time that the clock measures for the section "train".
+    Tokens do not include padding. A budget of seconds includes only the clock section "train".
+
+    Args:
+        max_steps: an additional limit on the optimizer steps if the unit is epochs.
     """
 
     unit: Unit
@@ -30,7 +32,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Parse text like "steps:500"; raise UserError if the unit or the amount is not valid."""
+        """Parse a budget such as "steps:500"; raise UserError if the text is not valid."""
         name, _, number = text.partition(":")
         unit = next((unit for unit in get_args(Unit) if unit == name), None)
         try:
@@ -45,7 +47,7 @@ class Budget:
         return cls(unit, amount)
 
     def count_steps(self, per_epoch: int) -> int | None:
-        """Return the number of optimizer steps; None if it is not known (tokens and seconds)."""
+        """Return the number of optimizer steps; None for a budget of tokens or seconds."""
         if self.unit == "epochs":
             steps = int(self.amount) * per_epoch
             return min(steps, self.max_steps or steps)
@@ -54,10 +56,10 @@ class Budget:
 
 @dataclass
 class Meter:
-    """Measure the progress of a run in steps, or as the used fraction of its budget.
+    """The progress of a run towards the end of its budget.
 
-    With a budget of tokens or seconds, the number of steps is not known in advance, so the
-    learning-rate schedule depends on the used fraction.
+    With a budget of tokens or seconds, the number of steps is not known in advance. The
+    learning-rate schedule then depends on the used fraction of the budget.
     """
 
     budget: Budget
@@ -68,7 +70,7 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """Return the number of steps of the learning-rate schedule."""
+        """Return the length of the learning-rate schedule, in schedule steps."""
         return RESOLUTION if self.steps is None else self.steps
 
     def schedule_step(self, step: int) -> int:
@@ -76,7 +78,7 @@ class Meter:
         return int(self.share * RESOLUTION) if self.steps is None else step
 
     def update(self, step: int, tokens: int) -> bool:
-        """Update the totals of steps and tokens, and return whether the budget is used up."""
+        """Update the progress, and return whether the budget is used up."""
         if self.steps is not None:
             return step >= self.steps
         # Ranks measure different seconds, but have to stop at the same step.

@@ -1,4 +1,4 @@
-"""Measure the time that each section of a run takes, without counting nested sections twice."""
+"""Measure how long each section of a run takes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Clock:
-    """Measure the wall-clock time of named sections.
+    """A clock that measures named sections of a run.
 
     Time counts for the innermost open section only. For example, the time of an evaluation during
-    training is part of the section "val", but not of the section "train".
+    training counts for "val" and not for "train".
 
     Args:
-        sync: waits for the device, so that work counts for the section that queued it.
+        sync: waits until the device has finished its queued work.
         now: returns the current time in seconds.
     """
 
@@ -30,7 +30,7 @@ class Clock:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Add the duration of the block, except for nested sections, to the section `name`."""
+        """Measure a `with` block as a section."""
         self._charge()
         self._open.append(name)
         try:
@@ -40,7 +40,7 @@ class Clock:
             self._open.pop()
 
     def get_seconds(self, name: str) -> float:
-        """Return the seconds of a section so far, also while it is the innermost open section."""
+        """Return the seconds that a section has taken so far."""
         # Do not wait for the device: this is called at every step, and the device would run idle.
         running = self._open[-1:] == [name]
         return self.seconds.get(name, 0.0) + (self.now() - self._since if running else 0.0)
@@ -50,7 +50,7 @@ class Clock:
         return {"seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the seconds of each section that `state` contains."""
+        """Restore the seconds of the sections in `state`."""
         self.seconds.update(state["seconds"])
 
     def _charge(self) -> None:

@@ -1,4 +1,4 @@
-"""Choose the device, move batches to it, and measure peak memory."""
+"""Choose the device, move batches to the device, and measure peak memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGE = 2**30
 
 
 def choose_device(request: str) -> torch.device:
-    """Return the requested device; `auto` selects cuda if available, else mps, else cpu.
+    """Return the requested device; "auto" selects cuda if available, else mps, else cpu.
 
     Raises:
         UserError: the device is not available.
@@ -52,14 +52,14 @@ def choose_device(request: str) -> torch.device:
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a batch to the device; copy it to CUDA asynchronously, from pinned memory."""
+    """Move a batch to the device. Copies to CUDA are asynchronous."""
     if device.type == "cuda":
         return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
     return {k: v.to(device) for k, v in batch.items()}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset the peak memory statistics of the GPU (on CUDA) or of the process (on Linux)."""
+    """Reset the peak memory, so that `peak_memory_mb` returns the peak from now on."""
     # Do not count memory that earlier jobs of a sweep have freed, but that the process still holds.
     release_freed_memory()
     if device.type == "cuda":
@@ -81,7 +81,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mb(device: torch.device) -> float:
     """Return the peak memory in MiB since `reset_peak_memory`; NaN if it is unknown.
 
-    On CUDA this is memory allocated on the GPU, otherwise resident memory of the process.
+    On CUDA, this is the memory allocated on the GPU. On other devices, this is the resident memory
+    of the process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -90,7 +91,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def _read_peak() -> int | None:
-    """Return the process's peak memory since the last reset in bytes; None if it is unknown."""
+    """Return the peak memory since the last reset, in bytes."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -101,7 +102,7 @@ def _read_peak() -> int | None:
 
 
 def _read_process_peak() -> float:
-    """Return the peak memory since the process started in bytes; NaN if it is unknown."""
+    """Return the peak memory since the start of the process, in bytes."""
     try:
         import resource
     except ImportError:
@@ -113,10 +114,10 @@ def _read_process_peak() -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's mmap and trim thresholds; return whether this worked.
+    """Make glibc keep freed memory in the process, and return whether this worked.
 
-    By default, glibc calls mmap for each tensor above 32 MiB, which causes a page fault for every
-    4 KiB in every step. Results do not change.
+    By default, glibc returns the memory of each freed tensor above 32 MiB to the system. The next
+    tensor then causes a page fault for every 4 KiB.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -127,7 +128,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Run the garbage collector, and return freed memory to the system with malloc_trim(3)."""
+    """Collect garbage, and return freed memory to the system."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Evaluate a model or predict with it, and return the outputs in the order of the examples."""
+"""Evaluate a model, or predict logits for examples without labels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from kinopoisk_ft.training.precision import Precision
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold the result of an evaluation: scores by metric, and the outputs of the objective.
+    """The result of an evaluation.
 
     Args:
-        outputs: logits (N, classes), fp32, if the objective is classification.
+        scores: the values of the metrics, by name.
+        outputs: the outputs of the objective. For classification, these are logits (N, classes),
+            fp32, in the order of the examples.
         batch_size: the requested batch size, or a smaller one if memory ran out.
     """
 
@@ -45,10 +47,10 @@ def evaluate(
     batch_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate a model on all examples, the longest first, and leave it in evaluation mode.
+    """Evaluate a model on all examples.
 
-    The batch size is halved when memory runs out, which happens early because of this order. With
-    several processes, each evaluates a part of every batch, and all return the same scores.
+    When memory runs out, the batch size is halved. The longest examples come first, so that this
+    happens early. All processes return the same scores. The model stays in evaluation mode.
 
     Args:
         check: called after each batch; may raise an exception to stop the evaluation.
@@ -104,10 +106,7 @@ def predict(
     precision: Precision,
     batch_size: int,
 ) -> Tensor:
-    """Predict the logits of examples without labels; return (N, classes), fp32 on the CPU.
-
-    The batch size is halved when memory runs out.
-    """
+    """Return the logits (N, classes) of examples without labels, fp32, on the CPU."""
     model.eval()
 
     def attempt(rows: int) -> Tensor:
@@ -135,7 +134,6 @@ def _predict(
 
 
 def _restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
-    """Scatter the outputs to the rows of their examples; rows of other processes are zero."""
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored

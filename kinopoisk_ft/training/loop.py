@@ -1,4 +1,4 @@
-"""Implement the training loop that fine-tuning and pretraining of all networks share."""
+"""Define the training loop for fine-tuning and pretraining."""
 
 from __future__ import annotations
 
@@ -58,12 +58,14 @@ Audit = Callable[[nn.Module], None]
 
 
 class Trainer(Settings):
-    """Train and evaluate models. `fit` runs the whole training, and `_step` one optimizer step."""
+    """Trains and evaluates models."""
 
     def open(self, folder: Path | None = None) -> tuple[Precision, Clock]:
-        """Choose device and precision, seed PyTorch, and start the clock, before a model is built.
+        """Choose device and precision, seed PyTorch, and start the clock.
 
-        With precision=auto, a run that resumes from a checkpoint in `folder` keeps its precision.
+        This must happen before a model is built, so that the initial weights depend on the seed.
+        With precision=auto, a run that resumes from a checkpoint in `folder` keeps the precision of
+        this checkpoint.
         """
         device, kind = choose_device(self.device), self.precision
         original = None
@@ -103,7 +105,7 @@ class Trainer(Settings):
         folder: Path,
         about: Mapping[str, str] | None = None,
     ) -> State:
-        """Train the model with regular evaluations, and load the best weights into it at the end.
+        """Train the model, and load the best weights at the end.
 
         If `folder` contains a valid checkpoint, training resumes exactly from there.
 
@@ -114,9 +116,9 @@ class Trainer(Settings):
             about: properties that a checkpoint must share with this run; None saves no checkpoints.
 
         Raises:
-            UserError: the folder has a checkpoint of another run, a checkpoint cannot be written,
-                or losses or gradients are not finite.
-            Stopped: a signal stopped the run. Unless it interrupted a step, a checkpoint was saved.
+            UserError: a checkpoint cannot be used or written, memory ran out, or too many losses or
+                gradients were not finite.
+            Stopped: a signal stopped the run.
         """
         state = self._setup(model, objective, precision, fresh, len(train), clock)
         best = BestWeights(folder)
@@ -152,7 +154,7 @@ class Trainer(Settings):
     def test(
         self, model: nn.Module, objective: Objective, examples: Examples, precision: Precision
     ) -> Evaluation:
-        """Evaluate the model with its current weights, which are the best ones after `fit`."""
+        """Evaluate the model with its current weights."""
         from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
         with use_unpadded_attention(model, precision):
@@ -205,7 +207,6 @@ class Trainer(Settings):
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
-        """Reduce the micro-batch size to what fits into CPU memory, and compile the model."""
         if world_size() > 1:
             # All processes must split a batch into the same number of micro-batches.
             state.micro_batch_size = self.initial_micro_batch_size
@@ -231,7 +232,6 @@ class Trainer(Settings):
                 )
 
     def _step(self, state: State, micro_batches: list[dict[str, Tensor]], audit: Audit) -> None:
-        """Take one optimizer step on the mean loss of the effective batch (`micro_batches`)."""
         seed_rank(self.seed, state.step)
         total, state.micro_batch_size = halve_on_out_of_memory(
             partial(compute_gradients, state, micro_batches),
@@ -258,7 +258,6 @@ class Trainer(Settings):
     def _log_if_due(
         self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor, folder: Path
     ) -> None:
-        """Log the losses if due, and stop the run after too many non-finite losses or gradients."""
         # Reading a value from a GPU waits for its queued work, so read losses only to log them.
         due = state.step % self.log_every == 0 or state.step == state.steps
         if due or state.precision.device.type == "cpu":
@@ -275,10 +274,6 @@ class Trainer(Settings):
         clock: Clock,
         signals: StopSignals,
     ) -> None:
-        """Evaluate if an evaluation is due at this step and not yet done.
-
-        A signal may interrupt the evaluation, but not the recording of its result.
-        """
         every = self.steps_per_epoch(len(train)) if self.eval_every == "epoch" else self.eval_every
         due = state.step % every == 0 or state.step == state.steps
         if not due or state.evaluated == state.step:
@@ -289,6 +284,7 @@ class Trainer(Settings):
                 signals.check,
             )  # fmt: skip
         state.eval_batch_size = evaluation.batch_size
+        # A signal must not interrupt the recording of the result.
         with signals.defer(), clock.section("checkpoint"):
             monitor.log_evaluation(state, evaluation)
         state.model.train()
@@ -303,7 +299,7 @@ class Trainer(Settings):
 def training_batches(
     train: Examples, state: State, settings: Settings
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Yield a list of up to `accumulate` batches for each remaining optimizer step."""
+    """Yield a list of batches for each remaining optimizer step."""
     lengths, per_epoch, first = train.lengths, settings.steps_per_epoch(len(train)), state.step
     seed, batch_size, accumulate = settings.seed, settings.batch_size, settings.accumulate
     for epoch in itertools.count(first // per_epoch):
@@ -323,9 +319,9 @@ def training_batches(
 def compute_gradients(
     state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
 ) -> Tensor:
-    """Accumulate the gradients of the mean loss, with `rows` rows at once; return the loss, ().
+    """Accumulate the gradients of the mean loss, and return this loss, ().
 
-    The loss is the weighted mean over all labels of the effective batch in all processes.
+    The loss is a weighted mean over the labels of all batches, in all processes.
     """
     # A previous attempt that ran out of memory may have left gradients.
     state.optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,8 @@
 """Define the loss functions of the config group `trainer/loss`.
 
-Each function returns the loss summed over the labels, a scalar, and the count by which to divide
-it. The mean loss of an effective batch is the sum of all losses divided by the sum of all counts.
-The count must not depend on the logits. IGNORED labels contribute to neither loss nor count.
+Each function returns a summed loss and a divisor, both scalars. The mean loss of several batches is
+the sum of their losses divided by the sum of their divisors. The divisor must not depend on the
+logits. IGNORED labels contribute to neither loss nor divisor.
 
 Args of each function:
     logits: (N, classes), fp32.
@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy and the count by which to divide it."""
+    """Return the summed cross-entropy, and the divisor for the mean."""
     loss = functional.cross_entropy(logits, labels, weight, reduction="sum")
     return loss, _count(labels, weight)
 
@@ -32,7 +32,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None) -> tupl
 def label_smoothing(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy with label smoothing (Szegedy et al., 2016) and its count.
+    """Return the summed cross-entropy with smoothed labels, and the divisor for the mean.
+
+    The method is from Szegedy et al. (2016).
 
     Args:
         smoothing: fraction of each label that is distributed over all classes, 0 to 1.
@@ -46,10 +48,12 @@ def label_smoothing(
 def focal(
     logits: Tensor, labels: Tensor, weight: Tensor | None, *, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed focal loss, -(1 - p)^gamma log p (Lin et al., 2017), and its count.
+    """Return the summed focal loss, and the divisor for the mean.
+
+    The loss of a label with the predicted probability p is -(1 - p)^gamma log p (Lin et al., 2017).
 
     Args:
-        gamma: focusing parameter, >= 1; larger values reduce the loss of well-classified labels.
+        gamma: at least 1; larger values reduce the loss of well-classified labels.
 
     Raises:
         ValueError: gamma is below 1, for which the gradient is NaN at p = 1.

@@ -1,7 +1,7 @@
-"""Predict the memory use of training on a CPU, and halve batches when memory runs out.
+"""Reduce the batch size to the available memory.
 
-A GPU's allocator raises an exception when memory runs out. On a CPU, the system may kill the
-process instead, so the memory of a micro-batch is predicted from that of a single row.
+On a GPU, an exception shows that memory ran out. On a CPU, the system may kill the process instead,
+so the memory use of training is predicted.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explain_out_of_memory(where: str) -> Iterator[None]:
-    """Turn an out-of-memory error into a UserError that suggests settings with less memory use."""
+    """Convert an out-of-memory error in a `with` block to a UserError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -83,15 +83,15 @@ def explain_out_of_memory(where: str) -> Iterator[None]:
 def halve_on_out_of_memory(
     work: Callable[[int], T], rows: int, device: torch.device, where: str
 ) -> tuple[T, int]:
-    """Call `work(rows)`, and retry with half as many rows each time memory runs out.
+    """Call `work(rows)`, and halve `rows` each time memory runs out.
 
-    Each attempt starts from the same random state, as if there had been no other attempt.
+    Each attempt starts from the same random state.
 
     Args:
         where: name of the work for log lines and errors.
 
     Returns:
-        The result of `work`, and the number of rows with which it succeeded.
+        The result of `work`, and the number of rows in the successful attempt.
 
     Raises:
         UserError: memory ran out with a single row, or in one of several processes.
@@ -121,15 +121,15 @@ def halve_on_out_of_memory(
 
 
 def halve(rows: int) -> int:
-    """Return half the number of rows, rounded up, so that two micro-batches cover the batch."""
+    """Return half the number of rows, rounded up."""
     return -(-rows // 2)
 
 
 def fit_rows_to_memory(state: State, train: Examples) -> int:
-    """Return the micro-batch size, halved until a training step fits into memory (CPU only).
+    """Return a micro-batch size that fits into memory.
 
-    The memory of one row is predicted from the tensors that a forward pass of the longest review
-    saves for the backward pass. The training state does not change.
+    On a CPU, the current size is halved until a training step fits. The memory of one row is
+    predicted from a forward pass of the longest review. On other devices, the size does not change.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu":
@@ -156,7 +156,6 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
 
 
 def _count_saved_bytes(state: State, train: Examples) -> int:
-    """Return the bytes saved for the backward pass of the longest review, except the weights."""
     own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}
 
@@ -186,7 +185,7 @@ def trained_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 @contextmanager
 def preserve_state(state: State) -> Iterator[None]:
-    """Restore random states and buffers and clear gradients on exit, even after an exception."""
+    """Restore random states and buffers after a `with` block, and clear the gradients."""
     states = get_rng_states(state.precision.device)
     buffers = {name: value.clone() for name, value in state.model.named_buffers()}
     try:
@@ -200,13 +199,12 @@ def preserve_state(state: State) -> Iterator[None]:
 
 
 def measure_available_memory(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return the free memory in bytes, within the limits of machine, cgroups and process."""
+    """Return the memory that this process can still use, in bytes."""
     left = [psutil.virtual_memory().available, *_read_cgroups(cgroups, membership)]
     return max(0, min([*left, *_read_process_limit()]))
 
 
 def _read_process_limit() -> Iterator[int]:
-    """Yield the free bytes of address space, or nothing if the process has no limit for it."""
     try:
         import resource
     except ImportError:
@@ -217,7 +215,6 @@ def _read_process_limit() -> Iterator[int]:
 
 
 def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
-    """Yield the free bytes of each memory cgroup of the process, and of each ancestor cgroup."""
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(","):
@@ -228,12 +225,12 @@ def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
             continue
         # In a container the path may be that of the host, so that some folders do not exist.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+        # The limits of parent cgroups apply as well.
         for depth in range(len(parts), -1, -1):
             yield from _read_cgroup(root.joinpath(*parts[:depth]), *names)
 
 
 def _read_cgroup(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
-    """Yield the free bytes of one cgroup, or nothing if it has no limit or cannot be read."""
     try:
         most, used = ((folder / name).read_text().strip() for name in (limit, usage))
         stat = (folder / "memory.stat").read_text().splitlines()

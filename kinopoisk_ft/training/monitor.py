@@ -32,19 +32,19 @@ MIN_RECORDS = 5
 
 
 class Recorder(Protocol):
-    """Define the interface through which training records metrics."""
+    """The interface through which training records metrics."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record the values of metrics, by name, at an optimizer step."""
+        """Record metric values, by name, at an optimizer step."""
         ...
 
     def flush(self) -> None:
-        """Write buffered values; called before each checkpoint, so that none are lost on resume."""
+        """Write buffered values, which must happen before each checkpoint."""
         ...
 
 
 class Monitor:
-    """Record losses and evaluations, and save the weights of the best evaluation.
+    """Records losses and evaluations, and saves the weights of the best evaluation.
 
     Args:
         max_bad_steps: number of consecutive non-finite losses or gradients that stops the run.
@@ -62,7 +62,7 @@ class Monitor:
         self.best, self.best_metric, self.max_bad_steps = best, best_metric, max_bad_steps
 
     def log_losses(self, state: State) -> None:
-        """Record the learning rate, and the mean and maximum of the losses since the last call."""
+        """Record the learning rate, and the losses since the last call."""
         if not state.losses:
             return
         state.sync_skipped_steps()
@@ -88,7 +88,7 @@ class Monitor:
         self.progress.to(state.step, loss=f"{values.get('train_loss', math.nan):.4f}")
 
     def log_evaluation(self, state: State, evaluation: Evaluation) -> None:
-        """Record an evaluation. If it is the best so far, save the weights and keep its outputs."""
+        """Record an evaluation, and save the weights of the best evaluation."""
         named = {f"val_{key}": value for key, value in evaluation.scores.items()}
         self.recorder.metrics(named, state.step)
         state.history.append({"step": state.step, **named})
@@ -109,13 +109,15 @@ class Monitor:
     def check_finite(
         self, state: State, micro_batches: list[dict[str, Tensor]], folder: Path
     ) -> None:
-        """Raise an error if too many consecutive steps were skipped; waits for the device.
+        """Stop the run after too many consecutive steps with a non-finite loss or gradient.
+
+        This method waits for the device. Before the error, the last batches are saved in `folder`.
 
         Args:
-            micro_batches: batches of the last step, which are saved in `folder` before the error.
+            micro_batches: the batches of the last step.
 
         Raises:
-            UserError: at least max_bad_steps consecutive steps were skipped.
+            UserError: there were at least max_bad_steps such steps.
         """
         state.sync_skipped_steps()
         longest, state.longest_row = state.longest_row, state.bad_in_row
@@ -140,7 +142,7 @@ class Monitor:
 
 
 def count_spike(state: State, loss: float, step: int) -> None:
-    """Count a loss spike and log a warning if the loss is far above the recent losses.
+    """Count a loss spike if the loss is far above the recent losses.
 
     Args:
         loss: mean loss since the last logged loss.

@@ -1,7 +1,7 @@
-"""Define training objectives: classification, causal and masked language modelling.
+"""Define training objectives for classification and language modelling.
 
-An objective builds batches, computes the loss and scores an evaluation. The loss is a sum and not a
-mean. Gradient accumulation divides it by the sum of `count` over the whole effective batch.
+An objective computes the sum of the losses in a batch. The training loop adds these sums over
+several batches, and divides the total by the sum of `count`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """Define the interface that the training loop and the evaluation use."""
+    """The interface of all objectives."""
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Build a padded batch from the examples with the row indices `rows`."""
         ...
 
     def count(self, batch: Batch) -> float:
-        """Return the divisor of the loss: the number of labels, or the sum of their weights."""
+        """Return the divisor that converts a summed loss to a mean."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a batch, a scalar, and the outputs that `scores` needs."""
+        """Return the summed loss of a batch, (), and the outputs for `scores`."""
         ...
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics by name for the outputs of all batches, in the order of the labels."""
+        """Return metrics by name; outputs and labels are in the same order."""
         ...
 
 
@@ -48,7 +48,7 @@ def compute_balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
 
 
 class Classification:
-    """Train a model to predict the class of a review; the outputs are logits (batch, classes).
+    """The objective of predicting the class of a review.
 
     Args:
         weights: class weights of the loss, (classes,); None weights all classes equally.
@@ -64,14 +64,17 @@ class Classification:
         self.pad_id, self.weights, self.loss = pad_id, weights, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build input_ids, attention_mask (batch, length) and labels (batch,)."""
+        """Build a padded batch.
+
+        The tensors input_ids and attention_mask are (batch, length). The labels are (batch,).
+        """
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         if examples.labels is not None:
             batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
         return batch
 
     def count(self, batch: Batch) -> float:
-        """Return the divisor of the loss: the number of labels, or the sum of their weights."""
+        """Return the number of labels, or the sum of their class weights."""
         # Training needs the count before a forward pass, so call the loss with zeros as logits.
         labels = batch["labels"]
         weights = None if self.weights is None else self.weights.to(labels.device)
@@ -81,7 +84,7 @@ class Classification:
         )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, and the logits (batch, classes) without a gradient."""
+        """Return the summed loss, (), and the detached logits, (batch, classes)."""
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self.loss(logits, batch["labels"], weights)[0], logits.detach()
@@ -98,13 +101,13 @@ class Classification:
 
 
 class LanguageModel:
-    """Train a model to predict the next token, to pretrain Mamba; the loss ignores padding."""
+    """The objective of predicting the next token; the loss ignores padding."""
 
     def __init__(self, pad_id: int, loss: Loss = cross_entropy) -> None:
         self.pad_id, self.loss = pad_id, loss
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build input_ids, attention_mask and labels (the next tokens), each (batch, length)."""
+        """Build a padded batch with the next tokens as labels; all tensors are (batch, length)."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         labels[:, :-1] = batch["input_ids"][:, 1:]
@@ -116,21 +119,21 @@ class LanguageModel:
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss over all tokens to predict, as a scalar and as an output (1,)."""
+        """Return the summed loss, (), and the same value detached, (1,)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return no metrics. The only score is the loss, which `evaluate` adds."""
+        """Return no metrics, because the loss is the only score."""
         return {}
 
 
 class MaskedLanguageModel(LanguageModel):
-    """Train a model to predict a random selection of tokens (BERT; Devlin et al., 2019).
+    """The objective of predicting randomly selected tokens (BERT; Devlin et al., 2019).
 
-    80% of the selected tokens are masked, 10% are replaced by random tokens, 10% do not change.
+    80% of the selected tokens are masked, 10% are replaced by random tokens, and 10% do not change.
 
     Args:
         special_ids: ids of the tokens that are never selected.
@@ -151,7 +154,7 @@ class MaskedLanguageModel(LanguageModel):
         self.special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build masked input_ids, attention_mask and labels; only selected tokens have labels."""
+        """Build a padded batch with masked tokens; only selected tokens have labels."""
         batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
         ids = batch["input_ids"].numpy()
         allowed = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)

@@ -15,7 +15,7 @@ NO_DECAY = frozenset({"A_log", "D", "ia3_l"})
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Return True for parameters with 2 or more dimensions, except those named in NO_DECAY."""
+    """Return True for parameters with two or more dimensions, except those in NO_DECAY."""
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
 
@@ -27,9 +27,9 @@ def build_param_groups(
     head_lr: float | None,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Divide the trainable parameters into at most four parameter groups for the optimizer.
+    """Divide the trainable parameters into groups for the optimizer.
 
-    Parameters are grouped by whether they are newly initialized and whether they are decayed.
+    The groups differ in learning rate and weight decay.
 
     Args:
         fresh: names of newly initialized parameters.
@@ -59,7 +59,7 @@ def make_scheduler(
     total: int,
     schedule_step: Callable[[int], int],
 ) -> LambdaLR:
-    """Build a scheduler that multiplies each group's learning rate by the value of `schedule`.
+    """Build a scheduler that multiplies all learning rates by the value of `schedule`.
 
     Args:
         schedule_step: converts an optimizer step to the unit of `warmup` and `total`.

@@ -1,4 +1,4 @@
-"""Train in fp32, bf16, or fp16 with loss scaling; weights and optimizer state are always fp32."""
+"""Train in fp32, bf16 or fp16. Weights and optimizer state are always fp32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ISAS_WITH_BF16 = ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10_1_512", "AVX10
 
 
 class Precision:
-    """Run the parts of a training step in fp32, bf16 or fp16."""
+    """Runs forward passes, backward passes and optimizer steps in fp32, bf16 or fp16."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.device = device
@@ -35,11 +35,11 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.kind], enabled=self.kind != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of a loss, multiplied by the loss scale in fp16."""
+        """Accumulate the gradients of a loss, which is scaled in fp16."""
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the loss scale in fp16, before they are checked or clipped."""
+        """Divide the gradients by the loss scale in fp16."""
         self._scaler.unscale_(optimizer)
 
     def step(
@@ -49,11 +49,13 @@ class Precision:
         clip_norm: float | None,
         loss: Tensor,
     ) -> Tensor:
-        """Clip gradients and take a step, but skip it if the loss or gradient norm is not finite.
+        """Clip the gradients, and take an optimizer step.
+
+        The step is skipped if the loss or the gradient norm is not finite.
 
         Returns:
-            The status of the step, () float: 0 if the step was taken, OVERFLOW if it was skipped in
-            fp16 with a finite loss, and 2 if it was skipped for another reason.
+            The status, () float: 0 if the step was taken, OVERFLOW if it was skipped in fp16 with a
+            finite loss, and 2 if it was skipped otherwise.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -80,11 +82,11 @@ class Precision:
         return 2 * skip
 
     def scale_is_large(self) -> bool:
-        """Return whether the fp16 loss scale is large enough to be the cause of an overflow."""
+        """Return whether the fp16 loss scale is so large that it may cause an overflow."""
         return self.kind == "fp16" and self._scaler.get_scale() >= 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the loss scaler, which is empty in fp32 and bf16."""
+        """Return the state of the loss scaler; empty in fp32 and bf16."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,8 +100,8 @@ def choose_precision(
 ) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
     """Return the precision to use, and the reason for this choice.
 
-    `auto` depends on the hardware only and not on measured times, so that all runs on a machine use
-    the same precision, even if the machine is busy.
+    The choice for "auto" depends on the hardware and not on measured times. All runs on a machine
+    therefore use the same precision.
 
     Raises:
         UserError: the requested precision does not work on the device.
@@ -121,9 +123,9 @@ def choose_precision(
 
 
 def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
-    """Choose a precision that the GPU's tensor cores support (CUDA C++ Programming Guide)."""
     if torch.version.hip:
         return "bf16", "an AMD GPU with ROCm"
+    # The CUDA C++ Programming Guide lists the precisions that tensor cores support.
     major, minor = torch.cuda.get_device_capability(device)
     capability = f"compute capability {major}.{minor}"
     if major >= 8:
@@ -134,14 +136,12 @@ def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp1
 
 
 def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """Choose bf16 if an x86 CPU has bf16 instructions, which make steps 1.4 to 3 times faster.
-
-    Without these instructions, oneDNN converts each number, and steps are slower than in fp32.
-    """
     if device.type != "cpu":
         return "fp32", f"bf16 is not known to be faster on {device.type}"
     if not torch.backends.mkldnn.is_available():
         return "fp32", "this build of PyTorch has no oneDNN"
+    # With bf16 instructions, steps are 1.4 to 3 times faster. Without them, oneDNN converts each
+    # number, and steps are slower than in fp32.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not limit.endswith(ISAS_WITH_BF16):
         return "fp32", f"ONEDNN_MAX_CPU_ISA={limit} excludes bf16"
@@ -154,7 +154,6 @@ def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]
 
 
 def _find_problem(kind: str, device: torch.device) -> str | None:
-    """Try a small matrix product and its backward pass; return the error message, or None."""
     try:
         weight = torch.ones(8, 8, device=device, requires_grad=True)
         with torch.autocast(device.type, DTYPES[kind]):

@@ -1,4 +1,4 @@
-"""Show a progress bar if stderr is a terminal, and nothing if it is a file or a pipe."""
+"""Show a progress bar if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinopoisk_ft.training.distributed.processes import is_main
 
 
 class Progress:
-    """Show a progress bar with steps, speed and metrics, and the time left if `steps` is known."""
+    """A progress bar with steps, speed and metrics."""
 
     def __init__(self, done: int, steps: int | None) -> None:
         self._bar = tqdm(
@@ -37,7 +37,7 @@ class Progress:
         self._bar.close()
 
     def to(self, step: int, **values: str) -> None:
-        """Move the bar to a step, and add or update the values that it shows."""
+        """Move the bar to a step, and update the displayed values."""
         self._values.update(values)
         self._bar.set_postfix(self._values, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -1,4 +1,4 @@
-"""Define learning-rate schedules, which return a factor in [0, 1] for each optimizer step."""
+"""Define learning-rate schedules, which return a factor in [0, 1] for each step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ def _warmup(step: int, warmup: int) -> float:
 
 
 def linear(step: int, warmup: int, total: int) -> float:
-    """Increase linearly to 1 over `warmup` steps, then decrease linearly to 0 at `total`."""
+    """Return a factor that rises linearly to 1 at step `warmup`, then falls to 0 at `total`."""
     if step < warmup:
         return _warmup(step, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
 def cosine(step: int, warmup: int, total: int) -> float:
-    """Increase linearly to 1, then decrease to 0 along a cosine (Loshchilov & Hutter, 2017)."""
+    """Return a factor that rises to 1, then falls along a cosine (Loshchilov & Hutter, 2017)."""
     if step < warmup:
         return _warmup(step, warmup)
     share = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -25,5 +25,5 @@ def cosine(step: int, warmup: int, total: int) -> float:
 
 
 def constant(step: int, warmup: int, total: int) -> float:
-    """Increase linearly to 1 over `warmup` steps, then stay at 1."""
+    """Return a factor that rises linearly to 1 at step `warmup`, then stays at 1."""
     return _warmup(step, warmup)

@@ -20,7 +20,7 @@ from kinopoisk_ft.training.precision import Kind
 
 @dataclass(kw_only=True)
 class Settings:
-    """Hold the settings of conf/trainer, and raise UserError for values out of range."""
+    """The validated settings in conf/trainer."""
 
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any]
@@ -92,17 +92,17 @@ class Settings:
         self._check_loss()
 
     def steps_per_epoch(self, reviews: int) -> int:
-        """Return the number of optimizer steps in one epoch of this many reviews."""
+        """Return the number of optimizer steps in an epoch of `reviews` reviews."""
         return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
 
     @property
     def initial_micro_batch_size(self) -> int:
-        """Return the micro-batch size at the start; it is halved when memory runs out."""
+        """Return the micro-batch size at the start of training."""
         return self.micro_batch_size or self.batch_size
 
     @property
     def training_budget(self) -> Budget:
-        """Return the budget from `budget` if it is set, otherwise from `epochs` and `max_steps`."""
+        """Return the budget from `budget` if set, otherwise from `epochs` and `max_steps`."""
         if self.budget is not None:
             return Budget.parse(self.budget)
         return Budget("epochs", self.epochs, self.max_steps)
@@ -124,8 +124,8 @@ class Settings:
             )
 
     def _check_loss(self) -> None:
-        """Call the loss function once, to reject invalid options before the run starts."""
         try:
+            # Call the function once, to reject invalid options before the run starts.
             total, count = self.loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), None)
             float(total), float(count)
         except Exception as error:
@@ -138,11 +138,7 @@ class Settings:
             ) from error
 
     def reject_class_balancing(self, why: str) -> None:
-        """Raise UserError if class weights or balanced sampling are set.
-
-        Args:
-            why: the reason why the task ignores both settings.
-        """
+        """Raise UserError if class weights or balanced sampling are set."""
         if self.class_weights != "none" or self.sampling != "shuffled":
             raise UserError(
                 f"trainer.class_weights and trainer.sampling have no effect, because {why}",

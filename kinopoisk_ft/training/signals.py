@@ -1,4 +1,4 @@
-"""Stop a run between two steps after a signal, and immediately after a second signal."""
+"""Stop a run when a signal arrives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ECHO_SECONDS = 2.0
 
 
 class Stopped(KeyboardInterrupt):
-    """Report that a signal stopped the run.
+    """Raised when a signal stops the run.
 
     Args:
         mid_step: whether the signal interrupted a step, so that the state is not consistent.
@@ -36,23 +36,22 @@ class Stopped(KeyboardInterrupt):
         self.number, self.exit_code, self.mid_step = number, EXIT_CODES[name], mid_step
 
     def __reduce__(self) -> tuple[type[Stopped], tuple[int, bool]]:
-        """Support pickling, because a worker sends the exception to its parent process."""
+        # A worker process sends the exception to its parent process, which requires pickling.
         return Stopped, (self.number, self.mid_step)
 
 
 class StopSignals:
-    """Raise `Stopped` when a signal arrives in the `with` block.
+    """A context manager that raises `Stopped` when a signal arrives.
 
-    In a `defer` block, the exception is raised at the end of that block, or immediately after a
-    second signal. Python handles signals in the main thread, so in other threads this is a no-op.
-    Ignored signals stay ignored. In nested contexts, the innermost one handles signals.
+    A `defer` block delays the exception until the end of the block. A second signal ends the delay.
+    Python handles signals only in the main thread, so in other threads, this context does nothing.
 
-    A signal to all processes reaches a child process twice, directly and forwarded by its parent
-    process. A child process therefore ignores repeated signals within ECHO_SECONDS.
+    A child process may receive a signal twice, because its parent process forwards signals.
+    Repeated signals within ECHO_SECONDS are therefore ignored in child processes.
 
     Args:
-        agree: returns the maximum of its argument over all processes of the run. With it, a signal
-            to one process stops all at the same point: the end of `defer`, or a call of `check`.
+        agree: returns the maximum of its argument over all processes of the run. A signal to one
+            process then stops all processes at the same call of `check`.
     """
 
     # Times of the last signals, shared because a forwarded signal may arrive in an outer context.
@@ -80,7 +79,7 @@ class StopSignals:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Let the block finish before a signal that arrives in it stops the run."""
+        """Delay a first signal until the end of a `with` block."""
         self._deferring = True
         try:
             yield

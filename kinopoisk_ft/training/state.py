@@ -1,4 +1,4 @@
-"""Define the state of a training run: its model, optimizer, counters and best evaluation."""
+"""Define the state of a training run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 @dataclass
 class State:
-    """Hold everything that changes during training.
+    """Everything that changes during training.
 
     Args:
-        wrapped_model: the DDP or torch.compile wrapper that training steps call, or `model` itself.
-            Evaluation always calls `model`.
-        steps: number of the last step; None until a budget of tokens or seconds is used up.
+        wrapped_model: the module that training steps call. It is `model`, or a DDP or torch.compile
+            wrapper of `model`.
+        steps: number of all steps. With a budget of tokens or seconds, the number is None until the
+            end.
         micro_batch_size: rows in a forward pass of training; it is halved when memory runs out.
     """
 
@@ -77,15 +78,15 @@ class State:
 
     @property
     def length(self) -> str:
-        """Return the number of steps for log lines, or the budget if the number is not known."""
+        """Return the length of the run as a text for log lines."""
         unit, amount = self.meter.budget.unit, self.meter.budget.amount
         return f"a budget of {amount:g} {unit}" if self.steps is None else str(self.steps)
 
     def sync_skipped_steps(self) -> None:
-        """Count the steps skipped since the last call, and warn about them; waits for the device.
+        """Count the steps skipped since the last call, and log a warning if there are any.
 
-        In fp16, an overflow usually means that the loss scale is too large. The scale is then
-        halved. An overflow counts as a bad step only if the scale is too small to be the cause.
+        This method waits for the device. In fp16, a skipped step does not count as bad if a large
+        loss scale may be the cause.
         """
         if not self.step_status:
             return
@@ -106,9 +107,9 @@ class State:
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the training state between two steps, from which training resumes exactly.
+        """Return the state between two steps, from which training resumes exactly.
 
-        Tensors are neither copied nor moved, and they are sharded if the model is sharded.
+        Tensors are not copied. They are sharded if the model is sharded.
         """
         self.sync_skipped_steps()
         schedule = self.schedule.state_dict()
@@ -124,7 +125,9 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state_dict` returned, with full tensors on any device.
+        """Restore a state that `state_dict` returned.
+
+        The tensors must not be sharded. They can be on any device.
 
         Raises:
             ValueError: the optimizer state does not fit the trained weights.
@@ -142,10 +145,10 @@ class State:
             self.steps = self.step
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Load an optimizer state whose parameter indices are strings (keys in JSON)."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Any]] = {}
         for index, values in state["state"].items():
+            # The indices are strings, because they were keys in a JSON file.
             like = weights[int(index)]
             for key, value in values.items():
                 if isinstance(value, Tensor) and not self._fits(value, like):

@@ -20,7 +20,7 @@ Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.Module:
-    """Wrap the model with `torch.compile`, or return it unchanged if the mode is "off".
+    """Compile a model with `torch.compile`, unless the mode is "off".
 
     Shapes are dynamic, because batch size and sequence length differ between batches.
 
@@ -45,6 +45,6 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile the model now, by a forward and a backward pass on the largest possible batch."""
+    """Compile the model now, with one pass over the largest possible batch."""
     with preserve_state(state):
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

@@ -1,4 +1,4 @@
-"""Replace PyTorch's dropout and attention with faster kernels while a model trains on a CPU."""
+"""Replace dropout and attention with faster kernels during training on a CPU."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NO_DROPOUT = "kinopoisk_ft_no_dropout"
 
 
 class Dropout(nn.Dropout):
-    """Replace `nn.Dropout` with the faster kernel of `kinopoisk_ft.ops.dropout`."""
+    """A dropout module with the kernel in `kinopoisk_ft.ops.dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply dropout to a tensor of any shape in training mode; otherwise return it."""
+        """Apply dropout to a tensor of any shape; in evaluation mode, return the tensor."""
         return dropout(input, self.p) if self.training else input
 
 
@@ -43,10 +43,9 @@ def attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with the kernel of `kinopoisk_ft.ops.attention` or with PyTorch's SDPA.
+    """Compute attention with the kernel in `kinopoisk_ft.ops.attention` or with PyTorch's SDPA.
 
-    SDPA is used if dropout is 0, and for what the kernel does not support: position bias, cache,
-    soft-capping, grouped queries, masks with gradients, and causal attention without a mask.
+    SDPA is used if dropout is 0 or if the kernel does not support the inputs.
     """
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
@@ -70,7 +69,7 @@ def attention_without_dropout(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with PyTorch's SDPA and without dropout."""
+    """Compute attention with PyTorch's SDPA, without dropout."""
     out: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, 0.0, **kwargs
     )
@@ -81,11 +80,11 @@ def attention_without_dropout(
 def replace_dropout(
     model: nn.Module, device: torch.device, attention_dropout: Literal["keep", "off"]
 ) -> Iterator[None]:
-    """Replace dropout and attention of a model in the `with` block, and restore them on exit.
+    """Replace the dropout and the attention of a model during a `with` block.
 
-    On a CPU, this replaces every `nn.Dropout`, including those of adapters, and the attention of
-    Hugging Face models that use SDPA. Module names, parameters and evaluation results do not
-    change. On other devices, it replaces the attention only, and only if `attention_dropout="off"`.
+    On a CPU, each `nn.Dropout` and the SDPA attention are replaced. On other devices, only the
+    attention is replaced, and only if `attention_dropout="off"`. Parameter names and evaluation
+    results do not change.
 
     Raises:
         UserError: `attention_dropout="off"`, but the model's attention cannot be replaced.
@@ -122,7 +121,7 @@ def replace_dropout(
 
 
 def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
-    """Return the Hugging Face models in `model` that use SDPA and whose attention can be replaced.
+    """Return the Hugging Face models in `model` with SDPA attention that can be replaced.
 
     Args:
         names: attention implementations to accept in addition to "sdpa".
@@ -137,7 +136,6 @@ def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
 
 
 def _check_attention_dropout_off(model: nn.Module, encoders: list[Any]) -> None:
-    """Raise a UserError if the model has attention whose dropout cannot be switched off."""
     if encoders:
         log.info("attention dropout is switched off (trainer.attention_dropout=off)")
         return

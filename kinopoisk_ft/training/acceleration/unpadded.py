@@ -1,4 +1,4 @@
-"""Compute attention without padding on a GPU, if flash-attn is installed and passes a self-test."""
+"""Compute attention without padding on a GPU, with the package flash-attn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Return the non-padding positions for bidirectional attention, otherwise the SDPA mask."""
+    """Return `RealTokens` for bidirectional attention, otherwise the mask for SDPA."""
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
@@ -81,10 +81,10 @@ def attention_without_dropout(
 
 @contextmanager
 def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Replace SDPA in Hugging Face models with unpadded attention, and restore it on exit.
+    """Replace SDPA attention with unpadded attention during a `with` block.
 
-    Nothing is replaced unless the device is CUDA, the precision is bf16 or fp16, and flash-attn
-    works. Attention dropout that `replace_dropout` has switched off stays off.
+    This requires CUDA, precision bf16 or fp16, and a flash-attn that passes its self-test. If
+    `replace_dropout` has switched off attention dropout, the dropout stays off.
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []

@@ -1,4 +1,4 @@
-"""Save and restore the weights of the best evaluation in safetensors files."""
+"""Save and restore the weights of the best evaluation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 
 
 class BestWeights:
-    """Save and restore the trainable weights and the buffers of the best evaluation.
+    """Saves and restores the trainable weights and the buffers of the best evaluation.
 
-    Each best evaluation gets its own file, because earlier checkpoints refer to earlier files.
+    Each best evaluation has a separate file, because earlier checkpoints refer to earlier files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class BestWeights:
         self.digest = ""
 
     def save(self, model: nn.Module, step: int) -> None:
-        """Save the weights atomically; after an interruption, the previous file is still valid."""
+        """Save the weights atomically, so that an interruption leaves the previous file valid."""
         file = self.folder / f"best-{step:08}.safetensors"
         tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
         if not is_main():
@@ -72,31 +72,31 @@ class BestWeights:
         )
 
     def discard(self) -> None:
-        """Delete the files of earlier best evaluations that no checkpoint needs."""
+        """Delete earlier weight files that no checkpoint needs."""
         keep = CheckpointFolder(self.folder).list_external_files()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the name and digest of the saved file; both are empty before the first save."""
+        """Return the file name and the digest; both are empty before the first save."""
         return {"file": self.file.name if self.file else "", "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the file's name and digest from `state`; its folder is always that of this run."""
+        """Restore the file name and the digest that `state_dict` returned."""
         self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters and the buffers by name; tied parameters only once."""
+    """Return the trainable parameters and the buffers by name; tied parameters occur once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     return trained | dict(model.named_buffers())
 
 
 @torch.no_grad()
 def copy_tensors(tensors: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
-    """Copy full tensors into the parameters and buffers that have the same names."""
+    """Copy unsharded tensors into the parameters and buffers with the same names."""
     trained = trained_tensors(model)
     for name, value in tensors:
         trained[name].copy_(shard_like(value, trained[name]))

@@ -1,4 +1,4 @@
-"""Split state dicts into tensors and JSON values, join them, and check that they fit a run."""
+"""Convert state dicts to the contents of a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ TENSOR = "tensor"
 
 
 def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Move the tensors of a nested state dict to `tensors`, and return the rest as JSON values.
+    """Separate the tensors in a nested state dict from the other values.
 
-    The name of a tensor is its path. Sharded tensors are gathered on rank 0, so all ranks must call
-    this together. Tuples become lists, and keys become strings.
+    All ranks must call this function together, because sharded tensors are gathered on rank 0.
+
+    Args:
+        tensors: receives each tensor under its path in the state dict.
+
+    Returns:
+        The other values as JSON values, with placeholders for the tensors. Tuples become lists, and
+        keys become strings.
     """
     if isinstance(tree, Tensor):
         tensors[path] = gather_tensor(tree)
@@ -33,7 +39,7 @@ def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `split_tensors`; the placeholders of missing tensors are left in place."""
+    """Undo `split_tensors`; placeholders of missing tensors remain."""
     if isinstance(plain, dict):
         if plain.keys() == {TENSOR} and plain[TENSOR] in tensors:
             return tensors[plain[TENSOR]]
@@ -46,8 +52,8 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
     """Return the first difference in structure between two state dicts; None if there is none.
 
-    Digests detect damage, but not checkpoints from another version of the code. Entries that are
-    empty in a new run (history, optimizer state) may contain any numbers and tensors.
+    This check is needed because digests do not detect checkpoints from another version of the code.
+    An entry that is empty in a new run, such as the history, may contain any numbers and tensors.
 
     Args:
         expected: the state dict of a new run.
@@ -93,7 +99,7 @@ def _holds_numbers(found: Any) -> bool:
 
 
 def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Convert a checkpoint of format 1 to the nested state dicts that `join_tensors` returns.
+    """Convert a checkpoint of format 1 to nested state dicts.
 
     In format 1, the names of tensors contain dots, for example "optimizer.0.exp_avg".
     """

@@ -1,7 +1,8 @@
-"""Write and read checkpoints: folders of safetensors and JSON, with a manifest of file digests.
+"""Write and read checkpoints.
 
-A checkpoint is written under a temporary name, synced to disk and renamed, so that a crash leaves a
-complete checkpoint or none. If the digests reveal later damage, the previous checkpoint is used.
+A checkpoint is a folder with a safetensors file, a JSON file and a manifest of file digests. A new
+checkpoint has a temporary name until it is complete, so that a crash leaves no incomplete
+checkpoint. If a digest reveals damage, the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ ROOM = 2**20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold the folder, the format version and the JSON values of a valid checkpoint."""
+    """A valid checkpoint."""
 
     folder: Path
     format: int
     plain: dict[str, Any]
 
     def load_tensors(self) -> dict[str, Tensor]:
-        """Load the checkpoint's tensors to the CPU."""
+        """Load the tensors to the CPU."""
         return load_file(self.folder / TENSORS)
 
 
 class CheckpointFolder:
-    """Write and read the numbered checkpoints of one run."""
+    """The numbered checkpoints of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,11 +63,12 @@ class CheckpointFolder:
     def write(
         self, tensors: Mapping[str, Tensor], plain: dict[str, Any], external: Mapping[str, str]
     ) -> None:
-        """Write a new checkpoint, then delete all but the last two.
+        """Write a new checkpoint, and delete all but the last two.
 
         Args:
-            plain: values to write as JSON.
-            external: names and SHA-256 digests of files in `self.folder` that the checkpoint needs.
+            plain: values for the JSON file.
+            external: SHA-256 digests of the files that the checkpoint needs but does not contain,
+                by name.
 
         Raises:
             UserError: the disk is full or the folder read-only. Earlier checkpoints stay valid.
@@ -93,12 +95,13 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the last valid checkpoint, or None; delete newer checkpoints that are damaged.
+        """Return the last valid checkpoint, or None.
 
-        A checkpoint that cannot be read may still be valid, so it is skipped but not deleted.
+        Newer checkpoints are deleted if they are damaged. A checkpoint that cannot be read is
+        skipped but not deleted, because it may be valid.
 
         Raises:
-            UserError: a checkpoint that may be valid cannot be read, and no other one is valid.
+            UserError: a checkpoint cannot be read, and no other checkpoint is valid.
         """
         unread: tuple[Path, OSError] | None = None
         for folder in reversed(self.folders()):
@@ -125,12 +128,12 @@ class CheckpointFolder:
         return None
 
     def folders(self) -> list[Path]:
-        """Return the folders of all checkpoints, including invalid ones, oldest first."""
+        """Return the folders of all valid and invalid checkpoints, oldest first."""
         found = self.folder.glob("checkpoint-*")
         return sorted(f for f in found if NAME.fullmatch(f.name))
 
     def list_external_files(self) -> set[str]:
-        """Return the names of all files that a checkpoint needs, but does not contain."""
+        """Return the names of the files that checkpoints need but do not contain."""
         found: set[str] = set()
         for folder in self.folders():
             try:
@@ -141,7 +144,6 @@ class CheckpointFolder:
         return found
 
     def _find_problem(self, folder: Path) -> str | None:
-        """Return why a checkpoint is not valid, or None; raise OSError if it cannot be read."""
         manifest = _read_manifest(folder)
         if manifest.get("format") not in READABLE or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return f"{MANIFEST} is missing or damaged"
@@ -161,13 +163,12 @@ class CheckpointFolder:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors of any device to a safetensors file, and sync it to disk."""
+    """Write tensors to a safetensors file, and sync the file to disk."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     sync_to_disk(file)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest; an empty dict if it is missing or malformed."""
     found = _read_object(folder / MANIFEST)
     return found if all(isinstance(found.get(key), dict) for key in ("files", "beside")) else {}
 

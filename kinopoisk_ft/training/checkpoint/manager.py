@@ -1,4 +1,4 @@
-"""Write checkpoints when they are due, and resume a run from the last valid one."""
+"""Write checkpoints during training, and resume a run from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ START_OVER = "choose another output_dir, or start over in this one with resume=n
 
 
 class CheckpointManager:
-    """Write the checkpoints of one training run, and resume the run from them.
+    """Writes the checkpoints of a run, and resumes the run from the last checkpoint.
 
-    As a context manager, it writes a last checkpoint when a signal stops the run between two steps.
+    If a signal stops its `with` block between two steps, a last checkpoint is written.
 
     Args:
-        every: optimizer steps between checkpoints. None uses a time interval, and 0 writes none.
-        about: properties, by name, that a checkpoint must share with this run. They appear in
-            error messages. If None, checkpoints are neither written nor read.
+        every: number of optimizer steps between checkpoints. None writes checkpoints at time
+            intervals, and 0 writes none.
+        about: properties, by name, that a checkpoint must share with this run. None switches
+            checkpoints off.
     """
 
     def __init__(
@@ -89,9 +90,8 @@ class CheckpointManager:
         """Resume from the last valid checkpoint, if there is one.
 
         Raises:
-            UserError: the checkpoint does not fit this run (data, pretrained model, device,
-                precision, contents), the processes of this run have different data, or the disk
-                has too little space for a checkpoint.
+            UserError: the checkpoint does not fit this run, the processes of this run have
+                different data, or the disk has too little space.
         """
         if not all_equal(self.about):
             raise UserError(
@@ -111,7 +111,6 @@ class CheckpointManager:
         log.info("resumed after step %d of %s from %s", self.state.step, length, name)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        """Load a checkpoint into clock, best weights and state; raise UserError if it fails."""
         expected = {name: part.state_dict() for name, part in self.parts.items()}
         # Compare with an empty clock, which allows sections that this run has not measured yet.
         expected["clock"] = Clock().state_dict()
@@ -136,14 +135,13 @@ class CheckpointManager:
             )
 
     def _check_room(self) -> None:
-        """Raise UserError if the disk lacks space for the best weights and a checkpoint."""
         weights = _count_trained_bytes(self.state.model)
         with wrap_checkpoint_errors(self.checkpoints.folder):
             needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
             check_space(self.checkpoints.folder, needed)
 
     def save_if_due(self) -> None:
-        """Write a checkpoint if enough steps or enough time have passed since the last one."""
+        """Write a checkpoint if enough steps or enough time have passed."""
         if self.every is None:
             due = self._is_due_by_clock()
         else:
@@ -169,7 +167,7 @@ class CheckpointManager:
         return bool(broadcast(time.monotonic() - self._since >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint if there was a step or an evaluation since the last one."""
+        """Write a checkpoint, unless nothing has changed since the last checkpoint."""
         position = (self.state.step, self.state.evaluated)
         if not self.writes or position == self._saved:
             return
@@ -247,7 +245,7 @@ def read_precision(folder: Path) -> Kind | None:
 
 
 def digest_frozen_weights(model: nn.Module) -> str:
-    """Return the SHA-256 digest (hexadecimal) of the parameters that are not trained."""
+    """Return a hexadecimal SHA-256 digest of the parameters that are not trained."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

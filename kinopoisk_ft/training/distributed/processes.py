@@ -1,8 +1,7 @@
-"""Train one model in several processes, and exchange values between them.
+"""Exchange values between the processes that train one model.
 
-Only rank 0 records, prints and writes. It downloads and tokenizes before the other ranks do.
-Values are exchanged on the CPU (gloo), so that no step waits for a GPU. Gradients use the backend
-of their device. In a single process, the functions here do not communicate.
+Only rank 0 records, prints and writes. Values are exchanged on the CPU, so that no step waits for a
+GPU. In a single process, the functions here do not communicate.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ START = "start the run with torchrun --nproc-per-node N -m kinopoisk_ft ..."
 
 
 class MainRankError(UserError):
-    """Stop the other ranks after rank 0 has failed. Rank 0 itself reports the reason."""
+    """Raised on the other ranks when rank 0 has failed. Rank 0 reports the reason."""
 
     def __init__(self) -> None:
         super().__init__("rank 0 failed; its message says why")
 
 
 class SingleRankError(UserError):
-    """Report an error that may affect a single rank, while the other ranks wait for this one."""
+    """Raised when an error may affect only one rank, while the other ranks wait."""
 
 
 def rank() -> int:
-    """Return the rank of this process, which is 0 if it is the only one."""
+    """Return the rank of this process; 0 if it is the only process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -58,17 +57,16 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0, the only process that records, prints and writes."""
+    """Return whether this process is rank 0."""
     return rank() == 0
 
 
 @contextmanager
 def join_processes(strategy: str, device: str) -> Iterator[None]:
-    """Create the process group of a run that torchrun started, and destroy it on exit.
+    """Create the process group of a run that torchrun started, and destroy the group on exit.
 
-    torchrun ends all ranks when one has failed. The other ranks therefore exit after rank 0, so
-    that it has time to record the end of the run. A rank that fails alone exits at once, so that
-    the others notice it.
+    torchrun ends all ranks when one rank has failed. The other ranks therefore exit after rank 0,
+    so that rank 0 has time to record the end of the run. A rank that fails alone exits at once.
 
     Raises:
         UserError: the strategy does not fit how the process was started, or the device is missing.
@@ -105,12 +103,10 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
 
 
 def _open_fresh_store(store: Store, number: int, count: int) -> Store:
-    """Return torchrun's store with a new prefix, so that it has no keys of earlier processes.
-
-    torchrun keeps the store when it restarts the processes, and these would wait forever for the
-    addresses of their predecessors. The restart count cannot be the prefix, because machines may
-    count differently. Rank 0 therefore draws a random name, and sends it to each rank that asks.
-    """
+    # torchrun keeps the store when it restarts the processes. With the old keys, new processes
+    # would wait forever for the addresses of ended processes. Rank 0 therefore draws a random
+    # prefix, and the other ranks ask for the prefix. The restart count cannot be the prefix,
+    # because machines may count differently.
     name = uuid.uuid4().hex
     if number:
         store.set(f"hello/{number}", name)
@@ -128,7 +124,6 @@ def _open_fresh_store(store: Store, number: int, count: int) -> Store:
 
 
 def _choose_backend(strategy: str, request: str) -> str:
-    """Return the backend for a device; on CUDA, also select the GPU of this process."""
     if strategy == "none":
         raise UserError(
             f"torchrun started {torchrun.world_size()} processes, but trainer.strategy=none trains "
@@ -153,10 +148,10 @@ def _choose_backend(strategy: str, request: str) -> str:
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """Call `make` on rank 0 and return its result on every rank.
+    """Call `make` on rank 0, and return the result on every rank.
 
     Raises:
-        MainRankError: `make` failed on rank 0; raised on the other ranks.
+        MainRankError: on the other ranks, if `make` failed on rank 0.
     """
     if world_size() == 1:
         return make()
@@ -177,7 +172,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run the block on rank 0 first, so that the other ranks find what it has downloaded."""
+    """Run a `with` block on rank 0 first, so that the other ranks find the downloaded files."""
     if world_size() == 1:
         yield
     elif is_main():
@@ -204,7 +199,7 @@ def broadcast(value: float) -> float:
 
 
 def all_reduce_max(value: int) -> int:
-    """Return the maximum of the values of all ranks, on every rank."""
+    """Return the maximum over all ranks, on every rank."""
     if world_size() == 1:
         return value
     box = torch.tensor(value)
@@ -213,7 +208,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum the tensors of all ranks in place; the result is bitwise identical on every rank."""
+    """Sum a tensor over all ranks in place; the result is bitwise identical on every rank."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -225,10 +220,13 @@ def all_equal(value: object) -> bool:
 
 
 def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Return this rank's rows of a batch, and whether they count in the loss.
+    """Select the rows of a batch for this rank.
 
-    If the batch has fewer rows than there are ranks, the ranks without a row get the first row and
-    False. They process this row, because all ranks must take part in each collective operation.
+    If there are fewer rows than ranks, a rank without a row gets the first row, because all ranks
+    must take part in each step. This extra row does not count in the loss.
+
+    Returns:
+        The rows, and whether they count in the loss.
     """
     first, step = rank(), world_size()
     if step == 1:
@@ -240,9 +238,9 @@ def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
 
 
 def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Broadcast the tensors of rank 0 to all ranks, and yield each name and tensor.
+    """Yield the names and tensors of rank 0 on every rank.
 
-    With several ranks, the yielded tensors are on the CPU.
+    With several ranks, the tensors are on the CPU.
     """
     specs = broadcast_from_main(lambda: [(n, tuple(v.shape), v.dtype) for n, v in tensors.items()])
     for name, shape, dtype in specs:
@@ -256,9 +254,10 @@ def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tens
 
 
 def seed_rank(seed: int, step: int) -> None:
-    """Seed the random generators of ranks other than 0 from the seed, the rank and the step.
+    """Seed PyTorch's random generators, except on rank 0.
 
-    A checkpoint then needs the random state of rank 0 only, and any number of ranks can resume it.
+    The seed depends on the rank and the optimizer step. A checkpoint therefore needs only the
+    random state of rank 0, and a run can resume with another number of ranks.
     """
     if not is_main():
         entropy = np.random.SeedSequence([seed, rank(), step])

@@ -1,4 +1,4 @@
-"""Shard a model with FSDP2: each process holds a shard of weights, gradients and optimizer state.
+"""Shard a model over several processes with FSDP2.
 
 Checkpoints and saved models contain full tensors, which do not depend on the number of processes.
 """
@@ -18,10 +18,9 @@ from kinopoisk_ft.training.distributed.processes import is_main, world_size
 
 
 def shard_model(model: nn.Module, device: torch.device) -> None:
-    """Shard the model's blocks, and then its other weights, across the processes, in place.
+    """Shard a model in place, with the weights of rank 0.
 
-    Blocks are moved to the device and sharded one by one, so that the full model does not have to
-    fit there. All ranks start with the weights of rank 0.
+    Blocks are sharded one by one, so that the full model does not have to fit on the device.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu":
@@ -40,16 +39,17 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model, which are the modules in its outermost `nn.ModuleList`s."""
+    """Return the layers of a model: the modules in the outermost `nn.ModuleList`s."""
     if isinstance(model, nn.ModuleList):
         return list(model)
     return [block for child in model.children() for block in find_blocks(child)]
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """Return the full tensor, detached. If it is sharded, ranks other than 0 get an empty one.
+    """Return the full tensor, detached.
 
-    All ranks must call this together.
+    If the tensor is sharded, ranks other than 0 get an empty tensor. All ranks must call this
+    function together.
     """
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
@@ -70,9 +70,9 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_model(model: nn.Module) -> None:
-    """Replace sharded weights with full ones on the CPU of rank 0, so that they can be saved.
+    """Replace sharded weights with full weights on the CPU of rank 0, to save the model.
 
-    On the other ranks, the weights become empty. No-op for a model that is not sharded.
+    On the other ranks, the weights become empty.
     """
     # Full weights by the id of the sharded weight, so that tied weights stay tied.
     gathered: dict[int, nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""Choose how processes train together: each holds the full model (DDP) or a shard (FSDP2)."""
+"""Choose how several processes train one model: with DDP or with FSDP2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Strategy = Literal["auto", "none", "ddp", "fsdp"]
 
 
 def resolve_strategy(strategy: Strategy) -> Strategy:
-    """Return the strategy to use; `auto` selects ddp under torchrun, otherwise none."""
+    """Return the strategy; "auto" means "ddp" under torchrun, otherwise "none"."""
     if strategy != "auto":
         return strategy
     return "ddp" if torchrun.is_launched() else "none"
@@ -34,7 +34,7 @@ def check_strategy(
     compile: str,
     precision: str,
 ) -> None:
-    """Raise UserError, before training starts, if these settings cannot be combined."""
+    """Raise UserError if these settings cannot be combined."""
     if micro_batch_size is not None and world_size() > 1:
         raise UserError(
             f"trainer.micro_batch_size={micro_batch_size} does not work with several processes, "
@@ -74,7 +74,7 @@ def check_strategy(
 
 
 def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn.Module:
-    """Move a model to a device, and return the module to call in training (DDP or the model)."""
+    """Move a model to the device, and return the module to call in training."""
     kind = resolve_strategy(strategy)
     if kind == "fsdp":
         shard_model(model, device)

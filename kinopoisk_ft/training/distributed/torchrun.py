@@ -27,5 +27,5 @@ def world_size() -> int:
 
 
 def is_child_process() -> bool:
-    """Return whether torchrun or a process pool started this process and forwards signals to it."""
+    """Return whether torchrun or a process pool started this process."""
     return is_launched() or multiprocessing.parent_process() is not None
