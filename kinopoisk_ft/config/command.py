@@ -26,14 +26,12 @@ MAIN_CONFIG = "train"
 def build_command(hydra: Any, values: dict[str, Any]) -> str:
     """Return the shell command that repeats a run in the same working directory.
 
-    For a job of a sweep, the command runs only this job. It still selects the sweep's config file,
-    which may set further values.
+    For a job of a sweep, the command repeats only this job.
 
     Args:
-        hydra: the node `hydra` of the composed config.
-        values: {dotted key: value}; the command sets these values in place of any overrides of the
-            same keys. They are the seed and the values that come from environment variables, which
-            may differ when the command is repeated.
+        hydra: node `hydra` of the composed config.
+        values: {dotted key: value} to set in the command instead of overrides. These are the seed
+            and values from environment variables, because such variables may change.
     """
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
     overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]
@@ -44,10 +42,10 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
 
 
 def read_environment_values(cfg: DictConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the config values that come from environment variables, by dotted key.
+    """Return {dotted key: value} for the values that come from environment variables.
 
     Args:
-        cfg: the composed config with unresolved interpolations.
+        cfg: composed config with unresolved interpolations.
         plain: the same config with resolved interpolations.
     """
     texts, values = flatten(OmegaConf.to_container(cfg)), flatten(plain)
@@ -66,7 +64,7 @@ def get_top_key(override: str) -> str:
 
 
 def format_override(key: str, value: Any) -> str:
-    """Format `key=value`, with quotes if necessary, so that Hydra parses exactly this value."""
+    """Return `key=value` in Hydra's override syntax, with quotes where necessary."""
     plain = f"{key}={value}"
     try:
         read = OverridesParser.create().parse_override(plain).value()
@@ -87,7 +85,6 @@ def _get_key(override: str) -> str:
 
 
 def _build_config_flags(hydra: Any) -> list[str]:
-    """Return the flags that select the user's config folders and file, and turn off sweeping."""
     # Hydra names the primary config folder "main" and the folder of --config-dir "command-line".
     folders = {source.provider: source.path for source in hydra.runtime.config_sources}
     flags = []

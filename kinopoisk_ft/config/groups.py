@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def get_conf_dir() -> Path:
     """Return the folder that contains the config groups.
 
-    An installed package contains this folder. In the repository, it is next to the package.
+    An installed package contains this folder. In the repository, the folder is next to the package.
     """
     inside = _PACKAGE / "conf"
     return inside if inside.is_dir() else _PACKAGE.parent / "conf"
@@ -19,7 +19,7 @@ def get_conf_dir() -> Path:
 def list_options(folder: Path) -> dict[str, dict[str, str]]:
     """Return {group: {option: description}} for the config groups in a folder.
 
-    The description of an option is the first comment in its YAML file.
+    The description is the first comment in the YAML file of the option.
     """
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(folder.rglob("*.yaml")):

@@ -44,7 +44,7 @@ SINGLE_VALUE_KEYS = ("output_dir", "result_json")
 
 
 def build_help(user_folders: list[Path]) -> str:
-    """Return the usage and the options of all groups, including those in `user_folders`."""
+    """Return the usage text, followed by the options of all config groups."""
     groups = list_options(get_conf_dir())
     for folder in user_folders:
         for group, options in list_options(folder).items():
@@ -58,7 +58,7 @@ def build_help(user_folders: list[Path]) -> str:
 
 
 def explain_error(error: Exception, args: list[str]) -> str:
-    """Turn an error of Hydra about an override into a message that says what to write instead."""
+    """Return a message that explains an error of Hydra and suggests a correction."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
@@ -85,7 +85,10 @@ def explain_error(error: Exception, args: list[str]) -> str:
 
 
 def check_commas(args: list[str]) -> None:
-    """Raise UserError if an unquoted path contains a comma, at which Hydra would split the path."""
+    """Raise UserError if an argument contains a path with an unquoted comma.
+
+    Hydra would split such a path into several values.
+    """
     for arg in args:
         key, _, value = arg.partition("=")
         if "," not in value or value[:1] in tuple("[{'\""):
@@ -126,7 +129,6 @@ def _explain_syntax_error(override: str, args: list[str]) -> UserError:
 
 
 def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
-    """Return the error for an argument without `=`, such as the second half of `path=my file`."""
     start = args.index(arg) if arg in args else 0
     end = start
     while end < len(args) and "=" not in args[end] and not args[end].startswith("-"):
@@ -141,7 +143,6 @@ def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
 
 
 def _quote_override(key: str, value: str) -> str:
-    """Return the override `key=value`, quoted for Hydra and for a POSIX shell."""
     from kinopoisk_ft.config.command import format_override
 
     # Shells do not expand ~ inside quotes.
@@ -150,7 +151,6 @@ def _quote_override(key: str, value: str) -> str:
 
 
 def _list_keys(args: list[str], unknown: str) -> list[str]:
-    """Return all groups, and all keys of the config composed from the groups chosen in `args`."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -174,7 +174,7 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
 
 
 def is_composition_error(error: TypeError) -> bool:
-    """Return whether Hydra itself raised a TypeError, as it does for `adapter=[1]`."""
+    """Return whether a TypeError comes from Hydra's own code, as for `adapter=[1]`."""
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

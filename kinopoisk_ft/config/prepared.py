@@ -1,4 +1,4 @@
-"""Define what a run needs from Hydra: its config, choices, tags and job."""
+"""Define what a run needs from Hydra: config, chosen options, tags and job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 
 @dataclass(frozen=True)
 class Job:
-    """Describe one job of a sweep.
+    """One job of a sweep.
 
     Args:
         sweep_dir: output folder of the whole sweep.
-        overrides: overrides of this job, without those that only decide where results are written.
-        parallel: whether other jobs may run on this machine at the same time (joblib launcher).
-        pruner: config of Optuna's pruner if the job is a trial of a search, else None.
+        overrides: overrides of this job, except for output_dir, result_json and tracking.
+        parallel: whether other jobs may run on this machine at the same time.
+        pruner: config of Optuna's pruner; None if the job is not a trial of a search.
     """
 
     sweep_dir: Path
@@ -29,14 +29,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Hold what a run needs from Hydra, so that no other code reads Hydra's global state.
+    """Everything that a run needs from Hydra.
+
+    The code of a run reads this object instead of Hydra's global state.
 
     Args:
-        cfg: resolved and validated config, which is read-only.
-        choices: chosen option by config group, for example {"model": "bert"}.
-        tags: tags set at the start of the tracked run: choices, identity digest, command.
-        result_file: additional JSON file for the result, if any; each job of a sweep has its own.
-        job: the job of a sweep; None for a single run.
+        cfg: resolved, validated and read-only config.
+        choices: {config group: chosen option}, for example {"model": "bert"}.
+        tags: tags that are set when the tracked run starts.
+        result_file: second JSON file for the result; None if `result_json` is not set.
+        job: job of a sweep; None for a single run.
     """
 
     cfg: DictConfig
@@ -47,7 +49,7 @@ class Prepared:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to {"a.b": value}; lists are not flattened."""
+    """Flatten nested dicts to {"a.b": value}; lists are kept as values."""
     if not isinstance(node, dict):
         return {prefix: node}
     flat: dict[str, Any] = {}

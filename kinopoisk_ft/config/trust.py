@@ -1,9 +1,15 @@
-"""Decide which `_target_`s of a composed config may be called.
+"""Decide which objects a config may call with `_target_`.
 
 A `_target_` can name any function of any package, and a config may come from someone else.
-Therefore only code of this project, the user's own code and packages that the user trusts may be
-called. Files in a folder of `--config-dir` are trusted like the user's own code, because Hydra
-instantiates their `hydra` node (launchers, callbacks, logging) before this check.
+Therefore, a `_target_` may name only:
+
+- code of this project or of `torch.optim`
+- the user's own code
+- code of packages that the environment variable KINOPOISK_FT_TARGETS lists
+- adapter configs, optimizers and learning rate schedulers of any package
+
+Files in the folder `--config-dir` are trusted like the user's own code, because Hydra instantiates
+their `hydra` node before this check.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ _frozen: tuple[str, ...] | None = None
 
 
 def rename_moved_targets(node: Any) -> Any:
-    """Return a copy of a plain config in which current names replace outdated `_target_` names."""
+    """Return a copy of a config in which current `_target_` names replace outdated names."""
     if isinstance(node, dict):
         return {
             key: MOVED.get(value, value)
@@ -45,7 +51,7 @@ def rename_moved_targets(node: Any) -> Any:
 
 
 def check_targets(node: Any, path: str = "") -> list[str]:
-    """Return a message for each `_target_`, at any depth, that may not be called."""
+    """Return a message for each forbidden `_target_` in a config."""
     return [
         f"{where}: {reason}"
         for where, target in _find_targets(node, path)
@@ -54,11 +60,11 @@ def check_targets(node: Any, path: str = "") -> list[str]:
 
 
 def check_target(target: Any) -> str | None:
-    """Return the reason why a `_target_` may not be called; None if it may be called.
+    """Return the reason why a `_target_` is forbidden; None if the `_target_` is allowed.
 
-    The decision depends on where the object is defined and not on its name, because the modules of
-    this project also contain imported names. The standard library is refused, because it can start
-    any program. Code outside all installed packages counts as the user's own.
+    The decision depends on the module that defines the object, because this project's modules also
+    contain imported names. The standard library is forbidden by default, because it can start any
+    program. Code outside all installed packages counts as the user's own.
     """
     if not isinstance(target, str):
         return f"a `_target_` must be the name of a class or function, not {target!r}"
@@ -82,7 +88,6 @@ def check_target(target: Any) -> str | None:
 
 
 def _is_user_code(value: Any) -> bool:
-    """Return whether an object is defined outside the standard library and installed packages."""
     file = getattr(sys.modules.get(value.__module__), "__file__", None)
     if file is None or value.__module__.partition(".")[0] in sys.stdlib_module_names:
         return False
@@ -90,8 +95,7 @@ def _is_user_code(value: Any) -> bool:
 
 
 def _is_adapter_or_optimizer(value: Any) -> bool:
-    """Return whether an object is a subclass of PeftConfig, Optimizer or LRScheduler."""
-    # Creating an instance of these classes has no side effects, so every package may define them.
+    # Creating an adapter config or an optimizer has no side effects, so any package may define one.
     if not inspect.isclass(value):
         return False
     from peft import PeftConfig
@@ -102,13 +106,16 @@ def _is_adapter_or_optimizer(value: Any) -> bool:
 
 
 def get_trusted_packages() -> tuple[str, ...]:
-    """Return the packages and modules that the user listed in KINOPOISK_FT_TARGETS."""
+    """Return the packages and modules listed in the environment variable KINOPOISK_FT_TARGETS."""
     return _read_trust() if _frozen is None else _frozen
 
 
 @contextmanager
 def freeze_trust() -> Iterator[None]:
-    """Read the trusted packages once, so that a config cannot add more by setting the variable."""
+    """Read KINOPOISK_FT_TARGETS now, and ignore later changes inside this context.
+
+    Otherwise, a config could trust itself by setting this variable.
+    """
     global _frozen
     before, _frozen = _frozen, _read_trust()
     try:

@@ -1,4 +1,4 @@
-"""Validate a composed config before data or models are loaded, and report all errors at once."""
+"""Validate a composed config before data and models are loaded."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
 def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Prepared:
-    """Resolve and validate a composed config, and collect what else a run needs from Hydra.
+    """Resolve and validate a composed config.
 
     Args:
         conf: folder of the project's config groups, for error messages.
-        resumed_seed: seed of the unfinished run in the output folder, or None. It replaces a null
-            seed in the config; if there is no such run, the null seed becomes a random one.
+        resumed_seed: seed of the unfinished run in the output folder; None if there is no such run.
+            This seed replaces a null seed in the config.
 
     Raises:
-        UserError: the config is invalid; the message lists all errors.
+        UserError: the config is invalid. The message lists all errors.
     """
     hydra = HydraConfig.get()
     _check_restarts(cfg)
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
 
 
 def prepare_composed(composed: DictConfig, conf: Path) -> Prepared:
-    """Validate a config that a sweeper has composed for a job, including the `hydra` node."""
+    """Validate the config that a sweeper composed for one job."""
     HydraConfig.instance().set_config(composed)
     cfg = composed.copy()
     with open_dict(cfg):
@@ -112,7 +112,7 @@ def _make_tags(
 
 
 def get_output_dir() -> Path:
-    """Return the absolute path of the output folder that Hydra created for this run."""
+    """Return the absolute path of Hydra's output folder for this run."""
     return Path(HydraConfig.get().runtime.output_dir).absolute()
 
 
@@ -134,7 +134,6 @@ def get_job() -> Job | None:
 
 
 def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
-    """Return the path of `result_json`; in a sweep, add the job number, as in result.3.json."""
     if not result_json:
         return None
     file = Path(result_json)
@@ -148,7 +147,6 @@ def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
 
 
 def _check_restarts(cfg: DictConfig) -> None:
-    """Raise UserError if a run restarted by torchrun would not find its output folder."""
     # The config is not resolved yet, so an interpolation of the current time is still visible.
     folder = str(typing.cast(dict[str, Any], OmegaConf.to_container(cfg)).get("output_dir"))
     restarts = torchrun.max_restarts()
@@ -162,7 +160,7 @@ def _check_restarts(cfg: DictConfig) -> None:
 
 
 def find_errors(plain: dict[str, Any]) -> list[str]:
-    """Return a message for each error in a resolved config; an empty list if it is valid."""
+    """Return a message for each error in a resolved config."""
     if refused := check_targets(plain):
         return refused
     known = {*SETTINGS, *GROUPS}
@@ -180,10 +178,7 @@ def find_errors(plain: dict[str, Any]) -> list[str]:
 
 
 def _check_seed_values(plain: dict[str, Any]) -> list[str]:
-    """Return a message for each seed that is out of range.
-
-    Keys that repeat the run's `seed`, such as `trainer.seed`, are not reported again.
-    """
+    # Keys such as `trainer.seed` repeat the run's `seed`, so their error is not reported again.
     return [
         f"{key}={value}: a seed is an integer from 0 to {MAX_SEED}"
         for key, value in flatten(plain).items()
@@ -195,7 +190,6 @@ def _check_seed_values(plain: dict[str, Any]) -> list[str]:
 
 
 def _check_node(path: str, node: dict[str, Any]) -> list[str]:
-    """Check the keys and values of a node against the signature of its `_target_`, if any."""
     if "_target_" not in node:
         return []
     try:
@@ -248,7 +242,6 @@ def _get_type_hints(target: Any) -> dict[str, Any]:
 
 
 def _check_value(path: str, value: Any, hint: Any) -> list[str]:
-    """Check a value against an annotation; skip annotations that pydantic cannot check."""
     try:
         # Strict mode does not accept "1" as an int, or 1 as a bool.
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(strict=True))

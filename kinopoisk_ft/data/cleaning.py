@@ -1,4 +1,4 @@
-"""Clean texts: strip the leading newline, and find missing texts and invalid Unicode."""
+"""Clean texts, and find missing texts and invalid Unicode."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ _MAX_LISTED = 5
 
 
 def clean_text(text: str) -> str:
-    """Strip one leading newline, because every review in the published data starts with one."""
+    """Strip one leading newline, because every published review starts with a newline."""
     return text.removeprefix("\n")
 
 
 def list_first(names: Iterable[str]) -> str:
-    """Join the first few names with commas, and add the number of remaining names."""
+    """Return the first few names as text, for example "a, b, c, d, e and 3 more"."""
     listed = list(names)
     rest = len(listed) - _MAX_LISTED
     return ", ".join(listed[:_MAX_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Return whether a text contains an unpaired surrogate, which UTF-8 and tokenizers reject."""
+    """Return whether a text contains an unpaired surrogate."""
     return _SURROGATE.search(text) is not None
 
 
 def clean_texts(
     frame: pd.DataFrame, empty: str, clean: Callable[[str], str]
 ) -> tuple[pd.DataFrame, int]:
-    """Clean the texts and drop the rows whose text is missing.
+    """Clean the texts and drop the rows without a text.
 
-    A text is missing if it is not a string, or if cleaning leaves only white space.
+    A row has no text if the value is not a string, or if only white space remains after cleaning.
 
     Args:
-        frame: frame with the columns text and place (where a row comes from, for messages).
+        frame: frame with the columns text and place; see `Table.places`.
         empty: "drop" drops rows without a text, "refuse" raises an error.
-        clean: function that returns the cleaned text.
+        clean: function that cleans one text.
 
     Returns:
         The remaining rows, and the number of dropped rows.
 
     Raises:
-        UserError: a text contains an unpaired surrogate, or is missing with `empty="refuse"`.
+        UserError: a text contains an unpaired surrogate. With "refuse", also if a text is missing.
     """
     damaged = [isinstance(text, str) and has_lone_surrogate(text) for text in frame["text"]]
     if any(damaged):

@@ -1,8 +1,8 @@
-"""Load the bundled data set: 4,000 invented reviews in Russian, available offline.
+"""Load the bundled data set of 4,000 invented reviews in Russian.
 
 The reviews contain what makes real reviews hard to classify: negation, contrast, reversed
-expectations, opinions of other people, long plot summaries. Results on them do not predict results
-on real reviews. The reviews were generated with `tools/demo_reviews`.
+expectations, opinions of other people, long plot summaries. Results on these reviews do not predict
+results on real reviews. The reviews were generated with `tools/demo_reviews`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FILE = Path(__file__).with_name("demo_reviews.jsonl.gz")
 
 @dataclass(kw_only=True)
 class Demo(DataRecipe):
-    """Load the bundled reviews, or the first `reviews` of them.
+    """The bundled data set (data=demo).
 
     Args:
-        reviews: number of reviews to read, before the class Neutral is dropped.
+        reviews: number of reviews to read, including the class Neutral.
         seed: random seed for shuffling the reviews; 0 keeps the order of the file.
     """
 
@@ -41,7 +41,7 @@ class Demo(DataRecipe):
             )
 
     def read(self) -> pd.DataFrame:
-        """Return the columns text, label, film, author, date, title, grade10, row.
+        """Return a frame with the columns text, label, film, author, date, title, grade10 and row.
 
         Raises:
             UserError: `reviews` is larger than the number of bundled reviews.

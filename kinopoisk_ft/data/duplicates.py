@@ -1,4 +1,4 @@
-"""Find near-duplicates: reviews that occur several times in the data with small changes."""
+"""Find near-duplicates, which are copies of a review with small changes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _NO_LETTER = re.compile(r"[\W_]+")
 
 
 def fold_text(text: str) -> str:
-    """Remove everything but letters and digits, convert to lower case, and replace ё with е."""
+    """Keep only letters and digits, convert to lower case, and replace ё with е."""
     return _NO_LETTER.sub("", text.casefold()).replace("ё", "е")
 
 
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Group texts whose first 120 letters or last 120 letters are equal.
+    """Group texts that have the same first 120 letters or the same last 120 letters.
 
-    Shorter texts are compared as a whole, including punctuation and emoji, because these can
-    reverse the meaning: "Фильм :)" and "Фильм :(", "10/10" and "1010".
+    Shorter texts are compared as a whole, with punctuation and emoji. In a short text, one
+    character can reverse the meaning: "Фильм :)" and "Фильм :(".
 
     Returns:
         The group number of each text, (N,).
@@ -43,10 +43,10 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
 
 def compute_match_keys(text: str) -> tuple[str | None, str | None]:
-    """Return two keys to find near-duplicates: the first and the last 120 letters of a text.
+    """Return two keys for finding near-duplicates: the first and the last 120 letters of a text.
 
-    If a text has fewer letters, both keys are the whole text in lower case, with ё replaced with е
-    and each run of white space replaced with one space. For a blank text, both keys are None.
+    For a shorter text, both keys are the whole text in lower case, with ё replaced with е and white
+    space normalized. For a blank text, both keys are None.
     """
     head = _fold_end(text, _take_head)
     # NFC makes "й" one character, which a text can also encode as "и" and a combining breve.
@@ -65,10 +65,6 @@ def _take_tail(text: str, characters: int) -> str:
 
 
 def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
-    """Return the first or last 120 letters of a text after `fold_text`; None if there are none.
-
-    `take` is `_take_head` or `_take_tail`.
-    """
     # In most texts, 360 characters contain 120 letters, so folding the whole text is not needed.
     letters = fold_text(take(text, 3 * MATCHED_LETTERS))
     if len(letters) < MATCHED_LETTERS:
@@ -79,11 +75,11 @@ def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop near-duplicates.
 
-    If all rows of a group have the same label, the first row is kept. Otherwise, all rows of the
-    group are dropped. A warning shows examples if more than WARNING_SHARE of the rows are dropped.
+    If all rows of a group have the same label, the first row is kept. Otherwise, no row is kept.
+    A warning shows examples if the fraction of dropped rows exceeds WARNING_SHARE.
 
     Returns:
-        The remaining rows, and the number of dropped rows by reason.
+        The remaining rows, and {reason: number of dropped rows}.
     """
     groups = pd.Series(group_near_duplicates(frame["text"].tolist()), index=frame.index)
     conflicting = frame["label"].groupby(groups).transform("nunique") > 1
@@ -106,7 +102,6 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
 
 
 def _format_pair(rows: pd.DataFrame) -> str:
-    """Format two rows of a group as two lines, with different labels if the group has them."""
     differ = rows["label"] != rows["label"].iloc[0]
     pair = pd.concat([rows.iloc[:1], (rows[differ] if differ.any() else rows.iloc[1:]).iloc[:1]])
     places = pair.get("place", pair.index.to_series())

@@ -37,7 +37,7 @@ Columns = tuple[dict[str, list[Any]], list[int]]
 
 
 def parse_json_lines(text: str, path: Path) -> Columns:
-    """Parse JSON Lines, skip blank lines, and fill missing keys with None."""
+    """Parse JSON Lines; skip blank lines, and fill missing keys with None."""
     rows, lines = [], []
     # `splitlines` would also split at U+2028, which a JSON string may contain.
     for line, source in enumerate(text.split("\n"), start=1):
@@ -75,7 +75,7 @@ def _json_error(path: Path, line: int, what: str) -> UserError:
 
 
 def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
-    """Parse comma- or tab-separated values with one of the modes of QUOTING."""
+    """Parse comma- or tab-separated values; `quoting` is one of QUOTING."""
     # Some reviews are longer than the default limit of 131,072 characters per field.
     csv.field_size_limit(2**31 - 1)
     # With strict=True, an unclosed quote is an error. Otherwise it would join the remaining rows.
@@ -135,11 +135,12 @@ def _check_header(header: list[str], where: str) -> None:
 
 
 def parse_parquet(data: bytes, path: Path) -> tuple[pa.Table, pd.DataFrame]:
-    """Read all rows of a Parquet file as an Arrow table and as a frame of Python objects.
+    """Parse a Parquet file.
 
-    Integers stay integers in columns with nulls, and ClassLabel ids are replaced with class names.
-    Lists and structs become NumPy arrays and dicts, because embeddings as Python lists would need
-    several times the memory.
+    Returns:
+        An Arrow table, and a frame with the same rows as Python objects. In both, class names
+        replace the ids of ClassLabel columns. In the frame, integers stay integers in columns with
+        nulls. Lists become NumPy arrays, which need much less memory than Python lists.
 
     Raises:
         UserError: the file is damaged, or has too many cells (see MAX_CELLS).
@@ -173,7 +174,6 @@ def _to_objects(column: pa.ChunkedArray) -> pd.Series:
 
 
 def _replace_class_numbers(table: pa.Table) -> pa.Table:
-    """Replace the ids in ClassLabel columns with class names, and drop the ClassLabel metadata."""
     for name, class_names in _read_class_labels(table.schema).items():
         position = table.column_names.index(name)
         if pa.types.is_integer(table.schema.types[position]):
@@ -187,7 +187,7 @@ def _replace_class_numbers(table: pa.Table) -> pa.Table:
 
 
 def _read_class_labels(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the class names of each column that the `datasets` library saved as ClassLabel."""
+    # The library `datasets` describes ClassLabel columns in the metadata of a Parquet file.
     found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -207,17 +207,19 @@ def check_multiline_fields(
 ) -> None:
     """Check that no quoted field contains whole rows of the table.
 
-    A line of a multi-line row counts as a row if two conditions hold: it has as many fields as the
-    header, and its values in those columns that have few distinct values (labels, films) also occur
-    in single-line rows. If the lines of most multi-line rows meet only the first condition, a
-    warning is logged.
+    A line in a multi-line row looks like a row if two conditions hold:
+
+    - The line has as many fields as the header.
+    - In columns with few distinct values (labels, films), its values occur in single-line rows.
+
+    A warning is logged if the lines of most multi-line rows meet the first condition.
 
     Args:
         lines: number of the first line of each row.
-        last_lines: number of the last line of each multi-line row, by row index.
+        last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: at least two lines of a multi-line row count as rows.
+        UserError: at least two lines in a multi-line row look like rows.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:
@@ -251,11 +253,7 @@ def check_multiline_fields(
 
 
 def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
-    """Return whether the first two lines of a row each contain as many fields as the row.
-
-    This check is quick, because it does not copy the texts. If the quotes are real CSV quoting, it
-    returns False for most rows.
-    """
+    # This check of the first two lines is quick, because it does not copy the texts.
     before, last = 0, len(fields) - 1
     for field in fields:
         end = field.find("\n")
@@ -269,7 +267,6 @@ def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:
-    """Return the distinct values of each column in which at most half the values are distinct."""
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
     return {i: values for i, (size, values) in enumerate(distinct) if 2 * len(values) <= size}

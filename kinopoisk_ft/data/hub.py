@@ -1,4 +1,4 @@
-"""Load the tables of a data set on the Hugging Face Hub, without running its code."""
+"""Load tables from a data set on the Hugging Face Hub, without running code from the Hub."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ _NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]
 
 @dataclass(kw_only=True)
 class HubDataset(LabelledTables):
-    """Load and concatenate the tables of a Hub data set; its own splits are ignored.
+    """A data set on the Hugging Face Hub (data=hub).
+
+    All tables are concatenated. Splits that the data set defines are ignored.
 
     Args:
         name: id of the data set, "owner/name".
         subset: folder in the data set; None reads all folders.
-        files: pattern of the names of the files to read, for example "*train*"; None reads all.
+        files: file name pattern, for example "*train*"; None reads all tables.
         revision: branch, tag or commit; None reads the main branch.
     """
 
@@ -59,10 +61,6 @@ class HubDataset(LabelledTables):
         return [read_table(folder / path, self.quoting) for path in chosen]
 
     def _check_formats(self, chosen: list[Path], patterns: list[str]) -> None:
-        """Raise UserError if there is no table, or if the tables have different formats.
-
-        Tables in different formats are probably copies of the same data.
-        """
         formats = sorted({find_suffix(path) for path in chosen})
         if not formats:
             raise UserError(
@@ -70,6 +68,7 @@ class HubDataset(LabelledTables):
                 where="data.subset and data.files",
                 fix="choose a folder and a file name pattern that exist in the data set",
             )
+        # Tables in different formats are probably copies of the same data.
         if len(formats) > 1:
             raise UserError(
                 f"data set '{self.name}' has tables in several formats: {', '.join(formats)}",

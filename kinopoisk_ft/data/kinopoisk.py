@@ -19,12 +19,14 @@ _HUB_FILE = "kinopoisk.jsonl"
 
 @dataclass(kw_only=True)
 class Kinopoisk(DataRecipe):
-    """Load the published columns: content, grade3, movie_name, author, date, title, grade10.
+    """The published film reviews (data=kinopoisk).
+
+    The published columns are content, grade3, movie_name, author, date, title and grade10.
 
     Args:
-        path: local copy in any format that `read_table` supports; None downloads the data set.
+        path: local copy in a format that `read_table` supports; None downloads the data set.
         name: id of the data set on the Hub.
-        quoting: quoting mode of a copy in .csv or .tsv format, one of QUOTING.
+        quoting: one of QUOTING, for a copy in .csv or .tsv format.
     """
 
     path: str | None = None

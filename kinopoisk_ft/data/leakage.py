@@ -1,4 +1,4 @@
-"""Measure leakage: how much of the test set also occurs in the data a model was trained on."""
+"""Measure leakage, which is the overlap between the test set and the training data."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FILE, DIGESTS = "pretraining_texts.safetensors", "digests"
 
 @dataclass(frozen=True)
 class Overlap:
-    """Store how many films (or authors, or texts) in the test set also occur in training data.
+    """The overlap between the test set and training data, counted in films, authors or texts.
 
     Args:
-        shared: number that occur in both the test set and the training data.
+        shared: number in both the test set and the training data.
         total: number in the test set.
     """
 
@@ -44,22 +44,23 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return the shared number and its fraction of the total, by MLflow metric name."""
+        """Return `shared` and `share` by MLflow metric name."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Store how much test overlaps with train, and how well the film alone predicts the label.
+    """Measures of the leakage from train to test.
 
     Args:
-        overlaps: overlap by kind: "films" and "authors" (counted by name, present only if the data
-            have these columns) and "near_duplicates" (counted in test rows).
-        film_guess: test accuracy if the prediction for a review is the most frequent label of its
-            film in train. For films that are not in train, the prediction is the majority class.
-            None if the data have no films.
-        majority: test accuracy if the prediction is always the majority class of train.
-        p_value: p-value of `film_guess` > `majority` (one-sided exact McNemar test).
+        overlaps: {kind: overlap} with the kinds near_duplicates, films and authors. Near-duplicates
+            are counted in test rows. The other kinds are missing if the data have no such column.
+        film_guess: test accuracy if each review gets the most frequent label of its film in train.
+            A review of a film that is not in train gets the majority class. None if the data have
+            no films.
+        majority: test accuracy if each review gets the majority class of train.
+        p_value: p-value of a one-sided exact McNemar test with the alternative hypothesis
+            `film_guess` > `majority`.
     """
 
     overlaps: dict[str, Overlap]
@@ -69,12 +70,12 @@ class Leakage:
 
     @property
     def film_predicts_label(self) -> bool:
-        """Return whether the film predicts the label clearly better than the majority class."""
+        """Return whether `film_guess` is clearly higher than `majority`."""
         gain = (self.film_guess or 0.0) - self.majority
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
     def metrics(self) -> dict[str, float]:
-        """Return all values by MLflow metric name; each name starts with `leakage_`."""
+        """Return {MLflow metric name: value}; each name starts with `leakage_`."""
         values: dict[str, float] = {"leakage_majority_accuracy": self.majority}
         for name, overlap in self.overlaps.items():
             values |= overlap.metrics(name)
@@ -83,7 +84,7 @@ class Leakage:
         return values
 
     def log_summary(self) -> None:
-        """Log all values, and warn about leakage that makes test results look too good."""
+        """Log the measures, and warn about leakage."""
         for name, overlap in self.overlaps.items():
             numbers = (overlap.shared, overlap.total, 100 * overlap.share)
             log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *numbers)
@@ -108,12 +109,12 @@ class Leakage:
 def measure_leakage(
     train: pd.DataFrame, test: pd.DataFrame, near_train: np.ndarray, near_test: np.ndarray
 ) -> Leakage:
-    """Compare the test set with the train set.
+    """Measure the leakage from train to test.
 
     Args:
-        train, test: frames with the column label, and film and author if the data have them.
-        near_train, near_test: near-duplicate group number of each row (N,). A group with rows in
-            both frames has the same number in both.
+        train, test: frames with the column label; the columns film and author are optional.
+        near_train, near_test: near-duplicate group number of each row, (N,). The same number means
+            the same group in both frames.
     """
     overlaps = {"near_duplicates": Overlap(int(np.isin(near_test, near_train).sum()), len(test))}
     for name, column in (("films", "film"), ("authors", "author")):
@@ -137,14 +138,11 @@ def measure_leakage(
 
 
 def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
-    """Predict the label of each test row as the most frequent label of its film in train.
-
-    The label `usual` is predicted in case of a tie, and for films that are not in train.
-    """
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
     # The table is empty if no train row has a film.
     if counts.empty:
         return np.full(len(test), usual)
+    # If labels are equally frequent, idxmax returns the first column.
     usual_first = counts[sorted(counts.columns, key=lambda label: label != usual)]
     guesses = usual_first.idxmax(axis=1)
     return test["film"].map(fold_name).map(guesses).fillna(usual).to_numpy(dtype=np.int64)
@@ -152,12 +150,11 @@ def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -
 
 @dataclass(frozen=True)
 class PretrainingTexts:
-    """Record which texts a model was pretrained on, as hashes of their near-duplicate keys.
+    """A record of the texts on which a model was pretrained.
 
     Args:
-        digests: sorted int64 hashes (N,) of the keys that `compute_match_keys` returns for these
-            texts.
-        complete: whether the record contains all texts that the model was pretrained on.
+        digests: sorted int64 hashes (N,) of the keys that `compute_match_keys` returns.
+        complete: whether the record contains all pretraining texts of the model.
     """
 
     digests: np.ndarray
@@ -167,8 +164,12 @@ class PretrainingTexts:
     def of(cls, base: str | None) -> PretrainingTexts:
         """Load the record of a pretrained model.
 
-        If `base` is None (random weights), the record is empty and complete. If this project did
-        not pretrain the model, the record is empty and incomplete.
+        Args:
+            base: folder or Hub id of the model; None for random weights.
+
+        Returns:
+            The record. For random weights, the record is empty and complete. If the model has no
+            readable record, the result is empty and incomplete.
         """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)
@@ -190,15 +191,14 @@ class PretrainingTexts:
         )
 
     def write(self, folder: Path) -> None:
-        """Write the record to the folder of a pretrained model."""
+        """Write the record to a model folder."""
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
-        """Count how many of `texts` the model was pretrained on; near-duplicates also count.
+        """Count the texts on which the model was pretrained, including near-duplicates.
 
         Returns:
-            The overlap, or None if it is unknown. It is unknown if the record is incomplete and
-            contains none of the texts.
+            The overlap. None if the record is incomplete and contains none of the texts.
         """
         shared = 0
         if len(self.digests):
@@ -207,7 +207,8 @@ class PretrainingTexts:
 
 
 def _digest_texts(texts: Iterable[str]) -> np.ndarray:
-    """Hash the two near-duplicate keys of each text, (N, 2), or the text itself if it is blank."""
+    """Return a hash of each key from `compute_match_keys`, (N, 2)."""
+    # A blank text has no keys, so the text itself is hashed.
     digests = [
         [
             _digest(f"{side}{end or text}")

@@ -1,4 +1,4 @@
-"""Load labelled texts from a local file, with options for the text and label columns."""
+"""Load labelled texts from tables with any column names."""
 
 from __future__ import annotations
 
@@ -43,17 +43,16 @@ def read_labelled_texts(
     """Read labelled texts from a table.
 
     Args:
-        fix: advice in the error message if the text or label column is missing.
+        fix: advice for the error message if the text or label column is missing.
         split_column: column with the split (train, val or test) of each row; None to read none.
 
     Returns:
-        A frame with the columns text, label, row (number from 0) and place (see `Table.places`),
-        and with the METADATA columns that the table has. If `split_column` is set, the frame also
-        has the column part, which contains its values.
+        A frame with the columns text, label, row and place. The column row counts from 0. For the
+        column place, see `Table.places`. METADATA columns of the table are included. If
+        `split_column` is set, the column part contains the splits.
 
     Raises:
-        UserError: a column or a label is missing, a text is not a string, or a label is a list or
-            an object.
+        UserError: a column or a label is missing, or a value has an unsupported type.
     """
     frame = pd.DataFrame(
         {
@@ -85,7 +84,7 @@ def read_texts(table: Table, name: str, fix: str) -> pd.Series:
     """Return a column of texts, some of which may be missing; warn if all texts are numbers.
 
     Raises:
-        UserError: the column is missing (`fix` then says what to do), or a value is not a string.
+        UserError: the column is missing, or a value is not a string.
     """
     values = table.column(name, fix)
     wrong = [not isinstance(value, str) and not _is_missing(value) for value in values]
@@ -142,14 +141,14 @@ def _name_type(value: Any) -> str:
 
 @dataclass(kw_only=True)
 class LabelledTables(DataRecipe):
-    """Base class for data sets with options for the text and label columns.
+    """Base class for data sets that consist of tables with labelled texts.
 
     Args:
         text_column: name of the column with the texts.
-        label_column: name of the column with the labels, which are class names or numbers.
+        label_column: name of the column with the labels.
         class_names: class names in the order of their ids; None uses the sorted labels.
         classes: expected number of classes; None accepts any number.
-        quoting: quoting mode of .csv and .tsv files, one of QUOTING.
+        quoting: one of QUOTING, for .csv and .tsv files.
     """
 
     text_column: str
@@ -159,7 +158,7 @@ class LabelledTables(DataRecipe):
 
     @abstractmethod
     def tables(self) -> Iterable[Table]:
-        """Return or yield the tables in an order that is the same in every run."""
+        """Return the tables, in the same order in every run."""
 
     def read(self) -> pd.DataFrame:
         fix = "set data.text_column and data.label_column"
@@ -192,7 +191,6 @@ class LabelledTables(DataRecipe):
 
 
 def _warn_about_case(labels: pd.Series) -> None:
-    """Warn about class names that differ only in case, because they may be the same class."""
     counts = labels.value_counts()
     for _, same in counts.groupby(counts.index.str.casefold()):
         if len(same) > 1:
@@ -203,7 +201,7 @@ def _warn_about_case(labels: pd.Series) -> None:
 
 
 def _sort_key(name: str) -> tuple[float, str]:
-    """Return a sort key that puts '2' before '10', and numbers before names."""
+    # Numbers are sorted by value ("2" before "10"), and come before names.
     try:
         number = float(name)
     except ValueError:
@@ -213,7 +211,7 @@ def _sort_key(name: str) -> tuple[float, str]:
 
 @dataclass(kw_only=True)
 class LocalFile(LabelledTables):
-    """Load one table from disk, in any format that `read_table` supports."""
+    """One table on disk (data=file), in any format that `read_table` supports."""
 
     path: str | None = None
 

@@ -1,4 +1,4 @@
-"""Add columns with predictions to the user's table, without changing the user's values."""
+"""Add columns with predictions to the user's table, without changing other columns."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Write = Callable[[pd.DataFrame], None]
 
 
 def prepare_output(table: Table, output: Path) -> Write:
-    """Convert a table to the format of `output`, so that invalid values fail before prediction.
+    """Convert a table to the format of `output`, so that errors are reported before prediction.
 
     Returns:
         A function that adds columns to the table and writes the file.
 
     Raises:
-        UserError: the format of `output` cannot store a value of the table.
+        UserError: the file format cannot store a value of the table.
     """
     if output.suffix == ".parquet":
         arrow = table.arrow if table.arrow is not None else _to_arrow(table)
@@ -63,10 +63,6 @@ def _to_arrow(table: Table) -> pa.Table:
 
 
 def _find_other_type(values: list[Any], places: list[str]) -> str | None:
-    """Return the place of the first value that has another type than the values before it.
-
-    None values are ignored. If all other values have one type, the result is None.
-    """
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)
@@ -98,7 +94,6 @@ def _encode_csv(value: Any) -> str:
 
 
 def _to_text(value: Any) -> str:
-    """Convert a value that JSON does not support, such as a date or a Decimal, to a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -129,7 +124,6 @@ def _write_parquet(table: pa.Table, added: pd.DataFrame, output: Path) -> None:
 
 
 def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
-    """Write a temporary file and rename it, so that a failure leaves an existing file intact."""
     part = temporary_path(output)
     try:
         write(part)

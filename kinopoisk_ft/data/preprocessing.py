@@ -24,7 +24,7 @@ TRUNCATIONS: dict[str, Callable[[int], int]] = {
 
 
 def split_room(room: int, truncation: str) -> tuple[int, int]:
-    """Return how many tokens or characters to keep from head and tail; their sum is `room`."""
+    """Divide `room` tokens or characters between the head and the tail of a text."""
     head = TRUNCATIONS[truncation](room)
     return head, room - head
 
@@ -32,8 +32,8 @@ def split_room(room: int, truncation: str) -> tuple[int, int]:
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
     """Truncate a text to `characters` characters; None keeps the whole text.
 
-    If both head and tail are kept, a space separates them, so that two incomplete words do not form
-    a new word. The space counts as a character.
+    A space separates head and tail, so that two incomplete words do not form a new word. The space
+    counts as a character.
     """
     if characters is None or len(text) <= characters:
         return text
@@ -45,13 +45,12 @@ def cut_text(text: str, characters: int | None, truncation: str) -> str:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Store the preprocessing options, which are saved with each model.
+    """The preprocessing options of a model.
 
     Args:
         max_length: maximum number of tokens, including special tokens.
-        truncation: which part of a longer text to keep, one of TRUNCATIONS.
-        max_characters: maximum number of characters, for every model (TF-IDF too); None for no
-            limit.
+        truncation: one of TRUNCATIONS.
+        max_characters: maximum number of characters, also for TF-IDF; None for no limit.
         strip_scores: whether to remove grades that are written in a text, such as "8 из 10".
     """
 
@@ -84,12 +83,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TextCoverage:
-    """Count the characters and tokens of texts before and after truncation.
+    """Numbers of characters and tokens before and after truncation, without special tokens.
 
     Args:
-        characters, tokens: counts before truncation, without special tokens; `tokens` is 0 for a
-            model without a tokenizer.
-        characters_seen, tokens_seen: counts after truncation.
+        characters, tokens: numbers before truncation.
+        characters_seen, tokens_seen: numbers after truncation.
     """
 
     characters: int = 0
@@ -110,6 +108,6 @@ class TextCoverage:
 
 
 def compute_truncated_share(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
-    """Return the fraction (N,) of each text that truncation removes; 0 for an empty text."""
+    """Return the fraction of characters that truncation removed from each text, (N,)."""
     whole = np.asarray(characters, dtype=np.float64)
     return (whole - np.asarray(seen)) / np.maximum(whole, 1)

@@ -44,7 +44,7 @@ _NAMES: dict[str, Iterable[str]] = {
 
 
 def check_options(recipe: Any) -> None:
-    """Raise UserError if an option is out of range or contradicts another option."""
+    """Raise UserError if an option is invalid or contradicts another option."""
     for name, valid in _NAMES.items():
         # Only the recipes that read tables have the option `quoting`.
         if (value := getattr(recipe, name, None)) is not None and value not in valid:
@@ -88,20 +88,18 @@ def option_error(name: str, value: object, fix: str, why: str = "") -> UserError
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Store cleaned texts with labels, split into train, validation and test.
+    """Cleaned texts with labels, split into train, validation and test.
 
-    Each frame has the columns text (str), label (int64, index into `class_names`), row (int64,
-    0-based row number in the source) and the METADATA columns that the source has. For a split by
-    film or author, each frame also has the column group (int). Rows with the same group number are
-    always in the same split.
+    Each frame has the columns text (str), label (int64) and row (int64), and METADATA columns if
+    the source has any. A label is an index into `class_names`. A row is a row number in the source,
+    from 0. For a split by film or author, the column group (int) contains group numbers. All rows
+    of a group are in one split.
 
     Args:
-        counts: numbers of rows that were read, that each step dropped or changed, and that each
-            split contains.
+        counts: {step of the preparation, or split: number of rows}.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
-        split_digest: SHA-256 (hex) of the row numbers in all three splits.
-        preprocessing: options for the cleaning, which is already done, and for the truncation,
-            which each model does itself.
+        split_digest: SHA-256 (hex) of the row numbers in all splits.
+        preprocessing: preprocessing options. The texts are cleaned, but not yet truncated.
     """
 
     train: pd.DataFrame
@@ -117,18 +115,18 @@ class DataSplit:
 
 @dataclass(kw_only=True)
 class DataRecipe(ABC):
-    """Base class for the data configs; each file in conf/data instantiates a subclass.
+    """Base class for data sets; each file in conf/data instantiates a subclass.
 
     To add a source of texts, implement `read` in a subclass.
 
     Args:
-        limit: maximum number of rows to keep after cleaning, before the split; None keeps all.
-        classes: 2 drops Neutral (0 Bad, 1 Good), 3 keeps it (0 Bad, 1 Neutral, 2 Good).
+        limit: maximum number of rows to keep after cleaning; None keeps all.
+        classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
         max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
         empty: "drop" drops rows without a text, "refuse" raises an error.
-        near_duplicates: "drop" applies `drop_near_duplicates`, "keep" keeps all reviews.
-        split: split rule, one of SPLITS.
-        split_column: column with train, val or test for each row, for split="predefined".
+        near_duplicates: "drop" applies `drop_near_duplicates`, "keep" keeps all rows.
+        split: one of SPLITS.
+        split_column: column with the split (train, val or test) of each row, for "predefined".
         test_size, val_size, split_seed, folds, fold: see `Shares`.
     """
 
@@ -153,17 +151,18 @@ class DataRecipe(ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the preprocessing options, which are saved with each model."""
+        """Return the preprocessing options."""
         return Preprocessing(
             self.max_length, self.truncation, self.max_characters, self.strip_scores
         )
 
     @abstractmethod
     def read(self) -> pd.DataFrame:
-        """Return the raw data as the columns text, label (class name) and row (0-based number).
+        """Return the raw data as a frame.
 
-        Optional columns are film, author, date, title, grade10, part (the content of
-        `split_column`) and place (where the row comes from, for messages: "reviews.csv:12").
+        The columns are text, label (class name) and row (number from 0). Optional columns are film,
+        author, date, title, grade10, part and place. The column part contains the values of
+        `split_column`. The column place is used in messages, for example "reviews.csv:12".
         """
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
@@ -173,7 +172,7 @@ class DataRecipe(ABC):
         return GRADES if self.classes == 3 else ("Bad", "Good")
 
     def load(self) -> DataSplit:
-        """Read, clean and split the texts, and measure leakage between train and test.
+        """Read, clean and split the texts, and measure the leakage from train to test.
 
         Raises:
             UserError: the data cannot be read, cleaned or split.
@@ -205,11 +204,6 @@ class DataRecipe(ABC):
     def _select(
         self, frame: pd.DataFrame, class_names: tuple[str, ...]
     ) -> tuple[pd.DataFrame, dict[str, int]]:
-        """Clean and filter the rows, and replace class names with their ids.
-
-        Returns:
-            The rows to split, and the number of rows that each step dropped or changed.
-        """
         counts = {"rows_read": len(frame)}
         raw = frame["text"]
         frame, counts["dropped_empty"] = clean_texts(frame, self.empty, self.preprocessing.clean)
@@ -238,7 +232,7 @@ class DataRecipe(ABC):
 
 
 def _digest_source(frame: pd.DataFrame) -> str:
-    """Hash the texts and labels, not the file, so that a compressed copy has the same hash."""
+    # The file itself is not hashed, so that a compressed copy has the same digest.
     digest = hashlib.sha256()
     for text, label in zip(frame["text"], frame["label"], strict=True):
         # The unit and record separators of ASCII mark the ends of labels and texts. `clean_texts`

@@ -1,4 +1,4 @@
-"""Define the split rules: at random, by film or author, and by date.
+"""Define rules for splitting rows: at random, by group, and by date.
 
 A rule holds out a fraction of the rows, or divides all rows into folds. Every rule keeps
 near-duplicates together.
@@ -27,10 +27,10 @@ DRAWS = 300
 
 
 class Rule(Protocol):
-    """Interface for a split rule; rows are given and returned as sorted integer positions."""
+    """Interface for a split rule; rows are sorted integer positions, from 0."""
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select the rows to hold out, which are about a fraction `share` of `rows`.
+        """Select about a fraction `share` of `rows` to hold out.
 
         Raises:
             ValueError: there are too few rows or groups.
@@ -47,7 +47,7 @@ class Rule(Protocol):
 
 
 class RandomRule:
-    """Split near-duplicate groups at random, stratified by the label of their first row."""
+    """Splits near-duplicate groups at random, stratified by the first label of each group."""
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
@@ -68,15 +68,15 @@ class RandomRule:
 
 
 class GroupRule:
-    """Split rows by group (film or author), with similar class proportions in each split."""
+    """Splits rows by film or author, with similar class proportions in each split."""
 
     def __init__(self, frame: pd.DataFrame, groups: np.ndarray, seed: int) -> None:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw random sets of groups, and return the rows of the set that balances classes best.
+        """Draw random sets of groups, and return the rows of the best set.
 
-        This set has the smallest sum over the classes of |held-out fraction of the class - share|.
+        The best set minimizes the sum of |held-out fraction of a class - `share`| over all classes.
         """
         draws = GroupShuffleSplit(DRAWS, test_size=share, random_state=self.seed)
         labels = self.labels[rows]
@@ -96,11 +96,11 @@ class GroupRule:
 
 
 class DateRule:
-    """Split by date, so that the newest rows are held out.
+    """Splits rows by date, and holds out the newest rows.
 
-    Each group of near-duplicates has the date of its newest review, so that no text from the test
-    period is in train. Folds are periods of time, oldest first. A model tested on a fold in the
-    middle is also trained on later reviews (blocked cross-validation, Bergmeir and Benítez, 2012).
+    All near-duplicates of a group get the newest date of the group. Otherwise, a text from the
+    test period could be in train. Folds are periods of time, oldest first. Training also uses rows
+    that are newer than the test fold (blocked cross-validation, Bergmeir and Benítez, 2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
@@ -124,7 +124,6 @@ class DateRule:
         return [np.sort(part) for part in np.split(self.order, cuts)]
 
     def _move_cut_between_groups(self, ordered: np.ndarray, cut: int) -> int:
-        """Move a boundary back until it no longer separates near-duplicates."""
         while 0 < cut < len(ordered) and self.near[ordered[cut]] == self.near[ordered[cut - 1]]:
             cut -= 1
         return cut
@@ -164,7 +163,7 @@ def parse_date(text: object) -> date | None:
 
 
 def read_days(frame: pd.DataFrame) -> np.ndarray:
-    """Convert the column `date` to ordinal day numbers (N,), int64.
+    """Convert the column `date` to day numbers (N,), int64, as in `date.toordinal`.
 
     Raises:
         UserError: a date is missing or cannot be parsed.

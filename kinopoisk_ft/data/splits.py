@@ -1,4 +1,4 @@
-"""Split rows into train, validation and test: at random, by film, author, date or a column."""
+"""Split rows into train, validation and test."""
 
 from __future__ import annotations
 
@@ -47,10 +47,13 @@ def split_randomly(
     val_size: float,
     seed: int,
 ) -> Parts:
-    """Split rows at random, stratified by label; return the positions of each split.
+    """Split rows at random, stratified by label; return the row positions of each split.
 
-    scikit-learn's `train_test_split` first holds out `test_size` of all rows for test, then
-    `val_size` of the remaining rows for validation.
+    scikit-learn's `train_test_split` holds out the test rows first, then the validation rows.
+
+    Args:
+        test_size: fraction of all rows.
+        val_size: fraction of the rows that are not in test.
 
     Raises:
         UserError: a split would have no row of some class.
@@ -73,7 +76,7 @@ def split_randomly(
 
 
 def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
-    """Compute one SHA-256 (hex) of the row numbers in all splits; it depends on their order."""
+    """Return the SHA-256 (hex) of the row numbers in all splits, in the given order."""
     digest = hashlib.sha256()
     # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
@@ -118,11 +121,11 @@ def too_few_rows_error(
 
 
 def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
-    """Group rows that have a key in common, directly or transitively.
+    """Group rows that are linked by common keys, directly or transitively.
 
     Args:
         keys: sequences (N,) of keys. Two rows are linked if they have the same key in the same
-            sequence; None is not a key.
+            sequence. The key None links no rows.
 
     Returns:
         The group number of each row, (N,).
@@ -145,13 +148,15 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shares:
-    """Store the sizes of the splits: test is held out first, then validation.
+    """The sizes of the splits.
+
+    The test rows are held out first, then the validation rows.
 
     Args:
         test_size: fraction of all rows; ignored if `folds` is set.
         val_size: fraction of the rows that are not in test.
         folds: number of cross-validation folds; None for a single split.
-        fold: index of the fold that is used as test, from 0.
+        fold: number of the test fold, from 0.
     """
 
     test_size: float
@@ -162,14 +167,17 @@ class Shares:
 
 
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
-    """Return the group number of each row (N,); rows of a group should be in the same split.
+    """Group rows that should be in the same split.
 
     Near-duplicates are in the same group. For a split by film or author, all rows with the same
     film or author are also in the same group.
 
     Args:
-        near: near-duplicate group of each row (N,).
-        kind: split rule, one of SPLITS.
+        near: near-duplicate group number of each row, (N,).
+        kind: one of SPLITS.
+
+    Returns:
+        The group number of each row, (N,).
 
     Raises:
         UserError: the column for a split by film or author is missing or empty.
@@ -191,16 +199,15 @@ def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
 def split_rows(
     frame: pd.DataFrame, groups: np.ndarray, class_names: tuple[str, ...], kind: str, shares: Shares
 ) -> Parts:
-    """Return the positions of the rows of train, validation and test.
+    """Return the positions of the rows in train, validation and test.
 
-    Positions are sorted, except for the random split without folds, which is exactly the split of
-    the original study. That split and a predefined split may separate near-duplicates.
+    The random split without folds is exactly the split of the original study, in unsorted order.
+    This split and a predefined split may separate near-duplicates.
 
     Args:
-        frame: frame with the columns label, place, and the column that the split rule needs ("part"
-            for a predefined split).
+        frame: frame with the columns label and place, and the column that the split rule needs.
         groups: result of `group_rows`.
-        kind: split rule, one of SPLITS.
+        kind: one of SPLITS.
 
     Raises:
         UserError: a column is missing, or a split would have no row of some class.
@@ -258,7 +265,6 @@ def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
 
 
 def _split_by_column(frame: pd.DataFrame) -> Parts:
-    """Return the positions of the rows that the column "part" assigns to each split."""
     _check_column(frame, "part", PREDEFINED)
     folded = frame["part"].map(lambda name: str(name or "").casefold())
     parts = folded.replace(_ALIASES)

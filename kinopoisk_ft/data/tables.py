@@ -1,7 +1,8 @@
-"""Read tables from disk, with errors that contain the line or row number.
+"""Read tables from disk.
 
-The formats are .jsonl and .json (one object per line), .csv and .tsv, each also compressed as .gz,
-and .parquet. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+The formats are .jsonl, .json, .csv, .tsv and .parquet. A .json file has one object per line. All
+formats except .parquet may be compressed (.gz). Text is UTF-8, or UTF-16 or UTF-32 with a byte
+order mark.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Store the rows of a file.
+    """The rows of a table file.
 
     Args:
         frame: the values as Python objects.
-        lines: the 1-based line number of each row; None if the format has no lines.
+        lines: the line number of each row, from 1; None if the format has no lines.
         arrow: the same rows with the types of the Parquet file; None for other formats.
     """
 
@@ -56,8 +57,7 @@ class Table:
         """Return a column, with bytes decoded as UTF-8.
 
         Raises:
-            UserError: there is no such column (`fix` then says what to do), or it contains bytes
-                that are not UTF-8.
+            UserError: the column is missing, or contains bytes that are not UTF-8.
         """
         if (own_name := self.find(name)) is not None:
             return self._decode_column(own_name)
@@ -69,7 +69,7 @@ class Table:
         )
 
     def find(self, name: str) -> str | None:
-        """Return the name of the column that matches `name`; None if there is no such column.
+        """Return the exact name of a column; None if there is no such column.
 
         Leading and trailing white space and the Unicode normalization form are ignored.
         """
@@ -97,7 +97,10 @@ class Table:
         return values
 
     def places(self) -> list[str]:
-        """Return the place of each row, for messages: "path:line" or "path row N" (N from 0)."""
+        """Return "path:line" or "path row N" for each row, for messages.
+
+        Lines are counted from 1, rows from 0.
+        """
         if self.lines is not None:
             return [f"{self.path}:{line}" for line in self.lines]
         return [f"{self.path} row {row}" for row in range(len(self.frame))]
@@ -107,7 +110,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
     """Read a table in the format that the file extension indicates.
 
     Args:
-        quoting: quoting mode of .csv and .tsv files, one of QUOTING.
+        quoting: one of QUOTING, for .csv and .tsv files.
 
     Raises:
         UserError: the file cannot be read completely, or has no rows.
@@ -136,7 +139,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
 
 
 def find_suffix(path: Path) -> str:
-    """Return the extension of a table file in lower case, including `.gz`.
+    """Return the extension of a table file in lower case, for example ".csv" or ".csv.gz".
 
     Raises:
         UserError: the extension is not in SUFFIXES.
@@ -167,7 +170,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decompress(data: bytes, path: Path) -> bytes:
-    """Decompress a gzip file, and reject a decompression bomb before it fills the memory."""
+    # The limit stops a decompression bomb before it fills the memory.
     limit = max(MIN_BOMB_BYTES, len(data) * MAX_EXPANSION)
     try:
         with gzip.open(io.BytesIO(data)) as stream:

@@ -1,4 +1,4 @@
-"""Tokenize reviews, and cache the token ids; a hash of all inputs is the cache key."""
+"""Tokenize reviews, and cache the token ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_BATCH_CHARACTERS = 2**20
 
 
 def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the texts, in order, in batches of at most MAX_BATCH_CHARACTERS characters.
+    """Yield batches of at most MAX_BATCH_CHARACTERS characters, in the order of the texts.
 
     A longer text is a batch by itself.
     """
@@ -49,11 +49,11 @@ def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Store the token ids of N texts, without padding.
+    """The token ids of N texts, without padding.
 
     Args:
-        seen: counts of all texts together, before and after truncation.
-        truncated: fraction (N,) of the characters of each text that truncation removed.
+        seen: numbers of characters and tokens in all texts together.
+        truncated: fraction of characters that truncation removed from each text, (N,).
     """
 
     input_ids: list[list[int]]
@@ -62,7 +62,10 @@ class Tokens:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing) -> Tokens:
-    """Truncate and tokenize cleaned texts, or read the result of an earlier call from the cache."""
+    """Truncate and tokenize cleaned texts.
+
+    The result is cached on disk. A later call with the same arguments reads the cached result.
+    """
     key = _compute_cache_key(texts, tokenizer, preprocessing)
     file = get_cache_dir() / "tokens" / f"{key}.arrow"
     table = _load_cached(file)
@@ -84,7 +87,6 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
 
 
 def _load_cached(file: Path) -> Any:
-    """Load a cached table, or return None if it does not exist or is damaged."""
     if not file.exists():
         return None
     # The exceptions of pyarrow are subclasses of these two.
@@ -107,7 +109,11 @@ def _to_lists(column: Any) -> list[list[int]]:
 def encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> dict[str, list[Any]]:
-    """Tokenize cleaned texts; return `input_ids` and each field of `TextCoverage` as columns."""
+    """Truncate and tokenize cleaned texts.
+
+    Returns:
+        The column `input_ids`, and a column for each field of `TextCoverage`.
+    """
     cut = preprocessing.texts(texts)
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
     whole_counts = iter(_count_tokens(shortened, tokenizer))
@@ -126,7 +132,7 @@ def encode(
 def encode_ids(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[list[int]]:
-    """Return the token ids of cleaned texts, without the counts of `encode`."""
+    """Truncate and tokenize cleaned texts, and return only the token ids."""
     rows = _truncate_and_encode(preprocessing.texts(texts), tokenizer, preprocessing)
     return [ids for ids, _, _ in rows]
 
@@ -134,11 +140,9 @@ def encode_ids(
 def _truncate_and_encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[tuple[list[int], int, int]]:
-    """Tokenize texts and truncate them to `max_length` tokens.
+    """Return (token ids, characters covered by the ids, tokens before truncation) for each text.
 
-    Returns:
-        For each text: its ids, the number of characters that they cover, and the number of tokens
-        before truncation, without special tokens.
+    The last number does not include special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
     room = preprocessing.max_length - left - right
@@ -164,7 +168,6 @@ def _truncate_and_encode(
 
 
 def _count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    """Return the number of tokens of each text, without special tokens."""
     special = sum(_count_special_tokens(tokenizer))
     encodings = (_encode_whole(batch, tokenizer)["input_ids"] for batch in batch_texts(texts))
     return [len(ids) - special for ids in chain.from_iterable(encodings)]
@@ -185,20 +188,19 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
 
 
 def _count_special_tokens(tokenizer: Any) -> tuple[int, int]:
-    """Return the numbers of special tokens that the tokenizer adds before and after a text."""
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
     left = mask.index(0)
     return left, mask[::-1].index(0)
 
 
 def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
-    """Log one review as the model sees it, decoded from its token ids."""
+    """Decode and log the token ids of one review."""
     text = " ".join(tokenizer.decode(list(input_ids)).split())
     log.info("example of a tokenized review (%d tokens): %.300s", len(input_ids), text)
 
 
 def check_length(max_length: int, positions: int | None) -> None:
-    """Raise UserError if `max_length` is below 1 or exceeds the model's number of positions."""
+    """Raise UserError if `max_length` is less than 1 or exceeds the model's `positions`."""
     if max_length < 1 or (positions is not None and max_length > positions):
         limit = f", but the model has {positions} positions" if positions else ""
         raise UserError(
@@ -222,7 +224,7 @@ def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Prep
 
 
 def ids_digest(input_ids: Sequence[Sequence[int]]) -> str:
-    """Return a hash (32 hex digits) of the token ids and lengths of reviews."""
+    """Return a hash (32 hex digits) of the token ids of all reviews."""
     lengths = np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
     ids = np.fromiter(chain.from_iterable(input_ids), dtype=np.int64, count=int(lengths.sum()))
     return hashlib.sha256(lengths.tobytes() + ids.tobytes()).hexdigest()[:32]

@@ -1,7 +1,7 @@
-"""Remove written grades ("8 из 10", "оценка: 7") from a review, because they reveal its label.
+"""Remove written grades ("8 из 10", "оценка: 7") from reviews.
 
-Two thirds of the published reviews contain a grade. Dates, fractions and counts ("24/7",
-"2/3 фильма", "9 из 10 зрителей") are kept.
+A written grade reveals the label of a review. Two thirds of the published reviews contain a grade.
+Dates, fractions and counts ("24/7", "2/3 фильма", "9 из 10 зрителей") are kept.
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ _CONTEXT = 40
 
 
 def strip_scores(text: str) -> str:
-    """Remove the grades that are written in a text; the rest is unchanged.
+    """Remove written grades from a text.
 
-    Grades are numbers on a scale ("8 из 10", "9/10", "3 из 5."), points ("7 баллов"), numbers
-    after a word for a grade ("оценка: 7", "ставлю 8", "твёрдая семёрка"), jokes ("11 из 10",
-    "7 черепов из 10."), and a last line that is a number.
+    The following are grades:
+
+    - numbers on a scale: "8 из 10", "9/10", "3 из 5."
+    - points: "7 баллов"
+    - numbers after a word for a grade: "оценка: 7", "ставлю 8", "твёрдая семёрка"
+    - jokes: "11 из 10", "7 черепов из 10."
+    - a number as the last line
     """
     lines = text.split("\n")
     stripped = (_WRITTEN.sub(_remove_grade, line) if _HINT.search(line) else line for line in lines)

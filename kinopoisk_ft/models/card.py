@@ -1,4 +1,4 @@
-"""Read and write the card (`kinopoisk_ft.json`) that describes a saved model folder."""
+"""Read and write the card (`kinopoisk_ft.json`) of a model folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ READABLE_FORMATS = (1, 2, FORMAT)
 
 @dataclass(frozen=True)
 class Card:
-    """Describe a model folder: its weights, classes and text preprocessing.
+    """The description of a model folder.
 
     Args:
-        kind: `name` of the `Layout` in which the weights are stored, or "tfidf".
-        max_length, truncation, max_characters, strip_scores: text preprocessing in training, which
-            prediction repeats. Older cards lack the last three fields; their models were trained
-            with the default values.
-        base: Hugging Face Hub id or local folder of the base model, which an adapter needs.
-        note: how text preprocessing in other tools differs, because they read only the tokenizer
-            config; "" if there is no difference.
+        kind: `name` of the `Layout` of the weights, or "tfidf".
+        max_length, truncation, max_characters, strip_scores: preprocessing options. Older cards
+            lack the last three, because their models were trained with the default values.
+        base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
+        note: how other tools preprocess texts differently; "" if there is no difference.
         recipe: options of the `ModelRecipe` that rebuilds the network, for kind "recipe".
     """
 

@@ -24,13 +24,13 @@ from kinopoisk_ft.models.untrusted import refuse_adapter
 
 @dataclass(kw_only=True, eq=False)
 class CheckpointRecipe(ModelRecipe):
-    """Base class for model recipes that load a pretrained checkpoint and a tokenizer.
+    """Base class for recipes that load a pretrained checkpoint and a tokenizer.
 
     Args:
         name: Hugging Face Hub id or local folder of the checkpoint.
         revision: branch, tag or commit of the checkpoint on the Hub.
         tokenizer: Hub id or local folder of the tokenizer.
-        tokenizer_revision: revision of the tokenizer if it is not in the checkpoint's repository.
+        tokenizer_revision: revision of the tokenizer; ignored if `tokenizer` equals `name`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class CheckpointRecipe(ModelRecipe):
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Load the tokenizer; `texts` is ignored, because the tokenizer is already trained."""
+        """Load the pretrained tokenizer; `texts` is ignored."""
         own = self.tokenizer == self.name
         return load_tokenizer(self.tokenizer, self.revision if own else self.tokenizer_revision)
 
@@ -81,7 +81,7 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
 
 
 def list_configs(config: PreTrainedConfig) -> list[Any]:
-    """Return a config and, if it contains a text config (as in multimodal models), that too."""
+    """Return a config, followed by its text config if there is one, as in multimodal models."""
     text = config.get_text_config()
     return [config] if text is config else [config, text]
 
@@ -92,7 +92,7 @@ def read_class_names(config: PreTrainedConfig) -> list[str]:
 
 
 def check_dropout(dropout: float | None) -> None:
-    """Raise UserError unless the dropout probability is None, or at least 0 and less than 1."""
+    """Raise UserError unless `dropout` is None, or at least 0 and less than 1."""
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(
             f"model.dropout={dropout} is not a valid dropout probability",
@@ -120,10 +120,10 @@ def set_dropout(config: PreTrainedConfig, dropout: float, name: str) -> None:
 
 
 def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
-    """Return the config keys that contain a dropout probability, such as `attention_dropout`.
+    """Return the config keys of dropout probabilities, such as `attention_dropout`.
 
-    Keys whose value is None are omitted (the model then uses another key), as are boolean flags
-    (ESM's `token_dropout`) and LayerDrop, which skips whole layers.
+    Keys with the value None are omitted, because the model then uses another key. Boolean flags,
+    such as ESM's `token_dropout`, are also omitted.
     """
     return [
         key
@@ -141,14 +141,14 @@ def has_decoder(config: PreTrainedConfig) -> bool:
 
 
 def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple[Any, set[str]]:
-    """Load the encoder of a checkpoint in fp32, without its head and decoder.
+    """Load only the encoder of a checkpoint, in fp32.
 
     Args:
-        source: Hub id or local folder of a whole checkpoint or of an encoder saved without decoder.
+        source: Hub id or local folder of a whole checkpoint, or of a saved encoder.
         options: keyword arguments for `from_pretrained`.
 
     Returns:
-        The encoder, and the names of its weights that are missing from the checkpoint.
+        The encoder, and the names of encoder weights that are missing from the checkpoint.
     """
     model_class: Any = AutoModel
     with_decoder = False
@@ -175,6 +175,6 @@ def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple
 
 
 def _has_separate_encoder(config: PreTrainedConfig) -> bool:
-    """Return whether transformers has an encoder-only class for this architecture, as for T5."""
+    # T5 is an example of an architecture with an encoder-only class.
     encoder_class = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     return encoder_class is not None and encoder_class != MODEL_MAPPING[type(config)]

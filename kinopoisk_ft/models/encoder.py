@@ -1,4 +1,4 @@
-"""Build classifiers from Hugging Face encoders, with the head of transformers or our own head."""
+"""Build text classifiers from Hugging Face encoders."""
 
 from __future__ import annotations
 
@@ -58,13 +58,12 @@ Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
 
 @dataclass(kw_only=True, eq=False)
 class Encoder(CheckpointRecipe):
-    """Build a classifier from a Hugging Face encoder (model=encoder, bert or bert_tiny).
+    """A recipe for a classifier with a Hugging Face encoder (model=encoder, bert or bert_tiny).
 
     Args:
-        pooling: "pooler" uses the sequence classification model of transformers. "cls", "mean" and
-            "last" use our own pooling and linear head. "auto" chooses "pooler" if transformers has
-            such a model and the checkpoint contains all its weights below the last layer, and
-            "mean" otherwise.
+        pooling: "pooler" uses the classifier of transformers. "cls", "mean" and "last" use this
+            project's classification head. "auto" chooses "pooler" if the checkpoint contains all
+            weights of the transformers classifier except for the last layer, otherwise "mean".
         dropout: probability for all dropout layers; None keeps the values in config.json.
     """
 
@@ -82,7 +81,7 @@ class Encoder(CheckpointRecipe):
             tokenizer: tokenizer that must match the checkpoint; None skips this check.
 
         Raises:
-            UserError: the checkpoint cannot be loaded or does not match the tokenizer, or padding
+            UserError: the checkpoint cannot be loaded, the tokenizer does not match, or padding
                 changes the logits.
         """
         config = self._read_config()
@@ -104,7 +103,7 @@ class Encoder(CheckpointRecipe):
         return shorten_last_block(network)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the encoder with its masked language modeling head, for pretraining."""
+        """Build a masked language model for pretraining."""
         config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
             options = self._loading_options(config)
@@ -116,11 +115,6 @@ class Encoder(CheckpointRecipe):
         return describe_encoder(module, config, layout, [], set(), self.base, self.revision, "")
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
-        """Return whether transformers has a classifier without a decoder, and `pooling` allows it.
-
-        Raises:
-            UserError: pooling is "pooler", but transformers has no classifier without a decoder.
-        """
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
@@ -135,11 +129,6 @@ class Encoder(CheckpointRecipe):
     def _build_hugging_face(
         self, config: PreTrainedConfig, original_names: list[str]
     ) -> Network | None:
-        """Build the classifier of transformers.
-
-        Returns:
-            The network, or None if pooling is "auto" and weights below the last layer are missing.
-        """
         with access_hub("model", self.name, HUB_FIX):
             # The last layer may have been trained for another number of classes, so its shape may
             # differ from the config.
@@ -168,7 +157,6 @@ class Encoder(CheckpointRecipe):
         )
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
-        """Raise UserError if the shape of a weight below the last layer contradicts the config."""
         for name, actual, expected in mismatched:
             if not name.startswith(f"{last}."):
                 raise UserError(

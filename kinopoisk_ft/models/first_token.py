@@ -1,8 +1,8 @@
-"""Run the last block of an encoder for the first token only, if the head reads no other token.
+"""Run the last block of an encoder only for the first token, if the head reads no other token.
 
-Keys and values are still computed from all tokens. The query, attention output and feed-forward
-layer of the other tokens affect neither logits nor gradients, so they are not computed. This saves
-10/12 of the block's multiplications.
+Keys and values are still computed for all tokens. The query, attention output and feed-forward
+layer are computed only for the first token. This saves 10/12 of the block's multiplications, and
+changes neither logits nor gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class FirstTokenAttention(nn.Module):
-    """Compute BERT attention for the first token only; parameter names stay unchanged."""
+    """BERT attention for the first token only, with BERT's parameter names."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class FirstTokenAttention(nn.Module):
 
 
 def shorten_last_block(network: Network) -> Network:
-    """Apply `limit_to_first_token` if the head reads only the first token; return the network."""
+    """Limit the last block to the first token, if the head reads no other token."""
     if network.layers and network.pooling in ("pooler", "cls"):
         limit_to_first_token(network.module, list_blocks(network)[-1])
     return network

@@ -1,4 +1,4 @@
-"""Add our pooling and linear head to an encoder, and describe the modules of a network."""
+"""Add this project's classification head to an encoder, and describe networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNREADABLE_MODEL_TYPE = (
 
 
 class PooledClassifier(nn.Module):
-    """Classify texts with an encoder, pooling over the tokens, dropout and one linear layer.
+    """A text classifier with an encoder, pooling over the tokens, dropout and one linear layer.
 
     Args:
         pooling: one of POOLINGS.
@@ -70,26 +70,26 @@ class PooledClassifier(nn.Module):
 
 
 class EncoderLayout(Layout):
-    """Base class for layouts of models that contain a transformers encoder and its config."""
+    """Base class for layouts of models with a transformers encoder."""
 
     def backbone_output(self, hidden: Tensor) -> BaseModelOutput:
         """Wrap hidden states (batch, length, d_model) in the output class of an encoder."""
         return BaseModelOutput(last_hidden_state=hidden)
 
     def config(self, source: str, card: Any) -> PreTrainedConfig:
-        """Load the config of a folder or Hub repository, and set the card's class names in it."""
+        """Load a config and set the card's class names."""
         config = load_config(source, card.revision)
         set_classes(config, card.class_names)
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Set the tokenizer's pad id, check the embeddings, and call `pad_for_funnel`."""
+        """Match the padding of a loaded model to the tokenizer, and check the embeddings."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 
 
 class HuggingFaceLayout(EncoderLayout):
-    """Save and load a transformers model in the format of transformers."""
+    """Saves and loads a transformers model in the format of transformers."""
 
     name = "hf"
     peft_task = "SEQ_CLS"
@@ -99,7 +99,10 @@ class HuggingFaceLayout(EncoderLayout):
         module.save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load the classifier; pickled weights are accepted only for an adapter's base model."""
+        """Load the classifier.
+
+        Pickled weights are accepted only for the base model of an adapter.
+        """
         options = {"use_safetensors": True} if trained else {}
         module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
@@ -109,13 +112,19 @@ class HuggingFaceLayout(EncoderLayout):
 
 
 class PooledLayout(EncoderLayout):
-    """Save and load an encoder (subfolder `encoder`) and our head (head.safetensors)."""
+    """Saves and loads an encoder with this project's classification head.
+
+    The encoder is in the subfolder `encoder`, and the head is in head.safetensors.
+    """
 
     name = "pooled"
     backbone = "encoder"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Save the encoder, the head, and a config.json that transformers refuses to load."""
+        """Save the encoder and the head.
+
+        transformers refuses to load the saved config.json, because the head would be missing.
+        """
         module.encoder.save_pretrained(folder / ENCODER)
         save_file(module.classifier.state_dict(), folder / HEAD)
         notice = json.dumps({"model_type": UNREADABLE_MODEL_TYPE}, indent=2)
@@ -140,13 +149,13 @@ class PooledLayout(EncoderLayout):
 
 
 def read_head_dropout(config: PreTrainedConfig) -> float:
-    """Return the dropout probability that classifiers of transformers would use in the head."""
+    """Return the dropout probability for the head of a transformers classifier."""
     own = getattr(config, "classifier_dropout", None)
     return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
 
 
 def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
-    """Set the class names in a config, so that transformers pipelines return them as labels."""
+    """Set the class names in a config; transformers pipelines return these names."""
     if class_names:
         config.num_labels = len(class_names)
         config.id2label = dict(enumerate(class_names))
@@ -163,7 +172,7 @@ def build_pooled_network(
     revision: str | None,
     dropout: float | None = None,
 ) -> Network:
-    """Add our pooling and head to an encoder, and remove the encoder's own pooler.
+    """Add this project's classification head to an encoder, and remove the encoder's pooler.
 
     Args:
         missing: names of the encoder's weights that are missing from the checkpoint.
@@ -180,7 +189,7 @@ def build_pooled_network(
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
-    """Freeze pooler parameters that do not affect the logits (as in BigBird); return the names."""
+    """Freeze pooler parameters without effect on the logits; return the parameter names."""
     named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
     if not named:
         return set()
@@ -198,7 +207,7 @@ def find_output_layer(module: nn.Module) -> str:
 
 
 def reset_layer(module: nn.Module, layer: str) -> set[str]:
-    """Reinitialize a linear layer as transformers does; return the names of its parameters."""
+    """Reinitialize a linear layer as transformers does; return the parameter names."""
     linear: Any = module.get_submodule(layer)
     config: Any = module.config
     nn.init.normal_(linear.weight, std=getattr(config, "initializer_range", 0.02))
@@ -210,7 +219,7 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 def find_head_module(parameter: str) -> str:
     """Return the name of the head module that contains a parameter.
 
-    If no head module contains the parameter, return the name of the module that owns it.
+    For a parameter outside of head modules, return the name of the module that owns the parameter.
     """
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):
@@ -229,7 +238,7 @@ def describe_encoder(
     revision: str | None,
     pooling: str,
 ) -> Network:
-    """Describe a transformers classifier or language model as a `Network`."""
+    """Create the `Network` for a transformers classifier or language model."""
     for part in module.modules():
         if "Sinusoidal" in type(part).__name__:
             # These embeddings are constants, but loading a checkpoint makes them trainable.
@@ -249,18 +258,15 @@ def describe_encoder(
 
 
 def _find_layers(module: nn.Module, count: int) -> str:
-    """Return the name of the ModuleList of `count` blocks, or "" if there is no such list.
-
-    ALBERT runs one block several times, and Funnel has one list for each sequence length.
-    """
     lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
+    # Funnel has a list of lists, with one list of blocks for each sequence length.
     if any(isinstance(child, nn.ModuleList) for part in lists.values() for child in part):
         return ""
+    # ALBERT runs one block `count` times, so no list has this length.
     return next((name for name, part in lists.items() if len(part) == count), "")
 
 
 def _find_embeddings(module: nn.Module) -> list[str]:
-    """Return the name of the first module called `embeddings`, or else of the token embedding."""
     names = [n for n, _ in module.named_modules() if n.split(".")[-1] == "embeddings"][:1]
     if names:
         return names
@@ -269,7 +275,6 @@ def _find_embeddings(module: nn.Module) -> list[str]:
 
 
 def _count_positions(module: nn.Module, config: Any) -> int | None:
-    """Return the number of tokens that the model has positions for; None if there is no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None

@@ -1,7 +1,7 @@
 """Define Mamba and Mamba-2 for classification, with the weight names of `transformers`.
 
 Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752. The mixer of Mamba-2 is in mamba2.py. Every
-projection is called as a module, so that adapters can wrap it. Padding must be on the right.
+projection is a module that adapters can wrap. Padding must be on the right.
 Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class MambaMixer(nn.Module):
-    """Apply input projection, causal convolution, gated selective scan and output projection."""
+    """The mixer of Mamba, with a causal convolution and a gated selective scan."""
 
     def __init__(self, config: MambaConfig, scan_backend: str) -> None:
         super().__init__()
@@ -53,8 +53,11 @@ class MambaMixer(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """Mix hidden states (B, L, D) along the sequence.
 
-        `lengths` (B,) is the number of real tokens in each row; None means no padding. At padded
-        positions, the output is the bias of the output projection, or zero if there is no bias.
+        Args:
+            lengths: number of real tokens in each row, (B,); None means no padding.
+
+        Returns:
+            Hidden states (B, L, D). At padding, these are the bias of `out_proj` (0 without bias).
         """
         # u and the gate z have the shape (B, L, E).
         u, z = self.in_proj(hidden).chunk(2, dim=-1)
@@ -104,7 +107,7 @@ class MambaMixer(nn.Module):
 
 
 class MambaBlock(nn.Module):
-    """Apply a mixer with pre-norm and residual connection, which stays float32 under autocast."""
+    """A mixer with a pre-norm and a residual connection in float32."""
 
     def __init__(self, config: AnyConfig, scan_backend: str) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class MambaBlock(nn.Module):
 
 
 class MambaBackbone(nn.Module):
-    """Compute hidden states: token embeddings, Mamba blocks and a final norm.
+    """A network of token embeddings, Mamba blocks and a final norm.
 
     Args:
         config: MambaConfig or Mamba2Config; its class determines the mixer.
@@ -172,7 +175,7 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: there is padding on the left or between tokens. On a GPU, a device-side
-            assertion fails instead, because copying the mask to the CPU would synchronize.
+            assertion fails instead, because an exception would require waiting for the GPU.
     """
     real = attention_mask != 0
     message = "Mamba needs padding on the right: set padding_side='right' in the tokenizer"
@@ -187,10 +190,9 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 
 
 class MambaClassifier(nn.Module):
-    """Classify texts with a linear head on the pooled hidden states of the backbone.
+    """A text classifier with a Mamba backbone, pooling and a linear head.
 
-    With pooling="last_position", the attention mask is ignored: padding is read as ordinary tokens,
-    and the hidden state of the last column is pooled.
+    With pooling="last_position", padding is read as ordinary tokens, and the last column is pooled.
     """
 
     def __init__(
@@ -221,7 +223,7 @@ class MambaClassifier(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """Predict the next token, for pretraining; the head shares the weight of the embeddings."""
+    """A language model for pretraining; the head shares the weight of the embeddings."""
 
     def __init__(self, config: AnyConfig, scan_backend: str = "auto") -> None:
         super().__init__()

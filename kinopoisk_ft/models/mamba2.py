@@ -18,10 +18,7 @@ from kinopoisk_ft.ops.ssd.op import ssd
 
 
 class Mamba2Mixer(nn.Module):
-    """Apply input projection, causal convolution, scan, gated norm and output projection.
-
-    The scan has one scalar decay per head.
-    """
+    """The mixer of Mamba-2, with one scalar decay per head."""
 
     def __init__(self, config: Mamba2Config, scan_backend: str) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ NO_ADAPTER = {"conv1d": "its weight is passed directly to the fused convolution"
 
 @dataclass(kw_only=True, eq=False)
 class Mamba(CheckpointRecipe):
-    """Build a classifier from a Mamba or Mamba-2 checkpoint (model=mamba or mamba2)."""
+    """A recipe for a classifier with a pretrained Mamba or Mamba-2 (model=mamba or mamba2)."""
 
     pooling: Pooling
     scan_backend: Backend
@@ -46,7 +46,7 @@ class Mamba(CheckpointRecipe):
         return describe_mamba(module, self.base, self.pooling, self.revision)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the backbone with a next-token head that shares the weight of the embeddings."""
+        """Build a language model that predicts the next token, for pretraining."""
         config = self._build_config(tokenizer, every_id=True)
         module = MambaLM(config, scan_backend=self.scan_backend)
         self._load_weights(module)
@@ -64,7 +64,10 @@ class Mamba(CheckpointRecipe):
 
 
 class MambaLayout(Layout):
-    """Save and load Mamba with our head; `MambaModel` can load the backbone from the folder."""
+    """Saves and loads Mamba with this project's classification head.
+
+    `MambaModel` of transformers can load the backbone from the folder.
+    """
 
     name = "mamba"
     backbone = "backbone"
@@ -91,14 +94,14 @@ class MambaLayout(Layout):
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Raise UserError if the tokenizer has ids for which there is no embedding."""
+        """Raise UserError if a token id has no embedding."""
         check_ids(tokenizer, len(module.backbone.embeddings.weight), source)
 
 
 def describe_mamba(
     module: nn.Module, base: str | None, pooling: str, revision: str | None
 ) -> Network:
-    """Describe a Mamba classifier or language model as a `Network`."""
+    """Create the `Network` for a Mamba classifier or language model."""
     head = [name for name, _ in module.named_children() if name == "classifier"]
     return Network(
         module=module,
@@ -155,10 +158,12 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
-    """Load all safetensors weights of a folder (one file or shards) or Hub repository (one file).
+    """Load all safetensors weights of a local folder or Hub repository.
+
+    A folder may contain shards, but a repository must contain one file.
 
     Raises:
-        UserError: a file is missing, damaged or cannot be downloaded.
+        UserError: a file is missing or damaged, or cannot be downloaded.
     """
     if Path(name).is_dir():
         index = Path(name) / "model.safetensors.index.json"

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 @contextmanager
 def replace_modules(root: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Temporarily replace submodules; `parts` maps dotted names to the new submodules."""
+    """Temporarily replace submodules; `parts` is {dotted name: new submodule}."""
     places = [(root.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in parts]
     originals = [parent.get_submodule(leaf) for parent, leaf in places]
     try:
@@ -39,7 +39,7 @@ def replace_modules(root: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator
 
 @contextmanager
 def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Record the latest output of each module: the tensor, or the first item of a tuple."""
+    """Record the latest output of each module; for a tuple, record the first item."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def record(part: nn.Module, _: Any, output: Any) -> None:
@@ -55,7 +55,7 @@ def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tenso
 
 @contextmanager
 def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Record all floating-point tensors passed to a module, including those in tuples."""
+    """Record all floating-point tensors that are passed to a module, including items of tuples."""
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -70,7 +70,7 @@ def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def find_parameters_in_graph(tensor: Tensor) -> set[Tensor]:
-    """Return the trainable parameters on which a tensor depends (leaves of its autograd graph)."""
+    """Return the trainable parameters on which a tensor depends."""
     leaves: set[Tensor] = set()
     stack, visited = [tensor.grad_fn], set()
     while stack:
@@ -90,7 +90,7 @@ def run_example_batch(
     ids: Sequence[Sequence[int]] = ((0, 1, 2, 3), (3, 1, 0, 2)),
     lengths: Sequence[int] = (4, 3),
 ) -> Any:
-    """Run a module on a small batch in evaluation mode and return its output.
+    """Run a module on a small batch in evaluation mode and return the output.
 
     Args:
         ids: token ids (batch, length), including padding.
@@ -111,10 +111,10 @@ def run_example_batch(
 
 
 class Layout:
-    """Save and load the weights of a network in a model folder.
+    """Saves and loads the weights of a network.
 
-    This default layout saves one safetensors file, and `load` rebuilds the network from the
-    `ModelRecipe` options in the card. Subclasses define layouts that other tools can read.
+    This default layout saves one safetensors file, and rebuilds the network from the `ModelRecipe`
+    options in the card. Subclasses define layouts that other tools can read.
     """
 
     name = "recipe"
@@ -135,7 +135,7 @@ class Layout:
         """Load a module in fp32, without an adapter.
 
         Args:
-            source: the model folder; for an adapter, the folder or Hub id of its base model.
+            source: the model folder; for an adapter, the folder or Hub id of the base model.
             card: the `Card` of the model folder.
             trained: whether `source` contains a trained head; False for an adapter's base model.
         """
@@ -144,14 +144,14 @@ class Layout:
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Check that a loaded module fits the tokenizer; a no-op unless a subclass overrides it."""
+        """Check that the tokenizer fits a loaded module; this default checks nothing."""
 
 
 def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
-    """Instantiate the `ModelRecipe` that is stored in the card of a model folder.
+    """Create the `ModelRecipe` that is stored in the card of a model folder.
 
     Args:
-        options: the options of the recipe, and its class in `_target_`.
+        options: the options of the recipe; `_target_` names its class.
         source: the model folder, for error messages.
 
     Raises:
@@ -172,22 +172,21 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
 
 @dataclass
 class Network:
-    """Store a module and describe its submodules and the origin of its weights.
+    """A module, with the names of its submodules and the origin of its weights.
 
     Args:
         module: its `forward(input_ids, attention_mask)` returns an object with `logits`.
-        layers: dotted name of the ModuleList of blocks, first block first; "" if the architecture
-            has no such list (ALBERT, whose blocks share weights).
+        layers: dotted name of the ModuleList of blocks; "" if there is no such list, as in ALBERT.
         embeddings: dotted names of the modules that compute the input of the first block.
-        head: dotted names of the modules that are trained with every adapter.
-        fresh: names of newly initialized parameters, which the checkpoint does not contain.
+        head: dotted names of the modules that every adapter trains.
+        fresh: names of newly initialized parameters.
         base: Hub id or absolute path of the checkpoint; None if all weights are random.
         max_positions: maximum number of tokens; None for no limit.
         pooling: one of POOLINGS, "pooler" for the head of transformers, "" for a language model.
         revision: revision of the checkpoint on the Hub.
         layout: how the weights are saved and loaded.
-        no_adapter: {name: reason} for modules on which an adapter has no effect; `name` is the last
-            part of the module's dotted name.
+        no_adapter: {name: reason} for modules on which an adapter has no effect. A name is the last
+            part of a dotted name.
     """
 
     module: nn.Module
@@ -209,27 +208,27 @@ class Network:
 
 
 class FitMethods(Protocol):
-    """Interface for the two training methods from which `ModelRecipe.fit` chooses."""
+    """Interface for the two training methods; `ModelRecipe.fit` chooses one."""
 
     def fit_network(self, recipe: ModelRecipe) -> Any:
-        """Train a network with gradient descent on batches of token ids."""
+        """Train a network by gradient descent on batches of token ids."""
         ...
 
     def fit_estimator(self, recipe: Any) -> Any:
-        """Fit an estimator such as `Tfidf` on strings, without a tokenizer."""
+        """Fit an estimator such as `Tfidf` on texts, without a tokenizer."""
         ...
 
 
 @dataclass(kw_only=True, eq=False)
 class ModelRecipe:
-    """Base class for the model configs; each file in conf/model instantiates a subclass.
+    """Base class for models; each file in conf/model instantiates a subclass.
 
     To add a family of models, implement `load_tokenizer` and `build` in a subclass.
 
     Args:
         lr: learning rate in full fine-tuning.
         head_lr: learning rate of newly initialized parameters; None uses the same rate for all.
-        targets: maps the name of an adapter to the modules that it changes.
+        targets: {name of an adapter: modules that the adapter changes}.
     """
 
     # The config is validated against these types. Subclasses inherit them, so they must be built-in
@@ -239,11 +238,11 @@ class ModelRecipe:
     targets: dict[str, list[str] | str] | None
 
     def fit(self, trainer: FitMethods) -> Any:
-        """Train this model with one of the trainer's methods, and return the method's result."""
+        """Train this model with one of the methods of `trainer`, and return the result."""
         return trainer.fit_network(self)
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
-        """Load the tokenizer, or train one on `texts`, the texts of the train split."""
+        """Load a tokenizer, or train one on the texts of the train split."""
         raise NotImplementedError
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
@@ -251,11 +250,11 @@ class ModelRecipe:
         raise NotImplementedError
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the same backbone with a language modeling head, for pretraining."""
+        """Build a language model for pretraining."""
         raise NotImplementedError
 
     def check_pretraining(self) -> None:
-        """Raise UserError if this model has no language modeling head (`build_lm`)."""
+        """Raise UserError if this model does not implement `build_lm`."""
         if type(self).build_lm is ModelRecipe.build_lm:
             raise UserError(
                 f"{type(self).__name__} cannot be pretrained: it has no language modeling head",
@@ -266,7 +265,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Store a module that an adapter has prepared for training.
+    """A module that an adapter prepared for training.
 
     Args:
         fresh: names of newly initialized parameters.

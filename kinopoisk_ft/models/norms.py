@@ -9,7 +9,7 @@ from kinopoisk_ft.ops.rms_norm.op import rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
-    """Apply RMS normalization to the last dimension, with this project's operator."""
+    """RMS normalization of the last dimension, with this project's operator."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalize x (..., width); the output has the dtype of x unless `dtype` is given."""
@@ -17,7 +17,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class GatedRMSNorm(nn.Module):
-    """Apply RMS normalization to y * silu(z), separately in each of `groups` channel groups."""
+    """RMS normalization of y * silu(z), separately in each channel group."""
 
     def __init__(self, size: int, groups: int, eps: float) -> None:
         super().__init__()
@@ -25,6 +25,6 @@ class GatedRMSNorm(nn.Module):
         self.groups, self.eps = groups, eps
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Return the gated and normalized y (B, L, E) in float32; the gate z has the shape of y."""
+        """Gate and normalize y (B, L, E) in float32; the gate z has the same shape."""
         gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
         return self.weight * rms_norm(gated, eps=self.eps).flatten(-2)

@@ -1,4 +1,4 @@
-"""Match the padding of a model to its tokenizer, and check that padding changes no logits."""
+"""Match the padding of a model to the tokenizer, and check that padding changes no logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3
 
 
 def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
-    """Return the outermost transformers model in a module, which may be the module itself."""
+    """Return the first transformers model among a module and its submodules."""
     return next(part for part in module.modules() if isinstance(part, PreTrainedModel))
 
 
@@ -33,8 +33,8 @@ def find_position_offset(module: nn.Module) -> int:
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
     """Set the tokenizer's pad id in a model, and check that each token id has an embedding.
 
-    A decoder classifier uses the pad id in its config to find the last real token. If the
-    tokenizer pads with another id, the classifier would take padding for text.
+    A decoder classifier uses the pad id to find the last real token. With another pad id, the
+    classifier would take padding for text.
 
     Args:
         name: name of the model, for error messages.
@@ -68,10 +68,11 @@ def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool 
 
 
 def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
-    """Register a hook that adds padding to each batch; a no-op for models other than Funnel.
+    """Make a Funnel model add padding to each batch; other models stay unchanged.
 
-    Funnel pools adjacent tokens, so the last tokens of a text are pooled with padding, except in
-    the longest text of a batch. Extra padding makes the logits independent of the other texts.
+    Funnel pools adjacent tokens, so the last tokens of a text are pooled with padding. Without
+    extra padding, this would not happen in the longest text of a batch. The logits of a text would
+    then depend on the other texts.
     """
     model: Any = find_hugging_face_model(module).base_model
     if model.config.model_type != "funnel":
@@ -91,9 +92,9 @@ def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
 
 
 def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
-    """Raise UserError if padding after a text changes its logits.
+    """Raise UserError if padding after a text changes the logits.
 
-    This happens in XLNet's classifier, which reads the last position, and in FNet, which has no
+    XLNet's classifier fails, because it reads the last position. FNet fails, because it has no
     attention mask.
     """
     # The logits of the second row are computed alone and in a batch with the longer first row.

@@ -11,7 +11,7 @@ POOLINGS = ("cls", "mean", "last", "last_position")
 
 
 def check_pooling(kind: str) -> str:
-    """Return `kind`, or raise UserError if it is not one of POOLINGS."""
+    """Return `kind` if it is one of POOLINGS; otherwise raise UserError."""
     if kind not in POOLINGS:
         raise UserError(
             f"unknown pooling '{kind}'", where="model.pooling", fix=suggest_name(kind, POOLINGS)
@@ -24,9 +24,9 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
 
     Args:
         attention_mask: (batch, length), nonzero at real tokens; None if all tokens are real.
-        kind: "cls" selects the first position, "mean" averages the real tokens, "last" selects the
-            last real token, and "last_position" the last column, even if it is padding. For a row
-            without real tokens, "mean" and "last" return zeros.
+        kind: "cls" selects the first position. "mean" averages the real tokens. "last" selects the
+            last real token. "last_position" selects the last position, even if this is padding.
+            Without real tokens, "mean" and "last" return zeros.
 
     Raises:
         UserError: `kind` is not one of POOLINGS.

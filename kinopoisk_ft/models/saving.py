@@ -1,16 +1,16 @@
 """Save and load model folders: weights in safetensors, the rest in JSON.
 
-The card `kinopoisk_ft.json` describes the folder. `transformers` and PEFT either compute the same
-logits from a folder or refuse to load it, so they never use a randomly initialized head:
+The card `kinopoisk_ft.json` describes the folder. Other tools must never use a randomly
+initialized head, so `transformers` and PEFT compute the same logits or refuse the folder:
 
-- Classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` load it, and
-  PEFT loads its adapter.
-- Encoder with our pooling and head: `transformers` refuses the config.json of the folder, but
-  `AutoModel` can load the subfolder `encoder`. The head is in head.safetensors.
-- Mamba with our head: `MambaModel` can load the backbone from the folder.
-- Network of a user-defined `ModelRecipe`: only this project can load its model.safetensors.
-- Adapter of a network with our head: PEFT refuses it, because other models lack modules that the
-  adapter changes.
+- Classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` load the folder.
+  PEFT loads adapters of this classifier.
+- Encoder with this project's classification head: `transformers` refuses the folder, but can load
+  the subfolder `encoder`. The head is in head.safetensors.
+- Mamba with this project's classification head: `MambaModel` can load the backbone.
+- Network of a user-defined `ModelRecipe`: only this project can load model.safetensors.
+- Adapter of a network with this project's classification head: PEFT refuses the adapter, because
+  other models lack modules that the adapter changes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def make_card(
 
     Args:
         max_length: maximum number of tokens of a text.
-        recipe: options of the group `model`; stored only if the network is rebuilt from them.
-        preprocessing: the other text preprocessing fields of `Card`.
+        recipe: options of the `ModelRecipe`, stored only if they rebuild the network.
+        preprocessing: the other preprocessing fields of `Card`.
     """
     layout: Any = network.layout.name
     return Card(
@@ -74,7 +74,6 @@ def _describe_differences(
     max_characters: int | None = None,
     strip_scores: bool = False,
 ) -> str:
-    """Describe how preprocessing in other tools differs from training; "" if it does not."""
     notes = []
     if truncation == "head_tail":
         notes.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
@@ -86,7 +85,7 @@ def _describe_differences(
 
 
 def save_base(network: Network, folder: Path) -> None:
-    """Save a randomly initialized base model before an adapter is applied to it."""
+    """Save a randomly initialized base model before an adapter is applied."""
     # An adapter that an earlier run left here belongs to another base, so it must not be loaded.
     (folder / CARD).unlink(missing_ok=True)
     with write_folder_atomically(folder / "base", "config.json") as part:
@@ -96,7 +95,7 @@ def save_base(network: Network, folder: Path) -> None:
 def save_network(
     network: Network, adapted: Adapted, tokenizer: Any, card: Card, folder: Path
 ) -> None:
-    """Save a trained model with its tokenizer and card, so that it can be used without the run."""
+    """Save a trained model with its tokenizer and card."""
     folder.mkdir(parents=True, exist_ok=True)
     module: Any = adapted.module
     if adapted.is_peft:
@@ -116,7 +115,7 @@ def save_network(
 
 
 def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
-    """Save a pretrained language model as a checkpoint folder, which `model.name` can be set to."""
+    """Save a pretrained language model as a checkpoint for `model.name`."""
     folder.mkdir(parents=True, exist_ok=True)
     network.layout.save(network.module, folder)
     tokenizer.save_pretrained(folder)
@@ -129,7 +128,7 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
         The module (in fp32 and evaluation mode), the tokenizer and the card.
 
     Raises:
-        UserError: the folder is damaged or unsafe, or contains no network.
+        UserError: the folder is damaged or unsafe, or has no card.
     """
     card = read_card(folder)
     layout = LAYOUTS[card.kind]
@@ -150,5 +149,5 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
 
 
 def load_estimator(folder: Path, card: Card) -> Tfidf | None:
-    """Load the estimator of a model folder, or return None if the folder contains a network."""
+    """Load the estimator of a model folder; return None if the folder contains a network."""
     return None if card.kind in LAYOUTS else Tfidf.load(folder)

@@ -32,7 +32,7 @@ def check_sizes(recipe: ModelRecipe, *names: str) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class ScratchBert(ModelRecipe):
-    """Build a small, randomly initialized BERT (model=bert_scratch)."""
+    """A recipe for a small, randomly initialized BERT (model=bert_scratch)."""
 
     vocab_size: int
     hidden_size: int
@@ -58,7 +58,7 @@ class ScratchBert(ModelRecipe):
         return train_wordpiece(texts, self.vocab_size)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build a randomly initialized encoder with pooling and a linear head."""
+        """Build a randomly initialized classifier."""
         config = self._build_config(tokenizer)
         set_classes(config, class_names)
         encoder = BertModel(config, add_pooling_layer=False)
@@ -68,7 +68,7 @@ class ScratchBert(ModelRecipe):
         )
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the encoder with a masked language modeling head."""
+        """Build a randomly initialized masked language model."""
         config = self._build_config(tokenizer)
         return Network(
             module=BertForMaskedLM(config),
@@ -98,7 +98,7 @@ class ScratchBert(ModelRecipe):
 
 @dataclass(kw_only=True, eq=False)
 class ScratchMamba(ModelRecipe):
-    """Build a small, randomly initialized Mamba (model=mamba_scratch)."""
+    """A recipe for a small, randomly initialized Mamba (model=mamba_scratch)."""
 
     vocab_size: int
     d_model: int
@@ -115,13 +115,13 @@ class ScratchMamba(ModelRecipe):
         return train_bpe(texts, self.vocab_size)
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build a randomly initialized backbone with pooling and a linear head."""
+        """Build a randomly initialized classifier."""
         config = self._build_config(tokenizer)
         module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
         return describe_mamba(module, None, self.pooling, None)
 
     def build_lm(self, tokenizer: Any) -> Network:
-        """Build the backbone with a next-token head that shares the weight of the embeddings."""
+        """Build a randomly initialized language model that predicts the next token."""
         module = MambaLM(self._build_config(tokenizer), scan_backend=self.scan_backend)
         return describe_mamba(module, None, "", None)
 
@@ -142,7 +142,7 @@ class ScratchMamba(ModelRecipe):
 
 @dataclass(kw_only=True, eq=False)
 class ScratchMamba2(ScratchMamba):
-    """Build a small, randomly initialized Mamba-2 (model=mamba2_scratch).
+    """A recipe for a small, randomly initialized Mamba-2 (model=mamba2_scratch).
 
     Args:
         head_dim: number of channels per head; the channels of a head share one decay.

@@ -1,4 +1,4 @@
-"""Classify with TF-IDF and logistic regression from scikit-learn, as a baseline."""
+"""Classify texts with TF-IDF and logistic regression from scikit-learn, as a baseline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kinopoisk_ft.models.network import FitMethods, ModelRecipe
 
 @dataclass(kw_only=True, eq=False)
 class Tfidf(ModelRecipe):
-    """Fit TF-IDF and logistic regression (model=tfidf), and save them without pickle.
+    """TF-IDF and logistic regression (model=tfidf), saved without pickle.
 
     Args:
         ngrams: maximum number of words in an n-gram; all lengths from 1 are used.
         min_df: minimum number of texts that must contain an n-gram.
         C: inverse of the L2 regularization strength.
-        lr, head_lr, targets: ignored; only networks use these fields of `ModelRecipe`.
+        lr, head_lr, targets: ignored; only networks use these options.
     """
 
     ngrams: int

@@ -1,4 +1,4 @@
-"""Load tokenizers from the Hugging Face Hub or a folder, or train them on the train split."""
+"""Load pretrained tokenizers, and train tokenizers on the train split."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ END = "<|endoftext|>"
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from the Hub or a local folder, and set it to pad on the right.
+    """Load a tokenizer from the Hub or a local folder, and set padding to the right.
 
     If the tokenizer has no pad_token, its eos_token becomes the pad_token.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or cannot pad or encode Russian text.
+        UserError: the tokenizer cannot be loaded, cannot pad, or cannot encode Russian text.
     """
     check_folder(name, "model.tokenizer")
     with access_hub("tokenizer", name, HUB_FIX):
@@ -56,7 +56,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise UserError if a tokenizer returns no token for a Russian letter."""
     # The Rust library `tokenizers` raises plain `Exception`, not a subclass.
     try:
         ids, reason = tokenizer("а", add_special_tokens=False)["input_ids"], "it returns no token"
@@ -71,7 +70,7 @@ def _check_tokenizes(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def check_folder(name: str, key: str) -> None:
-    """Check the folder if `name` is a local path; accept any id on the Hub.
+    """Check `name` if it is a local folder; accept any Hub id.
 
     Args:
         key: config key that contains `name`, for error messages.
@@ -95,14 +94,14 @@ def check_folder(name: str, key: str) -> None:
 def check_ids(
     tokenizer: PreTrainedTokenizerBase, rows: int, name: str, every_id: bool = False
 ) -> None:
-    """Raise UserError if the tokenizer can return an id for which the model has no embedding.
+    """Raise UserError if the tokenizer can return an id without an embedding.
 
-    Special tokens that the tokenizer does not add itself, such as Gemma's image token, are ignored,
-    because in a review they are tokenized like ordinary text.
+    Some special tokens never result from a text, such as Gemma's image token. By default, these
+    tokens may lack embeddings.
 
     Args:
         rows: number of rows of the embedding matrix, one for each id from 0.
-        every_id: include all special tokens, because pretraining draws random ids.
+        every_id: check all special tokens, because pretraining draws random ids.
     """
     added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added
@@ -121,7 +120,7 @@ def check_ids(
 def train_wordpiece(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a lowercase WordPiece tokenizer with BERT's special tokens.
 
-    The result is deterministic: the same texts give the same tokenizer in every process.
+    The same texts give the same tokenizer in every process.
     """
     vocab = _train_wordpiece_vocab(texts, vocab_size)
     tokenizer = _build_wordpiece(models.WordPiece(vocab, unk_token="[UNK]"))
@@ -150,13 +149,10 @@ def _build_wordpiece(model: models.WordPiece) -> Tokenizer:
 
 
 def _train_wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, int]:
-    """Train a vocabulary (token to id) that is the same in every process.
-
-    By default, the ids of the letters inside words (##а) depend on the order of a hash table, which
-    differs between processes. These ids decide which of two equally frequent pairs is merged first.
-    The letters are therefore passed as special tokens, which get their ids in the given order.
-    """
     tokenizer = _build_wordpiece(models.WordPiece(unk_token="[UNK]"))
+    # If two pairs are equally frequent, the ids decide which pair is merged first. By default, the
+    # ids of the letters inside words (##а) differ between processes. Special tokens get ids in the
+    # given order, so these letters are passed as special tokens.
     letters = sorted(
         {letter for text in texts for letter in tokenizer.normalizer.normalize_str(text)}
     )
@@ -173,7 +169,7 @@ def _train_wordpiece_vocab(texts: Sequence[str], vocab_size: int) -> dict[str, i
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, the kind of tokenizer that Mamba checkpoints have."""
+    """Train a byte-level BPE tokenizer, which is the kind of tokenizer in Mamba checkpoints."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

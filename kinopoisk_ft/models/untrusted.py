@@ -1,8 +1,10 @@
-"""Refuse model folders from untrusted sources that could do more than provide weights.
+"""Refuse model folders that could do more than provide weights.
 
 Weights are safetensors, or a pickle that `transformers` loads with `weights_only=True`. Code in a
-folder is never run. This module checks the other risks: symlinks and file names that point outside
-the folder, and adapter settings that make PEFT import a module.
+folder is never run. This module checks two other risks:
+
+- symlinks and file names that point outside the folder
+- adapter settings that make PEFT import a module
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ UNTRUSTED = "download the model folder again from a source that you trust"
 
 
 def check_contents(folder: Path) -> None:
-    """Raise UserError if a symlink or the weight index in a folder points outside the folder.
+    """Raise UserError if a symlink or the weight index points outside the folder.
 
-    Symlinks named *.safetensors are allowed, because only numbers are read from them. Any other
-    file outside could be read as a vocabulary, for example, and be published with the model.
+    A file outside the folder could be read as a vocabulary, for example, and be published with the
+    model. Symlinks named *.safetensors are allowed, because only numbers are read from such files.
     """
     home = folder.resolve()
     # In the Hub's cache, snapshots contain symlinks to the folder `blobs` of their repository.
@@ -45,7 +47,7 @@ def check_contents(folder: Path) -> None:
 
 
 def read_shard_names(index: Path) -> list[str]:
-    """Return the names of the weight files (shards) that a weight index lists.
+    """Return the names of the weight files in a weight index.
 
     Raises:
         UserError: the index is invalid, or lists a file outside its folder.
@@ -72,7 +74,7 @@ def stays_in_folder(name: str) -> bool:
 
 
 def refuse_adapter(file: str | Path, name: str) -> None:
-    """Raise UserError, because `name` is an adapter; the message contains its base model."""
+    """Raise UserError, because `name` is an adapter and not a complete model."""
     base = read_json_object(Path(file)).get("base_model_name_or_path")
     raise UserError(
         f"'{name}' is a PEFT adapter for the base model '{base}', not a complete model",
@@ -84,7 +86,7 @@ def refuse_adapter(file: str | Path, name: str) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise UserError if a PEFT adapter has no safetensors weights or would import a module."""
+    """Raise UserError if a PEFT adapter is unsafe or has no safetensors weights."""
     config = read_json_object(folder / ADAPTER)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"the adapter has no {ADAPTER_WEIGHTS}", where=str(folder), fix=UNTRUSTED)

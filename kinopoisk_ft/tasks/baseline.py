@@ -23,7 +23,7 @@ from kinopoisk_ft.training.distributed.processes import world_size
 
 
 def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
-    """Fit TF-IDF and logistic regression on the train split, score and save them."""
+    """Fit, score and save the TF-IDF baseline."""
     adapter, trainer, data = inputs.adapter, inputs.trainer, inputs.data
     trainer.reject_class_balancing("the TF-IDF baseline has its own option, model.class_weight")
     if getattr(adapter, "freezes", True) or getattr(adapter, "needs_saved_base", False):

@@ -21,10 +21,10 @@ from kinopoisk_ft.training.distributed.processes import is_main, main_first
 
 
 def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result | None:
-    """Train on the train split, select weights by validation score, and test them once.
+    """Train a classifier and score the best weights once on the test split.
 
     Returns:
-        The result in rank 0; None in other processes.
+        The result on rank 0; None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
     with main_first():
@@ -38,12 +38,12 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 @dataclass(frozen=True)
 class ClassifierFitMethods:
-    """Implement `models.network.FitMethods`: the two ways to train a `ModelRecipe`."""
+    """The two ways to train a classifier (see `models.network.FitMethods`)."""
 
     inputs: FitInputs
 
     def fit_network(self, recipe: ModelRecipe) -> Fitted:
-        """Train a network by gradient descent on batches of tokens."""
+        """Train a network by gradient descent on batches of token ids."""
         # TF-IDF needs neither PEFT nor transformers, which take seconds to import.
         from kinopoisk_ft.tasks.fit_network import fit_network
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
-    """Tokenize the data, build, adapt and train a network, test its best weights and save them."""
+    """Train a network, then test and save the best weights."""
     trainer, data = inputs.trainer, inputs.data
     checkpoints, model_dir = inputs.out_dir / CHECKPOINTS, inputs.out_dir / "model"
     precision, clock = trainer.open(checkpoints)
@@ -99,7 +99,6 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
 
 
 def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
-    """Count the test reviews that the base model was pretrained on, or return None if unknown."""
     overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if overlap is None:
         log.info("the pretraining texts of the base model are unknown and may include test reviews")
@@ -112,7 +111,10 @@ def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap |
 
 
 def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
-    """Return digests of the training inputs; a checkpoint with other digests is not resumed."""
+    """Return digests of the training inputs.
+
+    A run resumes from a checkpoint only if both have the same digests.
+    """
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
 
@@ -131,7 +133,6 @@ def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitI
 def _tokenize_splits(
     data: DataSplit, tokenizer: Any
 ) -> tuple[dict[str, Examples], dict[str, Tokens]]:
-    """Tokenize the splits; return two dicts by split: `Examples` for the trainer, and `Tokens`."""
     frames = {"train": data.train, "val": data.val, "test": data.test}
     tokens = {
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
@@ -154,12 +155,6 @@ def _cache_frozen_layers(
     clock: Clock,
     tracker: Tracker,
 ) -> tuple[Callable[..., Classification], dict[str, Examples]]:
-    """Run the frozen layers once and cache their activations, if `trainer.prefix_cache` is on.
-
-    Returns:
-        A function that creates the objective, and the input of the objective for each split. The
-        input consists of token ids or cached activations.
-    """
     if trainer.prefix_cache == "off":
         return partial(Classification, pad_id), parts
     # With this batch size, the cache needs no more memory than training and evaluation.
@@ -172,7 +167,6 @@ def _cache_frozen_layers(
 
 
 def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
-    """Apply an adapter; first save a random base model if the saved adapter will need it."""
     if network.base is None and getattr(adapter, "freezes", True):
         log.warning(
             "the model has random weights, and the layers that the adapter freezes stay random"

@@ -1,4 +1,4 @@
-"""Define what training a classifier needs in addition to its `ModelRecipe`."""
+"""Define the inputs for training a classifier."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kinopoisk_ft.training.loop import Trainer
 
 @dataclass(frozen=True)
 class FitInputs:
-    """Hold what training a classifier needs in addition to its `ModelRecipe`.
+    """The inputs for training a classifier, in addition to the `ModelRecipe`.
 
     Args:
-        out_dir: output folder of the run; the model is saved in its subfolder `model`.
-        options: the config node `model` as a plain dict, from which a saved network is rebuilt.
+        out_dir: output folder of the run; the model is saved in the subfolder `model`.
+        options: the config node `model`, saved in order to rebuild the network later.
     """
 
     adapter: Adapter

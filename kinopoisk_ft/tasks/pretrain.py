@@ -32,13 +32,13 @@ from kinopoisk_ft.training.objective import LanguageModel, MaskedLanguageModel
 def pretrain(
     cfg: Any, tracker: Tracker, run_id: str, out_dir: Path, *, mask_share: float, save_to: str
 ) -> Result:
-    """Train a language model on the train split, and save it for fine-tuning in other runs.
+    """Train a language model on the train split, and save the model for fine-tuning.
 
-    The validation loss selects the best weights; the test split is not used.
+    The validation loss selects the best weights. The test split is not used.
 
     Args:
         mask_share: fraction of the tokens to predict, for models with a mask token.
-        save_to: folder for the pretrained model, which other runs load with `model.name`.
+        save_to: folder for the pretrained model. Other runs can use this folder as `model.name`.
     """
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     recipe.check_pretraining()
@@ -89,10 +89,7 @@ def pretrain(
 
 
 def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) -> None:
-    """Save the pretrained model, and a record of its texts for later comparison with test reviews.
-
-    The record includes the validation texts, because they selected the weights.
-    """
+    # The validation texts are recorded too, because they selected the weights.
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
     with write_folder_atomically(folder, "config.json") as part:
@@ -101,7 +98,10 @@ def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) 
 
 
 def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> LanguageModel:
-    """Return the objective: predict masked tokens if there is a mask token, else the next token."""
+    """Return the objective of pretraining.
+
+    If the tokenizer has a mask token, masked tokens are predicted, otherwise the next token.
+    """
     if tokenizer.mask_token_id is None:
         return LanguageModel(tokenizer.pad_token_id, loss)
     special, size = tokenizer.all_special_ids, len(tokenizer)

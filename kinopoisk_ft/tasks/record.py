@@ -1,4 +1,4 @@
-"""Record a finished run: write files to its folder, and log them with its metrics."""
+"""Record a run: write files to the output folder, and log files and metrics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 
 
 def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
-    """Record the digests of the splits and the leakage from train to test, before training."""
+    """Record the digests of the splits, and the leakage from train to test."""
     tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
     leakage = data.leakage.metrics()
     tracker.metrics(leakage, 0)
@@ -61,7 +61,7 @@ def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
 
 
 def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
-    """Score the test predictions, write and log files and metrics, and return the result."""
+    """Score the test predictions, record the run, and return the result."""
     labels = data.test["label"].to_numpy()
     scores = classification_scores(fitted.test_probabilities, labels)
     warning, splits = _compare_with_majority(fitted, data)
@@ -93,14 +93,11 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
 
 
 def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
-    """Compare the model with always predicting the most frequent class of the train split.
-
-    The model only has to be better in one of the metrics in `MARKED`. With imbalanced classes, a
-    model that has learned can have a lower accuracy than the majority class.
+    """Compare the model with always predicting the majority class of train.
 
     Returns:
-        A warning about the first split on which the model is not better, and the names of all such
-        splits. Both are "" if there is no such split.
+        A warning, and the names of the splits on which the model is not better. Both are "" if the
+        model is better on both splits.
     """
     train = data.train["label"].to_numpy()
     warnings, splits = [], []
@@ -111,6 +108,8 @@ def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
         labels = part["label"].to_numpy()
         scores = classification_scores(probabilities, labels)
         floor = majority_scores(train, labels)
+        # With imbalanced classes, a model that has learned can have a lower accuracy than the
+        # majority class. Therefore, a single better metric is enough.
         if all(scores[key] <= floor[key] for key in MARKED):
             majority = to_one_line(data.class_names[int(np.bincount(train).argmax())])
             splits.append(name)
@@ -154,11 +153,6 @@ def _get_peak_memory(fitted: Fitted) -> dict[str, float]:
 
 
 def _write_files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: Path) -> list[Path]:
-    """Write the files in `FILES` to the output folder, and return their paths.
-
-    Args:
-        counts: confusion matrix of the test split, (true class, predicted class).
-    """
     # Matplotlib takes a second to import, and only a finished run needs it.
     from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning_curve
 

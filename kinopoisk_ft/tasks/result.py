@@ -1,4 +1,4 @@
-"""Hold the result of a run, print it as a table and write it as JSON."""
+"""Define the result of a run, print it as a table and write it as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kinopoisk_ft.statistics.metrics import COUNTED
 
 @dataclass(frozen=True)
 class Result:
-    """Hold the result of one run; times are in seconds.
+    """The result of one run; times are in seconds.
 
     Args:
         scores: test scores by metric name; empty for pretraining.
-        objective: the validation score that a sweeper maximises, or the loss that it minimises.
-        warning: the reason why the scores must not be compared; empty if they can be.
+        objective: best validation value of `trainer.best_metric`.
+        warning: the reason why the scores must not be compared; "" if there is none.
     """
 
     scores: dict[str, float]
@@ -36,7 +36,7 @@ class Result:
 
     @classmethod
     def read(cls, text: str) -> Result:
-        """Parse the JSON text that `as_json` returned, possibly in an earlier version."""
+        """Parse the JSON text that `as_json` returned."""
         values = json.loads(text)
         names = {field.name for field in fields(cls)}
         scores = {key: v for key, v in values.items() if key not in names and v is not None}
@@ -74,21 +74,18 @@ def _format_value(value: object) -> str:
 
 @dataclass
 class Fitted:
-    """Hold the predictions and measurements of a trained model.
+    """The predictions and measurements of a trained model.
 
     Args:
         test_probabilities: (N, classes), in the order of the test rows.
-        val_probabilities: (N, classes), in the order of the validation rows, computed with the same
-            weights as `test_probabilities`.
-        objective: the best validation score.
-        seconds: duration of each section of the run, by name.
-        train_tokens: tokens of all training batches, without padding; 0 if the model reads words.
-        peak_memory_mb: in MiB; NaN if the system does not record it.
-        truncated: {split: fractions (N,)} for "val" and "test"; each value is the fraction of a
-            review that truncation removed.
-        pretraining_overlap: number of test reviews on which the base model was pretrained; None if
-            the number is unknown.
-        history: logged losses and validation metrics, each entry with its `step`.
+        val_probabilities: (N, classes), in the order of the validation rows.
+        objective: best validation value of `trainer.best_metric`.
+        seconds: {section of the run: duration}.
+        train_tokens: tokens of all training batches, without padding; 0 for TF-IDF.
+        peak_memory_mb: peak memory in MiB; NaN if unknown.
+        truncated: {"val" or "test": fraction of each review that truncation removed, (N,)}.
+        pretraining_overlap: overlap of test reviews and pretraining texts; None if unknown.
+        history: logged losses and validation metrics; each entry has a `step`.
     """
 
     test_probabilities: np.ndarray
