@@ -1,4 +1,4 @@
-"""Check which parameters are trained, before training and after the first backward pass."""
+"""Check which parameters an adapter trains."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAX_LISTED = 8
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Return the numbers of trainable and of all parameters; tied parameters count once.
+    """Count the trainable parameters and all parameters. Tied parameters count once.
 
-    The untrained copies that PEFT keeps of the modules in `modules_to_save` do not count.
+    PEFT's untrained copies of the modules in `modules_to_save` do not count.
     """
     copies = tuple(
         f"{name}.original_module."
@@ -66,11 +66,13 @@ def log_trainable(module: nn.Module) -> None:
 
 
 def check_gradients(module: nn.Module) -> None:
-    """Raise UserError if a trainable tensor has no gradient, or all gradients are zero.
+    """Check the gradients after the first backward pass.
 
-    The training loop calls this function after the first backward pass. A forward pass that
-    computes `module.weight @ x` bypasses an adapter on this module; without this check, such a run
-    would train only its head.
+    A forward pass can bypass an adapter, for example by computing `module.weight @ x`. Without this
+    check, such a run would train only the head.
+
+    Raises:
+        UserError: a trainable tensor has no gradient, or all gradients are zero.
     """
     trained = [(n, p.grad) for n, p in module.named_parameters() if p.requires_grad]
     without = [name for name, gradient in trained if gradient is None]
@@ -90,9 +92,10 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
-    """Find the trainable parameters that affect the inputs of block number `layers`.
+    """Find the trainable parameters that affect the inputs of a block.
 
-    Blocks are numbered from 0. If no block has this number, use the output of the last block.
+    layers: index of the block, counted from 0. If there is no such block, the output of the last
+    block is used.
     """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):
@@ -104,10 +107,10 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
 
 
 def check_frozen(network: Network, layers: int) -> None:
-    """Check that all pretrained weights that affect the first `layers` blocks are frozen.
+    """Check that the embeddings and the first `layers` blocks are frozen.
 
     Raises:
-        UserError: one of these weights is trainable.
+        UserError: a pretrained weight of these modules is trainable.
     """
     below = find_trainable_below(network, layers)
     named = network.module.named_parameters()
@@ -122,10 +125,6 @@ def check_frozen(network: Network, layers: int) -> None:
 
 
 def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
-    """Run an example batch, and return the tensors that enter block number `layers`.
-
-    Blocks are numbered from 0. If no block has this number, return the output of the last block.
-    """
     blocks = list_blocks(network)
     all_below = layers == len(blocks)
     try:

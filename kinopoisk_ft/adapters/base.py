@@ -1,4 +1,4 @@
-"""Define the interface of adapters, and make newly initialized weights trainable."""
+"""Define the base class of adapters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from kinopoisk_ft.models.network import Adapted, Network
 
 
 class Adapter:
-    """Base class of adapters; the config group `adapter` selects a subclass.
+    """Base class of adapters.
 
     Args:
-        lr: learning rate of the trained weights. Newly initialized weights use `trainer.head_lr`
-            instead, unless it is null.
+        lr: learning rate. If `trainer.head_lr` is set, newly initialized weights of the network use
+            `trainer.head_lr`.
     """
 
     # Whether weights of the base model stay frozen, which is useless if they are random.
@@ -22,7 +22,7 @@ class Adapter:
         self.lr = lr
 
     def apply(self, network: Network) -> Adapted:
-        """Prepare the module of a network for training.
+        """Prepare a network for training.
 
         Raises:
             UserError: the adapter does not support this network.
@@ -31,7 +31,7 @@ class Adapter:
 
 
 def train_fresh(network: Network) -> Adapted:
-    """Make all newly initialized weights and all weights of the head trainable."""
+    """Make the head and all newly initialized weights trainable."""
     for name, parameter in network.module.named_parameters():
         if name in network.fresh or any(name.startswith(f"{head}.") for head in network.head):
             parameter.requires_grad_(True)

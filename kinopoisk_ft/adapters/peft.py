@@ -1,4 +1,4 @@
-"""Apply the adapters of the PEFT library, after choosing and checking their target modules."""
+"""Apply the adapters of the PEFT library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHERE = "adapter.config.target_modules"
 
 
 class Peft(Adapter):
-    """Apply any PEFT method, given its config object, for example a `LoraConfig`."""
+    """An adapter of the PEFT library, defined by a config such as `LoraConfig`."""
 
     needs_saved_base = True
 
@@ -72,10 +72,11 @@ class Peft(Adapter):
 
 
 def choose_targets(network: Network, config: Any) -> None:
-    """Replace `auto` and `all-linear` in a PEFT config with the names of this network's modules.
+    """Replace `auto` and `all-linear` in a PEFT config with module names of the network.
 
-    `auto` is PEFT's default for the model type. If PEFT has no default, or this model lacks one of
-    the default modules, `auto` is every linear layer below the head.
+    `all-linear` selects the modules from `find_linear_layers`. `auto` selects PEFT's default for
+    the model type. If PEFT has no default, or the model lacks a default module, `auto` has the same
+    effect as `all-linear`.
     """
     targets = getattr(config, "target_modules", None)
     # PEFT's configs turn a list into a set, and reject layers_to_transform if targets are a string.
@@ -112,7 +113,7 @@ def choose_targets(network: Network, config: Any) -> None:
 
 
 def find_linear_layers(network: Network) -> list[str]:
-    """Return the names of the linear layers below the head that an adapter can change."""
+    """Return the names of all linear layers below the head, except layers in `no_adapter`."""
     heads = tuple(f"{head}." for head in network.head)
     return [
         name
@@ -125,7 +126,7 @@ def find_linear_layers(network: Network) -> list[str]:
 
 
 def check_targets(network: Network, targets: Any) -> None:
-    """Raise UserError if a target name matches no module, or a module that cannot be adapted."""
+    """Raise UserError if a target matches no module or cannot have an adapter."""
     if isinstance(targets, str) or targets is None:
         return
     for target in _find_unmatched(network, targets):
@@ -146,8 +147,8 @@ def check_targets(network: Network, targets: Any) -> None:
 
 
 def _find_unmatched(network: Network, targets: str | Iterable[str]) -> list[str]:
-    """Return the target names, or the regular expression, that match no module of the network."""
     names = [name for name, _ in network.module.named_modules() if name]
+    # A string is a regular expression.
     if isinstance(targets, str):
         return [] if any(re.fullmatch(targets, name) for name in names) else [targets]
     return sorted(
@@ -163,12 +164,8 @@ def _list_linear_layers(network: Network) -> str:
 
 
 def _write_full_names(config: Any, names: list[str]) -> None:
-    """Replace the targets in a config with the full names of the adapted modules.
-
-    Only this project's networks have modules with these full names. With short names, PEFT and
-    `transformers` would load the saved adapter into one of their own classifiers, leave the head of
-    this classifier random, and report no error.
-    """
+    # With short names, PEFT would load the saved adapter into a classifier of `transformers`, leave
+    # the head random, and report no error. Only this project's networks match the full names.
     if hasattr(config, "target_modules") and names:
         config.target_modules = set(names)
     feedforward = getattr(config, "feedforward_modules", None)

@@ -1,4 +1,4 @@
-"""Define adapters that add no weights and only select which weights are trained."""
+"""Define adapters that add no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kinopoisk_ft.models.network import Adapted, Network, list_blocks
 
 
 class Full(Adapter):
-    """Train every weight, except those that the architecture keeps fixed."""
+    """Trains all weights, except weights that the architecture keeps fixed."""
 
     freezes = False
 
@@ -19,18 +19,17 @@ class Full(Adapter):
 
 
 class Freeze(Adapter):
-    """Freeze the embeddings and the first `layers` blocks; train all weights above them."""
+    """Freezes the embeddings and the first `layers` blocks, and trains all other weights."""
 
     def __init__(self, *, layers: int, lr: float) -> None:
         super().__init__(lr=lr)
         self.layers = layers
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze all pretrained weights that the output of the last frozen block depends on.
+        """Freeze the first `layers` blocks and all pretrained weights below them.
 
         Raises:
-            UserError: the model has fewer than `self.layers` blocks, or one of these weights would
-                stay trainable.
+            UserError: the model has fewer blocks, or one of these weights would stay trainable.
         """
         blocks = list_blocks(network)
         if not 0 <= self.layers <= len(blocks):
@@ -53,19 +52,19 @@ class Freeze(Adapter):
 
 
 class Head(Adapter):
-    """Train only the head and newly initialized weights."""
+    """Trains only the head and newly initialized weights."""
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze everything except the head and newly initialized weights."""
+        """Freeze all weights except the head and newly initialized weights."""
         network.module.requires_grad_(False)
         return train_fresh(network)
 
 
 class BitFit(Adapter):
-    """Train biases and the head (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199)."""
+    """Trains biases and the head (Ben Zaken et al., 2022, https://arxiv.org/abs/2106.10199)."""
 
     def apply(self, network: Network) -> Adapted:
-        """Freeze everything except biases, the head and newly initialized weights."""
+        """Freeze all weights except biases, the head and newly initialized weights."""
         for name, parameter in network.module.named_parameters():
             if name.split(".")[-1] != "bias":
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Check PyTorch's attention kernels, this project's CPU kernel with dropout, and flash-attn."""
+"""Check the attention kernels of PyTorch, of this project and of flash-attn."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DROPOUT_SELF_TEST = SelfTest(reference=_attend_with_dropout, draw=draw)
 
 
 def check_attention() -> Iterator[Finding]:
-    """Check each attention kernel: forward and backward pass, without and with a padding mask."""
+    """Check each attention kernel on this machine."""
     device, kind, _ = choose_auto()
     dtype = DTYPES[kind]
     where = f"on {device.type} in {str(dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""Define the result of a check of this machine."""
+"""Define the result of a check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """Describe the state of one package, device, kernel or store.
+    """The result of checking one package, device, kernel or store.
 
     Args:
-        needed: whether a run with the default config fails without it.
-        fix: command or instruction that corrects the problem; None if there is none.
-        speedup: time of the reference divided by the time of this kernel, for one forward and
-            backward pass, measured on this machine.
+        needed: whether a run with the default config fails unless the state is "ok".
+        fix: command or instruction to correct the problem; None if there is none.
+        speedup: time of the reference implementation, divided by the time of the kernel. Both times
+            include the forward and the backward pass.
     """
 
     name: str
@@ -26,5 +26,5 @@ class Finding:
 
 
 def format_error(error: Exception) -> str:
-    """Return the type and the first line of an exception."""
+    """Return the type of an exception and the first line of the message."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

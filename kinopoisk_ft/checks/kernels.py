@@ -1,4 +1,4 @@
-"""Check backends of the scans and the convolution against their reference implementations."""
+"""Compare the backends of the scans and the convolution with reference implementations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_ssd() -> Iterator[Finding]:
 
 
 def check_convolution() -> Iterator[Finding]:
-    """Check the backends of the causal convolution; the reference is PyTorch's convolution."""
+    """Check the backends of the causal convolution."""
     subject, device = conv_reference.SELF_TEST, choose_device("auto")
     yield _check_auto("causal_conv1d", conv_op.BACKENDS, device)
     yield check_numba(subject, partial(conv_op.causal_conv1d, backend="numba"))
@@ -76,7 +76,7 @@ def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
 
 
 def check_gpu_package(package: GpuPackage, device: torch.device) -> Finding:
-    """Check that a GPU package is installed and that its kernel is correct."""
+    """Check whether a GPU package is installed and its kernel is correct."""
     where = "" if device.type == "cuda" else "on a machine with an NVIDIA GPU: "
     if not package.is_installed():
         detail = "it is not installed"
@@ -96,7 +96,7 @@ def compare_with_reference(
     needed: bool = False,
     fix: str | None = None,
 ) -> Finding:
-    """Compare values and gradients of a kernel with its reference, and measure its speedup."""
+    """Compare values and gradients of a kernel with the reference, and measure the speedup."""
     try:
         start = time.perf_counter()
         wrong = subject.find_mismatch(run, device)
@@ -114,10 +114,6 @@ def compare_with_reference(
 
 
 def _measure_speedup(subject: SelfTest, run: Callable[..., Tensor], device: torch.device) -> float:
-    """Return the time of the reference divided by the time of `run`.
-
-    Both run in turn, at least three times each; the fastest pass of each counts.
-    """
     inputs, grad = subject.draw_inputs(*TIMING_SIZE, device)
     functions = (subject.reference, run)
     times: list[list[float]] = [[], []]

@@ -22,7 +22,7 @@ OPTIONAL = {"kinopoisk-ft": "pip install --editable . (in the checkout)", "numba
 
 
 def check_packages() -> Iterator[Finding]:
-    """Report the version of each package that results depend on."""
+    """Report the package versions."""
     for name, version in get_versions().items():
         needed = name not in OPTIONAL
         if version:
@@ -33,7 +33,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Report the devices, the choice of `trainer.device=auto`, and the number of threads."""
+    """Report the devices, the number of threads, and the choice of `trainer.device=auto`."""
     gib = psutil.virtual_memory().total / 2**30
     instructions = torch.backends.cpu.get_cpu_capability()
     yield Finding("cpu", "ok", f"{get_processor()}, {gib:.1f} GiB, {instructions}", needed=True)
@@ -68,13 +68,13 @@ def _check_gpus() -> Iterator[Finding]:
 
 @cache
 def choose_auto() -> tuple[torch.device, str, str]:
-    """Return the device and the precision that `auto` selects, and the reason for the precision."""
+    """Return the automatic choice of device and precision, and the reason for the precision."""
     device = choose_device("auto")
     return device, *choose_precision("auto", device)
 
 
 def check_precision() -> Iterator[Finding]:
-    """Report the precision that `trainer.precision=auto` selects, and how to change it."""
+    """Report which precision `trainer.precision=auto` selects, and why."""
     _, kind, reason = choose_auto()
     detail = f"selects {kind}: {reason}; the choice depends only on the hardware, "
     detail += "and trainer.precision=fp32, bf16 or fp16 overrides it"
@@ -82,7 +82,7 @@ def check_precision() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Report whether the allocator keeps freed memory, and where compiled kernels are cached."""
+    """Report the state of the memory allocator and of the kernel cache."""
     if keep_freed_memory():
         yield Finding(
             "allocator", "ok", "glibc's thresholds can be raised, so that freed memory is kept"

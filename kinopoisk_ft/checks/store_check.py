@@ -25,7 +25,7 @@ USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"
 
 
 def check_store() -> Iterator[Finding]:
-    """Check MLFLOW_TRACKING_URI, or else ./mlflow.db, without creating a missing store."""
+    """Check the default MLflow store. A missing store is not created."""
     uri = default_uri()
     file, shown = _find_local_path(uri), hide_password(uri)
     if file is not None and not file.exists():
@@ -55,7 +55,7 @@ def _check_open(uri: str, shown: str) -> Finding:
 
 
 def _find_local_path(uri: str) -> Path | None:
-    """Return the file or folder of a local store; None for a server or a database server."""
+    """Return the file or folder of a local store, or None for a server."""
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///"))
     if uri in REMOTE or ("://" in uri and not uri.startswith("file:")):

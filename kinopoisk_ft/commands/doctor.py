@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.doctor`: report what works on this machine and what to fix."""
+"""Implement `python -m kinopoisk_ft.doctor`, which checks this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REINSTALL = "make setup, or: pip install --editable ."
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print the findings; return 0, or 1 if something that a run needs is broken or missing."""
+    """Check this machine. Return 1 if something that a run needs does not work, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.doctor",
         description="Check this machine: package versions, devices, precision, kernels (each is "
@@ -78,7 +78,7 @@ def _run_checks(verbose: bool) -> dict[str, list[Finding]]:
 
 
 def run_section(section: str) -> Iterator[Finding]:
-    """Yield the findings of a section; an exception in a check becomes a finding."""
+    """Yield the findings of a section. An exception in a check becomes a finding."""
     module, function = SECTIONS[section]
     try:
         yield from getattr(importlib.import_module(f"kinopoisk_ft.checks.{module}"), function)()
@@ -87,6 +87,6 @@ def run_section(section: str) -> Iterator[Finding]:
 
 
 def format_finding(finding: Finding) -> str:
-    """Format a finding as one line, and its fix as another line."""
+    """Format a finding as one line. A fix follows on a second line."""
     line = f"  {finding.state:8} {finding.name:23} {finding.detail}"
     return f"{line}\n{'':35}to do: {finding.fix}" if finding.fix else line

@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.predict <run id or model folder> "text" …`: classify reviews."""
+"""Implement `python -m kinopoisk_ft.predict`, which classifies reviews."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMN_PREFIX = "predicted_"
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Classify reviews and print or write the predictions; return 0, or 1 for a UserError."""
+    """Classify reviews. Return 1 after a UserError, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.predict",
         description="Classify reviews with a trained model, with the same preprocessing as in its "

@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.report`: compare the finished runs of an MLflow store."""
+"""Implement `python -m kinopoisk_ft.report`, which compares finished runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIONS = ("uri", "experiment", "parent", "output", "language")
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Print the comparison and write it to a folder; return 0, or 1 for a UserError."""
+    """Compare finished runs. Return 1 after a UserError, else 0."""
     try:
         options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
         _write_report(options)
@@ -56,7 +56,6 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _add_dashes(args: list[str]) -> list[str]:
-    """Turn arguments like `language=ru` into `--language=ru`."""
     dashed: list[str] = []
     for arg in args:
         name, equals, value = arg.partition("=")

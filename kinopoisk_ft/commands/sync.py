@@ -1,4 +1,4 @@
-"""Run `python -m kinopoisk_ft.sync <folder> ...`: send the runs that are missing in MLflow."""
+"""Implement `python -m kinopoisk_ft.sync`, which sends missing runs to MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinopoisk_ft.errors import UserError
 
 @guard_output
 def main(argv: list[str] | None = None) -> int:
-    """Send runs; return 1 if something was not sent, 130 after Ctrl-C, or else 0."""
+    """Send missing runs. Return 1 if something was not sent, 130 after Ctrl-C, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m kinopoisk_ft.sync",
         description="Send runs to MLflow that were made offline (tracking=offline) or while the "

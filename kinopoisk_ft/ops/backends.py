@@ -1,4 +1,4 @@
-"""Choose the backend (implementation) of an operator by name, or the fastest one that works."""
+"""Choose the backend (the implementation) of an operator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _logged: set[tuple[str, str, str]] = set()
 
 
 def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> None:
-    """Check that an operator has a backend of this name.
+    """Check the name of a backend.
 
     Raises:
         UserError: the name is not in `valid`.
@@ -57,17 +57,18 @@ def choose_backend(
     dtype: torch.dtype,
     unsupported: str | None = None,
 ) -> str:
-    """Return the backend to run, and log each choice once; `auto` selects the fastest that works.
+    """Choose the backend to run, and log each choice once.
 
     Args:
         operator: name of the operator.
-        backend: `auto` or the name of one backend.
+        backend: name of a backend, or `auto` for the fastest one that works.
         valid: names of the operator's backends.
         device, dtype: device and dtype of the tensors.
-        unsupported: reason why the GPU package does not support these shapes; None if it does.
+        unsupported: reason why the GPU package cannot process the shapes; None for supported
+            shapes.
 
     Raises:
-        UserError: the backend is unknown, or it is not `auto` and cannot process these tensors.
+        UserError: the backend is unknown or cannot process these tensors.
     """
     validate_backend(operator, backend, valid)
     if backend == "auto":
@@ -91,7 +92,7 @@ def choose_backend(
 
 
 def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context that disables autocast, because operators choose their own precision."""
+    """Disable autocast in a `with` block, because operators choose their own precision."""
     # Autocast does not support the meta device.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
@@ -99,7 +100,7 @@ def disable_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def get_matmul_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of a matrix product of x, which depends on autocast."""
+    """Return the dtype of a matrix product of x under the current autocast setting."""
     device = x.device.type
     # Autocast does not support the meta device, and does not convert float64.
     if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
@@ -110,7 +111,6 @@ def get_matmul_dtype(x: Tensor) -> torch.dtype:
 def _find_problem(
     operator: str, backend: str, device: torch.device, dtype: torch.dtype, unsupported: str | None
 ) -> str | None:
-    """Explain why a backend cannot process such tensors; return None if it can."""
     if backend == "numba":
         return _find_numba_problem(device, dtype)
     if backend == "cuda":

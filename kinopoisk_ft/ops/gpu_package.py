@@ -1,4 +1,4 @@
-"""Use GPU kernels of other packages, but only if they pass a self-test."""
+"""Use a GPU kernel of another package only if the kernel passes a self-test."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class GpuPackage:
-    """Describe a package with a CUDA kernel for one operator.
+    """A package with a CUDA kernel for one operator.
 
     Args:
-        name, module: name of the package in pip, and of its module in Python.
-        extension: name of the compiled module. The package can also be installed without this
-            module.
+        name: name of the package in pip.
+        module: name of the package in Python.
+        extension: name of the compiled module. The package can be installed without this module.
         run: calls the kernel with the arguments of the reference implementation.
         self_test: compares `run` with the reference implementation.
-        install, rebuild: shell commands that install the package, or rebuild an installed one.
-        sizes: batch, length and width of each comparison. Several sizes are needed because a
-            package can use a different kernel for another length or width.
+        install: shell command that installs the package.
+        rebuild: shell command that builds an installed package again.
+        sizes: batch, length and width of each comparison. A package can use different kernels for
+            different sizes.
     """
 
     name: str
@@ -41,15 +42,15 @@ class GpuPackage:
     sizes: tuple[Size, ...]
 
     def is_installed(self) -> bool:
-        """Return whether the package is installed, with or without its compiled kernel."""
+        """Return whether the package is installed. The compiled kernel may still be missing."""
         return importlib.util.find_spec(self.module) is not None
 
     def get_install_command(self) -> str:
-        """Return the command that installs or rebuilds the kernel on a machine with a GPU."""
+        """Return the command that installs or rebuilds the package."""
         return self.rebuild if self.is_installed() else self.install
 
     def diagnose(self, device: torch.device) -> str | None:
-        """Run the self-test on a device. Return None if it passes, else an explanation."""
+        """Run the self-test on a device. Return None, or an explanation of the problem."""
         if not self.is_installed():
             return f"{self.name} is not installed"
         try:
@@ -67,9 +68,9 @@ class GpuPackage:
 # Cached, because operators call this function at each of their own calls.
 @cache
 def find_problem(package: GpuPackage, device: torch.device) -> str | None:
-    """Test a package once per device. Return None if its kernel works, else an explanation.
+    """Test a package once per device. Return None, or an explanation of the problem.
 
-    If the package is installed but does not work, the explanation is also logged as a warning.
+    If the package is installed but does not work, log a warning.
     """
     problem = package.diagnose(device)
     if problem and package.is_installed():

@@ -1,4 +1,4 @@
-"""Handle rows of different lengths in one padded batch."""
+"""Make masks for padded batches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def make_length_mask(lengths: Tensor, length: int) -> Tensor:
-    """Return a boolean mask (batch, length) that is true in the first lengths[i] steps of row i.
+    """Return a mask (batch, length) that is true at real steps and false at padding.
 
-    lengths: (batch,) integers.
+    lengths: (batch,) integers, the number of real steps in each row.
     """
     # (length,) < (batch, 1) is broadcast to (batch, length).
     return torch.arange(length, device=lengths.device) < lengths[:, None]

@@ -1,6 +1,7 @@
-"""Compile all CPU kernels into numba's disk cache, so that no run has to wait for them.
+"""Compile all CPU kernels in advance, so that no run has to wait.
 
-python -m kinopoisk_ft.ops.precompile
+Usage:
+    python -m kinopoisk_ft.ops.precompile
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def list_kernels() -> Iterator[Callable[..., None]]:
-    """Yield every kernel that an operator may run."""
+    """Yield all CPU kernels."""
     # Import these modules late, because numba may be missing.
     from kinopoisk_ft.ops.attention import cpu as attention_cpu
     from kinopoisk_ft.ops.conv import cpu as conv_cpu
@@ -30,7 +31,7 @@ def list_kernels() -> Iterator[Callable[..., None]]:
 
 
 def main() -> None:
-    """Compile the kernels that are not cached yet; log a warning if numba is missing."""
+    """Compile the kernels that are not in numba's disk cache yet."""
     if NUMBA_ERROR:
         log.warning("cannot compile the CPU kernels: %s; please run: %s", NUMBA_ERROR, NUMBA_FIX)
         return

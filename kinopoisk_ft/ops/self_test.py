@@ -1,4 +1,4 @@
-"""Compare a backend of an operator with the reference implementation on small random inputs."""
+"""Test a backend against the reference implementation on small random inputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SMALL: tuple[Size, ...] = ((2, 40, 16),)
 
 @dataclass(frozen=True, eq=False)
 class SelfTest:
-    """Test functions that implement one operator against its reference implementation.
+    """Compares implementations of one operator with the reference implementation.
 
     Args:
-        reference: reference implementation, which computes in the dtype of its inputs.
-        draw: maps (batch, length, width, generator) to random arguments, a dictionary of CPU
-            tensors by argument name. The first tensor must have the shape of the output.
-        options: further keyword arguments for each call.
-        tolerance: maximum error, relative to |x| + max(|tensor|) for an element x of a tensor.
+        reference: the reference implementation. It must support float64.
+        draw: function of (batch, length, width, generator). It returns random CPU tensors by
+            argument name. The first tensor must have the shape of the output.
+        options: further keyword arguments of each call.
+        tolerance: maximum error of an element x, relative to |x| + max(|tensor|).
     """
 
     reference: Callable[..., Tensor]
@@ -47,7 +47,7 @@ class SelfTest:
     def run_backward(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Run a function forward and backward; return its output and the gradients of inputs."""
+        """Return the output of a function and the gradients of its inputs, by name."""
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)
@@ -57,7 +57,7 @@ class SelfTest:
     def find_mismatch(
         self, function: Callable[..., Tensor], device: torch.device, sizes: Sequence[Size] = SMALL
     ) -> str | None:
-        """Describe the first difference from the reference; return None if there is none.
+        """Describe the first difference from the reference implementation, or return None.
 
         The reference runs in float64. Exceptions raised by `function` are not caught. Inference
         mode, no_grad and autocast of the caller have no effect.

@@ -1,4 +1,4 @@
-"""Cache the activations of frozen layers (prefix cache) and train the other layers from them."""
+"""Cache the activations of frozen layers, so that only the other layers run during training."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CachedExamples(Examples):
-    """Examples with cached activations: one vector per token, or one vector per review."""
+    """Examples with cached activations, per token or per review."""
 
     activations: CachedActivations
 
 
 class CachedClassification(Classification):
-    """Classification objective (cross-entropy) that is computed from cached activations."""
+    """A classification objective for cached activations."""
 
     def __init__(self, split: SplitNetwork, pad_id: int, **options: Any) -> None:
         super().__init__(pad_id, **options)
         self.split = split
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build a batch of activations (batch, length or 1, d_model), attention_mask and labels."""
+        """Build a batch with activations (batch, length or 1, d_model) instead of token ids."""
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
         del batch["input_ids"]
@@ -67,7 +67,7 @@ class CachedClassification(Classification):
         return {**batch, "activations": torch.from_numpy(padded)}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run the layers above the split point; return the logits (batch, classes)."""
+        """Compute the logits (batch, classes) from cached activations."""
         activations, mask = batch["activations"].float(), batch["attention_mask"]
         logits: Tensor = self.split.run_upper(activations, mask).logits
         return logits
@@ -75,13 +75,14 @@ class CachedClassification(Classification):
 
 @dataclass(frozen=True)
 class CachedData:
-    """Examples with cached activations, and the time that it took to compute the activations.
+    """Examples with cached activations, and the build time of the cache.
 
     Args:
         split: the network, split into frozen and trained layers.
-        parts: examples of each data split, where the keys are train, val and test.
-        origin: "built" if this run wrote a file of the cache, "found" if all files existed.
-        build_seconds: build time of each data split, where the keys are the values of `SECONDS`.
+        pad_id: id of the padding token.
+        parts: examples of each data split. The keys are train, val and test.
+        origin: "built" if this run wrote a file of the cache, else "found".
+        build_seconds: build time of each data split. The keys are the values of `SECONDS`.
     """
 
     split: SplitNetwork
@@ -91,23 +92,23 @@ class CachedData:
     build_seconds: dict[str, float]
 
     def make_objective(self, **options: Any) -> CachedClassification:
-        """Return the training objective; `options` are keyword arguments of `Classification`."""
+        """Return the training objective. `options` are keyword arguments of `Classification`."""
         return CachedClassification(self.split, self.pad_id, **options)
 
     def record(self, tracker: Tracker) -> None:
-        """Log whether the cache was built or found, and in both cases how long it took to build."""
+        """Log `origin` and `build_seconds`."""
         tracker.tags({"prefix_cache": self.origin})
         tracker.metrics(self.build_seconds, 0)
 
 
 class PrefixCache:
-    """Cache of the activations of a model's frozen layers for train, validation and test data.
+    """Caches the activations of frozen layers on disk.
 
     Args:
-        kind: fp32 or fp16, the precision of the activations on disk.
-        pad_id: pad_token_id of the tokenizer.
+        kind: precision of the activations on disk, fp32 or fp16.
+        pad_id: id of the padding token.
         precision: device and precision in which the layers run.
-        batch_size: reviews per batch when the activations are computed.
+        batch_size: reviews per forward pass.
     """
 
     def __init__(self, kind: str, pad_id: int, precision: Precision, batch_size: int) -> None:
@@ -119,7 +120,7 @@ class PrefixCache:
 
         Args:
             module: the network with its adapter.
-            parts: examples of each data split, where the keys are train, val and test.
+            parts: examples of each data split. The keys are train, val and test.
 
         Raises:
             UserError: no layer is frozen, the model cannot be split, or the disk is too full.
@@ -161,7 +162,6 @@ class PrefixCache:
     def _locate(
         self, split: SplitNetwork, batch: Batch, parts: dict[str, Examples]
     ) -> dict[str, CachedActivations]:
-        """Return the cached activations of each data split; their files may not exist yet."""
         width = split.run_lower(**batch).shape[-1]
         folder = cache_folder(f"{split.digest(batch)} {self.kind} {self.precision.kind}")
         return {
@@ -175,7 +175,6 @@ class PrefixCache:
         }
 
     def _build(self, split: SplitNetwork, part: Examples, activations: CachedActivations) -> None:
-        """Compute and save activations. If memory runs out, halve the batch size permanently."""
         model = type(split.network.module).__name__
         about = {"model": model, "split": str(split), "precision": self.precision.kind}
 
@@ -190,16 +189,13 @@ class PrefixCache:
     def _compute(
         self, split: SplitNetwork, part: Examples, lengths: np.ndarray, batch_size: int
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield pairs of a row number and its activations, with the longest reviews first.
-
-        The activations are float32 and have the shape (lengths[row], d_model).
-        """
         batches = batch_by_length(part.lengths, batch_size)
         with Progress(0, len(batches)) as progress:
             for step, rows in enumerate(batches, start=1):
                 batch = pad([part.input_ids[i] for i in rows], self.pad_id)
                 with self.precision.autocast():
                     activations = split.run_lower(**to_device(batch, self.precision.device))
+                # A block is float32 and contains padding. The result is (lengths[row], d_model).
                 for row, block in zip(rows, activations.float().cpu().numpy(), strict=True):
                     yield int(row), block[: lengths[row]]
                 progress.to(step)

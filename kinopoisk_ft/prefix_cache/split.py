@@ -1,8 +1,8 @@
 """Split a network into frozen lower layers and trained upper layers.
 
-The upper layers run through the model's own forward method. During this call, the embeddings
-return the cached activations, and the list of blocks contains only the blocks above the split
-point. Masks, pooling, head and adapters work as usual, and the model is restored after the call.
+To run the upper layers, the whole model is called, but some modules are replaced during the call.
+For example, the embeddings return the cached activations. Masks, pooling, head and adapters work as
+usual.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ NO_EFFECT = ("label", "dropout")
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """A network split into two functions: `run_lower` with frozen layers, and `run_upper`.
+    """A network split into frozen lower layers and trained upper layers.
 
     Args:
         module: the network with its adapter.
-        layer: number of blocks below the split point.
+        layer: number of blocks in the lower layers.
         backbone: name of the backbone if its output is cached; "" if the output of a block is
-            cached. The backbone contains all blocks and the layers after the last block.
-        pooling: how a review's activations are pooled to one vector (length 1) before they are
-            cached; "" to cache one vector per token.
+            cached.
+        pooling: method that reduces a review to one vector before caching; "" to cache one vector
+            per token.
     """
 
     network: Network
@@ -60,7 +60,7 @@ class SplitNetwork:
         return f"{self.pooling or 'every token'} of {place}"
 
     def run_lower(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Map ids and mask (batch, length) to activations (batch, length or 1, d_model)."""
+        """Compute activations (batch, length or 1, d_model) from ids and mask (batch, length)."""
         root, blocks = self.network.module, list_blocks(self.network)[: self.layer]
         last = root.get_submodule(self.backbone) if self.backbone else blocks[-1]
         lower = {self.network.layers: nn.ModuleList(blocks)}
@@ -71,7 +71,7 @@ class SplitNetwork:
         return pool(outputs[last], attention_mask, self.pooling)[:, None]
 
     def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
-        """Map activations (batch, length or 1, d_model) and mask to the model's output."""
+        """Compute the model's output from activations (batch, length or 1, d_model)."""
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
@@ -85,9 +85,9 @@ class SplitNetwork:
             return self.module(input_ids=mask, attention_mask=mask)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
-        """Return a SHA-256 hash of everything that determines the activations, except the ids.
+        """Return a SHA-256 hash of everything that affects the activations, except the token ids.
 
-        batch: a few reviews, to find the parameters that the activations depend on.
+        batch: a few reviews for a forward pass.
         """
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
         # The class used to be called Seam. The same text finds the files of earlier versions.
@@ -102,7 +102,6 @@ class SplitNetwork:
         return found.hexdigest()
 
     def _tensors_behind(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters that the activations depend on, and all buffers, by name."""
         # One review of eight tokens is enough. The autograd graph of whole reviews would keep all
         # their activations in memory.
         few = {name: value[:1, :8] for name, value in batch.items()}
@@ -133,7 +132,6 @@ class _Constant(nn.Module):
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """Return the config values that describe the layers of a module, without labels and paths."""
     found = getattr(module, "config", None) or getattr(module, "mamba_config", None)
     if not isinstance(found, PreTrainedConfig):
         return {}
@@ -145,14 +143,14 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
-    """Return the split with the smallest cache that gives the same logits as the whole network.
+    """Find the split with the smallest cache.
 
-    A block is below the split point if its output does not depend on a trained parameter. The
-    autograd graph of a forward pass shows this. The model is left in evaluation mode.
+    A block can be cached if its output does not depend on a trained parameter. A split must give
+    the same logits for `batch` as the whole network. The model is left in evaluation mode.
 
     Args:
         module: the network with its adapter.
-        batch: input_ids and attention_mask of a few short and long reviews, to compare the logits.
+        batch: input_ids and attention_mask of a few short and long reviews.
 
     Raises:
         UserError: the first block depends on a trained parameter, or no split gives the same
@@ -179,7 +177,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
 
 
 def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
-    """Return the number of frozen blocks, and the name of the backbone ("" if it is trained)."""
+    """Return the number of frozen blocks, and the name of a frozen backbone or ""."""
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []
@@ -203,7 +201,7 @@ def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, 
 def _candidates(
     network: Network, module: nn.Module, layer: int, backbone: str
 ) -> Iterator[SplitNetwork]:
-    """Yield possible splits, with the smallest cache first."""
+    # Yield the smallest cache first.
     # If the backbone or all blocks are frozen, one vector per review may be enough.
     if backbone:
         yield SplitNetwork(network, module, layer, backbone, network.pooling)

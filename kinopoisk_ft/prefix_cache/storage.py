@@ -1,8 +1,8 @@
-"""Store the activations of reviews on disk as one array, which is read through a memory map.
+"""Store the activations of all reviews on disk as one memory-mapped array.
 
-The array contains the vectors of all reviews, in the order of the reviews and without padding. A
-`.json` file next to the array contains its checksum. This file is written last, so that an array
-without it is known to be incomplete.
+The array contains the vectors of all reviews in order, without padding. A `.json` file contains the
+checksum of the array. The `.json` file is written last, so an array without this file is
+incomplete.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ MARGIN = 2**30
 
 
 class CachedActivations:
-    """Cached activations of N reviews on disk; `activations[i]` has the shape (lengths[i], width).
+    """Cached activations of N reviews on disk.
+
+    For review i, counted from 0, `activations[i]` has the shape (lengths[i], width).
 
     Args:
         file: path of the array, with the suffix `.npy`.
-        lengths: (N,), number of vectors of each review: its number of tokens, or 1.
+        lengths: (N,), number of vectors of each review.
         width: size of a vector.
         dtype: float32 or float16.
     """
@@ -60,7 +62,7 @@ class CachedActivations:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self) -> bool:
-        """Map the array into memory; return False if it is missing or damaged."""
+        """Map the array into memory. Return False if the array is missing or damaged."""
         if not self.card.is_file():
             return False
         try:
@@ -75,11 +77,11 @@ class CachedActivations:
         return True
 
     def write(self, blocks: Iterable[tuple[int, np.ndarray]], about: dict[str, Any]) -> None:
-        """Write the array and its `.json` file, and map the array into memory.
+        """Write the array and the `.json` file, then map the array into memory.
 
         Args:
-            blocks: pairs of a review's row number and its activations, in any order.
-            about: further entries of the `.json` file, as information for people.
+            blocks: pairs of a review number, counted from 0, and the activations of this review.
+            about: further entries of the `.json` file, for people to read.
 
         Raises:
             UserError: the disk is full, or a value is too large for float16.
@@ -120,7 +122,6 @@ class CachedActivations:
 
 
 def _convert(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Convert to the dtype on disk; raise UserError if a finite value becomes infinite."""
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(block, dtype=dtype)
     if np.isinf(converted).any() and np.isfinite(block).all():
@@ -137,13 +138,13 @@ def _checksum(file: Path) -> int:
 
 
 def cache_folder(digest: str) -> Path:
-    """Return the folder in which activations with this digest are cached."""
+    """Return the cache folder for a digest."""
     name = hashlib.sha256(f"{VERSION} {digest}".encode()).hexdigest()[:32]
     return get_cache_dir() / "hidden" / name
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise UserError unless the folder's disk has `needed` bytes and a margin free."""
+    """Raise UserError if the disk lacks space for `needed` bytes and a margin."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise UserError(
@@ -157,7 +158,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def acquire_lock(folder: Path) -> AcquireReturnProxy:
-    """Lock the folder for a `with` block, so that one job builds the cache and others wait."""
+    """Lock a folder for a `with` block, so that only one job builds the cache."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:

@@ -1,4 +1,4 @@
-"""Find the model folder that belongs to a run id, an output_dir or a model folder."""
+"""Find the model folder of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
     """Return the folder that contains the model card.
 
     Args:
-        name: a model folder, the output_dir of a run, or a run id in the MLflow store.
+        name: a model folder, an output_dir, or a run id in the MLflow store.
         uri: URI of the MLflow store; None for MLFLOW_TRACKING_URI, or else ./mlflow.db.
 
     Raises:
-        UserError: there is no such folder or run, or it has no model.
+        UserError: the folder or run does not exist, or has no model.
     """
     folder = Path(name).expanduser()
     try:
@@ -61,7 +61,7 @@ def _download_model(run_id: str, uri: str) -> Path:
 
 
 def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
-    """Return the model folder that the run recorded, for runs with tracking.log_model=false."""
+    # With tracking.log_model=false, the store contains only the path of the model folder.
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())
         folder = Path(result["model_dir"])

@@ -1,4 +1,4 @@
-"""Classify texts with a saved model, with the same preprocessing as in its training."""
+"""Classify texts with a saved model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH_SIZE = 32
 
 
 def check_texts(texts: Sequence[object], where: str) -> None:
-    """Raise UserError if a text is not a string, is blank, or is not valid Unicode."""
+    """Raise UserError if a text is blank, not a string, or not valid Unicode."""
     wrong = [i for i, text in enumerate(texts) if not _is_text(text)]
     if wrong:
         raise UserError(
@@ -44,7 +44,7 @@ def _is_text(text: object) -> bool:
 
 
 class Predictor:
-    """Load a model folder once, and classify lists of texts.
+    """Loads a model folder once, and classifies lists of texts.
 
     Args:
         folder: a model folder, see `models.saving`.
@@ -64,7 +64,7 @@ class Predictor:
             self._module = module.to(self._precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Compute the class probabilities (N, classes), in the order of the texts.
+        """Compute the class probabilities (N, classes) of N texts.
 
         Raises:
             UserError: see `check_texts`.
@@ -77,7 +77,7 @@ class Predictor:
         return result
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """Compute a network's logits (N, classes) in fp32 on the CPU, in the order of the texts.
+        """Compute a network's logits (N, classes) for N texts. The result is fp32 on the CPU.
 
         Raises:
             UserError: see `check_texts`.
@@ -94,7 +94,7 @@ class Predictor:
         return [self._preprocessing.clean(text) for text in texts]
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
-        """Classify each text; return the columns `label` (a class name) and `p_<class>`."""
+        """Classify texts. Return the columns `label` (a class name) and `p_<class>`."""
         values = self.probabilities(texts)
         names = self.card.class_names
         labels = [names[i] for i in values.argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""Serve a model with MLflow: a frame or list of texts in, labels and probabilities out.
+"""Serve a saved model with MLflow.
 
 MLflow stores this file as the model's code ("models from code"), so nothing is pickled.
 """
@@ -17,7 +17,7 @@ from kinopoisk_ft.serving.predictor import Predictor
 
 
 class ReviewClassifier(PythonModel):
-    """Classify a frame with a column `text` (or a single column), or a list of texts."""
+    """An MLflow model that classifies texts."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder."""
@@ -26,16 +26,16 @@ class ReviewClassifier(PythonModel):
     def predict(
         self, context: PythonModelContext | None, model_input: pd.DataFrame, params: Any = None
     ) -> pd.DataFrame:
-        """Return the columns `label` and `p_<class>`, with one row for each text.
+        """Return the columns `label` and `p_<class>`, with one row per text.
 
-        The model signature decides the type of `model_input`, which may also be a list. The
-        annotation is only DataFrame, because MLflow would check inputs against other annotations.
+        `model_input` can also be a list. Its annotation is only DataFrame, because MLflow would
+        check inputs against any other annotation.
         """
         return self._predictor.predict(extract_texts(model_input))
 
 
 def extract_texts(model_input: Any) -> list[str]:
-    """Return the texts of MLflow's model input; raise UserError if it has no column of texts."""
+    """Return a list of texts from MLflow's model input, which is a frame or a list."""
     if isinstance(model_input, pd.DataFrame):
         column = "text" if "text" in model_input else model_input.columns[0]
         if "text" not in model_input and model_input.shape[1] != 1:

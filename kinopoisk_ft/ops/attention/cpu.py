@@ -1,10 +1,10 @@
 """Implement attention with dropout on a CPU with PyTorch's matrix products and numba kernels.
 
-In this file, a matrix is one head of one review, and a row is one query of a matrix. Several
-matrices form a chunk, which is small enough that its scores fit in cache. The backward pass
-computes the scores of each chunk again. As in FlashAttention (Dao et al., 2022,
-https://arxiv.org/abs/2205.14135), the forward pass saves only one number per row, and a tensor
-(batch, heads, queries, keys) is never allocated.
+In this file, a matrix is one head of one review. A row is one query of a matrix. A chunk is several
+matrices. The scores of one chunk fit in cache.
+
+As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), the scores are computed
+again in the backward pass. The forward pass saves one number per row instead of the scores.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _TINY = _f(2**-126)
 
 @njit(forceinline=True)
 def _locate_bias(table: Any, row: Any) -> Any:
-    """Return the index where the bias of a row starts; rows are numbered over the whole batch."""
     queries, heads = table[2], table[3]
+    # Rows are numbered over the whole batch.
     matrix = row // queries
     return matrix // heads * table[9] + matrix % heads * table[10] + row % queries * table[11]
 
@@ -64,13 +64,13 @@ def _exp2_without_denormals(x: Any) -> Any:
 def _find_maximum(
     scores: Any, at: int, bias: Any, bias_at: int, width: int, logit_scale: Any, lanes: Any
 ) -> Any:
-    """Return the largest logit of the row that starts at scores[at]; `lanes` is scratch memory."""
     # `maximum` returns its second argument if the first one is NaN. A NaN logit is therefore
     # ignored here, and makes the sum of the row NaN later.
     largest = splat(_LOWEST)
     for j in range(0, width, LANES):
         logit = load(scores, at + j) * splat(logit_scale) + load(bias, bias_at + j)
         largest = maximum(logit, largest)
+    # `lanes` is scratch memory for one vector.
     store(lanes, 0, largest)
     result = lanes[0]
     for j in range(1, LANES):
@@ -80,10 +80,9 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Replace scores by 2**(logit - maximum) times a dropout factor; write row maxima and sums.
+    """Apply softmax and dropout to the scores of a chunk, in place.
 
-    Logits include the factor log2(e). A sum adds the powers of two of a row, before dropout. The
-    caller divides the output by the sums.
+    The caller still has to divide by the sum of each row. Dropout does not affect these sums.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -118,9 +117,11 @@ def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
 
 @njit(**OPTIONS)
 def _softmax_dropout_backward(table: Any, scores: Any, grads: Any) -> None:
-    """Replace scores by probabilities after dropout, and `grads` by the gradient w.r.t. q k^T.
+    """Compute the gradient w.r.t. q k^T, in place.
 
-    Before the call, `grads` contains the gradient w.r.t. the probabilities after dropout.
+    Args:
+        scores: q k^T; replaced by the probabilities after dropout.
+        grads: gradient w.r.t. the probabilities after dropout; replaced by the result.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -173,14 +174,13 @@ BACKWARD = {
 
 
 class _Inputs:
-    """Reshape q, k and v to (batch * heads, length, width), and run kernels on chunks of them."""
-
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor,
         p: float, scale: float,
     ) -> None:  # fmt: skip
         self.heads, self.queries, self.keys = q.shape[1], q.shape[2], k.shape[2]
         padding = -self.keys % LANES
+        # q, k and v have the shape (batch * heads, length, width).
         self.q = q.flatten(0, 1).contiguous()
         # Pad keys and values to whole vectors of keys. The padded keys get a bias of -inf.
         self.k, self.v = (
@@ -193,18 +193,16 @@ class _Inputs:
         self.key = int(key)
 
     def allocate_scores(self) -> Tensor:
-        """Allocate the scores of one chunk, (matrices, queries, padded_keys), in the dtype of q."""
         size = self.queries * self.padded_keys * self.q.element_size()
         matrices = max(1, SCORE_BYTES * torch.get_num_threads() // max(1, size))
+        # (matrices, queries, padded_keys)
         return self.q.new_empty(min(matrices, len(self.q)), self.queries, self.padded_keys)
 
     def split_chunks(self, size: int) -> Iterator[slice]:
-        """Yield chunks of at most `size` matrices each, as slices."""
         for start in range(0, len(self.q), size):
             yield slice(start, min(start + size, len(self.q)))
 
     def run(self, kernel: Any, chunk: slice, *tensors: Tensor) -> None:
-        """Run a kernel on a chunk, and pass the addresses of `tensors` as fields 13, 14, ..."""
         rows = (chunk.stop - chunk.start) * self.queries
         fields = [rows, self.queries, self.heads, chunk.start, self.padded_keys]
         fields += [self.key, self.threshold]
@@ -212,14 +210,15 @@ class _Inputs:
         sizes, strides = self.bias.shape[:3], self.bias.stride()[:3]
         strides = tuple(0 if n == 1 else s for n, s in zip(sizes, strides, strict=True))
         fields += [self.bias.data_ptr(), *strides, self.numbers.data_ptr()]
+        # These are the fields from index 13 on.
         fields += [x.data_ptr() for x in tensors]
         run_kernel(kernel, -(-rows // ROWS), fields)
 
 
 def _make_bias(mask: Tensor | None, keys: int, padded_keys: int) -> Tensor:
-    """Return the float32 bias of the logits, (batch or 1, heads or 1, queries or 1, padded_keys).
+    """Return the bias of the logits, (batch or 1, heads or 1, queries or 1, padded_keys).
 
-    The bias includes the factor log2(e). It is -inf for masked keys and for padding.
+    The bias is float32 and includes the factor log2(e). It is -inf for masked keys and for padding.
     """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)
@@ -247,10 +246,12 @@ def _attend_fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output (batch, heads, queries, width) and the norms (batch * heads, queries).
+    """Compute the output of attention, and the norm of each row for the backward pass.
 
-    The norm of a row is log2(sum(2**logits)), where logits include the factor log2(e). The backward
-    pass computes a probability as 2**(logit - norm).
+    A norm is log2(sum(2**logits)), where the logits include the factor log2(e).
+
+    Returns:
+        The output (batch, heads, queries, width), and the norms (batch * heads, queries).
     """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])

@@ -1,4 +1,4 @@
-"""Apply attention to the non-padding tokens of a batch with the GPU kernel of flash-attn."""
+"""Compute attention on a GPU without padding tokens, with the kernel of flash-attn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADS = 2
 
 @dataclass(frozen=True, eq=False)
 class RealTokens:
-    """Store the positions of the non-padding (real) tokens of a batch, once for all layers."""
+    """Positions of the real (non-padding) tokens of a batch."""
 
     # (tokens,): positions in the batch flattened to (batch * length,).
     index: Tensor
@@ -28,7 +28,7 @@ class RealTokens:
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> RealTokens:
-        """Find the tokens whose mask (batch, length) is nonzero. This synchronizes with the GPU."""
+        """Find the tokens with a nonzero mask (batch, length). The CPU waits for the GPU."""
         real = attention_mask != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
@@ -38,13 +38,13 @@ class RealTokens:
 def attention_unpadded(
     q: Tensor, k: Tensor, v: Tensor, tokens: RealTokens, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """Compute dropout(softmax(scale q k^T)) v over the non-padding tokens of each row.
+    """Compute dropout(softmax(scale q k^T)) v without padding tokens.
 
     Args:
-        q: (batch, heads, length or 1, width) in fp16 or bf16. If the length is 1, q contains only
-            the query of the first token of each row.
+        q: (batch, heads, length or 1, width) in fp16 or bf16. With length 1, q contains only the
+            first query of each row.
         k, v: (batch, heads, length, width), in the dtype of q.
-        tokens: positions of the non-padding tokens.
+        tokens: positions of the real tokens.
         p: dropout probability.
         scale: factor of q k^T; width**-0.5 if None.
 
@@ -72,14 +72,14 @@ def attention_unpadded(
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw random q, k and v for the self-test, (batch, heads, length, width)."""
+    """Draw random q, k and v (batch, heads, length, width) for the self-test."""
     shape = (batch, HEADS, length, width)
     return {name: torch.randn(shape, generator=generator) for name in "qkv"}
 
 
 def _make_mask(q: Tensor) -> Tensor:
-    """Make the mask (batch, length) of the self-test; row i has 3 i padding tokens at the end."""
     batch, _, length, _ = q.shape
+    # (batch, length). Row i, counted from 0, has 3 i padding tokens at the end.
     return make_length_mask(length - 3 * torch.arange(batch, device=q.device), length)
 
 
@@ -93,12 +93,9 @@ def _compute_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _run_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Run the kernel with all queries, and again with only the first query of each row.
-
-    For the first token of a row, return the sum of its two outputs.
-    """
     dtype, tokens = q.dtype, RealTokens.from_mask(_make_mask(q))
     q, k, v = q.half(), k.half(), v.half()
+    # Test all queries, and then only the first query of each row. Add the outputs of this query.
     whole = attention_unpadded(q, k, v, tokens)
     first = attention_unpadded(q[:, :, :1], k, v, tokens)
     return torch.cat([whole[:, :1] + first, whole[:, 1:]], dim=1).transpose(1, 2).to(dtype)

@@ -1,4 +1,4 @@
-"""Apply scaled dot-product attention with dropout of the attention probabilities."""
+"""Apply scaled dot-product attention with dropout."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def attention(
     Args:
         q: (batch, heads, queries, width).
         k, v: (batch, heads, keys, width).
-        mask: booleans that are true where a query attends to a key, or numbers added to the logits.
-            The mask is broadcast to (batch, heads, queries, keys) and gets no gradient. The output
-            is zero for a query whose keys are all masked.
-        p: dropout probability, from 0 to 1; with 0, `scaled_dot_product_attention` is used.
+        mask: booleans or numbers, broadcast to (batch, heads, queries, keys). A boolean is true
+            where a query attends to a key. Numbers are added to the logits. The mask gets no
+            gradient. If all keys of a query are masked, the output is zero.
+        p: dropout probability, from 0 to 1.
         scale: factor of q k^T; width**-0.5 if None.
         backend: auto (the fastest), numba (on a CPU) or torch (`scaled_dot_product_attention`).
 

@@ -1,6 +1,7 @@
-"""Implement causal depthwise convolution with SiLU on a CPU with numba kernels.
+"""Implement the causal convolution on a CPU with numba kernels.
 
-The kernels compute in float32. x and the output may be bfloat16; weight and bias are float32.
+The kernels compute in float32. The input x and the output are float32 or bfloat16. Weight and bias
+are float32.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ _f = np.float32
 # Forward and backward: [1] batch, [2] length, [3] width including padding, [4] taps, [5] row
 # numbers (the longest row first), [6] lengths, [7] weight (taps, width), [8] bias (width,), [9] x,
 # [10] and [11] strides of x over batch and time.
-# Forward only: [12] out. Backward only: [12] gradient of the output, [13] and [14] strides of this
-# gradient over batch and time, [15] gradient of x, [16] gradients of weight and bias for each row
+# Forward only: [12] out (batch, length, width).
+# Backward only: [12] gradient of the output, [13] and [14] strides of this gradient over batch and
+# time, [15] gradient of x (batch, length, width), [16] gradients of weight and bias for each row
 # (batch, taps + 1, width).
 
 
@@ -46,9 +48,9 @@ _f = np.float32
 def _convolve(
     x: Any, at: int, stride: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Return `total` plus the convolution at step t, where steps before 0 count as zeros.
+    """Return `total` plus the convolution at step t, counted from 0.
 
-    Step t is at x[at], and step t - 1 is at x[at - stride].
+    Step t is at x[at], and step t - 1 is at x[at - stride]. Steps before 0 count as zeros.
     """
     # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):
@@ -59,7 +61,6 @@ def _convolve(
 
 @njit(**OPTIONS)
 def _convolve_forward(table: Any, x: Any, out: Any) -> None:
-    """Write silu(convolution) to `out` (batch, length, width), and zeros beyond the lengths."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
@@ -95,7 +96,7 @@ def _backpropagate_silu(
 
     Args:
         start: first step of the chunk.
-        grad_s: (steps, BLOCK). The gradient of s, the output of the convolution, is written here.
+        grad_s: (steps, BLOCK). The gradient of s, the input of SiLU, is written here.
         sums: (taps + 1, BLOCK). The gradients of weight and bias are added here.
     """
     for j in range(0, channels, LANES):
@@ -123,7 +124,7 @@ def _store_input_gradient(
 ) -> None:  # fmt: skip
     """Write the gradient of x for a chunk.
 
-    known: number of steps in grad_s, including up to taps - 1 steps of the following chunk.
+    known: number of steps in grad_s. The last of these steps can belong to the following chunk.
     """
     # A step of x contributes to s at the same step and at the taps - 1 following steps.
     for t in range(steps):
@@ -138,7 +139,6 @@ def _store_input_gradient(
 
 @njit(**OPTIONS)
 def _convolve_backward(table: Any, x: Any, grad: Any, grad_x: Any) -> None:
-    """Fill grad_x (batch, length, width) and, for each row, the gradients of weight and bias."""
     batch, length, width, taps = table[1], table[2], table[3], table[4]
     order, lengths = as_int64(table[5]), as_int64(table[6])
     weight, bias = as_float32(table[7]), as_float32(table[8])
@@ -192,12 +192,12 @@ def convolve_bfloat16(table: Any) -> None:
 
 
 def convolve_backward_float32(table: Any) -> None:
-    """Compute the gradients of the convolution of a float32 x."""
+    """Compute the gradients for a float32 x."""
     _convolve_backward(table, as_float32(table[9]), as_float32(table[12]), as_float32(table[15]))
 
 
 def convolve_backward_bfloat16(table: Any) -> None:
-    """Compute the gradients of the convolution of a bfloat16 x."""
+    """Compute the gradients for a bfloat16 x."""
     _convolve_backward(table, as_bfloat16(table[9]), as_bfloat16(table[12]), as_bfloat16(table[15]))
 
 
@@ -206,11 +206,6 @@ BACKWARD = {torch.float32: convolve_backward_float32, torch.bfloat16: convolve_b
 
 
 class _Inputs:
-    """Prepare `fields`, the integers that describe the inputs to the kernels.
-
-    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
-    """
-
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None
     ) -> None:
@@ -219,6 +214,7 @@ class _Inputs:
         bias = layout.pad_or_fill(bias, x.shape[2], 0.0)
         self.taps, self.width = weight.shape
         rows, source = layout.sort_by_length(lengths, x), layout.align_channels(x)
+        # A kernel gets only addresses, so keep the tensors until the kernel has finished.
         self.alive = (rows, source, weight, bias)
         self.shape = (x.shape[0], x.shape[1], self.width)
         self.tasks = x.shape[0] * -(-self.width // BLOCK)
@@ -232,7 +228,7 @@ def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor |
 
 @register_op(_conv_fake, "causal_conv1d")
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Compute silu(causal convolution of x), (batch, length, d_inner)."""
+    """Apply a causal convolution and SiLU to x (batch, length, d_inner)."""
     inputs = _Inputs(x, weight, bias, lengths)
     out = x.new_empty(inputs.shape)
     run_kernel(FORWARD[x.dtype], inputs.tasks, [*inputs.fields, out.data_ptr()])

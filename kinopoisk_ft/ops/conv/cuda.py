@@ -1,4 +1,4 @@
-"""Run causal depthwise convolution with SiLU on a GPU with the kernel of causal-conv1d."""
+"""Run the causal convolution on a GPU with the kernel of causal-conv1d."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAPS = range(2, 5)
 
 
 def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute the same as `causal_conv1d_torch` with the kernel of causal-conv1d."""
+    """Run the kernel of causal-conv1d. `causal_conv1d_torch` describes the arguments."""
     from causal_conv1d import causal_conv1d_fn
 
     # If channels were contiguous, the kernel would need a multiple of 8 of them. With contiguous

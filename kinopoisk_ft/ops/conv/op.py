@@ -1,4 +1,4 @@
-"""Apply causal depthwise convolution followed by SiLU, with one of several backends."""
+"""Apply a causal convolution and SiLU with one of several backends."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def causal_conv1d(
 
     Args:
         x: (batch, length, d_inner).
-        weight: (d_inner, width), where width is the number of taps (kernel size).
+        weight: (d_inner, width), where width is the kernel size.
         bias: (d_inner,).
-        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
-        backend: auto (the fastest), cuda (causal-conv1d, 2 to 4 taps), numba (on a CPU) or torch
-            (the reference implementation with `nn.functional.conv1d`).
+        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
+        backend: auto (the fastest), cuda (causal-conv1d, kernel sizes 2 to 4), numba (on a CPU) or
+            torch (`nn.functional.conv1d`).
 
     Returns:
         (batch, length, d_inner) in the dtype of x. Half precision is computed in float32.
@@ -69,9 +69,9 @@ def causal_conv1d(
 
 
 def match_conv_backend(scan_backend: str) -> str:
-    """Return the backend of a Mamba mixer's convolution for a given backend of its scan.
+    """Return the convolution backend that fits a scan backend.
 
-    For the scan backend `cuda` (mamba-ssm), return `auto`, because causal-conv1d may be missing.
+    `cuda` becomes `auto`, because causal-conv1d may be missing even if mamba-ssm is installed.
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 
@@ -83,9 +83,9 @@ def _mask_beyond_lengths(
     bias: Tensor | None,
     lengths: Tensor | None,
 ) -> Tensor:
-    """Convolve, and set input and output to zero beyond the lengths, so that gradients are zero."""
     if lengths is None:
         return conv1d(x, weight, bias)
     # (batch, length, 1)
     mask = make_length_mask(lengths, x.shape[1])[..., None]
+    # Zeros beyond the lengths make outputs and gradients zero there.
     return torch.where(mask, conv1d(torch.where(mask, x, 0), weight, bias), 0)

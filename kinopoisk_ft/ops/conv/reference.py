@@ -1,4 +1,4 @@
-"""Implement causal depthwise convolution with SiLU in plain PyTorch, as a reference."""
+"""Implement the causal convolution in plain PyTorch, as a reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
     Args:
         x: (batch, length, d_inner).
-        weight: (d_inner, width), where width is the number of taps (kernel size).
+        weight: (d_inner, width), where width is the kernel size.
         bias: (d_inner,).
 
     Returns:
@@ -26,7 +26,7 @@ def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
 
 def draw(batch: int, length: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw random arguments for the self-test, with four taps as in Mamba."""
+    """Draw random arguments for the self-test, with a kernel size of 4 as in Mamba."""
     shapes = {"x": (batch, length, width), "weight": (width, 4), "bias": (width,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""Implement dropout on a CPU: a PyTorch operator that runs numba kernels."""
+"""Implement dropout on a CPU with numba kernels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ ROW = 8192
 
 @njit(**OPTIONS)
 def _drop(table: Any, x: Any, out: Any, tail: Any) -> None:
-    """Write x times 0 or the scale to `out`; `tail` is scratch for an incomplete vector."""
     size, key, threshold, scale = table[1], table[2], table[3], as_float32(table[4])[0]
     while True:
         row = take_task(table)
@@ -63,9 +62,9 @@ KERNELS = {torch.float32: drop_float32, torch.bfloat16: drop_bfloat16}
 
 
 def compute_threshold(p: float) -> tuple[int, float]:
-    """Compute the threshold below which a draw keeps an element, and the scale of kept elements.
+    """Convert a dropout probability to the threshold and the scale for `draw_factors`.
 
-    The actual dropout probability differs from p by at most 2**-32.
+    Rounding the threshold changes the probability by at most 2**-32.
 
     Raises:
         ValueError: p is not between 0 and 1.
@@ -82,11 +81,11 @@ def _drop_fake(x: Tensor, key: Tensor, p: float) -> Tensor:
 
 @register_op(_drop_fake, "dropout")
 def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
-    """Set each element of x to zero with probability p and divide the others by 1 - p.
+    """Set each element of x to zero with probability p, and divide all others by 1 - p.
 
     Args:
         x: tensor of any shape.
-        key: () int64. The mask depends only on the key, p and the index of each element.
+        key: () int64. Equal keys give equal masks.
         p: dropout probability, from 0 to 1.
 
     Returns:

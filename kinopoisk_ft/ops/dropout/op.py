@@ -1,9 +1,8 @@
-"""Apply dropout with PyTorch, or on a CPU with a kernel that uses SIMD vectors and all threads.
+"""Apply dropout with PyTorch or with a CPU kernel.
 
-PyTorch draws masks with `bernoulli_`, which runs on one CPU thread. The mask of the kernel is a
-function of one number that is drawn from PyTorch's generator at each call, as on a GPU. Therefore
-a seed, a saved generator state or gradient checkpointing reproduces the mask, each call has a
-different mask, and the backward pass recomputes the mask instead of storing it.
+On a CPU, PyTorch draws masks on one thread. The kernel uses all threads. The mask of the kernel
+depends only on a key from PyTorch's generator, so a seed determines all masks. The backward pass
+computes the mask again from the key.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ BACKENDS = ("auto", "numba", "torch")
 
 
 def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
-    """Zero each element with probability p (Srivastava et al., 2014) and divide the rest by 1 - p.
+    """Apply dropout (Srivastava et al., 2014).
+
+    Each element becomes zero with probability p. All other elements are divided by 1 - p.
 
     Args:
         x: tensor of any shape.
@@ -44,6 +45,6 @@ def dropout(x: Tensor, p: float, backend: str = "auto") -> Tensor:
 
 
 def draw_key() -> Tensor:
-    """Draw the key () int64 for the mask of one call, from PyTorch's default generator."""
+    """Draw the key () int64 of a dropout mask from PyTorch's default generator."""
     # `randint` excludes its limit, which is the largest int64.
     return torch.randint(2**63 - 1, (), dtype=torch.int64)

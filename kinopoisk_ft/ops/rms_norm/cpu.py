@@ -1,6 +1,6 @@
-"""Implement root mean square normalization on a CPU: PyTorch operators that run numba kernels.
+"""Implement root mean square normalization on a CPU with numba kernels.
 
-The kernels read and compute in float32; the output may be bfloat16.
+The kernels compute in float32. The output is float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ _f = np.float32
 # Fields of the kernels' int64 table; tensors are passed as addresses.
 # Forward and backward: [1] rows, [2] width including padding, [3] two float32 numbers (1 / width
 # without padding, and eps), [4] x, [5] weight, [7] scale of each row.
-# Forward only: [6] out. Backward only: [6] gradient of the output, [8] gradient of x, [9] gradient
-# of weight, summed over the rows of each task.
+# Forward only: [6] out (rows, width). Backward only: [6] gradient of the output, [8] gradient of x
+# (rows, width), [9] gradient of weight, summed over the rows of each task (tasks, width).
 
 
 @njit(**OPTIONS)
 def _normalize(table: Any, out: Any) -> None:
-    """Write `out` (rows, width) and the scale of each row, 1 / sqrt(mean(x^2) + eps)."""
     rows, width, numbers = table[1], table[2], as_float32(table[3])
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     inverse_width, eps = numbers[0], numbers[1]
@@ -53,10 +52,6 @@ def _normalize(table: Any, out: Any) -> None:
 
 @njit(**OPTIONS)
 def _normalize_backward(table: Any, grad: Any) -> None:
-    """Write the gradients of x (rows, width) and of weight (tasks, width).
-
-    Each task sums the gradient of weight over its own rows only.
-    """
     rows, width, inverse_width = table[1], table[2], as_float32(table[3])[0]
     x, weight, scales = as_float32(table[4]), as_float32(table[5]), as_float32(table[7])
     grad_x, parts, grad_weight = as_float32(table[8]), as_float32(table[9]), allocate(width)
@@ -108,13 +103,9 @@ BACKWARD = {torch.float32: normalize_backward_float32, torch.bfloat16: normalize
 
 
 class _Inputs:
-    """Prepare `fields`, the integers that describe the inputs to the kernels.
-
-    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
-    """
-
     def __init__(self, x: Tensor, weight: Tensor | None, eps: float) -> None:
         real = x.shape[-1]
+        # A kernel gets only addresses, so keep the tensors until the kernel has finished.
         self.x = layout.pad(x.reshape(-1, real), LANES).contiguous()
         self.rows, self.width = self.x.shape
         self.weight = layout.pad_or_fill(weight, real, 1.0)
@@ -134,7 +125,7 @@ def _normalize_fake(
 def normalize(
     x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Normalize x (..., width); return the output in `dtype` and the scale of each row."""
+    """Normalize x (..., width). Return the output and 1 / sqrt(mean(x^2) + eps) of each row."""
     inputs = _Inputs(x, weight, eps)
     out = x.new_empty(inputs.rows, inputs.width, dtype=dtype)
     scales = x.new_empty(inputs.rows)

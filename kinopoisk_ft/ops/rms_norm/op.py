@@ -1,6 +1,7 @@
-"""Apply root mean square normalization with PyTorch, or on a CPU with one fused kernel.
+"""Apply root mean square normalization with PyTorch or with a CPU kernel.
 
-On a CPU, PyTorch uses several operators, each of which reads and writes the whole tensor.
+On a CPU, PyTorch uses several operators. Each operator reads and writes the whole tensor. The
+kernel combines all operators.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ def rms_norm(
     """Compute x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, 2019).
 
     Args:
-        x: (..., width); the mean is taken over the last dimension.
+        x: (..., width). The mean is taken over the last dimension.
         weight: (width,); ones if None.
-        eps: if None, the machine epsilon of the dtype of x, as in PyTorch.
+        eps: None for the machine epsilon of the dtype of x, as in PyTorch.
         backend: auto (the fastest), numba (float32 on a CPU) or torch (`nn.functional.rms_norm`).
-        dtype: dtype to which the output is rounded; if None, the promoted dtype of x and weight.
+        dtype: dtype of the output; None for the promoted dtype of x and weight.
 
     Returns:
         A tensor with the shape of x.

@@ -1,4 +1,4 @@
-"""Compute the selective scan in plain PyTorch, in chunks, on any device and in any float dtype."""
+"""Compute the selective scan in plain PyTorch, in chunks, for any device and float dtype."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CHUNK = 16
 def _compute_decay_and_inflow(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute exp(delta A) and delta u B, both (batch, steps, d_state, d_inner)."""
-    # The channels are the last dimension, because element-wise operations are faster on long rows.
+    # (batch, steps, d_state, d_inner). The channels are the last dimension, because element-wise
+    # operations are faster on long rows.
     decay = torch.exp(delta[:, :, None] * A)
     return decay, (delta * u)[:, :, None] * B[..., None]
 
 
 def _contract_states(weight: Tensor, states: Tensor) -> Tensor:
-    """Sum weight (batch, steps, d_state) times states over d_state; return one sum per channel."""
+    # (batch, steps, 1, d_state) @ (batch, steps, d_state, d_inner)
     return torch.matmul(weight[:, :, None], states)[:, :, 0]
 
 
@@ -34,20 +34,14 @@ def _run_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
 
 
 def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Tensor:
-    """Add the contributions of later steps to the gradient of each state, in place.
-
-    grad_h: gradient of the state after the chunk.
-
-    Returns:
-        The gradient of the state before the chunk.
-    """
     for t in range(grad.shape[1] - 1, -1, -1):
+        # Add the gradient from later steps. Then grad_h is the gradient of the state before step t.
         grad_h = grad[:, t].add_(grad_h) * decay[:, t]
     return grad_h
 
 
 class ChunkedScan(torch.autograd.Function):
-    """Compute the scan without D, gate and softplus; save the states only at the chunk starts."""
+    """The selective scan without D, gate and softplus. Only states at chunk starts are saved."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -97,10 +91,7 @@ def _backpropagate_chunk(
     h: Tensor,
     grad_h: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Compute the gradients w.r.t. u, delta, B, C, A and the state h before the chunk.
-
-    grad_h: gradient of the state after the chunk.
-    """
+    # h is the state before the chunk, and grad_h is the gradient of the state after the chunk.
     # Recompute the states of the chunk from h, because the forward pass saved only h.
     decay, inflow = _compute_decay_and_inflow(u, delta, A, B)
     states = _run_recurrence(decay, inflow, h)
@@ -131,7 +122,7 @@ def selective_scan_torch(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute the same as `selective_scan_reference` with fewer and larger operations."""
+    """Compute the selective scan in chunks. `selective_scan_reference` describes the arguments."""
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:

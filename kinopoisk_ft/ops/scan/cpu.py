@@ -1,6 +1,7 @@
-"""Implement the selective scan on a CPU: PyTorch operators that run numba kernels.
+"""Implement the selective scan on a CPU with numba kernels.
 
-The kernels compute in float32. u, z and the output may be bfloat16; other tensors are float32.
+The kernels compute in float32. The inputs u and z and the output are float32 or bfloat16. All other
+tensors are float32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BACKWARD = {
 def selective_scan_numba(
     inputs: Sequence[Tensor | None], delta_softplus: bool, lengths: Tensor | None
 ) -> Tensor:
-    """Compute the same as `selective_scan_reference`, but only up to the length of each row.
+    """Compute the selective scan up to the length of each row.
 
     inputs: u, delta, A, B, C, D, z and delta_bias.
     """
@@ -47,11 +48,6 @@ def selective_scan_numba(
 
 
 class _Inputs:
-    """Prepare `fields`, the integers that describe the inputs to the kernels.
-
-    A kernel gets only the addresses of tensors, so keep this object until the kernel has finished.
-    """
-
     def __init__(
         self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         z: Tensor | None, delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool,
@@ -61,6 +57,7 @@ class _Inputs:
         # because B and C are zero there.
         A = layout.pad(layout.pad(A, GROUP).t(), LANES).contiguous()
         self.states, self.width = A.shape
+        # A kernel gets only addresses, so keep the tensors until the kernel has finished.
         self.strided = [layout.align_channels(x) for x in (u, delta, u if z is None else z)]
         self.rows = layout.sort_by_length(lengths, u)
         self.contiguous = [
@@ -77,8 +74,8 @@ class _Inputs:
 
 
 def _saved_shape(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
-    """Return the shape (batch, chunks, states, width) of the saved states, including padding."""
     batch, length, width = u.shape
+    # (batch, chunks, states, width), including padding.
     return batch, -(-length // CHUNK), -(-A.shape[1] // GROUP) * GROUP, -(-width // LANES) * LANES
 
 
@@ -91,7 +88,7 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, lengths: Tensor | None, delta_softplus: bool, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the output and, if `save`, the states at the chunk starts for the backward pass."""
+    """Compute the output, and the state before each chunk (empty without `save`)."""
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     out = u.new_empty(x.batch, x.length, x.width)
     saved = A.new_empty(_saved_shape(u, A) if save else 0)
@@ -120,7 +117,7 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute the gradients w.r.t. u, delta, A, B, C, D, z and delta_bias.
 
-    The values of a gradient are undefined if its input is None.
+    If an input is None, its gradient contains undefined values.
     """
     x = _Inputs(u, delta, A, B, C, D, z, delta_bias, lengths, delta_softplus)
     blocks = -(-x.width // cpu_backward.BLOCK)

@@ -1,10 +1,11 @@
-"""Compute the backward pass of the selective scan in a kernel that every thread runs.
+"""Compute the backward pass of the selective scan on a CPU.
 
-Rows are split into the same chunks as in the forward kernel, but time runs backward. The gradients
-of B and C are sums over channels, so a partial sum is stored for each block of channels. The
-gradients of A, D and bias are sums over rows, so a partial sum is stored for each row. The partial
-sums are added once all tasks are finished. No two tasks write to the same address, and the result
-does not depend on the number of threads.
+A task is one row of the batch and one block of channels. The chunks of a row are processed backward
+in time.
+
+The gradients of B and C are sums over channels. The gradients of A, D and bias are sums over rows.
+Each task writes partial sums to separate memory. After the last task, the partial sums are added in
+a fixed order. Therefore the result does not depend on the number of threads.
 
 Fields of this kernel's table: [23] saved states, [24] to [33] the fields of `Gradients`, [34] the
 number of finished tasks, [35] to [41] the fields of `GradientSums`.
@@ -48,7 +49,7 @@ _ELEMENTS = 4096
 
 
 class Gradients(NamedTuple):
-    """Store pointers to the gradient of the output and to the gradients of the inputs."""
+    """Pointers to the gradients of the output and of the inputs."""
 
     # Gradient of the output, (batch, length, width) in the dtype of u, with strides over batch and
     # time in elements.
@@ -69,7 +70,7 @@ class Gradients(NamedTuple):
 
 
 class GradientSums(NamedTuple):
-    """Store pointers to the final, summed gradients, and their sizes without padding."""
+    """Pointers to the final gradients, and sizes without padding."""
 
     d_inner: int
     d_state: int
@@ -84,7 +85,7 @@ class GradientSums(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Store the float32 scratch memory of one thread."""
+    """Float32 scratch memory of one thread."""
 
     # For one chunk: a number for each step and channel, in the layout of `locate_in_scratch`.
     dt: Any
@@ -117,7 +118,6 @@ def _allocate_scratch(states: int) -> Scratch:
 
 @njit(**OPTIONS)
 def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch) -> None:
-    """Compute grad_y from the gradient of the output; set grad_inflow and grad_dt to zero."""
     at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     for t in range(chunk.steps):
@@ -136,7 +136,6 @@ def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: 
 
 @njit(**OPTIONS)
 def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: Any) -> None:
-    """Write the gradient of z; y is the output before the gate."""
     at = locate_in_tensor(chunk, grads.out_row, grads.out_step)
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
@@ -146,6 +145,7 @@ def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: 
             # The derivative of silu(z) = z s is s + s z (1 - s).
             s = sigmoid(z)
             slope = s + s * z * (splat(_f(1)) - s)
+            # y is the output before the gate.
             value = load(grads.out, at + t * grads.out_step + j) * load(y, locate_in_scratch(t, j))
             prefetch(grads.z, out_at + (t - CHUNK) * inputs.width + j)
             store(grads.z, out_at + t * inputs.width + j, value * slope)
@@ -155,7 +155,6 @@ def _store_gate_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, y: 
 def _store_input_gradients(
     inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: Scratch
 ) -> None:
-    """Write the gradients of u and delta, and add to the gradients of D and bias."""
     u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
@@ -216,7 +215,6 @@ def _backpropagate_chunk(
 def _store_row_gradients(
     inputs: ScanInputs, row: int, origin: int, channels: int, grads: Gradients, scratch: Scratch
 ) -> None:
-    """Write a row's gradients of A, D and bias, and zero the other gradients beyond its length."""
     length, width, real = inputs.length, inputs.width, inputs.lengths[row]
     block, blocks = origin // BLOCK, (width + BLOCK - 1) // BLOCK
     zero_padding(grads.u, row, length, width, real, block, blocks)
@@ -236,10 +234,10 @@ def _store_row_gradients(
 
 @njit(**OPTIONS)
 def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
-    """Compute all gradients from the saved states and from `out`, the gradient of the output."""
     mode = flush_denormals()
     inputs, saved = unpack_inputs(table, u, z), as_float32(table[23])
     scratch = _allocate_scratch(inputs.states)
+    # `out` is the gradient of the output.
     grads = Gradients(
         out, table[25], table[26], grad_u, as_float32(table[28]), grad_z,
         as_float32(table[30]), as_float32(table[31]), as_float32(table[32]), as_float32(table[33]),
@@ -272,7 +270,7 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
 
 
 def scan_backward_float32(table: Any) -> None:
-    """Compute the backward pass with u, z and the output in float32."""
+    """Run the backward pass for float32 u and z."""
     _scan_backward(
         table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]),
         as_float32(table[27]), as_float32(table[29]),
@@ -280,7 +278,7 @@ def scan_backward_float32(table: Any) -> None:
 
 
 def scan_backward_bfloat16(table: Any) -> None:
-    """Compute the backward pass with u, z and the output in bfloat16."""
+    """Run the backward pass for bfloat16 u and z."""
     _scan_backward(
         table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]),
         as_bfloat16(table[27]), as_bfloat16(table[29]),
@@ -289,7 +287,6 @@ def scan_backward_bfloat16(table: Any) -> None:
 
 @njit(**OPTIONS)
 def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
-    """Add the vectors at parts[n * stride + i] for n = 0 .. count - 1, in this order."""
     result = load(parts, i)
     for n in range(1, count):
         result = result + load(parts, n * stride + i)
@@ -298,10 +295,6 @@ def _add_vectors(parts: Any, count: int, stride: int, i: int) -> Any:
 
 @njit(**OPTIONS)
 def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
-    """Add `count` partial gradients, each with `size` elements, and write the sum to `out`.
-
-    Process only `_ELEMENTS` elements, from index part * _ELEMENTS on.
-    """
     first, last = part * _ELEMENTS, min((part + 1) * _ELEMENTS, size)
     # Add whole vectors first, then the remaining elements.
     whole = last - last % LANES
@@ -318,7 +311,6 @@ def _add_blocks(parts: Any, count: int, size: int, part: int, out: Any) -> None:
 def _add_rows(
     inputs: ScanInputs, grads: Gradients, block: int, sums: GradientSums, lanes: Any
 ) -> None:
-    """Sum the gradients of A, D and bias over the rows; `lanes` is scratch for one vector."""
     batch, width = inputs.batch, inputs.width
     for j in range(block * BLOCK, min((block + 1) * BLOCK, width), LANES):
         store(sums.D, j, _add_vectors(grads.sums, batch, 2 * width, j))
@@ -333,7 +325,6 @@ def _add_rows(
 
 @njit(**OPTIONS)
 def _add_parts(inputs: ScanInputs, grads: Gradients, part: int, sums: GradientSums) -> bool:
-    """Compute part number `part` of the final sums; return False if there is no such part."""
     size = inputs.batch * inputs.length * inputs.states
     flat = (size + _ELEMENTS - 1) // _ELEMENTS
     blocks = (inputs.width + BLOCK - 1) // BLOCK

@@ -1,7 +1,7 @@
-"""Compute the forward pass of the selective scan in a kernel that every thread runs.
+"""Compute the forward pass of the selective scan on a CPU.
 
-A task is one row of the batch and one block of channels; the tasks of the longest rows come first.
-The states are saved at the start of each chunk of time for the backward pass.
+A task is one row of the batch and one block of channels. The state before each chunk of steps is
+saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ BLOCK = 32
 
 @njit(**OPTIONS)
 def _store_output(inputs: ScanInputs, chunk: Chunk, y: Any, out: Any) -> None:
-    """Write a chunk of the output, multiplied by silu(z) if there is a gate."""
     z_at = locate_in_tensor(chunk, inputs.z_row, inputs.z_step)
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
     for t in range(chunk.steps):
@@ -67,11 +66,10 @@ def _scan_chunk(
 
 @njit(**OPTIONS)
 def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
-    """Write `out` (batch, length, width) and saved states (batch, chunks, states, width)."""
     mode = flush_denormals()
     inputs = unpack_inputs(table, u, z)
-    # Fields of this kernel: [23] saved states, [24] `out`, which the caller has converted to a
-    # pointer, [25] whether to save states.
+    # Fields of this kernel: [23] saved states (batch, chunks, states, width), [24] `out` (batch,
+    # length, width), which the caller has converted to a pointer, [25] whether to save states.
     saved, save = as_float32(table[23]), table[25] != 0
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)
@@ -91,10 +89,10 @@ def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
 
 
 def scan_forward_float32(table: Any) -> None:
-    """Compute the forward pass with u, z and the output in float32."""
+    """Run the forward pass for float32 u and z."""
     _scan_forward(table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]))
 
 
 def scan_forward_bfloat16(table: Any) -> None:
-    """Compute the forward pass with u, z and the output in bfloat16."""
+    """Run the forward pass for bfloat16 u and z."""
     _scan_forward(table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]))

@@ -1,7 +1,7 @@
-"""Unpack the inputs of the selective scan's CPU kernels, and load them chunk by chunk.
+"""Unpack and load the inputs of the selective scan's CPU kernels.
 
-A kernel gets one table of int64. Indices 1 to 22 are the fields of `ScanInputs`, which are the
-same for the forward and the backward kernel. Fields that differ start at index 23.
+A kernel gets one table of int64. Indices 1 to 22 are the fields of `ScanInputs`. From index 23 on,
+the forward and the backward kernel have different fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = 32
 
 
 class ScanInputs(NamedTuple):
-    """Store the sizes of a scan and pointers to its inputs."""
+    """Sizes of a scan, and pointers to its inputs."""
 
     batch: int
     length: int
@@ -56,7 +56,7 @@ class ScanInputs(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Describe a part of a task: some time steps of one block of channels in one row."""
+    """A range of time steps and a block of channels in one row."""
 
     row: int
     # First channel and number of channels.
@@ -69,7 +69,7 @@ class Chunk(NamedTuple):
 
 @njit(forceinline=True)
 def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
-    """Convert indices 1 to 22 of a kernel's table to `ScanInputs`; u and z are already pointers."""
+    """Convert a kernel's table to `ScanInputs`. The caller has converted u and z to pointers."""
     return ScanInputs(
         table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
         as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],
@@ -87,9 +87,11 @@ def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
-    """Return the index of state n and channel j in saved states (batch, chunks, states, width).
+    """Return an index in the saved states (batch, chunks, states, width).
 
-    j counts from the chunk's first channel.
+    Args:
+        n: state, counted from 0.
+        j: channel, counted from the first channel of the chunk.
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK
     # Index of state 0 in the first three dimensions.
@@ -99,7 +101,7 @@ def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_scratch(t: int, j: int) -> int:
-    """Return the index of step t and channels j to j + LANES - 1 in the scratch of a chunk."""
+    """Return the scratch index of step t and channel j, counted from the start of the chunk."""
     # The steps of one vector of channels are contiguous. If all channels of a step were contiguous,
     # the steps of a vector would compete for the same few sets of the cache.
     return j * CHUNK + t * LANES
@@ -107,10 +109,9 @@ def locate_in_scratch(t: int, j: int) -> int:
 
 @njit(**OPTIONS)
 def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
-    """Load a chunk into scratch: dt = softplus(delta + bias), inflow = dt u and y = D u.
+    """Compute dt = softplus(delta + bias), inflow = dt u and y = D u for a chunk.
 
-    ahead: distance in steps to the chunk that is prefetched: CHUNK in the forward pass, -CHUNK in
-        the backward pass.
+    ahead: distance in steps to the chunk to prefetch. It is negative in the backward pass.
     """
     u_at = locate_in_tensor(chunk, inputs.u_row, inputs.u_step)
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)

@@ -1,8 +1,9 @@
-"""Run the recurrence of the selective scan over one chunk, with the states in registers.
+"""Run the recurrence of the selective scan over one chunk.
 
-The functions process `GROUP` states of `LANES` channels at a time, where `n` is the first state and
-`j` is the first channel within the task's block. The code repeats each line for the states of a
-group instead of using a loop, because in a loop the states would not stay in registers.
+The functions process `GROUP` states of `LANES` channels at a time. The first state is `n`, counted
+from 0. The first channel is `j`, counted from the first channel of the chunk. The code repeats each
+line for the states of a group, so that the states stay in registers. In a loop, the states would be
+in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _STEP = GROUP * LANES
 
 @njit(forceinline=True)
 def load_group(memory: Any, at: int, stride: int) -> Any:
-    """Load `GROUP` vectors that start `stride` elements apart."""
+    """Load `GROUP` vectors from memory, at a distance of `stride` elements."""
     return (
         load(memory, at),
         load(memory, at + stride),
@@ -41,7 +42,7 @@ def load_group(memory: Any, at: int, stride: int) -> Any:
 
 @njit(forceinline=True)
 def store_group(memory: Any, at: int, stride: int, group: Any) -> None:
-    """Store `GROUP` vectors that start `stride` elements apart."""
+    """Store `GROUP` vectors in memory, at a distance of `stride` elements."""
     store(memory, at, group[0])
     store(memory, at + stride, group[1])
     store(memory, at + 2 * stride, group[2])
@@ -50,8 +51,8 @@ def store_group(memory: Any, at: int, stride: int, group: Any) -> None:
 
 @njit(forceinline=True)
 def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
-    """Load the rates A log2(e) of a group, for exp(dt A) = 2**(dt A log2(e))."""
-    # The factor log2(e) is applied once per chunk instead of at each step.
+    # exp(dt A) = 2**(dt A log2(e)). The factor log2(e) is applied once per chunk instead of at each
+    # step.
     a, b, c, d = load_group(inputs.A, n * inputs.width + chunk.origin + j, inputs.width)
     scale = splat(LOG2_E)
     return a * scale, b * scale, c * scale, d * scale
@@ -59,7 +60,6 @@ def _load_rates(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> Any:
 
 @njit(forceinline=True)
 def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
-    """Advance one state h by one step; return the new h and y + c h."""
     # h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, with inflow = dt_t u_t.
     h = decay * h + inflow * splat(b)
     return h, h * splat(c) + y
@@ -69,9 +69,9 @@ def _step(h: Any, decay: Any, inflow: Any, b: Any, c: Any, y: Any) -> Any:
 def advance(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, h: Any, at: int, dt: Any, inflow: Any, y: Any
 ) -> None:
-    """Advance a group of states over all steps of a chunk, and add C h to y at each step.
+    """Advance a group of states by the steps of a chunk, and add C h to y at each step.
 
-    h contains the group from index `at` on, and is updated in place.
+    h: array that contains the group from index `at` on. The group is updated in place.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
@@ -95,11 +95,11 @@ def recompute(
     inputs: ScanInputs, chunk: Chunk, n: int, j: int, saved: Any, dt: Any, inflow: Any, y: Any,
     states: Any, decays: Any,
 ) -> None:  # fmt: skip
-    """Advance saved states over a chunk as `advance` does, and store the states of all steps.
+    """Advance a group of states like `advance`, and store the states of all steps.
 
     Args:
         saved: the states before each chunk.
-        states: (steps + 1, GROUP, LANES). The saved states and then the states after each step are
+        states: (steps + 1, GROUP, LANES). The states before the first step and after each step are
             written here.
         decays: (steps, GROUP, LANES). The decay of each step is written here.
     """
@@ -134,15 +134,16 @@ def _step_back(
     """Backpropagate one state through one step.
 
     Args:
-        grad_h: gradient of h, without the contribution of this step's output.
+        grad_h: gradient of h, without the contribution of y at this step.
         grad_a: gradient of A, summed over later steps.
         h, before: states after and before the step.
-        a, r: decay of the step, and its rate A log2(e).
+        a: decay of the step.
+        r: A log2(e).
         b, c, d, x: B, C, dt and inflow of the step.
         g: gradient of y at the step.
         grad_x: gradient of inflow at the step, summed over the states processed so far.
-        grad_d: log2(e) times the gradient of dt at the step, summed in the same way.
-        grad_B, grad_C: gradients of B and C, separate for each lane and updated in place.
+        grad_d: log2(e) times the gradient of dt, summed over the same states.
+        grad_B, grad_C: gradients of B and C for each lane, updated in place.
         m: index of this step and state in grad_B and grad_C.
 
     Returns:
@@ -171,13 +172,14 @@ def backpropagate(
 
     Args:
         states, decays: filled by `recompute`.
-        grad_y: gradient of y, in the layout of `locate_in_scratch`.
+        grad_y: gradient of y.
         grad_inflow: gradient of inflow, updated in place.
         grad_dt: log2(e) times the gradient of dt, updated in place.
-        grad_h, grad_A: gradients of the states and of A, updated in place. The group starts at
-            index `at`, and its vectors are `stride` elements apart.
-        grad_B, grad_C: (steps, GROUP, LANES), gradients of B and C, separate for each lane and
-            updated in place.
+        grad_h: gradients of the states of all groups, updated in place.
+        grad_A: gradient of A, updated in place.
+        at: index of the group's first vector in grad_h and grad_A.
+        stride: distance in elements between the group's vectors in grad_h and grad_A.
+        grad_B, grad_C: (steps, GROUP, LANES), gradients of B and C for each lane, updated in place.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     # Variables of each of the 4 states: r rate, p gradient of h, q gradient of A, h and e the state
@@ -212,9 +214,9 @@ def backpropagate(
 
 @njit(**OPTIONS)
 def store_lane_sums(partial: Any, out: Any, at: int, stride: int, steps: int) -> None:
-    """Sum the lanes of `partial` (steps, GROUP, LANES) and write the sums to `out`.
+    """Sum `partial` (steps, GROUP, LANES) over the lanes, and write the sums to `out`.
 
-    The sum of step t and state n of the group is written to out[at + t * stride + n].
+    The first sum is written to out[at]. In `out`, two steps are `stride` elements apart.
     """
     for t in range(steps):
         store_sums(out, at + t * stride, *load_group(partial, t * _STEP, LANES))

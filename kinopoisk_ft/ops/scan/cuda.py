@@ -19,7 +19,7 @@ def selective_scan_cuda(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute the same as `selective_scan_reference` with the kernel of mamba-ssm."""
+    """Run the kernel of mamba-ssm. `selective_scan_reference` describes the arguments."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     # The kernel expects time as the last dimension.

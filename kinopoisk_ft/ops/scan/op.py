@@ -44,12 +44,12 @@ def selective_scan(
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
 
     Args:
-        u, delta, z: (batch, length, d_inner); out = y if z is None.
+        u, delta, z: (batch, length, d_inner). If z is None, out = y.
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
         D, delta_bias: (d_inner,).
-        delta_softplus: use softplus(delta + delta_bias) instead of delta + delta_bias as delta_t.
-        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
+        delta_softplus: whether delta_t is softplus(delta + delta_bias), not delta + delta_bias.
+        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
         backend: auto (the fastest), cuda (mamba-ssm), numba (on a CPU), torch (in chunks) or
             reference (step by step).
 
@@ -78,12 +78,12 @@ def selective_scan(
 
 
 def _mask_beyond_lengths(tensors: list[Any], lengths: Tensor | None) -> list[Any]:
-    """Zero u, delta, B, C and z beyond the lengths, so that outputs and gradients are zero."""
     if lengths is None:
         return tensors
     u, delta, A, B, C, D, z, delta_bias = tensors
     # (batch, length, 1)
     mask = make_length_mask(lengths, u.shape[1])[..., None]
+    # Zeros beyond the lengths make outputs and gradients zero there.
     u, delta, B, C, z = (
         None if x is None else torch.where(mask, x, 0) for x in (u, delta, B, C, z)
     )

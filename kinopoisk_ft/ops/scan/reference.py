@@ -1,4 +1,4 @@
-"""Implement the selective scan step by step, as the reference for the other backends."""
+"""Implement the selective scan step by step, as a reference for the other backends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def selective_scan_reference(
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
 
     Args:
-        u, delta, z: (batch, length, d_inner).
+        u, delta, z: (batch, length, d_inner). If z is None, out = y.
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
         D, delta_bias: (d_inner,).
-        delta_softplus: use softplus(delta + delta_bias) instead of delta + delta_bias as delta_t.
+        delta_softplus: whether delta_t is softplus(delta + delta_bias), not delta + delta_bias.
 
     Returns:
         (batch, length, d_inner) in the dtype of the inputs.

@@ -1,7 +1,7 @@
 """Register CPU kernels and their backward passes as PyTorch operators.
 
-`torch.library.custom_op` has the same purpose, but its checks add about 50 us to each forward and
-backward pass, which is as long as a small kernel runs.
+`torch.library.custom_op` is not used, because its checks take as long as a small kernel (about 50
+us).
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
     The decorated function must not modify its arguments.
 
     Args:
-        fake: takes the arguments of the decorated function, and returns empty tensors with the
-            shapes and dtypes of its outputs. PyTorch calls `fake` instead of the decorated function
-            in torch.compile and on meta tensors.
+        fake: function for torch.compile and meta tensors. It takes the same arguments as the
+            decorated function, and returns empty tensors with the correct shapes and dtypes.
         name: name of the operator in `torch.ops.kinopoisk_ft`.
     """
 
@@ -44,7 +43,7 @@ def register_op(fake: Callable[..., Any], name: str) -> Callable[[Callable[..., 
 
 
 def call_below_autograd(op: Operator, *inputs: Any) -> Any:
-    """Call an operator's kernel directly, without recording the call for the backward pass."""
+    """Call an operator without recording the call for the backward pass."""
     # Without this guard, `record` in `register_autograd` would call itself endlessly.
     with torch._C._AutoDispatchBelowAutograd():
         return op(*inputs)

@@ -1,8 +1,8 @@
 """Flush denormal numbers to zero while a kernel runs.
 
-Denormals are numbers too small for a normal float32, that is, below about 1e-38. A value that
-decays over hundreds of steps becomes denormal, and a processor then takes about a hundred times as
-long for each operation. Normal numbers are not affected. Each thread has its own mode.
+Denormals are float32 numbers below about 1e-38. A value that decays over hundreds of steps becomes
+denormal. With denormals, a processor takes about a hundred times as long for each operation. The
+mode that flushes denormals is set separately in each thread.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ _FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_ARCH
 
 
 def _get_function(module: Any, kind: Any, name: str) -> Any:
-    """Return the module's declaration of an LLVM intrinsic; add one if there is none."""
     return module.globals.get(name) or ir.Function(module, kind, name)
 
 
 def _read_mode(builder: Any) -> Any:
-    """Emit code that reads the floating-point mode of the thread as a 64-bit integer."""
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
         # The instruction can write MXCSR only to memory.
@@ -40,7 +38,6 @@ def _read_mode(builder: Any) -> Any:
 
 
 def _write_mode(builder: Any, mode: Any) -> None:
-    """Emit code that sets the floating-point mode of the thread."""
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
         memory = builder.alloca(ir.IntType(32))
@@ -55,7 +52,7 @@ def _write_mode(builder: Any, mode: Any) -> None:
 
 @intrinsic
 def flush_denormals(typing_context: Any) -> Any:
-    """Enable the flushing of denormals in this thread; return the mode to restore later."""
+    """Make this thread flush denormals, and return the previous mode."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if not _FLUSH_BITS:
@@ -69,7 +66,7 @@ def flush_denormals(typing_context: Any) -> Any:
 
 @intrinsic
 def restore_mode(typing_context: Any, mode: Any) -> Any:
-    """Restore the floating-point mode of this thread, which PyTorch's operators also use."""
+    """Restore the floating-point mode of this thread, because PyTorch uses the thread, too."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _FLUSH_BITS:

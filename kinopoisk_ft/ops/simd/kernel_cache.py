@@ -20,30 +20,24 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing; `_find_cache_folder` asks numba where it would cache this function."""
+    """Do nothing. `_find_cache_folder` needs an example of a function."""
 
 
 def _find_cache_folder(sources: Path) -> Path:
-    """Return the folder in which numba caches the kernels of a source folder.
-
-    Raises:
-        RuntimeError: numba finds no writable folder.
-    """
     # numba derives the cache folder from the path of the file that defines the function.
+    # If no folder is writable, numba raises RuntimeError.
     code = _probe.__code__.replace(co_filename=str(sources / "__init__.py"))
     return Path(njit(cache=True)(FunctionType(code, {})).stats.cache_path)
 
 
 def _drop_stale(newest: float, cache: Path) -> None:
-    """Remove kernels older than the newest source file, and files left behind by a crash.
+    """Remove outdated kernels, and files left behind by a crash.
 
-    numba recompiles a kernel if its own file has changed, but not if an imported file has changed.
-    numba writes an index file before the machine code that the index refers to. If a process is
-    killed in between, the new index refers to outdated code, and numba would run it.
+    Numba compiles a kernel again if the kernel's file has changed, but not if an imported file has
+    changed. After a crash, a new index file can refer to old machine code. Therefore all files
+    older than `newest` are removed.
 
-    Args:
-        newest: modification time of the newest source file, in seconds since the epoch.
-        cache: numba's cache folder for one source folder.
+    newest: modification time of the newest source file, in seconds since the epoch.
     """
     for file in cache.glob("*.nb*"):
         # Another process that starts at the same time may remove the same files.
@@ -59,7 +53,6 @@ def _drop_stale(newest: float, cache: Path) -> None:
 
 
 def _prepare_cache() -> bool:
-    """Remove outdated kernels, and return whether kernels can be cached on disk."""
     sources = list(OPS.rglob("*.py"))
     newest = max(path.stat().st_mtime for path in sources)
     try:
@@ -75,7 +68,7 @@ def _prepare_cache() -> bool:
 
 
 def find_folder() -> Path | None:
-    """Return the folder with all cache folders of numba; None if kernels cannot be cached."""
+    """Return the folder of numba's disk cache; None if kernels cannot be cached."""
     return _find_cache_folder(OPS).parent if CACHED else None
 
 

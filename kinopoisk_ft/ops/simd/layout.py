@@ -1,4 +1,4 @@
-"""Prepare tensors for the CPU kernels: pad channels to whole vectors and make them contiguous."""
+"""Prepare the memory layout of tensors for the CPU kernels."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from kinopoisk_ft.ops.simd.register import LANES
 
 
 def pad(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad the last dimension to a multiple of `multiple`."""
+    """Pad the last dimension with zeros to a multiple of `multiple`."""
     missing = -x.shape[-1] % multiple
     return nn.functional.pad(x, (0, missing)) if missing else x
 
 
 def unpad(x: Tensor, width: int) -> Tensor:
-    """Truncate the last dimension of a contiguous tensor to `width`, and keep it contiguous."""
+    """Truncate the last dimension to `width`. Input and output are contiguous."""
     return x if x.shape[-1] == width else x[..., :width].contiguous()
 
 
 def align_channels(x: Tensor) -> Tensor:
-    """Zero-pad the channels of x (batch, length, width) to whole vectors; make them contiguous."""
+    """Zero-pad x (batch, length, width) to whole vectors, with contiguous channels."""
     x = pad(x, LANES)
     return x if x.stride(2) == 1 else x.contiguous()
 
 
 def pad_or_fill(x: Tensor | None, width: int, value: float) -> Tensor:
-    """Zero-pad x (width,) to whole vectors. If x is None, use a tensor filled with `value`.
+    """Pad x (width,) with zeros to whole vectors.
 
-    The result must not be modified, because calls may share it.
+    If x is None, pad a tensor filled with `value` instead. Several calls may return the same
+    tensor, so the caller must not modify the result.
     """
     return _fill(width, value) if x is None else pad(x, LANES).contiguous()
 
@@ -44,7 +45,7 @@ def _fill(width: int, value: float) -> Tensor:
 
 
 def describe_memory(x: Tensor) -> tuple[int, int, int]:
-    """Return the address of x (batch, length, width), and its strides over batch and length."""
+    """Return the address of x (batch, length, width) and the first two strides."""
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
@@ -52,7 +53,8 @@ def sort_by_length(lengths: Tensor | None, x: Tensor) -> tuple[array[int], array
     """Sort the rows of x (batch, length, width) by decreasing length.
 
     Returns:
-        The row numbers, longest row first, and the length of each row, clamped to 0 .. x.shape[1].
+        The row numbers, longest row first, and the length of each row in the original order.
+        Lengths are limited to 0 .. x.shape[1].
     """
     batch, length = x.shape[:2]
     # Use Python integers, because PyTorch's operators would take longer on so few numbers than the

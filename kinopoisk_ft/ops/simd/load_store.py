@@ -1,8 +1,7 @@
-"""Move vectors between registers and memory, and allocate and clear memory for kernels.
+"""Load and store vectors, and allocate and clear memory for kernels.
 
-Memory is an array or pointer to float32 or bfloat16, and an index counts elements, not bytes. Numba
-has no bfloat16, so this file uses uint16 for the 16 bits of a bfloat16, which are the upper half of
-a float32.
+Memory is an array or a pointer to float32 or bfloat16. Indices count elements. Numba has no
+bfloat16, so uint16 represents the 16 bits. These bits are the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ _LINE = 16
 
 
 def _point_to(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
-    """Return the pointer to the vector that starts at memory[index]."""
     if isinstance(memory_type, types.Array):
         memory = context.make_array(memory_type)(context, builder, memory).data
     vector = FLOAT_VECTOR if memory_type.dtype == types.float32 else _HALF_VECTOR
@@ -52,9 +50,8 @@ def load(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _round_to_bfloat16(builder: Any, value: Any) -> Any:
-    """Round float32 lanes to the nearest bfloat16, with ties to even."""
-    # Add just under half of the last remaining bit, plus one if that bit is 1, and then drop the
-    # lower 16 bits.
+    # To round to the nearest value, with ties to even, add just under half of the last remaining
+    # bit, plus one if that bit is 1, and then drop the lower 16 bits.
     bits = builder.bitcast(value, INT_VECTOR)
     odd = builder.and_(builder.lshr(bits, INT_VECTOR([16] * LANES)), INT_VECTOR([1] * LANES))
     rounded = builder.add(bits, builder.add(odd, INT_VECTOR([0x7FFF] * LANES)))
@@ -84,7 +81,7 @@ def store(typing_context: Any, memory: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
-    """Prefetch the cache line of memory[index]; the index may lie outside the memory."""
+    """Prefetch the cache line of memory[index]. The index may lie outside the memory."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _point_to(context, builder, signature.args[0], *args)
@@ -102,9 +99,9 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Split each vector into `parts` parts, add the halves of each part, and concatenate the sums.
+    """Split each vector into `parts` parts, and add the two halves of each part.
 
-    vectors: one or two vectors of the same size.
+    vectors: one or two vectors of the same size. The sums of two vectors are concatenated.
     """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
@@ -120,9 +117,9 @@ def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
 
 @intrinsic
 def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Store the sums over the lanes of a, b, c and d in memory[index : index + 4], in float32.
+    """Sum the lanes of each vector, and store the four sums in memory[index : index + 4].
 
-    The order of the additions is the same as in `sum_lanes`.
+    The memory is float32. The order of the additions is the same as in `sum_lanes`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -141,7 +138,7 @@ def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: 
 
 @njit(**OPTIONS)
 def allocate(size: int) -> Any:
-    """Allocate an uninitialized float32 array of `size` elements, aligned to a cache line."""
+    """Allocate an uninitialized float32 array (size,), aligned to a cache line."""
     # np.empty does not guarantee this alignment.
     memory = np.empty(size + _LINE, np.float32)
     skip = -(memory.ctypes.data // memory.itemsize) % _LINE
@@ -152,10 +149,13 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Zero one task's share of the padding in a row of out (batch, length, width).
+    """Set this task's share of the padding in one row to zero.
 
-    The padding is all steps from `real` on. It is divided among the `tasks` tasks that process the
-    row, and `task` is the number of this task.
+    Args:
+        out: (batch, length, width).
+        real: number of steps before the padding.
+        task: number of this task, counted from 0.
+        tasks: number of tasks that share the padding of the row.
     """
     # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real

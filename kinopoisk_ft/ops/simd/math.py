@@ -1,4 +1,4 @@
-"""Approximate exponentials of vectors with polynomials, with errors of a few float32 ulps."""
+"""Approximate exponential functions of vectors, with errors of a few float32 ulps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sigmoid(x: Any) -> Any:
 
 @njit(forceinline=True)
 def softplus(x: Any) -> Any:
-    """Compute log(1 + exp(x)), with a small relative error even where the result is tiny."""
+    """Compute log(1 + exp(x)). The relative error is small even if the result is tiny."""
     # softplus(x) = max(x, 0) + log(1 + exp(-|x|)), where `positive` is max(x, 0), `size` is |x| and
     # e is exp(-|x|).
     positive = clamp(x, splat(_ZERO), splat(_LARGE))
@@ -80,7 +80,6 @@ _LOWEST, _HIGHEST = np.float32(-126.0), np.float32(128.0)
 
 
 def _call_avx512(builder: Any, name: str, *args: Any) -> Any:
-    """Call a masked AVX-512 instruction on all lanes; the last argument is the rounding mode."""
     *operands, mode = args
     # The mask -1 selects all 16 lanes, so the values for other lanes are undefined.
     operands += [FLOAT_VECTOR(ir.Undefined), ir.IntType(16)(-1), _INT(mode)]
@@ -91,8 +90,7 @@ def _call_avx512(builder: Any, name: str, *args: Any) -> Any:
 
 @intrinsic
 def _subtract_integer(typing_context: Any, x: Any) -> Any:
-    """Subtract the nearest integer from x; the result is 0 if x is infinite."""
-
+    # The instruction subtracts the nearest integer from x. The result is 0 if x is infinite.
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _call_avx512(builder, "reduce", *args, _INT(_NEAREST), _CURRENT)
 
@@ -101,8 +99,7 @@ def _subtract_integer(typing_context: Any, x: Any) -> Any:
 
 @intrinsic
 def _scale_avx512(typing_context: Any, value: Any, power: Any) -> Any:
-    """Multiply by 2**power, where the lanes of `power` are integers as float32."""
-
+    # The instruction multiplies by 2**power. The lanes of `power` are integers as float32.
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _call_avx512(builder, "scalef", *args, _CURRENT)
 
@@ -111,11 +108,10 @@ def _scale_avx512(typing_context: Any, value: Any, power: Any) -> Any:
 
 @intrinsic
 def _scale_any(typing_context: Any, value: Any, rounded: Any) -> Any:
-    """Multiply by 2**k, where k is the integer in the low mantissa bits of `rounded`."""
-
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits, rounded = (builder.bitcast(arg, INT_VECTOR) for arg in args)
-        # Add k to the exponent, which starts at bit 23 of a float32.
+        # To multiply by 2**k, add k to the exponent, which starts at bit 23 of a float32. The low
+        # mantissa bits of `rounded` contain k.
         shift = ir.Constant(INT_VECTOR, [23] * LANES)
         return builder.bitcast(builder.add(bits, builder.shl(rounded, shift)), FLOAT_VECTOR)
 

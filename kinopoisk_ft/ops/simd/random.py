@@ -1,11 +1,13 @@
-"""Draw random numbers that depend only on a key, a row and a column, not on the thread.
+"""Draw random numbers that depend only on a key, a row and a column.
 
-A draw is the 32-bit hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) of the
-column plus the lower half of the row's 64-bit key. The upper half is added between the rounds of
-the hash, so that two rows whose lower halves are close get different draws. The key of a row is
-SplitMix64 (Steele, Lea & Flood, 2014) of the call's key and the row number. Each element uses a
-whole draw. A half or a quarter of a draw would round the dropout probability to a multiple of
-2**-16 or 2**-8, and would save little time, because memory bandwidth limits the kernels.
+SplitMix64 (Steele, Lea & Flood, 2014) combines the key of a call and the row number into a row key
+of 64 bits. The hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) combines the row
+key and the column number into a draw of 32 bits. The lower half of the row key is added to the
+column. The upper half is added between the rounds of the hash, so that rows with similar lower
+halves get different draws.
+
+Each element uses a whole draw. With half a draw, the dropout probability would be rounded to a
+multiple of 2**-16. This would save little time, because memory bandwidth limits the kernels.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 @njit(forceinline=True)
 def derive_row_key(key: Any, row: Any) -> Any:
-    """Derive the uint64 key of a row from the call's key and the row number, both int64."""
+    """Compute the uint64 key of a row from an int64 key and the int64 row number."""
     # Advance SplitMix64 by row + 1 steps from the state `key`, then apply its output function.
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]
@@ -37,12 +39,12 @@ def derive_row_key(key: Any, row: Any) -> Any:
 
 @intrinsic
 def draw_factors(typing_context: Any, key: Any, column: Any, threshold: Any, scale: Any) -> Any:
-    """Draw a vector of dropout factors for `LANES` columns: `scale` to keep an element, else 0.
+    """Draw a dropout factor for each of `LANES` columns: `scale` or 0.
 
     Args:
         key: uint64 key of the row.
-        column: number of the first column, below 2**32.
-        threshold: probability of keeping an element, times 2**32; lower draws keep the element.
+        column: first column, from 0 to 2**32 - 1.
+        threshold: probability of keeping an element, times 2**32.
         scale: float32 factor of a kept element.
     """
 

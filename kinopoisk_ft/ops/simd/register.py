@@ -1,8 +1,10 @@
-"""Define a numba type for a SIMD vector: `LANES` float32 values in one or more vector registers.
+"""Define a numba type for a vector of `LANES` float32 values.
 
-Numba's auto-vectorizer keeps the states of a scan in memory; with an explicit vector type they stay
-in registers. `+`, `-`, `*` and `/` act lane by lane, and LLVM may fuse `*` and `+` (FMA). In
-kernels, an intrinsic is called without its first parameter `typing_context`, which numba passes.
+With this type, the states of a scan stay in vector registers. Numba's auto-vectorizer would keep
+the states in memory.
+
+The operators `+`, `-`, `*` and `/` act on each lane. LLVM may fuse `*` and `+` (FMA). Kernels call
+intrinsics without the first parameter `typing_context`, because numba passes this argument.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ INT_VECTOR = ir.VectorType(ir.IntType(32), LANES)
 
 
 class Vector(types.Type):
-    """Represent a vector of `LANES` float32 values in numba's type system."""
+    """The numba type of a vector of `LANES` float32 values."""
 
     def __init__(self) -> None:
         super().__init__(name=f"float32x{LANES}")
@@ -44,7 +46,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _define_operator(function: Any, instruction: str) -> None:
-    """Make numba compile a Python operator on two vectors to one LLVM instruction."""
+    """Compile a Python operator on two vectors to one LLVM instruction."""
 
     @intrinsic
     def apply(typing_context: Any, a: Any, b: Any) -> Any:
@@ -87,7 +89,7 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def sum_lanes(typing_context: Any, value: Any) -> Any:
-    """Return the sum of the lanes of a vector as float32, added pairwise."""
+    """Return the float32 sum of all lanes, added pairwise."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (value,), width = args, LANES
@@ -106,7 +108,7 @@ def sum_lanes(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
-    """Clamp each lane to low .. high; NaN stays NaN."""
+    """Limit each lane to low .. high. NaN stays NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # An ordered comparison with NaN is false, which selects the NaN unchanged.
@@ -119,7 +121,7 @@ def clamp(typing_context: Any, value: Any, low: Any, high: Any) -> Any:
 
 @intrinsic
 def maximum(typing_context: Any, a: Any, b: Any) -> Any:
-    """Return the larger of a and b in each lane, or b if one of them is NaN."""
+    """Return the larger of a and b in each lane; b if a or b is NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)

@@ -1,10 +1,11 @@
 """Run a compiled kernel on PyTorch's own threads.
 
-A kernel is a C function `void kernel(int64_t *table)`, which every thread calls with the same
-table. Entry 0 of the table counts the tasks that have been started. Each thread starts the next
-task until none is left, so that a thread with short rows processes more tasks. The other entries
-are sizes, strides and addresses. Idle OpenMP threads of PyTorch spin for a while and would slow
-down the threads of another pool. Therefore PyTorch's own pool is used if it can be called.
+A kernel is a C function `void kernel(int64_t *table)`. Every thread calls the kernel with the same
+table, and starts tasks until none is left. Entry 0 of the table counts the started tasks. The other
+entries are sizes, strides and addresses.
+
+Threads of another pool would be slowed down, because idle threads of PyTorch spin for a while.
+Another pool is used only if PyTorch's pool cannot be called.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @intrinsic
 def take_task(typing_context: Any, table: Any) -> Any:
-    """Return the number of the next task and increment the counter table[0], atomically."""
+    """Return the number of the next task, from 0, and increment table[0] atomically."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # "monotonic" is enough, because no data is passed between tasks at this point.
@@ -42,7 +43,7 @@ def take_task(typing_context: Any, table: Any) -> Any:
 
 @intrinsic
 def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
-    """Increment the number of finished tasks in table[index], after all writes of the task."""
+    """Count a finished task in table[index]. Other threads can then read the results."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)
@@ -63,17 +64,15 @@ def _count_finished(typing_context: Any, table: Any, index: Any) -> Any:
 
 @njit(forceinline=True)
 def wait_for_tasks(table: Any, index: int, tasks: int) -> None:
-    """Wait until the counter of finished tasks, table[index], reaches `tasks`.
+    """Wait until `tasks` tasks are finished, according to table[index].
 
-    A busy loop is enough, because the last tasks of all threads end at about the same time.
+    A busy loop is enough, because all threads finish at about the same time.
     """
     while _count_finished(table, index) < tasks:
         pass
 
 
 def _define_cast(target: types.Type) -> Any:
-    """Return a function for kernels that converts an int64 address to a pointer to `target`."""
-
     @intrinsic
     def cast(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -92,7 +91,6 @@ as_bfloat16 = _define_cast(types.uint16)
 
 @cache
 def _find_openmp() -> Callable[..., None] | None:
-    """Return `GOMP_parallel` of PyTorch's OpenMP runtime; None if it is not exported."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         parallel = ctypes.CDLL(str(library)).GOMP_parallel
@@ -108,14 +106,14 @@ def _find_openmp() -> Callable[..., None] | None:
 # Cached, because every call of an operator needs the compiled kernel.
 @cache
 def compile_kernel(kernel: Callable[..., None]) -> Any:
-    """Compile `kernel(table)` to a C function, or load it from numba's disk cache."""
+    """Compile a kernel to a C function, or load the function from numba's disk cache."""
     return cfunc(types.void(types.CPointer(types.int64)), cache=CACHED)(kernel)
 
 
 def run_kernel(kernel: Callable[..., None], tasks: int, fields: Sequence[int]) -> None:
-    """Run the `tasks` tasks of a kernel on at most `torch.get_num_threads()` threads.
+    """Run a kernel on PyTorch's threads.
 
-    fields: sizes, strides (in elements) and addresses, which fill the table from index 1 on.
+    fields: entries of the table from index 1 on.
     """
     code = compile_kernel(kernel)
     # An array of int64. Index 0 counts the tasks that have been started.

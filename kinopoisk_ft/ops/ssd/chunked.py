@@ -1,10 +1,11 @@
 """Compute the scan of Mamba-2 as matrix products of chunks, on any device.
 
-Within a chunk, the scan is like masked attention with queries C, keys B and values dt x. Between
-chunks, it passes on one state per head (Dao & Gu, 2024, section 6,
-https://arxiv.org/abs/2405.21060). In shapes, K is the number of chunks of all rows together, T is
-the number of steps per chunk, G is the number of groups, H is the number of heads, P is head_dim,
-V is (H / G) P, and N is d_state.
+Within a chunk, the scan is like masked attention with queries C, keys B and values dt x. From chunk
+to chunk, one state per head is passed on (Dao & Gu, 2024, section 6,
+https://arxiv.org/abs/2405.21060).
+
+Letters in shapes: K chunks in all rows, T steps per chunk, G groups, H heads, P for head_dim, N for
+d_state, V for (H / G) P.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CHUNK = 64
 
 
 class Decay(NamedTuple):
-    """Store the factors by which a signal decays within a chunk."""
+    """Factors by which a signal decays within a chunk."""
 
     # (K, H): over the whole chunk.
     total: Tensor
@@ -33,8 +34,7 @@ class Decay(NamedTuple):
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype for sums whose terms nearly cancel, such as the gradient of A."""
-    # MPS devices do not support float64.
+    # Sums whose terms nearly cancel need float64, but MPS devices do not support float64.
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -60,24 +60,25 @@ def _compute_decay(dt: Tensor, A: Tensor) -> Decay:
 
 
 def _group_heads(x: Tensor, groups: int) -> Tensor:
-    """Reshape x (chunks, steps, heads, head_dim) to (chunks, groups, steps, V)."""
+    # (K, T, H, P) to (K, G, T, V)
     return x.reshape(*x.shape[:2], groups, -1).transpose(1, 2)
 
 
 def _ungroup_heads(x: Tensor, heads: int) -> Tensor:
-    """Reshape x (chunks, groups, steps, V) to (chunks, steps, heads, head_dim)."""
+    # (K, G, T, V) to (K, T, H, P)
     x = x.transpose(1, 2)
     return x.reshape(*x.shape[:2], heads, -1)
 
 
 def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tensor:
-    """Compute the state before each chunk (or, if `reverse`, the gradient of the state after it).
+    """Compute the state before each chunk.
+
+    If `reverse`, compute the gradient of the state after each chunk instead.
 
     Args:
         local: (K, G, N, V), the contribution of each chunk to the state.
         total: (K, H), decay over each chunk.
-        rows: number of rows of the batch; each row has K / rows chunks.
-        reverse: pass states backward in time.
+        rows: number of rows of the batch. Each row has K / rows chunks.
 
     Returns:
         (K, G, N, V).
@@ -98,9 +99,10 @@ def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tens
 
 
 class ChunkedSSD(torch.autograd.Function):
-    """Map x (K, T, H, P), dt (K, T, H), A (H,) and B, C (K, G, T, N) to y (K, T, H, P).
+    """The scan of Mamba-2 as an autograd function.
 
-    The letters are explained at the top of this file.
+    The inputs are x (K, T, H, P), dt (K, T, H), A (H,), B (K, G, T, N) and C (K, G, T, N). The
+    output is y (K, T, H, P). The letters are explained at the top of this file.
     """
 
     @staticmethod
@@ -160,11 +162,6 @@ class ChunkedSSD(torch.autograd.Function):
 def _backpropagate_inside(
     values: Tensor, B: Tensor, C: Tensor, decay: Decay, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of the part of the scan within each chunk.
-
-    Returns:
-        The gradients w.r.t. values, B, C and dt A. The last one is (K, T, H) in `_wide_dtype`.
-    """
     groups = B.shape[1]
     grad, values = (part.transpose(1, 2).contiguous() for part in (grad, values))
     products = (C @ B.transpose(2, 3))[:, :, None]
@@ -174,17 +171,15 @@ def _backpropagate_inside(
     # (K, H, T, T)
     grad_scores = grad @ values.transpose(2, 3)
     grad_products = (grad_scores.unflatten(1, (groups, -1)) * between).sum(2)
+    # (K, T, H) in `_wide_dtype`: the gradient w.r.t. dt A.
     grad_log = _sum_across_steps(scores.mul_(grad_scores)).transpose(1, 2).contiguous()
     return grad_values, grad_products.transpose(2, 3) @ C, grad_products @ B, grad_log
 
 
 def _sum_across_steps(effects: Tensor) -> Tensor:
-    """For each step t, sum the effects of all steps before t on step t and all later steps.
+    """For each step t, sum effects[..., i, j] over all i and j with j < t <= i.
 
-    effects: (K, H, T, T), where [..., i, j] is the effect of step j on step i; 0 if j > i.
-
-    Returns:
-        (K, H, T) in `_wide_dtype`.
+    effects: (K, H, T, T), where effects[..., i, j] is the effect of step j on step i; 0 if j > i.
     """
     if _wide_dtype(effects) == torch.float64:
         own = effects.sum(3, dtype=torch.float64) - effects.sum(2, dtype=torch.float64)
@@ -196,7 +191,7 @@ def _sum_across_steps(effects: Tensor) -> Tensor:
 
 
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute the same as `ssd_reference` with fewer and larger operations."""
+    """Compute the scan of Mamba-2 in chunks. `ssd_reference` describes the arguments."""
     rows, length = x.shape[:2]
     steps = min(CHUNK, length)
     # Zero-pad the length to whole chunks.

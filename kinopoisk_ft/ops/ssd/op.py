@@ -39,9 +39,9 @@ def ssd(
         dt: (batch, length, heads).
         A, D, dt_bias: (heads,).
         B, C: (batch, length, groups, d_state).
-        dt_softplus: use softplus(dt + dt_bias) instead of dt + dt_bias as dt_t.
+        dt_softplus: whether dt_t is softplus(dt + dt_bias), not dt + dt_bias.
         dt_limit: lower and upper limit of dt_t, applied after the softplus.
-        lengths: (batch,) integers; outputs and gradients of a row are 0 beyond its length.
+        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
         backend: auto (the fastest), cuda (mamba-ssm), torch (matrix products of chunks) or
             reference (step by step).
 

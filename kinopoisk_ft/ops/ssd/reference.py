@@ -1,4 +1,4 @@
-"""Implement the scan of Mamba-2 step by step, as the reference for the other backends."""
+"""Implement the scan of Mamba-2 step by step, as a reference for the other backends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Ten
         x: (batch, length, heads, head_dim).
         dt: (batch, length, heads).
         A: (heads,).
-        B, C: (batch, length, groups, d_state); consecutive heads share a group.
+        B, C: (batch, length, groups, d_state). Consecutive heads share a group.
 
     Returns:
         (batch, length, heads, head_dim) in the dtype of the inputs.
