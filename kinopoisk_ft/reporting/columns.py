@@ -51,7 +51,7 @@ class Column:
     digits: int = 4
 
     def better(self, values: list[float]) -> float:
-        """Return the best value of a non-empty list."""
+        """Return the minimum of a non-empty list if `best` is "min", otherwise the maximum."""
         return min(values) if self.best == "min" else max(values)
 
 

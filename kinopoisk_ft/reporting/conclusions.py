@@ -27,9 +27,10 @@ COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 
 @dataclass(frozen=True)
 class Choice:
-    """A recommendation.
+    """One recommended approach.
 
-    `limit` is what matters most: "time", "parameters", "memory" or "quality".
+    `limit` is the cost that must be low ("time", "parameters" or "memory"), or "quality" if no cost
+    is limited.
     """
 
     limit: str

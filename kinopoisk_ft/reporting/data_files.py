@@ -139,7 +139,8 @@ def _all_rows(section: Section) -> list[Row | None]:
 def _record(table: Table, row: Row | None) -> dict[str, Any]:
     """Return the values of a row by CSV column.
 
-    None stands for the majority-class baseline. Unknown values are empty strings.
+    If `row` is None, return the values of the majority-class baseline. Unknown values are empty
+    strings.
     """
     record: dict[str, Any] = {
         "data": table.data,

@@ -34,7 +34,8 @@ class Section:
 class Failure:
     """The failed runs of one approach with the same cause.
 
-    `kind` and `detail` are described in `FailedRun`.
+    `kind` is the kind of failure, such as "killed". `detail` is the error message or the names of
+    missing metrics and tags, if any.
     """
 
     approach: str
@@ -66,7 +67,8 @@ def build(
 ) -> Document:
     """Build the report from the runs.
 
-    `predictions` are keyed by run id. `parent` is described in `Document`.
+    `predictions` are keyed by run id. `parent` is the run id of a sweep, or None if the report
+    covers a whole experiment.
     """
     found = tables(collected.runs, predictions)
     names = (

@@ -42,11 +42,11 @@ class Locale:
         self.language = language
 
     def __call__(self, key: str, **parts: object) -> str:
-        """Return the phrase `key` with `parts` filled in."""
+        """Return the phrase `key`, with its placeholders replaced by `parts`."""
         return phrases(self.language)[key].format(**parts)
 
     def label(self, name: str) -> str:
-        """Return the label of a metric or column, by default `name`."""
+        """Return the label of a metric or column, or `name` itself if it has no label."""
         return phrases(self.language).get(name, name)
 
     def heading(self, column: Column) -> str:

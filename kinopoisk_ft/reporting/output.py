@@ -97,7 +97,7 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Log the report to the MLflow run `parent`, and save a view for the MLflow UI."""
+    """Log the report to the MLflow run `parent`, and save a view of the run table in MLflow."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
@@ -121,7 +121,7 @@ def _view(name: str, created: int) -> str:
 
 
 def view_columns() -> list[str]:
-    """Return the columns of the saved view, from left to right."""
+    """Return the columns of the run table in the saved MLflow view, from left to right."""
     shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
     metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
     return ["tags.`seed`", *(f"metrics.`{metric}`" for metric in metrics)]

@@ -33,7 +33,8 @@ class Details:
     Fields are empty if nothing was recorded.
 
     Args:
-        history: points of the learning curves. Each has `step` and a key of `CURVES`.
+        history: points of the learning curves. Each has `step` (optimizer steps) and one of
+            `train_loss`, `val_loss` and `val_f1_weighted`.
         data: content of data.json.
         environment: content of environment.json.
     """

@@ -100,9 +100,10 @@ class Row:
         return "" if found == "None" else found
 
     def compared(self, key: str) -> str:
-        """Return the value for a key in `COMPARED`, or "" if there is none.
+        """Return the value to compare with other rows, or "" if there is none.
 
-        Different values of the runs are joined, as in "bf16, fp32".
+        `key` is a setting, "search", "device" or "precision". If the runs have several devices or
+        precisions, these are joined, as in "bf16, fp32".
         """
         if key in OF_RUNS:
             return ", ".join(sorted({getattr(run, key) for run in self.runs}))
@@ -128,8 +129,9 @@ class Row:
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
     """Return the settings that differ between rows, or between runs of one row.
 
-    Each setting has a list of (row name, value). The TF-IDF baseline is compared only in `TEXTS`,
-    because the other settings apply only to networks.
+    The result maps each of these settings to a list of (row name, value). The TF-IDF baseline is
+    compared only in settings that change the review texts, because all others apply only to
+    networks.
     """
     found = {}
     for key in COMPARED:
@@ -144,7 +146,7 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 def rows_of(runs: list[TrainedRun]) -> list[Row]:
     """Group runs into rows by approach and settings.
 
-    `from_best` is still empty.
+    `from_best` is left empty, because the best means are computed from the finished rows.
     """
     by_approach: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:

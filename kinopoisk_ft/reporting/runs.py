@@ -87,7 +87,9 @@ class FailedRun:
     """A run without a result.
 
     Args:
-        kind: "raised", "killed", "no_traceback" or "incomplete".
+        kind: "raised" if the run recorded an error, "killed" if it was killed, "no_traceback" if it
+            failed without a recorded error, or "incomplete" if it finished without some metrics or
+            tags.
         detail: the error message for "raised". The names of missing metrics and tags for
             "incomplete". Otherwise empty.
     """
@@ -169,7 +171,8 @@ def _searched(tags: dict[str, str]) -> str:
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
     """Convert an MLflow run without a result.
 
-    `kind` and `detail` are described in `FailedRun`.
+    `kind` is the kind of failure, such as "killed". `detail` is the error message or the names of
+    missing metrics and tags, if any.
     """
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
@@ -182,7 +185,8 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     """Read the training runs of an experiment or of a sweep.
 
     Of several equal runs, only the newest is kept. Equal runs have the same approach, seed, data,
-    test reviews and `READ` settings. In a sweep, all other settings must also be equal.
+    test reviews and settings for reading reviews, such as the maximum length. In a sweep, all other
+    settings must also be equal.
 
     Raises UserError if the experiment or sweep does not exist, or if no run has finished.
 

@@ -147,7 +147,7 @@ def before_and_after(
 ) -> tuple[list[Bin], list[Bin]]:
     """Return reliability bins before and after temperature scaling.
 
-    The bins contain the reviews of all runs. There is one temperature per run.
+    The reviews of all runs are binned together, but each run is scaled with its own temperature.
     """
     labels = np.concatenate([run.labels for run in runs])
     plain = np.concatenate([run.probabilities for run in runs])

@@ -23,8 +23,8 @@ class Approach:
 
     Args:
         runs: the predictions of each run, or None if the run did not record predictions.
-        temperatures: the fitted temperature of each run, or None. Reliability bins are computed
-            only if no temperature is None.
+        temperatures: the fitted temperature of each run, or None if the run has none. Reliability
+            bins are computed only if all runs have a temperature.
     """
 
     name: str
@@ -40,10 +40,11 @@ class Problem:
     Args:
         kind: "no_predictions" if some runs of an approach have no predictions. "own_mismatch" if
             runs of the same approach have different test reviews. "unpaired" if two approaches have
-            different test reviews. They are compared as independent samples, or not at all if their
-            classes differ.
+            different test reviews, so that these are treated as independent samples. If the classes
+            differ, the two approaches are not compared.
         names: names of the approaches.
-        detail: the seeds without predictions, or the result of `Predictions.mismatch`.
+        detail: for "no_predictions", the seeds without predictions. Otherwise, what differs between
+            the runs: "rows", "labels" or "classes".
     """
 
     kind: Literal["no_predictions", "own_mismatch", "unpaired"]
@@ -59,9 +60,9 @@ class Comparison:
         means: means over seeds with intervals, by approach name and metric name.
         slices: slices by approach name.
         reliability: bins before and after temperature scaling, by approach name.
-        absent_slices: names in `SLICED_BY` that no run recorded.
-        groups: numbers of groups in the test sets, without duplicates. A group is, for example, a
-            film.
+        absent_slices: columns that would define slices, but that no run recorded.
+        groups: the number of groups (for example, films) in each test set. Equal numbers are listed
+            once.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)

@@ -74,7 +74,7 @@ def _accuracy(counts: np.ndarray) -> np.ndarray:
 
 
 def _f1_by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (F1, support, support + predictions) per class, each (..., classes)."""
+    """Return (F1, true count, true count + predicted count) by class, each (..., classes)."""
     true = counts.sum(axis=-1)
     both = true + counts.sum(axis=-2)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -173,12 +173,18 @@ def headline_first(metrics: Iterable[Metric]) -> list[Metric]:
 
 
 def scores(counts: np.ndarray) -> Scores:
-    """Compute the metrics in `COUNTED` from confusion matrices (..., true, predicted)."""
+    """Compute all metrics that depend only on the predicted classes, such as accuracy and F1.
+
+    `counts` are confusion matrices (..., true, predicted).
+    """
     return {metric.name: metric.of_counts(counts) for metric in COUNTED if metric.of_counts}
 
 
 def classification_scores(outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Compute the metrics in `COUNTED` from probabilities or logits (N, classes)."""
+    """Compute all metrics that depend only on the predicted classes, such as accuracy and F1.
+
+    `outputs` are probabilities or logits (N, classes).
+    """
     return {metric.name: metric(outputs, labels) for metric in COUNTED}
 
 

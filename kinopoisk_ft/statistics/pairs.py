@@ -104,7 +104,7 @@ def mcnemar_of(
 ) -> McNemar:
     """Run McNemar's test on two approaches.
 
-    The p-values of several pairs of runs are dependent. They are combined as twice their median
+    The p-values of several pairs of runs are dependent, so they are combined as twice their median
     (Rüschendorf, L. (1982); DiCiccio, C. J. et al. (2020)).
 
     Args:
@@ -112,8 +112,9 @@ def mcnemar_of(
         right_b: the same for b.
         same_seeds: True if runs are paired in the given order. Otherwise, every run of a is paired
             with every run of b.
-        groups: (N,) group of each review. If given, a permutation test swaps a and b for whole
-            groups. With one review per group, this is McNemar's exact test.
+        groups: (N,) group of each review. If given, the p-value comes from a permutation test that
+            swaps a and b for whole groups. If each group has one review, this is McNemar's exact
+            test.
     """
     if same_seeds:
         meetings = list(zip(right_a, right_b, strict=True))
@@ -138,7 +139,8 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 def _flipped(differences: np.ndarray) -> float:
     """Return the exact p-value of a sign-flip permutation test.
 
-    `differences` are integers (groups,).
+    `differences` is (groups,): in each group, the number of reviews that only a classifies
+    correctly, minus the number that only b classifies correctly.
     """
     sizes = np.abs(differences).astype(int)
     # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.

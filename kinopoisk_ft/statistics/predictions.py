@@ -37,7 +37,7 @@ class Predictions:
         labels: (N,) int64.
         predicted: (N,) int64.
         probabilities: (N, classes) float64.
-        facts: the columns in `FACTS` that the run recorded.
+        facts: the optional columns that the run recorded, such as film and text.
     """
 
     rows: np.ndarray
@@ -100,7 +100,8 @@ def as_table(
         part: the reviews. The columns text, label and row are required. The columns film, grade10,
             group and truncated are optional.
         probabilities: (N, classes), in the order of `part`.
-        train: the train split, whose films define `film_in_train`.
+        train: the train split. If films are known, the column `film_in_train` of the result tells
+            whether the train split contains the film of a review.
     """
     table = pd.DataFrame({"row": part["row"].to_numpy(), "label": part["label"].to_numpy()})
     table["predicted"] = probabilities.argmax(axis=1)

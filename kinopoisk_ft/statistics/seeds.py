@@ -33,7 +33,10 @@ class Seeds:
 
     @property
     def own_variance(self) -> float:
-        """Return the variance over resamples that is specific to one seed."""
+        """Return the part of the variance over reviews that the seeds do not share.
+
+        With one seed, this part cannot be estimated, and the result is 0.
+        """
         n = len(self.observed)
         if n == 1:
             return 0.0
@@ -48,12 +51,13 @@ class Seeds:
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
     """Combine the means over seeds of one or two approaches.
 
-    The variance between seeds already includes some variance over reviews. To avoid counting the
-    same variance twice, this amount is subtracted from the variance over reviews. With one seed,
-    nothing is subtracted.
+    The variance between seeds already includes the part of the variance over reviews that the seeds
+    do not share. So that this part is not counted twice, it is subtracted from the variance over
+    reviews. With one seed, nothing is subtracted.
 
     Args:
-        sides: (sign, seeds) of each approach. Opposite signs give the difference of two approaches.
+        sides: (sign, seeds) of each approach. The signs 1 and -1 give the difference of two
+            approaches.
 
     Returns:
         The sum of sign · mean(seeds), and the resamples (resamples,) of this sum.

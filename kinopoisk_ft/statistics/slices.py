@@ -114,7 +114,7 @@ def _slice(
 def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
-    The accuracy of this many independent reviews would have the same variance.
+    This is the number of independent reviews that would give the accuracy the same variance.
     """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.

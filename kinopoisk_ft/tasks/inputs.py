@@ -14,7 +14,7 @@ from kinopoisk_ft.training.loop import Trainer
 
 @dataclass(frozen=True)
 class FitInputs:
-    """The inputs for training a classifier, in addition to the `ModelRecipe`.
+    """The inputs for training a classifier, except the model.
 
     Args:
         out_dir: output folder of the run; the model is saved in the subfolder `model`.

@@ -84,7 +84,7 @@ class Fitted:
         train_tokens: tokens of all training batches, without padding; 0 for TF-IDF.
         peak_memory_mb: peak memory in MiB; NaN if unknown.
         truncated: {"val" or "test": fraction of each review that truncation removed, (N,)}.
-        pretraining_overlap: overlap of test reviews and pretraining texts; None if unknown.
+        pretraining_overlap: how many test reviews are in the pretraining texts; None if unknown.
         history: logged losses and validation metrics; each entry has a `step`.
     """
 

@@ -76,7 +76,7 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 
 def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
-    """Return a reliability diagram for each approach with fitted temperatures."""
+    """Return a reliability diagram for each approach whose runs all have a temperature."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:

@@ -32,7 +32,8 @@ class Answer:
 class HardReview:
     """A review that most approaches misclassify.
 
-    `row` is counted from 0. `text` is an excerpt, or "" if no text was recorded.
+    `row` is the row number in the source data, from 0. `text` is an excerpt, or "" if no text was
+    recorded.
     """
 
     row: int
@@ -44,10 +45,11 @@ class HardReview:
 def hardest(
     table: Table, predictions: Mapping[str, Predictions], locale: Locale
 ) -> list[HardReview]:
-    """Return at most `MOST_SHOWN` reviews that most approaches misclassify.
+    """Return the reviews that more than half of the approaches misclassify.
 
-    Reviews that more approaches misclassify come first. Among equals, those with a lower mean
-    probability of the true class come first.
+    The reviews are sorted by the number of approaches that misclassify them, highest first. If
+    these numbers are equal, the review with the lower mean probability of the true class comes
+    first. Only the first `MOST_SHOWN` reviews are returned.
     """
     answered = _answered(table, predictions)
     if not answered:

@@ -31,8 +31,8 @@ MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 class Recipe:
     """The commands that repeat the runs of one row.
 
-    `partial` is True if the whole command of some run was not recorded. `facts` are (name, value)
-    pairs that describe the runs.
+    `partial` is True if at least one run did not record its whole command. `facts` are
+    (name, value) pairs that describe the runs.
     """
 
     name: str
@@ -67,7 +67,7 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
 
 
 def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> list[Recipe]:
-    """Return a `Recipe` for each row."""
+    """Return, for each row, the commands that repeat its runs, with facts about the runs."""
     return [
         Recipe(
             row.name,

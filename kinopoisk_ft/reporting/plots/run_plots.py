@@ -105,7 +105,7 @@ def draw_confusion(
 ) -> Figure:
     """Draw a confusion matrix (true, predicted).
 
-    `names` are the labels of the rows, the columns and the colour bar.
+    `names` are the labels of the vertical axis, the horizontal axis and the colour bar.
     """
     size = len(class_names)
     if counts.shape != (size, size):
@@ -147,8 +147,8 @@ def draw_confusion(
 def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
     """Save a plot of the losses and the validation F1 of one run.
 
-    Each row of `history` has `step` (optimizer steps) and keys of `CURVES`. Missing values and None
-    are skipped.
+    Each row of `history` has `step` (optimizer steps) and some of `train_loss`, `val_loss` and
+    `val_f1_weighted`. Values that are missing or None are skipped.
     """
     figure = draw_curves([history], Locale("en"), width=8.0, panel_height=2.6)
     if _points(history, VAL_SCORE):

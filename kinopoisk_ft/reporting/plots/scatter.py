@@ -92,7 +92,7 @@ def draw_one(table: Table, column: str, locale: Locale) -> Figure:
 def measured(table: Table) -> list[str]:
     """Return the costs that at least one row recorded.
 
-    If there are none, return the first cost, because a figure needs a panel.
+    If no row recorded a cost, return the training time, because a figure needs at least one panel.
     """
     known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
     return known or [COSTS[0]]
