@@ -28,8 +28,8 @@ class GpuPackage:
         self_test: compares `run` with the reference implementation.
         install: shell command that installs the package.
         rebuild: shell command that builds an installed package again.
-        sizes: batch, length and width of each comparison. A package can use different kernels for
-            different sizes.
+        sizes: batch, length and width of each comparison. Several sizes are needed if the package
+            uses different kernels for different sizes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class GpuPackage:
     sizes: tuple[Size, ...]
 
     def is_installed(self) -> bool:
-        """Return whether the package is installed. The compiled kernel may still be missing."""
+        """Return whether the package is installed, with or without its compiled kernel."""
         return importlib.util.find_spec(self.module) is not None
 
     def get_install_command(self) -> str:
@@ -50,7 +50,7 @@ class GpuPackage:
         return self.rebuild if self.is_installed() else self.install
 
     def diagnose(self, device: torch.device) -> str | None:
-        """Run the self-test on a device. Return None, or an explanation of the problem."""
+        """Run the self-test on a device. Return the problem as text, or None if there is none."""
         if not self.is_installed():
             return f"{self.name} is not installed"
         try:
@@ -68,7 +68,7 @@ class GpuPackage:
 # Cached, because operators call this function at each of their own calls.
 @cache
 def find_problem(package: GpuPackage, device: torch.device) -> str | None:
-    """Test a package once per device. Return None, or an explanation of the problem.
+    """Test a package once per device. Return the problem as text, or None if there is none.
 
     If the package is installed but does not work, log a warning.
     """

@@ -78,11 +78,11 @@ class CachedData:
     """Examples with cached activations, and the build time of the cache.
 
     Args:
-        split: the network, split into frozen and trained layers.
+        split: the network, separated into frozen and trained layers.
         pad_id: id of the padding token.
-        parts: examples of each data split. The keys are train, val and test.
+        parts: examples by name. The names are train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
-        build_seconds: build time of each data split. The keys are the values of `SECONDS`.
+        build_seconds: build times for train, val and test, by the name of the logged metric.
     """
 
     split: SplitNetwork
@@ -116,11 +116,13 @@ class PrefixCache:
         self.precision, self.batch_size = precision, batch_size
 
     def apply(self, network: Network, module: nn.Module, parts: dict[str, Examples]) -> CachedData:
-        """Load the activations, or compute and save them. Put the module in evaluation mode.
+        """Load the activations, or compute and save them if they are missing or damaged.
+
+        The module is left in evaluation mode.
 
         Args:
             module: the network with its adapter.
-            parts: examples of each data split. The keys are train, val and test.
+            parts: examples by name. The names are train, val and test.
 
         Raises:
             UserError: no layer is frozen, the model cannot be split, or the disk is too full.

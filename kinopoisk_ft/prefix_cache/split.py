@@ -43,10 +43,10 @@ class SplitNetwork:
     Args:
         module: the network with its adapter.
         layer: number of blocks in the lower layers.
-        backbone: name of the backbone if its output is cached; "" if the output of a block is
-            cached.
-        pooling: method that reduces a review to one vector before caching; "" to cache one vector
-            per token.
+        backbone: name of the backbone if its output is cached. If "", the output of the last lower
+            block is cached.
+        pooling: method that reduces a review to one vector before caching. If "", one vector per
+            token is cached.
     """
 
     network: Network
@@ -87,7 +87,7 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 hash of everything that affects the activations, except the token ids.
 
-        batch: a few reviews for a forward pass.
+        batch: a few reviews. A forward pass shows which parameters affect their activations.
         """
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
         # The class used to be called Seam. The same text finds the files of earlier versions.
@@ -177,7 +177,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
 
 
 def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
-    """Return the number of frozen blocks, and the name of a frozen backbone or ""."""
+    """Return the number of frozen blocks, and the name of the backbone if it is frozen, else ""."""
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []

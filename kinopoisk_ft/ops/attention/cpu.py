@@ -1,10 +1,10 @@
 """Implement attention with dropout on a CPU with PyTorch's matrix products and numba kernels.
 
-In this file, a matrix is one head of one review. A row is one query of a matrix. A chunk is several
-matrices. The scores of one chunk fit in cache.
+In this file, a matrix contains the scores of one head of one review. Each row of a matrix belongs
+to one query. A chunk contains only as many matrices as fit in cache.
 
-As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), the scores are computed
-again in the backward pass. The forward pass saves one number per row instead of the scores.
+As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), the forward pass does not
+save the scores, but only one number per row. The backward pass computes the scores again.
 """
 
 from __future__ import annotations
@@ -80,9 +80,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Apply softmax and dropout to the scores of a chunk, in place.
+    """Apply softmax, except for its division, and dropout to the scores of a chunk, in place.
 
-    The caller still has to divide by the sum of each row. Dropout does not affect these sums.
+    The row sums before dropout are stored. The caller divides the output by them, because dividing
+    the scores would take longer.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -216,9 +217,10 @@ class _Inputs:
 
 
 def _make_bias(mask: Tensor | None, keys: int, padded_keys: int) -> Tensor:
-    """Return the bias of the logits, (batch or 1, heads or 1, queries or 1, padded_keys).
+    """Convert the mask to a bias (batch or 1, heads or 1, queries or 1, padded_keys) in float32.
 
-    The bias is float32 and includes the factor log2(e). It is -inf for masked keys and for padding.
+    The kernels add the bias to the logits. Like the logits, the bias includes the factor log2(e).
+    It is -inf for masked keys and for padding.
     """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)

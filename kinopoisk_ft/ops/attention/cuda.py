@@ -28,7 +28,7 @@ class RealTokens:
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> RealTokens:
-        """Find the tokens with a nonzero mask (batch, length). The CPU waits for the GPU."""
+        """Find the tokens with a nonzero mask (batch, length). The CPU has to wait for the GPU."""
         real = attention_mask != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))

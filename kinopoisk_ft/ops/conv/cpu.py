@@ -124,7 +124,8 @@ def _store_input_gradient(
 ) -> None:  # fmt: skip
     """Write the gradient of x for a chunk.
 
-    known: number of steps in grad_s. The last of these steps can belong to the following chunk.
+    known: number of steps in grad_s. They include the first steps of the following chunk, because
+        the convolution at these steps also depends on x in this chunk.
     """
     # A step of x contributes to s at the same step and at the taps - 1 following steps.
     for t in range(steps):

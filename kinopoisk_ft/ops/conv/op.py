@@ -69,9 +69,10 @@ def causal_conv1d(
 
 
 def match_conv_backend(scan_backend: str) -> str:
-    """Return the convolution backend that fits a scan backend.
+    """Return the convolution backend for a layer with a given scan backend.
 
-    `cuda` becomes `auto`, because causal-conv1d may be missing even if mamba-ssm is installed.
+    If the scan uses `cuda`, the convolution uses `auto`, because the scan's package (mamba-ssm) can
+    be installed without the convolution's package (causal-conv1d).
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 

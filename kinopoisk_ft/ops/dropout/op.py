@@ -1,8 +1,8 @@
 """Apply dropout with PyTorch or with a CPU kernel.
 
-On a CPU, PyTorch draws masks on one thread. The kernel uses all threads. The mask of the kernel
-depends only on a key from PyTorch's generator, so a seed determines all masks. The backward pass
-computes the mask again from the key.
+On a CPU, PyTorch draws masks on one thread, but the kernel uses all threads. A mask of the kernel
+depends only on a key that is drawn from PyTorch's generator. Therefore the seed of the generator
+determines all masks, and the backward pass can compute a mask again from its key.
 """
 
 from __future__ import annotations

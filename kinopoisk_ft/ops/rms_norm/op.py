@@ -1,7 +1,7 @@
 """Apply root mean square normalization with PyTorch or with a CPU kernel.
 
-On a CPU, PyTorch uses several operators. Each operator reads and writes the whole tensor. The
-kernel combines all operators.
+On a CPU, PyTorch uses several operators, each of which reads and writes the whole tensor. The
+kernel does all their work row by row, while the row is in cache.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def rms_norm(
     Args:
         x: (..., width). The mean is taken over the last dimension.
         weight: (width,); ones if None.
-        eps: None for the machine epsilon of the dtype of x, as in PyTorch.
+        eps: if None, the machine epsilon of the dtype of x, as in PyTorch.
         backend: auto (the fastest), numba (float32 on a CPU) or torch (`nn.functional.rms_norm`).
-        dtype: dtype of the output; None for the promoted dtype of x and weight.
+        dtype: dtype of the output; if None, the promoted dtype of x and weight.
 
     Returns:
         A tensor with the shape of x.

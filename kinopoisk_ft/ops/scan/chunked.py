@@ -41,7 +41,10 @@ def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Ten
 
 
 class ChunkedScan(torch.autograd.Function):
-    """The selective scan without D, gate and softplus. Only states at chunk starts are saved."""
+    """The selective scan without D, gate and softplus.
+
+    Only the state before each chunk is saved. The backward pass computes the others again.
+    """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ def selective_scan_torch(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Compute the selective scan in chunks. `selective_scan_reference` describes the arguments."""
+    """Compute the selective scan in chunks. Arguments are as in `selective_scan_reference`."""
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:

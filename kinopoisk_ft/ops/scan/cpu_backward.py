@@ -3,12 +3,14 @@
 A task is one row of the batch and one block of channels. The chunks of a row are processed backward
 in time.
 
-The gradients of B and C are sums over channels. The gradients of A, D and bias are sums over rows.
-Each task writes partial sums to separate memory. After the last task, the partial sums are added in
-a fixed order. Therefore the result does not depend on the number of threads.
+The gradients of B and C are sums over channels, and the gradients of A, D and bias are sums over
+rows, so several tasks contribute to each of them. Each task writes its partial sums to separate
+memory. After the last task, the partial sums are added in a fixed order, so that the result does
+not depend on the number of threads.
 
-Fields of this kernel's table: [23] saved states, [24] to [33] the fields of `Gradients`, [34] the
-number of finished tasks, [35] to [41] the fields of `GradientSums`.
+The kernel gets one table of int64. After the inputs, the table contains: [23] saved states, [24] to
+[33] the fields of `Gradients`, [34] the number of finished tasks, [35] to [41] the fields of
+`GradientSums`.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Gradients(NamedTuple):
 
 
 class GradientSums(NamedTuple):
-    """Pointers to the final gradients, and sizes without padding."""
+    """Pointers to the gradients summed over all tasks, and sizes without padding."""
 
     d_inner: int
     d_state: int

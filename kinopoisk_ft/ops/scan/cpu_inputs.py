@@ -69,7 +69,10 @@ class Chunk(NamedTuple):
 
 @njit(forceinline=True)
 def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
-    """Convert a kernel's table to `ScanInputs`. The caller has converted u and z to pointers."""
+    """Convert a kernel's table to `ScanInputs`.
+
+    u, z: pointers to these inputs. The table contains their addresses, but not their dtype.
+    """
     return ScanInputs(
         table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
         as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],

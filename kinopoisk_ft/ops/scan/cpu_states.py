@@ -1,9 +1,9 @@
 """Run the recurrence of the selective scan over one chunk.
 
-The functions process `GROUP` states of `LANES` channels at a time. The first state is `n`, counted
-from 0. The first channel is `j`, counted from the first channel of the chunk. The code repeats each
-line for the states of a group, so that the states stay in registers. In a loop, the states would be
-in memory.
+The functions process `GROUP` states of `LANES` channels at a time. Their arguments `n` and `j` are
+the first of these states, counted from 0, and the first of these channels, counted from the start
+of the chunk. The code repeats lines for each state of a group, because in a loop the states would
+be in memory instead of registers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STEP = GROUP * LANES
 
 @njit(forceinline=True)
 def load_group(memory: Any, at: int, stride: int) -> Any:
-    """Load `GROUP` vectors from memory, at a distance of `stride` elements."""
+    """Load `GROUP` vectors that start at memory[at], memory[at + stride] and so on."""
     return (
         load(memory, at),
         load(memory, at + stride),
@@ -42,7 +42,7 @@ def load_group(memory: Any, at: int, stride: int) -> Any:
 
 @njit(forceinline=True)
 def store_group(memory: Any, at: int, stride: int, group: Any) -> None:
-    """Store `GROUP` vectors in memory, at a distance of `stride` elements."""
+    """Store `GROUP` vectors at memory[at], memory[at + stride] and so on."""
     store(memory, at, group[0])
     store(memory, at + stride, group[1])
     store(memory, at + 2 * stride, group[2])

@@ -20,7 +20,7 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing. `_find_cache_folder` needs an example of a function."""
+    """Do nothing. `_find_cache_folder` needs some function to ask numba for a cache folder."""
 
 
 def _find_cache_folder(sources: Path) -> Path:

@@ -50,7 +50,7 @@ def describe_memory(x: Tensor) -> tuple[int, int, int]:
 
 
 def sort_by_length(lengths: Tensor | None, x: Tensor) -> tuple[array[int], array[int]]:
-    """Sort the rows of x (batch, length, width) by decreasing length.
+    """Compute the order of the rows of x (batch, length, width) by decreasing length.
 
     Returns:
         The row numbers, longest row first, and the length of each row in the original order.

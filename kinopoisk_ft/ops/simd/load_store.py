@@ -99,9 +99,14 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Split each vector into `parts` parts, and add the two halves of each part.
+    """Add the lower and the upper half of each part of each vector.
 
-    vectors: one or two vectors of the same size. The sums of two vectors are concatenated.
+    Args:
+        vectors: one or two vectors of the same size.
+        parts: number of equal parts of each vector.
+
+    Returns:
+        One vector that contains the sums of all parts.
     """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
@@ -117,7 +122,7 @@ def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
 
 @intrinsic
 def store_sums(typing_context: Any, memory: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Sum the lanes of each vector, and store the four sums in memory[index : index + 4].
+    """Sum the lanes of each of four vectors, and store the sums in memory[index : index + 4].
 
     The memory is float32. The order of the additions is the same as in `sum_lanes`.
     """

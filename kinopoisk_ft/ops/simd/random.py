@@ -6,8 +6,9 @@ key and the column number into a draw of 32 bits. The lower half of the row key 
 column. The upper half is added between the rounds of the hash, so that rows with similar lower
 halves get different draws.
 
-Each element uses a whole draw. With half a draw, the dropout probability would be rounded to a
-multiple of 2**-16. This would save little time, because memory bandwidth limits the kernels.
+Each element uses a whole draw. If two elements shared a draw, the dropout probability would be
+rounded to a multiple of 2**-16. Fewer draws would save little time anyway, because memory bandwidth
+limits the kernels.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A kernel is a C function `void kernel(int64_t *table)`. Every thread calls the k
 table, and starts tasks until none is left. Entry 0 of the table counts the started tasks. The other
 entries are sizes, strides and addresses.
 
-Threads of another pool would be slowed down, because idle threads of PyTorch spin for a while.
-Another pool is used only if PyTorch's pool cannot be called.
+Threads of another pool would be slowed down, because PyTorch's threads keep the cores busy for a
+while after they become idle. Another pool is used only if PyTorch's pool cannot be called.
 """
 
 from __future__ import annotations

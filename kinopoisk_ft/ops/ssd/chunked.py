@@ -191,7 +191,7 @@ def _sum_across_steps(effects: Tensor) -> Tensor:
 
 
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute the scan of Mamba-2 in chunks. `ssd_reference` describes the arguments."""
+    """Compute the scan of Mamba-2 in chunks, with the same arguments as `ssd_reference`."""
     rows, length = x.shape[:2]
     steps = min(CHUNK, length)
     # Zero-pad the length to whole chunks.
