@@ -72,7 +72,7 @@ def group_by_length(
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
     """Return the N row indices of an epoch.
 
-    Each row occurs once, unless `sampling` is "balanced".
+    Each row occurs once, except that "balanced" sampling draws equally many rows of each class.
     """
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
@@ -102,7 +102,7 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return batches of row indices for evaluation, longest reviews first.
 
     The first batch has `batch_size` rows. Later batches have up to MAX_ROWS_FACTOR times as many
-    rows, but not more tokens. Padding counts as tokens.
+    rows, but not more tokens (including padding) than the first batch.
     """
     order = np.argsort(-lengths, kind="stable")
     tokens = batch_size * max(1, int(lengths.max(initial=1)))
@@ -122,10 +122,10 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
     length, longest first.
 
     Args:
-        rows: maximum number of full-length rows in a micro-batch. A micro-batch of shorter rows may
-            have more rows.
-        trim: whether to pad each micro-batch only to its longest review. A model needs False if its
-            output depends on padding.
+        rows: maximum number of rows in a micro-batch that is padded to the length of the batch. A
+            micro-batch of shorter reviews may have more rows.
+        trim: whether to pad each micro-batch only to its longest review. This must be False if the
+            output of the model depends on padding.
     """
     mask = batch["attention_mask"]
     if len(mask) <= rows:
@@ -192,7 +192,7 @@ def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterat
     """Iterate over `items` while a background thread prepares up to `depth` items ahead.
 
     If the thread raises an exception, the iterator raises this exception after the earlier items.
-    On exit, the thread ends and a generator in `items` is closed.
+    At the end of the `with` block, the thread ends, and `items` is closed if it is a generator.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -18,9 +18,9 @@ RESOLUTION = 1_000_000
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of training.
+    """A limit on training: a number of epochs, optimizer steps, tokens or seconds.
 
-    Tokens do not include padding. A budget of seconds includes only the clock section "train".
+    Tokens do not include padding. Seconds do not include evaluations, checkpoints or compilation.
 
     Args:
         max_steps: an additional limit on the optimizer steps if the unit is epochs.
@@ -58,8 +58,8 @@ class Budget:
 class Meter:
     """The progress of a run towards the end of its budget.
 
-    With a budget of tokens or seconds, the number of steps is not known in advance. The
-    learning-rate schedule then depends on the used fraction of the budget.
+    With a budget of tokens or seconds, the number of steps is not known in advance, so the
+    learning-rate schedule depends on the used fraction of the budget.
     """
 
     budget: Budget
@@ -70,11 +70,11 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """Return the length of the learning-rate schedule, in schedule steps."""
+        """Return the length of the learning-rate schedule, in steps or millionths of the budget."""
         return RESOLUTION if self.steps is None else self.steps
 
     def schedule_step(self, step: int) -> int:
-        """Convert an optimizer step to a step of the learning-rate schedule."""
+        """Convert an optimizer step to a position in the learning-rate schedule, 0 to `total`."""
         return int(self.share * RESOLUTION) if self.steps is None else step
 
     def update(self, step: int, tokens: int) -> bool:

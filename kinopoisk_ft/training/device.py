@@ -116,8 +116,8 @@ def _read_process_peak() -> float:
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory in the process, and return whether this worked.
 
-    By default, glibc returns the memory of each freed tensor above 32 MiB to the system. The next
-    tensor then causes a page fault for every 4 KiB.
+    Otherwise, glibc returns the memory of each freed tensor above 32 MiB to the system, so that the
+    next tensor causes a slow page fault for every 4 KiB.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

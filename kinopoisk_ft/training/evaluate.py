@@ -53,7 +53,7 @@ def evaluate(
     happens early. All processes return the same scores. The model stays in evaluation mode.
 
     Args:
-        check: called after each batch; may raise an exception to stop the evaluation.
+        check: called after each batch; can raise an exception to stop the evaluation.
     """
     model.eval()
 

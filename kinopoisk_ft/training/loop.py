@@ -111,9 +111,9 @@ class Trainer(Settings):
 
         Args:
             fresh: names of newly initialized parameters.
-            audit: called with the model after the first backward pass; may raise an error.
+            audit: called with the model after the first backward pass; can raise an error.
             folder: where checkpoints and the best weights are saved.
-            about: properties that a checkpoint must share with this run; None saves no checkpoints.
+            about: properties a checkpoint must share with this run; if None, checkpoints are off.
 
         Raises:
             UserError: a checkpoint cannot be used or written, memory ran out, or too many losses or

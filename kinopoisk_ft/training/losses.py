@@ -1,8 +1,9 @@
 """Define the loss functions of the config group `trainer/loss`.
 
 Each function returns a summed loss and a divisor, both scalars. The mean loss of several batches is
-the sum of their losses divided by the sum of their divisors. The divisor must not depend on the
-logits. IGNORED labels contribute to neither loss nor divisor.
+the sum of their losses divided by the sum of their divisors. The divisor is computed before the
+forward pass, so it must not depend on the logits. Labels equal to IGNORED (-100) contribute to
+neither loss nor divisor.
 
 Args of each function:
     logits: (N, classes), fp32.

@@ -1,7 +1,7 @@
 """Define training objectives for classification and language modelling.
 
 An objective computes the sum of the losses in a batch. The training loop adds these sums over
-several batches, and divides the total by the sum of `count`.
+several batches, and divides the total by the sum of the values that `count` returns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Classification:
     """The objective of predicting the class of a review.
 
     Args:
-        weights: class weights of the loss, (classes,); None weights all classes equally.
+        weights: class weights of the loss, (classes,). If None, all classes have the same weight.
         loss: a function like those in `kinopoisk_ft.training.losses`.
     """
 
@@ -126,7 +126,7 @@ class LanguageModel:
         return loss, loss.detach().reshape(1)
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
-        """Return no metrics, because the loss is the only score."""
+        """Return an empty dict: the only metric is the loss, which `evaluate` computes itself."""
         return {}
 
 

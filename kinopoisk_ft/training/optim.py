@@ -15,7 +15,11 @@ NO_DECAY = frozenset({"A_log", "D", "ia3_l"})
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Return True for parameters with two or more dimensions, except those in NO_DECAY."""
+    """Return whether weight decay applies to a parameter.
+
+    It applies to parameters with two or more dimensions, except those for which zero is not a
+    neutral value, such as IA3 scales.
+    """
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
 

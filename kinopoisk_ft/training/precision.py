@@ -35,11 +35,11 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.kind], enabled=self.kind != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of a loss, which is scaled in fp16."""
+        """Accumulate the gradients of a loss; in fp16, multiply it by the loss scale first."""
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the loss scale in fp16."""
+        """Divide the gradients by the loss scale; in fp32 and bf16, do nothing."""
         self._scaler.unscale_(optimizer)
 
     def step(
@@ -54,8 +54,8 @@ class Precision:
         The step is skipped if the loss or the gradient norm is not finite.
 
         Returns:
-            The status, () float: 0 if the step was taken, OVERFLOW if it was skipped in fp16 with a
-            finite loss, and 2 if it was skipped otherwise.
+            The status, () float: 0 if the step was taken, 1 (OVERFLOW) if it was skipped in fp16
+            although the loss was finite, and 2 if it was skipped in any other case.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -46,8 +46,8 @@ class StopSignals:
     A `defer` block delays the exception until the end of the block. A second signal ends the delay.
     Python handles signals only in the main thread, so in other threads, this context does nothing.
 
-    A child process may receive a signal twice, because its parent process forwards signals.
-    Repeated signals within ECHO_SECONDS are therefore ignored in child processes.
+    A child process may receive a signal twice, because its parent process forwards signals. For a
+    short time (ECHO_SECONDS) after a signal, the child therefore ignores the same signal.
 
     Args:
         agree: returns the maximum of its argument over all processes of the run. A signal to one

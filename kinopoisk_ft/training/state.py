@@ -85,8 +85,8 @@ class State:
     def sync_skipped_steps(self) -> None:
         """Count the steps skipped since the last call, and log a warning if there are any.
 
-        This method waits for the device. In fp16, a skipped step does not count as bad if a large
-        loss scale may be the cause.
+        This method waits for the device. A step that was skipped in fp16 does not count towards
+        `max_bad_steps` if a large loss scale may be the cause.
         """
         if not self.step_status:
             return

@@ -25,7 +25,7 @@ NO_DROPOUT = "kinopoisk_ft_no_dropout"
 
 
 class Dropout(nn.Dropout):
-    """A dropout module with the kernel in `kinopoisk_ft.ops.dropout`."""
+    """A dropout module that uses the kernel in `kinopoisk_ft.ops.dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply dropout to a tensor of any shape; in evaluation mode, return the tensor."""

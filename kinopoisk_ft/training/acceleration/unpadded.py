@@ -31,7 +31,11 @@ UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Return `RealTokens` for bidirectional attention, otherwise the mask for SDPA."""
+    """Convert a padding mask to an attention mask.
+
+    For bidirectional attention, the result contains the positions of the tokens that are not
+    padding. For other attention, the result is a mask for SDPA.
+    """
     if attention_mask is None:
         return None
     if mask_function is bidirectional_mask_function:
@@ -49,7 +53,9 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with flash-attn if the mask is `RealTokens`, otherwise with SDPA.
+    """Compute attention with flash-attn if the mask holds token positions, otherwise with SDPA.
+
+    `mask_forward` returns such a mask for bidirectional attention.
 
     Query, key and value are (batch, heads, length, head_dim).
     """
@@ -83,8 +89,8 @@ def attention_without_dropout(
 def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
     """Replace SDPA attention with unpadded attention during a `with` block.
 
-    This requires CUDA, precision bf16 or fp16, and a flash-attn that passes its self-test. If
-    `replace_dropout` has switched off attention dropout, the dropout stays off.
+    Nothing changes if the device is not CUDA, if the precision is fp32, or if flash-attn is missing
+    or fails its self-test. Attention dropout that `replace_dropout` has switched off stays off.
     """
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []

@@ -25,7 +25,7 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 class BestWeights:
     """Saves and restores the trainable weights and the buffers of the best evaluation.
 
-    Each best evaluation has a separate file, because earlier checkpoints refer to earlier files.
+    Each new best evaluation is saved to a new file, because a checkpoint may need the earlier file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class BestWeights:
                 file.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the file name and the digest; both are empty before the first save."""
+        """Return the name and digest of the last saved file; both are empty if there is none."""
         return {"file": self.file.name if self.file else "", "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

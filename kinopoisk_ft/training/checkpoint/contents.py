@@ -52,7 +52,7 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
     """Return the first difference in structure between two state dicts; None if there is none.
 
-    This check is needed because digests do not detect checkpoints from another version of the code.
+    This check detects checkpoints from another version of the code, whose file digests are valid.
     An entry that is empty in a new run, such as the history, may contain any numbers and tensors.
 
     Args:

@@ -56,10 +56,10 @@ class CheckpointManager:
     If a signal stops its `with` block between two steps, a last checkpoint is written.
 
     Args:
-        every: number of optimizer steps between checkpoints. None writes checkpoints at time
-            intervals, and 0 writes none.
-        about: properties, by name, that a checkpoint must share with this run. None switches
-            checkpoints off.
+        every: number of optimizer steps between checkpoints. If None, checkpoints are written at
+            time intervals. If 0, they are not written.
+        about: properties of this run, by name. A run resumes only from a checkpoint with the same
+            properties. If None, checkpoints are neither written nor read.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class CheckpointManager:
         return bool(broadcast(time.monotonic() - self._since >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint, unless nothing has changed since the last checkpoint."""
+        """Write a checkpoint if there is a new step or evaluation since the last checkpoint."""
         position = (self.state.step, self.state.evaluated)
         if not self.writes or position == self._saved:
             return

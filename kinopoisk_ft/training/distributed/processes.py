@@ -1,7 +1,8 @@
 """Exchange values between the processes that train one model.
 
-Only rank 0 records, prints and writes. Values are exchanged on the CPU, so that no step waits for a
-GPU. In a single process, the functions here do not communicate.
+Only rank 0 records, prints and writes. All values except the tensors of `all_reduce_sum` are
+exchanged on the CPU, so that the CPU does not have to wait for the GPU. In a single process, the
+functions here do not communicate.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class MainRankError(UserError):
 
 
 class SingleRankError(UserError):
-    """Raised when an error may affect only one rank, while the other ranks wait."""
+    """Raised when a rank may have failed alone, so that it exits without waiting for the others."""
 
 
 def rank() -> int:
@@ -65,8 +66,9 @@ def is_main() -> bool:
 def join_processes(strategy: str, device: str) -> Iterator[None]:
     """Create the process group of a run that torchrun started, and destroy the group on exit.
 
-    torchrun ends all ranks when one rank has failed. The other ranks therefore exit after rank 0,
-    so that rank 0 has time to record the end of the run. A rank that fails alone exits at once.
+    torchrun ends all ranks when one rank exits with an error. If all ranks fail together, the
+    other ranks therefore wait for rank 0, which needs time to record the end of the run. A rank
+    that fails alone exits at once.
 
     Raises:
         UserError: the strategy does not fit how the process was started, or the device is missing.
