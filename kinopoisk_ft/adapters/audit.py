@@ -92,10 +92,9 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
-    """Find the trainable parameters that affect the inputs of a block.
+    """Find the trainable parameters that affect the inputs of block `layers`, counted from 0.
 
-    layers: index of the block, counted from 0. If there is no such block, the output of the last
-    block is used.
+    If `layers` is the number of blocks, find those that affect the output of the last block.
     """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):

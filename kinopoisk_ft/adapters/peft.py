@@ -74,9 +74,9 @@ class Peft(Adapter):
 def choose_targets(network: Network, config: Any) -> None:
     """Replace `auto` and `all-linear` in a PEFT config with module names of the network.
 
-    `all-linear` selects the modules from `find_linear_layers`. `auto` selects PEFT's default for
-    the model type. If PEFT has no default, or the model lacks a default module, `auto` has the same
-    effect as `all-linear`.
+    `all-linear` selects the linear layers below the head, except layers on which an adapter would
+    have no effect. `auto` selects PEFT's default modules for the model type. If PEFT has no default
+    for this type, or the model lacks one of these modules, `auto` means `all-linear`.
     """
     targets = getattr(config, "target_modules", None)
     # PEFT's configs turn a list into a set, and reject layers_to_transform if targets are a string.
@@ -113,7 +113,7 @@ def choose_targets(network: Network, config: Any) -> None:
 
 
 def find_linear_layers(network: Network) -> list[str]:
-    """Return the names of all linear layers below the head, except layers in `no_adapter`."""
+    """Return the names of the linear layers below the head that an adapter can change."""
     heads = tuple(f"{head}." for head in network.head)
     return [
         name

@@ -11,7 +11,7 @@ class Finding:
     """The result of checking one package, device, kernel or store.
 
     Args:
-        needed: whether a run with the default config fails unless the state is "ok".
+        needed: whether a run with the default config fails if the state is "missing" or "broken".
         fix: command or instruction to correct the problem; None if there is none.
         speedup: time of the reference implementation, divided by the time of the kernel. Both times
             include the forward and the backward pass.

@@ -78,7 +78,7 @@ def _run_checks(verbose: bool) -> dict[str, list[Finding]]:
 
 
 def run_section(section: str) -> Iterator[Finding]:
-    """Yield the findings of a section. An exception in a check becomes a finding."""
+    """Run the checks of a section and yield the findings; an exception becomes a finding."""
     module, function = SECTIONS[section]
     try:
         yield from getattr(importlib.import_module(f"kinopoisk_ft.checks.{module}"), function)()

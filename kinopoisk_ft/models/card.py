@@ -23,12 +23,12 @@ class Card:
     """The description of a model folder.
 
     Args:
-        kind: `name` of the `Layout` of the weights, or "tfidf".
+        kind: format of the saved weights (`name` of a `Layout`), or "tfidf".
         max_length, truncation, max_characters, strip_scores: preprocessing options. Older cards
             lack the last three, because their models were trained with the default values.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
         note: how other tools preprocess texts differently; "" if there is no difference.
-        recipe: options of the `ModelRecipe` that rebuilds the network, for kind "recipe".
+        recipe: if `kind` is "recipe", options of the `ModelRecipe` that rebuilds the network.
     """
 
     # A card may come from an untrusted folder, so only exactly these fields and types are valid.
@@ -58,7 +58,7 @@ def read_card(folder: Path) -> Card:
     """Read the card of a model folder.
 
     Raises:
-        UserError: the card is missing or invalid, or `check_contents` rejects the folder.
+        UserError: the card is missing or invalid, or the folder refers to files outside it.
     """
     file = folder / CARD
     if not file.is_file():

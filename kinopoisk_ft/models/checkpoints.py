@@ -24,7 +24,7 @@ from kinopoisk_ft.models.untrusted import refuse_adapter
 
 @dataclass(kw_only=True, eq=False)
 class CheckpointRecipe(ModelRecipe):
-    """Base class for recipes that load a pretrained checkpoint and a tokenizer.
+    """Base class for models that start from a pretrained checkpoint and a pretrained tokenizer.
 
     Args:
         name: Hugging Face Hub id or local folder of the checkpoint.
@@ -92,7 +92,7 @@ def read_class_names(config: PreTrainedConfig) -> list[str]:
 
 
 def check_dropout(dropout: float | None) -> None:
-    """Raise UserError unless `dropout` is None, or at least 0 and less than 1."""
+    """Raise UserError if `dropout` is a number outside [0, 1)."""
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(
             f"model.dropout={dropout} is not a valid dropout probability",

@@ -64,7 +64,7 @@ class Encoder(CheckpointRecipe):
         pooling: "pooler" uses the classifier of transformers. "cls", "mean" and "last" use this
             project's classification head. "auto" chooses "pooler" if the checkpoint contains all
             weights of the transformers classifier except for the last layer, otherwise "mean".
-        dropout: probability for all dropout layers; None keeps the values in config.json.
+        dropout: probability for all dropout layers. If None, the values in config.json are used.
     """
 
     pooling: Pooling
@@ -78,7 +78,7 @@ class Encoder(CheckpointRecipe):
         """Build the classifier in fp32, regardless of the checkpoint's dtype.
 
         Args:
-            tokenizer: tokenizer that must match the checkpoint; None skips this check.
+            tokenizer: if None, neither the tokenizer nor the effect of padding is checked.
 
         Raises:
             UserError: the checkpoint cannot be loaded, the tokenizer does not match, or padding

@@ -1,4 +1,4 @@
-"""Add this project's classification head to an encoder, and describe networks."""
+"""Add this project's classification head to encoders, and save and load classifiers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class PooledClassifier(nn.Module):
     """A text classifier with an encoder, pooling over the tokens, dropout and one linear layer.
 
     Args:
-        pooling: one of POOLINGS.
-        dropout: dropout probability before the linear layer; None uses the config's value.
+        pooling: "cls", "mean", "last" or "last_position".
+        dropout: dropout probability before the linear layer. If None, the config's value is used.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class PooledClassifier(nn.Module):
 
 
 class EncoderLayout(Layout):
-    """Base class for layouts of models with a transformers encoder."""
+    """Base class for saving and loading models with a transformers encoder."""
 
     def backbone_output(self, hidden: Tensor) -> BaseModelOutput:
         """Wrap hidden states (batch, length, d_model) in the output class of an encoder."""
         return BaseModelOutput(last_hidden_state=hidden)
 
     def config(self, source: str, card: Any) -> PreTrainedConfig:
-        """Load a config and set the card's class names."""
+        """Load the config of a model, with the class names from the card."""
         config = load_config(source, card.revision)
         set_classes(config, card.class_names)
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Match the padding of a loaded model to the tokenizer, and check the embeddings."""
+        """Match a loaded model's padding to the tokenizer; check that each id has an embedding."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 
@@ -123,7 +123,8 @@ class PooledLayout(EncoderLayout):
     def save(self, module: Any, folder: Path) -> None:
         """Save the encoder and the head.
 
-        transformers refuses to load the saved config.json, because the head would be missing.
+        The saved config.json makes transformers refuse the folder, because transformers cannot load
+        this head and would use a randomly initialized one.
         """
         module.encoder.save_pretrained(folder / ENCODER)
         save_file(module.classifier.state_dict(), folder / HEAD)
@@ -176,8 +177,9 @@ def build_pooled_network(
 
     Args:
         missing: names of the encoder's weights that are missing from the checkpoint.
-        base, revision: see `Network`.
-        dropout: dropout probability before the head; None uses the config's value.
+        base: Hub id or absolute path of the checkpoint; None if all weights are random.
+        revision: revision of the checkpoint on the Hub.
+        dropout: dropout probability before the head. If None, the config's value is used.
     """
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
@@ -189,7 +191,7 @@ def build_pooled_network(
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
-    """Freeze pooler parameters without effect on the logits; return the parameter names."""
+    """Freeze the pooler parameters that do not affect the logits, and return their names."""
     named = {n: p for n, p in module.named_parameters() if "pooler" in n.split(".")}
     if not named:
         return set()

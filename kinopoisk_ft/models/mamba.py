@@ -54,10 +54,11 @@ class MambaMixer(nn.Module):
         """Mix hidden states (B, L, D) along the sequence.
 
         Args:
-            lengths: number of real tokens in each row, (B,); None means no padding.
+            lengths: number of real tokens in each row, (B,); None if there is no padding.
 
         Returns:
-            Hidden states (B, L, D). At padding, these are the bias of `out_proj` (0 without bias).
+            Hidden states (B, L, D). At padding positions, they equal the bias of `out_proj`, or 0
+            if there is no bias.
         """
         # u and the gate z have the shape (B, L, E).
         u, z = self.in_proj(hidden).chunk(2, dim=-1)
@@ -158,7 +159,7 @@ class MambaBackbone(nn.Module):
 
         Args:
             input_ids: token ids (B, L).
-            attention_mask: (B, L), with ones before zeros in each row; None means no padding.
+            attention_mask: (B, L), with ones before zeros in each row; None if there is no padding.
 
         Raises:
             ValueError: there is padding on the left or between tokens.
@@ -192,7 +193,8 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 class MambaClassifier(nn.Module):
     """A text classifier with a Mamba backbone, pooling and a linear head.
 
-    With pooling="last_position", padding is read as ordinary tokens, and the last column is pooled.
+    With pooling="last_position", padding is read as ordinary tokens, and the hidden state of the
+    last position is used, even if this is padding.
     """
 
     def __init__(

@@ -155,7 +155,7 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
         source: the model folder, for error messages.
 
     Raises:
-        UserError: `_target_` is not a subclass of `ModelRecipe`, or is not trusted.
+        UserError: `_target_` is not a subclass of `ModelRecipe`, or its package is untrusted.
     """
     values = dict(options or {})
     target = values.pop("_target_", None)
@@ -182,7 +182,8 @@ class Network:
         fresh: names of newly initialized parameters.
         base: Hub id or absolute path of the checkpoint; None if all weights are random.
         max_positions: maximum number of tokens; None for no limit.
-        pooling: one of POOLINGS, "pooler" for the head of transformers, "" for a language model.
+        pooling: pooling method of this project's classification head, for example "mean"; "pooler"
+            for the head of transformers, "" for a language model.
         revision: revision of the checkpoint on the Hub.
         layout: how the weights are saved and loaded.
         no_adapter: {name: reason} for modules on which an adapter has no effect. A name is the last
@@ -208,7 +209,7 @@ class Network:
 
 
 class FitMethods(Protocol):
-    """Interface for the two training methods; `ModelRecipe.fit` chooses one."""
+    """The two ways to train a model; each model calls one of these methods in `fit`."""
 
     def fit_network(self, recipe: ModelRecipe) -> Any:
         """Train a network by gradient descent on batches of token ids."""
@@ -227,7 +228,8 @@ class ModelRecipe:
 
     Args:
         lr: learning rate in full fine-tuning.
-        head_lr: learning rate of newly initialized parameters; None uses the same rate for all.
+        head_lr: learning rate of newly initialized parameters. If None, all parameters use the same
+            rate.
         targets: {name of an adapter: modules that the adapter changes}.
     """
 
@@ -238,7 +240,7 @@ class ModelRecipe:
     targets: dict[str, list[str] | str] | None
 
     def fit(self, trainer: FitMethods) -> Any:
-        """Train this model with one of the methods of `trainer`, and return the result."""
+        """Train this model with `trainer.fit_network`, and return the result."""
         return trainer.fit_network(self)
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:

@@ -23,7 +23,11 @@ def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
 
 
 def find_position_offset(module: nn.Module) -> int:
-    """Return the first position id minus 1: the pad id for RoBERTa, -1 for most other models."""
+    """Return the number that precedes the position id of the first token.
+
+    This is -1 for most models, because their position ids start at 0. For RoBERTa, it is the pad
+    id.
+    """
     for name, part in module.named_modules():
         if name.split(".")[-1] == "position_embeddings" and isinstance(part, nn.Embedding):
             return -1 if part.padding_idx is None else part.padding_idx
@@ -70,9 +74,9 @@ def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool 
 def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
     """Make a Funnel model add padding to each batch; other models stay unchanged.
 
-    Funnel pools adjacent tokens, so the last tokens of a text are pooled with padding. Without
-    extra padding, this would not happen in the longest text of a batch. The logits of a text would
-    then depend on the other texts.
+    Funnel pools adjacent tokens, so the last tokens of a padded text are pooled with padding.
+    Without extra padding, the longest text of a batch is not padded, so the logits of a text would
+    depend on whether the batch contains a longer text.
     """
     model: Any = find_hugging_face_model(module).base_model
     if model.config.model_type != "funnel":

@@ -11,7 +11,7 @@ POOLINGS = ("cls", "mean", "last", "last_position")
 
 
 def check_pooling(kind: str) -> str:
-    """Return `kind` if it is one of POOLINGS; otherwise raise UserError."""
+    """Return `kind` if it is a known pooling method; otherwise raise UserError."""
     if kind not in POOLINGS:
         raise UserError(
             f"unknown pooling '{kind}'", where="model.pooling", fix=suggest_name(kind, POOLINGS)
@@ -29,7 +29,7 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
             Without real tokens, "mean" and "last" return zeros.
 
     Raises:
-        UserError: `kind` is not one of POOLINGS.
+        UserError: `kind` has another value.
     """
     check_pooling(kind)
     if kind == "cls":

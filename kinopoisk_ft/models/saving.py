@@ -9,8 +9,8 @@ initialized head, so `transformers` and PEFT compute the same logits or refuse t
   the subfolder `encoder`. The head is in head.safetensors.
 - Mamba with this project's classification head: `MambaModel` can load the backbone.
 - Network of a user-defined `ModelRecipe`: only this project can load model.safetensors.
-- Adapter of a network with this project's classification head: PEFT refuses the adapter, because
-  other models lack modules that the adapter changes.
+- Adapter of a network with this project's classification head: PEFT refuses to load the adapter
+  into other models, because they lack the modules that the adapter lists.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def make_card(
 
     Args:
         max_length: maximum number of tokens of a text.
-        recipe: options of the `ModelRecipe`, stored only if they rebuild the network.
+        recipe: options of the `ModelRecipe`; stored only if loading needs them to rebuild the
+            network.
         preprocessing: the other preprocessing fields of `Card`.
     """
     layout: Any = network.layout.name

@@ -96,12 +96,12 @@ def check_ids(
 ) -> None:
     """Raise UserError if the tokenizer can return an id without an embedding.
 
-    Some special tokens never result from a text, such as Gemma's image token. By default, these
-    tokens may lack embeddings.
+    Special tokens that never result from a text, such as Gemma's image token, are checked only if
+    `every_id` is True.
 
     Args:
         rows: number of rows of the embedding matrix, one for each id from 0.
-        every_id: check all special tokens, because pretraining draws random ids.
+        every_id: True for pretraining, because masked language modeling inserts random ids.
     """
     added = {*tokenizer("а")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - added

@@ -19,7 +19,8 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
 
     Args:
         name: a model folder, an output_dir, or a run id in the MLflow store.
-        uri: URI of the MLflow store; None for MLFLOW_TRACKING_URI, or else ./mlflow.db.
+        uri: URI of the MLflow store. If None, the environment variable MLFLOW_TRACKING_URI is used,
+            or ./mlflow.db if the variable is not set.
 
     Raises:
         UserError: the folder or run does not exist, or has no model.

@@ -47,8 +47,8 @@ class Predictor:
     """Loads a model folder once, and classifies lists of texts.
 
     Args:
-        folder: a model folder, see `models.saving`.
-        device: a value of `trainer.device`. Networks always run in fp32.
+        folder: a model folder with the card `kinopoisk_ft.json`.
+        device: "auto", "cuda", "mps" or "cpu". Networks always run in fp32.
     """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
@@ -67,7 +67,7 @@ class Predictor:
         """Compute the class probabilities (N, classes) of N texts.
 
         Raises:
-            UserError: see `check_texts`.
+            UserError: a text is blank, not a string, or not valid Unicode.
         """
         if self._estimator is not None and texts:
             cut = [self._preprocessing.cut(text) for text in self._clean(texts)]
@@ -80,7 +80,7 @@ class Predictor:
         """Compute a network's logits (N, classes) for N texts. The result is fp32 on the CPU.
 
         Raises:
-            UserError: see `check_texts`.
+            UserError: a text is blank, not a string, or not valid Unicode.
         """
         cleaned = self._clean(texts)
         if not cleaned:

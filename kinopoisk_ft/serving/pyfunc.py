@@ -28,8 +28,8 @@ class ReviewClassifier(PythonModel):
     ) -> pd.DataFrame:
         """Return the columns `label` and `p_<class>`, with one row per text.
 
-        `model_input` can also be a list. Its annotation is only DataFrame, because MLflow would
-        check inputs against any other annotation.
+        `model_input` can also be a list. It is annotated as a DataFrame, because MLflow does not
+        check the input type for this annotation.
         """
         return self._predictor.predict(extract_texts(model_input))
 
