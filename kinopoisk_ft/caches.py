@@ -35,8 +35,8 @@ def prepare_caches() -> None:
     """Replace cache folders that are not writable with temporary folders, and print a warning.
 
     Call this function before importing libraries, because they read their cache settings only on
-    import. A library's existing cache folder is used even if it is read-only, because several
-    users may share the folder.
+    import. A library's existing cache folder is not replaced, even if it is read-only, because it
+    may contain shared files such as downloaded models.
     """
     global _temporary
     moved = {}

@@ -58,7 +58,8 @@ def _restart_in_utf8() -> None:
 def prepare_output() -> None:
     """Let standard output and standard error accept any character and survive write errors.
 
-    Write errors of terminals and of notebook streams are still raised. Repeated calls are safe.
+    However, a stream of a terminal or a notebook still raises its write errors. Repeated calls are
+    safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)

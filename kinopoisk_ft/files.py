@@ -145,7 +145,7 @@ def _read_os_code(error: SafetensorError) -> int:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise OSError if the disk of a folder has fewer than `needed + MARGIN` bytes free."""
+    """Raise OSError if writing `needed` bytes would leave less than 64 MiB free on the disk."""
     free = shutil.disk_usage(folder).free
     if needed + MARGIN > free:
         raise OSError(

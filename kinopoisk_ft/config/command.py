@@ -30,8 +30,9 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
 
     Args:
         hydra: node `hydra` of the composed config.
-        values: {dotted key: value} to set in the command instead of overrides. These are the seed
-            and values from environment variables, because such variables may change.
+        values: {dotted key: value} for the seed and for values from environment variables. The
+            command sets these keys, so that the repeated run does not draw another seed or read a
+            changed variable.
     """
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
     overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]

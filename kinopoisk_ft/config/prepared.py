@@ -37,7 +37,8 @@ class Prepared:
         cfg: resolved, validated and read-only config.
         choices: {config group: chosen option}, for example {"model": "bert"}.
         tags: tags that are set when the tracked run starts.
-        result_file: second JSON file for the result; None if `result_json` is not set.
+        result_file: file for a copy of result.json, from the option `result_json`; None if this
+            option is not set.
         job: job of a sweep; None for a single run.
     """
 

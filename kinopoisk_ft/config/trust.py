@@ -8,8 +8,8 @@ Therefore, a `_target_` may name only:
 - code of packages that the environment variable KINOPOISK_FT_TARGETS lists
 - adapter configs, optimizers and learning rate schedulers of any package
 
-Files in the folder `--config-dir` are trusted like the user's own code, because Hydra instantiates
-their `hydra` node before this check.
+This check cannot stop files in the folder `--config-dir`: Hydra instantiates their `hydra` node
+before the check runs. Therefore, use this option only with folders that you trust.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def check_targets(node: Any, path: str = "") -> list[str]:
 def check_target(target: Any) -> str | None:
     """Return the reason why a `_target_` is forbidden; None if the `_target_` is allowed.
 
-    The decision depends on the module that defines the object, because this project's modules also
-    contain imported names. The standard library is forbidden by default, because it can start any
-    program. Code outside all installed packages counts as the user's own.
+    The decision depends on the module that defines the object. A `_target_` may reach the object
+    through another module, so "kinopoisk_ft.files.os.remove" does not count as code of this
+    project. The standard library is forbidden by default, because it can start any program. Code
+    outside all installed packages counts as the user's own.
     """
     if not isinstance(target, str):
         return f"a `_target_` must be the name of a class or function, not {target!r}"

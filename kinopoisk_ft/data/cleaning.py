@@ -42,14 +42,15 @@ def clean_texts(
 
     Args:
         frame: frame with the columns text and place; see `Table.places`.
-        empty: "drop" drops rows without a text, "refuse" raises an error.
+        empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
         clean: function that cleans one text.
 
     Returns:
         The remaining rows, and the number of dropped rows.
 
     Raises:
-        UserError: a text contains an unpaired surrogate. With "refuse", also if a text is missing.
+        UserError: a text contains an unpaired surrogate, or a row has no text and `empty` is
+            "refuse".
     """
     damaged = [isinstance(text, str) and has_lone_surrogate(text) for text in frame["text"]]
     if any(damaged):

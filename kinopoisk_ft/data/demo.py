@@ -24,8 +24,8 @@ class Demo(DataRecipe):
     """The bundled data set (data=demo).
 
     Args:
-        reviews: number of reviews to read, including the class Neutral.
-        seed: random seed for shuffling the reviews; 0 keeps the order of the file.
+        reviews: number of reviews to read; if `classes` is 2, Neutral reviews are dropped later.
+        seed: random seed for shuffling the reviews; if 0, they are not shuffled.
     """
 
     reviews: int

@@ -75,8 +75,8 @@ def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop near-duplicates.
 
-    If all rows of a group have the same label, the first row is kept. Otherwise, no row is kept.
-    A warning shows examples if the fraction of dropped rows exceeds WARNING_SHARE.
+    If all near-duplicates of a group have the same label, the first row is kept. Otherwise, no row
+    of the group is kept. If more than 1% of all rows are dropped, a warning shows examples.
 
     Returns:
         The remaining rows, and {reason: number of dropped rows}.

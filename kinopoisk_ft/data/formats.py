@@ -75,7 +75,7 @@ def _json_error(path: Path, line: int, what: str) -> UserError:
 
 
 def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
-    """Parse comma- or tab-separated values; `quoting` is one of QUOTING."""
+    """Parse comma- or tab-separated values; `quoting` is how to read quotes, one of QUOTING."""
     # Some reviews are longer than the default limit of 131,072 characters per field.
     csv.field_size_limit(2**31 - 1)
     # With strict=True, an unclosed quote is an error. Otherwise it would join the remaining rows.
@@ -207,19 +207,21 @@ def check_multiline_fields(
 ) -> None:
     """Check that no quoted field contains whole rows of the table.
 
-    A line in a multi-line row looks like a row if two conditions hold:
+    If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
+    multi-line row. A line of a multi-line row looks like a row if two conditions hold:
 
     - The line has as many fields as the header.
-    - In columns with few distinct values (labels, films), its values occur in single-line rows.
+    - In columns with few distinct values (labels, films), its values also occur in single-line
+      rows.
 
-    A warning is logged if the lines of most multi-line rows meet the first condition.
+    A warning is logged if, in most multi-line rows, all lines meet the first condition.
 
     Args:
         lines: number of the first line of each row.
         last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: at least two lines in a multi-line row look like rows.
+        UserError: at least two lines of the same multi-line row look like rows.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:

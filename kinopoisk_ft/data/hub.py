@@ -26,9 +26,9 @@ class HubDataset(LabelledTables):
 
     Args:
         name: id of the data set, "owner/name".
-        subset: folder in the data set; None reads all folders.
-        files: file name pattern, for example "*train*"; None reads all tables.
-        revision: branch, tag or commit; None reads the main branch.
+        subset: folder in the data set; if None, all folders are read.
+        files: file name pattern, for example "*train*"; if None, all tables are read.
+        revision: branch, tag or commit; if None, the main branch is read.
     """
 
     name: str | None = None

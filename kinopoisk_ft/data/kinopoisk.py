@@ -24,9 +24,10 @@ class Kinopoisk(DataRecipe):
     The published columns are content, grade3, movie_name, author, date, title and grade10.
 
     Args:
-        path: local copy in a format that `read_table` supports; None downloads the data set.
+        path: local copy in a format that `read_table` supports; if None, the data set is
+            downloaded.
         name: id of the data set on the Hub.
-        quoting: one of QUOTING, for a copy in .csv or .tsv format.
+        quoting: how to read quotes in a .csv or .tsv file, one of QUOTING.
     """
 
     path: str | None = None

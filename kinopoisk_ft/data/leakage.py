@@ -44,7 +44,7 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return `shared` and `share` by MLflow metric name."""
+        """Return {MLflow metric name: value} for `shared` and for `shared / total`."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
@@ -70,7 +70,7 @@ class Leakage:
 
     @property
     def film_predicts_label(self) -> bool:
-        """Return whether `film_guess` is clearly higher than `majority`."""
+        """Return whether `film_guess` exceeds `majority` by more than 0.05 with p < 0.01."""
         gain = (self.film_guess or 0.0) - self.majority
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
@@ -198,7 +198,8 @@ class PretrainingTexts:
         """Count the texts on which the model was pretrained, including near-duplicates.
 
         Returns:
-            The overlap. None if the record is incomplete and contains none of the texts.
+            The overlap. If the record is incomplete and contains none of the texts, the overlap is
+            unknown, and the result is None.
         """
         shared = 0
         if len(self.digests):

@@ -44,12 +44,12 @@ def read_labelled_texts(
 
     Args:
         fix: advice for the error message if the text or label column is missing.
-        split_column: column with the split (train, val or test) of each row; None to read none.
+        split_column: column that assigns each row to train, val or test; None if there is none.
 
     Returns:
-        A frame with the columns text, label, row and place. The column row counts from 0. For the
-        column place, see `Table.places`. METADATA columns of the table are included. If
-        `split_column` is set, the column part contains the splits.
+        A frame with the columns text, label, row (number from 0) and place (see `Table.places`).
+        Columns of the table whose names are in METADATA, such as film, are added. If `split_column`
+        is set, its values are added as the column part.
 
     Raises:
         UserError: a column or a label is missing, or a value has an unsupported type.
@@ -146,9 +146,9 @@ class LabelledTables(DataRecipe):
     Args:
         text_column: name of the column with the texts.
         label_column: name of the column with the labels.
-        class_names: class names in the order of their ids; None uses the sorted labels.
-        classes: expected number of classes; None accepts any number.
-        quoting: one of QUOTING, for .csv and .tsv files.
+        class_names: class names in the order of their ids; if None, the labels are sorted.
+        classes: expected number of classes; if None, any number is accepted.
+        quoting: how to read quotes in .csv and .tsv files, one of QUOTING.
     """
 
     text_column: str

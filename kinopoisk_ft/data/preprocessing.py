@@ -30,7 +30,7 @@ def split_room(room: int, truncation: str) -> tuple[int, int]:
 
 
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
-    """Truncate a text to `characters` characters; None keeps the whole text.
+    """Truncate a text to `characters` characters; if None, keep the whole text.
 
     A space separates head and tail, so that two incomplete words do not form a new word. The space
     counts as a character.
@@ -99,7 +99,7 @@ class TextCoverage:
         return TextCoverage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def metrics(self) -> dict[str, float]:
-        """Return the fractions kept by truncation, and the mean number of characters per token."""
+        """Return the kept fractions of characters and tokens, and the characters per token."""
         values = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
         if self.tokens:
             values["tokens_seen_share"] = self.tokens_seen / self.tokens

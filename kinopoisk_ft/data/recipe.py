@@ -90,15 +90,15 @@ def option_error(name: str, value: object, fix: str, why: str = "") -> UserError
 class DataSplit:
     """Cleaned texts with labels, split into train, validation and test.
 
-    Each frame has the columns text (str), label (int64) and row (int64), and METADATA columns if
-    the source has any. A label is an index into `class_names`. A row is a row number in the source,
-    from 0. For a split by film or author, the column group (int) contains group numbers. All rows
-    of a group are in one split.
+    Each frame has the columns text (str), label (int64) and row (int64). Columns of the source
+    whose names are in METADATA, such as film, are kept. A label is an index into `class_names`. A
+    row is a row number in the source, from 0. If the texts are split by film or author, the column
+    group (int) contains group numbers, and all rows of a group are in the same frame.
 
     Args:
-        counts: {step of the preparation, or split: number of rows}.
+        counts: {name: number of rows} for the steps of the preparation, and for the frames.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
-        split_digest: SHA-256 (hex) of the row numbers in all splits.
+        split_digest: SHA-256 (hex) of the row numbers in train, val and test.
         preprocessing: preprocessing options. The texts are cleaned, but not yet truncated.
     """
 
@@ -120,13 +120,15 @@ class DataRecipe(ABC):
     To add a source of texts, implement `read` in a subclass.
 
     Args:
-        limit: maximum number of rows to keep after cleaning; None keeps all.
+        limit: maximum number of rows to keep after cleaning; if None, all rows are kept.
         classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
         max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
-        empty: "drop" drops rows without a text, "refuse" raises an error.
-        near_duplicates: "drop" applies `drop_near_duplicates`, "keep" keeps all rows.
-        split: one of SPLITS.
-        split_column: column with the split (train, val or test) of each row, for "predefined".
+        empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
+        near_duplicates: if "drop", near-duplicates are dropped (see `drop_near_duplicates`); if
+            "keep", all rows are kept.
+        split: how to split the rows, one of SPLITS.
+        split_column: column that assigns each row to train, val or test, if `split` is
+            "predefined".
         test_size, val_size, split_seed, folds, fold: see `Shares`.
     """
 

@@ -125,7 +125,7 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
 
     Args:
         keys: sequences (N,) of keys. Two rows are linked if they have the same key in the same
-            sequence. The key None links no rows.
+            sequence, unless this key is None.
 
     Returns:
         The group number of each row, (N,).
@@ -201,8 +201,8 @@ def split_rows(
 ) -> Parts:
     """Return the positions of the rows in train, validation and test.
 
-    The random split without folds is exactly the split of the original study, in unsorted order.
-    This split and a predefined split may separate near-duplicates.
+    A random split without folds is made as in the original study, with the same rows in the same,
+    unsorted order. Such a split and a predefined split may separate near-duplicates.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.

@@ -110,7 +110,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
     """Read a table in the format that the file extension indicates.
 
     Args:
-        quoting: one of QUOTING, for .csv and .tsv files.
+        quoting: how to read quotes in .csv and .tsv files, one of QUOTING.
 
     Raises:
         UserError: the file cannot be read completely, or has no rows.

@@ -56,7 +56,8 @@ def open_study(
 
     Args:
         pruner: the Hydra config of an Optuna pruner; None for no pruning.
-        direction: the direction of a new study. None requires an existing study.
+        direction: whether a new study minimizes or maximizes the score. If None, the study must
+            already exist.
 
     Raises:
         UserError: the journal cannot be read.
@@ -90,9 +91,13 @@ def _remove_incomplete_line(journal: Path) -> None:
 
 
 def check_study(study: Study, about: dict[str, Any]) -> None:
-    """Check that a study belongs to the search that `about` describes.
+    """Check that the earlier trials of a study used the settings of the current search.
 
-    If the study is new, save `about` in the study.
+    A new study has no trials, so the settings are saved in the study for later checks.
+
+    Args:
+        about: settings of the current search with the keys config, space and identity. The identity
+            is a digest that also depends on the code, packages, data and hardware.
 
     Raises:
         UserError: earlier trials used another config, space, code, data or hardware.
@@ -175,7 +180,7 @@ class TrialQueue:
             self.study.tell(number, value)
 
     def find_best(self) -> FrozenTrial | None:
-        """Return the best finished trial; None if no trial has finished."""
+        """Return the finished trial with the best validation score; None if none has finished."""
         finished = any(trial.state.name == "COMPLETE" for trial in self.study.trials)
         return self.study.best_trial if finished else None
 

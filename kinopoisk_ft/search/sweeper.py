@@ -76,7 +76,7 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all trials, and return the results of each batch.
+        """Run all trials, and return a list of results for each batch of parallel trials.
 
         Raises:
             UserError: Optuna is not installed, or a setting of the search is not valid.

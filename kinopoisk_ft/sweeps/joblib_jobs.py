@@ -62,9 +62,9 @@ def launch_jobs(
 def run_stoppable(launch: Callable[[], T]) -> T:
     """Call `launch`, and forward stop signals to its worker processes.
 
-    `launch` runs in a second thread, because an exception inside joblib would kill all workers.
-    This thread and new workers block stop signals, so that no signal ends a worker during its
-    imports.
+    A stop signal raises an exception in the main thread, and an exception inside joblib would kill
+    all workers. Therefore, `launch` runs in a second thread. The second thread and new workers
+    block stop signals, so that no signal ends a worker during its imports.
 
     Raises:
         Stopped: a stop signal arrived, and all workers have ended.

@@ -153,8 +153,8 @@ def _train(prepared: Prepared, out_dir: Path) -> Result:
 def reserve_device(folder: Path) -> Iterator[int | None]:
     """Select the GPU with the fewest jobs as the CUDA device of a `with` block.
 
-    Yield the index of the GPU; None if the machine has fewer than two GPUs. Each job locks a file
-    in `folder`. The operating system releases the lock even if the job is killed.
+    Yield the index of the GPU; None if the machine has fewer than two GPUs. Jobs are counted by
+    file locks in `folder`, because the operating system releases a lock even if its job is killed.
     """
     devices = torch.cuda.device_count()
     if devices < 2:

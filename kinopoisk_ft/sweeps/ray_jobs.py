@@ -108,8 +108,8 @@ def connect(address: str | None) -> Iterator[StopSignals]:
     """Connect to a Ray cluster for a `with` block.
 
     Args:
-        address: the address of a running cluster. None means RAY_ADDRESS if set, else a cluster on
-            this machine, else a new cluster.
+        address: the address of a running cluster. If None, RAY_ADDRESS is used if it is set, else a
+            cluster on this machine, else a new cluster.
 
     Raises:
         UserError: there is no cluster at the address.

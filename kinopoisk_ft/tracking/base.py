@@ -84,13 +84,13 @@ class NoTracker:
         return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Ignore the values."""
+        """Do nothing."""
 
     def flush(self) -> None:
         """Do nothing."""
 
     def tags(self, values: dict[str, str]) -> None:
-        """Ignore the tags."""
+        """Do nothing."""
 
     def artifact(self, path: Path) -> None:
         """Do nothing. The file stays in the run's folder."""
@@ -99,4 +99,4 @@ class NoTracker:
         """Do nothing. The model stays in the run's folder."""
 
     def finish(self, status: str) -> None:
-        """Ignore the status."""
+        """Do nothing."""

@@ -22,9 +22,9 @@ LAST_TRIES = 3
 class Delivery:
     """A background thread that sends new events to the store every few seconds.
 
-    While the store does not answer, the thread tries less often. No method raises an exception.
-    The first error of each outage is logged. An error of the very first request is not logged,
-    because the caller of `start` reports that error.
+    While the store does not answer, the thread tries less often. Errors are not raised, but stored
+    in `error`. The first error of each outage is also logged, except an error of the very first
+    request, which the caller of `start` reports.
 
     Attributes:
         error: the last error, or None while the store answers.

@@ -73,8 +73,8 @@ class EventLog:
     """The events of one run, in memory and in a file.
 
     After `append`, an event survives the death of the process. After `sync`, the event survives a
-    power loss. While the disk is full, events are kept in memory. A file lock allows one writer at
-    a time.
+    power loss. If the disk is full, events are only in memory until a later call can write them. A
+    file lock allows one writer at a time.
 
     Args:
         file: `tracking/<id>.jsonl` in the run's folder.
@@ -199,7 +199,10 @@ class EventLog:
         return sum(event["seq"] > self.state.seq for event in self.events[self._written :])
 
     def save_state(self) -> None:
-        """Write the state to disk, and ignore errors: sending events twice is harmless."""
+        """Write `state` to disk, and ignore errors.
+
+        If the file is out of date, a later process sends some events again, which is harmless.
+        """
         try:
             write_atomically(self.state_file, json.dumps(asdict(self.state), ensure_ascii=False))
         except OSError as error:

@@ -84,7 +84,7 @@ def _save(
 
 
 def serving_requirements() -> list[str]:
-    """Return the installed versions of the packages in `SERVING` as pip requirements.
+    """Return pip requirements with the installed versions of the packages needed for prediction.
 
     The suffix of a version such as "2.13.0+cpu" is removed, because PyPI has no such versions.
     """

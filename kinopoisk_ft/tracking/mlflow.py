@@ -38,8 +38,9 @@ class MlflowTracker(OfflineTracker):
         """Find the experiment's newest finished run with the given tags.
 
         Returns:
-            All tags of that run, or None if there is no such run. None is also returned if the
-            store does not answer, because training a job twice is better than losing the job.
+            All tags of that run, or None if there is no such run. If the store does not answer, the
+            result is also None. The job then runs, perhaps a second time, which is better than
+            failing.
 
         Raises:
             UserError: the store cannot be opened.

@@ -183,8 +183,8 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. Do not record metrics with this tracker
-            later, because the tracker would skip metrics that the killed runs have recorded.
+        tracker: a tracker that has not started a run. It may start another run later, but only one
+            without metrics: it would skip metrics that a killed run has recorded at the same step.
         folder: the folder of the runs.
         resumed: the id of a run to skip, because that run will be resumed; or None.
     """

@@ -60,10 +60,10 @@ class Target:
 class Replay:
     """The transfer of one event log to one store.
 
-    The process may be killed and restarted at any time. The position in the log is saved after
-    each step, so only the last step may be repeated. A repeated step does not create duplicates.
-    The run is found by a tag. MLflow's databases ignore a second metric with the same step, time
-    and value. All other requests overwrite values.
+    The process may be killed and restarted at any time. The position in the log is saved after each
+    call of `step`, so only the events of one call may be sent again. Sending them again does not
+    create duplicates: an existing run is found by its tag, MLflow's databases ignore a second
+    metric with the same step, time and value, and all other requests overwrite values.
 
     Args:
         files: whether to send artifacts; False if a later run has overwritten the files.
@@ -274,7 +274,7 @@ def find_run(client: MlflowClient, log_id: str, experiments: list[str] | None = 
     Deleted runs are ignored.
 
     Args:
-        experiments: the ids of the experiments to search; None means all.
+        experiments: the ids of the experiments to search; if None, all are searched.
     """
     if experiments is None:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -1,6 +1,7 @@
 """Open MLflow stores, and create missing stores atomically.
 
-MLflow itself could leave an incomplete store, and could migrate a store of another version.
+This module creates and checks an SQLite store before MLflow opens it. Otherwise, MLflow could leave
+an incomplete store when it is interrupted, and could migrate a store of another version.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def default_uri() -> str:
 
 
 def absolute_uri(uri: str | None) -> str:
-    """Make the SQLite path in a store URI absolute; None selects `default_uri()`."""
+    """Make the SQLite path in a store URI absolute; if the URI is None, use `default_uri()`."""
     uri = uri or default_uri()
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
@@ -115,9 +116,9 @@ def open_experiment(
     A missing SQLite store and a missing experiment are created.
 
     Args:
-        uri: the URI of the store; None selects `default_uri()`.
-        artifacts: the artifact location of a new experiment. None selects the folder `mlartifacts`
-            next to an SQLite file, or the server's default.
+        uri: the URI of the store; if None, `default_uri()` is used.
+        artifacts: the artifact location of a new experiment. If None, artifacts go to the folder
+            `mlartifacts` next to an SQLite file, or to the server's default location.
 
     Returns:
         A client and the id of the experiment.

@@ -57,7 +57,8 @@ class ParentRun(Callback):
     callback from the class attribute `opened`, and calls `close`.
 
     Args:
-        by_sweeper: whether the sweeper calls `open` after checking its config.
+        by_sweeper: whether the sweeper calls `open`, after checking its config. Otherwise,
+            `on_multirun_start` calls `open`.
     """
 
     opened: ClassVar[ParentRun | None] = None
@@ -72,7 +73,7 @@ class ParentRun(Callback):
         return {**self.__dict__, "_tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the options of the sweep, and start the parent run."""
+        """Check the options of the sweep, and start the parent run unless the sweeper starts it."""
         try:
             if torchrun.world_size() > 1:
                 raise UserError(

@@ -45,8 +45,9 @@ def sync_folders(
     The parent run of a sweep is sent before its jobs.
 
     Args:
-        uri: the store. None selects each run's own store, if it exists, or the default store.
-        experiment: the name of the experiment. None selects each run's own experiment.
+        uri: the store. If None, each run is sent to its own store, if that exists, or else to the
+            default store.
+        experiment: the name of the experiment. If None, each run is sent to its own experiment.
         died_as: the status for runs whose process died.
 
     Yields:
