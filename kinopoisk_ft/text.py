@@ -49,9 +49,9 @@ _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
 def clean_name(value: Any) -> str | None:
     """Normalize the name of a class, film or author.
 
-    White space at both ends is removed, and the Unicode form is NFC. A number has the same
-    spelling in all file formats: 1, 1.0 and "1.0" become "1". Blank strings, missing values, NaN
-    and infinity become None.
+    Strip white space at both ends and convert to Unicode form NFC. Numbers become equal strings
+    whatever the file format: 1, 1.0 and "1.0" become "1". Blank strings, missing values, NaN and
+    infinity become None.
     """
     # Convert NumPy scalars to Python numbers.
     if hasattr(value, "tolist"):

@@ -191,15 +191,15 @@ class PretrainingTexts:
         )
 
     def write(self, folder: Path) -> None:
-        """Write the record to a model folder."""
+        """Write the digests of the pretraining texts to a model folder."""
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
-        """Count the texts on which the model was pretrained, including near-duplicates.
+        """Count how many of `texts` the model saw in pretraining, including near-duplicates.
 
         Returns:
-            The overlap. If the record is incomplete and contains none of the texts, the overlap is
-            unknown, and the result is None.
+            The overlap. None if it is unknown, because not all pretraining texts were recorded and
+            none of the recorded ones is in `texts`.
         """
         shared = 0
         if len(self.digests):
@@ -208,7 +208,7 @@ class PretrainingTexts:
 
 
 def _digest_texts(texts: Iterable[str]) -> np.ndarray:
-    """Return a hash of each key from `compute_match_keys`, (N, 2)."""
+    """Hash the two keys that `compute_match_keys` returns for each of N texts; returns (N, 2)."""
     # A blank text has no keys, so the text itself is hashed.
     digests = [
         [

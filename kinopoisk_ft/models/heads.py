@@ -83,7 +83,7 @@ class EncoderLayout(Layout):
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Match a loaded model's padding to the tokenizer; check that each id has an embedding."""
+        """Set the model's pad id to the tokenizer's; check that every token id has an embedding."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 

@@ -47,7 +47,7 @@ class SelfTest:
     def run_backward(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Return the output of a function and the gradients of its inputs, by name."""
+        """Return a function's output and its gradients w.r.t. the inputs, by name."""
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)

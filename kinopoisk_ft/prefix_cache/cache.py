@@ -55,7 +55,10 @@ class CachedClassification(Classification):
         self.split = split
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build a batch with activations (batch, length or 1, d_model) instead of token ids."""
+        """Build a batch with cached activations instead of token ids.
+
+        They are (batch, length, d_model), or (batch, 1, d_model) if the cache stores pooled states.
+        """
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
         del batch["input_ids"]

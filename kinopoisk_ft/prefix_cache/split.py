@@ -60,7 +60,11 @@ class SplitNetwork:
         return f"{self.pooling or 'every token'} of {place}"
 
     def run_lower(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Compute activations (batch, length or 1, d_model) from ids and mask (batch, length)."""
+        """Run the frozen layers on token ids and mask (batch, length).
+
+        Returns:
+            Activations (batch, length, d_model), or (batch, 1, d_model) if `pooling` is set.
+        """
         root, blocks = self.network.module, list_blocks(self.network)[: self.layer]
         last = root.get_submodule(self.backbone) if self.backbone else blocks[-1]
         lower = {self.network.layers: nn.ModuleList(blocks)}
@@ -71,7 +75,11 @@ class SplitNetwork:
         return pool(outputs[last], attention_mask, self.pooling)[:, None]
 
     def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
-        """Compute the model's output from activations (batch, length or 1, d_model)."""
+        """Run the layers above the split on activations that `run_lower` returned.
+
+        Returns:
+            The output of the whole model.
+        """
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}

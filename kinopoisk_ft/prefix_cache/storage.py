@@ -158,7 +158,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def acquire_lock(folder: Path) -> AcquireReturnProxy:
-    """Lock a folder for a `with` block, so that only one job builds the cache."""
+    """Lock a folder until the `with` block ends, so that only one job builds the cache."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:

@@ -29,8 +29,8 @@ COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 class Choice:
     """One recommended approach.
 
-    `limit` is the cost that must be low ("time", "parameters" or "memory"), or "quality" if no cost
-    is limited.
+    `limit` names the scarce resource ("time", "parameters" or "memory"), or is "quality" if the
+    recommendation ignores costs.
     """
 
     limit: str

@@ -64,10 +64,10 @@ def as_markdown(document: Document, locale: Locale) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_note(document: Document, locale: Locale, most: int) -> str:
+def as_note(document: Document, locale: Locale, max_length: int) -> str:
     """Return a summary of the report as Markdown, for the note of an MLflow run.
 
-    `most` is the maximum number of characters. A longer summary is shortened at the end.
+    `max_length` is the maximum number of characters. A longer summary is shortened at the end.
     """
     end = locale("see_files")
     parts: list[str] = []
@@ -75,7 +75,7 @@ def as_note(document: Document, locale: Locale, most: int) -> str:
         heading, *rest = _summary(section, locale)
         # The MLflow UI shows three lines of a collapsed note, which should be recommendations.
         parts += rest if len(document.sections) == 1 else [heading, *rest]
-    while parts and len("\n\n".join([*parts, end])) > most:
+    while parts and len("\n\n".join([*parts, end])) > max_length:
         parts.pop()
     return "\n\n".join([*parts, end])
 

@@ -47,7 +47,7 @@ class SearchOverrides:
 def parse_overrides(
     parser: OverridesParser, params: DictConfig, arguments: Sequence[str]
 ) -> SearchOverrides:
-    """Separate the fixed values and the ranges of a search."""
+    """Parse the overrides of a search, and separate fixed values from ranges."""
     asked = parser.parse_overrides(list(arguments))
     given = {override.key_or_group for override in asked}
     lines = [f"{key!s}={value}" for key, value in params.items() if value is not None]

@@ -88,8 +88,8 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     """Return the threshold that maximizes the headline metric for classes 0 and 1.
 
-    Class 1 is predicted if its probability is at least the threshold. Of several best thresholds,
-    the one nearest to 0.5 is returned.
+    Class 1 is predicted if its probability is at least the threshold. If several thresholds are
+    equally good, the one nearest to 0.5 is returned.
 
     Args:
         second: (N,) probabilities of class 1.

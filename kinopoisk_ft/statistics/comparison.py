@@ -35,7 +35,7 @@ class Approach:
 
 @dataclass(frozen=True)
 class Problem:
-    """A reason why predictions are not compared in the usual way.
+    """A reason why predictions are left out or are compared as independent samples.
 
     Args:
         kind: "no_predictions" if some runs of an approach have no predictions. "own_mismatch" if
@@ -106,8 +106,8 @@ class _Drawn:
 def compare(approaches: list[Approach]) -> Comparison:
     """Compare all pairs of approaches.
 
-    Runs are paired by seed if both approaches have the same seeds, without duplicates. What cannot
-    be compared in the usual way is listed in `problems`.
+    The runs of two approaches are paired by seed if both have the same seeds, each of them once.
+    `problems` lists what was left out, and pairs that were compared as independent samples.
     """
     usable, problems = _usable(approaches)
     drawn = _draw(usable)

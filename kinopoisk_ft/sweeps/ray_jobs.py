@@ -105,11 +105,11 @@ def launch_jobs(
 
 @contextmanager
 def connect(address: str | None) -> Iterator[StopSignals]:
-    """Connect to a Ray cluster for a `with` block.
+    """Connect to a Ray cluster until the `with` block ends.
 
     Args:
-        address: the address of a running cluster. If None, RAY_ADDRESS is used if it is set, else a
-            cluster on this machine, else a new cluster.
+        address: address of a running cluster. If None, use RAY_ADDRESS, or else a cluster that runs
+            on this machine, or else start one.
 
     Raises:
         UserError: there is no cluster at the address.

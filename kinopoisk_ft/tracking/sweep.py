@@ -53,8 +53,8 @@ def read_parent(sweep_dir: Path) -> str | None:
 class ParentRun(Callback):
     """A Hydra callback that starts the parent run of a sweep before the first job.
 
-    Hydra does not call `on_multirun_end` if a job failed. The command line therefore takes the
-    callback from the class attribute `opened`, and calls `close`.
+    Hydra does not call `on_multirun_end` if a job failed, so `cli.py` ends the parent run itself.
+    It finds the callback in the class attribute `opened` and calls its method `close`.
 
     Args:
         by_sweeper: whether the sweeper calls `open`, after checking its config. Otherwise,

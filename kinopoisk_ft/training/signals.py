@@ -79,7 +79,7 @@ class StopSignals:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Delay a first signal until the end of a `with` block."""
+        """Delay `Stopped` until the end of the `with` block if a signal arrives within it."""
         self._deferring = True
         try:
             yield

@@ -43,7 +43,7 @@ def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Ten
 class ChunkedScan(torch.autograd.Function):
     """The selective scan without D, gate and softplus.
 
-    Only the state before each chunk is saved. The backward pass computes the others again.
+    Only the state before each chunk is saved. The backward pass recomputes all other states.
     """
 
     @staticmethod

@@ -216,7 +216,7 @@ def backpropagate(
 def store_lane_sums(partial: Any, out: Any, at: int, stride: int, steps: int) -> None:
     """Sum `partial` (steps, GROUP, LANES) over the lanes, and write the sums to `out`.
 
-    The first sum is written to out[at]. In `out`, two steps are `stride` elements apart.
+    The sums of step t are written to `out` from element `at + t * stride`.
     """
     for t in range(steps):
         store_sums(out, at + t * stride, *load_group(partial, t * _STEP, LANES))

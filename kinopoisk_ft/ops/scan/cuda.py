@@ -19,7 +19,7 @@ def selective_scan_cuda(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """Run the kernel of mamba-ssm, with the same arguments as `selective_scan_reference`."""
+    """Run the mamba-ssm kernel; the arguments are those of `selective_scan_reference`."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     # The kernel expects time as the last dimension.

@@ -49,7 +49,7 @@ def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
         _names_above(axes, names)
     else:
         axes.set_yticks(range(len(pairs)), names, fontsize=FONT)
-        title = literal(data_line(table, locale), most=80)
+        title = literal(data_line(table, locale), max_length=80)
         axes.set_title(title, fontsize=FONT, color=INK, loc="left")
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))

@@ -75,12 +75,12 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def literal(name: str, most: int = LONGEST_NAME) -> str:
-    """Truncate a name to `most` characters, and escape $.
+def literal(name: str, max_length: int = LONGEST_NAME) -> str:
+    """Truncate a name to `max_length` characters, and escape $.
 
     Matplotlib would read $ as the start of a formula.
     """
-    cut = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+    cut = name if len(name) <= max_length else f"{name[: max_length - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
 

@@ -71,7 +71,7 @@ def draw(table: Table, locale: Locale) -> Figure:
     figure = new_figure(WIDTH, len(columns) * height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
     drawn = _panels(panels, table, columns, locale)
-    title = [literal(data_line(table, locale), most=80)]
+    title = [literal(data_line(table, locale), max_length=80)]
     if HEADLINE in table.majority:
         title.append(locale("majority_line", f1=locale.score(table.majority[HEADLINE])))
     panels[0].set_title("\n".join(title), fontsize=FONT, color=INK, loc="left")
