@@ -58,8 +58,8 @@ def _restart_in_utf8() -> None:
 def prepare_output() -> None:
     """Let standard output and standard error accept any character and survive write errors.
 
-    However, a stream of a terminal or a notebook still raises its write errors. Repeated calls are
-    safe.
+    After a write error, a file or a pipe gets no more output, and `guard_output` reports the error.
+    Terminals and notebooks still raise their write errors. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)

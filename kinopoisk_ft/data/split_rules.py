@@ -60,7 +60,7 @@ class RandomRule:
         return rows[np.isin(self.near[rows], test)]
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Divide the near-duplicate groups with scikit-learn's StratifiedKFold."""
+        """Assign whole near-duplicate groups to folds with scikit-learn's StratifiedKFold."""
         groups, first = np.unique(self.near, return_index=True)
         splitter = StratifiedKFold(count, shuffle=True, random_state=self.seed)
         parts = (groups[test] for _, test in splitter.split(groups, self.labels[first]))
@@ -90,7 +90,7 @@ class GroupRule:
         return np.sort(rows[min(candidates, key=measure_imbalance)])
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Divide the groups with scikit-learn's StratifiedGroupKFold."""
+        """Assign whole groups to folds with scikit-learn's StratifiedGroupKFold."""
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=self.seed)
         return [test for _, test in splitter.split(self.labels, self.labels, self.groups)]
 

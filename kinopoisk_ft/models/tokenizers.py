@@ -76,7 +76,8 @@ def check_folder(name: str, key: str) -> None:
         key: config key that contains `name`, for error messages.
 
     Raises:
-        UserError: the folder is missing or unsafe, or `model.name` is the folder of an adapter.
+        UserError: the folder is missing or unsafe, or it contains only an adapter and `key` is
+            `model.name`.
     """
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local and not Path(name).is_dir():

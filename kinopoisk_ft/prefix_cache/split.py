@@ -151,10 +151,11 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
-    """Find the split with the smallest cache.
+    """Find where to split a network into frozen layers, which are cached, and trained layers.
 
-    A block can be cached if its output does not depend on a trained parameter. A split must give
-    the same logits for `batch` as the whole network. The model is left in evaluation mode.
+    Below the split, no block may depend on a trained parameter. Of the possible splits, the one
+    with the smallest activations is chosen that gives the logits of the whole network for `batch`.
+    The model is left in evaluation mode.
 
     Args:
         module: the network with its adapter.

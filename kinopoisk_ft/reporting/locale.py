@@ -86,7 +86,7 @@ class Locale:
         return self.number(p, 3)
 
     def range(self, text: str) -> str:
-        """Format a range such as `213-540` with an en dash."""
+        """Replace the hyphen of a range, for example `213-540`, with an en dash."""
         return text.replace("-", EN_DASH)
 
     def seconds(self, value: float, *, signed: bool = False) -> str:

@@ -28,8 +28,8 @@ class ReviewClassifier(PythonModel):
     ) -> pd.DataFrame:
         """Return the columns `label` and `p_<class>`, with one row per text.
 
-        `model_input` can also be a list. It is annotated as a DataFrame, because MLflow does not
-        check the input type for this annotation.
+        `model_input` can also be a list. The annotation does not say so, because MLflow would then
+        check the type of each input and reject DataFrames.
         """
         return self._predictor.predict(extract_texts(model_input))
 

@@ -183,8 +183,8 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. It may start another run later, but only one
-            without metrics: it would skip metrics that a killed run has recorded at the same step.
+        tracker: a tracker that has not started a run. Do not use it later for a run with metrics,
+            because a tracker skips metrics that it knows from the runs that it reopened.
         folder: the folder of the runs.
         resumed: the id of a run to skip, because that run will be resumed; or None.
     """

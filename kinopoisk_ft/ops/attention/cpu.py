@@ -248,12 +248,12 @@ def _attend_fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output of attention, and the norm of each row for the backward pass.
+    """Compute the output of attention, and the log-sum-exp of each row for the backward pass.
 
-    A norm is log2(sum(2**logits)), where the logits include the factor log2(e).
+    It is log2(sum(2**s)) for the scores s = log2(e) * (scale * q k^T + mask).
 
     Returns:
-        The output (batch, heads, queries, width), and the norms (batch * heads, queries).
+        The output (batch, heads, queries, width), and the log-sum-exp (batch * heads, queries).
     """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])

@@ -94,7 +94,7 @@ def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
 
     Args:
         n: state, counted from 0.
-        j: channel, counted from the first channel of the chunk.
+        j: channel, counted from the first channel that the task computes.
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK
     # Index of state 0 in the first three dimensions.

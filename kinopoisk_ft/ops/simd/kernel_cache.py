@@ -20,7 +20,7 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing. `_find_cache_folder` needs some function to ask numba for a cache folder."""
+    """Do nothing. Numba reports a cache folder only for a function, so it is asked about this one."""
 
 
 def _find_cache_folder(sources: Path) -> Path:
@@ -33,11 +33,9 @@ def _find_cache_folder(sources: Path) -> Path:
 def _drop_stale(newest: float, cache: Path) -> None:
     """Remove outdated kernels, and files left behind by a crash.
 
-    Numba compiles a kernel again if the kernel's file has changed, but not if an imported file has
-    changed. After a crash, a new index file can refer to old machine code. Therefore all files
-    older than `newest` are removed.
-
-    newest: modification time of the newest source file, in seconds since the epoch.
+    Numba recompiles a kernel if its own source file has changed, but not if a file that it imports
+    has changed. Therefore every cached file is removed that is older than `newest`, the
+    modification time of the newest source file in seconds since the epoch.
     """
     for file in cache.glob("*.nb*"):
         # Another process that starts at the same time may remove the same files.

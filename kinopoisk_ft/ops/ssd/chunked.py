@@ -4,7 +4,7 @@ Within a chunk, the scan is like masked attention with queries C, keys B and val
 to chunk, one state per head is passed on (Dao & Gu, 2024, section 6,
 https://arxiv.org/abs/2405.21060).
 
-Letters in shapes: K chunks in all rows, T steps per chunk, G groups, H heads, P for head_dim, N for
+Letters in shapes: K for the number of chunks summed over all rows, T steps per chunk, G groups, H heads, P for head_dim, N for
 d_state, V for (H / G) P.
 """
 

@@ -44,7 +44,7 @@ class Recipe:
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of training budgets.
 
-    Settings that no row recorded are left out.
+    Settings that no run recorded are left out.
     """
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
