@@ -20,7 +20,7 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing. Numba reports a cache folder only for a function, so it is asked about this one."""
+    """Do nothing. Numba reports the cache folder of a function, so it is asked about this one."""
 
 
 def _find_cache_folder(sources: Path) -> Path:

@@ -4,8 +4,8 @@ Within a chunk, the scan is like masked attention with queries C, keys B and val
 to chunk, one state per head is passed on (Dao & Gu, 2024, section 6,
 https://arxiv.org/abs/2405.21060).
 
-Letters in shapes: K for the number of chunks summed over all rows, T steps per chunk, G groups, H heads, P for head_dim, N for
-d_state, V for (H / G) P.
+Letters in shapes: K for the number of chunks summed over all rows, T steps per chunk, G groups,
+H heads, P for head_dim, N for d_state, V for (H / G) * P.
 """
 
 from __future__ import annotations
