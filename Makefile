@@ -6,9 +6,10 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m kinopoisk_ft
-# One process per core with one thread each, because threads that spin while they wait are slow. Files in
-# the order of their names, because the default runs the longest files last.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One process per core with one thread each, because threads that spin while they wait are slow. Compiled
+# files are kept, although images of Docker often forbid it: else each process compiles the package and
+# all tests again. Files in the order of their names, because the default runs the longest files last.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 # The store of `make tracking-server`, apart from this folder's own, whose artifacts have local paths.
