@@ -16,24 +16,24 @@ from kinopoisk_ft.config.groups import get_conf_dir
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Return the composed job config with Hydra's own part set up for `${hydra:…}`."""
-    hydra, job = _composed(tuple(overrides))
-    HydraConfig.instance().set_config(hydra)
+    whole, job = _composed(tuple(overrides))
+    HydraConfig.instance().set_config(whole)
     return copy.deepcopy(job)
 
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Return Hydra's own part and the job's: hundreds of tests ask for the same few configs."""
+    """Return the config with and without Hydra's part: many tests ask for the same few configs."""
     with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
-        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-    OmegaConf.set_readonly(cfg.hydra, False)
-    cfg.hydra.job.num = 0
-    cfg.hydra.runtime.output_dir = "unused"
-    hydra = OmegaConf.masked_copy(cfg, "hydra")
-    OmegaConf.set_struct(cfg, False)
-    cfg.pop("hydra")
-    OmegaConf.set_struct(cfg, True)
-    return hydra, cfg
+        whole = compose("train", overrides=list(overrides), return_hydra_config=True)
+    OmegaConf.set_readonly(whole.hydra, False)
+    whole.hydra.job.num = 0
+    whole.hydra.runtime.output_dir = "unused"
+    job = copy.deepcopy(whole)
+    OmegaConf.set_struct(job, False)
+    job.pop("hydra")
+    OmegaConf.set_struct(job, True)
+    return whole, job
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
