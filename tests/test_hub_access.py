@@ -24,13 +24,14 @@ BASE = {"limit": None, "max_length": 8, "empty": "drop"}
 COLUMNS = {"text_column": "text", "label_column": "label", "classes": None}
 
 # Runs in another process, because huggingface_hub reads its environment once. Each argument is
-# JSON: a class and its options, a model's name, or a change to offline mode. It prints the result
-# of each as JSON.
+# JSON: a class and its options, a model's name, a change to offline mode, or to wait for a line of
+# its input and to ask the hub again. It prints the result of each as JSON.
 CHECK = """
 import json, sys
 from huggingface_hub import constants
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
+from kinopoisk_ft import hub_access
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 
@@ -49,6 +50,12 @@ results = []
 for kind, argument in map(json.loads, sys.argv[1:]):
     if kind == "offline":
         constants.HF_HUB_OFFLINE = argument
+        continue
+    if kind == "wait":
+        print(json.dumps(results), flush=True)
+        input()
+        hub_access._answers.clear()
+        results = []
         continue
     try:
         results.append(model(argument) if kind == "model" else data(kind, argument))
@@ -90,12 +97,6 @@ def write_data(hub: HubServer) -> None:
     table.to_csv(folder / "old" / "train.csv")
 
 
-def outcomes(process: Any) -> list[Any]:
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    return list(json.loads(stdout))
-
-
 def arguments(*checks: tuple[str, Any]) -> list[str]:
     return [json.dumps(check) for check in checks]
 
@@ -120,13 +121,17 @@ ODD = arguments(
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what two processes get: from a hub that answers; from a dead hub and offline."""
+    """Return what a process gets: from a hub that answers; from a dead hub and offline."""
     with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         write_model(hub.repo("some/bert"))
         write_data(hub)
-        live = outcomes(hub.run(CHECK, *WARM, *COLD, *ODD))
+        dead = [*WARM, *COLD, *arguments(("offline", True)), *WARM, *COLD]
+        process = hub.run(CHECK, *WARM, *COLD, *ODD, *arguments(("wait", None)), *dead)
+        live = json.loads(process.stdout.readline() or "[]")
         hub.stop()
-        later = outcomes(hub.run(CHECK, *WARM, *COLD, *arguments(("offline", True)), *WARM, *COLD))
+        stdout, stderr = process.communicate("\n", timeout=120)
+        assert process.returncode == 0, stderr
+        later = json.loads(stdout)
         half = len(later) // 2
         return {"url": hub.url, "live": live, "dead": later[:half], "offline": later[half:]}
 

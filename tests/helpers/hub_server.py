@@ -28,6 +28,7 @@ class HubServer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
+        self.stopped = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -45,7 +46,8 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Stop answering: connections are refused from now on."""
+        """Stop answering: connections are refused from now on, and those that are open closed."""
+        self.stopped = True
         if self._thread.is_alive():
             self._server.shutdown()
             self._server.server_close()
@@ -74,6 +76,7 @@ class HubServer:
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             env=self.env(offline=offline, home=home),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,6 +88,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if hub.stopped:
+                self.close_connection = True
+                return
             url = urlsplit(self.path)
             path = unquote(url.path)
             hub.requests.append(f"{self.command} {path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 from report_store import Store, answers
 
 EVIL = "<script>alert('отзыв')</script>"
@@ -77,7 +77,6 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
         for epoch, (loss, f1) in enumerate(((0.32, 0.88), (0.25, 0.92), (0.26, 0.93)), start=1):
             metrics.append(Metric("val_loss", loss, 0, 400 * epoch))
             metrics.append(Metric("val_f1_weighted", f1 + 0.001 * seed, 0, 400 * epoch))
-    made.client.log_batch(run_id, metrics=metrics)
     where = f"sweep=study tracking.uri={made.uri} output_dir=/tmp/study"
     if model == "tfidf":
         where += " 'data.path=/data/two words.csv'"
@@ -86,7 +85,8 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
         given = f"--config-dir my hydra.mode=RUN experiment={experiment} sweep=study seed={seed}"
         tags["command"] = f"python -m kinopoisk_ft {given}"
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}
-    for key, value in tags.items():
-        made.client.set_tag(run_id, key, value)
+    made.client.log_batch(
+        run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()]
+    )
     for name, value in (("data.json", DATA), ("environment.json", ENVIRONMENT)):
         made.client.log_text(run_id, json.dumps(value), name)

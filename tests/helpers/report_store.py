@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft.commands.report import main
+from kinopoisk_ft.reporting.plots import scatter
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32
@@ -75,8 +78,8 @@ class Store:
         validation = answers(seed, skill, world=1)
         parts = [(t[["p_Bad", "p_Good"]].to_numpy(), t["label"].to_numpy()) for t in
                  (validation, table)]  # fmt: skip
-        for name, value in calibration_metrics(*parts[0], *parts[1]).items():
-            self.client.log_metric(run_id, name, value)
+        found = calibration_metrics(*parts[0], *parts[1])
+        self.client.log_batch(run_id, [Metric(name, value, 0, 0) for name, value in found.items()])
         file = self.folder / "predictions.parquet"
         table.assign(row=table["row"] + shift).to_parquet(file, index=False)
         self.client.log_artifact(run_id, str(file))
@@ -173,6 +176,14 @@ def filled_store(session_folder: Path) -> Store:
     for status in "FAILED", "RUNNING":
         made.run(home, FINISHED[0], status=status, parent=made.unfinished)
     return made
+
+
+@pytest.fixture(scope="module")
+def unlabelled() -> Iterator[None]:
+    """No labels in the pictures, for tests of numbers and words: placing them takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scatter, "_place_labels", lambda *_: None)
+        yield
 
 
 def unpadded(markdown: Path) -> str:

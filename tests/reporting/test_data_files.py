@@ -16,8 +16,11 @@ from report_store import (
     filled_store,
     report,
 )
+from report_store import unlabelled as unlabelled
 
 from kinopoisk_ft.reporting.runs import collect
+
+pytestmark = pytest.mark.usefixtures("unlabelled")
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +28,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return filled_store(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="session")
-def study(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+@pytest.fixture(scope="module")
+def study(unlabelled: None, store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     return report(store, tmp_path_factory.mktemp("report"))
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 from report_store import Store, filled_store, report
+from report_store import unlabelled as unlabelled
 
 from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.tracking.store import open_experiment
+
+pytestmark = pytest.mark.usefixtures("unlabelled")
 
 
 @pytest.fixture(scope="session")
