@@ -68,7 +68,7 @@ MISTAKES = [
     (["model=tfidf", "data.limit=4"], "data.limit"),
     (["model=tfidf", "data.split=flim"], "did you mean 'film'?"),
     (["model=tfidf", "data.splt=film"], "did you mean 'data.split'?"),
-    (["model=tfidf", "data.split=film"], "needs the column 'film'"),
+    (["model=tfidf", "data.split=film"], "needs a column 'film'"),
     (["model=tfidf", "data.folds=5"], "from 0 to 4"),
     (["model=tfidf", "trainer.class_weights=balanced"], "model.class_weight"),
     ([*BERT, "data.truncation=haed"], "did you mean 'head'?"),

@@ -106,7 +106,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"near_duplicates": "dorp"}, "near_duplicates cannot be 'dorp'", "did you mean 'drop'?"),
     ({"truncation": "tial"}, "truncation cannot be 'tial'", "did you mean 'tail'?"),
     ({"max_characters": 0}, "max_characters cannot be 0", "positive"),
-    ({"split": "author"}, "needs the column 'author', which", "another data.split"),
+    ({"split": "author"}, "needs a column 'author', but", "another data.split"),
     ({"split": "film", "changes": {n: {"film": " "} for n in range(60)}}, "is empty", "fill"),
     ({"split": "film", "changes": {n: {"film": "А"} for n in range(60)}}, "too few rows", "more"),
     ({"split": "time", "changes": {4: {"date": "вчера"}}}, "1 of 60 rows have no valid date",

@@ -77,5 +77,5 @@ def test_an_adapter_on_the_hub_names_its_base(hub: HubServer) -> None:
         for file in Path(tiny.mamba()).glob("tokenizer*"):
             shutil.copy(file, folder)
     for what, fix in built(hub).values():
-        assert "is a PEFT adapter of the base model 'study/base'" in str(what)
+        assert "is a PEFT adapter for the base model 'study/base'" in str(what)
         assert "model.name=study/base" in str(fix)

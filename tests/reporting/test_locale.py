@@ -58,5 +58,5 @@ def test_numbers_as_each_language_writes_them() -> None:
 
 
 def test_an_unknown_language_is_refused() -> None:
-    with pytest.raises(UserError, match="no language 'de'"):
+    with pytest.raises(UserError, match="not available in the language 'de'"):
         Locale("de")
