@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Imports alone make so many objects that looking for garbage among them takes a fifth of their time.
+# Imports make so many objects that looking for garbage among them takes a fifth of their time.
 gc.disable()
 
 # Before anything imports huggingface_hub, which reads these once.
@@ -55,6 +55,13 @@ def _stores_from_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     with copied_stores(tmp_path_factory.mktemp("store") / "mlflow.db"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _new_processes_are_forks(_stores_from_a_template: None) -> None:
+    from forks import start_server
+
+    start_server()
 
 
 @pytest.fixture

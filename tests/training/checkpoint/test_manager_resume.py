@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import CHILDREN
 from mlflow import MlflowClient
 from networks import model_overrides
 from resume_child import SETTINGS, command, moments, slow_command, train
 from sweeping import write_reviews
-
-CHILDREN = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> None:
-    """Start the process from which children are forked, so that imports happen once."""
-    CHILDREN.set_forkserver_preload(["resume_child"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        forkserver.ensure_running()
 
 
 def child(target: Any, *args: Any) -> int:

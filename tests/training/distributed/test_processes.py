@@ -13,7 +13,6 @@ from distributed_child import member
 from networks import model_overrides
 from safetensors.torch import load_file
 from training_processes import FSDP, NO_DROPOUT, started
-from training_processes import _server as _server
 
 from kinopoisk_ft.training.distributed import processes as distributed
 from kinopoisk_ft.training.distributed.processes import shard_batch

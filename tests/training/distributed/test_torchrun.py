@@ -20,7 +20,6 @@ from mlflow import MlflowClient
 from networks import model_overrides
 from places import HELPERS
 from training_processes import FSDP, NO_DROPOUT, started
-from training_processes import _server as _server
 
 from kinopoisk_ft.serving.predictor import Predictor
 
