@@ -12,6 +12,7 @@ from command_line import BERT, DATA, run
 from command_line import _here as _here
 from command_line import place as place
 from mlflow import MlflowClient
+from quick import quick
 
 
 @pytest.mark.slow
@@ -80,7 +81,9 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("args", "told"), MISTAKES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("args", "told"), quick(MISTAKES, 15), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_mistakes_end_with_one_message(
     args: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 import tiny
 from composing import compose_config
 from hydra.utils import instantiate
+from quick import quick
 
 from kinopoisk_ft.models.network import Network
 
 NAMES = ("Bad", "Good")
 KINDS = ("bert", "pooled", "bert_scratch", "mamba", "mamba_scratch", "mamba2", "mamba2_scratch")
+# `make test` runs a BERT and a Mamba, `make test-all` every kind.
+TWO_QUICK_KINDS = quick(sorted(KINDS, key=lambda kind: kind not in ("bert", "mamba")), 2)
 ADAPTERS = ("none", "freeze", "head", "bitfit", "lora", "dora", "rslora", "ia3")
 
 

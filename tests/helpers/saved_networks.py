@@ -7,9 +7,11 @@ from typing import Any
 
 import tiny
 import torch
+from forks import CHILDREN
 from networks import NAMES, make
 
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
+from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.batching import pad
 
 TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
@@ -40,3 +42,21 @@ def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = adapted.module.eval()(**inputs).logits
     return logits
+
+
+def run_fork(folders: dict[str, str]) -> dict[str, Any]:
+    """Return the logits of each model folder, computed in a process that only imports."""
+    queue = CHILDREN.SimpleQueue()
+    process = CHILDREN.Process(target=_predict, args=(folders, queue))
+    process.start()
+    # These few numbers fit into the pipe, so the process ends without being read.
+    process.join()
+    assert process.exitcode == 0
+    return dict(queue.get())
+
+
+def _predict(folders: dict[str, str], queue: Any) -> None:
+    found = {}
+    for name, folder in folders.items():
+        found[name] = Predictor(Path(folder), "cpu").logits(TEXTS).tolist()
+    queue.put(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import tiny
 import torch
 from networks import ADAPTERS, KINDS, NAMES, make
 from peft import AutoPeftModelForSequenceClassification, PeftModel
-from saved_networks import TEXTS, save, train_a_little
+from quick import quick
+from saved_networks import TEXTS, run_fork, save, train_a_little
 from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
 
 from kinopoisk_ft.errors import UserError
@@ -37,16 +39,30 @@ print("RESULT" + json.dumps(out))
 """
 
 
+def run_interpreter(folders: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER],
+        input=json.dumps([folders, TEXTS]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout.split("RESULT")[1]))
+
+
 @pytest.mark.parametrize(
-    ("kinds", "adapters"),
+    ("kinds", "adapters", "run"),
     [
-        (("bert", "mamba"), ("none", "lora")),
-        pytest.param(KINDS, ADAPTERS, marks=pytest.mark.slow),
+        (("bert", "mamba"), ("none", "lora"), run_fork),
+        pytest.param(KINDS, ADAPTERS, run_interpreter, marks=pytest.mark.slow),
     ],
     ids=["a few", "all"],
 )
 def test_a_new_process_gives_equal_logits(
-    tmp_path: Path, kinds: tuple[str, ...], adapters: tuple[str, ...]
+    tmp_path: Path,
+    kinds: tuple[str, ...],
+    adapters: tuple[str, ...],
+    run: Callable[[dict[str, str]], dict[str, Any]],
 ) -> None:
     """One new process loads all pairs; it shares only the folders with this one."""
     expected, folders = {}, {}
@@ -60,14 +76,7 @@ def test_a_new_process_gives_equal_logits(
         folders[name] = str(tmp_path / name)
         alone = f"adapter.config.target_modules=[{target}]"
         expected[name] = save("mamba", "lora", tmp_path / name, alone)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER],
-        input=json.dumps([folders, TEXTS]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout.split("RESULT")[1])
+    found = run(folders)
     assert len(found) == len(kinds) * len(adapters) + len(MAMBA_TARGETS)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
@@ -125,11 +134,15 @@ def test_encoder_and_mamba_load_in_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "adapter", "target"),
-    [
-        *(("mamba", adapter, target) for adapter in ("lora", "dora", "rslora")
-          for target in MAMBA_TARGETS),
-        ("mamba", "ia3", "in_proj"), ("mamba2", "lora", "in_proj"), ("mamba2", "dora", "out_proj"),
-    ],
+    quick(
+        [
+            ("mamba", "ia3", "in_proj"), ("mamba2", "lora", "in_proj"),
+            ("mamba2", "dora", "out_proj"),
+            *(("mamba", adapter, target) for adapter in ("lora", "dora", "rslora")
+              for target in MAMBA_TARGETS),
+        ],
+        7,
+    ),
 )  # fmt: skip
 def test_merged_adapters_on_mamba_give_equal_logits(kind: str, adapter: str, target: str) -> None:
     more = ["adapter.config.feedforward_modules=[]"] if adapter == "ia3" else []

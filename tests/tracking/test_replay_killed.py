@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from killed import dies
 from mlflow import MlflowClient
+from quick import quick
 from tracked import hurry, record, tracker
 
 from kinopoisk_ft.commands import sync
@@ -38,10 +39,10 @@ def stored(client: MlflowClient, run: Any) -> Values:
     return sorted((m.key, m.step, m.timestamp, m.value) for history in histories for m in history)
 
 
-MORE = [pytest.param(moment, marks=pytest.mark.slow) for moment in range(5, 90, 5)]
+MOMENTS = [12, 38, 49, 66, 27, 57, *range(5, 90, 5)]
 
 
-@pytest.mark.parametrize("moment", [12, 27, 38, 49, 57, 66, *MORE])
+@pytest.mark.parametrize("moment", quick(MOMENTS, 4))
 def test_a_killed_run_is_completed_by_sync(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:

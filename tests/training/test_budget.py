@@ -13,6 +13,7 @@ import torch
 from composing import compose_config
 from hydra.utils import instantiate
 from networks import make
+from quick import quick
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
@@ -122,7 +123,7 @@ def test_tokens_are_the_real_ones_of_training(tmp_path: Path) -> None:
     assert one_epoch.step == 8
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", quick(["linear", "cosine"], 1))
 def test_learning_rate_follows_the_share_of_the_budget(tmp_path: Path, schedule: str) -> None:
     """The schedule of twenty steps of one second each equals the schedule of twenty steps."""
     how = [f"trainer/schedule={schedule}", "trainer.warmup_share=0.2"]

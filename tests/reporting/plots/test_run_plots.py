@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +40,3 @@ def test_learning_curve_takes_gaps_and_nothing(tmp_path: Path) -> None:
         name: (tmp_path / name / "curve.svg").stat().st_size for name in ("a", "losses", "none")
     }
     assert sizes["none"] < sizes["losses"] < sizes["a"]
-
-
-def test_training_imports_no_plots() -> None:
-    code = (
-        "import sys\n"
-        "plots = ('kinopoisk_ft.reporting', 'matplotlib')\n"
-        "for module in ('training.loop', 'tasks.record'):\n"
-        "    __import__(f'kinopoisk_ft.{module}')\n"
-        "    found = [name for name in sys.modules if name.startswith(plots)]\n"
-        "    assert not found, (module, found)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
