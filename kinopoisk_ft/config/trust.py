@@ -62,10 +62,10 @@ def check_targets(node: Any, path: str = "") -> list[str]:
 def check_target(target: Any) -> str | None:
     """Return the reason why a `_target_` is forbidden; None if the `_target_` is allowed.
 
-    The decision depends on the module that defines the object. A `_target_` may reach the object
-    through another module, so "kinopoisk_ft.files.os.remove" does not count as code of this
-    project. The standard library is forbidden by default, because it can start any program. Code
-    outside all installed packages counts as the user's own.
+    The decision depends on the module that defines the object. For example,
+    "kinopoisk_ft.files.os.remove" is forbidden, because the standard library defines this function.
+    The user's own code is allowed. This is all code outside the standard library and the folders of
+    installed packages.
     """
     if not isinstance(target, str):
         return f"a `_target_` must be the name of a class or function, not {target!r}"
@@ -75,6 +75,7 @@ def check_target(target: Any) -> str | None:
         f"'{target}' is neither this project's nor your own code; if you trust the author of this "
         f"config, set {TRUST_VARIABLE}={top} in the environment"
     )
+    # The standard library can start any program.
     if top in sys.stdlib_module_names and not _is_within(target, trusted):
         return refusal
     try:

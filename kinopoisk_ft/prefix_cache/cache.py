@@ -85,7 +85,8 @@ class CachedData:
         pad_id: id of the padding token.
         parts: examples by name. The names are train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
-        build_seconds: build times for train, val and test, by the name of the logged metric.
+        build_seconds: time to build the cache of each data split. The keys are metric names, such
+            as "prefix_val_build_seconds".
     """
 
     split: SplitNetwork

@@ -35,7 +35,7 @@ class Column:
         charged: a second metric that is added to the value; empty if there is none. For example,
             the time to fill a cache is added to the training time.
         expected: True if a note lists the rows without a value.
-        interval: True if the comparison computes a confidence interval.
+        interval: True if the report contains a confidence interval of the value.
     """
 
     name: str

@@ -146,7 +146,7 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 def rows_of(runs: list[TrainedRun]) -> list[Row]:
     """Group runs into rows by approach and settings.
 
-    `from_best` is left empty, because the best means are computed from the finished rows.
+    `Row.from_best` is left empty; the caller has to fill it.
     """
     by_approach: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:

@@ -230,7 +230,7 @@ def _distances(found: dict[str, float], locale: Locale) -> list[str]:
 
 
 def differences(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of pairwise differences with intervals and p-values."""
+    """Return the table of differences between pairs of approaches, with intervals and p-values."""
     headings = [locale("approach"), locale("against")]
     for metric in headline_first(shown_in("differences")):
         headings += [

@@ -49,9 +49,13 @@ class Predictions:
 
     @classmethod
     def of(cls, table: pd.DataFrame, where: str) -> Predictions:
-        """Convert a table from `as_table`.
+        """Create predictions from a table with the columns that `as_table` returns.
 
-        Raises UserError if the table is invalid. `where` names the table in the error message.
+        Args:
+            where: source of the table, for error messages.
+
+        Raises:
+            UserError: the table is invalid.
         """
         names = [str(c) for c in table.columns if str(c).startswith(PREFIX)]
         missing = [c for c in ("row", "label", "predicted") if c not in table]

@@ -49,21 +49,22 @@ class Seeds:
 
 
 def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
-    """Combine the means over seeds of one or two approaches.
+    """Return a mean over seeds, or the difference of two such means, with resamples.
 
-    The variance between seeds already includes the part of the variance over reviews that the seeds
-    do not share. So that this part is not counted twice, it is subtracted from the variance over
-    reviews. With one seed, nothing is subtracted.
+    The resamples vary with the choice of test reviews and with the choice of seeds. An approach
+    with one seed adds no variance between seeds, because one seed is too few to estimate it.
 
     Args:
-        sides: (sign, seeds) of each approach. The signs 1 and -1 give the difference of two
-            approaches.
+        sides: [(1, a)] for the mean of a, or [(1, a), (-1, b)] for the mean of a minus the mean
+            of b.
 
     Returns:
-        The sum of sign · mean(seeds), and the resamples (resamples,) of this sum.
+        The mean or difference, and its resamples (resamples,).
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
+    # The variance between seeds already includes the part of the variance over reviews that the
+    # seeds do not share. Subtract this part here, so that it is not counted twice.
     own = sum(seeds.own_variance / len(seeds.observed) for _, seeds in sides)
     variance = float(np.var(reviews))
     shared = math.sqrt(max(0.0, 1 - own / variance)) if variance else 0.0

@@ -51,9 +51,9 @@ class Slice:
 
 
 def slices(runs: list[Predictions]) -> list[Slice]:
-    """Return the slices of runs with the same test reviews.
+    """Compute scores on subsets of the test reviews, for example short and long reviews.
 
-    Scores are means over the runs.
+    All runs must have the same test reviews. Scores are means over the runs.
     """
     first = runs[0]
     predicted = np.stack([run.predicted for run in runs])

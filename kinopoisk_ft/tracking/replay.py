@@ -85,7 +85,7 @@ class Replay:
     def step(self) -> bool:
         """Send the next events; return False if there are none.
 
-        After an exception, the next call opens the store again and repeats the request.
+        If this raises an exception, the next call reconnects to the store and tries again.
         """
         try:
             client = self._client = self._client or self._connect()

@@ -78,7 +78,7 @@ class State:
 
     @property
     def length(self) -> str:
-        """Return the length of the run as a text for log lines."""
+        """Return the planned number of steps or the budget, as a text for log lines."""
         unit, amount = self.meter.budget.unit, self.meter.budget.amount
         return f"a budget of {amount:g} {unit}" if self.steps is None else str(self.steps)
 

@@ -89,12 +89,12 @@ def normalize_bfloat16(table: Any) -> None:
 
 
 def normalize_backward_float32(table: Any) -> None:
-    """Compute the gradients from a float32 gradient of the output."""
+    """Run the backward pass for a float32 gradient of the output."""
     _normalize_backward(table, as_float32(table[6]))
 
 
 def normalize_backward_bfloat16(table: Any) -> None:
-    """Compute the gradients from a bfloat16 gradient of the output."""
+    """Run the backward pass for a bfloat16 gradient of the output."""
     _normalize_backward(table, as_bfloat16(table[6]))
 
 

@@ -73,11 +73,11 @@ class Gradients(NamedTuple):
 
 
 class GradientSums(NamedTuple):
-    """Pointers to the gradients summed over all tasks, and sizes without padding."""
+    """Pointers to the final gradients of A, B, C, D and bias, and the size of A."""
 
     d_inner: int
     d_state: int
-    # (d_inner, d_state).
+    # (d_inner, d_state), without padding.
     A: Any
     # (batch, length, states).
     B: Any

@@ -104,7 +104,12 @@ def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_scratch(t: int, j: int) -> int:
-    """Return the scratch index of step t and channel j, counted from the start of the chunk."""
+    """Return the index of a vector of channels in the scratch memory of a chunk.
+
+    Args:
+        t: time step, counted from the first step of the chunk.
+        j: first channel of the vector, counted from the first channel that the task computes.
+    """
     # The steps of one vector of channels are contiguous. If all channels of a step were contiguous,
     # the steps of a vector would compete for the same few sets of the cache.
     return j * CHUNK + t * LANES

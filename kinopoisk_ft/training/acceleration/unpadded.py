@@ -53,11 +53,11 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention with flash-attn if the mask holds token positions, otherwise with SDPA.
+    """Compute attention: with flash-attn if the mask is `RealTokens`, otherwise with SDPA.
 
-    `mask_forward` returns such a mask for bidirectional attention.
-
-    Query, key and value are (batch, heads, length, head_dim).
+    Args:
+        query, key, value: (batch, heads, length, head_dim).
+        attention_mask: result of `mask_forward`.
     """
     if not isinstance(attention_mask, RealTokens):
         out: tuple[Tensor, None] = sdpa_attention_forward(
