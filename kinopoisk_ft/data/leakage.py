@@ -53,8 +53,9 @@ class Leakage:
     """Measures of the leakage from train to test.
 
     Args:
-        overlaps: {kind: overlap} with the kinds near_duplicates, films and authors. Near-duplicates
-            are counted in test rows. The other kinds are missing if the data have no such column.
+        overlaps: overlap by kind: "near_duplicates" (test reviews with a near-duplicate in train),
+            "films" and "authors" (those in test that are also in train). The last two kinds are
+            missing if the data have no such column.
         film_guess: test accuracy if each review gets the most frequent label of its film in train.
             A review of a film that is not in train gets the majority class. None if the data have
             no films.
@@ -185,7 +186,7 @@ class PretrainingTexts:
             return cls(nothing, complete=False)
 
     def add(self, texts: Iterable[str]) -> PretrainingTexts:
-        """Return a record that also contains `texts`."""
+        """Return a copy of this record of pretraining texts, with `texts` added."""
         return PretrainingTexts(
             np.union1d(self.digests, _digest_texts(texts).ravel()), self.complete
         )

@@ -68,7 +68,7 @@ class Preprocessing:
             )
 
     def clean(self, text: str) -> str:
-        """Remove the leading newline and, if `strip_scores` is set, written grades."""
+        """Remove a newline at the start of a text, and written grades if `strip_scores` is set."""
         text = clean_text(text)
         return strip_scores(text) if self.strip_scores else text
 

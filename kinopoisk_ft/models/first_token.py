@@ -34,7 +34,7 @@ class FirstTokenAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Compute the output of the first token, (batch, 1, d_model)."""
+        """Compute the attention output of the first token, (batch, 1, d_model)."""
         core: Any = self.self
         first = hidden_states[:, :1]
         # The query has the shape (batch, heads, 1, head_dim); key and value have

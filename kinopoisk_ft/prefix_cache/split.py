@@ -93,9 +93,10 @@ class SplitNetwork:
             return self.module(input_ids=mask, attention_mask=mask)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
-        """Return a SHA-256 hash of everything that affects the activations, except the token ids.
+        """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        batch: a few reviews. A forward pass shows which parameters affect their activations.
+        batch: any reviews. A forward pass on them finds these weights. The digest does not include
+            the reviews.
         """
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
         # The class used to be called Seam. The same text finds the files of earlier versions.

@@ -100,10 +100,11 @@ class Row:
         return "" if found == "None" else found
 
     def compared(self, key: str) -> str:
-        """Return the value to compare with other rows, or "" if there is none.
+        """Return the value of a setting, for comparison with other rows; "" if there is none.
 
-        `key` is a setting, "search", "device" or "precision". If the runs have several devices or
-        precisions, these are joined, as in "bf16, fp32".
+        Args:
+            key: name of a setting, or "search", "device" or "precision", which are read from the
+                runs. Several devices or precisions are joined, as in "bf16, fp32".
         """
         if key in OF_RUNS:
             return ", ".join(sorted({getattr(run, key) for run in self.runs}))

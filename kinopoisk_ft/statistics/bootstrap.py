@@ -54,7 +54,7 @@ def resample(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Sample:
-    """Score several runs on bootstrap resamples of the test reviews.
+    """Score several runs on the test reviews, and on bootstrap resamples of these reviews.
 
     Args:
         labels: (N,) true classes.

@@ -101,7 +101,9 @@ def format_outcomes(found: list[Outcome]) -> str:
 
 
 def run_job(prepared: Prepared, out_dir: Path) -> float | None:
-    """Run a job, unless an identical run has finished.
+    """Run a job, or use the result of an identical run that has finished.
+
+    With `rerun`, the job always runs.
 
     Returns:
         The validation score; None if the job was pruned.

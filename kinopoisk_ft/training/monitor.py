@@ -142,11 +142,11 @@ class Monitor:
 
 
 def count_spike(state: State, loss: float, step: int) -> None:
-    """Count a loss spike if the loss is far above the recent losses.
+    """Count a loss spike, and log a warning, if the loss is far above the recent losses.
 
     Args:
-        loss: mean loss since the last logged loss.
-        step: step with the largest single loss since the last logged loss.
+        loss: mean loss over the steps since the last logged loss.
+        step: the step with the largest loss among them, for the warning.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
     if len(records) < MIN_RECORDS or loss <= SPIKE_FACTOR * statistics.median(records):

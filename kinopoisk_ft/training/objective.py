@@ -74,7 +74,7 @@ class Classification:
         return batch
 
     def count(self, batch: Batch) -> float:
-        """Return the number of labels, or the sum of their class weights."""
+        """Return the number of labels or, with class weights, the sum of the labels' weights."""
         # Training needs the count before a forward pass, so call the loss with zeros as logits.
         labels = batch["labels"]
         weights = None if self.weights is None else self.weights.to(labels.device)

@@ -248,12 +248,12 @@ def _attend_fake(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute the output of attention, and the log-sum-exp of each row for the backward pass.
-
-    It is log2(sum(2**s)) for the scores s = log2(e) * (scale * q k^T + mask).
+    """Compute the output of attention, and a log-sum-exp for the backward pass.
 
     Returns:
         The output (batch, heads, queries, width), and the log-sum-exp (batch * heads, queries).
+        The log-sum-exp of a query is log2(sum(2**s)) over its scores s, where
+        s = log2(e) * (scale * q k^T + mask).
     """
     x = _Inputs(q, k, v, mask, key, p, scale)
     out = q.new_empty(len(x.q), x.queries, v.shape[3])

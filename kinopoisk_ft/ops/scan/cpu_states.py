@@ -1,9 +1,9 @@
 """Run the recurrence of the selective scan over one chunk.
 
-The functions process `GROUP` states of `LANES` channels at a time. Their arguments `n` and `j` are
-the first of these states, counted from 0, and the first of these channels, counted from the start
-of the chunk. The code repeats lines for each state of a group, because in a loop the states would
-be in memory instead of registers.
+A chunk is a range of time steps and a block of channels. The functions process `GROUP` states of
+`LANES` channels at a time. The argument `n` is the index of the first of these states, and `j` is
+the index of the first of these channels within the block. The code repeats lines for each state of
+a group, because in a loop the states would be in memory instead of registers.
 """
 
 from __future__ import annotations
@@ -131,24 +131,12 @@ def _step_back(
     grad_h: Any, grad_a: Any, h: Any, before: Any, a: Any, r: Any, b: Any, c: Any, d: Any, x: Any,
     g: Any, grad_x: Any, grad_d: Any, grad_B: Any, grad_C: Any, m: int,
 ) -> Any:  # fmt: skip
-    """Backpropagate one state through one step.
-
-    Args:
-        grad_h: gradient of h, without the contribution of y at this step.
-        grad_a: gradient of A, summed over later steps.
-        h, before: states after and before the step.
-        a: decay of the step.
-        r: A log2(e).
-        b, c, d, x: B, C, dt and inflow of the step.
-        g: gradient of y at the step.
-        grad_x: gradient of inflow at the step, summed over the states processed so far.
-        grad_d: log2(e) times the gradient of dt, summed over the same states.
-        grad_B, grad_C: gradients of B and C for each lane, updated in place.
-        m: index of this step and state in grad_B and grad_C.
-
-    Returns:
-        The updated grad_h, grad_a, grad_x and grad_d. grad_h is now the gradient of `before`.
-    """
+    # Backpropagate one state through step t. h, before, a, b, c, d and x are h_t, h_{t-1},
+    # exp(dt_t A), B_t, C_t, dt_t and x_t, where x_t is the inflow. g is the gradient of y_t. r is
+    # A log2(e), so grad_d is log2(e) times the gradient of dt_t. m is the index of this step and
+    # state in grad_B and grad_C.
+    # grad_h is the gradient of h_t without the part from y_t; the returned one is that of h_{t-1}.
+    # grad_a is summed over the steps, and grad_x and grad_d over the states.
     # Output of the step: y_t = C_t h_t + ...
     grad_h = g * splat(c) + grad_h
     store(grad_C, m, g * h + load(grad_C, m))

@@ -32,7 +32,10 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @intrinsic
 def take_task(typing_context: Any, table: Any) -> Any:
-    """Return the number of the next task, from 0, and increment table[0] atomically."""
+    """Take the next task, and return its number, counted from 0.
+
+    table[0] is the number of tasks taken so far, and is incremented atomically.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # "monotonic" is enough, because no data is passed between tasks at this point.

@@ -71,18 +71,9 @@ def _ungroup_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tensor:
-    """Compute the state before each chunk.
-
-    If `reverse`, compute the gradient of the state after each chunk instead.
-
-    Args:
-        local: (K, G, N, V), the contribution of each chunk to the state.
-        total: (K, H), decay over each chunk.
-        rows: number of rows of the batch. Each row has K / rows chunks.
-
-    Returns:
-        (K, G, N, V).
-    """
+    # For each chunk, sum the decayed contributions of all earlier chunks of the row; if `reverse`,
+    # of all later chunks. local (K, G, N, V) is the contribution of each chunk, and total (K, H) is
+    # the decay over each chunk.
     # (rows, chunks, G, N, V) and (rows, chunks, 1, H, 1)
     local = local.view(rows, -1, *local.shape[1:])
     total = total.view(rows, local.shape[1], 1, total.shape[1], 1)
