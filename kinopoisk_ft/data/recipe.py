@@ -96,7 +96,7 @@ class DataSplit:
     group (int) contains group numbers, and all rows of a group are in the same frame.
 
     Args:
-        counts: {name: number of rows} for the steps of the preparation, and for the frames.
+        counts: numbers of rows by name, such as rows_read, dropped_empty and train.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
         split_digest: SHA-256 (hex) of the row numbers in train, val and test.
         preprocessing: preprocessing options. The texts are cleaned, but not yet truncated.

@@ -100,7 +100,7 @@ class CachedData:
         return CachedClassification(self.split, self.pad_id, **options)
 
     def record(self, tracker: Tracker) -> None:
-        """Log `origin` and `build_seconds`."""
+        """Log whether the cache was built or found, and how long it took to build."""
         tracker.tags({"prefix_cache": self.origin})
         tracker.metrics(self.build_seconds, 0)
 

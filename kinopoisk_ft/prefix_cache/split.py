@@ -152,19 +152,19 @@ def _config(module: nn.Module) -> dict[str, Any]:
 
 
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
-    """Find where to split a network into frozen layers, which are cached, and trained layers.
+    """Split a network into frozen layers, whose output can be cached, and trained layers.
 
-    Below the split, no block may depend on a trained parameter. Of the possible splits, the one
-    with the smallest activations is chosen that gives the logits of the whole network for `batch`.
-    The model is left in evaluation mode.
+    If all layers are frozen and one vector per review gives the same logits for `batch`, only this
+    vector is cached. Otherwise, one vector per token is cached. The model is left in evaluation
+    mode.
 
     Args:
         module: the network with its adapter.
         batch: input_ids and attention_mask of a few short and long reviews.
 
     Raises:
-        UserError: the first block depends on a trained parameter, or no split gives the same
-            logits.
+        UserError: the first block depends on a trained parameter, or the logits cannot be computed
+            from cached activations.
     """
     if network.pooling == "last_position":
         raise UserError(

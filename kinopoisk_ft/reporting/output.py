@@ -97,7 +97,10 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Log the report to the MLflow run `parent`, and save a view of the run table in MLflow."""
+    """Log the report to the MLflow run `parent`.
+
+    The experiment also gets a saved view, in which the MLflow UI shows metrics as columns.
+    """
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)

@@ -58,11 +58,10 @@ class Comparison:
 
     Args:
         means: means over seeds with intervals, by approach name and metric name.
-        slices: slices by approach name.
+        slices: scores on slices of the test set, such as long reviews, by approach name.
         reliability: bins before and after temperature scaling, by approach name.
-        absent_slices: columns that would define slices, but that no run recorded.
-        groups: the number of groups (for example, films) in each test set. Equal numbers are listed
-            once.
+        absent_slices: columns that could not be used for slices, because no run recorded them.
+        groups: how many groups (for example, films) each test set has, without duplicates.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)

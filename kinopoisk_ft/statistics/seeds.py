@@ -33,9 +33,11 @@ class Seeds:
 
     @property
     def own_variance(self) -> float:
-        """Return the part of the variance over reviews that the seeds do not share.
+        """Return the variance between resamples that is specific to each seed.
 
-        With one seed, this part cannot be estimated, and the result is 0.
+        A resample of the reviews changes the scores of all seeds by a common amount, and the score
+        of each seed by an additional amount. The result is the variance of the additional amounts.
+        With one seed, it cannot be estimated, and the result is 0.
         """
         n = len(self.observed)
         if n == 1:
@@ -72,7 +74,7 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
 
 
 def _training(sides: list[Seeds], resamples: int) -> np.ndarray:
-    """Draw the error (resamples,) that is due to the choice of seeds."""
+    """Draw errors (resamples,) of the mean over seeds from Student's t distribution."""
     counted = [seeds.observed for seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
     if not sum(parts):

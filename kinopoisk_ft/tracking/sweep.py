@@ -53,14 +53,13 @@ def read_parent(sweep_dir: Path) -> str | None:
 class ParentRun(Callback):
     """A Hydra callback that starts the parent run of a sweep before the first job.
 
-    Hydra does not call `on_multirun_end` if a job failed, so `cli.py` ends the parent run itself.
-    It finds the callback in the class attribute `opened` and calls its method `close`.
-
     Args:
-        by_sweeper: whether the sweeper calls `open`, after checking its config. Otherwise,
-            `on_multirun_start` calls `open`.
+        by_sweeper: if True, the sweeper calls `open` after checking its own config. If False, the
+            callback calls `open` before the sweeper starts.
     """
 
+    # Hydra does not call `on_multirun_end` if a job failed. Therefore `cli.py` finds the callback
+    # in this attribute, and calls `close` to end the parent run.
     opened: ClassVar[ParentRun | None] = None
 
     def __init__(self, by_sweeper: bool = False) -> None:

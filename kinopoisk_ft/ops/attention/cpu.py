@@ -80,10 +80,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Apply softmax, except for its division, and dropout to the scores of a chunk, in place.
+    """Replace the scores of a chunk by the numerators of softmax, with dropout.
 
-    The row sums before dropout are stored. The caller divides the output by them, because dividing
-    the scores would take longer.
+    The maximum and the softmax denominator of each row are also stored. The caller divides the
+    output by the denominators.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])

@@ -122,12 +122,8 @@ def _store_input_gradient(
     grad_s: Any, weight: Any, origin: int, width: int, taps: int, known: int,
     grad_x: Any, out_at: int, channels: int, steps: int,
 ) -> None:  # fmt: skip
-    """Write the gradient of x for a chunk.
-
-    known: number of steps in grad_s. They include the first steps of the following chunk, because
-        the convolution at these steps also depends on x in this chunk.
-    """
-    # A step of x contributes to s at the same step and at the taps - 1 following steps.
+    # A step of x contributes to s at the same step and at the taps - 1 following steps. `known` is
+    # the number of steps in grad_s, including the first steps of the following chunk.
     for t in range(steps):
         for j in range(0, channels, LANES):
             s = splat(_f(0))

@@ -158,16 +158,19 @@ def backpropagate(
 ) -> None:  # fmt: skip
     """Backpropagate a group of states through a chunk.
 
+    The group's contributions are added to grad_inflow, grad_dt, grad_A, grad_B and grad_C.
+
     Args:
-        states, decays: filled by `recompute`.
+        inflow: dt u.
+        states, decays: written by `recompute`.
         grad_y: gradient of y.
-        grad_inflow: gradient of inflow, updated in place.
-        grad_dt: log2(e) times the gradient of dt, updated in place.
-        grad_h: gradients of the states of all groups, updated in place.
-        grad_A: gradient of A, updated in place.
+        grad_inflow: gradient of inflow.
+        grad_dt: log2(e) times the gradient of dt through the decays.
+        grad_h: gradient of the states after the chunk; replaced by that of the states before it.
+        grad_A: gradient of A.
         at: index of the group's first vector in grad_h and grad_A.
         stride: distance in elements between the group's vectors in grad_h and grad_A.
-        grad_B, grad_C: (steps, GROUP, LANES), gradients of B and C for each lane, updated in place.
+        grad_B, grad_C: (steps, GROUP, LANES), gradients of B and C for each lane.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     # Variables of each of the 4 states: r rate, p gradient of h, q gradient of A, h and e the state

@@ -50,14 +50,17 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None:
-    """Return the first difference in structure between two state dicts; None if there is none.
+    """Return the first difference in keys, types or tensor shapes between two state dicts.
 
-    This check detects checkpoints from another version of the code, whose file digests are valid.
-    An entry that is empty in a new run, such as the history, may contain any numbers and tensors.
+    This check detects a checkpoint that is undamaged, but from another version of the code.
 
     Args:
         expected: the state dict of a new run.
-        found: the state dict read from a checkpoint.
+        found: the state dict read from a checkpoint. Where `expected` has an empty entry, such as
+            the history, `found` may contain any numbers and tensors.
+
+    Returns:
+        The difference as text; None if there is none.
     """
     path = path.lstrip("/")
     if isinstance(expected, Tensor):
