@@ -56,10 +56,11 @@ def _restart_in_utf8() -> None:
 
 
 def prepare_output() -> None:
-    """Let standard output and standard error accept any character and survive write errors.
+    """Let standard output and standard error accept any character.
 
-    After a write error, a file or a pipe gets no more output, and `guard_output` reports the error.
-    Terminals and notebooks still raise their write errors. Repeated calls are safe.
+    In addition, output to a file or a pipe no longer raises write errors. After such an error, the
+    remaining output is discarded (see `guard_output`). Output to a terminal or a notebook still
+    raises write errors. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)

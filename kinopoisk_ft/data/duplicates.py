@@ -73,10 +73,9 @@ def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
 
 
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Drop near-duplicates.
+    """Keep the first row of each group of near-duplicates, or no row if their labels differ.
 
-    If all near-duplicates of a group have the same label, the first row is kept. Otherwise, no row
-    of the group is kept. If more than 1% of all rows are dropped, a warning shows examples.
+    If more than 1% of all rows are dropped, a warning shows examples.
 
     Returns:
         The remaining rows, and {reason: number of dropped rows}.

@@ -71,7 +71,11 @@ class Leakage:
 
     @property
     def film_predicts_label(self) -> bool:
-        """Return whether `film_guess` exceeds `majority` by more than 0.05 with p < 0.01."""
+        """Return whether knowing the film of a review helps to predict the label.
+
+        This is the case if the accuracy `film_guess` exceeds the accuracy `majority` by more than
+        0.05, with p < 0.01.
+        """
         gain = (self.film_guess or 0.0) - self.majority
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 

@@ -140,9 +140,11 @@ def encode_ids(
 def _truncate_and_encode(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[tuple[list[int], int, int]]:
-    """Return (token ids, characters covered by the ids, tokens before truncation) for each text.
+    """Encode texts, and truncate them to `max_length` tokens.
 
-    The last number does not include special tokens.
+    Returns:
+        For each text: the token ids, the number of characters that these ids cover, and the number
+        of tokens before truncation, without special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
     room = preprocessing.max_length - left - right

@@ -52,7 +52,7 @@ def make_card(
         max_length: maximum number of tokens of a text.
         recipe: options of the `ModelRecipe`; stored only if loading needs them to rebuild the
             network.
-        preprocessing: the other preprocessing fields of `Card`.
+        preprocessing: the fields `truncation`, `max_characters` and `strip_scores` of `Card`.
     """
     layout: Any = network.layout.name
     return Card(

@@ -67,7 +67,7 @@ def read_shard_names(index: Path) -> list[str]:
 
 
 def stays_in_folder(name: str) -> bool:
-    """Return whether a relative file name stays in its folder, on POSIX and on Windows."""
+    """Return whether a name is a relative path without "..", by the rules of POSIX and Windows."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leaves = ".." in posix.parts or ".." in windows.parts or "\0" in name
     return bool(name) and not (leaves or posix.root or windows.root or windows.drive)

@@ -123,7 +123,10 @@ class Row:
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row gets a mark, such as "best_f1"."""
+        """Return whether the row is the best in a column of the table.
+
+        mark: mark of the column, for example "best_f1" for weighted F1.
+        """
         return self.from_best.get(MARKS[mark]) == 0
 
 

@@ -57,9 +57,9 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return the metrics of one run that recorded leakage.
+        """Return all metrics of the first run that has leakage metrics, or {} if no run has them.
 
-        One run is enough, because all runs have the same splits.
+        One run is enough, because all runs have the same splits and therefore the same leakage.
         """
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})

@@ -146,7 +146,7 @@ def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
 
 
 def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return the values of the searched keys in `base`, except values outside `space`."""
+    """Return {searched key: its value in `base`}, without values outside the search space."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}

@@ -38,7 +38,7 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
 
 @dataclass(frozen=True)
 class ClassifierFitMethods:
-    """The two ways to train a classifier; the model chooses one of them."""
+    """The two ways to train a classifier; the `fit` method of the model calls one of them."""
 
     inputs: FitInputs
 

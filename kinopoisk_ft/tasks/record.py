@@ -95,9 +95,11 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
 def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
     """Compare the model with always predicting the majority class of train.
 
+    The splits test and validation are compared separately.
+
     Returns:
-        A warning, and the names of the splits on which the model is not better. Both are "" if the
-        model is better on both splits.
+        A warning, and the splits on which the model is not better, such as "test, validation". Both
+        strings are empty if the model is better on both splits.
     """
     train = data.train["label"].to_numpy()
     warnings, splits = [], []

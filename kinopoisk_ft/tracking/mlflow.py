@@ -39,8 +39,7 @@ class MlflowTracker(OfflineTracker):
 
         Returns:
             All tags of that run, or None if there is no such run. If the store does not answer, the
-            result is also None. The job then runs, perhaps a second time, which is better than
-            failing.
+            result is also None, because repeating a finished run is better than failing.
 
         Raises:
             UserError: the store cannot be opened.

@@ -183,8 +183,8 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. Do not use it later for a run with metrics,
-            because a tracker skips metrics that it knows from the runs that it reopened.
+        tracker: a tracker that has not started a run. Do not record metrics with it afterwards,
+            because it skips each metric whose name and step occur in one of these runs.
         folder: the folder of the runs.
         resumed: the id of a run to skip, because that run will be resumed; or None.
     """

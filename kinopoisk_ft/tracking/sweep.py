@@ -28,7 +28,7 @@ SAME_AS = "kinopoisk_ft.same_as"
 
 
 def notes_folder(sweep_dir: Path) -> Path:
-    """Return the folder for the id of the parent run and the outcomes of the jobs."""
+    """Return the folder that contains the parent run's id and the outcomes of the jobs."""
     return sweep_dir / "jobs"
 
 

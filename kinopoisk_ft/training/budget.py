@@ -70,7 +70,11 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """Return the length of the learning-rate schedule, in steps or millionths of the budget."""
+        """Return the length of the learning-rate schedule.
+
+        The unit is a millionth of the budget if the budget is in tokens or seconds, otherwise an
+        optimizer step.
+        """
         return RESOLUTION if self.steps is None else self.steps
 
     def schedule_step(self, step: int) -> int:

@@ -23,7 +23,10 @@ def unpad(x: Tensor, width: int) -> Tensor:
 
 
 def align_channels(x: Tensor) -> Tensor:
-    """Zero-pad x (batch, length, width) to whole vectors, with contiguous channels."""
+    """Zero-pad the last dimension of x to a multiple of `LANES`, and give it stride 1.
+
+    x: (batch, length, width).
+    """
     x = pad(x, LANES)
     return x if x.stride(2) == 1 else x.contiguous()
 

@@ -99,14 +99,16 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Add the lower and the upper half of each part of each vector.
+    """Cut each vector into equal parts, and add the upper half of each part to its lower half.
+
+    With one part, the vector (a, b, c, d) becomes (a + c, b + d).
 
     Args:
         vectors: one or two vectors of the same size.
-        parts: number of equal parts of each vector.
+        parts: number of parts of each vector.
 
     Returns:
-        One vector that contains the sums of all parts.
+        The sums of all parts in one vector.
     """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
@@ -154,13 +156,13 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Set this task's share of the padding in one row to zero.
+    """Set the padding in out[row] to zero, or a part of it if several tasks share the work.
 
     Args:
         out: (batch, length, width).
         real: number of steps before the padding.
-        task: number of this task, counted from 0.
-        tasks: number of tasks that share the padding of the row.
+        task: number of the calling task, from 0 to `tasks` - 1.
+        tasks: number of tasks that share the work; each of them calls this function.
     """
     # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real

@@ -30,7 +30,7 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 @njit(forceinline=True)
 def derive_row_key(key: Any, row: Any) -> Any:
-    """Compute the uint64 key of a row from an int64 key and the int64 row number."""
+    """Derive the uint64 key of a row from the int64 key of a call and the int64 row number."""
     # Advance SplitMix64 by row + 1 steps from the state `key`, then apply its output function.
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]

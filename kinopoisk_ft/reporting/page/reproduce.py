@@ -42,9 +42,9 @@ class Recipe:
 
 
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of training budgets.
+    """Return a table of the training settings of each approach.
 
-    Settings that no run recorded are left out.
+    Settings that are empty for all approaches are left out.
     """
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {

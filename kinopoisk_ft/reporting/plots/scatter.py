@@ -90,9 +90,9 @@ def draw_one(table: Table, column: str, locale: Locale) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the costs that at least one row recorded.
+    """Return the columns of costs, such as training time, that are not empty.
 
-    If no row recorded a cost, return the training time, because a figure needs at least one panel.
+    If all are empty, return the training time, because a figure needs at least one panel.
     """
     known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
     return known or [COSTS[0]]
