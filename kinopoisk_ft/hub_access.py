@@ -134,7 +134,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether transformers found that files are missing or unusable."""
+    """Return whether transformers raised `error` because files are missing or unusable."""
     # In these cases transformers raises a bare OSError without errno.
     if type(error) is OSError and error.errno is None:
         return True

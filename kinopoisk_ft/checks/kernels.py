@@ -65,7 +65,7 @@ def _check_auto(operator: str, names: tuple[str, ...], device: torch.device) -> 
 
 
 def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
-    """Check a kernel that numba compiles for the CPU."""
+    """Check whether numba can be used and its CPU kernel of an operator is correct."""
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"

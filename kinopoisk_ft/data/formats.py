@@ -208,20 +208,17 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. A line of a multi-line row looks like a row if two conditions hold:
-
-    - The line has as many fields as the header.
-    - In columns with few distinct values (labels, films), its values also occur in single-line
-      rows.
-
-    A warning is logged if, in most multi-line rows, all lines meet the first condition.
+    multi-line row. A warning is logged if most multi-line rows may be such rows, because each of
+    their lines has as many fields as the header.
 
     Args:
         lines: number of the first line of each row.
         last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: at least two lines of the same multi-line row look like rows.
+        UserError: in a multi-line row, at least two lines look like rows: they have as many fields
+            as the header, and in columns with few distinct values (labels, films), their values
+            also occur in single-line rows.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:

@@ -32,8 +32,8 @@ def split_room(room: int, truncation: str) -> tuple[int, int]:
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
     """Truncate a text to `characters` characters; if None, keep the whole text.
 
-    A space separates head and tail, so that two incomplete words do not form a new word. The space
-    counts as a character.
+    If `truncation` is "head_tail", the start and the end of the text are kept. A space separates
+    them, so that two incomplete words do not form a new word. The space counts as a character.
     """
     if characters is None or len(text) <= characters:
         return text

@@ -53,7 +53,7 @@ class RandomRule:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select near-duplicate groups with scikit-learn's train_test_split."""
+        """Select the rows of random near-duplicate groups with scikit-learn's train_test_split."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
         _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
@@ -98,9 +98,10 @@ class GroupRule:
 class DateRule:
     """Splits rows by date, and holds out the newest rows.
 
-    All near-duplicates of a group get the newest date of the group. Otherwise, a text from the
-    test period could be in train. Folds are periods of time, oldest first. Training also uses rows
-    that are newer than the test fold (blocked cross-validation, Bergmeir and Benítez, 2012).
+    A group of near-duplicates stays together. All its rows get its newest date, so that train
+    contains no text from the test period. Folds are periods of time, oldest first. With folds,
+    training also uses rows that are newer than the test fold (blocked cross-validation, Bergmeir
+    and Benítez, 2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:

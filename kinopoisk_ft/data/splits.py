@@ -201,8 +201,8 @@ def split_rows(
 ) -> Parts:
     """Return the positions of the rows in train, validation and test.
 
-    A random split without folds is made as in the original study, with the same rows in the same,
-    unsorted order. Such a split and a predefined split may separate near-duplicates.
+    A random split without folds is made by `split_randomly`, as in the original study, and its
+    positions are not sorted. Only this split and a predefined split may separate near-duplicates.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.

@@ -24,8 +24,8 @@ class Card:
 
     Args:
         kind: format of the saved weights (`name` of a `Layout`), or "tfidf".
-        max_length, truncation, max_characters, strip_scores: preprocessing options. Older cards
-            lack the last three, because their models were trained with the default values.
+        max_length, truncation, max_characters, strip_scores: see `Preprocessing`. If an older card
+            lacks an option, its model was trained with the default value.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
         note: how other tools preprocess texts differently; "" if there is no difference.
         recipe: if `kind` is "recipe", options of the `ModelRecipe` that rebuilds the network.

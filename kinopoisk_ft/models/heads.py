@@ -123,8 +123,8 @@ class PooledLayout(EncoderLayout):
     def save(self, module: Any, folder: Path) -> None:
         """Save the encoder and the head.
 
-        The saved config.json makes transformers refuse the folder, because transformers cannot load
-        this head and would use a randomly initialized one.
+        transformers cannot load this head and would initialize it randomly. The saved config.json
+        prevents this, because it makes transformers refuse the folder.
         """
         module.encoder.save_pretrained(folder / ENCODER)
         save_file(module.classifier.state_dict(), folder / HEAD)

@@ -157,7 +157,7 @@ def write_value(value: float, column: Column, locale: Locale, *, signed: bool = 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:
     """Format mean ± standard deviation.
 
-    The deviation is left out for counts, for fractions and for a single seed.
+    For a single seed, and for columns other than scores and times, only the mean is written.
     """
     spread = row.values.get(column.name)
     if spread is None:

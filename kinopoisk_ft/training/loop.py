@@ -319,9 +319,13 @@ def training_batches(
 def compute_gradients(
     state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
 ) -> Tensor:
-    """Accumulate the gradients of the mean loss, and return this loss, ().
+    """Compute the gradients of the mean loss, and return this loss, ().
 
-    The loss is a weighted mean over the labels of all batches, in all processes.
+    The mean is over all labels in `micro_batches`, with class weights if the objective has any.
+    Each process computes a part of the rows.
+
+    Args:
+        rows: see `split_batch`.
     """
     # A previous attempt that ran out of memory may have left gradients.
     state.optimizer.zero_grad(set_to_none=True)

@@ -129,8 +129,8 @@ def halve(rows: int) -> int:
 def fit_rows_to_memory(state: State, train: Examples) -> int:
     """Return a micro-batch size that fits into memory.
 
-    On a CPU, the current size is halved until a training step fits. The memory of one row is
-    predicted from a forward pass of the longest review. On other devices, the size does not change.
+    On a CPU, the current size is halved until a training step is predicted to fit. The prediction
+    uses a forward pass of the longest review. On other devices, the current size is returned.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
     if state.precision.device.type != "cpu":

@@ -111,13 +111,14 @@ class Monitor:
     ) -> None:
         """Stop the run after too many consecutive steps with a non-finite loss or gradient.
 
-        This method waits for the device. Before the error, the last batches are saved in `folder`.
+        This method waits for the device.
 
         Args:
             micro_batches: the batches of the last step.
+            folder: where these batches are saved before the error is raised.
 
         Raises:
-            UserError: there were at least max_bad_steps such steps.
+            UserError: there were at least `max_bad_steps` such steps.
         """
         state.sync_skipped_steps()
         longest, state.longest_row = state.longest_row, state.bad_in_row

@@ -1,7 +1,7 @@
 """Unpack and load the inputs of the selective scan's CPU kernels.
 
-A kernel gets one table of int64. Indices 1 to 22 are the fields of `ScanInputs`. From index 23 on,
-the forward and the backward kernel have different fields.
+A kernel gets one table of int64. Entry 0 counts the started tasks, and entries 1 to 22 are the
+fields of `ScanInputs`. From entry 23 on, the forward and the backward kernel have different fields.
 """
 
 from __future__ import annotations

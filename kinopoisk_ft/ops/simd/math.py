@@ -35,7 +35,7 @@ _ONE, _TWO, _ZERO, _LARGE = _f(1.0), _f(2.0), _f(0.0), _f(3.0e38)
 
 @njit(forceinline=True)
 def exp2(x: Any) -> Any:
-    """Compute 2**x in float32: inf if x > 128, and some value in [0, 2**-126] if x < -126."""
+    """Compute 2**x in float32: inf if x >= 128, and some value in [0, 2**-126] if x < -126."""
     r, power = split(x)
     p = r * splat(_E4) + splat(_E3)
     p = r * p + splat(_E2)

@@ -67,7 +67,7 @@ def _count_finished(typing_context: Any, table: Any, index: Any) -> Any:
 
 @njit(forceinline=True)
 def wait_for_tasks(table: Any, index: int, tasks: int) -> None:
-    """Wait until `tasks` tasks are finished, according to table[index].
+    """Wait until table[index], the number of finished tasks, is at least `tasks`.
 
     A busy loop is enough, because all threads finish at about the same time.
     """
@@ -116,7 +116,9 @@ def compile_kernel(kernel: Callable[..., None]) -> Any:
 def run_kernel(kernel: Callable[..., None], tasks: int, fields: Sequence[int]) -> None:
     """Run a kernel on PyTorch's threads.
 
-    fields: entries of the table from index 1 on.
+    Args:
+        tasks: number of tasks; the kernel runs on at most this many threads.
+        fields: entries of the kernel's table after entry 0, which counts the started tasks.
     """
     code = compile_kernel(kernel)
     # An array of int64. Index 0 counts the tasks that have been started.

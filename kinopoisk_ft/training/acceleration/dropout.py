@@ -82,9 +82,9 @@ def replace_dropout(
 ) -> Iterator[None]:
     """Replace the dropout and the attention of a model during a `with` block.
 
-    On a CPU, each `nn.Dropout` and the SDPA attention are replaced. On other devices, only the
-    attention is replaced, and only if `attention_dropout="off"`. Parameter names and evaluation
-    results do not change.
+    On a CPU, this project's kernels replace `nn.Dropout` and the SDPA attention. With
+    `attention_dropout="off"`, the attention is SDPA without dropout instead, on every device.
+    Parameter names and evaluation results do not change.
 
     Raises:
         UserError: `attention_dropout="off"`, but the model's attention cannot be replaced.
