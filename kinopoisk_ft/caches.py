@@ -34,9 +34,11 @@ def get_cache_dir() -> Path:
 def prepare_caches() -> None:
     """Replace cache folders that are not writable with temporary folders, and print a warning.
 
+    Two kinds of library folders are not replaced: folders that an environment variable such as
+    HF_HOME sets, and existing folders, because they may contain downloaded models.
+
     Call this function before importing libraries, because they read their cache settings only on
-    import. A library's existing cache folder is not replaced, even if it is read-only, because it
-    may contain shared files such as downloaded models.
+    import.
     """
     global _temporary
     moved = {}

@@ -83,10 +83,13 @@ class RunFolder:
             lock.release()
 
     def find_run(self) -> str | None:
-        """Return the id of the unfinished run, or delete old checkpoints and return None.
+        """Return the id of the run to resume, or None if a new run must start.
+
+        If the result is None, as always with resume=never, checkpoints of earlier runs are deleted.
 
         Raises:
-            UserError: the folder contains checkpoints of a run with another config.
+            UserError: the unfinished run has checkpoints but another config, or its record cannot
+                be read.
         """
         unfinished = None if self.config["resume"] == "never" else _read_unfinished(self.file)
         if unfinished is None:

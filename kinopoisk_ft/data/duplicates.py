@@ -43,10 +43,11 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
 
 def compute_match_keys(text: str) -> tuple[str | None, str | None]:
-    """Return two keys for finding near-duplicates: the first and the last 120 letters of a text.
+    """Return two keys of a text. Near-duplicates have an equal first or an equal second key.
 
-    For a shorter text, both keys are the whole text in lower case, with ё replaced with е and white
-    space normalized. For a blank text, both keys are None.
+    The keys are the first and the last 120 letters and digits. If the text has fewer, both keys are
+    the whole text with normalized white space. Keys are in lower case, with ё replaced with е. For
+    a blank text, both keys are None.
     """
     head = _fold_end(text, _take_head)
     # NFC makes "й" one character, which a text can also encode as "и" and a combining breve.

@@ -144,7 +144,7 @@ class Layout:
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Check that the tokenizer fits a loaded module; this default checks nothing."""
+        """Do nothing. Subclasses check here that the tokenizer fits a loaded module."""
 
 
 def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:

@@ -136,7 +136,7 @@ def _plain(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_trained(run: Run) -> TrainedRun:
-    """Convert a finished and complete MLflow run."""
+    """Convert a finished MLflow run with all needed metrics and tags to a `TrainedRun`."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     # With a digest of the data, its path does not matter.
@@ -169,11 +169,7 @@ def _searched(tags: dict[str, str]) -> str:
 
 
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
-    """Convert an MLflow run without a result.
-
-    `kind` is the kind of failure, such as "killed". `detail` is the error message or the names of
-    missing metrics and tags, if any.
-    """
+    """Convert an MLflow run without a result to a `FailedRun` with this kind and detail."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(

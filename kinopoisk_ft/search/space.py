@@ -66,14 +66,15 @@ def parse_overrides(
 def build_space(search: SearchOverrides, base: DictConfig) -> dict[str, BaseDistribution]:
     """Return the distribution of each searched key, sorted by key.
 
-    A range in `search.declared` is skipped if its key cannot be searched with this config.
+    If a key cannot be searched with this config, a range on the command line (`search.asked`) is an
+    error, and a range in `search.declared` is skipped.
 
     Args:
         base: a config composed with the overrides in `search.fixed`, including the `hydra` node.
 
     Raises:
-        UserError: a range is not valid, a key on the command line cannot be searched, or there is
-            no range.
+        UserError: a key in `search.asked` cannot be searched, a range is not valid, or there is no
+            range.
     """
     found: dict[str, BaseDistribution] = {}
     for override in search.declared:

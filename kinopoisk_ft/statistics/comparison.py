@@ -35,16 +35,19 @@ class Approach:
 
 @dataclass(frozen=True)
 class Problem:
-    """A reason why predictions are left out or are compared as independent samples.
+    """A reason why an approach is left out, or why two approaches cannot be paired by review.
+
+    There are three kinds:
+
+    - "no_predictions": some runs of an approach have no predictions. The approach is left out.
+    - "own_mismatch": the runs of an approach have different test sets. The approach is left out.
+    - "unpaired": two approaches have different test sets. They are compared as independent samples,
+      or not at all if the classes differ.
 
     Args:
-        kind: "no_predictions" if some runs of an approach have no predictions. "own_mismatch" if
-            runs of the same approach have different test reviews. "unpaired" if two approaches have
-            different test reviews, so that these are treated as independent samples. If the classes
-            differ, the two approaches are not compared.
-        names: names of the approaches.
+        names: the names of the one or two approaches.
         detail: for "no_predictions", the seeds without predictions. Otherwise, what differs between
-            the runs: "rows", "labels" or "classes".
+            the test sets: "rows", "labels" or "classes".
     """
 
     kind: Literal["no_predictions", "own_mismatch", "unpaired"]
@@ -106,7 +109,8 @@ def compare(approaches: list[Approach]) -> Comparison:
     """Compare all pairs of approaches.
 
     The runs of two approaches are paired by seed if both have the same seeds, each of them once.
-    `problems` lists what was left out, and pairs that were compared as independent samples.
+    `problems` of the result lists approaches that were left out, and pairs that were compared as
+    independent samples or not at all.
     """
     usable, problems = _usable(approaches)
     drawn = _draw(usable)

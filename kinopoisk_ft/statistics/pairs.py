@@ -30,13 +30,13 @@ class Difference(Interval):
 
 @dataclass(frozen=True, kw_only=True)
 class McNemar:
-    """The result of McNemar's test (McNemar, Q., 1947).
+    """The result of McNemar's test of two approaches a and b (McNemar, Q., 1947).
 
-    The test ignores the variance between seeds.
+    The test ignores the variance between seeds. Numbers of reviews are means over pairs of runs.
 
     Args:
-        only_a: number of reviews that only a classifies correctly, averaged over pairs of runs.
-        only_b: the corresponding number for b.
+        only_a: number of reviews that a classifies correctly and b does not.
+        only_b: number of reviews that b classifies correctly and a does not.
     """
 
     only_a: float

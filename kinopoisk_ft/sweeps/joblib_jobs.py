@@ -60,15 +60,15 @@ def launch_jobs(
 
 
 def run_stoppable(launch: Callable[[], T]) -> T:
-    """Call `launch`, and forward stop signals to its worker processes.
+    """Call `launch` in a second thread, and forward stop signals to its worker processes.
 
-    A stop signal raises an exception in the main thread, and an exception inside joblib would kill
-    all workers. Therefore, `launch` runs in a second thread. The second thread and new workers
-    block stop signals, so that no signal ends a worker during its imports.
+    In the main thread, a stop signal would raise an exception inside joblib, which would then kill
+    all workers.
 
     Raises:
         Stopped: a stop signal arrived, and all workers have ended.
     """
+    # New workers inherit the blocked signals, so that no signal ends a worker during its imports.
     with ThreadPoolExecutor(1, initializer=_block_signals) as thread, StopSignals():
         jobs = thread.submit(launch)
         try:

@@ -92,11 +92,11 @@ def _backpropagate_silu(
     start: int, grad: Any, grad_at: int, grad_step: int, grad_s: Any, sums: Any, channels: int,
     steps: int,
 ) -> None:  # fmt: skip
-    """Backpropagate a chunk through SiLU, and add up the gradients of weight and bias.
+    """Compute the gradients of weight, bias and s, the input of SiLU, for one chunk.
 
     Args:
         start: first step of the chunk.
-        grad_s: (steps, BLOCK). The gradient of s, the input of SiLU, is written here.
+        grad_s: (steps, BLOCK). The gradient of s is written here.
         sums: (taps + 1, BLOCK). The gradients of weight and bias are added here.
     """
     for j in range(0, channels, LANES):

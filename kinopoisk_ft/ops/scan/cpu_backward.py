@@ -8,10 +8,14 @@ rows, so several tasks contribute to each of them. Each task writes its partial 
 memory. After the last task, the partial sums are added in a fixed order, so that the result does
 not depend on the number of threads.
 
-The kernel gets one int64 array of addresses and sizes. After the inputs (see cpu_inputs.py),
-element 23 is the address of the saved states, elements 24 to 33 are the fields of `Gradients`,
-element 34 is the address of the counter of finished tasks, and elements 35 to 41 are the fields of
-`GradientSums`.
+The int64 table of the kernel (see simd/threads.py) contains:
+
+- 0: the number of started tasks
+- 1 to 22: the fields of `ScanInputs`
+- 23: the address of the saved states
+- 24 to 33: the fields of `Gradients`
+- 34: the number of finished tasks
+- 35 to 41: the fields of `GradientSums`
 """
 
 from __future__ import annotations

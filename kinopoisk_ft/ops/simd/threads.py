@@ -46,7 +46,10 @@ def take_task(typing_context: Any, table: Any) -> Any:
 
 @intrinsic
 def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
-    """Count a finished task in table[index]. Other threads can then read the results."""
+    """Increment table[index], the number of finished tasks, atomically.
+
+    Threads that have called `wait_for_tasks` can read the results of the finished tasks.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         one = ir.Constant(ir.IntType(64), 1)

@@ -168,9 +168,13 @@ def _backpropagate_inside(
 
 
 def _sum_across_steps(effects: Tensor) -> Tensor:
-    """For each step t, sum effects[..., i, j] over all i and j with j < t <= i.
+    """For each step t, sum the effects of all steps before t on t and all later steps.
 
-    effects: (K, H, T, T), where effects[..., i, j] is the effect of step j on step i; 0 if j > i.
+    Args:
+        effects: (K, H, T, T). Element (i, j) is the effect of step j on step i; 0 if j > i.
+
+    Returns:
+        (K, H, T).
     """
     if _wide_dtype(effects) == torch.float64:
         own = effects.sum(3, dtype=torch.float64) - effects.sum(2, dtype=torch.float64)

@@ -28,7 +28,7 @@ FONT = 9
 
 
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Draw the F1 difference of each pair.
+    """Draw the F1 difference and its interval for each pair of approaches.
 
     In a narrow figure, the names of the pairs are above the intervals.
     """

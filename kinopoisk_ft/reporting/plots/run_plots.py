@@ -103,9 +103,11 @@ def draw_confusion(
     class_names: Sequence[str],
     names: tuple[str, str, str] = CONFUSION_NAMES,
 ) -> Figure:
-    """Draw a confusion matrix (true, predicted).
+    """Draw a confusion matrix.
 
-    `names` are the labels of the vertical axis, the horizontal axis and the colour bar.
+    Args:
+        counts: (true class, predicted class).
+        names: the label of the vertical axis, of the horizontal axis and of the colour bar.
     """
     size = len(class_names)
     if counts.shape != (size, size):

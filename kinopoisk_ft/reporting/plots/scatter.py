@@ -80,7 +80,7 @@ def draw(table: Table, locale: Locale) -> Figure:
 
 
 def draw_one(table: Table, column: str, locale: Locale) -> Figure:
-    """Draw one cost in a narrow figure, for the HTML page."""
+    """Draw weighted F1 against one cost in a narrow figure, for the HTML page."""
     height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
     figure = new_figure(NARROW_WIDTH, height)
     axes = figure.add_subplot()

@@ -31,10 +31,11 @@ UNPADDED_NAMES = {"sdpa": UNPADDED, NO_DROPOUT: UNPADDED_NO_DROPOUT}
 
 
 def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
-    """Convert a padding mask to an attention mask.
+    """Convert a padding mask to the mask that `attention_forward` needs.
 
-    For bidirectional attention, the result contains the positions of the tokens that are not
-    padding. For other attention, the result is a mask for SDPA.
+    Returns:
+        The positions of the real tokens if attention is bidirectional, otherwise a mask for SDPA.
+        None if there is no padding mask.
     """
     if attention_mask is None:
         return None

@@ -72,7 +72,7 @@ class BestWeights:
         )
 
     def discard(self) -> None:
-        """Delete earlier weight files that no checkpoint needs."""
+        """Delete the weight files, except the latest one and those that a checkpoint needs."""
         keep = CheckpointFolder(self.folder).list_external_files()
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
