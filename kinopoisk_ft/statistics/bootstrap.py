@@ -1,6 +1,9 @@
 """Compute confidence intervals and p-values by bootstrapping the test reviews.
 
 Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
+
+With few films of very different sizes, percentile intervals of a cluster bootstrap are too narrow.
+They are widened by Student's t with the effective number of clusters.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
 
@@ -60,7 +64,8 @@ def resample(
         labels: (N,) true classes.
         predicted: (runs, N) predicted classes.
         groups: (N,) group of each review, for example its film. If given, whole groups are drawn
-            (Davison and Hinkley, 1997, section 3.8).
+            (Davison and Hinkley, 1997, section 3.8), and the distances of the resampled scores
+            from the observed ones are multiplied by `widening`.
     """
     runs = len(predicted)
     # (runs, N): the index of each prediction in the flattened confusion matrices of all runs.
@@ -86,13 +91,33 @@ def resample(
         matrices = (drawn @ into).reshape(-1, runs, classes, classes)
         blocks.append(scores(matrices))
     resampled = {m: np.concatenate([b[m] for b in blocks]) for m in blocks[0]}
-    return Sample(scores(count_confusion(labels, predicted, classes)), resampled)
+    observed = scores(count_confusion(labels, predicted, classes))
+    if groups is not None:
+        factor = widening(np.bincount(places))
+        resampled = {m: observed[m] + factor * (v - observed[m]) for m, v in resampled.items()}
+    return Sample(observed, resampled)
+
+
+def widening(sizes: np.ndarray) -> float:
+    """Return how much wider an interval from few groups of unequal sizes must be.
+
+    It is the ratio of the quantiles of Student's t and of the normal distribution. The degrees of
+    freedom are the effective number of groups, sum(n)^2 / sum(n^2), minus one (Kish, L. (1965);
+    Carter, A. V. et al. (2017). Asymptotic Behavior of a t-Test Robust to Cluster Heterogeneity).
+
+    Args:
+        sizes: (groups,) number of reviews in each group.
+    """
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    end = (1 + LEVEL) / 2
+    return float(stats.t.ppf(end, max(1.0, effective - 1)) / stats.norm.ppf(end))
 
 
 def percentiles(mean: float, resampled: np.ndarray) -> Interval:
     """Return `mean` with the 95% percentile interval of the resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean, float(low), float(high))
+    # Scores and their differences are in [-1, 1], but the ends of a widened interval may not be.
+    return Interval(mean, max(-1.0, float(low)), min(1.0, float(high)))
 
 
 def p_value(resampled: np.ndarray) -> float:

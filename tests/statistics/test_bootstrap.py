@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample
+from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample, widening
 from kinopoisk_ft.statistics.comparison import compare
 from kinopoisk_ft.statistics.metrics import count_confusion, scores
 from kinopoisk_ft.statistics.seeds import Seeds, total
@@ -77,7 +77,8 @@ def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
     right = rng.random(len(groups)) < np.repeat(rng.beta(4, 1, 25), sizes)
     labels = rng.integers(0, 2, len(groups))
     predicted = np.where(right, labels, 1 - labels)
-    drawn = resample(labels, predicted[None], 2, groups=groups).resampled["accuracy"][:, 0]
+    widened = resample(labels, predicted[None], 2, groups=groups).resampled["accuracy"][:, 0]
+    drawn = right.mean() + (widened - right.mean()) / widening(sizes)
     hits, all_of = np.bincount(groups, right), np.bincount(groups)
     expected = stats.bootstrap(
         (hits, all_of), lambda h, n: h.sum() / n.sum(), paired=True, vectorized=False,
@@ -89,6 +90,12 @@ def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
     alone = resample(labels, predicted[None], 2).resampled["accuracy"][:, 0]
     assert drawn.std() > 1.5 * alone.std()  # reviews of a film are right or wrong together
+
+
+def test_widening_is_students_t_with_the_effective_number_of_groups() -> None:
+    assert widening(np.full(10, 7)) == pytest.approx(stats.t.ppf(0.975, 9) / 1.959964)
+    assert widening(np.array([100, 1, 1, 1])) == pytest.approx(stats.t.ppf(0.975, 1) / 1.959964)
+    assert widening(np.ones(5000, dtype=int)) == pytest.approx(1, abs=0.001)
 
 
 def test_groups_of_one_are_reviews() -> None:

@@ -17,7 +17,7 @@ import pytest
 from scipy.special import expit
 
 from kinopoisk_ft.statistics.bootstrap import percentiles, resample
-from kinopoisk_ft.statistics.metrics import HEADLINE, scores, shown_in
+from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion, scores, shown_in
 from kinopoisk_ft.statistics.pairs import Difference, Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.seeds import Seeds, total
 
@@ -120,6 +120,46 @@ def check_coverage(world: World, times: int) -> None:
         rates = np.mean(pairs[metric]), np.mean(means[metric])
         # Few seeds leave some doubt of their own: intervals may be a little wide or narrow.
         assert all(within(rate, times, 0.93, 0.98) for rate in rates), (metric, rates)
+
+
+def check_coverage_of_films(films: int, times: int) -> None:
+    """Draw films whose numbers of reviews are as unequal as those of a real test split.
+
+    Quartiles 4, 9 and 33. A film makes the reviews easier or harder for each of two approaches.
+    """
+    rng = np.random.default_rng(5)
+    sizes = np.ceil(np.exp(rng.normal(2.2, 1.3, 4000))).astype(int)
+    skills = np.array([[2.0], [1.5]]) + rng.normal(0, 0.7, (2, 4000))
+    labels = [(rng.random(n) < 0.68).astype(np.int64) for n in sizes]
+    predicted = [
+        np.where(rng.random((2, len(true))) < expit(skill)[:, None], true, 1 - true)
+        for true, skill in zip(labels, skills.T, strict=True)
+    ]
+    whole = scores(count_confusion(np.concatenate(labels), np.concatenate(predicted, axis=1), 2))
+    truth = whole[HEADLINE][0] - whole[HEADLINE][1]
+    covered = []
+    for number in range(times):
+        drawn = np.random.default_rng((6, number)).choice(4000, films)
+        sample = resample(
+            np.concatenate([labels[i] for i in drawn]),
+            np.concatenate([predicted[i] for i in drawn], axis=1),
+            2, groups=np.repeat(np.arange(films), sizes[drawn]), seed=number, resamples=RESAMPLES,
+        )  # fmt: skip
+        a, b = (Seeds(sample.observed[HEADLINE][[i]], sample.resampled[HEADLINE][:, [i]])
+                for i in (0, 1))  # fmt: skip
+        found = difference(a, b, same_seeds=True)
+        covered.append(found.low <= truth <= found.high)
+    assert within(float(np.mean(covered)), times, 0.93, 0.97), np.mean(covered)
+
+
+def test_intervals_of_thirty_unequal_films_cover_the_truth() -> None:
+    check_coverage_of_films(30, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("films", [15, 30, 100])
+def test_intervals_of_unequal_films_cover_the_truth(films: int) -> None:
+    check_coverage_of_films(films, 2000)
 
 
 @pytest.mark.parametrize("name", ["seeds", "one seed"])
