@@ -34,8 +34,9 @@ def get_cache_dir() -> Path:
 def prepare_caches() -> None:
     """Replace cache folders that are not writable with temporary folders, and print a warning.
 
-    Two kinds of library folders are not replaced: folders that an environment variable such as
-    HF_HOME sets, and existing folders, because they may contain downloaded models.
+    A library's folder is only replaced if it does not exist and cannot be created. An existing
+    folder may be read-only but contain downloaded models, and a folder that the user set in a
+    variable such as HF_HOME is left alone.
 
     Call this function before importing libraries, because they read their cache settings only on
     import.

@@ -142,7 +142,7 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
     states = [*outputs.values()] if all_below else inputs
     if not states:
         raise UserError(
-            f"the model does not run its layers '{network.layers}' on text input, so freezing them "
+            f"the model does not use its modules '{network.layers}' for texts, so freezing them "
             "would have no effect",
             where="adapter.layers",
             fix="use adapter=head, lora or none with this model",

@@ -44,7 +44,7 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return {MLflow metric name: value} for `shared` and for `shared / total`."""
+        """Return two MLflow metrics by name: the number and the fraction of shared texts."""
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 

@@ -25,10 +25,12 @@ Write = Callable[[pd.DataFrame], None]
 
 
 def prepare_output(table: Table, output: Path) -> Write:
-    """Convert a table to the format of `output`, so that errors are reported before prediction.
+    """Prepare to write a table with added columns to `output`.
+
+    The cells of the table are converted now, so that errors are reported before prediction.
 
     Returns:
-        A function that adds columns to the table and writes the file.
+        A function that takes the added columns and writes the file.
 
     Raises:
         UserError: the file format cannot store a value of the table.

@@ -60,7 +60,7 @@ class RandomRule:
         return rows[np.isin(self.near[rows], test)]
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Assign whole near-duplicate groups to folds with scikit-learn's StratifiedKFold."""
+        """Assign near-duplicate groups to folds, stratified by the first label of each group."""
         groups, first = np.unique(self.near, return_index=True)
         splitter = StratifiedKFold(count, shuffle=True, random_state=self.seed)
         parts = (groups[test] for _, test in splitter.split(groups, self.labels[first]))

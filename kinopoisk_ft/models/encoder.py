@@ -119,8 +119,8 @@ class Encoder(CheckpointRecipe):
         possible = known and not has_decoder(config)
         if self.pooling == "pooler" and not possible:
             raise UserError(
-                f"model.pooling=pooler needs a classification head without a decoder, and the "
-                f"transformers library has none for the '{config.model_type}' model '{self.name}'",
+                f"model.pooling=pooler is not available for the '{config.model_type}' model "
+                f"'{self.name}': transformers has no encoder-only classifier of this type",
                 where="model.pooling",
                 fix="set model.pooling to auto, mean, cls or last",
             )

@@ -132,10 +132,11 @@ class Layout:
         save_model(module, str(folder / WEIGHTS))
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load a module in fp32, without an adapter.
+        """Load a module in fp32. If the model folder holds an adapter, load only its base model.
 
         Args:
-            source: the model folder; for an adapter, the folder or Hub id of the base model.
+            source: the model folder or, if it holds an adapter, the folder or Hub id of the base
+                model.
             card: the `Card` of the model folder.
             trained: whether `source` contains a trained head; False for an adapter's base model.
         """
@@ -165,7 +166,7 @@ def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
         raise UserError(
             reason or f"'{target}' in kinopoisk_ft.json is not a subclass of ModelRecipe",
             where=source,
-            fix="make the code of the training run importable: add its folder to PYTHONPATH",
+            fix="use the code that trained the model: add its folder to PYTHONPATH",
         )
     return kind(**values)
 

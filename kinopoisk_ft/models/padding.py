@@ -23,7 +23,7 @@ def find_hugging_face_model(module: nn.Module) -> PreTrainedModel:
 
 
 def find_position_offset(module: nn.Module) -> int:
-    """Return the number that precedes the position id of the first token.
+    """Return the position id of the first token, minus 1.
 
     This is -1 for most models, because their position ids start at 0. For RoBERTa, it is the pad
     id.

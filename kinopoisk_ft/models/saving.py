@@ -1,16 +1,16 @@
 """Save and load model folders: weights in safetensors, the rest in JSON.
 
-The card `kinopoisk_ft.json` describes the folder. Other tools must never use a randomly
-initialized head, so `transformers` and PEFT compute the same logits or refuse the folder:
+The card `kinopoisk_ft.json` describes the folder. The folders are written so that other tools never
+use a randomly initialized head. What other tools can load depends on the network:
 
-- Classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` load the folder.
-  PEFT loads adapters of this classifier.
-- Encoder with this project's classification head: `transformers` refuses the folder, but can load
-  the subfolder `encoder`. The head is in head.safetensors.
-- Mamba with this project's classification head: `MambaModel` can load the backbone.
-- Network of a user-defined `ModelRecipe`: only this project can load model.safetensors.
-- Adapter of a network with this project's classification head: PEFT refuses to load the adapter
-  into other models, because they lack the modules that the adapter lists.
+- A classifier of `transformers`: `AutoModelForSequenceClassification`, `pipeline` and, for an
+  adapter, PEFT compute the logits of this project.
+- An encoder with this project's head: `transformers` refuses the folder. It can load the encoder
+  without the head from the subfolder `encoder`.
+- A Mamba with this project's head: `MambaModel` can load the backbone without the head.
+- A network of a user-defined `ModelRecipe`: no other tool can load it.
+- An adapter of a network with this project's head: PEFT refuses it, because other models lack the
+  modules that the adapter lists.
 """
 
 from __future__ import annotations

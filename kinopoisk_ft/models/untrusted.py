@@ -97,7 +97,7 @@ def check_imports(config: dict[str, Any], where: str) -> None:
     """Raise UserError if the settings of an adapter would make PEFT import a module."""
     if config.get("megatron_config"):
         raise UserError(
-            f"the adapter would make PEFT import the module {config.get('megatron_core')!r}",
+            f"megatron_config would make PEFT import the module {config.get('megatron_core')!r}",
             where=where,
             fix="remove megatron_config, because kinopoisk_ft does not support Megatron models",
         )

@@ -42,9 +42,9 @@ class SplitNetwork:
 
     Args:
         module: the network with its adapter.
-        layer: number of blocks in the lower layers.
-        backbone: name of the backbone if its output is cached. If "", the output of the last lower
-            block is cached.
+        layer: number of frozen blocks, counted from the first one.
+        backbone: if all blocks are frozen, the name of the module whose output is cached. Otherwise
+            "", and the output of the last frozen block is cached.
         pooling: method that reduces a review to one vector before caching. If "", one vector per
             token is cached.
     """

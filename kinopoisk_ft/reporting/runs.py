@@ -180,9 +180,10 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
     """Read the training runs of an experiment or of a sweep.
 
-    Of several equal runs, only the newest is kept. Equal runs have the same approach, seed, data,
-    test reviews and settings for reading reviews, such as the maximum length. In a sweep, all other
-    settings must also be equal.
+    Of runs that repeat each other, only the newest is kept. In an experiment, these are runs with
+    the same approach, seed, data, test reviews and settings for reading reviews, such as the
+    maximum length. In a sweep, all their settings must be the same, because a sweep may compare
+    settings of one approach.
 
     Raises UserError if the experiment or sweep does not exist, or if no run has finished.
 

@@ -147,7 +147,7 @@ def list_corners(space: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
 
 
 def read_current_values(space: dict[str, BaseDistribution], base: DictConfig) -> dict[str, Any]:
-    """Return {searched key: its value in `base`}, without values outside the search space."""
+    """Return {searched key: value in the config `base`}, for values within the search space."""
     from optuna.distributions import CategoricalDistribution
 
     values: dict[str, Any] = {}

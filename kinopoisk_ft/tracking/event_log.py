@@ -1,8 +1,8 @@
 """Write and read event logs, which are JSONL files in the folder of a run.
 
 Each line is a JSON object with the keys `seq` (1, 2, ...), `time` (ms since 1970) and `verb` (the
-kind of event). The other keys depend on `verb`. The file `<id>.sent.json` records which events an
-MLflow store already has.
+kind of event). The other keys depend on `verb`. Next to a log `<id>.jsonl`, the file
+`<id>.sent.json` records which events an MLflow store already has.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class OfflineTracker:
             self.tags({PARENT_TAG: parent})
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record metric values, except those recorded before an interruption."""
+        """Record metrics; skip those that a resumed run recorded before it was interrupted."""
         new = {k: float(v) for k, v in values.items() if (k, step) not in self._recorded}
         if new:
             self._log.append("metrics", values=new, step=step)

@@ -165,8 +165,9 @@ def backpropagate(
         states, decays: written by `recompute`.
         grad_y: gradient of y.
         grad_inflow: gradient of inflow.
-        grad_dt: log2(e) times the gradient of dt through the decays.
-        grad_h: gradient of the states after the chunk; replaced by that of the states before it.
+        grad_dt: the part of the gradient of dt that comes from the decays exp(A dt), times log2(e).
+        grad_h: gradient of the states after the chunk. It is overwritten with the gradient of the
+            states before the chunk.
         grad_A: gradient of A.
         at: index of the group's first vector in grad_h and grad_A.
         stride: distance in elements between the group's vectors in grad_h and grad_A.

@@ -34,8 +34,9 @@ def _drop_stale(newest: float, cache: Path) -> None:
     """Remove outdated kernels, and files left behind by a crash.
 
     Numba recompiles a kernel if its own source file has changed, but not if a file that it imports
-    has changed. Therefore every cached file is removed that is older than `newest`, the
-    modification time of the newest source file in seconds since the epoch.
+    has changed. Therefore all cached files older than `newest` are removed.
+
+    newest: modification time of the newest source file, in seconds since the epoch.
     """
     for file in cache.glob("*.nb*"):
         # Another process that starts at the same time may remove the same files.

@@ -135,7 +135,7 @@ def published_figures() -> dict[str, Any]:
 def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table that compares the original study with this report.
 
-    The table is empty if no row repeats the study.
+    The table is empty if no row of `table` repeats the study.
     """
     ours = {row.first.experiment: row for row in table.rows if same_recipe(row)}
     study = published_figures()

@@ -44,7 +44,7 @@ class MainRankError(UserError):
 
 
 class SingleRankError(UserError):
-    """Raised when a rank may have failed alone, so that it exits without waiting for the others."""
+    """Raised when one rank may have failed alone. It then exits without waiting for the others."""
 
 
 def rank() -> int:
