@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ FLAGS_WITH_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--cfg", "-c"),
 }
+COMMANDS = ("compare", "doctor", "predict", "report", "sync")
 # MLflow status of a sweep's parent run for exit codes: 130 after SIGINT, 143 after SIGTERM.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 (success), 1 (failure), 2 (wrong usage), 130 (SIGINT) or 143 (SIGTERM).
     """
     args = sys.argv[1:] if argv is None else argv
+    if args[:1] and args[0] in COMMANDS:
+        return int(import_module(f"kinopoisk_ft.commands.{args[0]}").main(args[1:]))
     if {"--help", "-h"} & set(args):
         print(build_help(_find_config_dirs(args)))
         return 0

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "run": {"config", "provenance", "run_folder", "search", "tasks", "training", "tracking"},
     "sweeps": {"config", "provenance", "run", "run_folder", "search", "statistics", "tasks",
                "training", "tracking"},
-    "commands": {"checks", "data", "reporting", "serving", "tracking"},
+    "commands": {"checks", "data", "reporting", "serving", "statistics", "tracking"},
     "cli": {"config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip
 # For `python -m kinopoisk_ft` and `python -m kinopoisk_ft.<command>`.

@@ -185,7 +185,8 @@ def _columns(sample: Sample, here: slice) -> Sample:
 
 
 def _mean(seeds: Seeds) -> Interval:
-    return percentiles(*total([(1.0, seeds)]))
+    found = total([(1.0, seeds)])
+    return percentiles(found.mean, found.resampled)
 
 
 def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:

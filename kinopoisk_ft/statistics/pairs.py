@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.statistics.seeds import Seeds, total
+from kinopoisk_ft.statistics.seeds import Seeds, Total, total
 
 ALPHA = 0.05
 # With fewer discordant reviews, the chi-squared approximation is poor and the test is exact.
@@ -21,11 +21,14 @@ FEW = 25
 class Difference(Interval):
     """The difference a - b in one metric.
 
-    `p_holm` is the p-value after Holm's correction over all pairs.
+    Args:
+        p_holm: p-value after Holm's correction over all pairs.
+        total: the difference with its resamples and variances.
     """
 
     p: float
     p_holm: float
+    total: Total = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,13 @@ class Pair:
     def reversed(self) -> Pair:
         """Return the comparison of b with a."""
         differences = {
-            metric: replace(d, mean=-d.mean, low=-d.high, high=-d.low)
+            metric: replace(
+                d,
+                mean=-d.mean,
+                low=-d.high,
+                high=-d.low,
+                total=d.total._replace(mean=-d.mean, resampled=-d.total.resampled),
+            )
             for metric, d in self.differences.items()
         }
         test = self.mcnemar
@@ -89,10 +98,10 @@ def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
 
     With `same_seeds`, a and b must have the same seeds in the same order.
     """
-    mean, resampled = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
-    interval = percentiles(mean, resampled)
-    p = p_value(resampled)
-    return Difference(mean, interval.low, interval.high, p=p, p_holm=p)
+    found = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
+    interval = percentiles(found.mean, found.resampled)
+    p = p_value(found.resampled)
+    return Difference(found.mean, interval.low, interval.high, p=p, p_holm=p, total=found)
 
 
 def mcnemar_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.text import fold_name, to_one_line
+from kinopoisk_ft.text import clean_name, fold_name, to_one_line
 
 # Optional columns that describe each review. Some of them define the slices of a comparison.
 #   characters: int, the length of the text.
@@ -77,6 +78,71 @@ class Predictions:
             class_names=tuple(to_one_line(name.removeprefix(PREFIX)) for name in names),
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
+
+    @staticmethod
+    def list_classes(tables: Iterable[tuple[str, pd.DataFrame]]) -> tuple[str, ...]:
+        """Return the sorted names of all classes in the columns `label` and `predicted`.
+
+        Args:
+            tables: (source, table) pairs; the source is for error messages.
+
+        Raises:
+            UserError: a table has no such column, or there are fewer than two classes.
+        """
+        names: set[str] = set()
+        for where, table in tables:
+            for column in ("label", "predicted"):
+                if column not in table:
+                    known = ", ".join(map(str, table.columns))
+                    fix = f"rename one of the columns {known} to '{column}'"
+                    raise UserError(f"there is no column '{column}'", where=where, fix=fix)
+                values = table[column].map(clean_name)
+                if values.isna().any():
+                    row = int(np.flatnonzero(values.isna())[0])
+                    what = f"the column '{column}' has no value in row {row}, counted from 0"
+                    raise UserError(what, where=where, fix="remove such rows")
+                names |= set(values)
+        if len(names) < 2:
+            what = f"all labels and predictions are '{''.join(names)}'"
+            raise UserError(what, where="the prediction files", fix="use two or more classes")
+        return tuple(sorted(names))
+
+    @classmethod
+    def from_names(
+        cls, table: pd.DataFrame, class_names: tuple[str, ...], where: str
+    ) -> Predictions:
+        """Create predictions from a table of any tool, with class names and no probabilities.
+
+        Args:
+            table: columns label and predicted; optionally row, group or film.
+            class_names: as `list_classes` returns them.
+            where: source of the table, for error messages.
+
+        Raises:
+            UserError: the numbers in `row` are not whole, or one occurs more than once.
+        """
+        ids = {name: number for number, name in enumerate(class_names)}
+        labels, predicted = (
+            table[column].map(clean_name).map(ids).to_numpy(np.int64)
+            for column in ("label", "predicted")
+        )
+        made = pd.DataFrame({"label": labels, "predicted": predicted})
+        made["row"] = np.arange(len(table))
+        if "row" in table:
+            # Tables contain numbers as strings or Python objects, depending on the file format.
+            rows = table["row"].map(clean_name)
+            if not rows.str.fullmatch(r"-?\d+").fillna(False).all():
+                what = "the column 'row' contains other values than whole numbers"
+                fix = "number the test examples, or leave the column out"
+                raise UserError(what, where=where, fix=fix)
+            made["row"] = rows.astype(np.int64).to_numpy()
+        for number, name in enumerate(class_names):
+            made[f"{PREFIX}{name}"] = (predicted == number).astype(np.float64)
+        if kind := next((name for name in ("group", "film") if name in table), None):
+            codes = pd.factorize(table[kind].map(clean_name))[0]
+            # An example whose group is not known is a group of its own.
+            made["group"] = np.where(codes < 0, len(table) + np.arange(len(table)), codes)
+        return cls.of(made, where)
 
     @property
     def groups(self) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +51,23 @@ class Seeds:
         return Seeds(self.observed - other.observed, self.resampled - other.resampled)
 
 
-def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
+class Total(NamedTuple):
+    """A mean over seeds, or a difference of two such means.
+
+    Args:
+        mean: its value on the test reviews.
+        resampled: (resamples,), its values with other reviews and other seeds.
+        review_variance: variance due to the choice of test reviews.
+        seed_variance: variance due to the choice of seeds; 0 if no approach has several seeds.
+    """
+
+    mean: float
+    resampled: np.ndarray
+    review_variance: float
+    seed_variance: float
+
+
+def total(sides: Sequence[tuple[float, Seeds]]) -> Total:
     """Return a mean over seeds, or the difference of two such means, with resamples.
 
     The resamples vary with the choice of test reviews and with the choice of seeds. An approach
@@ -60,8 +77,6 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
         sides: [(1, a)] for the mean of a, or [(1, a), (-1, b)] for the mean of a minus the mean
             of b.
 
-    Returns:
-        The mean or difference, and its resamples (resamples,).
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
@@ -70,19 +85,19 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> tuple[float, np.ndarray]:
     own = sum(seeds.own_variance / len(seeds.observed) for _, seeds in sides)
     variance = float(np.var(reviews))
     shared = math.sqrt(max(0.0, 1 - own / variance)) if variance else 0.0
-    return observed, observed + shared * reviews + _training([s for _, s in sides], len(reviews))
-
-
-def _training(sides: list[Seeds], resamples: int) -> np.ndarray:
-    """Draw errors (resamples,) of the mean over seeds from Student's t distribution."""
-    counted = [seeds.observed for seeds in sides if len(seeds.observed) > 1]
+    counted = [seeds.observed for _, seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
-    if not sum(parts):
+    errors = _draw_seed_errors(parts, [len(values) - 1 for values in counted], len(reviews))
+    resampled = observed + shared * reviews + errors
+    return Total(observed, resampled, shared**2 * variance, sum(parts))
+
+
+def _draw_seed_errors(variances: list[float], freedoms: list[int], resamples: int) -> np.ndarray:
+    """Draw errors (resamples,) of the mean over seeds from Student's t distribution."""
+    if not sum(variances):
         return np.zeros(resamples)
-    shares = [
-        (part / sum(parts)) ** 2 / (len(v) - 1) for part, v in zip(parts, counted, strict=True)
-    ]
+    shares = [(part / sum(variances)) ** 2 / n for part, n in zip(variances, freedoms, strict=True)]
     # Welch-Satterthwaite degrees of freedom.
     freedom = 1 / sum(shares)
     rng = np.random.default_rng(STREAM)
-    return math.sqrt(sum(parts)) * rng.standard_t(freedom, resamples)
+    return math.sqrt(sum(variances)) * rng.standard_t(freedom, resamples)

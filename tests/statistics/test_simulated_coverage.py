@@ -114,7 +114,8 @@ def check_coverage(world: World, times: int) -> None:
             a, b = world.truth[metric]
             ends = pair_of(world, found, 0, 1, metric)
             pairs[metric].append(ends.low <= a - b <= ends.high)
-            mean = percentiles(*total([(1.0, found[metric][0])]))
+            alone = total([(1.0, found[metric][0])])
+            mean = percentiles(alone.mean, alone.resampled)
             means[metric].append(mean.low <= a <= mean.high)
     for metric in METRICS:
         rates = np.mean(pairs[metric]), np.mean(means[metric])

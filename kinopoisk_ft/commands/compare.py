@@ -1,0 +1,158 @@
+"""Implement `kinopoisk-ft compare`, which compares prediction files of any tool."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError, suggest_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kinopoisk_ft.statistics.comparison import Approach, Comparison
+    from kinopoisk_ft.statistics.equivalence import Decision
+
+DESCRIPTION = """\
+Compare prediction files and say of each approach whether it is as good as the best one.
+
+A file (.parquet, .csv, .tsv, .jsonl) has the columns `label` and `predicted` and one row per test
+example. Optional columns: `row` (identifies the example; without it, all files must have the same
+order), and `group` or `film` (examples that depend on each other are resampled together).
+"""
+EXAMPLE = """\
+example with three seeds of one approach:
+  kinopoisk-ft compare full=a0.parquet,a1.parquet,a2.parquet lora=b0.parquet,b1.parquet tfidf.csv
+"""
+
+
+@guard_output
+def main(argv: list[str] | None = None) -> int:
+    """Compare prediction files. Return 1 after a UserError, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="kinopoisk-ft compare", description=DESCRIPTION, epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("files", nargs="+", metavar="[name=]file[,file...]",
+                        help="one approach: its prediction files, one for each seed")  # fmt: skip
+    parser.add_argument("--margin", type=float, default=0.02, metavar="M",
+                        help="loss of weighted F1 that matters (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--reference", metavar="NAME",
+                        help="compare with this approach (default: the best one)")  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        print(_compare(args.files, args.margin, args.reference))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare(arguments: Sequence[str], margin: float, reference: str | None) -> str:
+    from kinopoisk_ft.statistics.comparison import compare
+    from kinopoisk_ft.statistics.equivalence import decide
+    from kinopoisk_ft.statistics.metrics import HEADLINE
+
+    if not 0 < margin < 1:
+        raise UserError(f"--margin {margin} is not between 0 and 1", fix="use for example 0.02")
+    approaches = _read_approaches(arguments)
+    found = compare(approaches)
+    if found.problems:
+        raise _explain(found)
+    means = {name: scores[HEADLINE] for name, scores in found.means.items()}
+    names = sorted(means, key=lambda name: -means[name].mean)
+    if reference is not None and reference not in names:
+        raise UserError(f"there is no approach '{reference}'", where="--reference",
+                        fix=suggest_name(reference, names))  # fmt: skip
+    best = reference or names[0]
+    others = [name for name in names if name != best]
+    pairs = [pair for name in others if (pair := found.pair(name, best))]
+    differences = [pair.differences[HEADLINE] for pair in pairs]
+    decisions = dict(zip(others, decide(differences, margin), strict=True))
+    strict = dict(zip(others, decide(differences, margin / 2), strict=True))
+    rows = []
+    for name in names:
+        mean = means[name]
+        row = [name, f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"]
+        if name == best:
+            rows.append([*row, "", "reference", ""])
+            continue
+        difference = differences[others.index(name)]
+        row.append(f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]")
+        rows.append([*row, decisions[name].verdict, strict[name].verdict])
+    return _format(rows, best, margin, approaches, decisions)
+
+
+def _format(
+    rows: list[list[str]],
+    best: str,
+    margin: float,
+    approaches: list[Approach],
+    decisions: dict[str, Decision],
+) -> str:
+    from tabulate import tabulate
+
+    headers = ["approach", "weighted F1", f"minus {best}", f"within {margin:g}",
+               f"within {margin / 2:g}"]  # fmt: skip
+    lines = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
+    sizes = {one.name: (len(one.runs[0].rows), len(one.runs)) for one in approaches if one.runs[0]}
+    for name, decision in decisions.items():
+        reviews, seeds = sizes[name]
+        ways = []
+        if decision.more_reviews is not None:
+            ways.append(f"{reviews * (decision.more_reviews - 1):,.0f} more test examples")
+        if decision.more_seeds is not None:
+            ways.append(f"{max(1, seeds * (decision.more_seeds - 1)):,.0f} more seeds")
+        if decision.verdict == "undecided":
+            needed = (
+                f"about {' or '.join(ways)} would decide"
+                if ways
+                else ("more seeds and other test sets are needed")
+            )
+            lines.append(f"{name}: undecided within {margin:g}; {needed}")
+    lines.append(
+        "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds."
+        "\n'as good' and 'worse' are one-sided tests at 5%, corrected for the number of approaches."
+    )
+    return "\n".join(lines)
+
+
+def _read_approaches(arguments: Sequence[str]) -> list[Approach]:
+    from kinopoisk_ft.data.tables import read_table
+    from kinopoisk_ft.statistics.comparison import Approach
+    from kinopoisk_ft.statistics.predictions import Predictions
+
+    frames: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    for argument in arguments:
+        name, equals, files = argument.partition("=")
+        name, files = (name, files) if equals else (Path(argument.split(",")[0]).stem, argument)
+        if name in frames:
+            raise UserError(f"two approaches have the name '{name}'", where=argument,
+                            fix="name them: full=a.parquet lora=b.parquet")  # fmt: skip
+        frames[name] = [(file, read_table(file).frame) for file in files.split(",")]
+    if len(frames) < 2:
+        raise UserError("there is only one approach", where="the command line",
+                        fix="give at least two: full=a.parquet lora=b.parquet")  # fmt: skip
+    tables = [item for items in frames.values() for item in items]
+    classes = Predictions.list_classes(tables)
+    return [
+        Approach(
+            name=name,
+            seeds=tuple(map(str, range(len(items)))),
+            runs=tuple(Predictions.from_names(frame, classes, file) for file, frame in items),
+        )
+        for name, items in frames.items()
+    ]
+
+
+def _explain(found: Comparison) -> UserError:
+    problem = found.problems[0]
+    reasons = {"rows": "different rows", "labels": "different labels", "classes": "other classes"}
+    return UserError(
+        f"the files of {' and '.join(problem.names)} have {reasons[problem.detail]}",
+        fix="predict the same test examples with each approach",
+    )

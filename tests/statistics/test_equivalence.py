@@ -1,0 +1,88 @@
+"""Verdicts on differences whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_simulated_coverage import SKILL, World, within
+
+from kinopoisk_ft.statistics.equivalence import Decision, decide
+from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.pairs import Difference, difference
+from kinopoisk_ft.statistics.seeds import Seeds
+
+
+def normal(mean: float, error: float) -> Difference:
+    """Return a difference whose resamples are the quantiles of a normal distribution."""
+    drawn = mean + error * stats.norm.ppf((np.arange(9999) + 0.5) / 9999)
+    a = Seeds(np.array([mean]), drawn[:, None])
+    return difference(a, Seeds(np.zeros(1), np.zeros((9999, 1))), same_seeds=True)
+
+
+def alone(mean: float, error: float, margin: float = 0.02) -> Decision:
+    (found,) = decide([normal(mean, error)], margin)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "verdict"),
+    [(0.0, 0.01, "as good"), (-0.005, 0.005, "as good"), (0.1, 0.02, "as good"),
+     (0.0, 0.02, "undecided"), (-0.02, 0.001, "undecided"), (-0.05, 0.02, "undecided"),
+     (-0.05, 0.01, "worse"), (-0.03, 0.005, "worse")],
+)  # fmt: skip
+def test_verdicts_follow_the_one_sided_tests(mean: float, error: float, verdict: str) -> None:
+    found = alone(mean, error)
+    assert found.verdict == verdict
+    assert found.p_as_good == pytest.approx(stats.norm.sf((mean + 0.02) / error), abs=2e-3)
+    assert found.p_worse == pytest.approx(stats.norm.cdf((mean + 0.02) / error), abs=2e-3)
+    both = max(found.p_as_good, stats.norm.cdf((mean - 0.02) / error))
+    assert found.p_equivalent == pytest.approx(both, abs=2e-3)
+
+
+def test_several_verdicts_are_corrected() -> None:
+    """An error of 0.0115 gives p = 0.041 alone, and 0.082 for the first of two."""
+    assert alone(0.0, 0.0115).verdict == "as good"
+    found = decide([normal(0.0, 0.0115), normal(0.0, 0.0115)])
+    assert [one.verdict for one in found] == ["undecided", "undecided"]
+    assert decide([]) == []
+
+
+def test_the_needed_number_of_reviews_decides() -> None:
+    found = alone(0.0, 0.03)
+    assert found.more_reviews is not None
+    assert found.more_seeds is None
+    error = 0.03 / np.sqrt(found.more_reviews)
+    rng = np.random.default_rng(0)
+    verdicts = [alone(rng.normal(0.0, error), error).verdict for _ in range(500)]
+    assert np.mean([v == "as good" for v in verdicts]) == pytest.approx(0.8, abs=0.06)
+    assert alone(-0.0201, 0.01).more_reviews is None
+
+
+def count_as_good(world: World, times: int) -> float:
+    """Return how often b is called as good as a, if it is worse by exactly the margin."""
+    a, b = world.truth[HEADLINE]
+    margin = float(a - b)
+    count = 0
+    for found, _ in world.draws(times):
+        one, other = (found[HEADLINE][i] for i in (1, 0))
+        pair = difference(one, other, same_seeds=world.seeds == 1)
+        count += decide([pair], margin)[0].verdict == "as good"
+    return count / times
+
+
+WORLDS = {
+    "one seed": World((SKILL, SKILL - 0.25), seeds=1, spread=0.0),
+    "three seeds": World((SKILL, SKILL - 0.25)),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_loss_of_the_margin_is_seldom_called_as_good(name: str) -> None:
+    assert within(count_as_good(WORLDS[name], 100), 100, 0.0, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_loss_of_the_margin_is_called_as_good_at_the_nominal_rate(name: str) -> None:
+    assert within(count_as_good(WORLDS[name], 1500), 1500, 0.0, 0.05)
