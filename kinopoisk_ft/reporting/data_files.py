@@ -118,6 +118,12 @@ def _json_table(section: Section) -> dict[str, Any]:
     comparison = asdict(table.comparison)
     for slices in comparison["slices"].values():
         slices[:] = [one | one.pop("scores") for one in slices]
+    for pair in comparison["pairs"]:
+        for difference in pair["differences"].values():
+            # Without its 10,000 resamples, which would make the file too large.
+            total = difference.pop("total")
+            difference["review_variance"] = total.review_variance
+            difference["seed_variance"] = total.seed_variance
     return {
         "data": table.data,
         "split_digest": table.split_digest,
