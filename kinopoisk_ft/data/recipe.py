@@ -15,6 +15,7 @@ import pandas as pd
 from kinopoisk_ft.data.cleaning import clean_text, clean_texts
 from kinopoisk_ft.data.duplicates import drop_near_duplicates, group_near_duplicates
 from kinopoisk_ft.data.formats import QUOTING
+from kinopoisk_ft.data.label_budget import limit_rows
 from kinopoisk_ft.data.leakage import Leakage, measure_leakage
 from kinopoisk_ft.data.preprocessing import TRUNCATIONS, Preprocessing
 from kinopoisk_ft.data.splits import (
@@ -53,6 +54,9 @@ def check_options(recipe: Any) -> None:
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise option_error(name, value, f"set data.{name} to a positive number")
+    limit = recipe.train_limit
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+        raise option_error("train_limit", limit, "set a whole number, or a fraction such as 0.1")
     for name in ("test_size", "val_size"):
         share = getattr(recipe, name)
         if not 0 < share < 1:
@@ -98,7 +102,8 @@ class DataSplit:
     Args:
         counts: numbers of rows by name, such as rows_read, dropped_empty and train.
         source_digest: SHA-256 (hex) of the texts and labels before cleaning.
-        split_digest: SHA-256 (hex) of the row numbers in train, val and test.
+        split_digest: SHA-256 (hex) of the row numbers in train, val and test, before
+            `train_limit`.
         preprocessing: preprocessing options. The texts are cleaned, but not yet truncated.
     """
 
@@ -130,6 +135,9 @@ class DataRecipe(ABC):
         split_column: column that assigns each row to train, val or test, if `split` is
             "predefined".
         test_size, val_size, split_seed, folds, fold: see `Shares`.
+        train_limit: number or fraction of the train rows to keep; None keeps all. Validation and
+            test rows do not change.
+        train_seed: seed that chooses these rows.
     """
 
     limit: int | None
@@ -147,6 +155,8 @@ class DataRecipe(ABC):
     split_seed: int = 42
     folds: int | None = None
     fold: int | None = None
+    train_limit: float | None = None
+    train_seed: int = 0
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -194,11 +204,21 @@ class DataRecipe(ABC):
         optional = (name for name in (*METADATA, "group") if name in frame)
         columns = ["text", "label", "row", *optional]
         train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)
+        rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
+        near_train = near[positions[0]]
+        if self.train_limit is not None:
+            kept = limit_rows(
+                train["label"].to_numpy(),
+                train["group"].to_numpy() if "group" in train else None,
+                self.train_limit,
+                self.train_seed,
+            )
+            counts["beyond_train_limit"] = len(train) - len(kept)
+            train, near_train = train.iloc[kept].reset_index(drop=True), near_train[kept]
         counts |= {"train": len(train), "val": len(val), "test": len(test)}
         log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
-        leakage = measure_leakage(train, test, near[positions[0]], near[positions[2]])
+        leakage = measure_leakage(train, test, near_train, near[positions[2]])
         leakage.log_summary()
-        rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
         return DataSplit(
             train, val, test, class_names, counts, digest, rows, self.preprocessing, leakage
         )

@@ -30,12 +30,18 @@ TAGS = (
 )  # fmt: skip
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These keys do not change what is learned. All other keys of the groups distinguish rows.
-NOT_SETTINGS = ("trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size")
+NOT_SETTINGS = (
+    "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
+    "data.train_seed",
+)  # fmt: skip
 # Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. A run replaces an older run only if they are equal.
-READ = ("data.max_length", "data.truncation", "data.max_characters", "data.strip_scores")
+READ = (
+    "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
+    "data.train_limit",
+)  # fmt: skip
 CAUSE_CHARACTERS = 160
 
 

@@ -272,7 +272,8 @@ CONF = ROOT / "conf"
 )
 def test_each_group_builds_its_recipe(group: str, kind: type) -> None:
     with initialize_config_dir(str(CONF), version_base=None):
-        cfg = compose(overrides=[f"+data={group}"])
+        cfg = compose(overrides=[f"+data={group}", "+seed=7"])
     recipe = instantiate(cfg.data)
     assert type(recipe) is kind
     assert (recipe.limit, recipe.max_length, recipe.split_seed) == (None, 256, 42)
+    assert recipe.train_seed == 7
