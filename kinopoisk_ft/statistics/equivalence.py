@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from kinopoisk_ft.statistics.pairs import ALPHA, Difference
+from kinopoisk_ft.statistics.pairs import ALPHA, Difference, correct_holm
 
 MARGIN = 0.02
 # The numbers of reviews and seeds are those with which a verdict has this probability.
@@ -61,8 +60,8 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
     """
     if not differences:
         return []
-    as_good = _correct([_p_above(d.total.resampled, -margin) for d in differences])
-    worse = _correct([_p_above(-d.total.resampled, margin) for d in differences])
+    as_good = correct_holm([_p_above(d.total.resampled, -margin) for d in differences])
+    worse = correct_holm([_p_above(-d.total.resampled, margin) for d in differences])
     found = []
     for difference, p_as_good, p_worse in zip(differences, as_good, worse, strict=True):
         verdict: Verdict = "undecided"
@@ -89,10 +88,6 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
 def _p_above(resampled: np.ndarray, bound: float) -> float:
     """Return the p-value for the null hypothesis that the difference is at most `bound`."""
     return float((1 + np.sum(resampled <= bound)) / (len(resampled) + 1))
-
-
-def _correct(ps: list[float]) -> list[float]:
-    return [float(p) for p in multipletests(ps, method="holm")[1]]
 
 
 def _needed(difference: Difference, margin: float) -> tuple[float | None, float | None]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -169,11 +169,11 @@ def holm(pairs: list[Pair]) -> list[Pair]:
         return []
     corrected: list[dict[str, Difference]] = [{} for _ in pairs]
     for metric in pairs[0].differences:
-        found = _holm([pair.differences[metric].p for pair in pairs])
+        found = correct_holm([pair.differences[metric].p for pair in pairs])
         for pair, kept, p in zip(pairs, corrected, found, strict=True):
             kept[metric] = replace(pair.differences[metric], p_holm=p)
     tests = [pair.mcnemar for pair in pairs if pair.mcnemar]
-    ps = iter(_holm([test.p for test in tests]) if tests else [])
+    ps = iter(correct_holm([test.p for test in tests]) if tests else [])
     return [
         replace(
             pair,
@@ -184,5 +184,11 @@ def holm(pairs: list[Pair]) -> list[Pair]:
     ]
 
 
-def _holm(ps: list[float]) -> list[float]:
-    return [float(p) for p in multipletests(ps, method="holm")[1]]
+def correct_holm(ps: Sequence[float]) -> list[float]:
+    """Return p-values after Holm's correction (Holm, S. (1979)), in the same order."""
+    # statsmodels' multipletests computes the same, but collects garbage for 50 ms in each call.
+    order = np.argsort(ps)
+    factors = len(ps) - np.arange(len(ps))
+    corrected = np.empty(len(ps))
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.asarray(ps)[order]))
+    return [float(p) for p in corrected]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from composing import compose_config, plain
 from omegaconf import OmegaConf
+from quick import quick
 
 from kinopoisk_ft.config.groups import get_conf_dir, list_options
 from kinopoisk_ft.config.validate import find_errors, prepare
@@ -46,7 +47,7 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), quick(OPTIONS[::2] + OPTIONS[1::2], 30))
 def test_each_option_composes_and_binds(group: str, option: str) -> None:
     if missing := [extra for extra in EXTRAS.get((group, option), []) if not find_spec(extra)]:
         pytest.skip(f"{missing[0]} is not installed: make setup-all")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from made_up import answers, approach
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from kinopoisk_ft.statistics.comparison import compare
 from kinopoisk_ft.statistics.metrics import COUNTED
-from kinopoisk_ft.statistics.pairs import mcnemar_of
+from kinopoisk_ft.statistics.pairs import correct_holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
 
 
@@ -45,6 +46,12 @@ def test_mcnemar_of_groups_is_all_ways_to_change_their_sides() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_holms_correction_is_that_of_statsmodels(size: int) -> None:
+    ps = np.round(np.random.default_rng(size).random(size) ** 3, 2)
+    assert correct_holm(ps.tolist()) == pytest.approx(multipletests(ps, method="holm")[1])
+
+
 def test_every_pair_is_corrected_by_holm() -> None:
     runs = [answers(seed=i, wrong=w) for i, w in enumerate((0.05, 0.08, 0.12, 0.2))]
     found = compare([approach(str(i), run) for i, run in enumerate(runs)])

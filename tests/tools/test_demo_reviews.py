@@ -128,6 +128,7 @@ def test_words_and_pairs_tell(binary: pd.DataFrame) -> None:
     assert pairs > single + 0.01, "negation takes two words"
 
 
+@pytest.mark.slow
 def test_three_classes_can_be_learnt(reviews: pd.DataFrame) -> None:
     assert tfidf_score(reviews, 2) > 0.8
 
