@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
@@ -195,7 +195,7 @@ def explain_folder_error(error: OSError) -> UserError:
 
 
 def _compose_longest_folder(config: DictConfig) -> str:
-    overrides = [*config.hydra.overrides.task]
+    overrides = get_overrides(config.hydra)
     params = config.hydra.sweeper.get("params") or {}
     overrides += [f"{key}={value}" for key, value in params.items()]
     options = config.hydra.job.config.override_dirname

@@ -31,6 +31,12 @@ class Peft(Adapter):
 
     def __init__(self, *, config: PeftConfig, lr: float) -> None:
         super().__init__(lr=lr)
+        if not isinstance(config, PeftConfig):
+            raise UserError(
+                f"adapter.config={config} is not a config of PEFT",
+                where="adapter.config",
+                fix="set its keys, for example adapter.config.r=8; see conf/adapter/lora.yaml",
+            )
         self.config = config
 
     def apply(self, network: Network) -> Adapted:

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.groups import get_conf_dir
-from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.training.distributed import torchrun
 
 # Keys that decide where a run is written and whether it is resumed, but do not change its result.
@@ -35,7 +35,7 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
             changed variable.
     """
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
-    overrides = [o for o in hydra.overrides.task if not {get_top_key(o), _get_key(o)} & replaced]
+    overrides = [o for o in get_overrides(hydra) if not {get_top_key(o), _get_key(o)} & replaced]
     overrides += [format_override(key, value) for key, value in values.items()]
     processes = torchrun.world_size()
     start = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,9 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def get_overrides(hydra: Any) -> list[str]:
+    """Return the overrides of a run as the user wrote them, also those that contain ${...}."""
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return list(overrides)

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, build_command, read_environment_values
-from kinopoisk_ft.config.prepared import Job, Prepared, flatten
+from kinopoisk_ft.config.prepared import Job, Prepared, flatten, get_overrides
 from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.provenance import compute_identity, make_tags
@@ -108,7 +108,7 @@ def _make_tags(
     relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
     identity = compute_identity(relevant, choices)
     command = build_command(hydra, {**environment, "seed": plain["seed"]})
-    return make_tags(choices, plain["seed"], identity, list(hydra.overrides.task), command)
+    return make_tags(choices, plain["seed"], identity, get_overrides(hydra), command)
 
 
 def get_output_dir() -> Path:
@@ -126,7 +126,7 @@ def get_job() -> Job | None:
     return Job(
         sweep_dir=Path(hydra.sweep.dir),
         number=hydra.job.num,
-        overrides=[o for o in hydra.overrides.task if not o.startswith(OUTPUT_KEYS)],
+        overrides=[o for o in get_overrides(hydra) if not o.startswith(OUTPUT_KEYS)],
         # Only the joblib launcher has this option. Slurm and Ray assign GPUs to jobs themselves.
         parallel=hydra.launcher.get("n_jobs", 1) != 1,
         pruner=hydra.sweeper.pruner if is_search else None,

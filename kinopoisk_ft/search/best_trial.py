@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
-from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.files import write_atomically
 
 # Path of the experiment file inside the folder of the search.
@@ -61,7 +61,7 @@ def format_command(trial: DictConfig, folder: Path) -> str:
     if folders:
         args.append(f"hydra.searchpath=[file://{folder.absolute()}]")
     # Repeat deletions of keys, because an experiment file can only change values.
-    args += [o for o in trial.hydra.overrides.task if o.startswith("~")]
+    args += [o for o in get_overrides(trial.hydra) if o.startswith("~")]
     return shlex.join(["python", "-m", "kinopoisk_ft", *args])
 
 

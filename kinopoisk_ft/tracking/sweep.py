@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from kinopoisk_ft.config.prepared import get_overrides
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.run_folder import check_sweep_folders, explain_folder_error
@@ -120,7 +121,7 @@ class ParentRun(Callback):
             return None
         choices = config.hydra.runtime.choices
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
-        tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(config.hydra.overrides.task)}
+        tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(get_overrides(config.hydra))}
         # Unfinished jobs of a killed parent run become children of this run when they are resumed.
         close_killed(self._tracker, self.sweep_dir, resume)
         return self._tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters
+from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.adapters.plain import Freeze
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout
@@ -121,6 +122,11 @@ def test_fresh_pooler_is_never_left_frozen() -> None:
     for adapter in ("lora", "head", "freeze", "bitfit"):
         trained = names("bert", adapter, f"model.name={folder}")
         assert any("pooler.dense.weight" in n or "pooler.modules_to_save" in n for n in trained)
+
+
+def test_a_config_that_is_none_of_peft_is_refused() -> None:
+    with pytest.raises(UserError, match="adapter.config=-1 is not a config of PEFT"):
+        Peft(config=-1, lr=0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["bert", "mamba"])

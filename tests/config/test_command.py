@@ -19,9 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.config.command import format_override
+from kinopoisk_ft.config.prepared import get_overrides
 from kinopoisk_ft.provenance import IDENTITY
 from kinopoisk_ft.reporting.page.reproduce import _command
 from kinopoisk_ft.reporting.runs import read_trained
@@ -164,3 +166,8 @@ def test_other_shell_commands_in_a_store_are_not_shown(place: Path) -> None:
     tags["command"] = "python -m kinopoisk_ft seed=1; rm -rf /"
     assert shlex.split(_command(read_trained(found)))[3:] == ["seed=1;", "rm", "-rf", "/"]
     assert ";" not in _command(read_trained(found)).replace("'seed=1;'", "")
+
+
+def test_overrides_with_interpolations_stay_as_they_were_written() -> None:
+    hydra = OmegaConf.create({"overrides": {"task": ["adapter.lr=${nowhere}", "seed=1"]}})
+    assert get_overrides(hydra) == ["adapter.lr=${nowhere}", "seed=1"]

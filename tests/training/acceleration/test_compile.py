@@ -58,12 +58,13 @@ def test_a_lack_of_memory_in_compiling_makes_smaller_parts(
 ) -> None:
     tried: list[int] = []
 
-    def lacks(state: object, model: object, train: object, rows: int) -> None:
+    def lacks(state: object, model: object, train: object, rows: int) -> torch.Tensor:
         tried.append(rows)
         if rows > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros((), requires_grad=True)
 
-    monkeypatch.setattr(compiling, "forward_and_back", lacks)
+    monkeypatch.setattr(compiling, "run_longest", lacks)
     state, _ = short_fit(tmp_path, "trainer.compile=default")
     assert tried == [12, 6]
     assert state.micro_batch_size == 6
