@@ -125,7 +125,7 @@ def test_fresh_pooler_is_never_left_frozen() -> None:
 
 
 def test_a_config_that_is_none_of_peft_is_refused() -> None:
-    with pytest.raises(UserError, match="adapter.config=-1 is not a config of PEFT"):
+    with pytest.raises(UserError, match="config=-1 is not a config of PEFT"):
         Peft(config=-1, lr=0.1)  # type: ignore[arg-type]
 
 
