@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("files", nargs="+", metavar="[name=]file[,file...]",
                         help="one approach: its prediction files, one for each seed")  # fmt: skip
-    parser.add_argument("--margin", type=float, default=0.02, metavar="M",
-                        help="loss of weighted F1 that matters (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--margin", type=float, metavar="M",
+                        help="loss of weighted F1 that matters (default: 0.02)")  # fmt: skip
     parser.add_argument("--reference", metavar="NAME",
                         help="compare with this approach (default: the best one)")  # fmt: skip
     args = parser.parse_args(argv)
@@ -52,11 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _compare(arguments: Sequence[str], margin: float, reference: str | None) -> str:
+def _compare(arguments: Sequence[str], margin: float | None, reference: str | None) -> str:
     from kinopoisk_ft.statistics.comparison import compare
-    from kinopoisk_ft.statistics.equivalence import decide
+    from kinopoisk_ft.statistics.equivalence import MARGIN, decide
     from kinopoisk_ft.statistics.metrics import HEADLINE
 
+    margin = MARGIN if margin is None else margin
     if not 0 < margin < 1:
         raise UserError(f"--margin {margin} is not between 0 and 1", fix="use for example 0.02")
     approaches = _read_approaches(arguments)
@@ -104,15 +106,14 @@ def _format(
         reviews, seeds = sizes[name]
         ways = []
         if decision.more_reviews is not None:
-            ways.append(f"{reviews * (decision.more_reviews - 1):,.0f} more test examples")
+            ways.append(f"{math.ceil(reviews * (decision.more_reviews - 1)):,} more test examples")
         if decision.more_seeds is not None:
-            ways.append(f"{max(1, seeds * (decision.more_seeds - 1)):,.0f} more seeds")
+            count = math.ceil(seeds * (decision.more_seeds - 1))
+            ways.append(f"{count:,} more seed{'s' * (count > 1)}")
         if decision.verdict == "undecided":
-            needed = (
-                f"about {' or '.join(ways)} would decide"
-                if ways
-                else ("more seeds and other test sets are needed")
-            )
+            needed = "more seeds and other test sets are needed"
+            if ways:
+                needed = f"about {' or '.join(ways)} would decide"
             lines.append(f"{name}: undecided within {margin:g}; {needed}")
     lines.append(
         "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds."

@@ -140,7 +140,7 @@ class Predictions:
             made[f"{PREFIX}{name}"] = (predicted == number).astype(np.float64)
         if kind := next((name for name in ("group", "film") if name in table), None):
             codes = pd.factorize(table[kind].map(clean_name))[0]
-            # An example whose group is not known is a group of its own.
+            # Each example without a known group is a separate group.
             made["group"] = np.where(codes < 0, len(table) + np.arange(len(table)), codes)
         return cls.of(made, where)
 

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from kinopoisk_ft.cli import main
+from kinopoisk_ft.statistics.predictions import Predictions
 
 
 def table(accuracy: float, seed: int, rows: int = 600) -> pd.DataFrame:
@@ -62,6 +63,13 @@ def test_films_are_resampled_together(capsys: pytest.CaptureFixture[str]) -> Non
         low, high = row.split("[")[1].split("]")[0].split(",")
         widths.append(float(high) - float(low))
     assert widths[0] != widths[1]
+
+
+def test_examples_without_a_film_are_separate_groups() -> None:
+    unknown = table(0.9, 0).assign(film=["a"] * 300 + [None] * 300)
+    made = Predictions.from_names(unknown, ("Bad", "Good"), "unknown.csv")
+    assert made.groups is not None
+    assert len(np.unique(made.groups)) == 301
 
 
 @pytest.mark.parametrize(

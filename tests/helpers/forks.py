@@ -1,4 +1,4 @@
-"""The server that new processes of tests are forks of: a fork of pytest's own process."""
+"""Start the processes of tests as forks of pytest's process, which has already imported all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ CHILDREN = multiprocessing.get_context("forkserver")
 
 
 def start_server() -> None:
-    """Start the server before the first test, when no thread has started and no state changed.
+    """Start multiprocessing's fork server before the first test, without threads and changed state.
 
-    multiprocessing would start a new interpreter, which imports for seconds what this one has.
+    The server would be a new interpreter, which imports for seconds what pytest has imported. It is
+    a fork of pytest instead.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(util, "spawnv_passfds", _fork)
@@ -25,7 +26,7 @@ def start_server() -> None:
 
 
 def _fork(_: str, arguments: Sequence[str], passed: Sequence[int]) -> int:
-    """Run the code of a command for the interpreter in a fork that has only these open files."""
+    """Run the server's code in a fork that keeps only the open files `passed`."""
     child = os.fork()
     if child:
         return child
