@@ -16,11 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.help import build_help, check_commas, explain_error, is_composition_error
 from kinopoisk_ft.console import guard_output, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
+from kinopoisk_ft.files import prepare_caches
 from kinopoisk_ft.training.distributed import torchrun
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ PACKAGE = Path(kinopoisk_ft.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The ground floor: anything may import these.
-GROUND = {"errors", "text", "files", "console", "caches", "hub_access"}
+GROUND = {"errors", "text", "files", "console", "hub_access"}
 # Anything may import this module too: it reads environment variables and nothing else.
 TORCHRUN = "training.distributed.torchrun"
 # What each folder and top-level file may import besides the ground floor.

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.console import guard_output
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import check_writable
+from kinopoisk_ft.files import check_writable, prepare_caches
 from kinopoisk_ft.text import to_one_line
 
 if TYPE_CHECKING:

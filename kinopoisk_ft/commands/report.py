@@ -8,9 +8,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from kinopoisk_ft.caches import prepare_caches
 from kinopoisk_ft.console import guard_output
 from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.files import prepare_caches
 
 OPTIONS = ("uri", "experiment", "parent", "output", "language")
 

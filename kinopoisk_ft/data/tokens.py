@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 import numpy as np
 
-from kinopoisk_ft.caches import get_cache_dir
 from kinopoisk_ft.data.preprocessing import (
     Preprocessing,
     TextCoverage,
@@ -21,6 +20,7 @@ from kinopoisk_ft.data.preprocessing import (
     split_room,
 )
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import get_cache_dir
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from kinopoisk_ft.caches import get_cache_dir
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import sync_to_disk, write_atomically
+from kinopoisk_ft.files import get_cache_dir, sync_to_disk, write_atomically
 
 log = logging.getLogger(__name__)
 

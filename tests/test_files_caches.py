@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kinopoisk_ft import caches
-from kinopoisk_ft.caches import CACHE_VARIABLE, LIBRARY_VARIABLES, get_cache_dir, prepare_caches
+from kinopoisk_ft import files
+from kinopoisk_ft.files import CACHE_VARIABLE, LIBRARY_VARIABLES, get_cache_dir, prepare_caches
 
 VARIABLES = (CACHE_VARIABLE, *LIBRARY_VARIABLES)
 
@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*VARIABLES, "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")  # so that what is set here is taken back
         monkeypatch.delenv(name)
-    monkeypatch.setattr(caches, "_temporary", None)
+    monkeypatch.setattr(files, "_temporary", None)
     return tmp_path
 
 
@@ -73,9 +73,9 @@ def test_a_named_cache_needs_no_home(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_library_keeps_a_readable_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models on a read-only disk are found there."""
     (home / ".cache" / "huggingface").mkdir(parents=True)
-    refusal = caches._find_write_error
+    refusal = files._find_write_error
     monkeypatch.setattr(
-        caches, "_find_write_error", lambda f: "read only" if f == home / ".cache" else refusal(f)
+        files, "_find_write_error", lambda f: "read only" if f == home / ".cache" else refusal(f)
     )
     prepare_caches()
     assert moved() == set(LIBRARY_VARIABLES) - {"HF_HOME"}
