@@ -1,4 +1,4 @@
-"""Write files and folders atomically, explain write errors to the user, and choose cache folders."""
+"""Write files and folders atomically, explain write errors, and choose cache folders."""
 
 from __future__ import annotations
 
