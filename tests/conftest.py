@@ -98,7 +98,7 @@ def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared() -> Path:
     """The folder of real reviews and models that may lie beside the checkout."""
     if not SHARED.is_dir():
-        pytest.skip("real reviews and models are not beside this checkout")
+        pytest.skip("there are no real reviews and models next to this checkout")
     return SHARED
 
 

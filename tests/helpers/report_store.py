@@ -97,6 +97,7 @@ class Store:
         length = "512" if model == "mamba" else "256"
         params = {"data.max_length": changes.get("max_length", length), "seed": seed}
         params |= {"adapter.lr": changes.get("lr", "0.001"), "trainer.seed": seed}
+        params |= {key: value for key, value in changes.items() if key.startswith("data.")}
         name = f"{tags['approach']}, seed {seed}"
         run_id = self.client.create_run(experiment, tags=tags, run_name=name).info.run_id
         metrics = {f"test_{key}": values.pop(key) for key in COLUMNS[3:6]} | values

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from report_rows import one_table, trained
+from report_store import Store
 
+from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.reporting.table import tables
 
 
@@ -41,3 +45,20 @@ def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
         "bert (split=film)",
         "bert (split=random)",
     ]
+
+
+def test_sizes_of_the_train_split_are_rows_and_its_seeds_are_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    home = store.experiment("labels")
+    for limit in ("100", "300"):
+        for seed in (0, 1):
+            row = ("bert", "none", seed, 0.9, 0.9, 0.9, 10.0, 5, 5)
+            chosen = {"data.train_limit": limit, "data.train_seed": str(seed)}
+            store.run(home, row, **chosen)
+    runs = collect(store.client, "labels").runs
+    assert len(runs) == 4
+    (table,) = tables(runs, {})
+    assert {row.name: len(row.runs) for row in table.rows} == {
+        "bert (train_limit=100)": 2,
+        "bert (train_limit=300)": 2,
+    }
