@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": {"config", "ops"},
     "data": set(),
     "adapters": {"models"},
-    "training": {"ops", "statistics"},
+    "training": {"data", "ops", "statistics"},
     "tracking": {"config", "run_folder"},
     "config": {"provenance"},
     "run_folder": {"config"},

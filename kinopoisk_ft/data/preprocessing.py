@@ -15,11 +15,12 @@ from kinopoisk_ft.errors import UserError, suggest_name
 # `room` is the number of tokens or characters to keep. Each function returns how many of them come
 # from the head (start) of a text; the others come from its tail (end). For head_tail, Sun et al.
 # (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, so the head gets a quarter,
-# rounded up.
+# rounded up. With windows, this applies only to what exceeds max_characters or max_windows.
 TRUNCATIONS: dict[str, Callable[[int], int]] = {
     "head": lambda room: room,
     "tail": lambda room: 0,
     "head_tail": lambda room: -(-room // 4),
+    "windows": lambda room: -(-room // 4),
 }
 
 
@@ -32,8 +33,9 @@ def split_room(room: int, truncation: str) -> tuple[int, int]:
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
     """Truncate a text to `characters` characters; if None, keep the whole text.
 
-    If `truncation` is "head_tail", the start and the end of the text are kept. A space separates
-    them, so that two incomplete words do not form a new word. The space counts as a character.
+    If `truncation` is "head_tail" or "windows", the start and the end of the text are kept. A space
+    separates them, so that two incomplete words do not form a new word. The space counts as a
+    character.
     """
     if characters is None or len(text) <= characters:
         return text
@@ -48,16 +50,20 @@ class Preprocessing:
     """The preprocessing options of a model.
 
     Args:
-        max_length: maximum number of tokens, including special tokens.
+        max_length: maximum number of tokens, including special tokens; with truncation="windows",
+            of each window.
         truncation: one of TRUNCATIONS.
         max_characters: maximum number of characters, also for TF-IDF; None for no limit.
         strip_scores: whether to remove grades that are written in a text, such as "8 из 10".
+        window_stride, max_windows: see `Windows`; used only with truncation="windows".
     """
 
     max_length: int
     truncation: str = "head"
     max_characters: int | None = None
     strip_scores: bool = False
+    window_stride: int | None = None
+    max_windows: int | None = None
 
     def __post_init__(self) -> None:
         if self.truncation not in TRUNCATIONS:
@@ -66,6 +72,11 @@ class Preprocessing:
                 where="data.truncation",
                 fix=suggest_name(str(self.truncation), TRUNCATIONS),
             )
+
+    @property
+    def reads_windows(self) -> bool:
+        """Return whether long texts are divided into windows."""
+        return self.truncation == "windows"
 
     def clean(self, text: str) -> str:
         """Remove a newline at the start of a text, and written grades if `strip_scores` is set."""

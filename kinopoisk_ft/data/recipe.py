@@ -6,7 +6,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def check_options(recipe: Any) -> None:
         # Only the recipes that read tables have the option `quoting`.
         if (value := getattr(recipe, name, None)) is not None and value not in valid:
             raise option_error(name, value, suggest_name(str(value), valid))
-    for name in ("limit", "max_length", "max_characters"):
+    for name in ("limit", "max_length", "max_characters", "window_stride", "max_windows"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise option_error(name, value, f"set data.{name} to a positive number")
@@ -127,7 +127,8 @@ class DataRecipe(ABC):
     Args:
         limit: maximum number of rows to keep after cleaning; if None, all rows are kept.
         classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
-        max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
+        max_length, truncation, max_characters, strip_scores, window_stride, max_windows: see
+            `Preprocessing`.
         empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
         near_duplicates: if "drop", near-duplicates are dropped (see `drop_near_duplicates`); if
             "keep", all rows are kept.
@@ -147,6 +148,8 @@ class DataRecipe(ABC):
     truncation: str = "head"
     max_characters: int | None = None
     strip_scores: bool = False
+    window_stride: int | None = None
+    max_windows: int | None = None
     near_duplicates: str = "keep"
     split: str = "random"
     split_column: str | None = None
@@ -164,9 +167,7 @@ class DataRecipe(ABC):
     @property
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing options."""
-        return Preprocessing(
-            self.max_length, self.truncation, self.max_characters, self.strip_scores
-        )
+        return Preprocessing(**{f.name: getattr(self, f.name) for f in fields(Preprocessing)})
 
     @abstractmethod
     def read(self) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from kinopoisk_ft.data.preprocessing import (
     compute_truncated_share,
     split_room,
 )
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import get_cache_dir
 
@@ -50,6 +51,8 @@ def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
 @dataclass(frozen=True)
 class Tokens:
     """The token ids of N texts, without padding.
+
+    Texts that are read in windows are not yet divided.
 
     Args:
         seen: numbers of characters and tokens in all texts together.
@@ -132,7 +135,10 @@ def encode(
 def encode_ids(
     texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing
 ) -> list[list[int]]:
-    """Truncate and tokenize cleaned texts, and return only the token ids."""
+    """Truncate and tokenize cleaned texts, and return only the token ids.
+
+    Texts that are read in windows are not yet divided.
+    """
     rows = _truncate_and_encode(preprocessing.texts(texts), tokenizer, preprocessing)
     return [ids for ids, _, _ in rows]
 
@@ -147,6 +153,29 @@ def _truncate_and_encode(
         of tokens before truncation, without special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
+    windows = find_windows(tokenizer, preprocessing)
+    most = preprocessing.max_length - left - right if windows is None else windows.max_tokens
+    head, tail = (0, 0) if most is None else split_room(most, preprocessing.truncation)
+    rows = []
+    for batch in batch_texts(texts):
+        encoding = _encode_whole(batch, tokenizer)
+        for i, (text, ids) in enumerate(zip(batch, encoding["input_ids"], strict=True)):
+            seen, end = len(text), len(ids) - right
+            if most is not None and end - left > most:
+                seen = encoding.token_to_chars(i, left + head - 1).end if head else 0
+                seen += len(text) - encoding.token_to_chars(i, end - tail).start if tail else 0
+                ids = ids[: left + head] + ids[end - tail :]
+            rows.append((ids, seen, end - left))
+    return rows
+
+
+def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None:
+    """Return how a tokenized text is divided into windows; None if it is one sequence.
+
+    Raises:
+        UserError: `max_length` leaves no room for the text, or the stride exceeds a window.
+    """
+    left, right = _count_special_tokens(tokenizer)
     room = preprocessing.max_length - left - right
     if room < 1:
         raise UserError(
@@ -155,18 +184,10 @@ def _truncate_and_encode(
             where="data.max_length",
             fix=f"set data.max_length to {left + right + 1} or more",
         )
-    head, tail = split_room(room, preprocessing.truncation)
-    rows = []
-    for batch in batch_texts(texts):
-        encoding = _encode_whole(batch, tokenizer)
-        for i, (text, ids) in enumerate(zip(batch, encoding["input_ids"], strict=True)):
-            seen, end = len(text), len(ids) - right
-            if end - left > room:
-                seen = encoding.token_to_chars(i, left + head - 1).end if head else 0
-                seen += len(text) - encoding.token_to_chars(i, end - tail).start if tail else 0
-                ids = ids[: left + head] + ids[end - tail :]
-            rows.append((ids, seen, end - left))
-    return rows
+    if not preprocessing.reads_windows:
+        return None
+    stride, number = preprocessing.window_stride, preprocessing.max_windows
+    return Windows.of(room, stride, number, left, right)
 
 
 def _count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
@@ -214,7 +235,10 @@ def check_length(max_length: int, positions: int | None) -> None:
 
 def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing) -> str:
     # `strip_scores` is not part of the key, because the texts are already cleaned.
+    limits: tuple[object, ...]
     limits = (preprocessing.max_length, preprocessing.truncation, preprocessing.max_characters)
+    if preprocessing.reads_windows:
+        limits = (*limits, preprocessing.window_stride, preprocessing.max_windows)
     digest = hashlib.sha256(f"{VERSION} {limits} ".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     # The length before each text ensures that different texts give different bytes.

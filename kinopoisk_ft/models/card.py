@@ -13,9 +13,10 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.untrusted import check_contents
 
 CARD = "kinopoisk_ft.json"
-FORMAT = 3
-# Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`.
-READABLE_FORMATS = (1, 2, FORMAT)
+FORMAT = 4
+# Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
+# format 4 adds windows.
+READABLE_FORMATS = (1, 2, 3, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Card:
 
     Args:
         kind: format of the saved weights (`name` of a `Layout`), or "tfidf".
-        max_length, truncation, max_characters, strip_scores: see `Preprocessing`. If an older card
-            lacks an option, its model was trained with the default value.
+        max_length, truncation, max_characters, strip_scores, window_stride, max_windows: see
+            `Preprocessing`. If an older card lacks an option, its default was used in training.
+        window_pooling: see `WindowPooling`; None if the model reads no windows.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
         note: how other tools preprocess texts differently; "" if there is no difference.
         recipe: if `kind` is "recipe", options of the `ModelRecipe` that rebuilds the network.
@@ -40,6 +42,9 @@ class Card:
     truncation: str = "head"
     max_characters: int | None = None
     strip_scores: bool = False
+    window_stride: int | None = None
+    max_windows: int | None = None
+    window_pooling: str | None = None
     pooling: str = ""
     is_peft: bool = False
     base: str | None = None

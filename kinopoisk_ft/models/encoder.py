@@ -63,7 +63,8 @@ class Encoder(CheckpointRecipe):
     Args:
         pooling: "pooler" uses the classifier of transformers. "cls", "mean" and "last" use this
             project's classification head. "auto" chooses "pooler" if the checkpoint contains all
-            weights of the transformers classifier except for the last layer, otherwise "mean".
+            weights of the transformers classifier except for the last layer, otherwise "mean". For
+            windows, "pooler" is not available, and "auto" chooses "mean".
         dropout: probability for all dropout layers. If None, the values in config.json are used.
     """
 
@@ -124,7 +125,15 @@ class Encoder(CheckpointRecipe):
                 where="model.pooling",
                 fix="set model.pooling to auto, mean, cls or last",
             )
-        return possible and self.pooling in ("auto", "pooler")
+        if self.pooling == "pooler" and self.reads_windows:
+            raise UserError(
+                "model.pooling=pooler cannot read windows, because the classifier of transformers "
+                "cannot pool them",
+                where="model.pooling",
+                fix="set model.pooling to auto, mean, cls or last, or set data.truncation to head, "
+                "tail or head_tail",
+            )
+        return possible and not self.reads_windows and self.pooling in ("auto", "pooler")
 
     def _build_hugging_face(
         self, config: PreTrainedConfig, original_names: list[str]
@@ -171,8 +180,9 @@ class Encoder(CheckpointRecipe):
         with access_hub("model", self.name, HUB_FIX):
             encoder, missing = load_encoder(self.name, config, revision=self.revision)
         return build_pooled_network(
-            encoder, config, num_labels, pooling, missing, self.base, self.revision, self.dropout
-        )
+            encoder, config, num_labels, pooling, missing, self.base, self.revision, self.dropout,
+            self.used_window_pooling,
+        )  # fmt: skip
 
     def _read_config(self) -> PreTrainedConfig:
         config = load_config(self.name, self.revision)

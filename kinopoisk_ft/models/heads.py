@@ -24,8 +24,11 @@ from kinopoisk_ft.models.padding import (
 )
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import check_contents
+from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 
 ENCODER, HEAD = "encoder", "head.safetensors"
+# Prefix of the window pooling's weights in HEAD; the other weights are those of the classifier.
+WINDOWS = "window_pooling."
 # transformers quotes an unknown model type in its error message, so the user sees this text.
 UNREADABLE_MODEL_TYPE = (
     "kinopoisk_ft (transformers cannot load the pooling and head of this classifier; use "
@@ -39,10 +42,16 @@ class PooledClassifier(nn.Module):
     Args:
         pooling: "cls", "mean", "last" or "last_position"; see `kinopoisk_ft.models.pooling.pool`.
         dropout: dropout probability before the linear layer. If None, the config's value is used.
+        window_pooling: see `WindowPooling`; None if reviews have no windows.
     """
 
     def __init__(
-        self, encoder: nn.Module, num_labels: int, pooling: str, dropout: float | None = None
+        self,
+        encoder: nn.Module,
+        num_labels: int,
+        pooling: str,
+        dropout: float | None = None,
+        window_pooling: str | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
@@ -54,18 +63,27 @@ class PooledClassifier(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
+        self.window_pooling = (
+            None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
+        )
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **_: Any
     ) -> SequenceClassifierOutput:
-        """Compute logits (batch, classes) from token ids and attention mask (batch, length)."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        """Compute logits (batch, classes) from token ids and attention mask.
+
+        Ids and mask are (batch, length) or, with window pooling, also (batch, windows, length).
+        """
+        ids, mask = flatten_windows(input_ids, attention_mask)
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if self.attends_globally:
-            inputs["global_attention_mask"] = torch.zeros_like(input_ids)
+            inputs["global_attention_mask"] = torch.zeros_like(ids)
             inputs["global_attention_mask"][:, 0] = 1
         hidden = self.encoder(**inputs).last_hidden_state
         # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
-        vectors = pool(hidden[:, : input_ids.shape[1]], attention_mask, self.pooling)
+        vectors = pool(hidden[:, : ids.shape[1]], mask, self.pooling)
+        if self.window_pooling is not None:
+            vectors = self.window_pooling(vectors, attention_mask)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
 
 
@@ -127,7 +145,14 @@ class PooledLayout(EncoderLayout):
         prevents this, because it makes transformers refuse the folder.
         """
         module.encoder.save_pretrained(folder / ENCODER)
-        save_file(module.classifier.state_dict(), folder / HEAD)
+        pooling = module.window_pooling.state_dict() if module.window_pooling is not None else {}
+        save_file(
+            {
+                **module.classifier.state_dict(),
+                **{f"{WINDOWS}{name}": weight for name, weight in pooling.items()},
+            },
+            folder / HEAD,
+        )
         notice = json.dumps({"model_type": UNREADABLE_MODEL_TYPE}, indent=2)
         (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
 
@@ -143,9 +168,16 @@ class PooledLayout(EncoderLayout):
         encoder, _ = load_encoder(source, config, revision=card.revision, **options)
         # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
-        module = PooledClassifier(encoder, len(card.class_names), card.pooling)
+        module = PooledClassifier(
+            encoder, len(card.class_names), card.pooling, window_pooling=card.window_pooling
+        )
         if trained:
-            module.classifier.load_state_dict(load_file(head))
+            weights = load_file(head)
+            pooling = {n: weights.pop(n) for n in list(weights) if n.startswith(WINDOWS)}
+            module.classifier.load_state_dict(weights)
+            if module.window_pooling is not None:
+                names = ((name.removeprefix(WINDOWS), weight) for name, weight in pooling.items())
+                module.window_pooling.load_state_dict(dict(names))
         return module
 
 
@@ -172,6 +204,7 @@ def build_pooled_network(
     base: str | None,
     revision: str | None,
     dropout: float | None = None,
+    window_pooling: str | None = None,
 ) -> Network:
     """Add this project's classification head to an encoder, and remove the encoder's pooler.
 
@@ -180,14 +213,18 @@ def build_pooled_network(
         base: Hub id or absolute path of the checkpoint; None if all weights are random.
         revision: revision of the checkpoint on the Hub.
         dropout: dropout probability before the head. If None, the config's value is used.
+        window_pooling: see `WindowPooling`; None if reviews have no windows.
     """
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
-    module = PooledClassifier(encoder, num_labels, pooling, dropout)
+    module = PooledClassifier(encoder, num_labels, pooling, dropout, window_pooling)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {"classifier.weight", "classifier.bias"}
+    fresh |= {name for name, _ in module.named_parameters() if name.startswith(WINDOWS)}
     heads = sorted({find_head_module(name) for name in fresh})
-    return describe_encoder(module, config, PooledLayout(), heads, fresh, base, revision, pooling)
+    return describe_encoder(
+        module, config, PooledLayout(), heads, fresh, base, revision, pooling, window_pooling
+    )
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
@@ -239,6 +276,7 @@ def describe_encoder(
     base: str | None,
     revision: str | None,
     pooling: str,
+    window_pooling: str | None = None,
 ) -> Network:
     """Create the `Network` for a transformers classifier or language model."""
     for part in module.modules():
@@ -256,6 +294,7 @@ def describe_encoder(
         max_positions=_count_positions(module, config),
         pooling=pooling,
         revision=revision,
+        window_pooling=window_pooling,
     )
 
 

@@ -20,6 +20,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer
 from kinopoisk_ft.models.norms import RMSNorm
 from kinopoisk_ft.models.pooling import check_pooling, pool
+from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
 from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
@@ -195,6 +196,12 @@ class MambaClassifier(nn.Module):
 
     With pooling="last_position", padding is read as ordinary tokens, and the hidden state of the
     last position is used, even if this is padding.
+
+    Args:
+        window_pooling: see `WindowPooling`; None if reviews have no windows.
+
+    Raises:
+        UserError: an option is not valid, or windows are combined with pooling="last_position".
     """
 
     def __init__(
@@ -203,9 +210,17 @@ class MambaClassifier(nn.Module):
         num_labels: int,
         pooling: str = "last",
         scan_backend: str = "auto",
+        window_pooling: str | None = None,
     ) -> None:
         super().__init__()
         self.mamba_config, self.pooling = config, check_pooling(pooling)
+        if pooling == "last_position" and window_pooling is not None:
+            raise UserError(
+                "model.pooling=last_position cannot read windows, because it reads padding",
+                where="model.pooling",
+                fix="set model.pooling to last or mean, or set data.truncation to head, tail or "
+                "head_tail",
+            )
         if pooling == "last_position":
             log.warning(
                 "model.pooling=last_position reproduces the original study, but reads padding as "
@@ -214,13 +229,24 @@ class MambaClassifier(nn.Module):
             )
         self.backbone = MambaBackbone(config, scan_backend)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.window_pooling = (
+            None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
+        )
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Compute logits (B, num_labels) in float32; `labels` is ignored."""
-        mask = None if self.pooling == "last_position" else attention_mask
-        pooled = pool(self.backbone(input_ids, mask), attention_mask, self.pooling)
+        """Compute logits (B, num_labels) in float32; `labels` is ignored.
+
+        Ids and mask are (B, L) or, with window pooling, also (B, windows, L).
+        """
+        if self.window_pooling is None or attention_mask is None:
+            mask = None if self.pooling == "last_position" else attention_mask
+            pooled = pool(self.backbone(input_ids, mask), attention_mask, self.pooling)
+        else:
+            ids, mask = flatten_windows(input_ids, attention_mask)
+            vectors = pool(self.backbone(ids, mask), mask, self.pooling)
+            pooled = self.window_pooling(vectors, attention_mask)
         return SequenceClassifierOutput(logits=self.classifier(pooled).float())
 
 

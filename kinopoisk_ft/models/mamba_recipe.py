@@ -41,9 +41,13 @@ class Mamba(CheckpointRecipe):
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Build the classifier in fp32, regardless of the checkpoint's dtype."""
         config = self._build_config(tokenizer)
-        module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
+        module = MambaClassifier(
+            config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
+        )
         self._load_weights(module)
-        return describe_mamba(module, self.base, self.pooling, self.revision)
+        return describe_mamba(
+            module, self.base, self.pooling, self.revision, self.used_window_pooling
+        )
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a language model that predicts the next token, for pretraining."""
@@ -86,7 +90,9 @@ class MambaLayout(Layout):
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the backbone and, if `trained`, the head."""
         config = read_config(source, card.revision)
-        module = MambaClassifier(config, len(card.class_names), card.pooling)
+        module = MambaClassifier(
+            config, len(card.class_names), card.pooling, window_pooling=card.window_pooling
+        )
         weights = read_weights(source, card.revision)
         load_backbone(module, weights, source)
         if trained:
@@ -99,21 +105,28 @@ class MambaLayout(Layout):
 
 
 def describe_mamba(
-    module: nn.Module, base: str | None, pooling: str, revision: str | None
+    module: nn.Module,
+    base: str | None,
+    pooling: str,
+    revision: str | None,
+    window_pooling: str | None = None,
 ) -> Network:
     """Create the `Network` for a Mamba classifier or language model."""
-    head = [name for name, _ in module.named_children() if name == "classifier"]
+    heads = ("classifier", "window_pooling.score")
+    head = [name for name, _ in module.named_modules() if name in heads]
+    fresh = {name for name, _ in module.named_parameters() if name.rpartition(".")[0] in heads}
     return Network(
         module=module,
         layout=MambaLayout(),
         layers="backbone.layers",
         embeddings=["backbone.embeddings"],
         head=head,
-        fresh={f"{name}.{part}" for name in head for part in ("weight", "bias")},
+        fresh=fresh,
         base=base,
         max_positions=None,
         pooling=pooling,
         revision=revision,
+        window_pooling=window_pooling,
         no_adapter=NO_ADAPTER,
     )
 

@@ -176,7 +176,8 @@ class Network:
     """A module, with the names of its submodules and the origin of its weights.
 
     Args:
-        module: its `forward(input_ids, attention_mask)` returns an object with `logits`.
+        module: its `forward(input_ids, attention_mask)` returns an object with `logits`. The inputs
+            are (batch, length) or, with `window_pooling`, also (batch, windows, length).
         layers: dotted name of the ModuleList of blocks; "" if there is no such list, as in ALBERT.
         embeddings: dotted names of the modules that compute the input of the first block.
         head: dotted names of the modules that every adapter trains.
@@ -186,6 +187,7 @@ class Network:
         pooling: pooling method of this project's classification head, for example "mean"; "pooler"
             for the head of transformers, "" for a language model.
         revision: revision of the checkpoint on the Hub.
+        window_pooling: see `WindowPooling`; None if the module reads no windows.
         layout: how the weights are saved and loaded.
         no_adapter: {name: reason} for modules on which an adapter has no effect. A name is the last
             part of a dotted name.
@@ -200,6 +202,7 @@ class Network:
     max_positions: int | None
     pooling: str
     revision: str | None = None
+    window_pooling: str | None = None
     layout: Layout = field(default_factory=Layout)
     no_adapter: dict[str, str] = field(default_factory=dict)
 
@@ -232,6 +235,9 @@ class ModelRecipe:
         head_lr: learning rate of newly initialized parameters. If None, all parameters use the same
             rate.
         targets: {name of an adapter: modules that the adapter changes}.
+        window_pooling: how windows are pooled; see `WindowPooling`.
+        reads_windows: whether `build` returns a classifier that reads windows. A run sets this
+            according to data.truncation.
     """
 
     # The config is validated against these types. Subclasses inherit them, so they must be built-in
@@ -239,6 +245,13 @@ class ModelRecipe:
     lr: float
     head_lr: float | None
     targets: dict[str, list[str] | str] | None
+    window_pooling: str = "mean"
+    reads_windows: bool = False
+
+    @property
+    def used_window_pooling(self) -> str | None:
+        """Return how windows are pooled; None if the classifier reads no windows."""
+        return self.window_pooling if self.reads_windows else None
 
     def fit(self, trainer: FitMethods) -> Any:
         """Train this model with `trainer.fit_network`, and return the result."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,45 +43,40 @@ def make_card(
     network: Network,
     adapted: Adapted,
     class_names: Sequence[str],
-    max_length: int,
     recipe: Mapping[str, Any] | None = None,
     **preprocessing: Any,
 ) -> Card:
     """Create the card of a trained network.
 
     Args:
-        max_length: maximum number of tokens of a text.
         recipe: options of the `ModelRecipe`; stored only if loading needs them to rebuild the
             network.
-        preprocessing: the fields `truncation`, `max_characters` and `strip_scores` of `Card`.
+        preprocessing: the options of `Preprocessing`.
     """
     layout: Any = network.layout.name
-    return Card(
+    card = Card(
         kind=layout,
         recipe=dict(recipe) if recipe and layout == Layout.name else None,
         class_names=list(class_names),
-        max_length=max_length,
         **preprocessing,
+        window_pooling=network.window_pooling,
         pooling=network.pooling,
         is_peft=adapted.is_peft,
         base=network.base,
         revision=network.revision,
-        note=_describe_differences(max_length, **preprocessing),
     )
+    return replace(card, note=_describe_differences(card))
 
 
-def _describe_differences(
-    max_length: int,
-    truncation: str = "head",
-    max_characters: int | None = None,
-    strip_scores: bool = False,
-) -> str:
-    notes = []
-    if truncation == "head_tail":
-        notes.append(f"keep the first {max_length} tokens of a longer text, not its head and tail")
-    if max_characters is not None:
-        notes.append(f"do not truncate texts to {max_characters} characters before tokenization")
-    if strip_scores:
+def _describe_differences(card: Card) -> str:
+    notes, length = [], card.max_length
+    if card.truncation == "head_tail":
+        notes.append(f"keep the first {length} tokens of a longer text, not its head and tail")
+    if card.truncation == "windows":
+        notes.append(f"keep the first {length} tokens of a longer text instead of all its windows")
+    if (characters := card.max_characters) is not None:
+        notes.append(f"do not truncate texts to {characters} characters before tokenization")
+    if card.strip_scores:
         notes.append("do not remove grades written in a text")
     return f"Tools other than kinopoisk_ft {'; they '.join(notes)}." if notes else ""
 
@@ -105,7 +101,7 @@ def save_network(
     else:
         network.layout.save(module, folder)
     # Other tools truncate texts to this length on this side if they tokenize with truncation=True.
-    # Tokenizers have no setting for "head_tail"; the card's note explains the difference.
+    # Tokenizers have no setting for other parts; the card's note explains the difference.
     tokenizer = copy.copy(tokenizer)
     tokenizer.model_max_length = card.max_length
     tokenizer.truncation_side = "left" if card.truncation == "tail" else "right"

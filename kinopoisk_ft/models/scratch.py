@@ -62,10 +62,12 @@ class ScratchBert(ModelRecipe):
         config = self._build_config(tokenizer)
         set_classes(config, class_names)
         encoder = BertModel(config, add_pooling_layer=False)
-        classes = len(class_names)
         return shorten_last_block(
-            build_pooled_network(encoder, config, classes, self.pooling, [], None, None)
-        )
+            build_pooled_network(
+                encoder, config, len(class_names), self.pooling, [], None, None,
+                window_pooling=self.used_window_pooling,
+            )
+        )  # fmt: skip
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a randomly initialized masked language model."""
@@ -117,8 +119,10 @@ class ScratchMamba(ModelRecipe):
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
         """Build a randomly initialized classifier."""
         config = self._build_config(tokenizer)
-        module = MambaClassifier(config, len(class_names), self.pooling, self.scan_backend)
-        return describe_mamba(module, None, self.pooling, None)
+        module = MambaClassifier(
+            config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
+        )
+        return describe_mamba(module, None, self.pooling, None, self.used_window_pooling)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a randomly initialized language model that predicts the next token."""

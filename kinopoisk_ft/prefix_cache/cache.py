@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from kinopoisk_ft.prefix_cache.storage import (
     check_space,
 )
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.batching import Examples, batch_by_length, pad
+from kinopoisk_ft.training.batching import Examples, batch_by_length, count_ids
 from kinopoisk_ft.training.device import release_freed_memory, to_device
 from kinopoisk_ft.training.memory import halve_on_out_of_memory
 from kinopoisk_ft.training.objective import Batch, Classification
@@ -42,9 +43,19 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CachedExamples(Examples):
-    """Examples with cached activations, per token or per review."""
+    """Examples with cached activations, per token or per window.
+
+    A review without windows counts as one window.
+    """
 
     activations: CachedActivations
+
+    @cached_property
+    def numbers(self) -> list[range]:
+        """Return the numbers of each review's windows, which are its indices in `activations`."""
+        if self.windows is None:
+            return [range(i, i + 1) for i in range(len(self))]
+        return self.windows.ranges(count_ids(self.input_ids))
 
 
 class CachedClassification(Classification):
@@ -58,16 +69,21 @@ class CachedClassification(Classification):
         """Build a batch with cached activations instead of token ids.
 
         They are (batch, length, d_model), or (batch, 1, d_model) if the cache stores pooled states.
+        With windows, the second dimension is that of the windows.
         """
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
         del batch["input_ids"]
-        blocks = [examples.activations[int(row)] for row in rows]
-        longest = max(1, max(len(block) for block in blocks))
-        padded = np.zeros((len(blocks), longest, blocks[0].shape[1]), blocks[0].dtype)
-        for row, block in zip(padded, blocks, strict=True):
-            row[: len(block)] = block
-        return {**batch, "activations": torch.from_numpy(padded)}
+        blocks = [[examples.activations[i] for i in examples.numbers[row]] for row in rows]
+        longest = max(1, max(len(block) for windows in blocks for block in windows))
+        first = blocks[0][0]
+        shape = (len(blocks), max(map(len, blocks)), longest, first.shape[1])
+        padded = np.zeros(shape, first.dtype)
+        for row, windows in zip(padded, blocks, strict=True):
+            for place, block in zip(row, windows, strict=False):
+                place[: len(block)] = block
+        activations = torch.from_numpy(padded if examples.windows is not None else padded[:, 0])
+        return {**batch, "activations": activations}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Compute the logits (batch, classes) from cached activations."""
@@ -132,18 +148,20 @@ class PrefixCache:
             UserError: no layer is frozen, the model cannot be split, or the disk is too full.
         """
         module.to(self.precision.device)
-        # The two longest and the two shortest reviews: a batch with truncated and padded rows.
-        order = np.argsort(-parts["train"].lengths, kind="stable")
-        rows = [parts["train"].input_ids[i] for i in [*order[:2], *order[-2:]]]
-        batch = to_device(pad(rows, self.pad_id), self.precision.device)
+        windows = {name: part.split_windows() for name, part in parts.items()}
+        # The two longest and the two shortest windows: a batch with truncated and padded rows.
+        order = np.argsort(-windows["train"].lengths, kind="stable")
+        batch = windows["train"].pad([*order[:2], *order[-2:]], self.pad_id)
+        batch = to_device(batch, self.precision.device)
         split = find_split(network, module, batch)
-        activations = self._locate(split, batch, parts)
+        activations = self._locate(split, batch, windows)
         folder = activations["train"].file.parent
+        unit = "review" if parts["train"].windows is None else "window"
         log.info(
             "prefix cache: the first %d of %d layers run once, and %s is saved (%.1f MiB in %s)",
             split.layer,
             len(list_blocks(network)),
-            "one vector per review" if split.pooling else "one vector per token",
+            f"one vector per {unit}" if split.pooling else "one vector per token",
             sum(part.nbytes for part in activations.values()) / 2**20,
             folder,
         )
@@ -152,7 +170,7 @@ class PrefixCache:
             if missing:
                 check_space(folder, sum(activations[name].nbytes for name in missing))
             for name in missing:
-                self._build(split, parts[name], activations[name])
+                self._build(split, windows[name], activations[name])
         if missing:
             # These batches need more memory than any later step, so return it to the system.
             release_freed_memory()
@@ -160,7 +178,9 @@ class PrefixCache:
         built = f"built for {', '.join(missing)}" if missing else "found on disk"
         log.info("prefix cache: %s; build time of all splits %.1f s", built, sum(seconds.values()))
         examples = {
-            name: CachedExamples(part.input_ids, part.labels, activations=activations[name])
+            name: CachedExamples(
+                part.input_ids, part.labels, part.windows, activations=activations[name]
+            )
             for name, part in parts.items()
         }
         return CachedData(split, self.pad_id, examples, "built" if missing else "found", seconds)
@@ -198,7 +218,7 @@ class PrefixCache:
         batches = batch_by_length(part.lengths, batch_size)
         with Progress(0, len(batches)) as progress:
             for step, rows in enumerate(batches, start=1):
-                batch = pad([part.input_ids[i] for i in rows], self.pad_id)
+                batch = part.pad(rows, self.pad_id)
                 with self.precision.autocast():
                     activations = split.run_lower(**to_device(batch, self.precision.device))
                 # A block is float32 and contains padding. The result is (lengths[row], d_model).

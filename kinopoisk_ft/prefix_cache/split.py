@@ -27,6 +27,7 @@ from kinopoisk_ft.models.network import (
     replace_modules,
 )
 from kinopoisk_ft.models.pooling import pool
+from kinopoisk_ft.models.window_pooling import find_windows
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,16 @@ class SplitNetwork:
     def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
         """Run the layers above the split on activations that `run_lower` returned.
 
+        With windows, activations are (batch, windows, length, d_model), and the mask is (batch,
+        windows, length).
+
         Returns:
             The output of the whole model.
         """
+        attention_mask = attention_mask[..., : activations.shape[-2]]
+        if attention_mask.dim() == 3:
+            # The module removes the same windows from the mask.
+            activations = activations[find_windows(attention_mask)]
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
@@ -87,10 +95,9 @@ class SplitNetwork:
             blocks = list_blocks(self.network)[self.layer :]
             upper = dict.fromkeys(self.network.embeddings, _Constant(activations))
             upper[self.network.layers] = nn.ModuleList(blocks)
-        mask = attention_mask[:, : activations.shape[1]]
         with replace_modules(self.network.module, upper):
             # Pass the mask as ids, because no layer reads the ids and only their shape matters.
-            return self.module(input_ids=mask, attention_mask=mask)
+            return self.module(input_ids=attention_mask, attention_mask=attention_mask)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.

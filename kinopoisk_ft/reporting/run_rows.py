@@ -17,7 +17,7 @@ TEXTS = ("data.strip_scores", "data.max_characters")
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
     "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
-    "trainer.sampling",
+    "trainer.sampling", "data.window_stride", "data.max_windows",
 )  # fmt: skip
 # Stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"

@@ -35,12 +35,14 @@ NOT_SETTINGS = (
     "data.train_seed",
 )  # fmt: skip
 # Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
-NOT_ITS_SETTINGS = (*NOT_SETTINGS, "trainer.", "adapter.", "data.max_length")
+# Settings that only a model that reads windows uses.
+OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
+NOT_ITS_SETTINGS = (*NOT_SETTINGS, *OF_WINDOWS, "trainer.", "adapter.", "data.max_length")
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. A run replaces an older run only if they are equal.
 READ = (
     "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
-    "data.train_limit",
+    "data.train_limit", "data.window_stride", "data.max_windows",
 )  # fmt: skip
 CAUSE_CHARACTERS = 160
 
@@ -145,6 +147,8 @@ def read_trained(run: Run) -> TrainedRun:
     """Convert a finished MLflow run with all needed metrics and tags to a `TrainedRun`."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
+    if params.get("data.truncation") != "windows":
+        ignored = (*ignored, *OF_WINDOWS)
     # With a digest of the data, its path does not matter.
     if tags.get("source_digest"):
         ignored = (*ignored, "data.path")

@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 # Prefixes of keys that may vary, except `COMPARED`. Other keys decide where results are written, or
 # which reviews and scores are compared.
-SEARCHED = ("model.", "adapter.", "trainer.", "trainer/", "data.max_length", "data.truncation")
+SEARCHED = (
+    "model.", "adapter.", "trainer.", "trainer/", "data.max_length", "data.truncation",
+    "data.window_stride", "data.max_windows",
+)  # fmt: skip
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"
 ABSENT = object()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from kinopoisk_ft.console import silence_libraries
 from kinopoisk_ft.data.cleaning import has_lone_surrogate
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import encode_ids
+from kinopoisk_ft.data.tokens import encode_ids, find_windows
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.saving import load_estimator, load_network
@@ -54,8 +55,8 @@ class Predictor:
     def __init__(self, folder: Path, device: str = "auto") -> None:
         silence_libraries()
         self.card: Card = read_card(folder)
-        keys = ("max_length", "truncation", "max_characters", "strip_scores")
-        self._preprocessing = Preprocessing(**{key: getattr(self.card, key) for key in keys})
+        values = {field.name: getattr(self.card, field.name) for field in fields(Preprocessing)}
+        self._preprocessing = Preprocessing(**values)
         # An estimator such as TF-IDF reads texts and has neither tokenizer nor network.
         self._estimator = load_estimator(folder, self.card)
         if self._estimator is None:
@@ -86,7 +87,10 @@ class Predictor:
         if not cleaned:
             return torch.zeros((0, len(self.card.class_names)))
         objective = Classification(self._tokenizer.pad_token_id)
-        examples = Examples(encode_ids(cleaned, self._tokenizer, self._preprocessing))
+        examples = Examples(
+            encode_ids(cleaned, self._tokenizer, self._preprocessing),
+            windows=find_windows(self._tokenizer, self._preprocessing),
+        )
         return predict(self._module, examples, objective, self._precision, BATCH_SIZE)
 
     def _clean(self, texts: Sequence[str]) -> list[str]:

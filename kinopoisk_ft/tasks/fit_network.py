@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import Overlap, PretrainingTexts
 from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.tokens import Tokens, check_length, ids_digest, log_example, tokenize
+from kinopoisk_ft.data.tokens import (
+    Tokens,
+    check_length,
+    find_windows,
+    ids_digest,
+    log_example,
+    tokenize,
+)
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
@@ -48,7 +56,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     with clock.section("tokenize"), main_first():
         tokenizer = recipe.load_tokenizer(data.preprocessing.texts(data.train["text"]))
     with clock.section("build"), main_first():
-        network = recipe.build(data.class_names, tokenizer)
+        network = _build(recipe, data, tokenizer)
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _apply_adapter(inputs.adapter, network, model_dir)
     if adapted.targets:
@@ -98,6 +106,18 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     )
 
 
+def _build(recipe: ModelRecipe, data: DataSplit, tokenizer: Any) -> Network:
+    windows = data.preprocessing.reads_windows
+    network = replace(recipe, reads_windows=windows).build(data.class_names, tokenizer)
+    if windows and network.window_pooling is None:
+        raise UserError(
+            f"{type(recipe).__name__} cannot read a review in windows",
+            where="data.truncation",
+            fix="set data.truncation to head, tail or head_tail, or use another model",
+        )
+    return network
+
+
 def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
     overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if overlap is None:
@@ -124,7 +144,7 @@ def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitI
     if is_main():
         data = inputs.data
         card = make_card(
-            network, adapted, data.class_names, recipe=inputs.options, **asdict(data.preprocessing)
+            network, adapted, data.class_names, inputs.options, **asdict(data.preprocessing)
         )
         with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             save_network(network, adapted, tokenizer, card, part)
@@ -138,8 +158,9 @@ def _tokenize_splits(
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
         for name, part in frames.items()
     }
+    windows = find_windows(tokenizer, data.preprocessing)
     examples = {
-        name: Examples(tokens[name].input_ids, part["label"].to_numpy())
+        name: Examples(tokens[name].input_ids, part["label"].to_numpy(), windows)
         for name, part in frames.items()
     }
     return examples, tokens

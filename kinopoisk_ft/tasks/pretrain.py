@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
 from kinopoisk_ft.data.leakage import PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.tokens import check_length, log_example, tokenize
+from kinopoisk_ft.data.tokens import check_length, find_windows, log_example, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.network import Network
@@ -58,8 +58,11 @@ def pretrain(
         tokenizer = recipe.load_tokenizer([preprocessing.cut(text) for text in data.train["text"]])
         network = recipe.build_lm(tokenizer)
         check_length(preprocessing.max_length, network.max_positions)
+        windows = find_windows(tokenizer, preprocessing)
         train, val = (
-            Examples(tokenize(part["text"].tolist(), tokenizer, preprocessing).input_ids)
+            Examples(
+                tokenize(part["text"].tolist(), tokenizer, preprocessing).input_ids, windows=windows
+            ).split_windows()
             for part in (data.train, data.val)
         )
     log_example(train.input_ids[0], tokenizer)

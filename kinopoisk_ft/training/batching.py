@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kinopoisk_ft.data.windows import Windows
+
 # Evaluation batches of short reviews have up to MAX_ROWS_FACTOR * batch_size rows.
 MAX_ROWS_FACTOR = 8
 # Batches that are sorted by length together: more save padding, but make the order less random.
@@ -32,18 +34,51 @@ class Examples:
     Args:
         input_ids: the token ids of N reviews, without padding.
         labels: (N,); None if the reviews have no labels.
+        windows: how a batch divides the reviews into windows; None if the model reads each review
+            as one sequence.
     """
 
     input_ids: Sequence[Sequence[int]]
     labels: np.ndarray | None = None
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each review, (N,)."""
-        return np.fromiter((len(ids) for ids in self.input_ids), dtype=np.int64, count=len(self))
+        """Return the number of tokens that the model reads of each review, (N,).
+
+        Tokens in two windows count twice.
+        """
+        lengths = count_ids(self.input_ids)
+        return lengths if self.windows is None else self.windows.count_tokens(lengths)
+
+    def pad(self, rows: Iterable[int], pad_id: int) -> dict[str, Tensor]:
+        """Pad the reviews with the row indices `rows` on the right.
+
+        Returns:
+            The tensors input_ids and attention_mask, each (batch, length), or (batch, windows,
+            length) with windows.
+        """
+        chosen = [self.input_ids[i] for i in rows]
+        if self.windows is None:
+            return pad(chosen, pad_id)
+        divided = [self.windows.cut(ids) for ids in chosen]
+        most = max(map(len, divided))
+        filled = [window for part in divided for window in part + [[]] * (most - len(part))]
+        return {key: ids.unflatten(0, (-1, most)) for key, ids in pad(filled, pad_id).items()}
+
+    def split_windows(self) -> Examples:
+        """Return all windows as single examples without labels, in the order of the reviews."""
+        if self.windows is None:
+            return Examples(self.input_ids)
+        return Examples([window for ids in self.input_ids for window in self.windows.cut(ids)])
+
+
+def count_ids(input_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the number of token ids of each review, (N,)."""
+    return np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
 
 
 def group_by_length(
@@ -130,15 +165,21 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
     mask = batch["attention_mask"]
     if len(mask) <= rows:
         return [batch]
-    lengths = mask.sum(1).clamp(min=1) if trim else torch.full((len(mask),), mask.shape[1])
+    size = mask[0].numel()
+    lengths = mask.flatten(1).sum(1).clamp(min=1) if trim else torch.full((len(mask),), size)
     order = lengths.argsort(descending=True, stable=True)
-    sizes = _balance_sizes(lengths[order].tolist(), rows * mask.shape[1])
+    sizes = _balance_sizes(lengths[order].tolist(), rows * size)
     columns = {key: value[order].split(sizes) for key, value in batch.items()}
-    micro_batches = []
-    for i, longest in enumerate(lengths[order][[0, *np.cumsum(sizes[:-1])]].tolist()):
-        part = {key: values[i] for key, values in columns.items()}
-        micro_batches.append({k: v[:, :longest] if v.dim() > 1 else v for k, v in part.items()})
-    return micro_batches
+    parts = ({key: values[i] for key, values in columns.items()} for i in range(len(sizes)))
+    return [_trim(part) if trim else part for part in parts]
+
+
+def _trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    real = batch["attention_mask"].any(0)
+    # The dimensions behind the batch: (length), or (windows, length).
+    others = [real.any(1), real.any(0)] if real.dim() == 2 else [real]
+    kept = (slice(None), *(slice(max(1, int(other.sum()))) for other in others))
+    return {key: value[kept] if value.dim() > 1 else value for key, value in batch.items()}
 
 
 def depends_on_padding(model: nn.Module) -> bool:

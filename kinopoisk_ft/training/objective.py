@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from kinopoisk_ft.statistics.metrics import classification_scores
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.losses import IGNORED, Loss, cross_entropy
 
 Batch = dict[str, Tensor]
@@ -66,9 +66,10 @@ class Classification:
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Build a padded batch.
 
-        The tensors input_ids and attention_mask are (batch, length). The labels are (batch,).
+        The tensors input_ids and attention_mask are (batch, length), or (batch, windows, length)
+        with windows. The labels are (batch,).
         """
-        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
+        batch = examples.pad(rows, self.pad_id)
         if examples.labels is not None:
             batch["labels"] = torch.as_tensor(examples.labels[rows], dtype=torch.int64)
         return batch
@@ -108,7 +109,7 @@ class LanguageModel:
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Build a padded batch with the next tokens as labels; all tensors are (batch, length)."""
-        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
+        batch = examples.pad(rows, self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         labels[:, :-1] = batch["input_ids"][:, 1:]
         labels[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, IGNORED)
@@ -155,7 +156,7 @@ class MaskedLanguageModel(LanguageModel):
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Build a padded batch with masked tokens; only selected tokens have labels."""
-        batch = pad([examples.input_ids[i] for i in rows], self.pad_id)
+        batch = examples.pad(rows, self.pad_id)
         ids = batch["input_ids"].numpy()
         allowed = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)
         chosen = allowed & (rng.random(ids.shape) < self.share)

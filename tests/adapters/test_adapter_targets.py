@@ -167,7 +167,7 @@ def test_the_choice_is_logged_and_saved(tmp_path: Path, caplog: pytest.LogCaptur
         adapted = made.apply(found)
     assert "adapter targets: PEFT's default for 'bert'" in caplog.text
     assert "LORA adapts 6 modules: query x3, value x3" in caplog.text
-    card = make_card(found, adapted, ("Bad", "Good"), 64)
+    card = make_card(found, adapted, ("Bad", "Good"), max_length=64)
     save_network(found, adapted, tokenizer, card, tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(saved["target_modules"]) == {"query", "value"}

@@ -44,7 +44,9 @@ def saved(kind: str, adapter: str, folder: Path) -> Path:
     tokenizer = recipe.load_tokenizer(["хороший фильм", "плохой фильм"])
     network = recipe.build(NAMES, tokenizer)
     adapted = made.apply(network)
-    save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 32), folder)
+    save_network(
+        network, adapted, tokenizer, make_card(network, adapted, NAMES, max_length=32), folder
+    )
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
 from omegaconf import DictConfig
 
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.tokens import find_windows
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.prefix_cache.cache import CachedData, PrefixCache
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.precision import Precision
 
 FP32 = Precision("fp32", torch.device("cpu"))
+WINDOWS = "+model.reads_windows=true"
 UPPER = "+adapter.config.layers_to_transform=[2]"
 
 
@@ -45,6 +49,9 @@ def prepared(kind: str, *adapter: str) -> tuple[Network, Adapted, dict[str, Exam
         name: examples(tokenizer, count, seed)
         for seed, (name, count) in enumerate((("train", 40), ("val", 12), ("test", 14)))
     }
+    if recipe.reads_windows:
+        windows = find_windows(tokenizer, Preprocessing(16, "windows"))
+        parts = {name: replace(part, windows=windows) for name, part in parts.items()}
     return network, adapted, parts, tokenizer
 
 

@@ -37,7 +37,7 @@ def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
     ids = tokenizer(TEXTS, truncation=True, max_length=64)["input_ids"]
     inputs = pad(ids, tokenizer.pad_token_id)
     train_a_little(adapted.module, inputs)
-    card = make_card(network, adapted, NAMES, 64)
+    card = make_card(network, adapted, NAMES, max_length=64)
     save_network(network, adapted, tokenizer, card, folder)
     with torch.no_grad():
         logits: torch.Tensor = adapted.module.eval()(**inputs).logits

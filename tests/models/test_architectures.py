@@ -74,7 +74,7 @@ def test_it_trains_and_a_batch_has_the_logits_of_single_rows(
     step(adapted, tokenizer)
     logits = batched(adapted.module, tokenizer)
     torch.testing.assert_close(logits, one_by_one(adapted.module, tokenizer), rtol=1e-4, atol=1e-5)
-    card = make_card(network, adapted, NAMES, 64)
+    card = make_card(network, adapted, NAMES, max_length=64)
     save_network(network, adapted, tokenizer, card, tmp_path / "model")
     loaded, again, _ = load_network(tmp_path / "model")
     torch.testing.assert_close(batched(loaded, again), logits, rtol=1e-4, atol=1e-5)

@@ -70,7 +70,9 @@ def test_a_decoder_pads_with_the_id_of_the_tokenizer(
     assert network.module.config.pad_token_id == tokenizer.pad_token_id
     assert not padding_matters(adapted.module, tokenizer)
     folder = tmp_path / "model"
-    save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 32), folder)
+    save_network(
+        network, adapted, tokenizer, make_card(network, adapted, NAMES, max_length=32), folder
+    )
     if adapter == "none":  # as folders were saved before
         change(folder / "config.json", pad_token_id=pad_id)
     loaded, again, _ = load_network(folder)

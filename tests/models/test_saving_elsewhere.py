@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_other_tools_cut_long_texts_as_training_did(
 ) -> None:
     _, made, network, tokenizer = make(kind, adapter)
     adapted = made.apply(network)
-    card = make_card(network, adapted, NAMES, 9, truncation=truncation)
+    card = make_card(network, adapted, NAMES, max_length=9, truncation=truncation)
     save_network(network, adapted, tokenizer, card, tmp_path)
     assert card.note == ""
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -131,9 +132,8 @@ def test_other_tools_cut_long_texts_as_training_did(
 def test_the_card_says_where_other_tools_differ(tmp_path: Path) -> None:
     _, made, network, tokenizer = make("bert")
     adapted = made.apply(network)
-    card = make_card(
-        network, adapted, NAMES, 9, truncation="head_tail", max_characters=50, strip_scores=True
-    )
+    how = Preprocessing(9, "head_tail", 50, strip_scores=True)
+    card = make_card(network, adapted, NAMES, **asdict(how))
     save_network(network, adapted, tokenizer, card, tmp_path)
     note = read_card(tmp_path).note
     assert "keep the first 9 tokens of a longer text, not its head and tail" in note

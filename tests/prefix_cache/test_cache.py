@@ -12,7 +12,7 @@ import tiny
 import torch
 from hydra.utils import instantiate
 from networks import NAMES, model_overrides
-from prefixed import FP32, UPPER, apply, config, prepared
+from prefixed import FP32, UPPER, WINDOWS, apply, config, prepared
 from quick import quick
 from torch import nn
 
@@ -52,6 +52,8 @@ CASES = [
     ("mamba", ("freeze", "adapter.layers=3"), 3, "last"),
     ("mamba", ("head", "model.pooling=mean"), 3, "mean"),
     ("mamba", ("lora", UPPER), 2, ""),
+    ("mamba", ("head", WINDOWS), 3, "last"),
+    ("pooled", ("lora", UPPER, WINDOWS, "model.window_pooling=attention"), 2, ""),
 ]
 
 
@@ -152,7 +154,13 @@ def test_the_model_stays_whole_and_saves_as_usual(tmp_path: Path) -> None:
         )
         assert list(adapted.module.state_dict()) == names
         folder = tmp_path / kind / "model"
-        save_network(network, adapted, tokenizer, make_card(network, adapted, NAMES, 64), folder)
+        save_network(
+            network,
+            adapted,
+            tokenizer,
+            make_card(network, adapted, NAMES, max_length=64),
+            folder,
+        )
         loaded, _, _ = load_network(folder)
         test = cached.parts["test"]
         ours = evaluate(adapted.module, test, cached.make_objective(), FP32, 5).outputs

@@ -1,0 +1,91 @@
+"""Divide the tokens of a long review into overlapping windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from kinopoisk_ft.errors import UserError
+
+# The default stride as a fraction of a window's text tokens: a quarter of a window overlaps.
+DEFAULT_STRIDE = 0.75
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sizes of windows. Every window has the special tokens of a whole review.
+
+    Args:
+        room: maximum number of text tokens in a window.
+        stride: maximum distance between the starts of two adjacent windows, in tokens.
+        max_windows: maximum number of windows of a review; None for no limit.
+        left, right: numbers of special tokens before and after the text.
+    """
+
+    room: int
+    stride: int
+    max_windows: int | None
+    left: int
+    right: int
+
+    @classmethod
+    def of(
+        cls, room: int, stride: int | None, max_windows: int | None, left: int, right: int
+    ) -> Windows:
+        """Create windows; if `stride` is None, a quarter of each window overlaps with the next.
+
+        Raises:
+            UserError: `stride` is larger than a window, so tokens between windows would be lost.
+        """
+        if stride is not None and stride > room:
+            raise UserError(
+                f"data.window_stride={stride} skips tokens, because a window has {room} tokens "
+                "without special tokens",
+                where="data.window_stride",
+                fix=f"set data.window_stride to {room} or less, or to null",
+            )
+        return cls(room, stride or max(1, int(DEFAULT_STRIDE * room)), max_windows, left, right)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Return the number of text tokens that `max_windows` windows can cover."""
+        if self.max_windows is None:
+            return None
+        return self.room + (self.max_windows - 1) * self.stride
+
+    def count(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the number of windows (N,) of reviews with `lengths` tokens (N,).
+
+        Lengths include the special tokens.
+        """
+        beyond = np.maximum(0, lengths - self.left - self.right - self.room)
+        return 1 + -(-beyond // self.stride)
+
+    def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the number of tokens in all windows of each review, (N,)."""
+        number = self.count(lengths)
+        return np.where(number > 1, number * (self.left + self.room + self.right), lengths)
+
+    def cut(self, ids: Sequence[int]) -> list[list[int]]:
+        """Divide the token ids of a review, including special tokens, into windows.
+
+        All windows of a review have the same length. Their starts are evenly spaced: the first
+        window is the start of the review, the last one is its end.
+        """
+        ids = list(ids)
+        text = ids[self.left : len(ids) - self.right]
+        number = int(self.count(np.asarray(len(ids))))
+        if number == 1:
+            return [ids]
+        beyond = len(text) - self.room
+        starts = [beyond * i // (number - 1) for i in range(number)]
+        first, last = ids[: self.left], ids[len(ids) - self.right :]
+        return [[*first, *text[start : start + self.room], *last] for start in starts]
+
+    def ranges(self, lengths: np.ndarray) -> list[range]:
+        """Return the numbers of each review's windows, if all windows are numbered from 0."""
+        bounds = np.concatenate([[0], np.cumsum(self.count(lengths))])
+        return [range(start, end) for start, end in pairwise(bounds.tolist())]

@@ -1,0 +1,85 @@
+"""Encode the windows of a review as separate texts, and pool their vectors.
+
+A batch of reviews with windows has the shape (batch, windows, length). Windows without any real
+token are padding, which the encoder does not compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.errors import UserError, suggest_name
+
+WINDOW_POOLINGS = ("mean", "max", "attention")
+
+
+def find_windows(attention_mask: Tensor) -> Tensor:
+    """Return which windows contain a text, (batch, windows), bool.
+
+    The first window of a review always counts, so that a review without tokens has a window.
+
+    Args:
+        attention_mask: (batch, windows, length), padded on the right.
+    """
+    present = attention_mask[..., 0] != 0
+    present[:, 0] = True
+    return present
+
+
+def flatten_windows(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert ids and mask from (batch, windows, length) to (all windows, length).
+
+    Tensors (batch, length) are returned unchanged.
+    """
+    if attention_mask.dim() == 2:
+        return input_ids, attention_mask
+    present = find_windows(attention_mask)
+    return input_ids[present], attention_mask[present]
+
+
+class WindowPooling(nn.Module):
+    """Pools the vectors of a review's windows into one vector.
+
+    Args:
+        kind: "mean", "max" (of each element), or "attention": a mean whose weights are a softmax of
+            learned scores. The scores start at 0, so that all windows have the same weight.
+
+    Raises:
+        UserError: `kind` has another value.
+    """
+
+    def __init__(self, kind: str, d_model: int) -> None:
+        super().__init__()
+        if kind not in WINDOW_POOLINGS:
+            raise UserError(
+                f"unknown window pooling '{kind}'",
+                where="model.window_pooling",
+                fix=suggest_name(kind, WINDOW_POOLINGS),
+            )
+        self.kind = kind
+        if kind == "attention":
+            self.score = nn.Linear(d_model, 1, bias=False)
+            nn.init.zeros_(self.score.weight)
+
+    def forward(self, vectors: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool vectors (all windows, d_model) into (batch, d_model).
+
+        Args:
+            attention_mask: (batch, windows, length). If it is (batch, length), each review has one
+                window, and the vectors are returned unchanged.
+        """
+        if attention_mask.dim() == 2:
+            return vectors
+        present = find_windows(attention_mask)
+        # (batch, windows, d_model). The pooling is in fp32, as in `pool`.
+        padded = vectors.new_zeros((*present.shape, vectors.shape[-1]), dtype=torch.float32)
+        padded[present] = vectors.float()
+        if self.kind == "max":
+            pooled = padded.masked_fill(~present[..., None], -torch.inf).amax(1)
+        elif self.kind == "attention":
+            scores = self.score(padded)[..., 0].float().masked_fill(~present, -torch.inf)
+            pooled = (scores.softmax(1)[..., None] * padded).sum(1)
+        else:
+            pooled = padded.sum(1) / present.sum(1, keepdim=True)
+        return pooled.to(vectors.dtype)
