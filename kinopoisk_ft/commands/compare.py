@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from kinopoisk_ft.statistics.comparison import Approach, Comparison
     from kinopoisk_ft.statistics.equivalence import Decision
+    from kinopoisk_ft.statistics.pairs import Pair
 
 DESCRIPTION = """\
 Compare prediction files and say of each approach whether it is as good as the best one.
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare(arguments: Sequence[str], margin: float | None, reference: str | None) -> str:
     from kinopoisk_ft.statistics.comparison import compare
-    from kinopoisk_ft.statistics.equivalence import MARGIN, decide
+    from kinopoisk_ft.statistics.equivalence import MARGIN, decide_against
     from kinopoisk_ft.statistics.metrics import HEADLINE
 
     margin = MARGIN if margin is None else margin
@@ -71,50 +71,42 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
         raise UserError(f"there is no approach '{reference}'", where="--reference",
                         fix=suggest_name(reference, names))  # fmt: skip
     best = reference or names[0]
-    others = [name for name in names if name != best]
-    pairs = [pair for name in others if (pair := found.pair(name, best))]
-    differences = [pair.differences[HEADLINE] for pair in pairs]
-    decisions = dict(zip(others, decide(differences, margin), strict=True))
-    strict = dict(zip(others, decide(differences, margin / 2), strict=True))
-    rows = []
+    decisions = decide_against(best, names, found, margin)
+    strict = decide_against(best, names, found, margin / 2)
+    rows, needed = [], []
     for name in names:
         mean = means[name]
         row = [name, f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"]
-        if name == best:
+        if (pair := found.pair(name, best)) is None:
             rows.append([*row, "", "reference", ""])
             continue
-        difference = differences[others.index(name)]
+        difference = pair.differences[HEADLINE]
         row.append(f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]")
         rows.append([*row, decisions[name].verdict, strict[name].verdict])
-    return _format(rows, best, margin, approaches, decisions)
+        if decisions[name].verdict == "undecided":
+            needed.append(f"{name}: undecided within {margin:g}; {_needed(decisions[name], pair)}")
+    return _format(rows, best, margin, needed)
 
 
-def _format(
-    rows: list[list[str]],
-    best: str,
-    margin: float,
-    approaches: list[Approach],
-    decisions: dict[str, Decision],
-) -> str:
+def _needed(decision: Decision, pair: Pair) -> str:
+    reviews, seeds = decision.count_more(pair)
+    ways = []
+    if reviews is not None:
+        ways.append(f"{reviews:,} more test examples")
+    if seeds is not None:
+        ways.append(f"{seeds:,} more seed{'s' * (seeds > 1)}")
+    if not ways:
+        return "more seeds and other test sets are needed"
+    return f"about {' or '.join(ways)} would decide"
+
+
+def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) -> str:
     from tabulate import tabulate
 
     headers = ["approach", "weighted F1", f"minus {best}", f"within {margin:g}",
                f"within {margin / 2:g}"]  # fmt: skip
     lines = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
-    sizes = {one.name: (len(one.runs[0].rows), len(one.runs)) for one in approaches if one.runs[0]}
-    for name, decision in decisions.items():
-        reviews, seeds = sizes[name]
-        ways = []
-        if decision.more_reviews is not None:
-            ways.append(f"{math.ceil(reviews * (decision.more_reviews - 1)):,} more test examples")
-        if decision.more_seeds is not None:
-            count = math.ceil(seeds * (decision.more_seeds - 1))
-            ways.append(f"{count:,} more seed{'s' * (count > 1)}")
-        if decision.verdict == "undecided":
-            needed = "more seeds and other test sets are needed"
-            if ways:
-                needed = f"about {' or '.join(ways)} would decide"
-            lines.append(f"{name}: undecided within {margin:g}; {needed}")
+    lines += needed
     lines.append(
         "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds."
         "\n'as good' and 'worse' are one-sided tests at 5%, corrected for the number of approaches."

@@ -1,7 +1,6 @@
 """Write the conclusions and recommendations of the report.
 
-A difference is significant if its interval excludes zero and its Holm-corrected p-value is at most
-0.05.
+They leave out approaches that have not learned.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from kinopoisk_ft.reporting.columns import BEST, COLUMNS
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.table import Table, write_value
+from kinopoisk_ft.statistics.equivalence import MARGIN, Decision
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.statistics.pairs import ALPHA, Pair
+from kinopoisk_ft.statistics.pairs import Pair
 
 # The adapter config that trains all weights.
 FULL = "none"
@@ -40,16 +40,19 @@ class Choice:
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
     """Return the conclusions from one table as sentences."""
-    best = table.rows[0]
+    rows = table.learned
     found = [locale("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
-    if len(table.rows) == 1:
+    if not rows:
+        return [*found, locale("none_learned")]
+    best = rows[0]
+    if len(rows) == 1:
         return [*found, locale("only", **_numbers(best, locale)), *_floor(table, locale)]
-    second = table.rows[1]
+    second = rows[1]
     against = _difference(table, second, best, locale)
     found.append(locale("best", second=second.name, **_numbers(best, locale), **against))
     found += _floor(table, locale) + _fastest(table, locale)
     for adapter in CHEAPER:
-        for row in table.rows:
+        for row in rows:
             full = _full_training(table, row)
             if row.first.adapter == adapter and full:
                 facts = _facts(table, row, full, (TRAINABLE, TIME), locale)
@@ -69,41 +72,44 @@ def _numbers(row: Row, locale: Locale) -> dict[str, str]:
 
 def _difference(table: Table, row: Row, other: Row, locale: Locale) -> dict[str, str]:
     delta = row.values[HEADLINE].mean - other.values[HEADLINE].mean
-    pair = table.comparison.pair(row.name, other.name)
-    verdict = (
-        _verdict(pair, len(table.comparison.pairs), locale) if pair else locale("verdict_none")
-    )
-    return {"delta": locale.score(delta, signed=True), "verdict": verdict}
+    return {
+        "delta": locale.score(delta, signed=True),
+        "verdict": _verdict(table, row.name, other.name, locale),
+    }
 
 
-def _verdict(pair: Pair, pairs: int, locale: Locale) -> str:
+def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
+    pair, decision = table.comparison.pair(a, b), table.decide(a, b)
+    if pair is None or decision is None:
+        return locale("verdict_none")
     found = pair.differences[HEADLINE]
-    if found.holds_zero:
-        key = "verdict_noise"
-    elif found.p_holm > ALPHA:
-        key = "verdict_uncorrected"
-    else:
-        key = "verdict_beyond"
     low, high = (locale.score(end, signed=True) for end in (found.low, found.high))
     scope = "" if pair.measured else locale("scope_reviews")
-    p = locale.p_value(found.p_holm)
-    return locale(key, low=low, high=high, p=p, pairs=pairs, scope=scope)
+    parts = {"low": low, "high": high, "margin": locale.number(MARGIN, 2), "scope": scope}
+    if decision.verdict == "undecided":
+        parts["needed"] = _needed(decision, pair, locale)
+    return locale(f"verdict_{decision.verdict.replace(' ', '_')}", **parts)
+
+
+def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
+    counts = zip(("reviews", "seeds"), decision.count_more(pair), strict=True)
+    known = {name: locale.number(n, 0) for name, n in counts if n is not None}
+    return locale("_".join(["needed", *known]), **known)
 
 
 def _floor(table: Table, locale: Locale) -> list[str]:
-    best = table.rows[0]
+    best, *others = table.learned
     found = []
     if HEADLINE in table.majority:
         floor = table.majority[HEADLINE]
         delta = locale.score(best.values[HEADLINE].mean - floor, signed=True)
         found.append(locale("above_majority", name=best.name, f1=locale.score(floor), delta=delta))
-    baseline = next((row for row in table.rows if not row.is_network), None)
-    if baseline is best and len(table.rows) > 1:
+    if not best.is_network and others:
         found.append(locale("tfidf_best"))
-    elif baseline and baseline is not best:
-        f1 = locale.score(baseline.values[HEADLINE].mean)
-        against = _difference(table, best, baseline, locale)
-        found.append(locale("above_tfidf", name=best.name, f1=f1, **against))
+    for row in others:
+        if not row.is_network:
+            against = _difference(table, row, best, locale)
+            found.append(locale("tfidf", best=best.name, **_numbers(row, locale), **against))
     return found
 
 
@@ -113,11 +119,11 @@ def _cheapest(rows: Sequence[Row], column: str) -> Row | None:
 
 
 def _cheapest_network(table: Table, column: str) -> Row | None:
-    return _cheapest([row for row in table.rows if row.is_network], column)
+    return _cheapest([row for row in table.learned if row.is_network], column)
 
 
 def _fastest(table: Table, locale: Locale) -> list[str]:
-    best, fastest = table.rows[0], table.holder(TIME)
+    best, fastest = table.learned[0], table.holder(TIME)
     if fastest is None:
         return []
     if fastest is best:
@@ -130,13 +136,15 @@ def _fastest(table: Table, locale: Locale) -> list[str]:
 
 
 def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
-    best = table.rows[0]
+    best = table.learned[0]
     parts = _numbers(row, locale) | _difference(table, row, best, locale)
     return locale(key, best=best.name, best_time=_numbers(best, locale)["time"], **parts)
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    full = [r for r in table.rows if r.first.model == row.first.model and r.first.adapter == FULL]
+    full = [
+        r for r in table.learned if r.first.model == row.first.model and r.first.adapter == FULL
+    ]
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
@@ -158,8 +166,8 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
 
 
 def _mamba(table: Table, locale: Locale) -> list[str]:
-    mamba = next((row for row in table.rows if "mamba" in row.first.model), None)
-    others = [r for r in table.rows if "mamba" not in r.first.model and r.is_network]
+    mamba = next((row for row in table.learned if "mamba" in row.first.model), None)
+    others = [r for r in table.learned if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
     # Prefer networks that are pretrained alike: that matters more than the architecture.
@@ -207,17 +215,17 @@ def recommendations(table: Table, locale: Locale) -> list[str]:
 def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return one recommendation for each measured cost, then one for quality.
 
-    The result is empty if the table has only one row.
+    The result is empty if fewer than two approaches have learned.
     """
-    if len(table.rows) == 1:
+    if len(table.learned) < 2:
         return []
     found = [_limited(table, column, locale) for column in COSTS]
-    quality = Choice("quality", table.rows[0].name, _quality(table, locale))
+    quality = Choice("quality", table.learned[0].name, _quality(table, locale))
     return [*(choice for choice in found if choice), quality]
 
 
 def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
-    cheapest = _cheapest(table.rows, column)
+    cheapest = _cheapest(table.learned, column)
     if cheapest is None:
         return None
     text = locale(f"limit_{COSTS[column]}", **_costs(table, cheapest, column, locale))
@@ -228,7 +236,7 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
-    best, against = table.rows[0], ""
+    best, against = table.learned[0], ""
     if row is not best:
         against = locale("from_best", best=best.name, **_difference(table, row, best, locale))
     value = write_value(row.values[column].mean, COLUMNS[column], locale)
@@ -237,21 +245,22 @@ def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str
 
 
 def _quality(table: Table, locale: Locale) -> str:
-    best, *others = table.rows
+    best, *others = table.learned
     scores = {name: locale.score(best.values[name].mean) for name in BEST if name in best.values}
     text = [locale("limit_quality", **_numbers(best, locale), **scores)]
-    pairs = {row.name: table.comparison.pair(row.name, best.name) for row in others}
-    rivals = [row for row in others if (p := pairs[row.name]) and not p.beyond_chance]
-    if all(pair and pair.beyond_chance for pair in pairs.values()):
-        text.append(locale("no_rivals"))
-    if rivals:
-        fastest, named = _cheapest([best, *rivals], TIME), ""
-        if fastest:
-            named = locale("rivals_fastest", **_numbers(fastest, locale))
-        names = locale.listed([row.name for row in rivals])
-        text.append(locale("rivals", names=names, fastest=named))
-    single = [row.name for row in table.rows if len(row.runs) == 1]
-    if len(single) == len(table.rows):
+    decisions = {row.name: table.decide(row.name, best.name) for row in others}
+    for verdict in ("as good", "undecided", "worse"):
+        group = [row for row in others if (d := decisions[row.name]) and d.verdict == verdict]
+        if not group:
+            continue
+        names, fastest = locale.listed([row.name for row in group]), ""
+        if verdict == "as good" and (found := _cheapest([best, *group], TIME)):
+            fastest = locale("group_fastest", **_numbers(found, locale))
+        key = f"group_{verdict.replace(' ', '_')}"
+        margin = locale.number(MARGIN, 2)
+        text.append(locale(key, names=names, margin=margin, fastest=fastest))
+    single = [row.name for row in table.learned if len(row.runs) == 1]
+    if len(single) == len(table.learned):
         text.append(locale("more_seeds"))
     elif single:
         text.append(locale("more_seeds_for", names=locale.listed(single)))

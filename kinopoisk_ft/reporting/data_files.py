@@ -14,9 +14,10 @@ import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS, MARKS
 from kinopoisk_ft.reporting.document import Document, Section
+from kinopoisk_ft.reporting.frames import results
 from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Locale
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, data_line, results
+from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.text import escape_formula
 
 MAJORITY_ROW = "majority class"
@@ -171,6 +172,10 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
             interval = table.comparison.means.get(row.name, {}).get(name) if row else None
             record[f"{name}_low"] = interval.low if interval else ""
             record[f"{name}_high"] = interval.high if interval else ""
+    for margin, decisions in table.decisions.items():
+        decision = decisions.get(row.name) if row else None
+        record[f"verdict_{margin:g}"] = decision.verdict if decision else ""
+    record["learned"] = _yes(row.learned) if row else ""
     for mark in MARKS:
         record[mark] = _yes(row is not None and row.marked(mark))
     for name in BEST:

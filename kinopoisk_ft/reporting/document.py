@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
+from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.notes import collection_notes, table_notes
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
-from kinopoisk_ft.reporting.table import Table, frame_of, tables
+from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.statistics.predictions import Predictions
 
 

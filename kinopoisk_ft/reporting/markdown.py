@@ -7,7 +7,7 @@ import re
 import pandas as pd
 from tabulate import tabulate
 
-from kinopoisk_ft.reporting import table as tables
+from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.columns import BEST
 from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
@@ -22,15 +22,15 @@ def as_text(document: Document, locale: Locale) -> str:
         table = section.table
         parts.append(data_line(table, locale))
         for title, frame in {
-            "results": tables.results(table, locale),
-            "sizes_table": tables.sizes(table, locale),
-            "against_best": tables.against_best(table, locale),
+            "results": frames.results(table, locale),
+            "sizes_table": frames.sizes(table, locale),
+            "against_best": frames.against_best(table, locale),
         }.items():
             parts.append(f"{locale(title)}\n{_aligned(frame)}")
         parts.append(_best_line(table, locale))
         for title, frame, left in (
-            ("differences", tables.differences(table, locale), 2),
-            ("calibration", tables.calibration(table, locale), 1),
+            ("differences", frames.differences(table, locale), 2),
+            ("calibration", frames.calibration(table, locale), 1),
         ):
             if len(frame):
                 parts.append(f"{locale(title)}\n{_aligned(frame, left)}")
@@ -55,7 +55,7 @@ def as_markdown(document: Document, locale: Locale) -> str:
         parts += _summary(section, locale)
         parts += _listed("notes", section.notes, locale)
         parts.append(f"![{locale('axis_f1')}]({section.pictures['comparison']}.png)")
-        parts += _titled("against_best", tables.against_best(section.table, locale), locale)
+        parts += _titled("against_best", frames.against_best(section.table, locale), locale)
         parts.append(_best_line(section.table, locale))
         parts += _evidence(section, locale)
     if document.failures:
@@ -86,24 +86,24 @@ def _summary(section: Section, locale: Locale) -> list[str]:
         f"## {_escape(data_line(section.table, locale))}",
         *_listed("answer", section.recommendations[::-1], locale),
         *_listed("conclusions", section.conclusions, locale),
-        *_titled("results", tables.results(section.table, locale), locale),
+        *_titled("results", frames.results(section.table, locale), locale),
     ]
 
 
 def _evidence(section: Section, locale: Locale) -> list[str]:
     table = section.table
-    frames = {
-        "sizes_table": tables.sizes(table, locale),
-        "differences": tables.differences(table, locale),
-        "calibration": tables.calibration(table, locale),
+    found = {
+        "sizes_table": frames.sizes(table, locale),
+        "differences": frames.differences(table, locale),
+        "calibration": frames.calibration(table, locale),
         **{
-            f"slices_{metric.name}": tables.slices(table, metric.name, locale)
+            f"slices_{metric.name}": frames.slices(table, metric.name, locale)
             for metric in shown_in("slices")
         },
-        "leakage": tables.leakage(table, locale),
+        "leakage": frames.leakage(table, locale),
     }
     parts = []
-    for title, frame in frames.items():
+    for title, frame in found.items():
         parts += _titled(title, frame, locale)
         if title in section.pictures:
             parts.append(f"![{locale(title)}]({section.pictures[title]}.png)")

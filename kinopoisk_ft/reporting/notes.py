@@ -11,6 +11,7 @@ from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
+from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 # On an idle machine, training times with the same settings differ by only a few percent.
@@ -51,8 +52,8 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
     unlearned = [row.name for row in networks if row.starts_randomly]
     if 0 < len(unlearned) < len(networks):
         notes.append(locale("note_random_start", names=locale.listed(unlearned)))
-    if names := [row.name for row in table.rows if any(r.not_above_majority for r in row.runs)]:
-        notes.append(locale("note_not_above_majority", names=locale.listed(names)))
+    if names := [row.name for row in table.rows if not row.learned]:
+        notes.append(locale("note_not_learned", names=locale.listed(names)))
     charged = {column.charged for column in COLUMNS.values() if column.charged}
     if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
         notes.append(locale("note_owed", names=", ".join(names)))
@@ -78,6 +79,7 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
             locale("note_groups", count=locale.listed([str(n) for n in comparison.groups]))
         )
     if comparison.pairs:
+        notes.append(locale("note_verdicts", margin=locale.number(MARGIN, 2)))
         notes.append(locale("note_pairs"))
     if any(comparison.slices.values()):
         notes.append(locale("note_slices"))

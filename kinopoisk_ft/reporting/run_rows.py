@@ -76,6 +76,11 @@ class Row:
         return self.first.model != BASELINE
 
     @property
+    def learned(self) -> bool:
+        """Return whether all runs have learned something."""
+        return not any(run.not_learned for run in self.runs)
+
+    @property
     def starts_randomly(self) -> bool:
         """Return whether training starts from random weights."""
         # Only configs for training from scratch set a vocabulary size.

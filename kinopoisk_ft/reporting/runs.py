@@ -26,7 +26,7 @@ BASELINE = "tfidf"
 # MLflow tags that have the same names as fields of `TrainedRun`.
 TAGS = (
     "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
-    "overrides", "precision", "not_above_majority",
+    "overrides", "precision",
 )  # fmt: skip
 GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These keys do not change what is learned. All other keys of the groups distinguish rows.
@@ -58,7 +58,7 @@ class TrainedRun:
         overrides: config overrides from the command line.
         command: command that repeats the run.
         parent: run id of the sweep.
-        not_above_majority: splits on which the model is not better than the majority class.
+        not_learned: the checks that the model has failed, such as "test, training loss".
         searched: "trial" for a trial of a hyperparameter search. "experiment=best" for a run with
             the best settings of a search. Otherwise empty.
     """
@@ -81,7 +81,7 @@ class TrainedRun:
     command: str = ""
     precision: str = ""
     parent: str = ""
-    not_above_majority: str = ""
+    not_learned: str = ""
     searched: str = ""
 
     @property
@@ -161,6 +161,8 @@ def read_trained(run: Run) -> TrainedRun:
         command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
         searched=_searched(tags),
+        # Earlier versions used another tag.
+        not_learned=tags.get("not_learned") or tags.get("not_above_majority", ""),
         start_time=run.info.start_time,
         settings={
             k: params[k]

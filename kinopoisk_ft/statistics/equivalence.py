@@ -7,6 +7,7 @@ of Noninferiority and Equivalence Randomized Trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +15,12 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from kinopoisk_ft.statistics.pairs import ALPHA, Difference, correct_holm
+from kinopoisk_ft.statistics.comparison import Comparison
+from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.pairs import ALPHA, Difference, Pair, correct_holm
 
-MARGIN = 0.02
+# Losses of weighted F1 that matter: the default, and a smaller one that is shown as well.
+MARGIN, STRICT_MARGIN = 0.02, 0.01
 # The numbers of reviews and seeds are those with which a verdict has this probability.
 POWER = 0.8
 # If the observed difference is close to the margin, no realistic number decides.
@@ -47,6 +51,32 @@ class Decision:
     p_equivalent: float
     more_reviews: float | None
     more_seeds: float | None
+
+    def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
+        """Return how many more test reviews, and how many more seeds, would decide."""
+        return (
+            _count_more(self.more_reviews, pair.reviews), _count_more(self.more_seeds, pair.seeds)
+        )  # fmt: skip
+
+
+def _count_more(factor: float | None, count: int) -> int | None:
+    return None if factor is None else math.ceil(count * (factor - 1))
+
+
+def decide_against(
+    reference: str, names: Sequence[str], comparison: Comparison, margin: float = MARGIN
+) -> dict[str, Decision]:
+    """Decide of each approach whether it is as good as the reference, in weighted F1.
+
+    Approaches that were not compared with the reference are left out.
+    """
+    pairs = {
+        name: pair
+        for name in names
+        if name != reference and (pair := comparison.pair(name, reference))
+    }
+    decisions = decide([pair.differences[HEADLINE] for pair in pairs.values()], margin)
+    return dict(zip(pairs, decisions, strict=True))
 
 
 def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[Decision]:

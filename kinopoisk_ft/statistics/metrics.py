@@ -151,6 +151,8 @@ METRICS = (
 # Metrics that are computed from confusion matrices, also from those of many resamples at once.
 COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)
+# Matthews correlation coefficient: 0 for the majority class and for random answers.
+(CORRELATION,) = (metric.name for metric in METRICS if metric.of_counts is _matthews)
 (HEADLINE,) = (metric.name for metric in METRICS if metric.headline)
 LOWER_IS_BETTER = frozenset(metric.name for metric in METRICS if metric.lower_is_better)
 # Each of these can select the best checkpoint, because every validation computes all of them.

@@ -58,6 +58,7 @@ class Pair:
         same_seeds: True if runs are paired by seed.
         measured: True if both approaches have several seeds. Only then do the intervals include the
             variance between seeds.
+        reviews, seeds: numbers of test reviews and seeds of a.
         mcnemar: None if the test reviews differ.
     """
 
@@ -66,6 +67,8 @@ class Pair:
     paired: bool
     same_seeds: bool
     measured: bool
+    reviews: int
+    seeds: int
     differences: dict[str, Difference]
     mcnemar: McNemar | None
 

@@ -16,16 +16,14 @@ from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.metrics import (
-    HEADLINE,
-    MARKED,
     classification_scores,
     count_confusion,
     majority_scores,
     per_class,
 )
 from kinopoisk_ft.statistics.predictions import as_table
+from kinopoisk_ft.tasks.learned import check_learned
 from kinopoisk_ft.tasks.result import Fitted, Result
-from kinopoisk_ft.text import to_one_line
 from kinopoisk_ft.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     """Score the test predictions, record the run, and return the result."""
     labels = data.test["label"].to_numpy()
     scores = classification_scores(fitted.test_probabilities, labels)
-    warning, splits = _compare_with_majority(fitted, data)
+    warning, failed_checks = check_learned(fitted, data)
     result = Result(
         scores=scores,
         train_seconds=fitted.seconds["train"],
@@ -81,7 +79,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     tracker.metrics(_collect_metrics(fitted, data, scores), step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
     if warning:
-        tracker.tags({"not_above_majority": splits})
+        tracker.tags({"not_learned": failed_checks})
     predicted = fitted.test_probabilities.argmax(axis=1)
     counts = count_confusion(labels, predicted, len(data.class_names))
     files = _write_files(fitted, data, counts, out_dir)
@@ -90,37 +88,6 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
         tracker.artifact(file)
     tracker.model(out_dir / "model", PYFUNC, data.class_names)
     return result
-
-
-def _compare_with_majority(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
-    """Compare the model with always predicting the majority class of train.
-
-    The splits test and validation are compared separately.
-
-    Returns:
-        A warning, and the splits on which the model is not better, such as "test, validation". Both
-        strings are empty if the model is better on both splits.
-    """
-    train = data.train["label"].to_numpy()
-    warnings, splits = [], []
-    for name, part, probabilities in (
-        ("test", data.test, fitted.test_probabilities),
-        ("validation", data.val, fitted.val_probabilities),
-    ):
-        labels = part["label"].to_numpy()
-        scores = classification_scores(probabilities, labels)
-        floor = majority_scores(train, labels)
-        # With imbalanced classes, a model that has learned can have a lower accuracy than the
-        # majority class. Therefore, a single better metric is enough.
-        if all(scores[key] <= floor[key] for key in MARKED):
-            majority = to_one_line(data.class_names[int(np.bincount(train).argmax())])
-            splits.append(name)
-            warnings.append(
-                f"Not above the majority class: {HEADLINE} {scores[HEADLINE]:.3f} on {name}, "
-                f"{floor[HEADLINE]:.3f} for always predicting '{majority}'. "
-                "This model has not learned; do not compare its score."
-            )
-    return next(iter(warnings), ""), ", ".join(splits)
 
 
 def _collect_metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[str, float]:

@@ -21,9 +21,9 @@ from kinopoisk_ft.data.duplicates import group_near_duplicates
 from kinopoisk_ft.data.leakage import FILE, Overlap, PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.reporting.conclusions import conclusions
+from kinopoisk_ft.reporting.frames import leakage
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
-from kinopoisk_ft.reporting.table import leakage
 
 NAMES = st.lists(st.sampled_from(["Хорошо.", "хорошо", "плохо", "Плохо!!", "ёж", "еж"]), max_size=6)
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]

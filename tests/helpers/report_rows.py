@@ -33,7 +33,7 @@ def trained(
         start_time=0,
         settings={"data.max_length": "256", **changes.get("settings", {})},
         metrics=metrics,
-        not_above_majority=str(changes.get("not_above_majority", "")),
+        not_learned=str(changes.get("not_learned", "")),
         searched=str(changes.get("searched", "")),
     )
 

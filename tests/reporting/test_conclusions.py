@@ -8,44 +8,61 @@ import pytest
 from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
+from kinopoisk_ft.reporting.frames import verdicts
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
 
 EN = Locale("en")
 
 
-@pytest.mark.slow
-def test_noise_is_called_noise() -> None:
+@pytest.mark.parametrize(
+    ("skill", "words", "group"),
+    [
+        (3.0, "as good within 0.02: 95% interval", "As good within 0.02: bert; of these"),
+        (1.2, "worse by more than 0.02: 95% interval", "Worse by more than 0.02: bert."),
+        (2.8, "undecided at a margin of 0.02: 95% interval", "Undecided: bert."),
+    ],
+)
+def test_each_verdict_has_its_words(skill: float, words: str, group: str) -> None:
     runs = [trained(m, seed=s, test_f1_weighted=f) for m, f in (("bert", 0.9), ("gru", 0.91))
             for s in range(3)]  # fmt: skip
-    for skill, verdict in (
-        (3.0, "no significant difference: 95% interval"),
-        (1.5, "beyond chance"),
-    ):
-        table = one_table(*runs, answered={"bert": [skill] * 3, "gru": [3.05] * 3})
-        said = " ".join(conclusions(table, EN))
-        assert verdict in said
-        rivals = "No significant difference from it: bert" in " ".join(recommendations(table, EN))
-        assert rivals == (skill == 3.0)
-    pair = table.comparison.pair("gru", "bert")
-    assert pair is not None
-    assert not pair.differences["f1_weighted"].holds_zero
+    table = one_table(*runs, answered={"bert": [skill] * 3, "gru": [3.05] * 3})
+    assert words in " ".join(conclusions(table, EN))
+    assert group in recommendations(table, EN)[-1]
 
 
-def test_what_holm_takes_back_is_not_called_real() -> None:
-    """The interval leaves out zero, and the correction for many comparisons takes that back."""
+def test_what_would_decide_is_said() -> None:
+    """From the one decision of the table, with 300 test reviews and one seed."""
     runs = [trained(), trained("gru", test_f1_weighted=0.91)]
     table = one_table(*runs, answered={"bert": [1.5], "gru": [3.0]})
+    (decision,) = table.decisions[0.02].values()
     (pair,) = table.comparison.pairs
-    assert pair.beyond_chance
-    weak = replace(pair.differences["f1_weighted"], p=0.03, p_holm=0.3)
-    doubtful = replace(pair, differences={**pair.differences, "f1_weighted": weak})
-    comparison = replace(table.comparison, pairs=(doubtful,))
-    table = replace(table, comparison=comparison)
-    said = conclusions(table, EN)[1]
-    assert "no significant difference after Holm's correction for 1 comparisons: p 0.300" in said
-    assert "one seed, so this holds for these runs and not for other trainings" in said
-    assert "No significant difference from it: bert" in recommendations(table, EN)[-1]
+    for reviews, seeds, needed in (
+        (2.0, 3.0, f"about {pair.reviews} more test reviews or 2 more seeds would decide"),
+        (2.0, None, f"about {pair.reviews} more test reviews would decide"),
+        (None, 3.0, "about 2 more seeds would decide"),
+        (None, None, "both more test reviews and more seeds are needed"),
+    ):
+        weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
+        doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
+        said = conclusions(doubtful, EN)[1]
+        assert needed in said
+        assert "one seed, so this holds for these runs and not for other trainings" in said
+        assert "Undecided: bert." in recommendations(doubtful, EN)[-1]
+
+
+def test_what_has_not_learned_takes_no_part() -> None:
+    """Not even with the highest score and the shortest time."""
+    lucky = trained("mamba", test_f1_weighted=0.99, train_seconds=0.1, not_learned="training loss")
+    table = one_table(trained(), trained("gru", test_f1_weighted=0.91), lucky)
+    assert [row.name for row in table.rows] == ["gru", "bert", "mamba"]
+    said = " ".join([*conclusions(table, EN), *recommendations(table, EN)])
+    assert "mamba" not in said
+    assert table.best["f1_weighted"] == 0.91
+    assert verdicts(table, table.rows[-1], EN) == ["not learned", "not learned"]
+    alone = one_table(replace(trained(), not_learned="test"), lucky)
+    assert conclusions(alone, EN)[-1] == "No approach has learned, so nothing can be concluded."
+    assert recommendations(alone, EN) == []
 
 
 def test_without_predictions_chance_is_not_measured() -> None:
@@ -53,7 +70,7 @@ def test_without_predictions_chance_is_not_measured() -> None:
     assert "chance was not measured" in conclusions(table, EN)[1]
     notes = " ".join(table_notes(table, EN))
     assert "bert: no predictions.parquet (seeds 0)" in notes
-    assert "No significant difference" not in recommendations(table, EN)[-1]
+    assert "As good" not in recommendations(table, EN)[-1]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -113,4 +130,4 @@ def test_rivals_are_named_without_times() -> None:
     for run in runs:
         run.metrics.pop("train_seconds")
     table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
-    assert "No significant difference from it: gru. Repeat" in recommendations(table, EN)[-1]
+    assert "As good within 0.02: gru. Repeat" in recommendations(table, EN)[-1]

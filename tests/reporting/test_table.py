@@ -90,9 +90,14 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
     assert "the next, bert, has" in best
-    assert "(no significant difference: 95% interval from" in best
-    assert "beyond chance" in mamba
-    assert "No significant difference from it: bert;" in whole["recommendations"][-1]
+    assert "(as good within 0.02: 95% interval from" in best
+    assert "(worse by more than 0.02: 95% interval from" in mamba
+    assert "As good within 0.02: bert; of these and the best," in whole["recommendations"][-1]
+    verdicts = {row["approach"]: row["verdict_0.02"] for row in whole["rows"]}
+    assert verdicts["bert"] == "as good"
+    assert verdicts["mamba"] == "worse"
+    assert verdicts["bert + lora"] is None
+    assert "| bert | 3 | as good | undecided |" in answered[2]
 
 
 def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
@@ -137,10 +142,10 @@ def test_forest_has_a_row_a_pair_and_colours_by_verdict(table: Table) -> None:
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{pair.a} less {pair.b}" for pair in table.comparison.pairs]
     colours = [line.get_color() for line in axes.lines[:-1:2]]
-    beyond = [pair.beyond_chance for pair in table.comparison.pairs]
-    assert True in beyond
-    assert False in beyond
-    assert [colour == forest.COLOURS[0] for colour in colours] == beyond
+    verdicts = [forest.verdict_on(table, pair) for pair in table.comparison.pairs]
+    by_colour = dict(zip(colours, verdicts, strict=True))
+    assert len(set(colours)) == len(set(verdicts)) == len(by_colour) >= 2
+    assert [by_colour[colour] for colour in colours] == verdicts
     extents = [Text.get_window_extent(label) for label in axes.get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
     assert all(extent.x0 >= 0 for extent in extents)

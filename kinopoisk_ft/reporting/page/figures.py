@@ -65,7 +65,7 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     said = []
     for pair in table.comparison.pairs:
         found = pair.differences[HEADLINE]
-        verdict = locale("legend_beyond" if pair.beyond_chance else "legend_noise")
+        verdict = forest.write_verdict(forest.verdict_on(table, pair), locale)
         said.append(
             f"{locale('row_less', a=pair.a, b=pair.b)}: {locale.score(found.mean, signed=True)} "
             f"{locale.interval(found, signed=True)}, {verdict}"

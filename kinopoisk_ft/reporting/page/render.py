@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kinopoisk_ft.reporting import table as tables
+from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.columns import BEST, Column, columns_in
 from kinopoisk_ft.reporting.conclusions import choices
 from kinopoisk_ft.reporting.document import Document, Section, failures
@@ -18,7 +18,13 @@ from kinopoisk_ft.reporting.page.hardest_reviews import hardest
 from kinopoisk_ft.reporting.page.reproduce import budgets, data_of, recipes, study_reference
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, write_interval, write_mean, write_value
+from kinopoisk_ft.reporting.table import (
+    Table,
+    data_line,
+    write_interval,
+    write_mean,
+    write_value,
+)
 from kinopoisk_ft.statistics.metrics import shown_in
 
 
@@ -82,26 +88,34 @@ def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[
     columns = columns_in("page")
     return {
         "id": stem,
-        "title": tables.data_line(table, locale),
+        "title": data_line(table, locale),
         "section": section,
         "choices": choices(table, locale),
-        "heading": [locale("approach"), "n", *map(locale.heading, columns)],
+        "heading": [
+            locale("approach"), "n", *frames.verdict_headings(table, locale),
+            *map(locale.heading, columns),
+        ],
         "lines": [
             *(_line(table, row, columns, locale) for row in table.rows),
-            Line(locale("majority"), NOTHING, [_majority(table, c, locale) for c in columns]),
+            Line(locale("majority"), NOTHING, [
+                *[Cell(NOTHING)] * len(table.decisions),
+                *(_majority(table, c, locale) for c in columns),
+            ]),
         ],
         "blocks": _blocks(section, stem, files, locale),
         "hard": hardest(table, files.predictions, locale),
-        "leakage": tables.leakage(table, locale),
+        "leakage": frames.leakage(table, locale),
         "sizes": _data_sizes(data_of(table, files.details), locale),
         "budgets": budgets(table, locale),
         "recipes": recipes(table, files.details, locale),
         "study": study_reference(table, locale),
-    }
+    }  # fmt: skip
 
 
 def _line(table: Table, row: Row, columns: list[Column], locale: Locale) -> Line:
-    return Line(row.name, str(len(row.runs)), [_cell(table, row, c, locale) for c in columns])
+    verdicts = [Cell(text) for text in frames.verdicts(table, row, locale)]
+    cells = [_cell(table, row, column, locale) for column in columns]
+    return Line(row.name, str(len(row.runs)), [*verdicts, *cells])
 
 
 def _cell(table: Table, row: Row, column: Column, locale: Locale) -> Cell:
@@ -127,18 +141,18 @@ def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> lis
     table, nothing = section.table, pd.DataFrame()
     slices: list[tuple[str, str, list[figures.PageFigure], pd.DataFrame]] = [
         (f"slices-{metric.name}", f"slices_{metric.name}", [],
-         tables.slices(table, metric.name, locale))
+         frames.slices(table, metric.name, locale))
         for metric in shown_in("slices")
     ]  # fmt: skip
     named = [
         ("costs", "costs", figures.costs(table, stem, locale), nothing),
         ("differences", "differences", figures.differences(table, stem, locale),
-         tables.differences(table, locale)),
+         frames.differences(table, locale)),
         ("curves", "curves", figures.curves(table, files.details, stem, locale), nothing),
         ("confusion", "confusion", figures.confusion(table, files.predictions, stem, locale),
          nothing),
         ("calibration", "calibration", figures.calibration(table, stem, locale),
-         tables.calibration(table, locale)),
+         frames.calibration(table, locale)),
         *slices,
     ]  # fmt: skip
     return [

@@ -15,11 +15,12 @@ import pandas as pd
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, get_top_key
 from kinopoisk_ft.reporting.columns import columns_in
+from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
-from kinopoisk_ft.reporting.table import Table, frame_of, write_measured, write_value
+from kinopoisk_ft.reporting.table import Table, write_measured, write_value
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 # The config group whose options start many runs at once.

@@ -20,28 +20,33 @@ from kinopoisk_ft.reporting.plots.run_plots import (
     tidy,
 )
 from kinopoisk_ft.reporting.table import Table, data_line
+from kinopoisk_ft.statistics.equivalence import MARGIN, Verdict
 from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.pairs import Pair
 
 # Sizes in inches.
 WIDTH, NARROW_WIDTH, ROW_HEIGHT = 8.0, 4.4, 0.34
 FONT = 9
+VERDICTS: tuple[Verdict, ...] = ("as good", "worse", "undecided")
 
 
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Draw the F1 difference and its interval for each pair of approaches.
+    """Draw the F1 difference and its interval for each pair of approaches, and the margin.
 
     In a narrow figure, the names of the pairs are above the intervals.
     """
     pairs = table.comparison.pairs
+    colours = dict(zip(VERDICTS, (COLOURS[0], COLOURS[1], GREY), strict=True))
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
     figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))
     axes = figure.add_subplot()
     for place, pair in enumerate(pairs):
         found = pair.differences[HEADLINE]
-        colour = COLOURS[0] if pair.beyond_chance else GREY
+        colour = colours[verdict_on(table, pair)]
         axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2.2)
         axes.plot(found.mean, place, marker="o", markersize=6, color=colour, markeredgecolor="w")
     axes.axvline(0, color=INK, linewidth=1)
+    axes.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, linewidth=0)
     tidy(axes)
     axes.grid(False, axis="y")
     names = [locale("row_less", a=literal(pair.a), b=literal(pair.b)) for pair in pairs]
@@ -55,19 +60,31 @@ def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: locale.number(v, 3, signed=True)))
     axes.set_xlabel(locale("axis_difference"))
-    keys = {"legend_beyond": COLOURS[0], "legend_noise": GREY}
     handles = [
-        Line2D([], [], color=colour, marker="o", lw=2.2, label=locale(key))
-        for key, colour in keys.items()
+        Line2D([], [], color=colour, marker="o", lw=2.2, label=write_verdict(verdict, locale))
+        for verdict, colour in colours.items()
     ]
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=1 if narrow else 2,
+        ncols=1 if narrow else 3,
         frameon=False,
         fontsize=FONT,
     )
     return figure
+
+
+def verdict_on(table: Table, pair: Pair) -> Verdict:
+    """Return whether the approach with the lower score is as good as the other one."""
+    lower, higher = (pair.a, pair.b) if pair.differences[HEADLINE].mean < 0 else (pair.b, pair.a)
+    decision = table.decide(lower, higher)
+    return decision.verdict if decision else "undecided"
+
+
+def write_verdict(verdict: Verdict, locale: Locale) -> str:
+    """Return the legend of a verdict."""
+    key = f"legend_{verdict.replace(' ', '_')}"
+    return locale(key, margin=locale.number(MARGIN, 2))
 
 
 def _names_above(axes: Axes, names: list[str]) -> None:

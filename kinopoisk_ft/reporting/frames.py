@@ -1,0 +1,213 @@
+"""Format a comparison as DataFrames of strings.
+
+A DataFrame without rows means that there is nothing to show.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pandas as pd
+
+from kinopoisk_ft.reporting.columns import BEST, MARKS, columns_in
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.table import (
+    Table,
+    unknown_pretraining,
+    write_mean,
+    write_measured,
+    write_value,
+)
+from kinopoisk_ft.statistics.metrics import headline_first, shown_in
+from kinopoisk_ft.statistics.pairs import Pair
+from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, Slice
+
+LEAKAGE_KINDS = ("near_duplicates", "films", "authors")
+
+
+def frame_of(headings: list[str], rows: list[list[str]]) -> pd.DataFrame:
+    """Return a DataFrame of strings with the given headings, which may repeat."""
+    return pd.DataFrame(rows, columns=pd.Index(headings, dtype=object), dtype=object)
+
+
+def results(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of test results, with the majority-class baseline in the last row."""
+    columns = columns_in("results")
+    rows = [
+        [
+            row.name,
+            str(len(row.runs)),
+            *verdicts(table, row, locale),
+            *(write_measured(table, row, c, locale) for c in columns),
+        ]
+        for row in table.rows
+    ]
+    majority = [
+        write_value(table.majority[c.name], c, locale) if c.name in table.majority else NOTHING
+        for c in columns
+    ]
+    headings = verdict_headings(table, locale)
+    rows.append([locale("majority"), NOTHING, *[NOTHING] * len(headings), *majority])
+    return frame_of([locale("approach"), "n", *headings, *map(locale.heading, columns)], rows)
+
+
+def verdict_headings(table: Table, locale: Locale) -> list[str]:
+    """Return the headings of the columns with verdicts against the best row."""
+    return [locale("within", margin=locale.number(margin, 2)) for margin in table.decisions]
+
+
+def verdicts(table: Table, row: Row, locale: Locale) -> list[str]:
+    """Return whether a row is as good as the best one, for each margin."""
+    if not row.learned:
+        return [locale("not_learned")] * len(table.decisions)
+    if row is table.rows[0]:
+        return [locale("reference")] * len(table.decisions)
+    found = (decisions.get(row.name) for decisions in table.decisions.values())
+    return [
+        locale(decision.verdict.replace(" ", "_")) if decision else NOTHING for decision in found
+    ]
+
+
+def sizes(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of model sizes and speeds."""
+    columns = columns_in("sizes")
+    rows = [
+        [row.name, *(write_mean(row, c, locale) for c in columns), row.first.max_length or NOTHING]
+        for row in table.rows
+    ]
+    headings = [locale("approach"), *map(locale.heading, columns), locale("max_length")]
+    return frame_of(headings, rows)
+
+
+def against_best(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table that compares each row with the best values."""
+    rows = []
+    for row in table.rows:
+        marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
+        rows.append([row.name, *marks, *_distances(row.from_best, locale)])
+    majority = {
+        c: table.majority[c] - best for c, best in table.best.items() if c in table.majority
+    }
+    rows.append([locale("majority"), *[locale("no")] * len(MARKS), *_distances(majority, locale)])
+    return frame_of(
+        [locale("approach"), *MARKS, *(locale(f"{name}_from_best") for name in BEST)], rows
+    )
+
+
+def _distances(found: dict[str, float], locale: Locale) -> list[str]:
+    return [
+        write_value(found[name], column, locale, signed=True) if name in found else NOTHING
+        for name, column in BEST.items()
+    ]
+
+
+def differences(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of differences between pairs of approaches, with intervals and p-values."""
+    headings = [locale("approach"), locale("against")]
+    for metric in headline_first(shown_in("differences")):
+        headings += [
+            locale("difference", metric=locale.label(metric.name)),
+            locale("p"),
+            locale("p_holm"),
+        ]
+    headings += [locale("mcnemar"), locale("mcnemar_holm")]
+    return frame_of(headings, [_difference(pair, locale) for pair in table.comparison.pairs])
+
+
+def _difference(pair: Pair, locale: Locale) -> list[str]:
+    cells = [pair.a, pair.b if pair.paired else locale("unpaired_mark", name=pair.b)]
+    for metric in headline_first(shown_in("differences")):
+        found = pair.differences[metric.name]
+        text = f"{locale.score(found.mean, signed=True)} {locale.interval(found, signed=True)}"
+        cells += [text, locale.p_value(found.p), locale.p_value(found.p_holm)]
+    test = pair.mcnemar
+    tested = [locale.p_value(test.p), locale.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
+    return [*cells, *tested]
+
+
+def calibration(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of calibration metrics before and after temperature scaling."""
+    rows = [row for row in table.rows if "temperature" in row.values]
+    columns = [
+        column
+        for column in columns_in("calibration")
+        if any(column.name in row.values for row in rows)
+    ]
+    cells = [[row.name, *(write_mean(row, column, locale) for column in columns)] for row in rows]
+    return frame_of([locale("approach"), *map(locale.heading, columns)], cells)
+
+
+def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
+    """Return the table of one metric, with one row per slice and one column per approach."""
+    found = table.comparison.slices
+    names = [row.name for row in table.rows if row.name in found]
+    places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
+    for name in names:
+        for one in found[name]:
+            places[one.place][name] = one
+    rows = []
+    for _, here in sorted(places.items()):
+        counts = sorted({one.n for one in here.values()})
+        cells = [_slice_score(here.get(name), metric, locale) for name in names]
+        rows.append(
+            [_slice_name(next(iter(here.values())), locale), _counts(counts, locale), *cells]
+        )
+    return frame_of([locale("slice"), locale("reviews"), *names], rows)
+
+
+def _slice_name(one: Slice, locale: Locale) -> str:
+    if one.by == "grade10" and one.value == NO_GRADE:
+        return locale("no_grade")
+    shown = locale(one.value) if one.value in SEEN else locale.range(one.value)
+    return f"{locale(f'by_{one.by}')}: {shown}"
+
+
+def _slice_score(one: Slice | None, metric: str, locale: Locale) -> str:
+    if one is None:
+        return NOTHING
+    found = one.scores[metric]
+    return f"{locale.number(found.mean, 3)} {locale.interval(found, digits=3)}"
+
+
+def _counts(counts: list[int], locale: Locale) -> str:
+    # Models that truncate differently have slices of different sizes.
+    ends = dict.fromkeys((counts[0], counts[-1]))
+    return locale.range("-".join(locale.number(n, 0) for n in ends))
+
+
+def leakage(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of overlaps between training data and test reviews."""
+    found = table.leakage
+    rows = [
+        [
+            locale(f"leakage_{kind}"),
+            locale.number(found[f"leakage_{kind}"], 0),
+            locale.percent(found[f"leakage_{kind}_share"]),
+        ]
+        for kind in LEAKAGE_KINDS
+        if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
+    ]
+    if "leakage_film_guess_accuracy" in found:
+        majority = locale.score(found["leakage_majority_accuracy"])
+        guess = locale.score(found["leakage_film_guess_accuracy"])
+        rows.append([locale("leakage_film_guess", majority=majority), guess, ""])
+    rows += _pretraining(table, locale)
+    return frame_of(
+        [locale("leakage_what"), locale("leakage_shared"), locale("leakage_share")], rows
+    )
+
+
+def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
+    rows = [
+        [
+            locale("pretraining", names=row.name),
+            locale.number(found[0], 0),
+            locale.percent(found[1]),
+        ]
+        for row in table.rows
+        if (found := row.pretrained_on_test) and found[0]
+    ]
+    if names := unknown_pretraining(table):
+        rows.append([locale("pretraining", names=locale.listed(names)), locale("unknown"), ""])
+    return rows

@@ -1,0 +1,84 @@
+"""Find out whether a run has learned anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.statistics.bootstrap import resample
+from kinopoisk_ft.statistics.metrics import CORRELATION, HEADLINE, count_confusion, scores
+from kinopoisk_ft.statistics.pairs import ALPHA
+from kinopoisk_ft.tasks.result import Fitted
+from kinopoisk_ft.text import to_one_line
+
+RESAMPLES = 2000
+# With fewer logged training losses, their trend is too uncertain.
+FEWEST_LOSSES = 8
+ADVICE = (
+    "Try more epochs (trainer.epochs) or reviews, another learning rate (trainer.lr), or another "
+    "part of the reviews (data.truncation)."
+)
+
+
+def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
+    """Check that a model is better than the majority class, and that the training loss fell.
+
+    Returns:
+        A warning, and the failed checks, such as "test, validation, training loss". Both strings
+        are empty if the model has learned.
+    """
+    found = {}
+    for name, part, probabilities in (
+        ("test", data.test, fitted.test_probabilities),
+        ("validation", data.val, fitted.val_probabilities),
+    ):
+        for why in _compare_with_majority(name, part, probabilities, data):
+            found[name] = why
+    for why in _compare_losses(fitted):
+        found["training loss"] = why
+    if not found:
+        return "", ""
+    why = next(iter(found.values()))
+    return f"{why} This model has not learned; do not compare its score. {ADVICE}", ", ".join(found)
+
+
+def _compare_with_majority(
+    name: str, part: pd.DataFrame, probabilities: np.ndarray, data: DataSplit
+) -> Iterator[str]:
+    """Yield a reason if a model is not significantly better than the majority class of train.
+
+    The test asks whether the Matthews correlation coefficient is above 0, which is its value for
+    the majority class and for random answers. Random answers have a higher weighted F1 than the
+    majority class. A model that finds a rare class may have a lower accuracy.
+    """
+    labels, classes = part["label"].to_numpy(), len(data.class_names)
+    majority = int(np.bincount(data.train["label"]).argmax())
+    predicted = np.stack([probabilities.argmax(axis=1), np.full(len(labels), majority)])
+    groups = part["group"].to_numpy() if "group" in part else None
+    sample = resample(labels, predicted[:1], classes, groups=groups, resamples=RESAMPLES)
+    p = float((1 + np.sum(sample.resampled[CORRELATION] <= 0)) / (RESAMPLES + 1))
+    if p > ALPHA:
+        model, floor = scores(count_confusion(labels, predicted, classes))[HEADLINE]
+        usual = to_one_line(data.class_names[majority])
+        yield (
+            f"Not significantly above the majority class: {HEADLINE} {model:.3f} on {name}, "
+            f"{floor:.3f} for always predicting '{usual}' (p {p:.2g})."
+        )
+
+
+def _compare_losses(fitted: Fitted) -> Iterator[str]:
+    """Yield a reason if the training loss has not fallen."""
+    losses = [row["train_loss"] for row in fitted.history if "train_loss" in row]
+    if len(losses) < FEWEST_LOSSES:
+        return
+    quarter = len(losses) // 4
+    first, last = np.mean(losses[:quarter]), np.mean(losses[-quarter:])
+    # The comparison is false for NaN, which is not a fall either.
+    if not last < first:
+        yield (
+            f"The training loss has not fallen: {first:.3f} in the first quarter of the steps, "
+            f"{last:.3f} in the last one."
+        )
