@@ -60,12 +60,12 @@ class PooledClassifier(nn.Module):
         # Longformer and LED classify with global attention at the first token.
         forward = inspect.signature(encoder.forward).parameters
         self.attends_globally = "global_attention_mask" in forward
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
-        nn.init.zeros_(self.classifier.bias)
         self.window_pooling = (
             None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
         )
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, **_: Any

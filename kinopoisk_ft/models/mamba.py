@@ -228,10 +228,10 @@ class MambaClassifier(nn.Module):
                 "use model.pooling=last to pool the last real token"
             )
         self.backbone = MambaBackbone(config, scan_backend)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
         self.window_pooling = (
             None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
         )
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

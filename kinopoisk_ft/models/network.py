@@ -295,6 +295,27 @@ class Adapted:
     targets: str = ""
 
 
+def find_depths(network: Network, module: nn.Module) -> dict[str, int]:
+    """Return by how many layers each parameter is below the head.
+
+    This is 1 for the last block. For the embeddings, it is the number of blocks plus 1. Parameters
+    in neither of them are left out.
+
+    Args:
+        module: the network with its adapter; the names of its parameters are the keys.
+
+    Raises:
+        UserError: the architecture does not have a single list of blocks.
+    """
+    blocks = list_blocks(network)
+    depths: dict[nn.Parameter, int] = {}
+    for name in network.embeddings:
+        depths |= dict.fromkeys(network.module.get_submodule(name).parameters(), len(blocks) + 1)
+    for i, block in enumerate(blocks):
+        depths |= dict.fromkeys(block.parameters(), len(blocks) - i)
+    return {n: depths[p] for n, p in module.named_parameters() if p in depths}
+
+
 def list_blocks(network: Network) -> list[nn.Module]:
     """Return the blocks of a network, first block first.
 
@@ -304,9 +325,10 @@ def list_blocks(network: Network) -> list[nn.Module]:
     if not network.layers:
         model = type(network.module).__name__
         raise UserError(
-            f"the layers of {model} cannot be frozen one by one, because they share weights or are "
-            "not in a single ModuleList",
+            f"the layers of {model} cannot be treated separately, because they share weights or "
+            "are not in a single ModuleList",
             where="model.name",
-            fix="use adapter=none, head, bitfit or lora, and set trainer.prefix_cache=off",
+            fix="use adapter=none, head, bitfit or lora, and set trainer.prefix_cache=off and "
+            "trainer.layer_decay=null",
         )
     return list(network.module.get_submodule(network.layers).children())

@@ -42,13 +42,7 @@ def pretrain(
     """
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     recipe.check_pretraining()
-    if trainer.prefix_cache != "off":
-        raise UserError(
-            "pretraining trains every layer, so there are no frozen layers to cache",
-            where="trainer.prefix_cache",
-            fix="use trainer.prefix_cache=off",
-        )
-    trainer.reject_class_balancing("pretraining has no classes")
+    _check_trainer(trainer)
     with main_first():
         data: DataSplit = instantiate(cfg.data).load()
     checkpoints = out_dir / CHECKPOINTS
@@ -89,6 +83,22 @@ def pretrain(
         model_dir=str(folder),
         objective=state.best_score,
     )
+
+
+def _check_trainer(trainer: Any) -> None:
+    if trainer.prefix_cache != "off":
+        raise UserError(
+            "pretraining trains every layer, so there are no frozen layers to cache",
+            where="trainer.prefix_cache",
+            fix="use trainer.prefix_cache=off",
+        )
+    if trainer.head_first:
+        raise UserError(
+            "pretraining has no classes, so no output layer can be fitted first",
+            where="trainer.head_first",
+            fix="use trainer.head_first=false",
+        )
+    trainer.reject_class_balancing("pretraining has no classes")
 
 
 def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) -> None:

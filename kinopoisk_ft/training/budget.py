@@ -24,11 +24,13 @@ class Budget:
 
     Args:
         max_steps: an additional limit on the optimizer steps if the unit is epochs.
+        min_steps: if the unit is epochs and they have fewer steps, training continues to this step.
     """
 
     unit: Unit
     amount: float
     max_steps: int | None = None
+    min_steps: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -49,7 +51,7 @@ class Budget:
     def count_steps(self, per_epoch: int) -> int | None:
         """Return the number of optimizer steps; None for a budget of tokens or seconds."""
         if self.unit == "epochs":
-            steps = int(self.amount) * per_epoch
+            steps = max(int(self.amount) * per_epoch, self.min_steps or 0)
             return min(steps, self.max_steps or steps)
         return int(self.amount) if self.unit == "steps" else None
 

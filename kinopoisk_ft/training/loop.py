@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +37,7 @@ from kinopoisk_ft.training.distributed.processes import (
 )
 from kinopoisk_ft.training.distributed.strategy import check_strategy, sync_gradients, wrap_model
 from kinopoisk_ft.training.evaluate import Evaluation, evaluate
+from kinopoisk_ft.training.head_first import exclude_output_layer, fit_head
 from kinopoisk_ft.training.memory import (
     explain_out_of_memory,
     fit_rows_to_memory,
@@ -83,10 +83,7 @@ class Trainer(Settings):
         reason = "as before the run was stopped" if original else precision.reason
         log.info("device %s, precision %s (%s)", device, precision.kind, reason)
         keeps = self.keep_memory and keep_freed_memory()
-        log.info(
-            "the process %s",
-            "keeps freed memory" if keeps else "returns freed memory to the system",
-        )
+        log.info("freed memory %s", "is kept" if keeps else "returns to the system")
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: synchronize(device))
 
@@ -104,13 +101,12 @@ class Trainer(Settings):
         recorder: Recorder,
         folder: Path,
         about: Mapping[str, str] | None = None,
+        depths: Mapping[str, int] | None = None,
     ) -> State:
-        """Train the model, and load the best weights at the end.
-
-        If `folder` contains a valid checkpoint, training resumes exactly from there.
+        """Train the model or resume exactly from a checkpoint, and load the best weights.
 
         Args:
-            fresh: names of newly initialized parameters.
+            fresh, depths: see `build_param_groups`.
             audit: called with the model after the first backward pass; can raise an error.
             folder: where checkpoints and the best weights are saved.
             about: properties a checkpoint must share with this run; if None, checkpoints are off.
@@ -120,7 +116,7 @@ class Trainer(Settings):
                 gradients were not finite.
             Stopped: a signal stopped the run.
         """
-        state = self._setup(model, objective, precision, fresh, len(train), clock)
+        state = self._setup(model, objective, precision, fresh, len(train), clock, depths)
         best = BestWeights(folder)
         every = self.checkpoint_every
         manager = CheckpointManager(folder, state, best, clock, recorder, every, about)
@@ -181,18 +177,19 @@ class Trainer(Settings):
         fresh: Iterable[str],
         reviews: int,
         clock: Clock,
+        depths: Mapping[str, int] | None = None,
     ) -> State:
         wrapped = wrap_model(model, self.strategy, precision.device)
         wrapped = compile_model(wrapped, self.compile, precision.device)
         wrapped.train()
         steps = self.training_budget.count_steps(self.steps_per_epoch(reviews))
         meter = Meter(self.training_budget, clock, steps)
-        warmup = self.warmup_steps
-        if warmup is None:
-            warmup = math.ceil(self.warmup_share * meter.total)
+        warmup = self.count_warmup(meter.total)
+        fresh = exclude_output_layer(fresh, model) if self.head_first else fresh
         groups = build_param_groups(
-            model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay
-        )
+            model, fresh, lr=self.lr, head_lr=self.head_lr, weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay, depths=depths,
+        )  # fmt: skip
         optimizer = self.optimizer(groups, lr=self.lr)
         schedule = make_scheduler(
             optimizer, self.schedule, warmup, meter.total, meter.schedule_step
@@ -207,6 +204,8 @@ class Trainer(Settings):
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:
+        if self.head_first and state.step == 0:
+            fit_head(state, train, self.class_weights == "balanced")
         if world_size() > 1:
             # All processes must split a batch into the same number of micro-batches.
             state.micro_batch_size = self.initial_micro_batch_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,8 @@ def build_param_groups(
     lr: float,
     head_lr: float | None,
     weight_decay: float,
+    layer_decay: float | None = None,
+    depths: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Divide the trainable parameters into groups for the optimizer.
 
@@ -38,21 +40,25 @@ def build_param_groups(
     Args:
         fresh: names of newly initialized parameters.
         head_lr: learning rate of newly initialized parameters; `lr` if None.
+        layer_decay: factor by which the learning rate falls with each layer below the head (Clark,
+            K. et al., 2020, ELECTRA, appendix B). Newly initialized parameters are not affected.
+        depths: {name of a parameter: number of layers by which it is below the head}; 0 for all
+            other parameters.
     """
-    fresh = set(fresh)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    fresh, depths = set(fresh), depths or {}
+    groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name in fresh, has_weight_decay(name, parameter)), []).append(
-                parameter
-            )
+            depth = 0 if layer_decay is None or name in fresh else depths.get(name, 0)
+            key = (name in fresh, has_weight_decay(name, parameter), depth)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": head_lr if is_fresh and head_lr is not None else lr,
+            "lr": head_lr if is_fresh and head_lr is not None else lr * (layer_decay or 1) ** depth,
             "weight_decay": weight_decay if decaying else 0.0,
         }
-        for (is_fresh, decaying), parameters in groups.items()
+        for (is_fresh, decaying, depth), parameters in groups.items()
     ]
 
 

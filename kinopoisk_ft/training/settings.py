@@ -31,6 +31,7 @@ class Settings:
     strategy: Strategy
     epochs: int
     max_steps: int | None
+    min_steps: int | None = None
     budget: str | None
     batch_size: int
     accumulate: int
@@ -42,6 +43,8 @@ class Settings:
     clip_norm: float | None
     warmup_steps: int | None
     warmup_share: float
+    layer_decay: float | None = None
+    head_first: bool = False
     eval_every: Literal["epoch"] | int
     patience: int | None
     best_metric: BestMetric
@@ -59,6 +62,7 @@ class Settings:
         counts = (
             "epochs",
             "max_steps",
+            "min_steps",
             "batch_size",
             "accumulate",
             "micro_batch_size",
@@ -81,6 +85,11 @@ class Settings:
                 f"trainer.warmup_share={self.warmup_share} is above 1, but it is a fraction of all "
                 "optimizer steps",
                 fix="use a number from 0 to 1, or set a number of steps with trainer.warmup_steps",
+            )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(
+                f"trainer.layer_decay={self.layer_decay} is not valid; use a number above 0 and up "
+                "to 1"
             )
         if self.initial_micro_batch_size > self.batch_size:
             raise UserError(
@@ -105,7 +114,13 @@ class Settings:
         """Return the budget from `budget` if set, otherwise from `epochs` and `max_steps`."""
         if self.budget is not None:
             return Budget.parse(self.budget)
-        return Budget("epochs", self.epochs, self.max_steps)
+        return Budget("epochs", self.epochs, self.max_steps, self.min_steps)
+
+    def count_warmup(self, total: int) -> int:
+        """Return the number of warm-up steps of a schedule with `total` steps."""
+        if self.warmup_steps is None:
+            return math.ceil(self.warmup_share * total)
+        return self.warmup_steps
 
     def _check_budget(self) -> None:
         has_unknown_steps = self.training_budget.count_steps(1) is None
@@ -115,6 +130,15 @@ class Settings:
                 "set together, because both limit the training",
                 fix="set only one of them; to limit the steps, use "
                 f"trainer.max_steps=null trainer.budget=steps:{self.max_steps}",
+            )
+        if self.min_steps is not None and (
+            self.budget is not None or self.min_steps > (self.max_steps or self.min_steps)
+        ):
+            other = "budget" if self.budget is not None else "max_steps"
+            raise UserError(
+                f"trainer.min_steps={self.min_steps} contradicts trainer.{other}="
+                f"{getattr(self, other)}",
+                fix=f"set trainer.min_steps=null or trainer.{other}=null",
             )
         if has_unknown_steps and self.warmup_steps is not None:
             raise UserError(

@@ -1,0 +1,120 @@
+"""Fit the output layer before training, so that the first steps do not spoil the layers below it.
+
+Kumar, A. et al. (2022). Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution, https://arxiv.org/abs/2202.10054.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.batching import Examples, batch_by_length
+from kinopoisk_ft.training.device import to_device
+from kinopoisk_ft.training.distributed.sharding import shard_like
+from kinopoisk_ft.training.memory import halve_on_out_of_memory
+from kinopoisk_ft.training.state import State
+
+log = logging.getLogger(__name__)
+
+# Logit of a class without a review in the train split.
+ABSENT = -10.0
+
+
+def find_output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the name and the module of the last linear layer that is trained.
+
+    Raises:
+        UserError: no linear layer is trained.
+    """
+    layers = [
+        (name, part)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part.weight.requires_grad
+    ]
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__} has no trained linear layer that could be fitted first",
+            where="trainer.head_first",
+            fix="set trainer.head_first=false",
+        )
+    return layers[-1]
+
+
+def exclude_output_layer(fresh: Iterable[str], model: nn.Module) -> list[str]:
+    """Remove the output layer from the names of newly initialized parameters.
+
+    A fitted layer does not need the higher learning rate of random weights.
+    """
+    fitted = f"{find_output_layer(model)[0]}."
+    return [name for name in fresh if not name.startswith(fitted)]
+
+
+def fit_head(state: State, train: Examples, balanced: bool) -> None:
+    """Fit the output layer by logistic regression on its inputs, in evaluation mode.
+
+    Args:
+        balanced: whether each class has the same total weight.
+    """
+    name, layer = find_output_layer(state.model)
+    features, state.eval_batch_size = halve_on_out_of_memory(
+        lambda rows: _compute_inputs(state, layer, train, rows),
+        state.eval_batch_size,
+        state.precision.device,
+        "the forward pass for the head",
+    )
+    state.model.train()
+    scaler = StandardScaler()
+    regression = LogisticRegression(max_iter=1000, class_weight="balanced" if balanced else None)
+    regression.fit(scaler.fit_transform(features), train.labels)
+    weight, bias = _as_linear(regression, scaler, layer.out_features)
+    with torch.no_grad():
+        for parameter, value in ((layer.weight, weight), (layer.bias, bias)):
+            if parameter is not None:
+                full = torch.as_tensor(value, dtype=torch.float32, device=state.precision.device)
+                parameter.copy_(shard_like(full, parameter))
+    log.info("%s was fitted first, by logistic regression on %d reviews", name, len(train))
+
+
+@torch.inference_mode()
+def _compute_inputs(
+    state: State, layer: nn.Linear, examples: Examples, batch_size: int
+) -> np.ndarray:
+    """Return the inputs of a layer for all examples, (N, in_features)."""
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
+    batches, rng = batch_by_length(examples.lengths, batch_size), np.random.default_rng(0)
+    state.model.eval()
+    try:
+        for rows in batches:
+            batch = to_device(state.objective.collate(examples, rows, rng), state.precision.device)
+            with state.precision.autocast():
+                state.objective.loss_sum(state.model, batch)
+    finally:
+        hook.remove()
+    found = torch.cat(inputs).numpy()
+    restored = np.empty_like(found)
+    restored[np.concatenate(batches)] = found
+    return restored
+
+
+def _as_linear(regression: Any, scaler: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight (classes, in_features) and bias (classes,) for inputs that are not scaled."""
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(regression.classes_) == 2:
+        # scikit-learn stores only the difference of the two logits.
+        coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
+        intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
+    weight = np.zeros((classes, coefficients.shape[1]))
+    bias = np.full(classes, ABSENT)
+    weight[regression.classes_] = coefficients / scaler.scale_
+    bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
+    return weight, bias

@@ -1,0 +1,168 @@
+"""The output layer is fitted before training, and layers learn at decaying rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import compose_config
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from networks import make
+from short_fit import SHORT, short_fit, train_examples, weights
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.network import find_depths
+from kinopoisk_ft.training.batching import Examples
+from kinopoisk_ft.training.head_first import _as_linear, find_output_layer, fit_head
+from kinopoisk_ft.training.loop import Trainer
+from kinopoisk_ft.training.objective import Classification
+from kinopoisk_ft.training.optim import build_param_groups
+from kinopoisk_ft.training.state import State
+
+
+def prepare(kind: str, adapter: str, *overrides: str) -> tuple[State, Examples]:
+    """Return the state before the first step, and the train split."""
+    trainer: Trainer = instantiate(compose_config([*SHORT, *overrides]).trainer)
+    precision, clock = trainer.open()
+    _, made, network, tokenizer = make(kind, adapter, "+model.reads_windows=false")
+    adapted = made.apply(network)
+    objective, train = Classification(tokenizer.pad_token_id), train_examples(tokenizer)
+    state = trainer._setup(
+        adapted.module, objective, precision, adapted.fresh, len(train), clock, None
+    )
+    return state, train
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "name"),
+    [
+        ("pooled", "none", "classifier"),
+        ("pooled", "lora", "base_model.model.classifier.modules_to_save.default"),
+        ("bert", "freeze", "classifier"),
+        ("mamba", "lora", "base_model.model.classifier.modules_to_save.default"),
+    ],
+)
+def test_the_fitted_layer_predicts_as_scikit_learn(kind: str, adapter: str, name: str) -> None:
+    """From the same features, in any order of batches."""
+    state, train = prepare(kind, adapter, "trainer.head_first=true")
+    found, layer = find_output_layer(state.model)
+    assert found == name
+    before = {n: p.clone() for n, p in state.model.named_parameters()}
+    inputs: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    batch = state.objective.collate(train, np.arange(len(train)), np.random.default_rng(0))
+    with torch.no_grad():
+        state.objective.loss_sum(state.model.eval(), batch)
+    hook.remove()
+    features = torch.cat(inputs).double().numpy()
+    fit_head(state, train, balanced=False)
+    assert state.model.training
+    with torch.no_grad():
+        logits = state.objective.loss_sum(state.model.eval(), batch)[1]
+    mean, deviation = features.mean(0), features.std(0)
+    oracle = LogisticRegression(max_iter=5000, tol=1e-8)
+    expected = oracle.fit((features - mean) / deviation, train.labels).decision_function(
+        (features - mean) / deviation
+    )
+    difference = (logits[:, 1] - logits[:, 0]).numpy()
+    np.testing.assert_allclose(difference, expected, atol=0.02, rtol=0.02)
+    changed = {n for n, p in state.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {f"{name}.weight", f"{name}.bias"}
+
+
+def test_several_classes_and_one_without_reviews() -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(90, 4)), np.repeat([0, 1, 3], 30)
+    features[np.arange(90), labels] += 2
+
+    class Scaler:
+        mean_, scale_ = np.array([1.0, 0.0, -1.0, 2.0]), np.array([2.0, 1.0, 0.5, 1.0])
+
+    scaled = (features - Scaler.mean_) / Scaler.scale_
+    regression = LogisticRegression().fit(scaled, labels)
+    weight, bias = _as_linear(regression, Scaler, 4)
+    logits = features @ weight.T + bias
+    np.testing.assert_allclose(logits[:, [0, 1, 3]], regression.decision_function(scaled))
+    assert (logits.argmax(1) != 2).all()
+
+
+def test_a_fitted_head_uses_the_rate_of_the_other_weights(tmp_path: Path) -> None:
+    rates = {}
+    for first in ("true", "false"):
+        state, _ = prepare("pooled", "none", f"trainer.head_first={first}", "trainer.head_lr=0.1")
+        head = state.model.get_parameter("classifier.weight")
+        for group in state.optimizer.param_groups:
+            if any(parameter is head for parameter in group["params"]):
+                rates[first] = group["initial_lr"]
+    assert rates == {"true": 0.001, "false": 0.1}
+
+
+def test_a_resumed_run_does_not_fit_the_head_again(tmp_path: Path) -> None:
+    whole, _ = short_fit(tmp_path / "whole", "trainer.head_first=true")
+    folder = tmp_path / "stopped"
+    short_fit(folder, "trainer.head_first=true", "trainer.max_steps=2")
+    resumed, _ = short_fit(folder, "trainer.head_first=true")
+    assert whole.step == resumed.step == 4
+    plain, _ = short_fit(tmp_path / "plain")
+    assert not torch.equal(weights(whole), weights(plain))
+
+
+def test_without_a_trained_linear_layer_it_is_refused() -> None:
+    with pytest.raises(UserError, match="has no trained linear layer that could be fitted first"):
+        find_output_layer(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(("kind", "adapter"), [("pooled", "none"), ("mamba", "lora")])
+def test_rates_decay_with_depth(kind: str, adapter: str) -> None:
+    """As in BEiT: the last block has the factor once, the embeddings once more than all blocks."""
+    _, made, network, _ = make(kind, adapter)
+    adapted = made.apply(network)
+    depths = find_depths(network, adapted.module)
+    groups = build_param_groups(
+        adapted.module, adapted.fresh, lr=1.0, head_lr=5.0, weight_decay=0.1, layer_decay=0.5,
+        depths=depths,
+    )  # fmt: skip
+    names = {p: n for n, p in adapted.module.named_parameters()}
+    rates = {names[p]: group["lr"] for group in groups for p in group["params"]}
+    assert set(rates) == {n for n, p in adapted.module.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        place = next((i for i in range(3) if f".{i}." in name), None)
+        if name in adapted.fresh:
+            assert rate == 5.0
+        elif "embeddings" in name:
+            assert rate == 0.5**4
+        elif place is not None:
+            assert rate == 0.5 ** (3 - place)
+        else:
+            assert rate == 1.0
+    plain = build_param_groups(
+        adapted.module, adapted.fresh, lr=1.0, head_lr=5.0, weight_decay=0.1, depths=depths
+    )
+    assert {group["lr"] for group in plain} <= {1.0, 5.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.layer_decay=1.5"], r"trainer.layer_decay=1.5 is not valid"),
+        (["trainer.min_steps=0"], r"trainer.min_steps=0 is not valid"),
+        (["trainer.min_steps=10", "trainer.max_steps=5"], r"contradicts trainer.max_steps=5"),
+        (["trainer.min_steps=10", "trainer.budget=steps:9"], r"contradicts trainer.budget=steps:9"),
+    ],
+)
+def test_invalid_values_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InstantiationException, match=message):
+        instantiate(compose_config([*SHORT, *overrides]).trainer)
+
+
+def test_few_reviews_train_for_the_minimum_of_steps(tmp_path: Path) -> None:
+    """46 reviews in batches of 12 have four steps an epoch."""
+    assert short_fit(tmp_path / "a", "trainer.min_steps=7")[0].step == 7
+    assert short_fit(tmp_path / "b", "trainer.min_steps=3")[0].step == 4
+    state, _ = short_fit(tmp_path / "c", "trainer.min_steps=9", "trainer.max_steps=9")
+    assert state.step == 9
