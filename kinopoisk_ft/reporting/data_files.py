@@ -6,6 +6,7 @@ In CSV and JSON, names and numbers do not depend on the language of the report.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS, MARKS
 from kinopoisk_ft.reporting.document import Document, Section
 from kinopoisk_ft.reporting.frames import results
+from kinopoisk_ft.reporting.label_curves import LabelCurves
 from kinopoisk_ft.reporting.locale import MINUS, NO_BREAK_SPACE, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
@@ -103,6 +105,7 @@ def as_json(document: Document, language: str) -> str:
         "notes": document.notes,
         "tables": [_json_table(section) for section in document.sections],
         "failed": [asdict(failure) for failure in document.failures],
+        "label_curves": [_json_curves(curves) for curves in document.curves],
     }
     return json.dumps(whole, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
@@ -129,14 +132,30 @@ def _json_table(section: Section) -> dict[str, Any]:
         "data": table.data,
         "split_digest": table.split_digest,
         "source_digest": table.source_digest or None,
+        "train_limit": table.train_limit or None,
         "rows": rows,
         "best": table.best,
         "comparison": comparison,
         "pictures": section.pictures,
+        "banner": section.banner or None,
         "notes": section.notes,
         "conclusions": section.conclusions,
         "recommendations": section.recommendations,
     }
+
+
+def _json_curves(found: LabelCurves) -> dict[str, Any]:
+    points = [
+        {"approach": curve.name, "labels": point.labels, **asdict(interval)}
+        for curve in found.curves
+        for point, interval in zip(curve.points, curve.intervals, strict=True)
+    ]
+    # JSON has no infinity; null means "not with the most labels".
+    crossings = [
+        {key: None if value == math.inf else value for key, value in asdict(crossing).items()}
+        for crossing in found.crossings
+    ]
+    return {"points": points, "crossings": crossings}
 
 
 def _all_rows(section: Section) -> list[Row | None]:
@@ -153,6 +172,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
         "data": table.data,
         "split_digest": table.split_digest,
         "source_digest": table.source_digest,
+        "train_limit": table.train_limit,
         "approach": row.name if row else MAJORITY_ROW,
         "model": row.first.model if row else "",
         "adapter": row.first.adapter if row else "",

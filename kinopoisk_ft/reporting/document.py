@@ -10,8 +10,9 @@ import pandas as pd
 
 from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
 from kinopoisk_ft.reporting.frames import frame_of
+from kinopoisk_ft.reporting.label_curves import LabelCurves, label_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.notes import collection_notes, table_notes
+from kinopoisk_ft.reporting.notes import banner, collection_notes, table_notes
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.statistics.predictions import Predictions
@@ -21,7 +22,8 @@ from kinopoisk_ft.statistics.predictions import Predictions
 class Section:
     """One table of the report, with its figures and texts.
 
-    `pictures` contains file names without suffix, by kind of figure.
+    `pictures` contains file names without suffix, by kind of figure. `banner` is a warning that
+    belongs before everything else, or "".
     """
 
     table: Table
@@ -29,6 +31,7 @@ class Section:
     notes: list[str]
     conclusions: list[str]
     recommendations: list[str]
+    banner: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class Document:
     notes: list[str]
     sections: list[Section]
     failures: list[Failure]
+    curves: list[LabelCurves]
 
 
 def build(
@@ -82,6 +86,7 @@ def build(
             notes=table_notes(table, locale),
             conclusions=conclusions(table, locale),
             recommendations=recommendations(table, locale),
+            banner=banner(table, locale),
         )
         for table, name in zip(found, names, strict=True)
     ]
@@ -91,6 +96,7 @@ def build(
         notes=collection_notes(collected, len(found), locale),
         sections=sections,
         failures=_failures(collected.failed),
+        curves=label_curves(found, predictions),
     )
 
 
@@ -101,6 +107,11 @@ def _pictures(table: Table, stem: str) -> dict[str, str]:
     if table.comparison.reliability:
         found["calibration"] = f"{stem}-calibration"
     return found
+
+
+def name_curves(number: int) -> str:
+    """Return the file name, without suffix, of the figure of the label curves, counted from 1."""
+    return f"labels-{number}"
 
 
 def _failures(failed: list[FailedRun]) -> list[Failure]:

@@ -7,9 +7,9 @@ import re
 import pandas as pd
 from tabulate import tabulate
 
-from kinopoisk_ft.reporting import frames
+from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST
-from kinopoisk_ft.reporting.document import Document, Section, failures
+from kinopoisk_ft.reporting.document import Document, Section, failures, name_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.table import Table, data_line, write_value
 from kinopoisk_ft.statistics.metrics import shown_in
@@ -18,9 +18,14 @@ from kinopoisk_ft.statistics.metrics import shown_in
 def as_text(document: Document, locale: Locale) -> str:
     """Return the report as plain text for a terminal."""
     parts = [_heading(document, locale), *document.notes]
+    for curves in document.curves:
+        parts.append(
+            f"{locale('curves_by_labels')}\n{_aligned(label_curves.scores_frame(curves, locale))}"
+        )
+        parts.append("\n".join(f"- {line}" for line in label_curves.sentences(curves, locale)))
     for section in document.sections:
         table = section.table
-        parts.append(data_line(table, locale))
+        parts.append("\n".join(line for line in (data_line(table, locale), section.banner) if line))
         for title, frame in {
             "results": frames.results(table, locale),
             "sizes_table": frames.sizes(table, locale),
@@ -51,6 +56,13 @@ def as_markdown(document: Document, locale: Locale) -> str:
     """Return the report as Markdown, with links to the figures."""
     notes = [_escape(note) for note in document.notes]
     parts = [f"# {locale('title')}", _escape(_heading(document, locale)), *notes]
+    for number, curves in enumerate(document.curves, start=1):
+        parts.append(f"## {locale('curves_by_labels')}")
+        parts += [_escape(line) for line in label_curves.sentences(curves, locale)]
+        parts.append(f"![{locale('curves_by_labels')}]({name_curves(number)}.png)")
+        parts.append(_piped(label_curves.scores_frame(curves, locale)))
+        parts += _titled("crossings", label_curves.crossings_frame(curves, locale), locale)
+        parts.append(_escape(locale("note_curves")))
     for section in document.sections:
         parts += _summary(section, locale)
         parts += _listed("notes", section.notes, locale)
@@ -70,7 +82,11 @@ def as_note(document: Document, locale: Locale, max_length: int) -> str:
     `max_length` is the maximum number of characters. A longer summary is shortened at the end.
     """
     end = locale("see_files")
-    parts: list[str] = []
+    parts = [
+        _escape(line)
+        for curves in document.curves
+        for line in label_curves.sentences(curves, locale)
+    ]
     for section in document.sections:
         heading, *rest = _summary(section, locale)
         # The MLflow UI shows three lines of a collapsed note, which should be recommendations.
@@ -84,6 +100,7 @@ def _summary(section: Section, locale: Locale) -> list[str]:
     # Recommendations are reversed, so that the best approach comes before the cheapest ones.
     return [
         f"## {_escape(data_line(section.table, locale))}",
+        *([f"**{_escape(section.banner)}**"] if section.banner else []),
         *_listed("answer", section.recommendations[::-1], locale),
         *_listed("conclusions", section.conclusions, locale),
         *_titled("results", frames.results(section.table, locale), locale),

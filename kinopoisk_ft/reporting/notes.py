@@ -16,6 +16,8 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 
 # On an idle machine, training times with the same settings differ by only a few percent.
 DOUBTFUL_RATIO = 1.5
+# A smaller difference between the shares of characters that two approaches read does not matter.
+UNEQUAL_SHARE = 0.02
 # If more rows than this share the most common value, a note calls them "the others".
 MOST_NAMED = 3
 
@@ -33,6 +35,17 @@ def collection_notes(collected: Collected, count: int, locale: Locale) -> list[s
     if collected.unfinished:
         notes.append(locale("note_unfinished", count=collected.unfinished))
     return notes
+
+
+def banner(table: Table, locale: Locale) -> str:
+    """Return a warning if the approaches read different shares of the reviews, otherwise ""."""
+    shares = {row.name: row.mean("characters_seen_share") for row in table.rows}
+    known = {name: share for name, share in shares.items() if share is not None}
+    if not known or max(known.values()) - min(known.values()) < UNEQUAL_SHARE:
+        return ""
+    order = sorted(known.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {locale.percent(share)}" for name, share in order)
+    return locale("unequal_information", shares=listed)
 
 
 def table_notes(table: Table, locale: Locale) -> list[str]:

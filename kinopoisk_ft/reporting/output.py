@@ -19,11 +19,11 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.columns import MAJORITY, columns_in
 from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
-from kinopoisk_ft.reporting.document import Document
+from kinopoisk_ft.reporting.document import Document, name_curves
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.page.render import as_html
-from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
+from kinopoisk_ft.reporting.plots import calibration_plot, forest, label_curve_plot, scatter
 from kinopoisk_ft.reporting.plots.run_plots import save_both
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
@@ -71,6 +71,9 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
             for section in document.sections:
                 for what, stem in section.pictures.items():
                     parts += save_both(FIGURES[what](section.table, locale), made, stem)
+            for number, curves in enumerate(document.curves, start=1):
+                figure = label_curve_plot.draw(curves, locale)
+                parts += save_both(figure, made, name_curves(number))
             for part in parts:
                 os.replace(part, folder / part.name)
     except OSError as error:

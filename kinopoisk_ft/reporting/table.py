@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.equivalence import (
     STRICT_MARGIN,
     Decision,
     decide,
-    decide_against,
+    decide_together,
 )
 from kinopoisk_ft.statistics.metrics import (
     HEADLINE,
@@ -26,6 +26,9 @@ from kinopoisk_ft.statistics.metrics import (
 from kinopoisk_ft.statistics.predictions import Predictions
 
 DIGEST_CHARACTERS = 12
+
+# Data set, digest of its texts and labels, digest of its split.
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,8 @@ class Table:
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows, by row name.
         decisions: whether a row is as good as the first one, by margin and row name. Rows that have
-            not learned are missing.
+            not learned are missing. Tables with the same test reviews are corrected together.
+        train_limit: the setting data.train_limit; "" if all reviews of the train split are used.
     """
 
     data: str
@@ -52,6 +56,7 @@ class Table:
     majority_differs: bool
     comparison: Comparison
     decisions: dict[float, dict[str, Decision]]
+    train_limit: str = ""
 
     @property
     def learned(self) -> list[Row]:
@@ -84,15 +89,32 @@ class Table:
 
 
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
-    """Return one table for each combination of data set and split.
+    """Return one table for each combination of data set, split and number of labels.
 
     `predictions` are keyed by run id. Runs without predictions have scores but no intervals.
     """
-    groups: dict[tuple[str, str, str], list[TrainedRun]] = defaultdict(list)
+    groups: dict[Key, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
+        limit = run.settings.get("data.train_limit", "None")
         known = _add_scores(run, predictions.get(run.run_id))
-        groups[(run.data, run.source_digest, run.split_digest)].append(known)
-    return [_table(key, groups[key], predictions) for key in sorted(groups)]
+        key = (run.data, run.source_digest, run.split_digest)
+        groups[key]["" if limit == "None" else limit].append(known)
+    found = []
+    for key, limits in sorted(groups.items()):
+        order = sorted(limits, key=lambda limit: -float(limit or "inf"))
+        found += _decide([_table(key, limit, limits[limit], predictions) for limit in order])
+    return found
+
+
+def _decide(tables: list[Table]) -> list[Table]:
+    learned = [table for table in tables if table.learned]
+    groups = [(t.rows[0].name, [row.name for row in t.learned], t.comparison) for t in learned]
+    for margin in (MARGIN, STRICT_MARGIN):
+        for table in tables:
+            table.decisions[margin] = {}
+        for table, decisions in zip(learned, decide_together(groups, margin), strict=True):
+            table.decisions[margin] = decisions
+    return tables
 
 
 def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
@@ -106,7 +128,7 @@ def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
 
 
 def _table(
-    key: tuple[str, str, str], runs: list[TrainedRun], predictions: Mapping[str, Predictions]
+    key: Key, limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predictions]
 ) -> Table:
     rows = rows_of(runs)
     learned = [row for row in rows if row.learned] or rows
@@ -120,8 +142,6 @@ def _table(
     ]
     rows.sort(key=lambda row: (not row.learned, -row.values[HEADLINE].mean, row.name))
     majority, differs = _majority(runs)
-    comparison = compare([_approach(row, predictions) for row in rows])
-    names = [row.name for row in rows if row.learned]
     data, source_digest, split_digest = key
     return Table(
         data=data,
@@ -131,11 +151,9 @@ def _table(
         best=best,
         majority=majority,
         majority_differs=differs,
-        comparison=comparison,
-        decisions={
-            margin: decide_against(names[0], names, comparison, margin) if names else {}
-            for margin in (MARGIN, STRICT_MARGIN)
-        },
+        comparison=compare([_approach(row, predictions) for row in rows]),
+        decisions={},
+        train_limit=limit,
     )
 
 
@@ -162,7 +180,8 @@ def data_line(table: Table, locale: Locale) -> str:
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]
-    return locale("data", data=table.data, rule=rule, digest=digest)
+    limit = locale("limited_to", limit=table.train_limit) if table.train_limit else ""
+    return locale("data", data=table.data, rule=rule, digest=digest) + limit
 
 
 def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:

@@ -70,13 +70,27 @@ def decide_against(
 
     Approaches that were not compared with the reference are left out.
     """
-    pairs = {
-        name: pair
+    return decide_together([(reference, names, comparison)], margin)[0]
+
+
+def decide_together(
+    groups: Sequence[tuple[str, Sequence[str], Comparison]], margin: float
+) -> list[dict[str, Decision]]:
+    """Return `decide_against` for several (reference, names, comparison).
+
+    The p-values are corrected over all groups, for example those with different numbers of labels.
+    """
+    pairs = [
+        (number, name, pair.differences[HEADLINE])
+        for number, (reference, names, comparison) in enumerate(groups)
         for name in names
         if name != reference and (pair := comparison.pair(name, reference))
-    }
-    decisions = decide([pair.differences[HEADLINE] for pair in pairs.values()], margin)
-    return dict(zip(pairs, decisions, strict=True))
+    ]
+    found: list[dict[str, Decision]] = [{} for _ in groups]
+    decisions = decide([difference for *_, difference in pairs], margin)
+    for (number, name, _), decision in zip(pairs, decisions, strict=True):
+        found[number][name] = decision
+    return found
 
 
 def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[Decision]:

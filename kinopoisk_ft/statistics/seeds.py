@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 # `bootstrap.resample` seeds its draws with (0, n), so the two levels are independent.
-STREAM = (1, 0)
+STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Total(NamedTuple):
     seed_variance: float
 
 
-def total(sides: Sequence[tuple[float, Seeds]]) -> Total:
+def total(sides: Sequence[tuple[float, Seeds]], stream: int = 0) -> Total:
     """Return a mean over seeds, or the difference of two such means, with resamples.
 
     The resamples vary with the choice of test reviews and with the choice of seeds. An approach
@@ -76,7 +76,8 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> Total:
     Args:
         sides: [(1, a)] for the mean of a, or [(1, a), (-1, b)] for the mean of a minus the mean
             of b.
-
+        stream: number of the random stream for the error due to seeds. Several results that are
+            combined need different numbers.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
@@ -87,17 +88,20 @@ def total(sides: Sequence[tuple[float, Seeds]]) -> Total:
     shared = math.sqrt(max(0.0, 1 - own / variance)) if variance else 0.0
     counted = [seeds.observed for _, seeds in sides if len(seeds.observed) > 1]
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
-    errors = _draw_seed_errors(parts, [len(values) - 1 for values in counted], len(reviews))
+    freedoms = [len(values) - 1 for values in counted]
+    errors = _draw_seed_errors(parts, freedoms, len(reviews), stream)
     resampled = observed + shared * reviews + errors
     return Total(observed, resampled, shared**2 * variance, sum(parts))
 
 
-def _draw_seed_errors(variances: list[float], freedoms: list[int], resamples: int) -> np.ndarray:
+def _draw_seed_errors(
+    variances: list[float], freedoms: list[int], resamples: int, stream: int
+) -> np.ndarray:
     """Draw errors (resamples,) of the mean over seeds from Student's t distribution."""
     if not sum(variances):
         return np.zeros(resamples)
     shares = [(part / sum(variances)) ** 2 / n for part, n in zip(variances, freedoms, strict=True)]
     # Welch-Satterthwaite degrees of freedom.
     freedom = 1 / sum(shares)
-    rng = np.random.default_rng(STREAM)
+    rng = np.random.default_rng((STREAM, stream))
     return math.sqrt(sum(variances)) * rng.standard_t(freedom, resamples)

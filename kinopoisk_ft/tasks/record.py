@@ -99,6 +99,7 @@ def _collect_metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) 
         "test_loss": fitted.test_loss,
         **{f"majority_{key}": value for key, value in majority.items()},
         **{f"{key}_seconds": value for key, value in fitted.seconds.items()},
+        "train_reviews": len(data.train),
         "trainable_parameters": fitted.trainable_parameters,
         "total_parameters": fitted.total_parameters,
         "tokens_per_second": fitted.train_tokens / train_seconds if train_seconds else 0.0,

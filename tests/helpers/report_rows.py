@@ -16,7 +16,9 @@ def trained(
     metrics |= {"train_seconds": 100.0, "eval_seconds": 5.0, "trainable_parameters": 1000.0}
     metrics |= {"total_parameters": 2000.0, "majority_f1_weighted": 0.7}
     metrics |= {
-        key: value for key, value in changes.items() if key in metrics or key.startswith("leakage_")
+        key: value
+        for key, value in changes.items()
+        if key in metrics or key.startswith(("leakage_", "train_reviews"))
     }
     return TrainedRun(
         run_id=f"{model}{adapter}{seed}{changes}",

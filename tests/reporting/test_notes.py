@@ -8,7 +8,7 @@ from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
-from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.notes import banner, table_notes
 
 EN = Locale("en")
 
@@ -78,3 +78,17 @@ def test_majority_scores_of_versions_that_rounded_to_single_precision_agree() ->
     rounded = float(np.float32(score))
     runs = [trained(majority_f1_weighted=score), trained("gru", majority_f1_weighted=rounded)]
     assert not one_table(*runs).majority_differs
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_banner_names_unequal_information(language: str) -> None:
+    locale = Locale(language)
+    runs = [trained(), trained("gru"), trained("tfidf")]
+    for run, share in zip(runs, (0.381, 0.385, 1.0), strict=True):
+        run.metrics["characters_seen_share"] = share
+    said = banner(one_table(*runs), locale)
+    assert f"tfidf {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
+    assert "data.max_characters" in said
+    # A difference of less than two points, or no record, is no reason for a warning.
+    assert banner(one_table(*runs[:2]), locale) == ""
+    assert banner(one_table(trained()), locale) == ""

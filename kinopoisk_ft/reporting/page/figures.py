@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from kinopoisk_ft.reporting.columns import COLUMNS
+from kinopoisk_ft.reporting.label_curves import LabelCurves
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.plots import calibration_plot, forest, scatter
+from kinopoisk_ft.reporting.plots import calibration_plot, forest, label_curve_plot, scatter
 from kinopoisk_ft.reporting.plots.calibration_plot import ERROR
 from kinopoisk_ft.reporting.plots.run_plots import (
     GREY,
@@ -73,6 +74,18 @@ def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     title = locale("forest_title")
     figure = forest.draw(table, locale, narrow=True)
     return [PageFigure(title, inline(figure, f"{stem}-forest", f"{title}. {'; '.join(said)}."))]
+
+
+def label_curves(found: LabelCurves, stem: str, locale: Locale) -> list[PageFigure]:
+    """Return the plot of weighted F1 against the number of labels."""
+    title = locale("curves_by_labels")
+    said = []
+    for curve in found.curves:
+        points = zip(curve.points, curve.intervals, strict=True)
+        scores = (f"{locale.number(p.labels, 0)}: {locale.score(i.mean)}" for p, i in points)
+        said.append(f"{curve.name} {', '.join(scores)}")
+    figure = label_curve_plot.draw(found, locale, narrow=True)
+    return [PageFigure(title, inline(figure, stem, f"{title}. {'; '.join(said)}."))]
 
 
 def calibration(table: Table, stem: str, locale: Locale) -> list[PageFigure]:

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kinopoisk_ft.reporting import frames
+from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST, Column, columns_in
 from kinopoisk_ft.reporting.conclusions import choices
-from kinopoisk_ft.reporting.document import Document, Section, failures
+from kinopoisk_ft.reporting.document import Document, Section, failures, name_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.page import figures
 from kinopoisk_ft.reporting.page.hardest_reviews import hardest
@@ -80,7 +80,19 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
     ]
     page = environment.get_template("page.html.j2")
     failed = failures(document, locale)
-    return page.render(document=document, sections=sections, failed=failed, locale=locale)
+    curves = [
+        {
+            "id": name_curves(number),
+            "sentences": label_curves.sentences(found, locale),
+            "figures": figures.label_curves(found, name_curves(number), locale),
+            "scores": label_curves.scores_frame(found, locale),
+            "crossings": label_curves.crossings_frame(found, locale),
+        }
+        for number, found in enumerate(document.curves, start=1)
+    ]
+    return page.render(
+        document=document, curves=curves, sections=sections, failed=failed, locale=locale
+    )
 
 
 def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[str, Any]:

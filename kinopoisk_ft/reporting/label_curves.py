@@ -1,0 +1,150 @@
+"""Show the scores by the number of training labels, and where the curves of approaches cross."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pandas as pd
+
+from kinopoisk_ft.reporting.frames import frame_of
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.run_rows import Row
+from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.statistics.label_curve import (
+    Crossing,
+    Curve,
+    draw_curves,
+    estimate_gain,
+    find_crossings,
+)
+from kinopoisk_ft.statistics.predictions import Predictions
+
+# The report estimates the gain of this many more labels.
+MORE = 500
+
+Runs = tuple[str, float, tuple[str, ...], list[Predictions]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCurves:
+    """The curves of the approaches with the same data and test reviews.
+
+    Args:
+        tables: the tables of these approaches, one for each number of labels.
+        baselines: names of the approaches that are not neural networks.
+    """
+
+    tables: list[Table]
+    curves: list[Curve]
+    crossings: list[Crossing]
+    baselines: frozenset[str]
+
+    @property
+    def fewest(self) -> float:
+        """Return the smallest number of labels."""
+        return min(curve.points[0].labels for curve in self.curves)
+
+    @property
+    def most(self) -> float:
+        """Return the largest number of labels."""
+        return max(curve.points[-1].labels for curve in self.curves)
+
+
+def label_curves(
+    tables: Sequence[Table], predictions: Mapping[str, Predictions]
+) -> list[LabelCurves]:
+    """Return the curves of the approaches that were trained with several numbers of labels."""
+    found = []
+    for _, group in groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
+        same_split = list(group)
+        runs = _collect(same_split, predictions)
+        if runs:
+            curves = draw_curves(runs)
+            rows = [row for table in same_split for row in table.rows]
+            found.append(
+                LabelCurves(
+                    tables=same_split,
+                    curves=curves,
+                    crossings=find_crossings(curves),
+                    baselines=frozenset(row.name for row in rows if not row.is_network),
+                )
+            )
+    return found
+
+
+def _collect(
+    tables: Sequence[Table], predictions: Mapping[str, Predictions]
+) -> dict[str, list[Runs]]:
+    found: dict[str, list[Runs]] = {}
+    first: Predictions | None = None
+    for table in tables:
+        for row in table.rows:
+            labels = [run.metrics.get("train_reviews", math.nan) for run in row.runs]
+            answers = [predictions[r.run_id] for r in row.runs if r.run_id in predictions]
+            first = first or next(iter(answers), None)
+            same = first is not None and not any(first.mismatch(answer) for answer in answers)
+            if same and len(answers) == len(row.runs) and not math.isnan(sum(labels)):
+                mean = sum(labels) / len(labels)
+                point = (table.train_limit, mean, tuple(_seeds(row)), answers)
+                found.setdefault(row.name, []).append(point)
+    return {name: points for name, points in found.items() if len(points) > 1}
+
+
+def _seeds(row: Row) -> list[str]:
+    return [run.seed for run in row.runs]
+
+
+def sentences(found: LabelCurves, locale: Locale) -> list[str]:
+    """Return where networks pass the baselines or, without baselines, all crossings."""
+    named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
+    return [
+        locale("passes", a=c.a, b=c.b, at=_place(c.labels, found, locale), low=low, high=high)
+        for c in named or found.crossings
+        for low, high in [_interval(c, found, locale)]
+    ]
+
+
+def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
+    """Return the table of weighted F1, with a column for each number of labels."""
+    limits = sorted({(p.labels, p.limit) for curve in found.curves for p in curve.points})
+    columns = {limit: labels for labels, limit in limits}
+    rows = []
+    for curve in found.curves:
+        cells = dict.fromkeys(columns, NOTHING)
+        for point, interval in zip(curve.points, curve.intervals, strict=True):
+            cells[point.limit] = f"{locale.score(interval.mean)} {locale.interval(interval)}"
+        gain = estimate_gain(curve, MORE)
+        written = NOTHING
+        if gain:
+            written = f"{locale.score(gain.mean, signed=True)} {locale.interval(gain, signed=True)}"
+        rows.append([curve.name, *cells.values(), written])
+    counts = [locale("with_labels", count=locale.number(n, 0)) for n in columns.values()]
+    return frame_of([locale("approach"), *counts, locale("gain", more=MORE)], rows)
+
+
+def crossings_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
+    """Return the table of the numbers of labels from which one approach is above another one."""
+    rows = []
+    for crossing in found.crossings:
+        low, high = _interval(crossing, found, locale)
+        at = _place(crossing.labels, found, locale)
+        rows.append([crossing.a, crossing.b, at, locale("interval", low=low, high=high)])
+    headings = ("approach", "passes_what", "passes_at", "passes_interval")
+    return frame_of([locale(heading) for heading in headings], rows)
+
+
+def _interval(crossing: Crossing, found: LabelCurves, locale: Locale) -> tuple[str, str]:
+    return _place(crossing.low, found, locale), _place(crossing.high, found, locale)
+
+
+def _place(labels: float, found: LabelCurves, locale: Locale) -> str:
+    if labels == 0:
+        return locale("fewer_than", count=locale.number(found.fewest, 0))
+    if math.isinf(labels):
+        return locale("more_than", count=locale.number(found.most, 0))
+    # The intervals are wide, so more than two digits would say too much.
+    digits = 1 - math.floor(math.log10(labels))
+    return locale.number(round(labels, digits), 0)

@@ -1,0 +1,156 @@
+"""Compare approaches by the number of labels that they were trained with.
+
+All points of the curves are scored on the same test reviews, which are resampled for all of them
+together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinopoisk_ft.statistics.bootstrap import LEVEL, Interval, percentiles, resample
+from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.seeds import Seeds, Total, total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One approach trained with one number of labels.
+
+    Args:
+        limit: the setting data.train_limit; points with the same limit are compared.
+        labels: mean number of training reviews over the runs.
+    """
+
+    limit: str
+    labels: float
+    seeds: tuple[str, ...]
+    scores: Seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The points of one approach, fewest labels first."""
+
+    name: str
+    points: tuple[Point, ...]
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """Return the mean of the headline metric with its interval, for each point."""
+        found = (total([(1.0, point.scores)]) for point in self.points)
+        return [percentiles(one.mean, one.resampled) for one in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """The number of labels from which approach a is above approach b, with its 95% interval.
+
+    0 means that a is above b from the fewest labels on. Infinity means that it is not above b with
+    the most labels.
+    """
+
+    a: str
+    b: str
+    labels: float
+    low: float
+    high: float
+
+
+def draw_curves(
+    runs: Mapping[str, Sequence[tuple[str, float, tuple[str, ...], list[Predictions]]]],
+) -> list[Curve]:
+    """Score the runs of several approaches on resamples of the same test reviews.
+
+    Args:
+        runs: for each approach, its points as (limit, labels, seeds, predictions of each seed). All
+            runs must have the same test reviews.
+    """
+    everything = [run for points in runs.values() for *_, found in points for run in found]
+    first, predicted = everything[0], np.stack([run.predicted for run in everything])
+    classes = len(first.class_names)
+    sample = resample(first.labels, predicted, classes, groups=first.groups)
+    observed, resampled = sample.observed[HEADLINE], sample.resampled[HEADLINE]
+    curves, start = [], 0
+    for name, points in runs.items():
+        found = []
+        for limit, labels, seeds, predictions in points:
+            here = slice(start, start + len(predictions))
+            scores = Seeds(observed[here], resampled[:, here])
+            found.append(Point(limit=limit, labels=labels, seeds=seeds, scores=scores))
+            start += len(predictions)
+        found.sort(key=lambda point: point.labels)
+        curves.append(Curve(name=name, points=tuple(found)))
+    return curves
+
+
+def find_crossing(a: Curve, b: Curve) -> Crossing | None:
+    """Return from how many labels on a is above b, or None if less than two limits are common."""
+    limits = {point.limit: point for point in b.points}
+    pairs = [(point, limits[point.limit]) for point in a.points if point.limit in limits]
+    if len(pairs) < 2:
+        return None
+    differences = [
+        _subtract(one.scores, other.scores, one.seeds == other.seeds, stream)
+        for stream, (one, other) in enumerate(pairs)
+    ]
+    labels = np.array([one.labels for one, _ in pairs])
+    resampled = np.stack([d.resampled for d in differences], axis=1)
+    (at,) = _last_crossings(labels, np.array([[d.mean for d in differences]]))
+    # This method takes one of the values, because the mean of a number and infinity says nothing.
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(_last_crossings(labels, resampled), ends, method="inverted_cdf")
+    return Crossing(a=a.name, b=b.name, labels=float(at), low=float(low), high=float(high))
+
+
+def find_crossings(curves: Sequence[Curve]) -> list[Crossing]:
+    """Return a crossing for each pair; a is the approach with the higher score at most labels."""
+    found = []
+    for one, other in itertools.combinations(curves, 2):
+        crossing = find_crossing(one, other)
+        if crossing is not None and np.isinf(crossing.labels):
+            crossing = find_crossing(other, one)
+        found += [] if crossing is None else [crossing]
+    return found
+
+
+def estimate_gain(curve: Curve, more: int) -> Interval | None:
+    """Estimate how much the score would rise with `more` labels, or None for a single point.
+
+    The score is assumed to rise with the logarithm of the number of labels as between the last two
+    points. For a curve that flattens, this is too much.
+    """
+    if len(curve.points) < 2:
+        return None
+    before, last = curve.points[-2:]
+    change = _subtract(last.scores, before.scores, last.seeds == before.seeds, 0)
+    factor = np.log1p(more / last.labels) / np.log(last.labels / before.labels)
+    return percentiles(change.mean * factor, change.resampled * factor)
+
+
+def _subtract(a: Seeds, b: Seeds, same_seeds: bool, stream: int) -> Total:
+    return total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)], stream)
+
+
+def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """Return where each row of differences (N, points) rises above 0 for the last time, (N,).
+
+    Between two points, the difference is linear in the logarithm of the number of labels.
+    """
+    x, last = np.log(labels), len(labels) - 1
+    below = differences <= 0
+    # Index of the last point at which the difference is not positive; -1 if there is none.
+    k = np.where(below.any(1), last - below[:, ::-1].argmax(1), -1)
+    inner = np.clip(k, 0, last - 1)
+    rows = np.arange(len(differences))
+    here, there = differences[rows, inner], differences[rows, inner + 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Outside of [0, 1], there is no crossing between these two points.
+        share = np.clip(np.nan_to_num(-here / (there - here)), 0, 1)
+    at = np.exp(x[inner] + share * (x[inner + 1] - x[inner]))
+    return np.where(k < 0, 0.0, np.where(k == last, np.inf, at))

@@ -1,0 +1,130 @@
+"""Runs with different numbers of labels are in tables of their own, and in curves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_rows import trained
+from report_store import answers
+
+from kinopoisk_ft.reporting.data_files import as_json
+from kinopoisk_ft.reporting.document import Document, build
+from kinopoisk_ft.reporting.label_curves import crossings_frame, scores_frame, sentences
+from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
+from kinopoisk_ft.reporting.markdown import as_markdown, as_note, as_text
+from kinopoisk_ft.reporting.output import write
+from kinopoisk_ft.reporting.run_files import RunFiles
+from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.table import tables
+from kinopoisk_ft.statistics.predictions import Predictions
+
+EN = Locale("en")
+# The skill of each approach with each number of labels.
+SKILLS = {"tfidf": {"100": 1.6, "1000": 2.0, "None": 2.3},
+          "bert": {"100": 0.8, "1000": 2.6, "None": 3.2}}  # fmt: skip
+COUNTS = {"100": 104.0, "1000": 998.0, "None": 3300.0}
+
+
+def made() -> tuple[Collected, dict[str, Predictions]]:
+    runs, predictions = [], {}
+    for model, skills in SKILLS.items():
+        for limit, skill in skills.items():
+            for seed in range(2):
+                settings = {"data.train_limit": limit, "data.split": "film"}
+                run = trained(
+                    model, seed=seed, settings=settings, train_reviews=COUNTS[limit],
+                    test_f1_weighted=0.5 + skill / 10,
+                )  # fmt: skip
+                run = replace(run, run_id=f"{model} {limit} {seed}")
+                predictions[run.run_id] = Predictions.of(answers(seed, skill), run.run_id)
+                runs.append(run)
+    return Collected(experiment="labels", runs=runs), predictions
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    collected, predictions = made()
+    return build(collected, predictions, None, EN)
+
+
+def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -> None:
+    found = [section.table for section in document.sections]
+    assert [table.train_limit for table in found] == ["", "1000", "100"]
+    assert [row.name for row in found[0].rows] == ["bert", "tfidf"]
+    assert [row.name for row in found[2].rows] == ["tfidf", "bert"]
+    text = as_text(document, EN)
+    assert "split film, test rows" in text
+    assert "test rows a, data.train_limit=1000" in text
+
+
+def test_verdicts_of_a_curve_are_corrected_for_all_its_points(document: Document) -> None:
+    collected, predictions = made()
+    alone = [run for run in collected.runs if run.settings["data.train_limit"] == "1000"]
+    (single,) = tables(alone, predictions)
+    together = document.sections[1].table
+    for margin, decisions in together.decisions.items():
+        for name, decision in decisions.items():
+            other = single.decisions[margin][name]
+            assert decision.p_as_good >= other.p_as_good
+            assert decision.p_worse >= other.p_worse
+    assert any(
+        decision.p_worse > single.decisions[margin][name].p_worse
+        for margin, decisions in together.decisions.items()
+        for name, decision in decisions.items()
+    )
+
+
+def test_the_crossing_is_said_with_its_interval(document: Document) -> None:
+    (curves,) = document.curves
+    (crossing,) = curves.crossings
+    assert (crossing.a, crossing.b) == ("bert", "tfidf")
+    assert 104 < crossing.low < crossing.labels < crossing.high < 998
+    (said,) = sentences(curves, EN)
+    assert said.startswith("bert passes tfidf at about ")
+    scores = scores_frame(curves, EN)
+    assert list(scores.columns)[:4] == ["approach", "104 labels", "998 labels", "3,300 labels"]
+    assert scores.columns[-1] == "expected gain of 500 more labels"
+    assert len(crossings_frame(curves, EN)) == 1
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_format_has_the_curves(language: str, tmp_path: Path) -> None:
+    locale = Locale(language)
+    collected, predictions = made()
+    document = build(collected, predictions, None, locale)
+    (said,) = sentences(document.curves[0], locale)
+    assert said in as_text(document, locale)
+    assert said in as_markdown(document, locale)
+    assert said in as_note(document, locale, 5000)
+    whole = json.loads(as_json(document, language))
+    (curves,) = whole["label_curves"]
+    assert [point["labels"] for point in curves["points"]] == [104, 998, 3300] * 2
+    assert curves["crossings"][0]["a"] == "bert"
+    write(document, RunFiles(predictions, {}), locale, tmp_path)
+    page = (tmp_path / "comparison.html").read_text("utf-8")
+    assert said in page
+    assert '<section id="labels-1">' in page
+    assert (tmp_path / "labels-1.png").stat().st_size > 10_000
+
+
+def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) -> None:
+    (curves,) = document.curves
+    (crossing,) = curves.crossings
+    for changes, text in (
+        ({"low": 0.0}, "fewer than 104 to"),
+        ({"high": float("inf")}, "to more than 3,300)."),
+        ({"labels": 0.0}, "at about fewer than 104"),
+    ):
+        (said,) = sentences(replace(curves, crossings=[replace(crossing, **changes)]), EN)
+        assert text in said
+
+
+def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
+    """Such as runs of an earlier version."""
+    collected, predictions = made()
+    for run in collected.runs:
+        run.metrics.pop("train_reviews")
+    assert build(collected, predictions, None, EN).curves == []
