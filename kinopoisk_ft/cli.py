@@ -40,7 +40,7 @@ FLAGS_WITH_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--cfg", "-c"),
 }
-COMMANDS = ("compare", "doctor", "predict", "report", "sync")
+COMMANDS = ("compare", "doctor", "explain", "predict", "report", "suspicious-labels", "sync")
 # MLflow status of a sweep's parent run for exit codes: 130 after SIGINT, 143 after SIGTERM.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if argv is None else argv
     if args[:1] and args[0] in COMMANDS:
-        return int(import_module(f"kinopoisk_ft.commands.{args[0]}").main(args[1:]))
+        return int(
+            import_module(f"kinopoisk_ft.commands.{args[0].replace('-', '_')}").main(args[1:])
+        )
     if {"--help", "-h"} & set(args):
         print(build_help(_find_config_dirs(args)))
         return 0

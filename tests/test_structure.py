@@ -151,6 +151,7 @@ LATE_IMPORTS = {
     "console": "it silences libraries that a run imports anyway",
     "commands": "heavy packages, after the arguments are checked",
     "checks.machine": "the doctor reports what cannot be imported",
+    "serving.attributions": "captum is an extra",
     "search.space": "Optuna is an extra",
     "search.study": "Optuna is an extra",
     "search.trial": "Optuna is an extra",

@@ -153,9 +153,7 @@ def _truncate_and_encode(
         of tokens before truncation, without special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
-    windows = find_windows(tokenizer, preprocessing)
-    most = preprocessing.max_length - left - right if windows is None else windows.max_tokens
-    head, tail = (0, 0) if most is None else split_room(most, preprocessing.truncation)
+    most, head, tail = _count_kept(tokenizer, preprocessing)
     rows = []
     for batch in batch_texts(texts):
         encoding = _encode_whole(batch, tokenizer)
@@ -167,6 +165,41 @@ def _truncate_and_encode(
                 ids = ids[: left + head] + ids[end - tail :]
             rows.append((ids, seen, end - left))
     return rows
+
+
+def encode_with_spans(
+    text: str, tokenizer: Any, preprocessing: Preprocessing
+) -> tuple[list[int], list[tuple[int, int] | None]]:
+    """Tokenize a text that is cleaned and cut, as `encode_ids` does.
+
+    Returns:
+        The token ids, and for each of them its start and end in the text, in characters. Special
+        tokens have None.
+    """
+    left, right = _count_special_tokens(tokenizer)
+    most, head, tail = _count_kept(tokenizer, preprocessing)
+    encoding = _encode_whole([text], tokenizer)
+    ids = encoding["input_ids"][0]
+    places, end = list(range(len(ids))), len(ids) - right
+    if most is not None and end - left > most:
+        places = places[: left + head] + places[end - tail :]
+    spans = []
+    for place in places:
+        found = encoding.token_to_chars(0, place) if left <= place < end else None
+        spans.append((found.start, found.end) if found else None)
+    return [ids[place] for place in places], spans
+
+
+def _count_kept(tokenizer: Any, preprocessing: Preprocessing) -> tuple[int | None, int, int]:
+    """Return the maximum number of text tokens, and how many are from the head and the tail."""
+    windows = find_windows(tokenizer, preprocessing)
+    if windows is None:
+        most: int | None = preprocessing.max_length - sum(_count_special_tokens(tokenizer))
+    else:
+        most = windows.max_tokens
+    if most is None:
+        return None, 0, 0
+    return most, *split_room(most, preprocessing.truncation)
 
 
 def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None:

@@ -64,6 +64,24 @@ class Tfidf(ModelRecipe):
         )
         return probabilities
 
+    def class_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights (classes, n-grams) and intercepts (classes,) of the logits.
+
+        Classes missing from the train split have minus infinity as their intercept.
+        """
+        coef, intercept = self.regression.coef_, self.regression.intercept_
+        if len(self.regression.classes_) == 2:
+            # scikit-learn stores only the difference of the two logits.
+            coef, intercept = (
+                np.vstack([0 * coef, coef]),
+                np.concatenate([0 * intercept, intercept]),
+            )
+        weights = np.zeros((self.num_classes, coef.shape[1]))
+        intercepts = np.full(self.num_classes, -np.inf)
+        places = self.regression.classes_.astype(int)
+        weights[places], intercepts[places] = coef, intercept
+        return weights, intercepts
+
     @property
     def parameters(self) -> int:
         """Return the number of fitted coefficients and intercepts."""

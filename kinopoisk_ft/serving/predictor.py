@@ -47,6 +47,8 @@ def _is_text(text: object) -> bool:
 class Predictor:
     """Loads a model folder once, and classifies lists of texts.
 
+    A network has a module and a tokenizer. An estimator such as TF-IDF has neither of them.
+
     Args:
         folder: a model folder with the card `kinopoisk_ft.json`.
         device: "auto", "cuda", "mps" or "cpu". Networks always run in fp32.
@@ -56,13 +58,12 @@ class Predictor:
         silence_libraries()
         self.card: Card = read_card(folder)
         values = {field.name: getattr(self.card, field.name) for field in fields(Preprocessing)}
-        self._preprocessing = Preprocessing(**values)
-        # An estimator such as TF-IDF reads texts and has neither tokenizer nor network.
-        self._estimator = load_estimator(folder, self.card)
-        if self._estimator is None:
-            self._precision = Precision("fp32", choose_device(device))
-            module, self._tokenizer, _ = load_network(folder)
-            self._module = module.to(self._precision.device)
+        self.preprocessing = Preprocessing(**values)
+        self.estimator = load_estimator(folder, self.card)
+        if self.estimator is None:
+            self.precision = Precision("fp32", choose_device(device))
+            module, self.tokenizer, _ = load_network(folder)
+            self.module = module.to(self.precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compute the class probabilities (N, classes) of N texts.
@@ -70,9 +71,9 @@ class Predictor:
         Raises:
             UserError: a text is blank, not a string, or not valid Unicode.
         """
-        if self._estimator is not None and texts:
-            cut = [self._preprocessing.cut(text) for text in self._clean(texts)]
-            return self._estimator.predict_proba(cut)
+        if self.estimator is not None and texts:
+            cut = [self.preprocessing.cut(text) for text in self._clean(texts)]
+            return self.estimator.predict_proba(cut)
         # As in training, logits are fp32 and probabilities fp64.
         result: np.ndarray = torch.softmax(self.logits(texts).double(), dim=1).numpy()
         return result
@@ -86,16 +87,16 @@ class Predictor:
         cleaned = self._clean(texts)
         if not cleaned:
             return torch.zeros((0, len(self.card.class_names)))
-        objective = Classification(self._tokenizer.pad_token_id)
+        objective = Classification(self.tokenizer.pad_token_id)
         examples = Examples(
-            encode_ids(cleaned, self._tokenizer, self._preprocessing),
-            windows=find_windows(self._tokenizer, self._preprocessing),
+            encode_ids(cleaned, self.tokenizer, self.preprocessing),
+            windows=find_windows(self.tokenizer, self.preprocessing),
         )
-        return predict(self._module, examples, objective, self._precision, BATCH_SIZE)
+        return predict(self.module, examples, objective, self.precision, BATCH_SIZE)
 
     def _clean(self, texts: Sequence[str]) -> list[str]:
         check_texts(texts, "the texts to label")
-        return [self._preprocessing.clean(text) for text in texts]
+        return [self.preprocessing.clean(text) for text in texts]
 
     def predict(self, texts: Sequence[str]) -> pd.DataFrame:
         """Classify texts. Return the columns `label` (a class name) and `p_<class>`."""

@@ -1,0 +1,125 @@
+"""Implement `kinopoisk-ft explain`, which shows why a model answered so."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_writable, prepare_caches, write_atomically
+
+if TYPE_CHECKING:
+    from kinopoisk_ft.serving.attributions import Explanation
+
+DESCRIPTION = """\
+Show which words made a model prefer its answer to the next class.
+
+For a network, the scores are integrated gradients (extra 'explain'); for TF-IDF, they are the
+summands of the logit. Their sum is the difference of the logits with and without the words.
+"""
+# Number of words in the printed table.
+MOST_WORDS = 12
+# ANSI codes: 256 colours, from a weak to a strong shade, for words for and against the answer.
+FOR, AGAINST, RESET = (194, 157, 120), (224, 217, 210), "\x1b[0m"
+PAGE = """<!DOCTYPE html>
+<html>
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.7 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; }}
+span {{ border-radius: .2rem; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{summary}</p>
+<p>{text}</p>
+</body>
+</html>
+"""
+
+
+@guard_output
+def main(argv: list[str] | None = None) -> int:
+    """Explain predictions. Return 1 after a UserError, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="kinopoisk-ft explain", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="run id in the MLflow store, or a model folder")
+    parser.add_argument("text", help="the review to explain")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="page to write")
+    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    args = parser.parse_args(argv)
+    try:
+        if args.html:
+            check_writable(args.html, "--html")
+        prepare_caches()
+        from kinopoisk_ft.serving.attributions import explain
+        from kinopoisk_ft.serving.locate import find_model_folder
+        from kinopoisk_ft.serving.predictor import Predictor
+
+        predictor = Predictor(find_model_folder(args.model, args.uri), args.device)
+        found = explain(predictor, args.text)
+        print(format_explanation(found, colours=sys.stdout.isatty()))
+        if args.html:
+            write_atomically(args.html, as_page(found))
+            print(f"written to {args.html}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _summarize(found: Explanation) -> str:
+    words = found.difference - found.baseline
+    return (
+        f"{found.label} (probability {found.probability:.4f}). "
+        f"Logit of {found.label} minus logit of {found.other}: {found.difference:+.3f}, "
+        f"of which {words:+.3f} from the words and {found.baseline:+.3f} without them."
+    )
+
+
+def format_explanation(found: Explanation, colours: bool) -> str:
+    """Return the summary, the words with the largest scores and, with `colours`, the text."""
+    largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
+    lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
+    if colours and any(word.start is not None for word in found.words):
+        levels = _levels(found)
+        shaded = (_shade(word.text, level) for word, level in zip(found.words, levels, strict=True))
+        lines += ["", " ".join(shaded)]
+    return "\n".join(lines)
+
+
+def _levels(found: Explanation) -> list[float]:
+    """Return each word's score as a fraction of the largest one, -1 to 1."""
+    largest = max((abs(word.score) for word in found.words), default=0.0) or 1.0
+    return [word.score / largest for word in found.words]
+
+
+def _shade(text: str, level: float) -> str:
+    shades = FOR if level > 0 else AGAINST
+    # A third of the largest score or less has the weakest shade, if it is not near zero.
+    strength = min(len(shades) - 1, int(abs(level) * len(shades)))
+    if abs(level) < 0.05:
+        return text
+    return f"\x1b[30;48;5;{shades[strength]}m{text}{RESET}"
+
+
+def as_page(found: Explanation) -> str:
+    """Return an HTML page with the words shaded green (for the answer) or red (against it)."""
+    parts = []
+    for word, level in zip(found.words, _levels(found), strict=True):
+        colour = "0, 150, 90" if level > 0 else "210, 60, 40"
+        style = f"background: rgba({colour}, {0.6 * abs(level):.2f})"
+        title = f"{word.score:+.3f}"
+        parts.append(f'<span style="{style}" title="{title}">{escape(word.text)}</span>')
+    summary = escape(_summarize(found))
+    return PAGE.format(title=escape(found.label), summary=summary, text=" ".join(parts))

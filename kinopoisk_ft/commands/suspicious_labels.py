@@ -1,0 +1,130 @@
+"""Implement `kinopoisk-ft suspicious-labels`, which lists labels that are probably wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_writable
+from kinopoisk_ft.text import escape_formula, to_one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DESCRIPTION = """\
+List the reviews whose labels are probably wrong, most suspicious first (extra 'explain').
+
+A model that did not train on a review predicts another class with confidence (confident learning;
+Northcutt et al., 2021). One run gives the probabilities of its test reviews. To check all reviews,
+run all folds: python -m kinopoisk_ft -m data.folds=5 data.fold=0,1,2,3,4 …
+"""
+EXAMPLE = """\
+example:
+  kinopoisk-ft suspicious-labels outputs/2026-01-01/10-00-00/* --output suspicious.csv
+"""
+FILE = "predictions.parquet"
+# Number of rows and characters of a review in the printed table.
+MOST_ROWS, CHARACTERS = 20, 70
+
+
+@guard_output
+def main(argv: list[str] | None = None) -> int:
+    """List suspicious labels. Return 1 after a UserError, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="kinopoisk-ft suspicious-labels", description=DESCRIPTION, epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, metavar="run",
+                        help=f"output_dir of a run, or its {FILE}")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="table to write, all rows")
+    args = parser.parse_args(argv)
+    try:
+        if args.output:
+            check_writable(args.output, "--output")
+        found, count = find_suspicious(args.runs)
+        print(_format(found, count))
+        if args.output:
+            text = found.map(escape_formula).to_csv(index=False, lineterminator="\n")
+            args.output.write_text(text, encoding="utf-8")
+            print(f"{len(found)} rows written to {args.output}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
+    """Return the reviews with suspicious labels, and the number of checked reviews.
+
+    The frame has the columns row, label and suggested (class names), p_label (probability of the
+    label) and, if known, film and text (the first characters).
+
+    Raises:
+        UserError: a file cannot be read, or the runs do not fit together.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise UserError(
+            "the package cleanlab, which finds suspicious labels, is not installed",
+            fix="install it: pip install 'kinopoisk_ft[explain]'",
+        ) from error
+    import numpy as np
+    import pandas as pd
+
+    from kinopoisk_ft.statistics.predictions import Predictions
+
+    parts = [Predictions.of(*_read(run)) for run in runs]
+    for run, part in zip(runs, parts, strict=True):
+        if part.class_names != parts[0].class_names:
+            raise UserError("the runs have different classes", where=str(run),
+                            fix="give the folds of one cross-validation")  # fmt: skip
+    rows = np.concatenate([part.rows for part in parts])
+    if len(set(rows.tolist())) < len(rows):
+        raise UserError("two runs predict the same review", where=", ".join(map(str, runs)),
+                        fix="give the folds of one cross-validation, with one seed")  # fmt: skip
+    labels = np.concatenate([part.labels for part in parts])
+    probabilities = np.concatenate([part.probabilities for part in parts])
+    # In one process, because the data are small and new processes would import everything again.
+    order = find_label_issues(
+        labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    names = np.array(parts[0].class_names, dtype=object)
+    facts = pd.concat([part.facts for part in parts], ignore_index=True)
+    found = pd.DataFrame({
+        "row": rows, "label": names[labels], "suggested": names[probabilities.argmax(1)],
+        "p_label": probabilities[np.arange(len(labels)), labels],
+    })  # fmt: skip
+    known = facts[[name for name in ("film", "text") if name in facts]]
+    return pd.concat([found, known], axis=1).iloc[order].reset_index(drop=True), len(rows)
+
+
+def _read(run: Path) -> tuple[pd.DataFrame, str]:
+    import pandas as pd
+
+    file = run / FILE if run.is_dir() else run
+    try:
+        return pd.read_parquet(file), str(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the predictions cannot be read: {to_one_line(str(error))[:200]}",
+            where=str(file),
+            fix=f"give the output_dir of a finished run, or its {FILE}",
+        ) from error
+
+
+def _format(found: pd.DataFrame, count: int) -> str:
+    lines = [f"{len(found)} of {count} labels are suspicious"]
+    if len(found):
+        shown = found.head(MOST_ROWS).map(
+            lambda value: to_one_line(value)[:CHARACTERS] if isinstance(value, str) else value
+        )
+        lines.append(shown.to_string(index=False, float_format="{:.4f}".format))
+    if len(found) > MOST_ROWS:
+        lines.append(f"… and {len(found) - MOST_ROWS} more; --output writes all")
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""Attribute a prediction to the words of the text.
+
+For networks, integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365) on
+the token embeddings. For TF-IDF, the summands of the logit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kinopoisk_ft.data.tokens import encode_with_spans, find_windows
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.serving.predictor import Predictor, check_texts
+from kinopoisk_ft.training.batching import Examples
+
+# Points at which the gradients are computed, and how many of them run in one batch. With 100
+# points, the attributions of the tested models sum to the logit difference within 1%.
+STEPS, BATCH_SIZE = 100, 10
+WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word or n-gram, and how much it raises the logit difference.
+
+    Args:
+        start, end: place in the text, in characters; None for an n-gram of TF-IDF.
+    """
+
+    text: str
+    score: float
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a model prefers one class to another.
+
+    Args:
+        text: the text that the model read.
+        label: the predicted class.
+        other: the class with the next highest probability.
+        probability: probability of `label`.
+        difference: logit of `label` minus logit of `other`.
+        baseline: this difference without the words. `difference` is about the sum of `baseline` and
+            the scores of the words.
+        words: in the order of the text; for TF-IDF, in the order of their scores.
+    """
+
+    text: str
+    label: str
+    other: str
+    probability: float
+    difference: float
+    baseline: float
+    words: list[Word]
+
+
+def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
+    """Explain the prediction for one text.
+
+    Raises:
+        UserError: the text is blank or not valid Unicode, or the package captum is missing.
+    """
+    check_texts([text], "the text to explain")
+    text = predictor.preprocessing.cut(predictor.preprocessing.clean(text))
+    (probabilities,) = predictor.probabilities([text])
+    label, other = np.argsort(-probabilities, kind="stable")[:2].tolist()
+    if predictor.estimator is not None:
+        words, baseline = _explain_tfidf(predictor.estimator, text, label, other)
+        difference = baseline + sum(word.score for word in words)
+    else:
+        words, baseline, difference = _explain_network(predictor, text, label, other, steps)
+    names = predictor.card.class_names
+    return Explanation(
+        text=text, label=names[label], other=names[other],
+        probability=float(probabilities[label]), difference=difference, baseline=baseline,
+        words=words,
+    )  # fmt: skip
+
+
+def _explain_tfidf(model: Tfidf, text: str, label: int, other: int) -> tuple[list[Word], float]:
+    weights, intercepts = model.class_weights()
+    row = model.vectorizer.transform([text])
+    names = model.vectorizer.get_feature_names_out()
+    scores = row.data * (weights[label] - weights[other])[row.indices]
+    order = np.argsort(-np.abs(scores), kind="stable")
+    words = [Word(str(names[row.indices[i]]), float(scores[i])) for i in order]
+    return words, float(intercepts[label] - intercepts[other])
+
+
+def _explain_network(
+    predictor: Predictor, text: str, label: int, other: int, steps: int
+) -> tuple[list[Word], float, float]:
+    tokenizer, module = predictor.tokenizer, predictor.module
+    ids, spans = encode_with_spans(text, tokenizer, predictor.preprocessing)
+    windows = find_windows(tokenizer, predictor.preprocessing)
+    device = next(module.parameters()).device
+    batch = Examples([ids], None, windows).pad([0], tokenizer.pad_token_id)
+    batch = {key: value.to(device) for key, value in batch.items()}
+    special = [span is None for span in spans]
+    # Positions in `ids`, divided into windows as the ids are.
+    places = [list(range(len(ids)))] if windows is None else windows.cut(range(len(ids)))
+    scores, baseline, difference = _integrate(
+        module, batch, [[special[i] for i in window] for window in places],
+        tokenizer.pad_token_id, (label, other), steps,
+    )  # fmt: skip
+    by_token = np.zeros(len(ids))
+    # A token in two windows gets the sum of both attributions.
+    for window, row in zip(places, scores, strict=True):
+        np.add.at(by_token, window, row[: len(window)])
+    return list(_join_words(text, spans, by_token)), baseline, difference
+
+
+def _integrate(
+    module: nn.Module,
+    batch: dict[str, Tensor],
+    special: list[list[bool]],
+    pad_id: int,
+    classes: tuple[int, int],
+    steps: int,
+) -> tuple[np.ndarray, float, float]:
+    """Return attributions (windows, length), and the logit difference of baseline and text."""
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError as error:
+        raise UserError(
+            "the package captum, which explains networks, is not installed",
+            fix="install it: pip install 'kinopoisk_ft[explain]'",
+        ) from error
+    embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    kept = torch.zeros_like(ids, dtype=torch.bool)
+    rows = kept.view(-1, kept.shape[-1])
+    for row, flags in zip(rows, special, strict=True):
+        row[: len(flags)] = torch.tensor(flags, device=row.device)
+
+    def compare(embedded: Tensor) -> Tensor:
+        count = len(embedded)
+        # For each point of the path: (windows, length, d_model), without empty windows.
+        flat = embedded.flatten(0, -3)
+        hook = embedding.register_forward_hook(lambda *_: flat)
+        try:
+            expanded = (value.expand(count, *value.shape[1:]) for value in (ids, mask))
+            inputs = dict(zip(("input_ids", "attention_mask"), expanded, strict=True))
+            logits: Tensor = module(**inputs).logits
+        finally:
+            hook.remove()
+        return logits[:, classes[0]] - logits[:, classes[1]]
+
+    with torch.no_grad():
+        # The baseline is a text of padding tokens between the special tokens.
+        text, empty = embedding(ids), embedding(torch.where(kept, ids, pad_id))
+        difference, baseline = float(compare(text)), float(compare(empty))
+    method: Any = IntegratedGradients(compare)
+    found = method.attribute(
+        text, baselines=empty, n_steps=steps, internal_batch_size=BATCH_SIZE * text.shape[0]
+    )
+    scores: np.ndarray = found.sum(-1).reshape(-1, ids.shape[-1]).detach().cpu().double().numpy()
+    return scores, baseline, difference
+
+
+def _join_words(
+    text: str, spans: list[tuple[int, int] | None], scores: np.ndarray
+) -> Iterator[Word]:
+    """Yield the words of a text with the sums of their tokens' scores.
+
+    Special tokens have no place in the text, and their embeddings equal the baseline's, so that
+    their scores are 0.
+    """
+    words = [(match.start(), match.end()) for match in WORD.finditer(text)]
+    sums, last = np.zeros(len(words)), 0
+    for span, score in zip(spans, scores, strict=True):
+        if span is not None and words:
+            # Spans are in ascending order. A token of white space counts for the next word.
+            while last + 1 < len(words) and words[last][1] <= span[0]:
+                last += 1
+            sums[last] += score
+    for (start, end), score in zip(words, sums.tolist(), strict=True):
+        yield Word(text[start:end], score, start, end)
