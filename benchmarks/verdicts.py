@@ -98,16 +98,20 @@ def share(hits: Sequence[bool]) -> str:
 
 def check_pair(world: World, a: str, b: str, films: int, studies: int) -> dict[str, Any]:
     """Return the coverage, and how often "as good" is said at a margin that is the true loss."""
+    if world.truth(a, b) > 0:
+        a, b = b, a
     true = world.truth(a, b)
     found = [world.study(a, b, films, number) for number in range(studies)]
     covered = [d.low <= true <= d.high for d in found]
-    row = {"pair": f"{a} - {b}", "films": films, "true difference": round(true, 4),
-           "interval holds it": share(covered)}  # fmt: skip
-    if true < 0:
-        verdicts = [decide([d], -true)[0].verdict for d in found]
-        row["as good at this margin"] = share([verdict == "as good" for verdict in verdicts])
-        row["worse at this margin"] = share([verdict == "worse" for verdict in verdicts])
-    return row
+    verdicts = [decide([d], -true)[0].verdict for d in found]
+    return {
+        "pair": f"{a} - {b}",
+        "films": films,
+        "true difference": round(true, 4),
+        "interval holds it": share(covered),
+        "as good at this margin": share([verdict == "as good" for verdict in verdicts]),
+        "worse at this margin": share([verdict == "worse" for verdict in verdicts]),
+    }
 
 
 def check_power(world: World, name: str, films: int, studies: int) -> dict[str, Any]:
@@ -152,9 +156,9 @@ def main() -> None:
         seeds = ", ".join(f"{name} {len(runs)}" for name, runs in world.predicted.items())
         largest = sorted((len(film) for film in world.films), reverse=True)[:3]
         note = (
-            f"{studies} studies of {SEEDS} seeds each. The truth has {len(world.labels)} reviews of "
-            f"{len(world.films)} films (the largest have {', '.join(map(str, largest))}) and as many "
-            f"seeds as the published runs: {seeds}. Shares with their 95% intervals."
+            f"{studies} studies of {SEEDS} seeds each. The truth has {len(world.labels)} reviews, "
+            f"{len(world.films)} films (the largest have {', '.join(map(str, largest))} reviews) and "
+            f"the seeds of the published runs: {seeds}. Shares with their 95% intervals."
         )
         pairs = [check_pair(world, *pair, films, studies) for films in numbers
                  for pair in ((name, best) for name in others)]  # fmt: skip
