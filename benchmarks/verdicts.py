@@ -155,9 +155,10 @@ def main() -> None:
         numbers, (best, *others) = (FEW_FILMS, len(world.films)), world.predicted
         seeds = ", ".join(f"{name} {len(runs)}" for name, runs in world.predicted.items())
         largest = sorted((len(film) for film in world.films), reverse=True)[:3]
+        sizes = ", ".join(map(str, largest))
         note = (
             f"{studies} studies of {SEEDS} seeds each. The truth has {len(world.labels)} reviews, "
-            f"{len(world.films)} films (the largest have {', '.join(map(str, largest))} reviews) and "
+            f"{len(world.films)} films (the largest have {sizes} reviews) and "
             f"the seeds of the published runs: {seeds}. Shares with their 95% intervals."
         )
         pairs = [check_pair(world, *pair, films, studies) for films in numbers
