@@ -100,11 +100,17 @@ def _seeds(row: Row) -> list[str]:
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return where networks pass the baselines or, without baselines, all crossings."""
     named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
-    return [
-        locale("passes", a=c.a, b=c.b, at=_place(c.labels, found, locale), low=low, high=high)
-        for c in named or found.crossings
-        for low, high in [_interval(c, found, locale)]
-    ]
+    return [_describe(crossing, found, locale) for crossing in named or found.crossings]
+
+
+def _describe(crossing: Crossing, found: LabelCurves, locale: Locale) -> str:
+    low, high = _interval(crossing, found, locale)
+    parts = {"a": crossing.a, "b": crossing.b, "low": low, "high": high}
+    if crossing.labels == 0:
+        return locale("passes_early", count=locale.number(found.fewest, 0), **parts)
+    if math.isinf(crossing.labels):
+        return locale("passes_never", count=locale.number(found.most, 0), **parts)
+    return locale("passes", at=_place(crossing.labels, found, locale), **parts)
 
 
 def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:

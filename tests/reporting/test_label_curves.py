@@ -116,7 +116,8 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
     for changes, text in (
         ({"low": 0.0}, "fewer than 104 to"),
         ({"high": float("inf")}, "to more than 3,300)."),
-        ({"labels": 0.0}, "at about fewer than 104"),
+        ({"labels": 0.0}, "is above tfidf from the smallest measured number of labels, 104, on"),
+        ({"labels": float("inf")}, "does not pass tfidf with up to 3,300 labels"),
     ):
         (said,) = sentences(replace(curves, crossings=[replace(crossing, **changes)]), EN)
         assert text in said
