@@ -80,6 +80,7 @@ def _write_report(options: argparse.Namespace) -> None:
     from mlflow.exceptions import MlflowException
 
     from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.folds import pool_folds
     from kinopoisk_ft.reporting.locale import Locale
     from kinopoisk_ft.reporting.markdown import as_text
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
@@ -92,7 +93,7 @@ def _write_report(options: argparse.Namespace) -> None:
     try:
         client = open_store(uri)
         collected = collect(client, options.experiment, options.parent)
-        files = load_run_files(client, collected.runs)
+        collected, files = pool_folds(collected, load_run_files(client, collected.runs))
     except MlflowException as error:
         reason = textwrap.shorten(error.message, 200, placeholder=" …")
         raise UserError(

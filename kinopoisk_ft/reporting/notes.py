@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import TIME
+from kinopoisk_ft.reporting.folds import FOLD, FOLDS
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
@@ -78,6 +79,9 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         missing = [locale.heading(c) for c in expected if c.name not in row.values]
         if missing:
             notes.append(locale("note_missing", name=row.name, columns=", ".join(missing)))
+    folds = {row.setting(FOLDS) for row in table.rows if FOLD not in row.first.settings} - {""}
+    for count in sorted(folds):
+        notes.append(locale("note_folds", count=count))
     if any("temperature" in row.values for row in table.rows):
         notes.append(locale("note_calibration"))
     return notes + _comparison_notes(table.comparison, locale)

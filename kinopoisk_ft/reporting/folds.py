@@ -1,0 +1,82 @@
+"""Pool the test sets of cross-validation folds, so that small test sets can decide together."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from kinopoisk_ft.reporting.run_files import RunFiles
+from kinopoisk_ft.reporting.runs import Collected, TrainedRun
+from kinopoisk_ft.statistics.metrics import count_confusion, scores
+from kinopoisk_ft.statistics.predictions import Predictions
+
+FOLDS, FOLD = "data.folds", "data.fold"
+
+
+def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFiles]:
+    """Replace the runs of all folds of a training by one run with all their test reviews.
+
+    Runs stay separate if a fold or its predictions are missing. The pooled run has the id of the
+    first fold. Its metrics are those of all test reviews, or means over the folds, such as the time
+    to train one model.
+    """
+    trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
+    runs = []
+    for run in collected.runs:
+        folds = run.settings.get(FOLDS, "None")
+        if folds == "None" or run.run_id not in files.predictions:
+            runs.append(run)
+        else:
+            settings = {key: value for key, value in run.settings.items() if key != FOLD}
+            key = str((run.approach, run.seed, run.data, run.source_digest, settings))
+            trainings[key][int(run.settings[FOLD])] = run
+    predictions = dict(files.predictions)
+    for found in trainings.values():
+        parts = [run for _, run in sorted(found.items())]
+        answers = [files.predictions[run.run_id] for run in parts]
+        complete = len(parts) == int(parts[0].settings[FOLDS])
+        if complete and len({one.class_names for one in answers}) == 1:
+            pooled = _join(answers)
+            predictions[parts[0].run_id] = pooled
+            runs.append(_pool(parts, pooled))
+        else:
+            runs += parts
+    return replace(collected, runs=runs), RunFiles(predictions, files.details)
+
+
+def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
+    first = parts[0]
+    names = set.intersection(*(set(run.metrics) for run in parts))
+    metrics = {name: statistics.fmean(run.metrics[name] for run in parts) for name in names}
+    counts = count_confusion(pooled.labels, pooled.predicted, len(pooled.class_names))
+    metrics |= {f"test_{name}": float(value) for name, value in scores(counts).items()}
+    digests = " ".join(run.split_digest for run in parts)
+    failed = {run.not_learned for run in parts} - {""}
+    return replace(
+        first,
+        settings={key: value for key, value in first.settings.items() if key != FOLD},
+        metrics=metrics,
+        split_digest=hashlib.sha256(digests.encode()).hexdigest(),
+        not_learned=", ".join(sorted(failed)),
+    )
+
+
+def _join(answers: list[Predictions]) -> Predictions:
+    rows = np.concatenate([one.rows for one in answers])
+    order = np.argsort(rows, kind="stable")
+    # A column that one fold did not record would be incomplete.
+    names = [c for c in answers[0].facts if all(c in one.facts for one in answers)]
+    facts = pd.concat([one.facts[names] for one in answers], ignore_index=True)
+    return Predictions(
+        rows=rows[order],
+        labels=np.concatenate([one.labels for one in answers])[order],
+        predicted=np.concatenate([one.predicted for one in answers])[order],
+        probabilities=np.concatenate([one.probabilities for one in answers])[order],
+        class_names=answers[0].class_names,
+        facts=facts.iloc[order].reset_index(drop=True),
+    )
