@@ -21,7 +21,7 @@ UNKNOWN = 3
 PERMISSIVE = {
     "mit", "mit license", "mit-0", "mit-cmu", "bsd", "bsd license", "3-clause bsd license",
     "bsd-2-clause", "bsd-3-clause", "0bsd", "apache-2.0", "apache 2.0", "apache 2.0 license",
-    "apache software license", "isc", "isc license (iscl)", "psf-2.0",
+    "apache software license", "apache license", "isc", "isc license (iscl)", "psf-2.0",
     "python software foundation license", "cnri-python", "zlib", "cc0-1.0", "bsl-1.0",
     "llvm-exception",
 }  # fmt: skip

@@ -39,6 +39,13 @@ MAY_DIFFER = (
 ADDED = {
     "trainer.loss._target_": "kinopoisk_ft.training.losses.cross_entropy",
     "trainer.loss._partial_": True,
+    "trainer.min_steps": None,
+    "trainer.layer_decay": None,
+    "trainer.head_first": False,
+    "data.train_limit": None,
+    "data.window_stride": None,
+    "data.max_windows": 8,
+    "model.window_pooling": "mean",
 }
 
 

@@ -105,6 +105,29 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
     return below
 
 
+def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
+    """Return by how many layers each parameter is below the head.
+
+    This is 1 for the last block. For the parameters below the first block, it is the number of
+    blocks plus 1. Parameters above the blocks are left out.
+
+    Args:
+        module: the network with its adapter; the names of its parameters are the keys.
+
+    Raises:
+        UserError: the architecture does not have a single list of blocks.
+    """
+    blocks = list_blocks(network)
+    depths: dict[Tensor, int] = {}
+    for i, block in enumerate(blocks):
+        depths |= dict.fromkeys(block.parameters(), len(blocks) - i)
+    # Blocks may share parameters with what is below them, such as a bias of relative attention.
+    lowest = [*network.embeddings]
+    below = {p for name in lowest for p in network.module.get_submodule(name).parameters()}
+    depths |= dict.fromkeys(below | find_trainable_below(network, 0), len(blocks) + 1)
+    return {name: depths[p] for name, p in module.named_parameters() if p in depths}
+
+
 def check_frozen(network: Network, layers: int) -> None:
     """Check that the embeddings and the first `layers` blocks are frozen.
 

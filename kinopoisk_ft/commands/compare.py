@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kinopoisk_ft.statistics.pairs import Pair
 
 DESCRIPTION = """\
-Compare prediction files and say of each approach whether it is as good as the best one.
+Compare prediction files, and report whether each approach is as good as the best one.
 
 A file (.parquet, .csv, .tsv, .jsonl) has the columns `label` and `predicted` and one row per test
 example. Optional columns: `row` (identifies the example; without it, all files must have the same
@@ -96,7 +96,7 @@ def _needed(decision: Decision, pair: Pair) -> str:
     if seeds is not None:
         ways.append(f"{seeds:,} more seed{'s' * (seeds > 1)}")
     if not ways:
-        return "more seeds and other test sets are needed"
+        return "neither more test examples nor more seeds alone would decide"
     return f"about {' or '.join(ways)} would decide"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kinopoisk_ft.serving.attributions import Explanation
 
 DESCRIPTION = """\
-Show which words made a model prefer its answer to the next class.
+Show which words made a model prefer its answer to the second most probable class.
 
 For a network, the scores are integrated gradients (extra 'explain'); for TF-IDF, they are the
 summands of the logit. Their sum is the difference of the logits with and without the words.

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 List the reviews whose labels are probably wrong, most suspicious first (extra 'explain').
 
-A model that did not train on a review predicts another class with confidence (confident learning;
-Northcutt et al., 2021). One run gives the probabilities of its test reviews. To check all reviews,
-run all folds: python -m kinopoisk_ft -m data.folds=5 data.fold=0,1,2,3,4 …
+A label is suspicious if a model that was not trained on the review predicts another class with
+confidence (confident learning; Northcutt et al., 2021). One run gives the probabilities of its test
+reviews. To check all reviews, run all folds:
+
+  python -m kinopoisk_ft -m data.folds=5 data.fold=0,1,2,3,4 …
 """
 EXAMPLE = """\
 example:
-  kinopoisk-ft suspicious-labels outputs/2026-01-01/10-00-00/* --output suspicious.csv
+  kinopoisk-ft suspicious-labels outputs/2026-01-01/10-00-00/*/predictions.parquet
 """
 FILE = "predictions.parquet"
 # Number of rows and characters of a review in the printed table.
@@ -89,6 +91,9 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
         raise UserError("two runs predict the same review", where=", ".join(map(str, runs)),
                         fix="give the folds of one cross-validation, with one seed")  # fmt: skip
     labels = np.concatenate([part.labels for part in parts])
+    if len(set(labels.tolist())) < 2:
+        raise UserError("all reviews have the same label", where=", ".join(map(str, runs)),
+                        fix="give runs whose test reviews have at least two classes")  # fmt: skip
     probabilities = np.concatenate([part.probabilities for part in parts])
     # In one process, because the data are small and new processes would import everything again.
     order = find_label_issues(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +140,9 @@ class Layout:
             card: the `Card` of the model folder.
             trained: whether `source` contains a trained head; False for an adapter's base model.
         """
-        module = build_recipe(card.recipe, source).build(card.class_names, tokenizer).module
+        windows = card.window_pooling is not None
+        recipe = replace(build_recipe(card.recipe, source), reads_windows=windows)
+        module = recipe.build(card.class_names, tokenizer).module
         load_model(module, Path(source) / WEIGHTS)
         return module
 
@@ -293,27 +295,6 @@ class Adapted:
     fresh: set[str]
     is_peft: bool = False
     targets: str = ""
-
-
-def find_depths(network: Network, module: nn.Module) -> dict[str, int]:
-    """Return by how many layers each parameter is below the head.
-
-    This is 1 for the last block. For the embeddings, it is the number of blocks plus 1. Parameters
-    in neither of them are left out.
-
-    Args:
-        module: the network with its adapter; the names of its parameters are the keys.
-
-    Raises:
-        UserError: the architecture does not have a single list of blocks.
-    """
-    blocks = list_blocks(network)
-    depths: dict[nn.Parameter, int] = {}
-    for name in network.embeddings:
-        depths |= dict.fromkeys(network.module.get_submodule(name).parameters(), len(blocks) + 1)
-    for i, block in enumerate(blocks):
-        depths |= dict.fromkeys(block.parameters(), len(blocks) - i)
-    return {n: depths[p] for n, p in module.named_parameters() if p in depths}
 
 
 def list_blocks(network: Network) -> list[nn.Module]:

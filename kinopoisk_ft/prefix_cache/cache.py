@@ -69,7 +69,7 @@ class CachedClassification(Classification):
         """Build a batch with cached activations instead of token ids.
 
         They are (batch, length, d_model), or (batch, 1, d_model) if the cache stores pooled states.
-        With windows, the second dimension is that of the windows.
+        With windows, the second dimension is the number of windows.
         """
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)

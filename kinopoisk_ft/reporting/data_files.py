@@ -54,11 +54,13 @@ def slices_csv(document: Document) -> str:
 
 
 PAIR_FIELDS = (
-    "data", "split_digest", "a", "b", "paired", "same_seeds", "several_seeds", "metric",
-    "difference", "low", "high", "p", "p_holm", "only_a", "only_b", "mcnemar_p", "mcnemar_p_holm",
+    "data", "split_digest", "train_limit", "a", "b", "paired", "same_seeds", "several_seeds",
+    "metric", "difference", "low", "high", "p", "p_holm", "only_a", "only_b", "mcnemar_p",
+    "mcnemar_p_holm",
 )  # fmt: skip
 SLICE_FIELDS = (
-    "data", "split_digest", "approach", "by", "value", "n", "metric", "mean", "low", "high",
+    "data", "split_digest", "train_limit", "approach", "by", "value", "n", "metric", "mean", "low",
+    "high",
 )  # fmt: skip
 
 
@@ -72,7 +74,8 @@ def _pairs(table: Table) -> Iterator[dict[str, Any]]:
         test = pair.mcnemar
         for metric, found in pair.differences.items():
             yield {
-                "data": table.data, "split_digest": table.split_digest, "a": pair.a, "b": pair.b,
+                "data": table.data, "split_digest": table.split_digest,
+                "train_limit": table.train_limit, "a": pair.a, "b": pair.b,
                 "paired": _yes(pair.paired), "same_seeds": _yes(pair.same_seeds),
                 "several_seeds": _yes(pair.measured), "metric": metric,
                 "difference": found.mean, "low": found.low, "high": found.high,
@@ -87,7 +90,8 @@ def _slices(table: Table) -> Iterator[dict[str, Any]]:
         for one in slices:
             for metric, found in one.scores.items():
                 yield {
-                    "data": table.data, "split_digest": table.split_digest, "approach": name,
+                    "data": table.data, "split_digest": table.split_digest,
+                    "train_limit": table.train_limit, "approach": name,
                     "by": one.by, "value": one.value, "n": one.n, "metric": metric,
                     "mean": found.mean, "low": found.low, "high": found.high,
                 }  # fmt: skip
@@ -195,6 +199,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
     for margin, decisions in table.decisions.items():
         decision = decisions.get(row.name) if row else None
         record[f"verdict_{margin:g}"] = decision.verdict if decision else ""
+        record[f"p_equivalent_{margin:g}"] = decision.p_equivalent if decision else ""
     record["learned"] = _yes(row.learned) if row else ""
     for mark in MARKS:
         record[mark] = _yes(row is not None and row.marked(mark))

@@ -102,7 +102,7 @@ def build(
 
 def _pictures(table: Table, stem: str) -> dict[str, str]:
     found = {"comparison": stem}
-    if table.comparison.pairs:
+    if table.pairs:
         found["differences"] = f"{stem}-differences"
     if table.comparison.reliability:
         found["calibration"] = f"{stem}-calibration"

@@ -22,8 +22,9 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
     """Replace the runs of all folds of a training by one run with all their test reviews.
 
     Runs stay separate if a fold or its predictions are missing. The pooled run has the id of the
-    first fold. Its metrics are those of all test reviews, or means over the folds, such as the time
-    to train one model.
+    first fold. Its test scores are those of all test reviews, and its counts of leaked reviews are
+    sums. Other metrics are means over the folds, such as the time to train one model. Temperatures
+    are left out, because each fold has its own.
     """
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
     runs = []
@@ -35,7 +36,7 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
             settings = {key: value for key, value in run.settings.items() if key != FOLD}
             key = str((run.approach, run.seed, run.data, run.source_digest, settings))
             trainings[key][int(run.settings[FOLD])] = run
-    predictions = dict(files.predictions)
+    predictions, details = dict(files.predictions), dict(files.details)
     for found in trainings.values():
         parts = [run for _, run in sorted(found.items())]
         answers = [files.predictions[run.run_id] for run in parts]
@@ -43,16 +44,19 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
         if complete and len({one.class_names for one in answers}) == 1:
             pooled = _join(answers)
             predictions[parts[0].run_id] = pooled
+            if parts[0].run_id in details:
+                # The sizes of one fold do not describe all of them.
+                details[parts[0].run_id] = replace(details[parts[0].run_id], data={})
             runs.append(_pool(parts, pooled))
         else:
             runs += parts
-    return replace(collected, runs=runs), RunFiles(predictions, files.details)
+    return replace(collected, runs=runs), RunFiles(predictions, details)
 
 
 def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
     first = parts[0]
-    names = set.intersection(*(set(run.metrics) for run in parts))
-    metrics = {name: statistics.fmean(run.metrics[name] for run in parts) for name in names}
+    names = set.intersection(*(set(run.metrics) for run in parts)) - {"temperature"}
+    metrics = {name: _combine(name, [run.metrics[name] for run in parts]) for name in names}
     counts = count_confusion(pooled.labels, pooled.predicted, len(pooled.class_names))
     metrics |= {f"test_{name}": float(value) for name, value in scores(counts).items()}
     digests = " ".join(run.split_digest for run in parts)
@@ -61,9 +65,22 @@ def _pool(parts: list[TrainedRun], pooled: Predictions) -> TrainedRun:
         first,
         settings={key: value for key, value in first.settings.items() if key != FOLD},
         metrics=metrics,
+        command=_name_all_folds(first.command, first),
+        overrides=_name_all_folds(first.overrides, first),
         split_digest=hashlib.sha256(digests.encode()).hexdigest(),
         not_learned=", ".join(sorted(failed)),
     )
+
+
+def _combine(name: str, values: list[float]) -> float:
+    is_count = name.startswith("leakage_") and not name.endswith(("_share", "_accuracy"))
+    return sum(values) if is_count else statistics.fmean(values)
+
+
+def _name_all_folds(command: str, first: TrainedRun) -> str:
+    """Return a command or its overrides for all folds instead of the first one."""
+    every = ",".join(map(str, range(int(first.settings[FOLDS]))))
+    return command.replace(f"{FOLD}={first.settings[FOLD]}", f"-m {FOLD}={every}")
 
 
 def _join(answers: list[Predictions]) -> Predictions:

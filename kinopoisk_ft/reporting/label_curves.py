@@ -24,6 +24,7 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 # The report estimates the gain of this many more labels.
 MORE = 500
+LIMIT = "data.train_limit"
 
 Runs = tuple[str, float, tuple[str, ...], list[Predictions]]
 
@@ -79,6 +80,7 @@ def _collect(
     tables: Sequence[Table], predictions: Mapping[str, Predictions]
 ) -> dict[str, list[Runs]]:
     found: dict[str, list[Runs]] = {}
+    names: dict[str, str] = {}
     first: Predictions | None = None
     for table in tables:
         for row in table.rows:
@@ -89,7 +91,10 @@ def _collect(
             if same and len(answers) == len(row.runs) and not math.isnan(sum(labels)):
                 mean = sum(labels) / len(labels)
                 point = (table.train_limit, mean, tuple(_seeds(row)), answers)
-                found.setdefault(row.name, []).append(point)
+                # The name of a row may be another one in each table.
+                settings = {k: v for k, v in row.first.settings.items() if k != LIMIT}
+                name = names.setdefault(str((row.first.approach, settings)), row.name)
+                found.setdefault(name, []).append(point)
     return {name: points for name, points in found.items() if len(points) > 1}
 
 
@@ -100,7 +105,20 @@ def _seeds(row: Row) -> list[str]:
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return where networks pass the baselines or, without baselines, all crossings."""
     named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
-    return [_describe(crossing, found, locale) for crossing in named or found.crossings]
+    return [
+        *(_describe(crossing, found, locale) for crossing in named or found.crossings),
+        *_describe_unlearned(found, locale),
+    ]
+
+
+def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
+    said = []
+    for table in found.tables:
+        names = [row.name for row in table.rows if not row.learned]
+        if names:
+            limit = table.train_limit or locale("all_labels")
+            said.append(locale("unlearned_points", names=locale.listed(names), limit=limit))
+    return said
 
 
 def _describe(crossing: Crossing, found: LabelCurves, locale: Locale) -> str:

@@ -89,7 +89,8 @@ def as_note(document: Document, locale: Locale, max_length: int) -> str:
     ]
     for section in document.sections:
         heading, *rest = _summary(section, locale)
-        # The MLflow UI shows three lines of a collapsed note, which should be recommendations.
+        # The MLflow UI shows three lines of a collapsed note, which should be recommendations or
+        # sentences on the label curves.
         parts += rest if len(document.sections) == 1 else [heading, *rest]
     while parts and len("\n\n".join([*parts, end])) > max_length:
         parts.pop()

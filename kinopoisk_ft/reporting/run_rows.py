@@ -17,7 +17,7 @@ TEXTS = ("data.strip_scores", "data.max_characters")
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
     "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
-    "trainer.sampling", "data.window_stride", "data.max_windows",
+    "trainer.sampling", "data.window_stride", "data.max_windows", "trainer.min_steps",
 )  # fmt: skip
 # Stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"
@@ -53,7 +53,7 @@ class Row:
     Args:
         values: mean and standard deviation by column. Columns that no run recorded are missing.
         own_settings: settings that distinguish the row from other rows of the same approach.
-        from_best: mean minus the best mean of the table, by column.
+        from_best: mean minus the best mean of the table, by column; see `Table.best`.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Row:
 
         mark: mark of the column, for example "best_f1" for weighted F1.
         """
-        return self.from_best.get(MARKS[mark]) == 0
+        return self.learned and self.from_best.get(MARKS[mark]) == 0
 
 
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:

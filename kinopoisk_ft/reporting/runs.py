@@ -34,10 +34,15 @@ NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
     "data.train_seed",
 )  # fmt: skip
-# Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 # Settings that only a model that reads windows uses.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
+# Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 NOT_ITS_SETTINGS = (*NOT_SETTINGS, *OF_WINDOWS, "trainer.", "adapter.", "data.max_length")
+# Settings that runs of earlier versions lack, with the values that mean the same.
+SAME_AS_MISSING = {
+    "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
+    "data.train_limit": "None",
+}  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. A run replaces an older run only if they are equal.
 READ = (
@@ -167,7 +172,9 @@ def read_trained(run: Run) -> TrainedRun:
         settings={
             k: params[k]
             for k in sorted(params)
-            if k.startswith(GROUPS) and not k.startswith(ignored)
+            if k.startswith(GROUPS)
+            and not k.startswith(ignored)
+            and SAME_AS_MISSING.get(k) != params[k]
         },
         metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
         **{name: tags.get(name, "") for name in TAGS},

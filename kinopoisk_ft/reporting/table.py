@@ -23,6 +23,7 @@ from kinopoisk_ft.statistics.metrics import (
     count_confusion,
     scores,
 )
+from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.predictions import Predictions
 
 DIGEST_CHARACTERS = 12
@@ -38,7 +39,7 @@ class Table:
     Rows that have not learned come last.
 
     Args:
-        best: best mean of the rows that have learned, by column.
+        best: best mean of the rows that have learned, by column. If none has learned, of all rows.
         majority: scores of the majority-class baseline, by column.
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows, by row name.
@@ -66,13 +67,19 @@ class Table:
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row a is as good as row b; None if they cannot be compared.
 
-        A decision against the best row is corrected for the number of rows. Other decisions are
-        single tests.
+        A decision against the best row is corrected for all rows of the tables with the same test
+        reviews. Other decisions are single tests.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]
         pair = self.comparison.pair(a, b)
         return decide([pair.differences[HEADLINE]])[0] if pair else None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Return the pairs of rows that have learned."""
+        names = {row.name for row in self.learned}
+        return [pair for pair in self.comparison.pairs if {pair.a, pair.b} <= names]
 
     def holder(self, column: str) -> Row | None:
         """Return the row with the best value of a column, or None if no row has a value."""

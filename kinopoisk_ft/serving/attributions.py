@@ -72,8 +72,8 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
         UserError: the text is blank or not valid Unicode, or the package captum is missing.
     """
     check_texts([text], "the text to explain")
-    text = predictor.preprocessing.cut(predictor.preprocessing.clean(text))
     (probabilities,) = predictor.probabilities([text])
+    text = predictor.preprocessing.cut(predictor.preprocessing.clean(text))
     label, other = np.argsort(-probabilities, kind="stable")[:2].tolist()
     if predictor.estimator is not None:
         words, baseline = _explain_tfidf(predictor.estimator, text, label, other)

@@ -29,11 +29,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def holds_zero(self) -> bool:
-        """Return whether the interval contains zero."""
-        return self.low <= 0 <= self.high
-
 
 @dataclass(frozen=True)
 class Sample:

@@ -208,8 +208,8 @@ def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
         paired=paired,
         same_seeds=same,
         measured=len(a.runs) > 1 and len(b.runs) > 1,
-        reviews=len(a.runs[0].rows),
-        seeds=len(a.runs),
+        reviews=max(len(one.runs[0].rows) for one in (a, b)),
+        seeds=max(len(a.runs), len(b.runs)),
         differences=differences,
         mcnemar=test,
     )

@@ -34,18 +34,17 @@ class Decision:
     """The verdict on a difference a - b.
 
     Args:
-        verdict: "as good" if a loss of `margin` or more is rejected, "worse" if a smaller loss is
+        verdict: "as good" if a loss of the margin or more is rejected, "worse" if a smaller loss is
             rejected, otherwise "undecided".
-        p_as_good: p-value for the null hypothesis of a loss of at least `margin`.
+        p_as_good: p-value for the null hypothesis of a loss of at least the margin.
         p_worse: p-value for the null hypothesis of a smaller loss.
-        p_equivalent: p-value for the null hypothesis that a and b differ by at least `margin`.
+        p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
         more_reviews: how many times as many test reviews would decide, if the true difference is
             the observed one. None if a verdict is reached, or if no realistic number decides.
         more_seeds: how many times as many seeds would decide; None as for `more_reviews`.
     """
 
     verdict: Verdict
-    margin: float
     p_as_good: float
     p_worse: float
     p_equivalent: float
@@ -118,7 +117,6 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
         found.append(
             Decision(
                 verdict=verdict,
-                margin=margin,
                 p_as_good=p_as_good,
                 p_worse=p_worse,
                 p_equivalent=max(_p_above(drawn, -margin), _p_above(-drawn, -margin)),

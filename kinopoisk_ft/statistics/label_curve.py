@@ -120,14 +120,17 @@ def find_crossings(curves: Sequence[Curve]) -> list[Crossing]:
 
 
 def estimate_gain(curve: Curve, more: int) -> Interval | None:
-    """Estimate how much the score would rise with `more` labels, or None for a single point.
+    """Estimate how much the score would rise with `more` labels.
 
     The score is assumed to rise with the logarithm of the number of labels as between the last two
-    points. For a curve that flattens, this is too much.
+    points. For a curve that flattens, this is too much. Without two different numbers of labels,
+    the result is None.
     """
     if len(curve.points) < 2:
         return None
     before, last = curve.points[-2:]
+    if before.labels == last.labels:
+        return None
     change = _subtract(last.scores, before.scores, last.seeds == before.seeds, 0)
     factor = np.log1p(more / last.labels) / np.log(last.labels / before.labels)
     return percentiles(change.mean * factor, change.resampled * factor)

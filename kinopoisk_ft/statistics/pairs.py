@@ -9,7 +9,6 @@ import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
 
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
-from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.seeds import Seeds, Total, total
 
 ALPHA = 0.05
@@ -58,7 +57,7 @@ class Pair:
         same_seeds: True if runs are paired by seed.
         measured: True if both approaches have several seeds. Only then do the intervals include the
             variance between seeds.
-        reviews, seeds: numbers of test reviews and seeds of a.
+        reviews, seeds: numbers of test reviews and seeds; the larger ones if a and b differ.
         mcnemar: None if the test reviews differ.
     """
 
@@ -71,12 +70,6 @@ class Pair:
     seeds: int
     differences: dict[str, Difference]
     mcnemar: McNemar | None
-
-    @property
-    def beyond_chance(self) -> bool:
-        """Return whether the headline metric differs significantly after Holm's correction."""
-        found = self.differences[HEADLINE]
-        return not found.holds_zero and found.p_holm <= ALPHA
 
     def reversed(self) -> Pair:
         """Return the comparison of b with a."""

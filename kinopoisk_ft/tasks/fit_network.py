@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
-from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.adapters.audit import (
+    check_gradients,
+    count_depths,
+    count_parameters,
+    log_trainable,
+)
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import Overlap, PretrainingTexts
 from kinopoisk_ft.data.preprocessing import TextCoverage
@@ -27,7 +32,7 @@ from kinopoisk_ft.data.tokens import (
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD
-from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network, find_depths
+from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.run_folder import CHECKPOINTS
@@ -77,7 +82,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
         recorder=inputs.tracker, folder=checkpoints,
         about=digest_inputs(data, parts["train"], parts["val"]),
-        depths=None if trainer.layer_decay is None else find_depths(network, adapted.module),
+        depths=None if trainer.layer_decay is None else count_depths(network, adapted.module),
     )  # fmt: skip
     with clock.section("eval"):
         # The test loss is cross-entropy without class weights, so that it can be compared between
@@ -104,6 +109,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         truncated={name: tokens[name].truncated for name in ("val", "test")},
         pretraining_overlap=overlap,
         history=state.history,
+        head_was_fitted=trainer.head_first,
     )
 
 

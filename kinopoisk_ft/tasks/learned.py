@@ -37,12 +37,14 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
     ):
         for why in _compare_with_majority(name, part, probabilities, data):
             found[name] = why
-    for why in _compare_losses(fitted):
+    # An output layer that is fitted first starts at a low loss, which need not fall.
+    for why in () if fitted.head_was_fitted else _compare_losses(fitted):
         found["training loss"] = why
     if not found:
         return "", ""
     why = next(iter(found.values()))
-    return f"{why} This model has not learned; do not compare its score. {ADVICE}", ", ".join(found)
+    warning = "There is no evidence that this model has learned, so do not compare its score."
+    return f"{why} {warning} {ADVICE}", ", ".join(found)
 
 
 def _compare_with_majority(

@@ -8,7 +8,12 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from kinopoisk_ft.adapters.audit import check_gradients, count_parameters, log_trainable
+from kinopoisk_ft.adapters.audit import (
+    check_gradients,
+    count_depths,
+    count_parameters,
+    log_trainable,
+)
 from kinopoisk_ft.data.leakage import PretrainingTexts
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.tokens import check_length, find_windows, log_example, tokenize
@@ -66,6 +71,7 @@ def pretrain(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
         precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
         about=digest_inputs(data, train, val),
+        depths=None if trainer.layer_decay is None else count_depths(network, network.module),
     )  # fmt: skip
     folder = Path(save_to).absolute()
     gather_model(network.module)

@@ -86,6 +86,7 @@ class Fitted:
         truncated: {"val" or "test": fraction of each review that truncation removed, (N,)}.
         pretraining_overlap: how many test reviews are in the pretraining texts; None if unknown.
         history: logged losses and validation metrics; each entry has a `step`.
+        head_was_fitted: whether the output layer was fitted before training (trainer.head_first).
     """
 
     test_probabilities: np.ndarray
@@ -103,3 +104,4 @@ class Fitted:
     truncated: dict[str, np.ndarray]
     pretraining_overlap: Overlap | None
     history: list[dict[str, float]] = field(default_factory=list)
+    head_was_fitted: bool = False

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.batching import Examples, batch_by_length
 from kinopoisk_ft.training.device import to_device
+from kinopoisk_ft.training.distributed.processes import broadcast_from_main
 from kinopoisk_ft.training.distributed.sharding import shard_like
 from kinopoisk_ft.training.memory import halve_on_out_of_memory
 from kinopoisk_ft.training.state import State
@@ -72,10 +73,10 @@ def fit_head(state: State, train: Examples, balanced: bool) -> None:
         "the forward pass for the head",
     )
     state.model.train()
-    scaler = StandardScaler()
-    regression = LogisticRegression(max_iter=1000, class_weight="balanced" if balanced else None)
-    regression.fit(scaler.fit_transform(features), train.labels)
-    weight, bias = _as_linear(regression, scaler, layer.out_features)
+    # The solutions of several ranks would differ by rounding.
+    weight, bias = broadcast_from_main(
+        lambda: _fit(features, train.labels, layer.out_features, balanced)
+    )
     with torch.no_grad():
         for parameter, value in ((layer.weight, weight), (layer.bias, bias)):
             if parameter is not None:
@@ -104,6 +105,15 @@ def _compute_inputs(
     restored = np.empty_like(found)
     restored[np.concatenate(batches)] = found
     return restored
+
+
+def _fit(
+    features: np.ndarray, labels: np.ndarray | None, classes: int, balanced: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    scaler = StandardScaler()
+    regression = LogisticRegression(max_iter=1000, class_weight="balanced" if balanced else None)
+    regression.fit(scaler.fit_transform(features), labels)
+    return _as_linear(regression, scaler, classes)
 
 
 def _as_linear(regression: Any, scaler: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:

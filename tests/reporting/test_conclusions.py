@@ -38,10 +38,14 @@ def test_what_would_decide_is_said() -> None:
     (decision,) = table.decisions[0.02].values()
     (pair,) = table.comparison.pairs
     for reviews, seeds, needed in (
-        (2.0, 3.0, f"about {pair.reviews} more test reviews or 2 more seeds would decide"),
-        (2.0, None, f"about {pair.reviews} more test reviews would decide"),
-        (None, 3.0, "about 2 more seeds would decide"),
-        (None, None, "both more test reviews and more seeds are needed"),
+        (
+            2.0,
+            3.0,
+            f"additional test reviews needed: about {pair.reviews}; or additional seeds: about 2",
+        ),
+        (2.0, None, f"additional test reviews needed: about {pair.reviews}"),
+        (None, 3.0, "additional seeds needed: about 2"),
+        (None, None, "neither more test reviews nor more seeds alone would decide"),
     ):
         weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
         doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})

@@ -90,3 +90,21 @@ def test_a_fold_that_has_not_learned_marks_the_training() -> None:
     ]
     found = pool_folds(replace(collected, runs=runs), files)[0].runs
     assert {run.run_id: run.not_learned for run in found}["bert 0 0"] == "test"
+
+
+def test_what_a_pooled_run_says_of_itself_holds_for_all_folds() -> None:
+    collected, files = made()
+    runs = [
+        replace(
+            run,
+            command=f"python -m kinopoisk_ft data.folds=3 data.fold={run.settings['data.fold']}",
+            metrics=run.metrics
+            | {"leakage_pretraining": 30.0, "leakage_pretraining_share": 0.15, "temperature": 2.0},
+        )
+        for run in collected.runs
+    ]
+    found = pool_folds(replace(collected, runs=runs), files)[0].runs[0]
+    assert found.command == "python -m kinopoisk_ft data.folds=3 -m data.fold=0,1,2"
+    assert found.metrics["leakage_pretraining"] == 90
+    assert found.metrics["leakage_pretraining_share"] == pytest.approx(0.15)
+    assert "temperature" not in found.metrics

@@ -129,3 +129,36 @@ def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
     for run in collected.runs:
         run.metrics.pop("train_reviews")
     assert build(collected, predictions, None, EN).curves == []
+
+
+def test_curves_follow_the_settings_and_not_the_numbers_in_names() -> None:
+    """Of two recipes of one approach, each has its own curve."""
+    collected, predictions = made()
+    runs, joined = [], {}
+    for run in collected.runs:
+        for lr in ("1", "2") if run.settings["data.train_limit"] == "100" else ("2", "1"):
+            changed = {f"trainer.option{i}": lr for i in range(3)}
+            settings = run.settings | changed
+            name = f"{run.run_id} {lr}"
+            model = run.model if lr == "1" else {"bert": "tfidf", "tfidf": "bert"}[run.model]
+            runs.append(replace(run, run_id=name, approach="a", model="a", settings=settings))
+            joined[name] = predictions[run.run_id.replace(run.model, model)]
+    collected = replace(collected, runs=[run for run in runs if run.run_id.startswith("bert")])
+    (found,) = build(collected, joined, None, EN).curves
+    scores = {curve.name: [i.mean for i in curve.intervals] for curve in found.curves}
+    expected = {
+        tuple(i.mean for i in curve.intervals)
+        for curve in build(*made(), None, EN).curves[0].curves
+    }
+    assert {tuple(values) for values in scores.values()} == expected
+
+
+def test_points_without_learning_are_named() -> None:
+    collected, predictions = made()
+    runs = [
+        replace(run, not_learned="test") if run.run_id.startswith("bert 100") else run
+        for run in collected.runs
+    ]
+    (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
+    said = sentences(found, EN)
+    assert "With data.train_limit=100, there is no evidence that bert learned anything" in said[-1]

@@ -27,7 +27,10 @@ TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
 
 
 def compared(
-    test: np.ndarray, validation: np.ndarray, losses: tuple[float, ...] = ()
+    test: np.ndarray,
+    validation: np.ndarray,
+    losses: tuple[float, ...] = (),
+    head_was_fitted: bool = False,
 ) -> tuple[str, str]:
     """Return the warning for a model with these predictions on 100 test and validation rows."""
     one_hot = np.eye(2)
@@ -35,6 +38,7 @@ def compared(
         test_probabilities=one_hot[test],
         val_probabilities=one_hot[validation],
         history=[{"step": i, "train_loss": loss} for i, loss in enumerate(losses)],
+        head_was_fitted=head_was_fitted,
     )
     part = pd.DataFrame({"label": TEST})
     train = pd.DataFrame({"label": TRAIN})
@@ -48,8 +52,8 @@ def test_the_warning_has_the_scores_of_scikit_learn() -> None:
     warning, parts = compared(usual, TEST)
     assert warning.startswith(
         f"Not significantly above the majority class: f1_weighted {floor:.3f} on test, {floor:.3f} "
-        "for always predicting 'Good\ufffd' (p 1). This model has not learned; do not compare its "
-        "score. Try more epochs (trainer.epochs)"
+        "for always predicting 'Good\ufffd' (p 1). There is no evidence that this model has "
+        "learned, so do not compare its score. Try more epochs (trainer.epochs)"
     )
     assert parts == "test"
     warning, parts = compared(TEST, 1 - TEST)
@@ -99,6 +103,8 @@ def test_a_training_loss_has_to_fall() -> None:
     assert parts == "training loss"
     assert "has not fallen: 0.693 in the first quarter of the steps, 0.697 in the last" in warning
     assert compared(TEST, TEST, (*falling[:6], np.nan, np.nan))[1] == "training loss"
+    # A fitted output layer starts at a low loss.
+    assert compared(TEST, TEST, flat, head_was_fitted=True) == ("", "")
     # Too few losses show no trend.
     assert compared(TEST, TEST, flat[:6]) == ("", "")
 
@@ -136,7 +142,7 @@ def test_the_report_names_what_has_not_learned(language: str) -> None:
     (note,) = [
         note
         for note in table_notes(table, Locale(language))
-        if note.startswith(("Not learned", "Не обучились"))
+        if note.startswith(("No evidence", "Нет признаков"))
     ]
     assert "mamba" in note
     assert "bert" not in note

@@ -11,12 +11,13 @@ from composing import compose_config
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from networks import make
-from short_fit import SHORT, short_fit, train_examples, weights
+from short_fit import SHORT, short_fit, train_examples
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from kinopoisk_ft.adapters.audit import count_depths
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import find_depths
+from kinopoisk_ft.training import loop
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.head_first import _as_linear, find_output_layer, fit_head
 from kinopoisk_ft.training.loop import Trainer
@@ -102,14 +103,21 @@ def test_a_fitted_head_uses_the_rate_of_the_other_weights(tmp_path: Path) -> Non
     assert rates == {"true": 0.001, "false": 0.1}
 
 
-def test_a_resumed_run_does_not_fit_the_head_again(tmp_path: Path) -> None:
-    whole, _ = short_fit(tmp_path / "whole", "trainer.head_first=true")
-    folder = tmp_path / "stopped"
-    short_fit(folder, "trainer.head_first=true", "trainer.max_steps=2")
-    resumed, _ = short_fit(folder, "trainer.head_first=true")
-    assert whole.step == resumed.step == 4
-    plain, _ = short_fit(tmp_path / "plain")
-    assert not torch.equal(weights(whole), weights(plain))
+def test_a_resumed_run_does_not_fit_the_head_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+
+    def count(state: State, train: Examples, balanced: bool) -> None:
+        fitted.append(state.step)
+        fit_head(state, train, balanced)
+
+    monkeypatch.setattr(loop, "fit_head", count)
+    short_fit(tmp_path, "trainer.head_first=true", "trainer.max_steps=2")
+    assert fitted == [0]
+    resumed, _ = short_fit(tmp_path, "trainer.head_first=true")
+    assert resumed.step == 4
+    assert fitted == [0]
 
 
 def test_without_a_trained_linear_layer_it_is_refused() -> None:
@@ -122,7 +130,7 @@ def test_rates_decay_with_depth(kind: str, adapter: str) -> None:
     """As in BEiT: the last block has the factor once, the embeddings once more than all blocks."""
     _, made, network, _ = make(kind, adapter)
     adapted = made.apply(network)
-    depths = find_depths(network, adapted.module)
+    depths = count_depths(network, adapted.module)
     groups = build_param_groups(
         adapted.module, adapted.fresh, lr=1.0, head_lr=5.0, weight_decay=0.1, layer_decay=0.5,
         depths=depths,

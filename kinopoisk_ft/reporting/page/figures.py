@@ -61,10 +61,10 @@ def costs(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
 
 def differences(table: Table, stem: str, locale: Locale) -> list[PageFigure]:
     """Return the forest plot of pairwise differences, or [] if there are no pairs."""
-    if not table.comparison.pairs:
+    if not table.pairs:
         return []
     said = []
-    for pair in table.comparison.pairs:
+    for pair in table.pairs:
         found = pair.differences[HEADLINE]
         verdict = forest.write_verdict(forest.verdict_on(table, pair), locale)
         said.append(

@@ -35,7 +35,7 @@ def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
 
     In a narrow figure, the names of the pairs are above the intervals.
     """
-    pairs = table.comparison.pairs
+    pairs = table.pairs
     colours = dict(zip(VERDICTS, (COLOURS[0], COLOURS[1], GREY), strict=True))
     row_height = 1.4 * ROW_HEIGHT if narrow else ROW_HEIGHT
     figure = new_figure(NARROW_WIDTH if narrow else WIDTH, 1.6 + row_height * len(pairs))
