@@ -156,7 +156,9 @@ def _read_unfinished(file: Path) -> dict[str, Any] | None:
 
 def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     after = flatten(now)
-    before = {key: value for key, value in ADDED.items() if key in after} | flatten(kept)
+    # By default, data.train_seed equals the seed.
+    added = {**ADDED, "data.train_seed": now.get("seed")}
+    before = {key: value for key, value in added.items() if key in after} | flatten(kept)
     keys = [k for k in sorted({*before, *after}) if not k.startswith(MAY_DIFFER)]
     # None is a valid value, so absent keys need another marker.
     missing = object()

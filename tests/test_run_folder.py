@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 from pathlib import Path
 
 import pytest
+from composing import compose_config, plain
 from filelock import FileLock
 from safetensors import SafetensorError
 
 from kinopoisk_ft import run_folder
 from kinopoisk_ft.cli import main
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.run_folder import RunFolder, read_seed
+from kinopoisk_ft.run_folder import ADDED, RunFolder, read_seed
 
 CONFIG = {"seed": 1, "resume": "auto"}
 
@@ -48,6 +50,20 @@ def test_a_run_without_a_configurable_loss_is_resumed(tmp_path: Path) -> None:
     assert now("cross_entropy").find_run() == "old run"
     with pytest.raises(UserError, match=r"trainer\.loss\._target_: .*cross_entropy.* in this"):
         now("focal").find_run()
+
+
+def test_a_run_of_a_version_with_fewer_options_is_resumed(tmp_path: Path) -> None:
+    """The options of today's config that it lacks have the values that mean the same."""
+    now = plain(compose_config(["model=mamba_scratch", "data=demo"]))
+    before = copy.deepcopy(now)
+    for key in (*ADDED, "data.train_seed"):
+        group, name, *more = key.split(".")
+        if not more:
+            before[group].pop(name)
+    RunFolder(tmp_path, before).mark_started("abc")
+    assert RunFolder(tmp_path, now).find_run() == "abc"
+    changed = plain(compose_config(["model=mamba_scratch", "data=demo", "trainer.min_steps=9"]))
+    assert RunFolder(tmp_path, changed).find_run() is None
 
 
 def test_a_run_continues_if_files_cannot_be_locked(

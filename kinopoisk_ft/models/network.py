@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,8 +140,8 @@ class Layout:
             card: the `Card` of the model folder.
             trained: whether `source` contains a trained head; False for an adapter's base model.
         """
-        windows = card.window_pooling is not None
-        recipe = replace(build_recipe(card.recipe, source), reads_windows=windows)
+        recipe = build_recipe(card.recipe, source)
+        recipe.reads_windows = card.window_pooling is not None
         module = recipe.build(card.class_names, tokenizer).module
         load_model(module, Path(source) / WEIGHTS)
         return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,9 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
 
 
 def _build(recipe: ModelRecipe, data: DataSplit, tokenizer: Any) -> Network:
-    windows = data.preprocessing.reads_windows
-    network = replace(recipe, reads_windows=windows).build(data.class_names, tokenizer)
-    if windows and network.window_pooling is None:
+    recipe.reads_windows = data.preprocessing.reads_windows
+    network = recipe.build(data.class_names, tokenizer)
+    if recipe.reads_windows and network.window_pooling is None:
         raise UserError(
             f"{type(recipe).__name__} cannot read a review in windows",
             where="data.truncation",

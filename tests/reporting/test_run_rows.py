@@ -63,3 +63,17 @@ def test_sizes_of_the_train_split_are_tables_and_its_seeds_are_not(tmp_path: Pat
         [("bert", 2)],
         [("bert", 2)],
     ]
+
+
+def test_seeds_of_an_earlier_version_are_in_the_same_row(tmp_path: Path) -> None:
+    """Today's runs record more options; without windows, those of windows do not matter."""
+    store = Store(tmp_path)
+    home = store.experiment("versions")
+    row = ("bert", "none", 0, 0.9, 0.9, 0.9, 10.0, 5, 5)
+    store.run(home, row)
+    added = {"data.train_limit": "None", "data.window_stride": "None", "data.max_windows": "8"}
+    store.run(home, (*row[:2], 1, *row[3:]), **added)
+    added["data.truncation"] = "windows"
+    store.run(home, (*row[:2], 2, *row[3:]), **added)
+    (table,) = tables(collect(store.client, "versions").runs, {})
+    assert sorted(len(row.runs) for row in table.rows) == [1, 2]
