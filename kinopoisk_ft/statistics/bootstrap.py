@@ -17,6 +17,8 @@ from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# Significance level of all tests.
+ALPHA = 0.05
 # Resamples are drawn in blocks of at most this many int64 counts (32 MB) to limit memory.
 CHUNK = 4_000_000
 

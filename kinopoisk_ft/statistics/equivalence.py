@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from kinopoisk_ft.statistics.bootstrap import ALPHA
 from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.statistics.pairs import ALPHA, Difference, Pair, correct_holm
+from kinopoisk_ft.statistics.pairs import Difference, Pair, correct_holm
 
 # Losses of weighted F1 that matter: the default, and a smaller one that is shown as well.
 MARGIN, STRICT_MARGIN = 0.02, 0.01

@@ -11,7 +11,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
 from kinopoisk_ft.statistics.seeds import Seeds, Total, total
 
-ALPHA = 0.05
 # With fewer discordant reviews, the chi-squared approximation is poor and the test is exact.
 FEW = 25
 

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.statistics.bootstrap import resample
+from kinopoisk_ft.statistics.bootstrap import ALPHA, resample
 from kinopoisk_ft.statistics.metrics import CORRELATION, HEADLINE, count_confusion, scores
-from kinopoisk_ft.statistics.pairs import ALPHA
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.text import to_one_line
 

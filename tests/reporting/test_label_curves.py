@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from quick import quick
 from report_rows import trained
 from report_store import answers
 
@@ -90,7 +91,7 @@ def test_the_crossing_is_said_with_its_interval(document: Document) -> None:
     assert len(crossings_frame(curves, EN)) == 1
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", quick(LANGUAGES, 1))
 def test_every_format_has_the_curves(language: str, tmp_path: Path) -> None:
     locale = Locale(language)
     collected, predictions = made()

@@ -88,12 +88,12 @@ def test_a_model_without_skill_is_found_out() -> None:
     Their weighted F1 is higher than that of the majority class.
     """
     dice = np.random.default_rng(0)
-    answers = [np.where(dice.random(100) < 0.9, 1, 0) for _ in range(200)]
+    answers = [np.where(dice.random(100) < 0.9, 1, 0) for _ in range(100)]
     learned = [not compared(answer, TEST)[1] for answer in answers]
     found = np.mean([f1_score(TEST, answer, average="weighted") for answer in answers])
     assert found > f1_score(TEST, np.ones(100), average="weighted")
-    # The standard deviation of a share of 5% in 200 cases is 1.5%.
-    assert np.mean(learned) <= 0.08
+    # The standard deviation of a share of 5% in 100 cases is 2.2%.
+    assert np.mean(learned) <= 0.1
 
 
 def test_a_training_loss_has_to_fall() -> None:
