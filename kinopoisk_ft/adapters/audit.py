@@ -122,9 +122,10 @@ def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
     for i, block in enumerate(blocks):
         depths |= dict.fromkeys(block.parameters(), len(blocks) - i)
     # Blocks may share parameters with what is below them, such as a bias of relative attention.
-    lowest = [*network.embeddings]
-    below = {p for name in lowest for p in network.module.get_submodule(name).parameters()}
-    depths |= dict.fromkeys(below | find_trainable_below(network, 0), len(blocks) + 1)
+    below = find_trainable_below(network, 0)
+    for name in network.embeddings:
+        below |= set(network.module.get_submodule(name).parameters())
+    depths |= dict.fromkeys(below, len(blocks) + 1)
     return {name: depths[p] for name, p in module.named_parameters() if p in depths}
 
 

@@ -91,7 +91,7 @@ def format_explanation(found: Explanation, colours: bool) -> str:
     """Return the summary, the words with the largest scores and, with `colours`, the text."""
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
     lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
-    if colours and any(word.start is not None for word in found.words):
+    if colours and found.in_order:
         levels = _levels(found)
         shaded = (_shade(word.text, level) for word, level in zip(found.words, levels, strict=True))
         lines += ["", " ".join(shaded)]

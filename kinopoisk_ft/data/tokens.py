@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from pathlib import Path
@@ -153,17 +153,18 @@ def _truncate_and_encode(
         of tokens before truncation, without special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
-    most, head, tail = _count_kept(tokenizer, preprocessing)
+    find_omitted = _make_finder(tokenizer, preprocessing)
     rows = []
     for batch in batch_texts(texts):
         encoding = _encode_whole(batch, tokenizer)
         for i, (text, ids) in enumerate(zip(batch, encoding["input_ids"], strict=True)):
-            seen, end = len(text), len(ids) - right
-            if most is not None and end - left > most:
-                seen = encoding.token_to_chars(i, left + head - 1).end if head else 0
-                seen += len(text) - encoding.token_to_chars(i, end - tail).start if tail else 0
-                ids = ids[: left + head] + ids[end - tail :]
-            rows.append((ids, seen, end - left))
+            seen, count, omitted = len(text), len(ids) - left - right, find_omitted(len(ids))
+            if omitted:
+                head, tail = omitted.start > left, omitted.stop < len(ids) - right
+                seen = encoding.token_to_chars(i, omitted.start - 1).end if head else 0
+                seen += len(text) - encoding.token_to_chars(i, omitted.stop).start if tail else 0
+                ids = ids[: omitted.start] + ids[omitted.stop :]
+            rows.append((ids, seen, count))
     return rows
 
 
@@ -177,29 +178,28 @@ def encode_with_spans(
         tokens have None.
     """
     left, right = _count_special_tokens(tokenizer)
-    most, head, tail = _count_kept(tokenizer, preprocessing)
     encoding = _encode_whole([text], tokenizer)
     ids = encoding["input_ids"][0]
-    places, end = list(range(len(ids))), len(ids) - right
-    if most is not None and end - left > most:
-        places = places[: left + head] + places[end - tail :]
+    omitted = _make_finder(tokenizer, preprocessing)(len(ids))
+    places = [place for place in range(len(ids)) if place not in omitted]
     spans = []
     for place in places:
-        found = encoding.token_to_chars(0, place) if left <= place < end else None
+        is_text = left <= place < len(ids) - right
+        found = encoding.token_to_chars(0, place) if is_text else None
         spans.append((found.start, found.end) if found else None)
     return [ids[place] for place in places], spans
 
 
-def _count_kept(tokenizer: Any, preprocessing: Preprocessing) -> tuple[int | None, int, int]:
-    """Return the maximum number of text tokens, and how many are from the head and the tail."""
+def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
+    """Return a function that maps the length of a tokenized text to the omitted positions."""
+    left, right = _count_special_tokens(tokenizer)
     windows = find_windows(tokenizer, preprocessing)
-    if windows is None:
-        most: int | None = preprocessing.max_length - sum(_count_special_tokens(tokenizer))
-    else:
-        most = windows.max_tokens
-    if most is None:
-        return None, 0, 0
-    return most, *split_room(most, preprocessing.truncation)
+    room = preprocessing.max_length - left - right if windows is None else windows.max_tokens
+    if room is None:
+        return lambda length: range(0)
+    head, tail = split_room(room, preprocessing.truncation)
+    # The range is empty if the text is not longer than the room.
+    return lambda length: range(left + head, max(left + head, length - right - tail))
 
 
 def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None:

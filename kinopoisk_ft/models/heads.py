@@ -68,7 +68,7 @@ class PooledClassifier(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None, **_: Any
     ) -> SequenceClassifierOutput:
         """Compute logits (batch, classes) from token ids and attention mask.
 
@@ -77,8 +77,9 @@ class PooledClassifier(nn.Module):
         ids, mask = flatten_windows(input_ids, attention_mask)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.attends_globally:
-            inputs["global_attention_mask"] = torch.zeros_like(ids)
-            inputs["global_attention_mask"][:, 0] = 1
+            first = torch.zeros_like(ids)
+            first[:, 0] = 1
+            inputs["global_attention_mask"] = first
         hidden = self.encoder(**inputs).last_hidden_state
         # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
         vectors = pool(hidden[:, : ids.shape[1]], mask, self.pooling)

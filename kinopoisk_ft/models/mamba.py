@@ -240,14 +240,12 @@ class MambaClassifier(nn.Module):
 
         Ids and mask are (B, L) or, with window pooling, also (B, windows, L).
         """
-        if self.window_pooling is None or attention_mask is None:
-            mask = None if self.pooling == "last_position" else attention_mask
-            pooled = pool(self.backbone(input_ids, mask), attention_mask, self.pooling)
-        else:
-            ids, mask = flatten_windows(input_ids, attention_mask)
-            vectors = pool(self.backbone(ids, mask), mask, self.pooling)
-            pooled = self.window_pooling(vectors, attention_mask)
-        return SequenceClassifierOutput(logits=self.classifier(pooled).float())
+        ids, mask = flatten_windows(input_ids, attention_mask)
+        hidden = self.backbone(ids, None if self.pooling == "last_position" else mask)
+        vectors = pool(hidden, mask, self.pooling)
+        if self.window_pooling is not None:
+            vectors = self.window_pooling(vectors, attention_mask)
+        return SequenceClassifierOutput(logits=self.classifier(vectors).float())
 
 
 class MambaLM(nn.Module):

@@ -14,7 +14,7 @@ from kinopoisk_ft.errors import UserError, suggest_name
 WINDOW_POOLINGS = ("mean", "max", "attention")
 
 
-def find_windows(attention_mask: Tensor) -> Tensor:
+def find_filled_windows(attention_mask: Tensor) -> Tensor:
     """Return which windows contain a text, (batch, windows), bool.
 
     The first window of a review always counts, so that a review without tokens has a window.
@@ -27,14 +27,16 @@ def find_windows(attention_mask: Tensor) -> Tensor:
     return present
 
 
-def flatten_windows(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+def flatten_windows(
+    input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Convert ids and mask from (batch, windows, length) to (all windows, length).
 
     Tensors (batch, length) are returned unchanged.
     """
-    if attention_mask.dim() == 2:
+    if attention_mask is None or attention_mask.dim() == 2:
         return input_ids, attention_mask
-    present = find_windows(attention_mask)
+    present = find_filled_windows(attention_mask)
     return input_ids[present], attention_mask[present]
 
 
@@ -62,16 +64,16 @@ class WindowPooling(nn.Module):
             self.score = nn.Linear(d_model, 1, bias=False)
             nn.init.zeros_(self.score.weight)
 
-    def forward(self, vectors: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Pool vectors (all windows, d_model) into (batch, d_model).
 
         Args:
-            attention_mask: (batch, windows, length). If it is (batch, length), each review has one
-                window, and the vectors are returned unchanged.
+            attention_mask: (batch, windows, length). If it is None or (batch, length), each review
+                has one window, and the vectors are returned unchanged.
         """
-        if attention_mask.dim() == 2:
+        if attention_mask is None or attention_mask.dim() == 2:
             return vectors
-        present = find_windows(attention_mask)
+        present = find_filled_windows(attention_mask)
         # (batch, windows, d_model). The pooling is in fp32, as in `pool`.
         padded = vectors.new_zeros((*present.shape, vectors.shape[-1]), dtype=torch.float32)
         padded[present] = vectors.float()

@@ -27,7 +27,7 @@ from kinopoisk_ft.models.network import (
     replace_modules,
 )
 from kinopoisk_ft.models.pooling import pool
-from kinopoisk_ft.models.window_pooling import find_windows
+from kinopoisk_ft.models.window_pooling import find_filled_windows
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class SplitNetwork:
         attention_mask = attention_mask[..., : activations.shape[-2]]
         if attention_mask.dim() == 3:
             # The module removes the same windows from the mask.
-            activations = activations[find_windows(attention_mask)]
+            activations = activations[find_filled_windows(attention_mask)]
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
             upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}

@@ -11,7 +11,6 @@ import pandas as pd
 
 from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.label_curve import (
     Crossing,
@@ -90,16 +89,12 @@ def _collect(
             same = first is not None and not any(first.mismatch(answer) for answer in answers)
             if same and len(answers) == len(row.runs) and not math.isnan(sum(labels)):
                 mean = sum(labels) / len(labels)
-                point = (table.train_limit, mean, tuple(_seeds(row)), answers)
+                point = (table.train_limit, mean, tuple(run.seed for run in row.runs), answers)
                 # The name of a row may be another one in each table.
                 settings = {k: v for k, v in row.first.settings.items() if k != LIMIT}
                 name = names.setdefault(str((row.first.approach, settings)), row.name)
                 found.setdefault(name, []).append(point)
     return {name: points for name, points in found.items() if len(points) > 1}
-
-
-def _seeds(row: Row) -> list[str]:
-    return [run.seed for run in row.runs]
 
 
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
@@ -116,7 +111,7 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     for table in found.tables:
         names = [row.name for row in table.rows if not row.learned]
         if names:
-            limit = table.train_limit or locale("all_labels")
+            limit = table.train_limit or "null"
             said.append(locale("unlearned_points", names=locale.listed(names), limit=limit))
     return said
 

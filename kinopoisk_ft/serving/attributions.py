@@ -29,16 +29,10 @@ WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class Word:
-    """A word or n-gram, and how much it raises the logit difference.
-
-    Args:
-        start, end: place in the text, in characters; None for an n-gram of TF-IDF.
-    """
+    """A word or n-gram, and how much it raises the logit difference."""
 
     text: str
     score: float
-    start: int | None = None
-    end: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +40,23 @@ class Explanation:
     """Why a model prefers one class to another.
 
     Args:
-        text: the text that the model read.
         label: the predicted class.
         other: the class with the next highest probability.
         probability: probability of `label`.
         difference: logit of `label` minus logit of `other`.
         baseline: this difference without the words. `difference` is about the sum of `baseline` and
             the scores of the words.
-        words: in the order of the text; for TF-IDF, in the order of their scores.
+        words: the words of the text, or the n-grams of TF-IDF, the largest score first.
+        in_order: whether `words` are the whole text in its order.
     """
 
-    text: str
     label: str
     other: str
     probability: float
     difference: float
     baseline: float
     words: list[Word]
+    in_order: bool
 
 
 def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
@@ -82,9 +76,9 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
         words, baseline, difference = _explain_network(predictor, text, label, other, steps)
     names = predictor.card.class_names
     return Explanation(
-        text=text, label=names[label], other=names[other],
-        probability=float(probabilities[label]), difference=difference, baseline=baseline,
-        words=words,
+        label=names[label], other=names[other], probability=float(probabilities[label]),
+        difference=difference, baseline=baseline, words=words,
+        in_order=predictor.estimator is None,
     )  # fmt: skip
 
 
@@ -186,4 +180,4 @@ def _join_words(
                 last += 1
             sums[last] += score
     for (start, end), score in zip(words, sums.tolist(), strict=True):
-        yield Word(text[start:end], score, start, end)
+        yield Word(text[start:end], score)

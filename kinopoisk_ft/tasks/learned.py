@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -29,27 +27,24 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
         A warning, and the failed checks, such as "test, validation, training loss". Both strings
         are empty if the model has learned.
     """
-    found = {}
-    for name, part, probabilities in (
-        ("test", data.test, fitted.test_probabilities),
-        ("validation", data.val, fitted.val_probabilities),
-    ):
-        for why in _compare_with_majority(name, part, probabilities, data):
-            found[name] = why
-    # An output layer that is fitted first starts at a low loss, which need not fall.
-    for why in () if fitted.head_was_fitted else _compare_losses(fitted):
-        found["training loss"] = why
-    if not found:
+    test, val = fitted.test_probabilities, fitted.val_probabilities
+    reasons = {
+        "test": _compare_with_majority("test", data.test, test, data),
+        "validation": _compare_with_majority("validation", data.val, val, data),
+        # An output layer that is fitted first starts at a low loss, which need not fall.
+        "training loss": "" if fitted.head_was_fitted else _compare_losses(fitted),
+    }
+    failed = [name for name, why in reasons.items() if why]
+    if not failed:
         return "", ""
-    why = next(iter(found.values()))
     warning = "There is no evidence that this model has learned, so do not compare its score."
-    return f"{why} {warning} {ADVICE}", ", ".join(found)
+    return f"{reasons[failed[0]]} {warning} {ADVICE}", ", ".join(failed)
 
 
 def _compare_with_majority(
     name: str, part: pd.DataFrame, probabilities: np.ndarray, data: DataSplit
-) -> Iterator[str]:
-    """Yield a reason if a model is not significantly better than the majority class of train.
+) -> str:
+    """Return a reason if a model is not significantly better than the majority class, else "".
 
     The test asks whether the Matthews correlation coefficient is above 0, which is its value for
     the majority class and for random answers. Random answers have a higher weighted F1 than the
@@ -61,25 +56,27 @@ def _compare_with_majority(
     groups = part["group"].to_numpy() if "group" in part else None
     sample = resample(labels, predicted[:1], classes, groups=groups, resamples=RESAMPLES)
     p = float((1 + np.sum(sample.resampled[CORRELATION] <= 0)) / (RESAMPLES + 1))
-    if p > ALPHA:
-        model, floor = scores(count_confusion(labels, predicted, classes))[HEADLINE]
-        usual = to_one_line(data.class_names[majority])
-        yield (
-            f"Not significantly above the majority class: {HEADLINE} {model:.3f} on {name}, "
-            f"{floor:.3f} for always predicting '{usual}' (p {p:.2g})."
-        )
+    if p <= ALPHA:
+        return ""
+    model, floor = scores(count_confusion(labels, predicted, classes))[HEADLINE]
+    usual = to_one_line(data.class_names[majority])
+    return (
+        f"Not significantly above the majority class: {HEADLINE} {model:.3f} on {name}, "
+        f"{floor:.3f} for always predicting '{usual}' (p {p:.2g})."
+    )
 
 
-def _compare_losses(fitted: Fitted) -> Iterator[str]:
-    """Yield a reason if the training loss has not fallen."""
+def _compare_losses(fitted: Fitted) -> str:
+    """Return a reason if the training loss has not fallen, else ""."""
     losses = [row["train_loss"] for row in fitted.history if "train_loss" in row]
     if len(losses) < FEWEST_LOSSES:
-        return
+        return ""
     quarter = len(losses) // 4
     first, last = np.mean(losses[:quarter]), np.mean(losses[-quarter:])
-    # The comparison is false for NaN, which is not a fall either.
-    if not last < first:
-        yield (
-            f"The training loss has not fallen: {first:.3f} in the first quarter of the steps, "
-            f"{last:.3f} in the last one."
-        )
+    # The comparison is false for NaN, which is not a fall.
+    if last < first:
+        return ""
+    return (
+        f"The training loss has not fallen: {first:.3f} in the first quarter of the steps, "
+        f"{last:.3f} in the last one."
+    )
