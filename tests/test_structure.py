@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "tasks": {"adapters", "data", "models", "prefix_cache", "provenance", "reporting", "run_folder",
               "statistics", "training", "tracking"},
     "run": {"config", "provenance", "run_folder", "search", "tasks", "training", "tracking"},
-    "sweeps": {"config", "provenance", "run", "run_folder", "search", "statistics", "tasks",
-               "training", "tracking"},
+    "sweeps": {"adapters", "config", "data", "models", "provenance", "run", "run_folder", "search",
+               "statistics", "tasks", "training", "tracking"},
     "commands": {"checks", "data", "reporting", "serving", "statistics", "tracking"},
     "cli": {"config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip
@@ -156,6 +156,7 @@ LATE_IMPORTS = {
     "search.study": "Optuna is an extra",
     "search.trial": "Optuna is an extra",
     "search.sweeper": "Hydra imports plugins at every start",
+    "sweeps.forecast": "an internal module of Hydra",
     "sweeps.joblib_jobs": "joblib's launcher is an extra",
     "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
     "tasks.record": "matplotlib",

@@ -17,9 +17,16 @@ class Adapter:
     freezes = True
     # Whether saving the adapter leaves out the base model, so that a random one is saved first.
     needs_saved_base = False
+    # FLOPs of a training step for each weight and token: 2 forward, 2 for the gradients of the
+    # activations, and 2 for the gradients of trained weights.
+    flops_per_weight = 4
 
     def __init__(self, *, lr: float) -> None:
         self.lr = lr
+
+    def count_forward_blocks(self, blocks: int) -> int:
+        """Return how many of the first blocks need no backward pass."""
+        return 0
 
     def apply(self, network: Network) -> Adapted:
         """Prepare a network for training.

@@ -12,6 +12,7 @@ class Full(Adapter):
     """Trains all weights, except weights that the architecture keeps fixed."""
 
     freezes = False
+    flops_per_weight = 6
 
     def apply(self, network: Network) -> Adapted:
         """Return the module unchanged."""
@@ -21,9 +22,15 @@ class Full(Adapter):
 class Freeze(Adapter):
     """Freezes the embeddings and the first `layers` blocks, and trains all other weights."""
 
+    flops_per_weight = 6
+
     def __init__(self, *, layers: int, lr: float) -> None:
         super().__init__(lr=lr)
         self.layers = layers
+
+    def count_forward_blocks(self, blocks: int) -> int:
+        """Return the number of frozen blocks."""
+        return min(self.layers, blocks)
 
     def apply(self, network: Network) -> Adapted:
         """Freeze the first `layers` blocks and all pretrained weights below them.
@@ -53,6 +60,10 @@ class Freeze(Adapter):
 
 class Head(Adapter):
     """Trains only the head and newly initialized weights."""
+
+    def count_forward_blocks(self, blocks: int) -> int:
+        """Return the number of all blocks."""
+        return blocks
 
     def apply(self, network: Network) -> Adapted:
         """Freeze all weights except the head and newly initialized weights."""

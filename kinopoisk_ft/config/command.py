@@ -18,7 +18,7 @@ from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.training.distributed import torchrun
 
 # Keys that decide where a run is written and whether it is resumed, but do not change its result.
-KEYS_WITHOUT_EFFECT = {"output_dir", "result_json", "rerun", "resume", "tracking"}
+KEYS_WITHOUT_EFFECT = {"dry_run", "output_dir", "rerun", "result_json", "resume", "tracking"}
 # conf/train.yaml, the config file that composes all groups.
 MAIN_CONFIG = "train"
 

@@ -34,6 +34,7 @@ SETTINGS = {
     "resume": Literal["auto", "never"],
     "result_json": str | None,
     "rerun": bool,
+    "dry_run": bool,
 }
 # Names of options that are seeds of random generators.
 SEED_KEY = re.compile(r"(.*_)?seed|random_state")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -45,6 +46,18 @@ class CheckpointRecipe(ModelRecipe):
     def base(self) -> str:
         """Return the Hub id of the checkpoint, or the absolute path of its local folder."""
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+
+    def measure_layers(self) -> tuple[int, int]:
+        """Count the weights of the architecture, except its embeddings, without loading them."""
+        config = load_config(self.name, self.revision)
+        with torch.device("meta"):
+            model: Any = AutoModel.from_config(config)
+        body = model.get_encoder() if has_decoder(config) else model
+        embeddings = sum(
+            part.weight.numel() for part in body.modules() if isinstance(part, nn.Embedding)
+        )
+        weights = sum(parameter.numel() for parameter in body.parameters())
+        return config.get_text_config().num_hidden_layers, weights - embeddings
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Load the pretrained tokenizer; `texts` is ignored."""

@@ -259,6 +259,13 @@ class ModelRecipe:
         """Train this model with `trainer.fit_network`, and return the result."""
         return trainer.fit_network(self)
 
+    def measure_layers(self) -> tuple[int, int] | None:
+        """Return the number of blocks and of all their weights, to estimate times.
+
+        None if they are not known before the model is built.
+        """
+        return None
+
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
         """Load a tokenizer, or train one on the texts of the train split."""
         raise NotImplementedError

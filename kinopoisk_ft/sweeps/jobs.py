@@ -111,7 +111,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
     job = _get_job(prepared)
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
     Outcome(**note, status="unfinished").write(job.sweep_dir)
-    result = None if prepared.cfg.rerun else _find_finished(prepared)
+    result = None if prepared.cfg.rerun else find_finished(prepared, job.sweep_dir)
     if result is None:
         try:
             result = _train(prepared, out_dir)
@@ -176,12 +176,17 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
         return
 
 
-def _find_finished(prepared: Prepared) -> Result | None:
+def find_finished(prepared: Prepared, folder: Path) -> Result | None:
+    """Return the result of a finished training that is identical to this one, or None.
+
+    Args:
+        folder: a folder of runs that may not have been sent to the store yet.
+    """
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
     tracker: Tracker = instantiate(prepared.cfg.tracking)
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
-    found = tracker.find(wanted) or find_unsent(_get_job(prepared).sweep_dir, wanted)
+    found = tracker.find(wanted) or find_unsent(folder, wanted)
     return Result.read(found[RESULT]) if found else None
 
 

@@ -1,0 +1,262 @@
+"""Forecast a sweep before its first job: the number of jobs, the finished ones, and the hours."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from kinopoisk_ft.adapters.base import Adapter
+from kinopoisk_ft.config.groups import get_conf_dir
+from kinopoisk_ft.config.prepared import Prepared, get_overrides
+from kinopoisk_ft.config.validate import prepare_composed
+from kinopoisk_ft.data.preprocessing import Preprocessing
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.windows import Windows
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.provenance import IDENTITY
+from kinopoisk_ft.sweeps.jobs import find_finished
+from kinopoisk_ft.training.device import choose_device
+from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
+from kinopoisk_ft.training.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# 256 tokens of a Russian subword vocabulary hold about 900 characters of a review.
+CHARACTERS_PER_TOKEN = 3.5
+# FLOPs per weight and token, forward (Kaplan et al., 2020, https://arxiv.org/abs/2001.08361).
+FORWARD = 2
+# A training step reaches about this fraction of the speed of a matrix product; see
+# benchmarks/results/profile-bert.md.
+EFFICIENCY = 0.4
+# Seconds to read data, load a model and save it; and seconds of TF-IDF per character.
+START_SECONDS, TFIDF_SECONDS = 8, 1e-6
+# Size of the square matrices whose product is timed, and for how many seconds.
+MATRIX, TIMED_SECONDS = 1024, 0.3
+
+
+class Forecast(Callback):
+    """A Hydra callback that prints the forecast of a sweep, and stops after it with dry_run."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """With dry_run, print the forecast of a single run, and exit."""
+        if config.get("dry_run"):
+            _print_and_exit(lambda: [config])
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the forecast of a grid; with dry_run, exit."""
+        is_grid = config.hydra.sweeper.get("_target_") == BASIC_SWEEPER
+        if config.get("dry_run"):
+            _print_and_exit(lambda: compose_jobs(config, is_grid))
+        if is_grid:
+            try:
+                print(format_forecast(forecast(compose_jobs(config))))
+            except Exception as error:
+                # The jobs themselves report what is wrong.
+                log.debug("no forecast: %s", error)
+
+
+def _print_and_exit(compose: Callable[[], list[DictConfig]]) -> NoReturn:
+    try:
+        print(format_forecast(forecast(compose())))
+    except Exception as error:
+        # Hydra wraps the errors of the objects that it creates.
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        print(f"error: {cause}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def compose_jobs(config: DictConfig, is_grid: bool = True) -> list[DictConfig]:
+    """Return the configs of all jobs of a grid, in order; raise UserError for a search."""
+    if not is_grid:
+        raise UserError(
+            "dry_run cannot list the jobs of a search, which chooses them while it runs",
+            where="dry_run",
+            fix="remove dry_run=true",
+        )
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create(loader).parse_overrides(params + get_overrides(config.hydra))
+    ((*jobs,),) = BasicSweeper.split_arguments(parsed, None)
+    return [loader.load_sweep_config(config, list(job)) for job in jobs]
+
+
+@dataclass
+class Expected:
+    """The jobs of one approach.
+
+    Args:
+        finished: number of jobs whose result already exists.
+        seconds: expected time of the other jobs; None if the size of the model is unknown.
+    """
+
+    jobs: int = 0
+    finished: int = 0
+    seconds: float | None = 0.0
+
+
+def forecast(jobs: Iterable[DictConfig]) -> dict[str, Expected]:
+    """Return what to expect of each approach, {name: Expected}, in the order of the jobs."""
+    found: dict[str, Expected] = {}
+    seen: set[str] = set()
+    for job in jobs:
+        prepared = _prepare(job)
+        identity = prepared.tags[IDENTITY]
+        expected = found.setdefault(prepared.tags["approach"], Expected())
+        expected.jobs += 1
+        # Of two identical jobs, the second one uses the result of the first.
+        is_finished = identity in seen or find_finished(prepared, Path(job.hydra.sweep.dir))
+        seen.add(identity)
+        if is_finished and not job.rerun:
+            expected.finished += 1
+        elif expected.seconds is not None:
+            seconds = estimate_seconds(prepared.cfg)
+            expected.seconds = None if seconds is None else expected.seconds + seconds
+    return found
+
+
+def _prepare(job: DictConfig) -> Prepared:
+    state = HydraConfig.instance().cfg
+    try:
+        return prepare_composed(job, get_conf_dir())
+    finally:
+        HydraConfig.instance().cfg = state
+
+
+def estimate_seconds(cfg: DictConfig) -> float | None:
+    """Estimate the time of a training on this machine; None if the model's size is unknown."""
+    texts = _read_texts(cfg.data)
+    model = instantiate(cfg.model)
+    if isinstance(model, Tfidf):
+        characters = sum(int(part.sum()) for part in texts.values())
+        return START_SECONDS + TFIDF_SECONDS * characters
+    size = model.measure_layers()
+    if size is None:
+        return None
+    trainer, adapter = instantiate(cfg.trainer), instantiate(cfg.adapter)
+    if trainer.training_budget.unit == "seconds":
+        return START_SECONDS + float(trainer.training_budget.amount)
+    preprocessing = instantiate(cfg.data).preprocessing
+    tokens = {name: count_tokens(part, preprocessing) for name, part in texts.items()}
+    flops = count_flops(size, adapter, trainer, len(texts["train"]), tokens)
+    device = choose_device(trainer.device)
+    kind, _ = choose_precision(trainer.precision, device)
+    return START_SECONDS + flops / (EFFICIENCY * measure_rate(device, kind))
+
+
+def count_flops(
+    size: tuple[int, int],
+    adapter: Adapter,
+    trainer: Settings,
+    reviews: int,
+    tokens: Mapping[str, float],
+) -> float:
+    """Return the FLOPs of a training with its evaluations and its test.
+
+    Args:
+        size: number of blocks and of their weights.
+        reviews: number of train reviews.
+        tokens: {split: number of tokens that the model reads of it}.
+    """
+    blocks, weights = size
+    per_epoch = trainer.steps_per_epoch(reviews)
+    steps = trainer.training_budget.count_steps(per_epoch)
+    epochs = (
+        trainer.training_budget.amount / tokens["train"] if steps is None else steps / per_epoch
+    )
+    every = per_epoch if trainer.eval_every == "epoch" else trainer.eval_every
+    evaluations = math.ceil(epochs * per_epoch / every)
+    # Each block reads the train split in each epoch, and the others in each evaluation.
+    trained = epochs * tokens["train"]
+    evaluated = evaluations * tokens["val"] + tokens["test"]
+    share = adapter.count_forward_blocks(blocks) / blocks
+    is_cached = trainer.prefix_cache != "off"
+    below = sum(tokens.values()) if is_cached else trained + evaluated
+    above = adapter.flops_per_weight * trained + FORWARD * evaluated
+    return weights * (share * FORWARD * below + (1 - share) * above)
+
+
+def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
+    """Estimate the number of tokens that a model reads of texts with these lengths (N,)."""
+    limit = preprocessing.max_characters
+    kept = characters if limit is None else np.minimum(characters, limit)
+    # Most tokenizers add two special tokens.
+    tokens = np.ceil(kept / CHARACTERS_PER_TOKEN) + 2
+    if not preprocessing.reads_windows:
+        return float(np.minimum(tokens, preprocessing.max_length).sum())
+    windows = Windows.of(
+        preprocessing.max_length - 2, preprocessing.window_stride, preprocessing.max_windows, 1, 1
+    )
+    most = np.inf if windows.max_tokens is None else windows.max_tokens + 2
+    return float(windows.count_tokens(np.minimum(tokens, most)).sum())
+
+
+def _read_texts(data: DictConfig) -> dict[str, np.ndarray]:
+    return _read_lengths(OmegaConf.to_yaml(data))
+
+
+@cache
+def _read_lengths(data: str) -> dict[str, np.ndarray]:
+    logging.disable(logging.WARNING)
+    try:
+        split: DataSplit = instantiate(OmegaConf.create(data)).load()
+    finally:
+        logging.disable(logging.NOTSET)
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    return {name: part["text"].str.len().to_numpy() for name, part in parts.items()}
+
+
+@cache
+def measure_rate(device: torch.device, kind: str) -> float:
+    """Measure the speed of a matrix product, in FLOP per second."""
+    left, right = torch.randn(2, MATRIX, MATRIX, device=device, dtype=DTYPES[kind])
+    products, started = 0, 0.0
+    # The first product only warms up.
+    while not products or time.perf_counter() - started < TIMED_SECONDS:
+        torch.matmul(left, right)
+        synchronize(device)
+        started = started or time.perf_counter()
+        products += 1
+    return (products - 1) * 2 * MATRIX**3 / (time.perf_counter() - started)
+
+
+def format_forecast(found: Mapping[str, Expected]) -> str:
+    """Format a forecast as a table with a line for each approach and a sum."""
+    rows = [(name, one.jobs, one.finished, one.seconds) for name, one in found.items()]
+    known = [one.seconds for one in found.values() if one.seconds is not None]
+    total = sum(known) if len(known) == len(found) else None
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), total))
+    lines = [f"{'approach':30} {'jobs':>5} {'finished':>9}  expected time"]
+    for name, jobs, finished, seconds in rows if len(found) > 1 else rows[:1]:
+        lines.append(f"{name:30} {jobs:>5} {finished:>9}  {_format_time(seconds)}")
+    lines.append("Times are estimates for this machine, with one job at a time.")
+    return "\n".join(lines)
+
+
+def _format_time(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
