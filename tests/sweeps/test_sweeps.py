@@ -217,7 +217,10 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
 
 def test_pretraining_is_never_skipped() -> None:
     task = ["task=pretrain", "task.save_to=base", "model=bert_scratch"]
-    assert jobs._find_finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task)) is None
+    assert (
+        jobs.find_finished(prepared("tracking.uri=sqlite:////proc/no/mlflow.db", *task), Path())
+        is None
+    )
 
 
 def test_a_parent_of_another_store_is_refused(place: Path) -> None:
