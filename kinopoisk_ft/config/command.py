@@ -17,8 +17,10 @@ from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import flatten, get_overrides
 from kinopoisk_ft.training.distributed import torchrun
 
-# Keys that decide where a run is written and whether it is resumed, but do not change its result.
-KEYS_WITHOUT_EFFECT = {"dry_run", "output_dir", "rerun", "result_json", "resume", "tracking"}
+# Keys that decide where and whether a run is written or resumed, but do not change its result.
+KEYS_WITHOUT_EFFECT = {
+    "dry_run", "output_dir", "rerun", "result_json", "resume", "tracking", "tuning_trials",
+}  # fmt: skip
 # conf/train.yaml, the config file that composes all groups.
 MAIN_CONFIG = "train"
 

@@ -35,6 +35,7 @@ SETTINGS = {
     "result_json": str | None,
     "rerun": bool,
     "dry_run": bool,
+    "tuning_trials": int | None,
 }
 # Names of options that are seeds of random generators.
 SEED_KEY = re.compile(r"(.*_)?seed|random_state")

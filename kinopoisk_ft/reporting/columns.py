@@ -94,6 +94,7 @@ COLUMNS = {
         Column("peak_memory_mb", kind="count", unit="MB", shown_in=SIZES),
         Column("tokens_per_second", kind="count", shown_in=SIZES),
         Column("characters_seen_share", kind="share", shown_in=SIZES),
+        Column("tuning_trials", kind="count", shown_in=SIZES),
         *_calibration(),
     )
 }  # fmt: skip

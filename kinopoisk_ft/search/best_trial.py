@@ -20,7 +20,9 @@ BEST = Path("experiment", "best.yaml")
 NOT_CHOSEN = ("hydra/", "experiment", "sweep", "tracking")
 
 
-def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: str) -> None:
+def write_best(
+    loader: ConfigLoader, trial: DictConfig, folder: Path, comment: str, tuning_trials: int
+) -> None:
     """Write the config of a trial as an experiment file.
 
     The file selects the config groups of the trial, and sets only values that differ from the
@@ -29,6 +31,7 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: s
     Args:
         trial: the composed config of the trial, including the `hydra` node.
         comment: a line of text that describes the file.
+        tuning_trials: number of trials of the search, which reports of later runs show.
     """
     choices = {
         group: option
@@ -39,7 +42,7 @@ def write_best(loader: ConfigLoader, trial: DictConfig, folder: Path, comment: s
         trial.hydra.job.config_name, [f"{g}={o}" for g, o in choices.items()], RunMode.RUN
     )
     before, after = (_flatten_settings(cfg) for cfg in (plain, trial))
-    content = DictConfig({})
+    content = DictConfig({"tuning_trials": tuning_trials})
     for key, value in after.items():
         if key not in before or before[key] != value:
             OmegaConf.update(content, key, value, force_add=True)

@@ -154,9 +154,8 @@ class TrialQueue:
         Args:
             n_trials: number of finished or pruned trials after which the search ends.
         """
-        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
         waiting = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
-        left = n_trials - done
+        left = n_trials - self.count_finished()
         while left > 0:
             batch: list[FrozenTrial] = []
             while len(batch) < min(size, left):
@@ -167,6 +166,10 @@ class TrialQueue:
                 batch.append(trial)
             left -= len(batch)
             yield batch
+
+    def count_finished(self) -> int:
+        """Return the number of finished or pruned trials."""
+        return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self.study.trials)
 
     def tell(self, number: int, status: str, value: float | None) -> None:
         """Report to the study how a trial ended."""

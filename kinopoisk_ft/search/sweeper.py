@@ -164,7 +164,8 @@ class Search(Sweeper):
         value = f"val {self.metric} {best.value:.4f}"
         loader = self.hydra_context.config_loader
         composed = loader.load_sweep_config(self.config, self._job_overrides(best))
-        write_best(loader, composed, self.folder, f"Trial {best.number} of a search: {value}.")
+        comment = f"Trial {best.number} of a search: {value}."
+        write_best(loader, composed, self.folder, comment, self.trials.count_finished())
         self.parent.tags({"best_trial": str(best.number), "best_validation": value})
         self.parent.artifact(self.folder / BEST)
         params = "\n".join(f"  {override}" for override in format_overrides(best.params))

@@ -28,7 +28,7 @@ def finished(place: Path) -> dict[str, object]:
     env = {**os.environ, "KINOPOISK_FT_CACHE": str(place / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "kinopoisk_ft", *DATA, *SMALL, *BERT, "adapter=lora",
-         "output_dir=first", "result_json=first.json", "seed=3"],
+         "output_dir=first", "result_json=first.json", "seed=3", "tuning_trials=8"],
         cwd=place, env=env, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "Warning: " not in done.stderr
@@ -58,6 +58,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     for key in ("tokenize_seconds", "tokens_per_second", "peak_memory_mb", "val_seconds"):
         assert metrics[key] > 0
     assert len(client.get_metric_history(found.info.run_id, "val_f1_weighted")) == 2
+    assert metrics["tuning_trials"] == 8
     names = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert names >= {
         "config.yaml", "environment.json", "result.json", "predictions.parquet",

@@ -55,6 +55,7 @@ def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     assert {k: v for k, v in plain(again).items() if k not in KEYS_WITHOUT_EFFECT} == {
         k: v for k, v in plain(DictConfig(trained)).items() if k not in KEYS_WITHOUT_EFFECT
     }
+    assert again.tuning_trials == 4
     assert search("tracking=none", "output_dir=again", typed=typed) == 0
     scores = [OmegaConf.load(place / f / "result.json").f1_macro for f in (f"real/{best}", "again")]
     assert scores[0] == scores[1]
