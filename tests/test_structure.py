@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "prefix_cache": {"data", "models", "training", "tracking"},
     "search": {"config", "provenance", "statistics", "training", "tracking"},
     "reporting": {"config", "search", "statistics", "tracking"},
-    "serving": {"data", "models", "training", "tracking"},
+    "serving": {"config", "data", "models", "training", "tracking"},
     "checks": {"ops", "provenance", "training", "tracking"},
     "tasks": {"adapters", "data", "models", "prefix_cache", "provenance", "reporting", "run_folder",
               "statistics", "training", "tracking"},

@@ -92,16 +92,12 @@ def format_explanation(found: Explanation, colours: bool) -> str:
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
     lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
     if colours and found.in_order:
-        levels = _levels(found)
+        from kinopoisk_ft.serving.shading import scale_scores
+
+        levels = scale_scores(found.words)
         shaded = (_shade(word.text, level) for word, level in zip(found.words, levels, strict=True))
         lines += ["", " ".join(shaded)]
     return "\n".join(lines)
-
-
-def _levels(found: Explanation) -> list[float]:
-    """Return each word's score as a fraction of the largest one, -1 to 1."""
-    largest = max((abs(word.score) for word in found.words), default=0.0) or 1.0
-    return [word.score / largest for word in found.words]
 
 
 def _shade(text: str, level: float) -> str:
@@ -115,11 +111,7 @@ def _shade(text: str, level: float) -> str:
 
 def as_page(found: Explanation) -> str:
     """Return an HTML page with the words shaded green (for the answer) or red (against it)."""
-    parts = []
-    for word, level in zip(found.words, _levels(found), strict=True):
-        colour = "0, 150, 90" if level > 0 else "210, 60, 40"
-        style = f"background: rgba({colour}, {0.6 * abs(level):.2f})"
-        title = f"{word.score:+.3f}"
-        parts.append(f'<span style="{style}" title="{title}">{escape(word.text)}</span>')
+    from kinopoisk_ft.serving.shading import shade_html
+
     summary = escape(_summarize(found))
-    return PAGE.format(title=escape(found.label), summary=summary, text=" ".join(parts))
+    return PAGE.format(title=escape(found.label), summary=summary, text=shade_html(found))

@@ -6,13 +6,21 @@ import argparse
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinopoisk_ft.console import guard_output
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.files import prepare_caches
 
-OPTIONS = ("uri", "experiment", "parent", "output", "language")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from kinopoisk_ft.reporting.document import Document
+    from kinopoisk_ft.reporting.run_files import RunFiles
+
+OPTIONS = ("uri", "experiment", "parent", "output", "language", "explain")
 
 
 @guard_output
@@ -49,6 +57,14 @@ def _build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("report"), help="output folder (default: %(default)s)"
     )
     parser.add_argument("--language", default="en", help="en or ru (default: %(default)s)")
+    parser.add_argument(
+        "--explain",
+        type=int,
+        default=0,
+        metavar="N",
+        help="shade the words that decided each approach's answers to the N hardest reviews, on "
+        "the page; this loads the models and takes about a minute per answer (default: 0)",
+    )
     parser.add_argument(
         "--no-log", action="store_true", help="do not log the report to the sweep's parent run"
     )
@@ -102,9 +118,27 @@ def _write_report(options: argparse.Namespace) -> None:
             fix="check --uri and MLFLOW_TRACKING_URI",
         ) from error
     document = build(collected, files.predictions, options.parent, locale)
+    if options.explain:
+        files = _explain(document, files, options.explain, client, uri)
     paths = write(document, files, locale, options.output)
     print(as_text(document, locale))
     print("\n".join([locale("written"), *(f"  {path}" for path in paths)]))
     if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
         log_report(client, parent, document, paths, locale)
         print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))
+
+
+def _explain(
+    document: Document, files: RunFiles, count: int, client: MlflowClient, uri: str
+) -> RunFiles:
+    from kinopoisk_ft.reporting.page.hardest_reviews import find_hardest
+    from kinopoisk_ft.serving.run_explanations import explain_runs
+    from kinopoisk_ft.serving.shading import shade_html
+
+    shaded: dict[tuple[str, int], str] = {}
+    for section in document.sections:
+        rows, runs = find_hardest(section.table, files.predictions, count)
+        if rows:
+            found = explain_runs(client, uri, runs, rows)
+            shaded |= {(runs[name], row): shade_html(one) for (name, row), one in found.items()}
+    return replace(files, shaded=shaded)

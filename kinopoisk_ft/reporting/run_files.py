@@ -46,10 +46,16 @@ class Details:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The predictions and details of runs, by run id."""
+    """The files of runs.
+
+    Args:
+        predictions, details: {run id: content}.
+        shaded: {(run id, row number of a review): HTML of its words, shaded by their effect}.
+    """
 
     predictions: Mapping[str, Predictions]
     details: Mapping[str, Details]
+    shaded: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:

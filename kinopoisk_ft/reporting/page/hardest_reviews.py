@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.table import Table
@@ -19,13 +20,17 @@ MOST_SHOWN = 10
 class Answer:
     """The prediction of one approach for one review.
 
-    `probability` is the mean over seeds, formatted as a percentage.
+    Args:
+        probability: mean over seeds, formatted as a percentage.
+        words: the words of the review as HTML, shaded by their effect on the first seed's answer;
+            "" if they were not explained.
     """
 
     name: str
     label: str
     probability: str
     right: bool
+    words: Markup
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,24 @@ class HardReview:
     answers: list[Answer]
 
 
+def find_hardest(
+    table: Table, predictions: Mapping[str, Predictions], count: int
+) -> tuple[list[int], dict[str, str]]:
+    """Return the row numbers of the hardest reviews, and {approach: run id of its first seed}."""
+    answered = _find_answers(table, predictions)
+    if not answered:
+        return [], {}
+    chosen = _choose(answered, count)
+    first = _first(answered)
+    runs = {row.name: row.runs[0].run_id for row in table.rows if row.name in answered}
+    return [int(first.rows[i]) for i in chosen], runs
+
+
 def hardest(
-    table: Table, predictions: Mapping[str, Predictions], locale: Locale
+    table: Table,
+    predictions: Mapping[str, Predictions],
+    locale: Locale,
+    shaded: Mapping[tuple[str, int], str],
 ) -> list[HardReview]:
     """Return the reviews that more than half of the approaches misclassify.
 
@@ -51,21 +72,34 @@ def hardest(
     these numbers are equal, the review with the lower mean probability of the true class comes
     first. Only the first `MOST_SHOWN` reviews are returned.
     """
-    answered = _answered(table, predictions)
+    answered = _find_answers(table, predictions)
     if not answered:
         return []
-    first = next(iter(answered.values()))[0]
-    means = np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
+    first, means = _first(answered), _average(answered)
     # Predicted classes, (approaches, N).
     guesses = means.argmax(axis=2)
-    wrong = (guesses != first.labels).sum(axis=0)
-    given = means[:, np.arange(len(first.labels)), first.labels].mean(axis=0)
-    order = np.lexsort((given, -wrong))
-    chosen = [i for i in order if wrong[i] * 2 > len(answered)][:MOST_SHOWN]
-    return [_review(int(i), first, list(answered), means, guesses, locale) for i in chosen]
+    runs = {row.name: row.runs[0].run_id for row in table.rows}
+
+    def describe(i: int) -> HardReview:
+        row = int(first.rows[i])
+        answers = [
+            Answer(
+                name=name,
+                label=first.class_names[guesses[k, i]],
+                probability=locale.percent(float(means[k, i, guesses[k, i]])),
+                right=bool(guesses[k, i] == first.labels[i]),
+                words=Markup(shaded.get((runs[name], row), "")),
+            )
+            for k, name in enumerate(answered)
+        ]
+        return HardReview(row, first.class_names[first.labels[i]], _excerpt(first, i), answers)
+
+    return [describe(i) for i in _choose(answered, MOST_SHOWN)]
 
 
-def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
+def _find_answers(
+    table: Table, predictions: Mapping[str, Predictions]
+) -> dict[str, list[Predictions]]:
     found: dict[str, list[Predictions]] = {}
     first = None
     for row in table.rows:
@@ -76,26 +110,22 @@ def _answered(table: Table, predictions: Mapping[str, Predictions]) -> dict[str,
     return found
 
 
-def _review(
-    i: int,
-    first: Predictions,
-    names: list[str],
-    means: np.ndarray,
-    guesses: np.ndarray,
-    locale: Locale,
-) -> HardReview:
-    answers = [
-        Answer(
-            name=name,
-            label=first.class_names[guesses[k, i]],
-            probability=locale.percent(float(means[k, i, guesses[k, i]])),
-            right=bool(guesses[k, i] == first.labels[i]),
-        )
-        for k, name in enumerate(names)
-    ]
-    return HardReview(
-        int(first.rows[i]), first.class_names[first.labels[i]], _excerpt(first, i), answers
-    )
+def _first(answered: Mapping[str, list[Predictions]]) -> Predictions:
+    return next(iter(answered.values()))[0]
+
+
+def _average(answered: Mapping[str, list[Predictions]]) -> np.ndarray:
+    """Return the probabilities, averaged over seeds, (approaches, N, classes)."""
+    return np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
+
+
+def _choose(answered: Mapping[str, list[Predictions]], count: int) -> list[int]:
+    """Return the positions of the hardest reviews, the hardest first."""
+    labels, means = _first(answered).labels, _average(answered)
+    wrong = (means.argmax(axis=2) != labels).sum(axis=0)
+    given = means[:, np.arange(len(labels)), labels].mean(axis=0)
+    order = np.lexsort((given, -wrong))
+    return [int(i) for i in order if wrong[i] * 2 > len(answered)][:count]
 
 
 def _excerpt(first: Predictions, i: int) -> str:

@@ -1,0 +1,62 @@
+"""Explain the answers of finished runs for reviews of their test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
+from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.serving.attributions import Explanation, explain
+from kinopoisk_ft.serving.locate import find_model_folder
+from kinopoisk_ft.serving.predictor import Predictor
+
+
+def explain_runs(
+    client: MlflowClient, uri: str, runs: Mapping[str, str], rows: Iterable[int]
+) -> dict[tuple[str, int], Explanation]:
+    """Explain each run's answers for the same test reviews.
+
+    Args:
+        runs: {name: run id}; all runs have the same test reviews.
+        rows: row numbers of reviews in the source data.
+
+    Returns:
+        {(name, row): explanation}.
+
+    Raises:
+        UserError: a model or the data of a run are not available.
+    """
+    texts = _read_texts(client, next(iter(runs.values())))
+    found = {}
+    for name, run_id in runs.items():
+        predictor = Predictor(find_model_folder(run_id, uri))
+        for row in rows:
+            found[name, row] = explain(predictor, texts[row])
+    return found
+
+
+def _read_texts(client: MlflowClient, run_id: str) -> dict[int, str]:
+    """Return the test texts by row number; recorded predictions contain only their starts."""
+    try:
+        cfg: Any = OmegaConf.load(Path(client.download_artifacts(run_id, "config.yaml")))
+        plain: Any = rename_moved_targets(OmegaConf.to_container(cfg.data))
+    except (MlflowException, OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"the config of the run cannot be read: {str(error).splitlines()[0]}",
+            where=f"run {run_id}",
+            fix="make the report without --explain",
+        ) from error
+    if refused := check_targets(plain, "data"):
+        raise UserError("\n".join(refused), where=f"config.yaml of run {run_id}")
+    data: DataSplit = instantiate(DictConfig(plain)).load()
+    return dict(zip(data.test["row"].tolist(), data.test["text"].tolist(), strict=True))

@@ -1,0 +1,81 @@
+"""The page of a report shows which words decided the answers to the hardest reviews."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html import unescape
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+from mlflow import MlflowClient
+from sweeping import DATA, SMALL
+from sweeping import _here as _here
+
+from kinopoisk_ft import cli
+from kinopoisk_ft.commands import report
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.serving.run_explanations import explain_runs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of two approaches; every tenth label is wrong, so all get it wrong."""
+    folder = tmp_path_factory.mktemp("explained")
+    texts, labels = tiny.reviews(120)
+    names = sorted(set(labels))
+    swapped = {names[0]: names[1], names[1]: names[0]}
+    # The long end is beyond the excerpt that runs record.
+    rows = [
+        {"text": f"{text} {i} " + "и так далее " * 20 + "конец",
+         "mark": swapped[label] if i % 10 == 0 else label}
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_json(
+        folder / "reviews.jsonl", orient="records", lines=True, force_ascii=False
+    )
+    return folder
+
+
+def train(*args: str) -> None:
+    before = sys.argv
+    try:
+        assert cli.main([*DATA, "data.near_duplicates=keep", "trainer.epochs=8", *args]) == 0
+    finally:
+        sys.argv = before
+
+
+def test_the_page_shades_the_words_of_the_hardest_reviews(place: Path) -> None:
+    train("model=tfidf", "model.min_df=1", "output_dir=tfidf")
+    train(*SMALL, "output_dir=bert")
+    assert report.main(["--output", "page", "--explain", "1", "--no-log"]) == 0
+    page = (place / "page" / "comparison.html").read_text("utf-8")
+    shaded = re.findall(r'<p class="words">(.*?)</p>', page)
+    assert len(shaded) == 2
+    network = unescape(re.sub("<[^>]*>", "", max(shaded, key=len)))
+    assert network.endswith("и так далее конец")
+    assert "rgba(0, 150, 90" in page
+    assert "Green words speak for the answer" in page
+    assert report.main(["--output", "plain", "--no-log"]) == 0
+    plain = (place / "plain" / "comparison.html").read_text("utf-8")
+    assert 'class="words"' not in plain
+    assert "Green words" not in plain
+
+
+def test_a_config_from_someone_else_runs_no_code(place: Path) -> None:
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "kinopoisk_ft"]
+    run = client.search_runs([experiment.experiment_id])[0].info.run_id
+    config = place / "config.yaml"
+    config.write_text("data:\n  _target_: os.system\n  command: touch harmed\n")
+    client.log_artifact(run, str(config))
+    with pytest.raises(UserError, match=r"os\.system"):
+        explain_runs(client, uri, {"tfidf": run}, [0])
+    assert not (place / "harmed").exists()
+    config.write_text("data: [")
+    client.log_artifact(run, str(config))
+    with pytest.raises(UserError, match="config of the run cannot be read"):
+        explain_runs(client, uri, {"tfidf": run}, [0])
