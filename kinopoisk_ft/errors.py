@@ -32,11 +32,11 @@ class UserError(Exception):
 
 def suggest_name(name: str, valid: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for a similar valid name, or else all valid names."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    names = {known.lower(): known for known in sorted(valid)}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     if close:
-        return f"did you mean '{close[0]}'?"
-    return "valid names: " + ", ".join(names)
+        return f"did you mean '{names[close[0]]}'?"
+    return "valid names: " + ", ".join(names.values())
 
 
 class RunError(Exception):

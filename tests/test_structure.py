@@ -156,7 +156,7 @@ LATE_IMPORTS = {
     "search.study": "Optuna is an extra",
     "search.trial": "Optuna is an extra",
     "search.sweeper": "Hydra imports plugins at every start",
-    "sweeps.forecast": "an internal module of Hydra",
+    "sweeps.preview": "an internal module of Hydra",
     "sweeps.joblib_jobs": "joblib's launcher is an extra",
     "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
     "tasks.record": "matplotlib",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,37 @@ One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
 
 # Groups that `--help` lists first; the others follow in alphabetical order.
 FIRST_GROUPS = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
+# Shows all keys of a run with their values.
+SHOW_CONFIG = "kinopoisk-ft train --cfg job"
+# Names of the same options in `transformers.TrainingArguments` and its examples.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "max_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "max_grad_norm": "clip_norm",
+    "warmup_ratio": "warmup_share",
+    "lr_scheduler_type": "schedule",
+    "optim": "optimizer",
+    "fp16": "precision",
+    "bf16": "precision",
+    "torch_compile": "compile",
+    "save_steps": "checkpoint_every",
+    "eval_steps": "eval_every",
+    "logging_steps": "log_every",
+    "label_smoothing_factor": "loss",
+    "metric_for_best_model": "best_metric",
+    "early_stopping_patience": "patience",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "max_train_samples": "train_limit",
+    "model_name_or_path": "name",
+    "model_name": "name",
+    "run_name": "experiment",
+}
 # The optional dependencies (extra) of this package that each Hydra launcher needs.
 LAUNCHER_EXTRAS = {
     "joblib": "parallel",
@@ -80,8 +113,31 @@ def explain_error(error: Exception, args: list[str]) -> str:
         key = missing.group(1)
         if not key:
             return "an override needs a name before its '=': write group.key=value, see --help"
-        return f"there is no option '{key}': {suggest_name(key, _list_keys(args, key))}"
+        return f"there is no option '{key}': {suggest_key(key, _list_keys(args, key))}"
     return text.strip()
+
+
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """Return up to three keys that the user may have meant, or else where to find the keys.
+
+    Args:
+        known: all keys, with their groups, such as "trainer.lr".
+    """
+    group, _, name = key.replace("/", ".").rpartition(".")
+    name = OTHER_NAMES.get(name, name)
+    found = [one for one in known if re.split(r"[./]", one)[-1] == name]
+    found = [one for one in found if one == f"{group}.{name}"] or found
+    if not found:
+        # First compare names within the group, because names of different groups look similar.
+        for choices in ([one for one in known if one.startswith(f"{group}.")], known):
+            lower = {one.lower(): one for one in choices}
+            wanted = f"{group}.{name}".strip(".").lower()
+            found = [lower[one] for one in difflib.get_close_matches(wanted, lower, 1, 0.7)]
+            if found:
+                break
+    if not found:
+        return f"see --help, or list the options of a run with: {SHOW_CONFIG}"
+    return f"did you mean {' or '.join(repr(one) for one in found[:3])}?"
 
 
 def check_commas(args: list[str]) -> None:
@@ -168,7 +224,7 @@ def _list_keys(args: list[str], unknown: str) -> list[str]:
 def _list_nodes(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
-    nodes = {f"{prefix}{key}": value for key, value in node.items() if key != "_target_"}
+    nodes = {f"{prefix}{key}": value for key, value in node.items() if key[:1] != "_"}
     inner = [path for key, value in nodes.items() for path in _list_nodes(value, f"{key}.")]
     return [*nodes, *inner]
 

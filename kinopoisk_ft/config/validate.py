@@ -59,24 +59,9 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
         UserError: the config is invalid. The message lists all errors.
     """
     hydra = HydraConfig.get()
-    _check_restarts(cfg)
     cfg = cfg.copy()
-    try:
-        _set_seed(cfg, resumed_seed)
-        plain: Any = rename_moved_targets(
-            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        )
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"the config cannot be resolved: {str(error).splitlines()[0]}",
-            where=f"key {error.full_key}" if error.full_key else None,
-            fix=f"set it on the command line: {error.full_key}=…" if error.full_key else None,
-        ) from error
-    errors = find_errors(plain)
-    if errors:
-        where = f"the command line, or experiment '{hydra.runtime.choices.get('experiment')}'"
-        fix = f"correct these options; see --help and the config groups in {conf}"
-        raise UserError("\n".join(errors), where=where, fix=fix)
+    _set_seed(cfg, resumed_seed)
+    plain = _resolve(cfg, hydra.runtime.choices.get("experiment"), conf)
     resolved = DictConfig(plain)
     # No later code may change the config, because it is recorded as it is now.
     OmegaConf.set_readonly(resolved, True)
@@ -89,6 +74,39 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
         result_file=_name_result_file(resolved.result_json, job),
         job=job,
     )
+
+
+def check_config(composed: DictConfig, conf: Path) -> None:
+    """Raise UserError if the config that Hydra composed for a run is invalid."""
+    cfg = composed.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    if cfg.get("seed") is None:
+        # The run itself draws a seed.
+        cfg.seed = 0
+    _resolve(cfg, composed.hydra.runtime.choices.get("experiment"), conf)
+
+
+def _resolve(cfg: DictConfig, experiment: str | None, conf: Path) -> dict[str, Any]:
+    """Return the config as a dict with resolved interpolations; raise UserError for errors."""
+    _check_restarts(cfg)
+    try:
+        plain: Any = rename_moved_targets(
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"the config cannot be resolved: {str(error).splitlines()[0]}",
+            where=f"key {error.full_key}" if error.full_key else None,
+            fix=f"set it on the command line: {error.full_key}=…" if error.full_key else None,
+        ) from error
+    errors = find_errors(plain)
+    if errors:
+        where = "the command line" + (f", or experiment '{experiment}'" if experiment else "")
+        fix = f"correct these options; see --help and the config groups in {conf}"
+        raise UserError("\n".join(errors), where=where, fix=fix)
+    resolved: dict[str, Any] = plain
+    return resolved
 
 
 def prepare_composed(composed: DictConfig, conf: Path) -> Prepared:

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import InstantiationException
-from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.config.groups import get_conf_dir
-from kinopoisk_ft.config.prepared import Prepared, get_overrides
+from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare_composed
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.windows import Windows
-from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.provenance import IDENTITY
 from kinopoisk_ft.sweeps.jobs import find_finished
@@ -37,9 +30,6 @@ from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
 from kinopoisk_ft.training.settings import Settings
 
-log = logging.getLogger(__name__)
-
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # 256 tokens of a Russian subword vocabulary hold about 900 characters of a review.
 CHARACTERS_PER_TOKEN = 3.5
 # FLOPs per weight and token, forward (Kaplan et al., 2020, https://arxiv.org/abs/2001.08361).
@@ -51,55 +41,6 @@ EFFICIENCY = 0.4
 START_SECONDS, TFIDF_SECONDS = 8, 1e-6
 # Size of the square matrices whose product is timed, and for how many seconds.
 MATRIX, TIMED_SECONDS = 1024, 0.3
-
-
-class Forecast(Callback):
-    """A Hydra callback that prints the forecast of a sweep, and stops after it with dry_run."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """With dry_run, print the forecast of a single run, and exit."""
-        if config.get("dry_run"):
-            _print_and_exit(lambda: [config])
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the forecast of a grid; with dry_run, exit."""
-        is_grid = config.hydra.sweeper.get("_target_") == BASIC_SWEEPER
-        if config.get("dry_run"):
-            _print_and_exit(lambda: compose_jobs(config, is_grid))
-        if is_grid:
-            try:
-                print(format_forecast(forecast(compose_jobs(config))))
-            except Exception as error:
-                # The jobs themselves report what is wrong.
-                log.debug("no forecast: %s", error)
-
-
-def _print_and_exit(compose: Callable[[], list[DictConfig]]) -> NoReturn:
-    try:
-        print(format_forecast(forecast(compose())))
-    except Exception as error:
-        # Hydra wraps the errors of the objects that it creates.
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        print(f"error: {cause}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
-
-
-def compose_jobs(config: DictConfig, is_grid: bool = True) -> list[DictConfig]:
-    """Return the configs of all jobs of a grid, in order; raise UserError for a search."""
-    if not is_grid:
-        raise UserError(
-            "dry_run cannot list the jobs of a search, which chooses them while it runs",
-            where="dry_run",
-            fix="remove dry_run=true",
-        )
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    loader = GlobalHydra.instance().config_loader()
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create(loader).parse_overrides(params + get_overrides(config.hydra))
-    ((*jobs,),) = BasicSweeper.split_arguments(parsed, None)
-    return [loader.load_sweep_config(config, list(job)) for job in jobs]
 
 
 @dataclass

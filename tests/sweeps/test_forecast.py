@@ -67,7 +67,7 @@ def test_a_dry_run_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("-m", "model=encoder", "model.name=./nowhere", "dry_run=true") == 1
     assert "the folder './nowhere' does not exist" in capsys.readouterr().err
     assert run("sweep=lr_search", "dry_run=true") == 1
-    assert "cannot list the jobs of a search" in capsys.readouterr().err
+    assert "dry_run cannot list them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Check a command before it writes anything, and print the forecast of a sweep."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from kinopoisk_ft.config.groups import get_conf_dir
+from kinopoisk_ft.config.help import explain_error
+from kinopoisk_ft.config.prepared import get_overrides
+from kinopoisk_ft.config.validate import check_config
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.sweeps.forecast import forecast, format_forecast
+from kinopoisk_ft.training.distributed import torchrun
+
+log = logging.getLogger(__name__)
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+class Preview(Callback):
+    """A Hydra callback that reports errors in the config before Hydra creates the output folder.
+
+    With dry_run, it prints the forecast and exits.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the config of a single run."""
+        try:
+            check_config(config, get_conf_dir())
+        except UserError as error:
+            _exit(error, 1)
+        if config.get("dry_run"):
+            _print_forecast([config])
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compose the jobs of a grid, and print their forecast."""
+        if config.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
+            if config.get("dry_run"):
+                _exit("a search chooses its jobs while it runs, so dry_run cannot list them", 1)
+            return
+        try:
+            jobs = compose_jobs(config)
+            for job in jobs:
+                check_config(job, get_conf_dir())
+        except UserError as error:
+            _exit(error, 1)
+        except (HydraException, ValueError) as error:
+            # The explanation composes a config, too.
+            GlobalHydra.instance().clear()
+            _exit(explain_error(error, sys.argv[1:]), 2)
+        if config.get("dry_run"):
+            _print_forecast(jobs)
+        try:
+            print(format_forecast(forecast(jobs)))
+        except Exception as error:
+            # The jobs themselves report what is wrong.
+            log.debug("no forecast: %s", error)
+
+
+def _print_forecast(jobs: Sequence[DictConfig]) -> NoReturn:
+    try:
+        print(format_forecast(forecast(jobs)))
+    except Exception as error:
+        # Hydra wraps the errors of the objects that it creates.
+        _exit(error.__cause__ if isinstance(error, InstantiationException) else error, 1)
+    sys.exit(0)
+
+
+def _exit(error: object, code: int) -> NoReturn:
+    # Hydra would only log an exception of a callback.
+    if torchrun.rank() == 0:
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def compose_jobs(config: DictConfig) -> list[DictConfig]:
+    """Return the configs of all jobs of a grid, in order.
+
+    Raises:
+        HydraException, ValueError: an override is not valid.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create(loader).parse_overrides(params + get_overrides(config.hydra))
+    ((*jobs,),) = BasicSweeper.split_arguments(parsed, None)
+    return [loader.load_sweep_config(config, list(job)) for job in jobs]
