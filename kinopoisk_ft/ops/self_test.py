@@ -47,7 +47,10 @@ class SelfTest:
     def run_backward(
         self, function: Callable[..., Tensor], inputs: Mapping[str, Tensor], grad: Tensor
     ) -> dict[str, Tensor]:
-        """Return a function's output and its gradients w.r.t. the inputs, by name."""
+        """Return the output of a function, and the gradients w.r.t. its inputs.
+
+        The output has the key "values", and a gradient has a key such as "gradient of x".
+        """
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
         out = function(**leaves, **self.options)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)

@@ -38,8 +38,8 @@ LOG2_E = 1 / math.log(2)
 # chunk, [5] keys including padding, [6] key and [7] threshold of the random draws, [8] bias, [9] to
 # [11] strides of the bias over batch, heads and queries, [12] three float32 numbers (the factors of
 # the logits, of kept probabilities and of the gradient), [13] scores.
-# Forward only: [14] maximum and [15] sum of each row. Backward only: [14] norm and [15] delta of
-# each row, [16] gradients of the scores.
+# Forward only: [14] maximum and [15] sum of each row.
+# Backward only: [14] log-sum-exp and [15] delta of each row, [16] gradients of the scores.
 _f = np.float32
 _LOWEST = _f(-np.inf)
 _TINY = _f(2**-126)
@@ -80,10 +80,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Replace the scores of a chunk by the numerators of softmax, with dropout.
+    """Replace the scores q k^T, in place, by the numerators of softmax after dropout.
 
-    The maximum and the softmax denominator of each row are also stored. The caller divides the
-    output by the denominators.
+    The largest logit and the softmax denominator of each row are written to the arrays whose
+    addresses are table[14] and table[15]. `attend` divides its output by the denominators.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -281,7 +281,10 @@ def attend_backward(
     grad: Tensor, out: Tensor, norms: Tensor,
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, p: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Compute the gradients w.r.t. q, k and v."""
+    """Compute the gradients w.r.t. q, k and v.
+
+    out, norms: the output and the log-sum-exp that `attend` returned.
+    """
     x = _Inputs(q, k, v, mask, key, p, scale)
     # delta, the sum over keys of probability times gradient, equals the dot product of a row's
     # output and the gradient of this output. Shape (batch, heads, queries).

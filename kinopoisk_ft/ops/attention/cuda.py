@@ -1,4 +1,4 @@
-"""Compute attention on a GPU without padding tokens, with the kernel of flash-attn."""
+"""Compute attention between real (non-padding) tokens only, with the GPU kernel of flash-attn."""
 
 from __future__ import annotations
 

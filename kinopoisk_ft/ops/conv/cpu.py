@@ -48,9 +48,9 @@ _f = np.float32
 def _convolve(
     x: Any, at: int, stride: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Return `total` plus the convolution at step t, counted from 0.
+    """Return `total` plus the convolution of `LANES` channels at step t, counted from 0.
 
-    Step t is at x[at], and step t - 1 is at x[at - stride]. Steps before 0 count as zeros.
+    x[at] belongs to step t, and x[at - stride] to step t - 1. Steps before 0 count as zeros.
     """
     # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):

@@ -71,8 +71,9 @@ def causal_conv1d(
 def match_conv_backend(scan_backend: str) -> str:
     """Return the convolution backend for a layer with a given scan backend.
 
-    If the scan uses `cuda`, the convolution uses `auto`, because the scan's package (mamba-ssm) can
-    be installed without the convolution's package (causal-conv1d).
+    Both backends have the same name, with two exceptions. For `reference`, the convolution uses
+    `torch`. For `cuda`, the convolution uses `auto`, because the scan's package (mamba-ssm) can be
+    installed without the convolution's package (causal-conv1d).
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
 

@@ -77,7 +77,7 @@ class Gradients(NamedTuple):
 
 
 class GradientSums(NamedTuple):
-    """Pointers to the final gradients of A, B, C, D and bias, and the size of A."""
+    """The shape of A, and pointers to the final gradients of A, B, C, D and bias."""
 
     d_inner: int
     d_state: int

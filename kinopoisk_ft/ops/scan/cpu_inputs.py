@@ -90,10 +90,12 @@ def locate_in_tensor(chunk: Chunk, row_stride: int, step_stride: int) -> int:
 
 @njit(forceinline=True)
 def locate_in_saved(inputs: ScanInputs, chunk: Chunk, n: int, j: int) -> int:
-    """Return an index in the saved states (batch, chunks, states, width).
+    """Return the index of a chunk's initial state in the saved states.
+
+    The saved states have the shape (batch, chunks, states, width).
 
     Args:
-        n: state, counted from 0.
+        n: number of the state, counted from 0.
         j: channel, counted from the first channel that the task computes.
     """
     chunks = (inputs.length + CHUNK - 1) // CHUNK

@@ -20,7 +20,7 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing. Numba reports the cache folder of a function, so it is asked about this one."""
+    """Do nothing. `_find_cache_folder` needs a function whose cache folder numba can report."""
 
 
 def _find_cache_folder(sources: Path) -> Path:
@@ -33,8 +33,8 @@ def _find_cache_folder(sources: Path) -> Path:
 def _drop_stale(newest: float, cache: Path) -> None:
     """Remove outdated kernels, and files left behind by a crash.
 
-    Numba recompiles a kernel if its own source file has changed, but not if a file that it imports
-    has changed. Therefore all cached files older than `newest` are removed.
+    Numba recompiles a kernel if the file that defines the kernel has changed, but not if an
+    imported file has changed. Therefore all cached files older than `newest` are removed.
 
     newest: modification time of the newest source file, in seconds since the epoch.
     """

@@ -32,10 +32,10 @@ def align_channels(x: Tensor) -> Tensor:
 
 
 def pad_or_fill(x: Tensor | None, width: int, value: float) -> Tensor:
-    """Pad x (width,) with zeros to whole vectors.
+    """Zero-pad x (width,) to a multiple of `LANES`.
 
-    If x is None, pad a tensor filled with `value` instead. Several calls may return the same
-    tensor, so the caller must not modify the result.
+    If x is None, pad a tensor (width,) filled with `value` instead. Several calls may return the
+    same tensor, so the caller must not modify the result.
     """
     return _fill(width, value) if x is None else pad(x, LANES).contiguous()
 

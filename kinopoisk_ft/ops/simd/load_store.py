@@ -156,13 +156,14 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Set the padding in out[row] to zero, or a part of it if several tasks share the work.
+    """Set the padding in out[row] to zero. Several tasks may share this work.
 
     Args:
         out: (batch, length, width).
         real: number of steps before the padding.
         task: number of the calling task, from 0 to `tasks` - 1.
-        tasks: number of tasks that share the work; each of them calls this function.
+        tasks: number of tasks that share the work. Each of them calls this function, which clears
+            only the calling task's share.
     """
     # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real

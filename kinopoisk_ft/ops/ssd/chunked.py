@@ -21,7 +21,7 @@ CHUNK = 64
 
 
 class Decay(NamedTuple):
-    """Factors by which a signal decays within a chunk."""
+    """Factors by which the state decays within a chunk."""
 
     # (K, H): over the whole chunk.
     total: Tensor
@@ -168,7 +168,7 @@ def _backpropagate_inside(
 
 
 def _sum_across_steps(effects: Tensor) -> Tensor:
-    """For each step t, sum the effects of all steps before t on t and all later steps.
+    """For each step t, sum the elements (i, j) of `effects` with j < t <= i.
 
     Args:
         effects: (K, H, T, T). Element (i, j) is the effect of step j on step i; 0 if j > i.
