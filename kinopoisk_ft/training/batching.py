@@ -47,9 +47,9 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the number of tokens that the model reads of each review, (N,).
+        """Return how many tokens of each review the model reads, (N,).
 
-        Tokens in two windows count twice.
+        A token in two windows counts twice.
         """
         lengths = count_ids(self.input_ids)
         return lengths if self.windows is None else self.windows.count_tokens(lengths)
@@ -157,8 +157,8 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
     length, longest first.
 
     Args:
-        rows: maximum number of rows in a micro-batch that is padded to the length of the batch. A
-            micro-batch of shorter reviews may have more rows.
+        rows: maximum number of rows in the micro-batch with the longest review. A micro-batch of
+            shorter reviews may have more rows with about the same total number of tokens.
         trim: whether to pad each micro-batch only to its longest review. This must be False if the
             output of the model depends on padding.
     """

@@ -23,8 +23,8 @@ class Budget:
     Tokens do not include padding. Seconds do not include evaluations, checkpoints or compilation.
 
     Args:
-        max_steps: an additional limit on the optimizer steps if the unit is epochs.
-        min_steps: if the unit is epochs and they have fewer steps, training continues to this step.
+        max_steps, min_steps: maximum and minimum number of optimizer steps, only for a budget of
+            epochs. To reach `min_steps`, training continues after the last epoch.
     """
 
     unit: Unit
@@ -49,7 +49,11 @@ class Budget:
         return cls(unit, amount)
 
     def count_steps(self, per_epoch: int) -> int | None:
-        """Return the number of optimizer steps; None for a budget of tokens or seconds."""
+        """Return the budget in optimizer steps; None for a budget of tokens or seconds.
+
+        Args:
+            per_epoch: number of optimizer steps in an epoch.
+        """
         if self.unit == "epochs":
             steps = max(int(self.amount) * per_epoch, self.min_steps or 0)
             return min(steps, self.max_steps or steps)
@@ -84,7 +88,11 @@ class Meter:
         return int(self.share * RESOLUTION) if self.steps is None else step
 
     def update(self, step: int, tokens: int) -> bool:
-        """Update the progress, and return whether the budget is used up."""
+        """Update the progress, and return whether the budget is used up.
+
+        Args:
+            step, tokens: numbers of optimizer steps and of training tokens since the start.
+        """
         if self.steps is not None:
             return step >= self.steps
         # Ranks measure different seconds, but have to stop at the same step.

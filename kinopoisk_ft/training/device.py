@@ -91,7 +91,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def _read_peak() -> int | None:
-    """Return the peak memory since the last reset, in bytes."""
+    """Return the peak memory since the last reset, in bytes; None if it is unknown."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

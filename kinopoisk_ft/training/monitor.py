@@ -88,7 +88,7 @@ class Monitor:
         self.progress.to(state.step, loss=f"{values.get('train_loss', math.nan):.4f}")
 
     def log_evaluation(self, state: State, evaluation: Evaluation) -> None:
-        """Record an evaluation, and save the weights of the best evaluation."""
+        """Record an evaluation, and save the weights if this evaluation is the best so far."""
         named = {f"val_{key}": value for key, value in evaluation.scores.items()}
         self.recorder.metrics(named, state.step)
         state.history.append({"step": state.step, **named})
@@ -147,7 +147,7 @@ def count_spike(state: State, loss: float, step: int) -> None:
 
     Args:
         loss: mean loss over the steps since the last logged loss.
-        step: the step with the largest loss among them, for the warning.
+        step: the step with the largest loss since then; only the warning needs this number.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
     if len(records) < MIN_RECORDS or loss <= SPIKE_FACTOR * statistics.median(records):

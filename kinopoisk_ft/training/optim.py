@@ -42,8 +42,8 @@ def build_param_groups(
         head_lr: learning rate of newly initialized parameters; `lr` if None.
         layer_decay: factor by which the learning rate falls with each layer below the head (Clark,
             K. et al., 2020, ELECTRA, appendix B). Newly initialized parameters are not affected.
-        depths: {name of a parameter: number of layers by which it is below the head}; 0 for all
-            other parameters.
+        depths: {parameter name: depth below the head, in layers}. Parameters that are not in this
+            dict have depth 0.
     """
     fresh, depths = set(fresh), depths or {}
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}

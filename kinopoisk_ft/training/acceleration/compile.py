@@ -45,6 +45,6 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
-    """Compile the model now, with one pass over the largest possible batch."""
+    """Compile the model now, with one training pass over `rows` copies of the longest review."""
     with preserve_state(state):
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

@@ -121,10 +121,10 @@ def replace_dropout(
 
 
 def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
-    """Return the Hugging Face models in `model` with SDPA attention that can be replaced.
+    """Return the Hugging Face models inside `model` whose SDPA attention can be replaced.
 
     Args:
-        names: attention implementations to accept in addition to "sdpa".
+        names: attention implementations that may be replaced in addition to "sdpa".
     """
     return [
         part

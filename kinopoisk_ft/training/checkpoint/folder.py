@@ -95,10 +95,10 @@ class CheckpointFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the last valid checkpoint, or None.
+        """Return the newest valid checkpoint, or None.
 
-        Newer checkpoints are deleted if they are damaged. A checkpoint that cannot be read is
-        skipped but not deleted, because it may be valid.
+        Damaged checkpoints that are newer than this one are deleted. A newer checkpoint that cannot
+        be read is skipped but not deleted, because it may be valid.
 
         Raises:
             UserError: a checkpoint cannot be read, and no other checkpoint is valid.

@@ -53,7 +53,8 @@ START_OVER = "choose another output_dir, or start over in this one with resume=n
 class CheckpointManager:
     """Writes the checkpoints of a run, and resumes the run from the last checkpoint.
 
-    If a signal stops its `with` block between two steps, a last checkpoint is written.
+    Training must run in a `with` block of the manager. If a signal stops the run between two steps,
+    a last checkpoint is then written.
 
     Args:
         every: number of optimizer steps between checkpoints. If None, checkpoints are written at

@@ -37,14 +37,14 @@ START = "start the run with torchrun --nproc-per-node N -m kinopoisk_ft ..."
 
 
 class MainRankError(UserError):
-    """Raised on the other ranks when rank 0 has failed. Rank 0 reports the reason."""
+    """Raised on ranks other than 0 when rank 0 has failed. Rank 0 reports the reason."""
 
     def __init__(self) -> None:
         super().__init__("rank 0 failed; its message says why")
 
 
 class SingleRankError(UserError):
-    """Raised when one rank may have failed alone. It then exits without waiting for the others."""
+    """Raised when one rank may have failed alone. This rank exits without waiting for others."""
 
 
 def rank() -> int:
@@ -66,9 +66,9 @@ def is_main() -> bool:
 def join_processes(strategy: str, device: str) -> Iterator[None]:
     """Create the process group of a run that torchrun started, and destroy the group on exit.
 
-    torchrun ends all ranks when one rank exits with an error. If all ranks fail together, the
-    other ranks therefore wait for rank 0, which needs time to record the end of the run. A rank
-    that fails alone exits at once.
+    As soon as one rank exits with an error, torchrun ends all ranks. If all ranks fail together,
+    rank 0 still needs time to record the end of the run, so the other ranks do not exit before
+    rank 0. A rank that fails alone exits at once.
 
     Raises:
         UserError: the strategy does not fit how the process was started, or the device is missing.
