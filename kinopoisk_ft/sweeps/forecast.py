@@ -1,4 +1,4 @@
-"""Forecast a sweep before its first job: the number of jobs, the finished ones, and the hours."""
+"""Show how many jobs a sweep has, how many are finished, and how long the others will take."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ FORWARD = 2
 # A training step reaches about this fraction of the speed of a matrix product; see
 # benchmarks/results/profile-bert.md.
 EFFICIENCY = 0.4
-# Seconds to read data, load a model and save it; and seconds of TF-IDF per character.
+# Seconds to read the data and to load and save a model; seconds that TF-IDF takes per character.
 START_SECONDS, TFIDF_SECONDS = 8, 1e-6
-# Size of the square matrices whose product is timed, and for how many seconds.
+# `measure_rate` multiplies square matrices of this size for this number of seconds.
 MATRIX, TIMED_SECONDS = 1024, 0.3
 
 
@@ -58,7 +58,7 @@ class Expected:
 
 
 def forecast(jobs: Iterable[DictConfig]) -> dict[str, Expected]:
-    """Return what to expect of each approach, {name: Expected}, in the order of the jobs."""
+    """Count the jobs of each approach, and estimate their time: {approach: Expected}."""
     found: dict[str, Expected] = {}
     seen: set[str] = set()
     for job in jobs:
@@ -86,7 +86,7 @@ def _prepare(job: DictConfig) -> Prepared:
 
 
 def estimate_seconds(cfg: DictConfig) -> float | None:
-    """Estimate the time of a training on this machine; None if the model's size is unknown."""
+    """Estimate the seconds that a run takes on this machine; None if the model size is unknown."""
     texts = _read_texts(cfg.data)
     model = instantiate(cfg.model)
     if isinstance(model, Tfidf):
@@ -113,12 +113,12 @@ def count_flops(
     reviews: int,
     tokens: Mapping[str, float],
 ) -> float:
-    """Return the FLOPs of a training with its evaluations and its test.
+    """Return the FLOPs of a run, which trains, evaluates and tests a model.
 
     Args:
-        size: number of blocks and of their weights.
+        size: number of blocks, and total number of weights in these blocks.
         reviews: number of train reviews.
-        tokens: {split: number of tokens that the model reads of it}.
+        tokens: {split: number of tokens, estimated by `count_tokens`}.
     """
     blocks, weights = size
     per_epoch = trainer.steps_per_epoch(reviews)
@@ -128,7 +128,7 @@ def count_flops(
     )
     every = per_epoch if trainer.eval_every == "epoch" else trainer.eval_every
     evaluations = math.ceil(epochs * per_epoch / every)
-    # Each block reads the train split in each epoch, and the others in each evaluation.
+    # The tokens that pass through each block during training, and in evaluations and the test.
     trained = epochs * tokens["train"]
     evaluated = evaluations * tokens["val"] + tokens["test"]
     share = adapter.count_forward_blocks(blocks) / blocks
@@ -139,7 +139,11 @@ def count_flops(
 
 
 def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
-    """Estimate the number of tokens that a model reads of texts with these lengths (N,)."""
+    """Estimate how many tokens of N texts a model reads, after truncation.
+
+    Args:
+        characters: (N,), the length of each text in characters.
+    """
     limit = preprocessing.max_characters
     kept = characters if limit is None else np.minimum(characters, limit)
     # Most tokenizers add two special tokens.
@@ -183,7 +187,7 @@ def measure_rate(device: torch.device, kind: str) -> float:
 
 
 def format_forecast(found: Mapping[str, Expected]) -> str:
-    """Format a forecast as a table with a line for each approach and a sum."""
+    """Format a forecast as a table with a line for each approach and a line with the sums."""
     rows = [(name, one.jobs, one.finished, one.seconds) for name, one in found.items()]
     known = [one.seconds for one in found.values() if one.seconds is not None]
     total = sum(known) if len(known) == len(found) else None

@@ -108,8 +108,8 @@ def connect(address: str | None) -> Iterator[StopSignals]:
     """Connect to a Ray cluster until the `with` block ends.
 
     Args:
-        address: address of a running cluster. If None, use RAY_ADDRESS, or else a cluster that runs
-            on this machine, or else start one.
+        address: address of a running cluster. If None, use the address in RAY_ADDRESS if it is set,
+            else a cluster that already runs on this machine, else start a new cluster.
 
     Raises:
         UserError: there is no cluster at the address.
