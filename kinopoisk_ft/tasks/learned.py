@@ -46,9 +46,9 @@ def _compare_with_majority(
 ) -> str:
     """Return a reason if a model is not significantly better than the majority class, else "".
 
-    The test asks whether the Matthews correlation coefficient is above 0, which is its value for
-    the majority class and for random answers. Random answers have a higher weighted F1 than the
-    majority class. A model that finds a rare class may have a lower accuracy.
+    The test is whether the Matthews correlation coefficient is above 0. It is 0 for the majority
+    class and for random answers. Other metrics could mislead: random answers have a higher weighted
+    F1 than the majority class, and a model that finds a rare class may have a lower accuracy.
     """
     labels, classes = part["label"].to_numpy(), len(data.class_names)
     majority = int(np.bincount(data.train["label"]).argmax())
