@@ -1,4 +1,4 @@
-"""Implement `kinopoisk-ft explain`, which shows why a model answered so."""
+"""Implement `kinopoisk-ft explain`, which shows which words led to the answer of a model."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     label) and, if known, film and text (the first characters).
 
     Raises:
-        UserError: a file cannot be read, or the runs do not fit together.
+        UserError: cleanlab is missing, a file cannot be read, or the runs cannot be combined.
     """
     try:
         from cleanlab.filter import find_label_issues
