@@ -92,7 +92,8 @@ class RunFolder:
     def find_run(self) -> str | None:
         """Return the id of the run to resume, or None if a new run must start.
 
-        If the result is None, as always with resume=never, checkpoints of earlier runs are deleted.
+        With resume=never, the result is always None. If the result is None, checkpoints of earlier
+        runs are deleted.
 
         Raises:
             UserError: the unfinished run has checkpoints but another config, or its record cannot
