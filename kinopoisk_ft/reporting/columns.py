@@ -79,8 +79,8 @@ def _calibration() -> Iterator[Column]:
         yield Column(name, f"test_{name}", shown_in=("calibration",))
 
 
-# If a run uses cached activations of frozen layers (`prefix_cache`), the time in which they were
-# computed is added to its own times.
+# If a run uses cached activations of frozen layers (`prefix_cache`), the time to fill the cache is
+# added to the training and test times of the run.
 COLUMNS = {
     column.name: column
     for column in (

@@ -1,6 +1,6 @@
 """Write the conclusions and recommendations of the report.
 
-They leave out approaches that have not learned.
+Approaches that have not learned are left out.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def as_csv(document: Document) -> str:
 
 
 def differences_csv(document: Document) -> str:
-    """Return CSV with one line per pair of approaches and metric."""
+    """Return CSV with one line for each metric of each pair of approaches."""
     return _csv((line for s in document.sections for line in _pairs(s.table)), PAIR_FIELDS)
 
 
@@ -128,7 +128,7 @@ def _json_table(section: Section) -> dict[str, Any]:
         slices[:] = [one | one.pop("scores") for one in slices]
     for pair in comparison["pairs"]:
         for difference in pair["differences"].values():
-            # Without its 10,000 resamples, which would make the file too large.
+            # Leave out the 10,000 resamples, which would make the file too large.
             total = difference.pop("total")
             difference["review_variance"] = total.review_variance
             difference["seed_variance"] = total.seed_variance

@@ -22,8 +22,8 @@ from kinopoisk_ft.statistics.predictions import Predictions
 class Section:
     """One table of the report, with its figures and texts.
 
-    `pictures` contains file names without suffix, by kind of figure. `banner` is a warning that
-    belongs before everything else, or "".
+    `pictures` contains file names without suffix, by kind of figure. `banner` is a warning to show
+    before everything else, or "" if there is none.
     """
 
     table: Table
@@ -110,7 +110,10 @@ def _pictures(table: Table, stem: str) -> dict[str, str]:
 
 
 def name_curves(number: int) -> str:
-    """Return the file name, without suffix, of the figure of the label curves, counted from 1."""
+    """Return the file name, without suffix, of a figure of label curves.
+
+    `number` counts these figures from 1.
+    """
     return f"labels-{number}"
 
 

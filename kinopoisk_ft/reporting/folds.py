@@ -1,4 +1,7 @@
-"""Pool the test sets of cross-validation folds, so that small test sets can decide together."""
+"""Pool the test sets of cross-validation folds.
+
+The pooled test set can give a verdict where a single fold has too few reviews.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ FOLDS, FOLD = "data.folds", "data.fold"
 
 
 def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFiles]:
-    """Replace the runs of all folds of a training by one run with all their test reviews.
+    """Replace the runs of a cross-validation, one per fold, by a single run with all test reviews.
 
-    Runs stay separate if a fold or its predictions are missing. The pooled run has the id of the
-    first fold. Its test scores are those of all test reviews, and its counts of leaked reviews are
-    sums. Other metrics are means over the folds, such as the time to train one model. Temperatures
-    are left out, because each fold has its own.
+    Runs stay separate if a fold or its predictions are missing. The single run has the run id of
+    the first fold. Scores of the predicted classes, such as F1, are computed from all test reviews.
+    Counts of leaked reviews are sums over the folds. Other metrics, such as the time to train one
+    model, are means over the folds. Temperatures are left out, because each fold has its own.
     """
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
     runs = []
@@ -45,7 +48,7 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
             pooled = _join(answers)
             predictions[parts[0].run_id] = pooled
             if parts[0].run_id in details:
-                # The sizes of one fold do not describe all of them.
+                # data.json describes the splits of only one fold.
                 details[parts[0].run_id] = replace(details[parts[0].run_id], data={})
             runs.append(_pool(parts, pooled))
         else:
@@ -78,7 +81,7 @@ def _combine(name: str, values: list[float]) -> float:
 
 
 def _name_all_folds(command: str, first: TrainedRun) -> str:
-    """Return a command or its overrides for all folds instead of the first one."""
+    """Replace the first fold by all folds in a command or in its overrides."""
     every = ",".join(map(str, range(int(first.settings[FOLDS]))))
     return command.replace(f"{FOLD}={first.settings[FOLD]}", f"-m {FOLD}={every}")
 
@@ -86,7 +89,7 @@ def _name_all_folds(command: str, first: TrainedRun) -> str:
 def _join(answers: list[Predictions]) -> Predictions:
     rows = np.concatenate([one.rows for one in answers])
     order = np.argsort(rows, kind="stable")
-    # A column that one fold did not record would be incomplete.
+    # Keep only the columns that all folds recorded.
     names = [c for c in answers[0].facts if all(c in one.facts for one in answers)]
     facts = pd.concat([one.facts[names] for one in answers], ignore_index=True)
     return Predictions(

@@ -58,7 +58,7 @@ def verdict_headings(table: Table, locale: Locale) -> list[str]:
 
 
 def verdicts(table: Table, row: Row, locale: Locale) -> list[str]:
-    """Return whether a row is as good as the best one, for each margin."""
+    """Return a verdict for each margin: whether a row is as good as the best row."""
     if not row.learned:
         return [locale("not_learned")] * len(table.decisions)
     if row is table.rows[0]:

@@ -21,7 +21,7 @@ from kinopoisk_ft.statistics.label_curve import (
 )
 from kinopoisk_ft.statistics.predictions import Predictions
 
-# The report estimates the gain of this many more labels.
+# The report estimates how much the score would rise with this many more labels.
 MORE = 500
 LIMIT = "data.train_limit"
 
@@ -90,7 +90,7 @@ def _collect(
             if same and len(answers) == len(row.runs) and not math.isnan(sum(labels)):
                 mean = sum(labels) / len(labels)
                 point = (table.train_limit, mean, tuple(run.seed for run in row.runs), answers)
-                # The name of a row may be another one in each table.
+                # A row may have a different name in each table.
                 settings = {k: v for k, v in row.first.settings.items() if k != LIMIT}
                 name = names.setdefault(str((row.first.approach, settings)), row.name)
                 found.setdefault(name, []).append(point)
@@ -98,7 +98,11 @@ def _collect(
 
 
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
-    """Return where networks pass the baselines or, without baselines, all crossings."""
+    """Return sentences on how many labels an approach needs to score higher than another one.
+
+    If there are baselines, only comparisons with a baseline are described. The last sentences list
+    approaches that have not learned.
+    """
     named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
     return [
         *(_describe(crossing, found, locale) for crossing in named or found.crossings),
@@ -145,7 +149,7 @@ def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
 
 
 def crossings_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
-    """Return the table of the numbers of labels from which one approach is above another one."""
+    """Return the table of how many labels an approach needs to score higher than another one."""
     rows = []
     for crossing in found.crossings:
         low, high = _interval(crossing, found, locale)

@@ -79,7 +79,7 @@ def as_markdown(document: Document, locale: Locale) -> str:
 def as_note(document: Document, locale: Locale, max_length: int) -> str:
     """Return a summary of the report as Markdown, for the note of an MLflow run.
 
-    `max_length` is the maximum number of characters. A longer summary is shortened at the end.
+    `max_length` is the maximum number of characters. A longer summary is truncated.
     """
     end = locale("see_files")
     parts = [

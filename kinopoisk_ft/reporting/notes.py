@@ -39,7 +39,10 @@ def collection_notes(collected: Collected, count: int, locale: Locale) -> list[s
 
 
 def banner(table: Table, locale: Locale) -> str:
-    """Return a warning if the approaches read different shares of the reviews, otherwise ""."""
+    """Return a warning if some approaches read smaller fractions of the reviews than others.
+
+    The result is "" if the fractions are almost equal or were not recorded.
+    """
     shares = {row.name: row.mean("characters_seen_share") for row in table.rows}
     known = {name: share for name, share in shares.items() if share is not None}
     if not known or max(known.values()) - min(known.values()) < UNEQUAL_SHARE:

@@ -50,7 +50,8 @@ class RunFiles:
 
     Args:
         predictions, details: {run id: content}.
-        shaded: {(run id, row number of a review): HTML of its words, shaded by their effect}.
+        shaded: {(run id, row number of a review): HTML}. The HTML shows the words of the review,
+            shaded by their effect on the prediction.
     """
 
     predictions: Mapping[str, Predictions]

@@ -44,7 +44,8 @@ SAME_AS_MISSING = {
     "data.train_limit": "None",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
-# Settings that change how reviews are read. A run replaces an older run only if they are equal.
+# Settings that change how reviews are read. If one of them differs, a run does not replace an older
+# run.
 READ = (
     "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
     "data.train_limit", "data.window_stride", "data.max_windows",
@@ -119,7 +120,7 @@ class Collected:
     """The runs of a report.
 
     Args:
-        superseded: number of runs that were left out because an equal run is newer.
+        superseded: number of runs that were left out because a newer run repeats them.
         unfinished: number of runs that have not ended.
     """
 
@@ -199,10 +200,10 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:
     """Read the training runs of an experiment or of a sweep.
 
-    Of runs that repeat each other, only the newest is kept. In an experiment, these are runs with
-    the same approach, seed, data, test reviews and settings for reading reviews, such as the
-    maximum length. In a sweep, all their settings must be the same, because a sweep may compare
-    settings of one approach.
+    If several runs repeat each other, only the newest is kept. Such runs have the same approach,
+    seed, data and splits. In an experiment, they also have the same settings that change how
+    reviews are read, such as the maximum length. In a sweep, which may compare settings of one
+    approach, they have the same values of all settings.
 
     Raises UserError if the experiment or sweep does not exist, or if no run has finished.
 

@@ -39,12 +39,13 @@ class Table:
     Rows that have not learned come last.
 
     Args:
-        best: best mean of the rows that have learned, by column. If none has learned, of all rows.
+        best: best mean, by column. Rows that have not learned count only if no row has learned.
         majority: scores of the majority-class baseline, by column.
         majority_differs: True if the runs recorded different scores of this baseline.
-        comparison: statistical comparison of the rows, by row name.
+        comparison: statistical comparison of the rows. Its approach names are the row names.
         decisions: whether a row is as good as the first one, by margin and row name. Rows that have
-            not learned are missing. Tables with the same test reviews are corrected together.
+            not learned are missing. The p-values are corrected for multiple tests, over all tables
+            with the same test reviews.
         train_limit: the setting data.train_limit; "" if all reviews of the train split are used.
     """
 
@@ -67,8 +68,8 @@ class Table:
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row a is as good as row b; None if they cannot be compared.
 
-        A decision against the best row is corrected for all rows of the tables with the same test
-        reviews. Other decisions are single tests.
+        If b is the best row, the p-values are corrected for multiple tests, over all rows of the
+        tables with the same test reviews. Otherwise, they are not corrected.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]

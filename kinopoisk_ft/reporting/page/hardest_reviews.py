@@ -21,9 +21,9 @@ class Answer:
     """The prediction of one approach for one review.
 
     Args:
-        probability: mean over seeds, formatted as a percentage.
-        words: the words of the review as HTML, shaded by their effect on the first seed's answer;
-            "" if they were not explained.
+        probability: probability of the predicted class, averaged over seeds, as a percentage.
+        words: the words of the review as HTML, shaded by their effect on the prediction of the
+            first seed; "" if this prediction was not explained.
     """
 
     name: str

@@ -31,9 +31,10 @@ VERDICTS: tuple[Verdict, ...] = ("as good", "worse", "undecided")
 
 
 def draw(table: Table, locale: Locale, *, narrow: bool = False) -> Figure:
-    """Draw the F1 difference and its interval for each pair of approaches, and the margin.
+    """Draw the F1 difference and its interval for each pair of approaches.
 
-    In a narrow figure, the names of the pairs are above the intervals.
+    A shaded band shows the margin. In a narrow figure, the names of the pairs are above the
+    intervals.
     """
     pairs = table.pairs
     colours = dict(zip(VERDICTS, (COLOURS[0], COLOURS[1], GREY), strict=True))
@@ -82,7 +83,7 @@ def verdict_on(table: Table, pair: Pair) -> Verdict:
 
 
 def write_verdict(verdict: Verdict, locale: Locale) -> str:
-    """Return the legend of a verdict."""
+    """Return the text in the legend for a verdict."""
     key = f"legend_{verdict.replace(' ', '_')}"
     return locale(key, margin=locale.number(MARGIN, 2))
 

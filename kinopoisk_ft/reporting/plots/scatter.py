@@ -35,7 +35,8 @@ FONT = 9.5
 MARKER = 8.0
 # Space around a marker that labels must not overlap, in pixels.
 MARGIN = 2.0
-# Horizontal and vertical settings of adjustText: scale of label boxes, force between labels.
+# Settings of adjustText as (horizontal, vertical): factor that enlarges label boxes, and force
+# between labels.
 EXPAND, FORCE = (1.08, 1.3), (0.2, 0.4)
 ITERATIONS = 500
 # A line connects a label to its point if the distance in pixels is larger than this.
