@@ -2,8 +2,8 @@
 
 Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
 
-With few films of very different sizes, percentile intervals of a cluster bootstrap are too narrow.
-They are widened by Student's t with the effective number of clusters.
+A cluster bootstrap draws whole films. If there are few films, or if their sizes are very different,
+its percentile intervals are too narrow. Therefore, the intervals are widened (see `widening`).
 """
 
 from __future__ import annotations
@@ -96,11 +96,12 @@ def resample(
 
 
 def widening(sizes: np.ndarray) -> float:
-    """Return how much wider an interval from few groups of unequal sizes must be.
+    """Return the factor by which to widen an interval if groups are few or of unequal sizes.
 
-    It is the ratio of the quantiles of Student's t and of the normal distribution. The degrees of
-    freedom are the effective number of groups, sum(n)^2 / sum(n^2), minus one (Kish, L. (1965);
-    Carter, A. V. et al. (2017). Asymptotic Behavior of a t-Test Robust to Cluster Heterogeneity).
+    The factor is the quantile of Student's t distribution, divided by that of the normal
+    distribution. The degrees of freedom are the effective number of groups,
+    sum(n)^2 / sum(n^2), minus one (Kish, L. (1965); Carter, A. V. et al. (2017). Asymptotic
+    Behavior of a t-Test Robust to Cluster Heterogeneity).
 
     Args:
         sizes: (groups,) number of reviews in each group.

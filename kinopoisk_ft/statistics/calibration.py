@@ -23,7 +23,8 @@ from kinopoisk_ft.statistics.metrics import (
 )
 from kinopoisk_ft.statistics.predictions import Predictions
 
-# Bounds. The optimum lies outside only if the predictions are all correct or uninformative.
+# Bounds of the temperature. Only if all predictions are correct, or if all are uninformative, the
+# optimum lies outside of them.
 TEMPERATURES = (0.05, 20.0)
 # Replaces probabilities of 0, whose logarithm is infinite.
 SMALLEST = float(np.finfo(np.float64).tiny)
@@ -96,7 +97,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     """
     order = np.argsort(second)
     values, starts = np.unique(second[order], return_index=True)
-    # The number of reviews below each candidate.
+    # The number of reviews with a probability below each candidate threshold.
     below = np.append(starts, len(labels))
     positives = np.concatenate([[0], np.cumsum(labels[order])])[below]
     negatives = below - positives
@@ -112,7 +113,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     )
     edges = np.concatenate([[0.0], values, [1.0]])
     bounds = (edges[1:] + edges[:-1]) / 2
-    # 0.5 replaces the midpoint that gives the same predictions.
+    # Replace the candidate that gives the same predictions as 0.5.
     bounds[np.searchsorted(values, 0.5)] = 0.5
     score = scores(counts)[HEADLINE]
     best = np.flatnonzero(np.isclose(score, score.max(), rtol=0, atol=1e-12))

@@ -64,7 +64,7 @@ class Comparison:
         slices: scores on slices of the test set, such as long reviews, by approach name.
         reliability: bins before and after temperature scaling, by approach name.
         absent_slices: columns that could not be used for slices, because no run recorded them.
-        groups: how many groups (for example, films) each test set has, without duplicates.
+        groups: the distinct numbers of groups, such as films, in the test sets.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)

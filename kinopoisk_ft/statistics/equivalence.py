@@ -1,8 +1,9 @@
 """Decide whether an approach is as good as another one, within a margin.
 
-Two one-sided tests on the difference: one rejects a loss of the margin or more (non-inferiority),
-the other one rejects a smaller loss. Schuirmann, D. J. (1987); Piaggio, G. et al. (2012). Reporting
-of Noninferiority and Equivalence Randomized Trials.
+The loss is how much lower the score of the approach is. One test rejects that the loss is at least
+the margin (non-inferiority). The other test rejects that the loss is at most the margin. Both tests
+are one-sided. Schuirmann, D. J. (1987); Piaggio, G. et al. (2012). Reporting of Noninferiority and
+Equivalence Randomized Trials.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import Difference, Pair, correct_holm
 
-# Losses of weighted F1 that matter: the default, and a smaller one that is shown as well.
+# The default margin in weighted F1, and a smaller margin for which reports also show verdicts.
 MARGIN, STRICT_MARGIN = 0.02, 0.01
-# The numbers of reviews and seeds are those with which a verdict has this probability.
+# The needed numbers of reviews and seeds are those with which a verdict has this probability.
 POWER = 0.8
-# If the observed difference is close to the margin, no realistic number decides.
+# Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed loss is close to the
+# margin.
 LARGEST = 100.0
 
 Verdict = Literal["as good", "worse", "undecided"]
@@ -32,17 +34,18 @@ Verdict = Literal["as good", "worse", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The verdict on a difference a - b.
+    """The verdict on whether a is as good as b. The loss is b - a.
 
     Args:
-        verdict: "as good" if a loss of the margin or more is rejected, "worse" if a smaller loss is
-            rejected, otherwise "undecided".
-        p_as_good: p-value for the null hypothesis of a loss of at least the margin.
-        p_worse: p-value for the null hypothesis of a smaller loss.
+        verdict: "as good" if a test rejects that the loss is at least the margin, "worse" if a test
+            rejects that the loss is at most the margin, otherwise "undecided".
+        p_as_good: p-value for the null hypothesis that the loss is at least the margin.
+        p_worse: p-value for the null hypothesis that the loss is at most the margin.
         p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
-        more_reviews: how many times as many test reviews would decide, if the true difference is
-            the observed one. None if a verdict is reached, or if no realistic number decides.
-        more_seeds: how many times as many seeds would decide; None as for `more_reviews`.
+        more_reviews: factor by which the number of test reviews must grow to make a verdict likely,
+            if the true difference is equal to the observed one. None if there is a verdict already,
+            or if no realistic number of reviews would be enough.
+        more_seeds: the same factor for the number of seeds, with the same meaning of None.
     """
 
     verdict: Verdict
@@ -53,7 +56,10 @@ class Decision:
     more_seeds: float | None
 
     def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
-        """Return how many more test reviews, and how many more seeds, would decide."""
+        """Return how many additional test reviews, or additional seeds, would be enough.
+
+        Each number is None if its factor, `more_reviews` or `more_seeds`, is None.
+        """
         return (
             _count_more(self.more_reviews, pair.reviews), _count_more(self.more_seeds, pair.seeds)
         )  # fmt: skip
@@ -66,7 +72,7 @@ def _count_more(factor: float | None, count: int) -> int | None:
 def decide_against(
     reference: str, names: Sequence[str], comparison: Comparison, margin: float = MARGIN
 ) -> dict[str, Decision]:
-    """Decide of each approach whether it is as good as the reference, in weighted F1.
+    """Decide for each approach whether its weighted F1 is as good as that of the reference.
 
     Approaches that were not compared with the reference are left out.
     """
@@ -76,9 +82,13 @@ def decide_against(
 def decide_together(
     groups: Sequence[tuple[str, Sequence[str], Comparison]], margin: float
 ) -> list[dict[str, Decision]]:
-    """Return `decide_against` for several (reference, names, comparison).
+    """Make the decisions of `decide_against` for several groups of approaches.
 
-    The p-values are corrected over all groups, for example those with different numbers of labels.
+    The p-values are corrected for multiple tests, over all groups.
+
+    Args:
+        groups: (reference, names, comparison) of each group. For example, there is one group for
+            each number of labels.
     """
     pairs = [
         (number, name, pair.differences[HEADLINE])
@@ -94,13 +104,13 @@ def decide_together(
 
 
 def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[Decision]:
-    """Decide on several differences at once.
+    """Decide for each of several approaches a whether it is as good as b.
 
-    The p-values of the two one-sided tests are corrected over all differences (Holm, S., 1979).
+    The p-values of each of the two tests are corrected over all differences (Holm, S., 1979).
 
     Args:
-        differences: a - b in the same metric for several approaches a.
-        margin: the loss that would matter, for example 0.02.
+        differences: a - b in the same metric for each a.
+        margin: the smallest loss that matters, for example 0.02.
     """
     if not differences:
         return []
@@ -134,7 +144,10 @@ def _p_above(resampled: np.ndarray, bound: float) -> float:
 
 
 def _needed(difference: Difference, margin: float) -> tuple[float | None, float | None]:
-    """Return the factors by which the numbers of reviews and of seeds must grow, each alone."""
+    """Return `more_reviews` and `more_seeds` of a `Decision`.
+
+    Each factor is enough if the other number does not grow.
+    """
     found = difference.total
     sigmas = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER)
     target = ((found.mean + margin) / sigmas) ** 2
@@ -145,6 +158,7 @@ def _needed(difference: Difference, margin: float) -> tuple[float | None, float 
 
 
 def _factor(now: float, allowed: float) -> float | None:
-    # A factor below 1 comes from the normal approximation, when few seeds give wide intervals.
+    # The factor may be below 1, because intervals from few seeds are wider than in the normal
+    # approximation.
     factor = now / allowed if allowed > 0 else 0.0
     return factor if 1 < factor <= LARGEST else None

@@ -1,7 +1,7 @@
 """Compare approaches by the number of labels that they were trained with.
 
-All points of the curves are scored on the same test reviews, which are resampled for all of them
-together.
+All points of all curves are scored on the same test reviews, and on the same resamples of these
+reviews.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """The number of labels from which approach a is above approach b, with its 95% interval.
+    """The number of labels from which approach a stays above approach b, with its 95% interval.
 
-    0 means that a is above b from the fewest labels on. Infinity means that it is not above b with
-    the most labels.
+    0 means that a is above b with every number of labels. Infinity means that a is not above b with
+    the largest number of labels.
     """
 
     a: str
@@ -65,7 +65,7 @@ class Crossing:
 def draw_curves(
     runs: Mapping[str, Sequence[tuple[str, float, tuple[str, ...], list[Predictions]]]],
 ) -> list[Curve]:
-    """Score the runs of several approaches on resamples of the same test reviews.
+    """Create the curve of each approach, and score all runs on the same resamples of the test set.
 
     Args:
         runs: for each approach, its points as (limit, labels, seeds, predictions of each seed). All
@@ -90,7 +90,11 @@ def draw_curves(
 
 
 def find_crossing(a: Curve, b: Curve) -> Crossing | None:
-    """Return from how many labels on a is above b, or None if less than two limits are common."""
+    """Return the number of labels from which a stays above b.
+
+    Only limits that occur in both curves are compared. If there are fewer than two such limits, the
+    result is None.
+    """
     limits = {point.limit: point for point in b.points}
     pairs = [(point, limits[point.limit]) for point in a.points if point.limit in limits]
     if len(pairs) < 2:
@@ -102,14 +106,17 @@ def find_crossing(a: Curve, b: Curve) -> Crossing | None:
     labels = np.array([one.labels for one, _ in pairs])
     resampled = np.stack([d.resampled for d in differences], axis=1)
     (at,) = _last_crossings(labels, np.array([[d.mean for d in differences]]))
-    # This method takes one of the values, because the mean of a number and infinity says nothing.
+    # This method does not interpolate, because values between a number and infinity mean nothing.
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low, high = np.quantile(_last_crossings(labels, resampled), ends, method="inverted_cdf")
     return Crossing(a=a.name, b=b.name, labels=float(at), low=float(low), high=float(high))
 
 
 def find_crossings(curves: Sequence[Curve]) -> list[Crossing]:
-    """Return a crossing for each pair; a is the approach with the higher score at most labels."""
+    """Return a crossing for each pair of curves.
+
+    In each crossing, a is the approach with the higher score for the largest number of labels.
+    """
     found = []
     for one, other in itertools.combinations(curves, 2):
         crossing = find_crossing(one, other)
@@ -120,11 +127,11 @@ def find_crossings(curves: Sequence[Curve]) -> list[Crossing]:
 
 
 def estimate_gain(curve: Curve, more: int) -> Interval | None:
-    """Estimate how much the score would rise with `more` labels.
+    """Estimate how much the score would rise with `more` additional labels.
 
-    The score is assumed to rise with the logarithm of the number of labels as between the last two
-    points. For a curve that flattens, this is too much. Without two different numbers of labels,
-    the result is None.
+    The last two points are extrapolated linearly in the logarithm of the number of labels. If the
+    curve flattens, the estimate is too high. If there are fewer than two points, or if the last two
+    have the same number of labels, the result is None.
     """
     if len(curve.points) < 2:
         return None
@@ -141,9 +148,11 @@ def _subtract(a: Seeds, b: Seeds, same_seeds: bool, stream: int) -> Total:
 
 
 def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """Return where each row of differences (N, points) rises above 0 for the last time, (N,).
+    """Return the number of labels from which each row of differences stays positive, (N,).
 
-    Between two points, the difference is linear in the logarithm of the number of labels.
+    `labels` is (points,), and `differences` is (N, points). Between two points, differences are
+    interpolated linearly in the logarithm of the number of labels. The result is 0 for a row that
+    is positive at all points, and infinity for a row that is not positive at the last point.
     """
     x, last = np.log(labels), len(labels) - 1
     below = differences <= 0

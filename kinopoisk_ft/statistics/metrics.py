@@ -32,7 +32,7 @@ class Metric:
             `test_` or `val_`.
         of_counts: maps confusion matrices (..., true class, predicted class) to values (...).
         of_probabilities: maps probabilities (N, classes) and labels (N,) to a number.
-        shown_in: the parts of the report that show the metric: tables and the reliability diagram.
+        shown_in: the tables and figures of the report that show the metric.
         mark: name of the report column that marks the best value.
         headline: True for the one metric that ranks the approaches.
         proportion: True if the value is a fraction of reviews, so that Wilson's interval applies.

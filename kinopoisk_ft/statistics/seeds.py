@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# `bootstrap.resample` seeds its draws with (0, n), so the two levels are independent.
+# `bootstrap.resample` seeds its draws with (0, n), so seed errors are independent of these draws.
 STREAM = 1
 
 
@@ -55,8 +55,8 @@ class Total(NamedTuple):
     """A mean over seeds, or a difference of two such means.
 
     Args:
-        mean: its value on the test reviews.
-        resampled: (resamples,), its values with other reviews and other seeds.
+        mean: value on the test reviews.
+        resampled: (resamples,) values with other reviews and other seeds.
         review_variance: variance due to the choice of test reviews.
         seed_variance: variance due to the choice of seeds; 0 if no approach has several seeds.
     """
@@ -97,7 +97,7 @@ def total(sides: Sequence[tuple[float, Seeds]], stream: int = 0) -> Total:
 def _draw_seed_errors(
     variances: list[float], freedoms: list[int], resamples: int, stream: int
 ) -> np.ndarray:
-    """Draw errors (resamples,) of the mean over seeds from Student's t distribution."""
+    """Draw the error due to seeds for each resample, from Student's t distribution."""
     if not sum(variances):
         return np.zeros(resamples)
     shares = [(part / sum(variances)) ** 2 / n for part, n in zip(variances, freedoms, strict=True)]
