@@ -23,8 +23,8 @@ class Delivery:
     """A background thread that sends new events to the store every few seconds.
 
     While the store does not answer, the thread tries less often. Errors are not raised, but stored
-    in `error`. The first error of each outage is also logged, except an error of the very first
-    request, which the caller of `start` reports.
+    in `error`. The first error of each outage is also logged. The error of the very first request
+    is not logged, because the caller of `start` reports this error.
 
     Attributes:
         error: the last error, or None while the store answers.

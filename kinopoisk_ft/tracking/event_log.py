@@ -36,7 +36,7 @@ Event = dict[str, Any]
 
 OPTIONAL_TEXT = (str, type(None))
 # Types of the fields of each verb. They are checked on reading, because a log may be damaged or
-# come from someone else. Values in dicts and lists are numbers for metrics, and strings for others.
+# come from someone else. Dicts and lists contain numbers in metrics events, and strings in others.
 FIELDS: dict[str, dict[str, Any]] = {
     "start": {
         "name": str, "tags": dict, "experiment": str,
@@ -60,7 +60,7 @@ class ReplayState:
         uri: the URI of the store.
         run_id: the run's id in the store.
         seq: the `seq` of the last event that was sent.
-        refused: why events could not be sent, with `seq` as the key.
+        refused: {`seq` of an event: why the event could not be sent}.
     """
 
     uri: str = ""

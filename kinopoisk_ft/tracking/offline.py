@@ -79,7 +79,7 @@ class OfflineTracker:
         tags = self._log.tags
         for event in self._log.events:
             if event["verb"] == "params":
-                # The caller then records only the params that remain.
+                # The caller then records only params that are not in the log.
                 for key in event["values"]:
                     params.pop(key, None)
             elif event["verb"] == "metrics":

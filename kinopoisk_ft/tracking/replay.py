@@ -217,7 +217,8 @@ class Replay:
     def _connect(self) -> MlflowClient:
         target, known = self.target, self.event_log.state
         client, experiment = open_experiment(self.uri, target.experiment, target.artifacts)
-        # A known run is searched in all experiments, because its own may have been renamed.
+        # If the run was sent before, search all experiments, because its experiment may have been
+        # renamed.
         run_id = find_run(client, self.event_log.id, None if known.run_id else [experiment])
         if run_id is None or (known.uri, known.run_id) != (self.uri, run_id):
             if run_id is None and known.uri == self.uri and known.run_id:

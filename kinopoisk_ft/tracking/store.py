@@ -159,7 +159,7 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
-            # Another process may have created it in the meantime.
+            # Another process may have created the experiment in the meantime.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise

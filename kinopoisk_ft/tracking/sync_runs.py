@@ -45,14 +45,16 @@ def sync_folders(
     The parent run of a sweep is sent before its jobs.
 
     Args:
-        uri: the store. If None, each run is sent to its own store, if that exists, or else to the
+        uri: the URI of the store. If None, each run is sent to the store that its event log names.
+            If the log names no store, or an SQLite file that does not exist, the run is sent to the
             default store.
-        experiment: the name of the experiment. If None, each run is sent to its own experiment.
+        experiment: the name of the experiment. If None, each run is sent to the experiment that its
+            event log names.
         died_as: the status for runs whose process died.
 
     Yields:
-        The result for each run. If a run's own store cannot be opened, the status is "not sent",
-        and the other runs are still sent.
+        The result for each run. If `uri` is None and the store of a run cannot be used, the status
+        of this run is "not sent", and the other runs are still sent.
 
     Raises:
         UserError: no run was found, or the store at `uri` cannot be used.
