@@ -43,16 +43,17 @@ SECONDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CachedExamples(Examples):
-    """Examples with cached activations, per token or per window.
+    """Examples with cached activations of each window.
 
-    A review without windows counts as one window.
+    A window has one vector per token, or one pooled vector. A review that is not divided into
+    windows counts as one window.
     """
 
     activations: CachedActivations
 
     @cached_property
     def numbers(self) -> list[range]:
-        """Return the numbers of each review's windows, which are its indices in `activations`."""
+        """Return, for each review, the indices of its windows in `activations`."""
         if self.windows is None:
             return [range(i, i + 1) for i in range(len(self))]
         return self.windows.ranges(count_ids(self.input_ids))
@@ -68,8 +69,8 @@ class CachedClassification(Classification):
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Build a batch with cached activations instead of token ids.
 
-        They are (batch, length, d_model), or (batch, 1, d_model) if the cache stores pooled states.
-        With windows, the second dimension is the number of windows.
+        The shape of the activations is (batch, length, d_model). For models that read windows, it
+        is (batch, windows, length, d_model). If the cache stores pooled vectors, the length is 1.
         """
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)

@@ -86,7 +86,7 @@ class SplitNetwork:
         """
         attention_mask = attention_mask[..., : activations.shape[-2]]
         if attention_mask.dim() == 3:
-            # The module removes the same windows from the mask.
+            # The module removes empty windows from the mask, so remove their activations as well.
             activations = activations[find_filled_windows(attention_mask)]
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
@@ -102,8 +102,8 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        batch: any reviews. A forward pass on them finds these weights. The digest does not include
-            the reviews.
+        batch: any reviews. A forward pass on the reviews finds the weights that affect the
+            activations. The digest does not depend on the reviews.
         """
         config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
         # The class used to be called Seam. The same text finds the files of earlier versions.
