@@ -31,7 +31,8 @@ def write_best(
     Args:
         trial: the composed config of the trial, including the `hydra` node.
         comment: a line of text that describes the file.
-        tuning_trials: number of trials of the search, which reports of later runs show.
+        tuning_trials: number of trials of the search. Runs that use the file record this number for
+            the report.
     """
     choices = {
         group: option

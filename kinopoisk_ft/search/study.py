@@ -93,7 +93,7 @@ def _remove_incomplete_line(journal: Path) -> None:
 def check_study(study: Study, about: dict[str, Any]) -> None:
     """Check that the earlier trials of a study used the settings of the current search.
 
-    A new study has no trials, so the settings are saved in the study for later checks.
+    In a new study, the settings of the current search are saved for later checks.
 
     Args:
         about: settings of the current search with the keys config, space and identity. The identity
