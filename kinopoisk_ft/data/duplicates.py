@@ -14,7 +14,7 @@ from kinopoisk_ft.text import normalize_nfc, to_one_line
 
 log = logging.getLogger(__name__)
 
-# Number of letters compared at each end of a text, more than two reviews have in common by chance.
+# Number of letters compared at each end of a text. So many letters are equal only in copies.
 MATCHED_LETTERS = 120
 # Fraction of the rows. If more rows are dropped, a warning shows examples.
 WARNING_SHARE = 0.01

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 # "csv" parses quoted fields (RFC 4180), "none" reads quotes as ordinary characters, and "auto" is
 # "csv" with a check that no quoted field contains whole rows.
 QUOTING = ("auto", "csv", "none")
-# Number of lines to check in each multi-line row. If it contains other rows, it starts with rows.
+# Number of lines to check in each multi-line row. If several rows were joined, the first lines are
+# also rows.
 _CHECKED_LINES = 4
 _FIX = (
     "use data.quoting=none (predict: --quoting none) to read quotes as ordinary characters, or "
@@ -168,7 +169,7 @@ def _to_objects(column: pa.ChunkedArray) -> pd.Series:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
-        # Invalid UTF-8 stays bytes here, and `Table.column` reports it with its row.
+        # Values that are not UTF-8 stay bytes here, and `Table.column` reports their rows.
         values = column.cast(pa.large_binary()).to_pylist()
     return pd.Series(values, dtype=object)
 
@@ -208,17 +209,17 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. A warning is logged if most multi-line rows may be such rows, because each of
-    their lines has as many fields as the header.
+    multi-line row. Then each line of the multi-line row has as many fields as the header. If this
+    is true for most multi-line rows, a warning is logged.
 
     Args:
         lines: number of the first line of each row.
         last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: in a multi-line row, at least two lines look like rows: they have as many fields
-            as the header, and in columns with few distinct values (labels, films), their values
-            also occur in single-line rows.
+        UserError: at least two lines of a multi-line row look like rows of the table. Such a line
+            has as many fields as the header. In each column with few distinct values, such as
+            labels, its field is equal to a value from a single-line row.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:

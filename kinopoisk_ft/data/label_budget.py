@@ -8,16 +8,17 @@ import numpy as np
 
 from kinopoisk_ft.errors import UserError
 
-# Of this many groups, the next one is the one that keeps the class proportions best.
+# Number of random groups from which the next group is chosen.
 CANDIDATES = 10
-# A group may have this many rows at any time. Larger groups wait until the subset has grown.
+# Groups of up to this many rows can be added at any time. A larger group is added after the subset
+# has at least twice as many rows as the group.
 SMALL_GROUP = 20
 
 
 def limit_rows(
     labels: np.ndarray, groups: np.ndarray | None, limit: float, seed: int
 ) -> np.ndarray:
-    """Choose rows of the train split with about the same class proportions.
+    """Choose rows of the train split that have about the class proportions of the whole split.
 
     Subsets with the same seed are nested: a smaller one is part of each larger one.
 
@@ -49,7 +50,7 @@ def limit_rows(
         rows = np.concatenate(order[: 1 + int(np.abs(totals - count).argmin())])
     if lacking := set(labels.tolist()) - set(labels[rows].tolist()):
         raise UserError(
-            f"data.train_limit={limit} keeps no review of {len(lacking)} of the classes",
+            f"data.train_limit={limit} leaves {len(lacking)} of the classes without reviews",
             where="data.train_limit",
             fix="set a larger number",
         )
@@ -57,8 +58,8 @@ def limit_rows(
 
 
 def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    # The ranks of a class are spread evenly over (0, 1), so that each beginning of the order has
-    # the class proportions of the whole.
+    # The ranks of each class are spread evenly over (0, 1). The first rows therefore have about the
+    # same class proportions as all rows, however many rows are kept.
     ranks = np.empty(len(labels))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -69,7 +70,11 @@ def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _order_groups(
     labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the rows of each group, so that the number of rows grows without jumps."""
+    """Return the rows of each group, in the order in which groups are added to the subset.
+
+    Large groups come late, so that the subset does not grow in large steps. At each step, the group
+    that keeps the class proportions best is chosen from a few random groups.
+    """
     shares = np.bincount(labels) / len(labels)
     waiting = [np.flatnonzero(groups == name) for name in rng.permutation(np.unique(groups))]
     counts = np.zeros(len(shares))

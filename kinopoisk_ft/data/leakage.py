@@ -44,7 +44,10 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return two MLflow metrics by name: the number and the fraction of shared texts."""
+        """Return {MLflow metric name: value} for `shared` and for its fraction of `total`.
+
+        `name` says what is counted, for example "films".
+        """
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 
 
@@ -53,9 +56,9 @@ class Leakage:
     """Measures of the leakage from train to test.
 
     Args:
-        overlaps: overlap by kind: "near_duplicates" (test reviews with a near-duplicate in train),
-            "films" and "authors" (those in test that are also in train). The last two kinds are
-            missing if the data have no such column.
+        overlaps: {kind: overlap}. "near_duplicates" counts test reviews with a near-duplicate in
+            train. "films" and "authors" count the films and authors in test that are also in train.
+            They are missing if the data have no such column.
         film_guess: test accuracy if each review gets the most frequent label of its film in train.
             A review of a film that is not in train gets the majority class. None if the data have
             no films.

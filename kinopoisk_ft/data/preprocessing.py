@@ -15,7 +15,7 @@ from kinopoisk_ft.errors import UserError, suggest_name
 # `room` is the number of tokens or characters to keep. Each function returns how many of them come
 # from the head (start) of a text; the others come from its tail (end). For head_tail, Sun et al.
 # (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, so the head gets a quarter,
-# rounded up. With windows, this applies only to what exceeds max_characters or max_windows.
+# rounded up. With windows, a text is truncated only if it exceeds max_characters or max_windows.
 TRUNCATIONS: dict[str, Callable[[int], int]] = {
     "head": lambda room: room,
     "tail": lambda room: 0,
@@ -50,8 +50,8 @@ class Preprocessing:
     """The preprocessing options of a model.
 
     Args:
-        max_length: maximum number of tokens, including special tokens; with truncation="windows",
-            of each window.
+        max_length: maximum number of tokens of a text, including special tokens. With
+            truncation="windows", maximum number of tokens of a window.
         truncation: one of TRUNCATIONS.
         max_characters: maximum number of characters, also for TF-IDF; None for no limit.
         strip_scores: whether to remove grades that are written in a text, such as "8 из 10".

@@ -179,7 +179,10 @@ class DataRecipe(ABC):
         """
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
-        """Return the class names in the order of their ids; the caller drops all other rows."""
+        """Return the class names in the order of their ids.
+
+        The caller drops the rows with other labels.
+        """
         if self.classes not in (2, 3):
             raise option_error("classes", self.classes, "set it to 2 (without Neutral) or 3")
         return GRADES if self.classes == 3 else ("Bad", "Good")

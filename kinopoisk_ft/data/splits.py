@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = 
     "author": ("author", GroupRule),
     "time": ("date", DateRule),
 }
-# Values of data.split that keep all rows with the same name in this column together.
+# If data.split is one of these columns, rows with the same value in it stay in the same split.
 GROUPED = ("film", "author")
 SPLITS = (*RULES, PREDEFINED)
 # Names that other data sets use for the validation split.

@@ -171,11 +171,11 @@ def _truncate_and_encode(
 def encode_with_spans(
     text: str, tokenizer: Any, preprocessing: Preprocessing
 ) -> tuple[list[int], list[tuple[int, int] | None]]:
-    """Tokenize a text that is cleaned and cut, as `encode_ids` does.
+    """Tokenize a text that `Preprocessing.cut` returned, in the same way as `encode_ids`.
 
     Returns:
-        The token ids, and for each of them its start and end in the text, in characters. Special
-        tokens have None.
+        The token ids, and the span (start, end) of each token in the text, in characters. The span
+        is None for special tokens.
     """
     left, right = _count_special_tokens(tokenizer)
     encoding = _encode_whole([text], tokenizer)
@@ -191,7 +191,7 @@ def encode_with_spans(
 
 
 def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
-    """Return a function that maps the length of a tokenized text to the omitted positions."""
+    """Return a function that maps a number of tokens to the positions that truncation omits."""
     left, right = _count_special_tokens(tokenizer)
     windows = find_windows(tokenizer, preprocessing)
     room = preprocessing.max_length - left - right if windows is None else windows.max_tokens
@@ -256,7 +256,7 @@ def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
 
 
 def check_length(max_length: int, positions: int | None) -> None:
-    """Raise UserError if `max_length` is less than 1 or exceeds the model's `positions`."""
+    """Raise UserError if `max_length` is less than 1 or exceeds the model's number of positions."""
     if max_length < 1 or (positions is not None and max_length > positions):
         limit = f", but the model has {positions} positions" if positions else ""
         raise UserError(

@@ -86,6 +86,6 @@ class Windows:
         return [[*first, *text[start : start + self.room], *last] for start in starts]
 
     def ranges(self, lengths: np.ndarray) -> list[range]:
-        """Return the numbers of each review's windows, if all windows are numbered from 0."""
+        """Number the windows of all reviews from 0, and return the numbers for each review."""
         bounds = np.concatenate([[0], np.cumsum(self.count(lengths))])
         return [range(start, end) for start, end in pairwise(bounds.tolist())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-# There are no digits of the same number, date or fraction before the match.
+# The match does not start in the middle of a number, date or fraction.
 _ALONE = r"(?<!\d)(?<!\d[.,:/\\])"
 # Case endings of numerals: "10-ти", "8ки", "7ка".
 _CASE = r"(?:-?(?:ти|ка|ку|ки|кой|х|ми|ю)\b)?"

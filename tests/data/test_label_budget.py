@@ -48,7 +48,7 @@ def test_too_many_and_too_few_rows_are_refused() -> None:
         limit_rows(LABELS, None, 3001, seed=0)
     rare = np.zeros(100, dtype=np.int64)
     rare[0] = 1
-    with pytest.raises(UserError, match="keeps no review of 1 of the classes"):
+    with pytest.raises(UserError, match="leaves 1 of the classes without reviews"):
         limit_rows(rare, None, 2, seed=0)
 
 
