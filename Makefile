@@ -76,7 +76,7 @@ bench: $(STAMP) ## the project against its peer, in full; the other benchmarks q
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port 5000
+	$(BIN)/kinopoisk-ft ui --uri sqlite:///$(CURDIR)/mlflow.db
 
 tracking-server: $(STAMP) ## one MLflow server for jobs side by side; see docs/scale.md
 	mkdir -p '$(SERVER)'

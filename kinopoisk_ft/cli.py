@@ -12,12 +12,19 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.config.groups import get_conf_dir
-from kinopoisk_ft.config.help import build_help, check_commas, explain_error, is_composition_error
+from kinopoisk_ft.config.help import (
+    build_help,
+    build_overview,
+    check_commas,
+    explain_error,
+    is_composition_error,
+)
 from kinopoisk_ft.console import guard_output, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
 from kinopoisk_ft.files import prepare_caches
@@ -40,7 +47,19 @@ FLAGS_WITH_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--cfg", "-c"),
 }
-COMMANDS = ("compare", "doctor", "explain", "predict", "report", "suspicious-labels", "sync")
+# Subcommands besides `train`; each one is a module of kinopoisk_ft.commands.
+COMMANDS = {
+    "report": "compare finished runs on one page",
+    "compare": "say from prediction files of any tool whether an approach is as good as another",
+    "predict": "classify reviews with a trained model",
+    "explain": "show which words decided an answer",
+    "suspicious-labels": "find labels that are probably wrong",
+    "sync": "send runs to MLflow that were recorded without a network",
+    "doctor": "check this machine",
+    "ui": "open the MLflow UI",
+}
+# The packages whose versions `--version` prints.
+VERSIONED = ("kinopoisk-ft", "torch", "transformers", "peft", "mlflow")
 # MLflow status of a sweep's parent run for exit codes: 130 after SIGINT, 143 after SIGTERM.
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
@@ -53,10 +72,18 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 (success), 1 (failure), 2 (wrong usage), 130 (SIGINT) or 143 (SIGTERM).
     """
     args = sys.argv[1:] if argv is None else argv
-    if args[:1] and args[0] in COMMANDS:
+    if not args:
+        print(build_overview(COMMANDS))
+        return 0
+    if args == ["--version"]:
+        print("\n".join(f"{name} {version(name)}" for name in VERSIONED))
+        return 0
+    if args[0] in COMMANDS:
         return int(
             import_module(f"kinopoisk_ft.commands.{args[0].replace('-', '_')}").main(args[1:])
         )
+    if args[0] == "train":
+        args = args[1:]
     if {"--help", "-h"} & set(args):
         print(build_help(_find_config_dirs(args)))
         return 0

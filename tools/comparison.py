@@ -3,7 +3,7 @@
     ENCODER=<folder> python tools/comparison.py --data kinopoisk.jsonl.gz --workers 2
 
 Each job that docs/comparison/runs lacks is trained in a process with one thread. Its events, scores
-and test predictions are kept, without texts. `python -m kinopoisk_ft.sync docs/comparison/runs`
+and test predictions are kept, without texts. `kinopoisk-ft sync docs/comparison/runs`
 makes an MLflow store of them for the report.
 """
 

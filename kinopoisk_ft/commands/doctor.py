@@ -1,4 +1,4 @@
-"""Implement `python -m kinopoisk_ft.doctor`, which checks this machine."""
+"""Implement `kinopoisk-ft doctor`, which checks this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REINSTALL = "make setup, or: pip install --editable ."
 def main(argv: list[str] | None = None) -> int:
     """Check this machine. Return 1 if something that a run needs does not work, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m kinopoisk_ft.doctor",
+        prog="kinopoisk-ft doctor",
         description="Check this machine: package versions, devices, precision, kernels (each is "
         "compared with a reference and timed), caches and the MLflow store; print how to fix "
         "problems.",

@@ -1,8 +1,9 @@
-"""Implement `python -m kinopoisk_ft.predict`, which classifies reviews."""
+"""Implement `kinopoisk-ft predict`, which classifies reviews."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,17 @@ COLUMN_PREFIX = "predicted_"
 def main(argv: list[str] | None = None) -> int:
     """Classify reviews. Return 1 after a UserError, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m kinopoisk_ft.predict",
+        prog="kinopoisk-ft predict",
         description="Classify reviews with a trained model, with the same preprocessing as in its "
         "training.",
     )
     parser.add_argument("model", help="run id in the MLflow store, or a model folder")
     parser.add_argument("texts", nargs="*", metavar="text", help="reviews to classify")
-    parser.add_argument("--input", type=Path, help="table of reviews: .jsonl, .csv, .parquet …")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE",
+        help="table of reviews (.jsonl, .csv, .parquet …) or text file (.txt) with a review per "
+        "line; - reads such lines from the standard input",
+    )  # fmt: skip
     parser.add_argument(
         "--text-column", default="text", help="column of --input with the reviews (default: text)"
     )
@@ -55,6 +60,13 @@ def _predict(args: argparse.Namespace) -> None:
             where="the command line",
             fix="pass either reviews as arguments or a table with --input",
         )
+    for text in args.texts:
+        if _is_file(text):
+            raise UserError(
+                f"'{text}' is the name of a file, not a review; did you mean --input?",
+                where="the command line",
+                fix=f"kinopoisk-ft predict {args.model} --input {shlex.quote(text)}",
+            )
     if args.output:
         _check_output(args.output)
     from kinopoisk_ft.data.prediction_files import prepare_output
@@ -86,13 +98,27 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     import pandas as pd
 
     from kinopoisk_ft.data.local import read_texts
-    from kinopoisk_ft.data.tables import Table, read_table
+    from kinopoisk_ft.data.tables import Table, read_lines, read_table
 
     if not args.input:
         table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
         return table, args.texts
+    if args.input == Path("-"):
+        table = read_lines(Path("the standard input"), sys.stdin.buffer)
+        return table, table.frame["text"].tolist()
+    if args.input.suffix.lower() == ".txt":
+        table = read_lines(args.input)
+        return table, table.frame["text"].tolist()
     table = read_table(args.input, args.quoting)
     return table, read_texts(table, args.text_column, "set --text-column").tolist()
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    # Reviews may be longer than a file name can be.
+    except (OSError, ValueError):
+        return False
 
 
 def _check_output(output: Path) -> None:

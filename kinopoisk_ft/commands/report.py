@@ -1,4 +1,4 @@
-"""Implement `python -m kinopoisk_ft.report`, which compares finished runs."""
+"""Implement `kinopoisk-ft report`, which compares finished runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m kinopoisk_ft.report",
+        prog="kinopoisk-ft report",
         description="Compare finished runs: one page (HTML), a table (Markdown, CSV, JSON, "
         "LaTeX), plots (PNG, SVG), conclusions and recommendations.",
         epilog="Options with a value may also be written as in a training command: language=ru",

@@ -1,4 +1,4 @@
-"""Implement `python -m kinopoisk_ft.sync`, which sends missing runs to MLflow."""
+"""Implement `kinopoisk-ft sync`, which sends missing runs to MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinopoisk_ft.errors import UserError
 def main(argv: list[str] | None = None) -> int:
     """Send missing runs. Return 1 if something was not sent, 130 after Ctrl-C, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m kinopoisk_ft.sync",
+        prog="kinopoisk-ft sync",
         description="Send runs to MLflow that were made offline (tracking=offline) or while the "
         "store did not answer. A run keeps its times, and nothing is sent twice, however often "
         "this command is run or interrupted.",

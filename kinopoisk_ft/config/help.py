@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,31 @@ from kinopoisk_ft.config.groups import get_conf_dir, list_options
 from kinopoisk_ft.errors import UserError, suggest_name
 
 USAGE = """\
-Fine-tune a text classifier and record everything that a fair comparison needs.
+Fine-tune a text classifier, and record everything that a fair comparison needs.
 
-  python -m kinopoisk_ft model=bert adapter=lora data=kinopoisk
-  python -m kinopoisk_ft model=mamba adapter=none trainer.epochs=1
-  python -m kinopoisk_ft --multirun model=bert,mamba adapter=none,lora seed=0,1,2
-  python -m kinopoisk_ft sweep=study
-  python -m kinopoisk_ft sweep=lr_search model=bert_scratch adapter=lora data=demo
+  kinopoisk-ft train model=bert adapter=lora data=kinopoisk
+  kinopoisk-ft train model=mamba adapter=none trainer.epochs=1
+  kinopoisk-ft train --multirun model=bert,mamba adapter=none,lora seed=0,1,2
+  kinopoisk-ft train sweep=study
+  kinopoisk-ft train sweep=lr_search model=bert_scratch adapter=lora data=demo
 
+`python -m kinopoisk_ft` is the same as `kinopoisk-ft train`.
 group=option selects an option of a config group; group.key=value sets a value.
 Flags: --multirun (-m), --config-dir DIR (your own config groups), --cfg job (print
-the composed config and exit), --hydra-help.
+the composed config and exit), --hydra-help, --version.
 A sweep skips jobs that have already finished with the same config; rerun=true runs them again.
-Without a network: use tracking=offline, and later python -m kinopoisk_ft.sync <output_dir>.
+dry_run=true prints the jobs and the expected time, and stops.
+Without a network: use tracking=offline, and later kinopoisk-ft sync <output_dir>.
 Parallel jobs: hydra/launcher=joblib hydra.launcher.n_jobs=2 (extra 'parallel'); on a cluster
 hydra/launcher=slurm (extra 'slurm') or hydra/launcher=ray (extra 'ray'); see docs/scale.md.
 One run in several processes: torchrun --nproc-per-node 2 -m kinopoisk_ft ...
+Completion in bash (or fish, zsh): eval "$(kinopoisk-ft -sc install=bash)"
 """
+OVERVIEW = """\
+kinopoisk-ft compares ways of fine-tuning a text classifier: quality, time and memory.
+  train              train and test a model: kinopoisk-ft train model=tfidf data=demo
+{commands}
+`kinopoisk-ft COMMAND --help` explains a command; `--version` prints the versions."""
 
 # Groups that `--help` lists first; the others follow in alphabetical order.
 FIRST_GROUPS = ["model", "adapter", "data", "trainer", "tracking", "task", "experiment", "sweep"]
@@ -74,6 +82,12 @@ LAUNCHER_EXTRAS = {
 }
 # All jobs of a sweep write below one folder, so these options accept only a single value.
 SINGLE_VALUE_KEYS = ("output_dir", "result_json")
+
+
+def build_overview(commands: Mapping[str, str]) -> str:
+    """Return a short text about the commands, {name: description}."""
+    lines = (f"  {name:18} {text}" for name, text in commands.items())
+    return OVERVIEW.format(commands="\n".join(lines))
 
 
 def build_help(user_folders: list[Path]) -> str:

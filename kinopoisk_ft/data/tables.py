@@ -13,6 +13,7 @@ import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -136,6 +137,29 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
     if table.frame.empty:
         raise UserError("the file has no rows", where=str(path), fix="use a file with reviews")
     return table
+
+
+def read_lines(path: Path, stream: BinaryIO | None = None) -> Table:
+    """Read a text file with one text per line as a table with the column `text`.
+
+    Blank lines contain no text and are skipped.
+
+    Args:
+        stream: what to read instead of the file, for example the standard input.
+
+    Raises:
+        UserError: the file cannot be read, or has no text.
+    """
+    data = stream.read() if stream else _read_bytes(path)
+    lines = [
+        (number, line)
+        for number, line in enumerate(_decode(data, path).splitlines(), start=1)
+        if line.strip()
+    ]
+    if not lines:
+        raise UserError("there is no text", where=str(path), fix="write one text per line")
+    frame = pd.DataFrame({"text": [line for _, line in lines]}, dtype=object)
+    return Table(path, frame, [number for number, _ in lines])
 
 
 def find_suffix(path: Path) -> str:

@@ -227,7 +227,7 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
         raise UserError(
             f"no training run has finished (failed: {len(failed)}, not finished: {unfinished})",
             where=f"experiment '{found.name}'" + (f", sweep {parent}" if parent else ""),
-            fix="train first, for example with: python -m kinopoisk_ft sweep=study",
+            fix="train first, for example with: kinopoisk-ft train sweep=study",
         )
     kept = _newest(trained, by_settings=parent is not None)
     return Collected(

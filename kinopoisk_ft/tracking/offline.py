@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 class OfflineTracker:
     """A tracker that writes an event log in the run's folder.
 
-    `python -m kinopoisk_ft.sync <folder>` sends the log to MLflow.
+    `kinopoisk-ft sync <folder>` sends the log to MLflow.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ def resolve_path(text: str, folder: Path) -> Path:
 
 def sync_command(folder: Path) -> str:
     """Return the command that sends the runs in a folder to MLflow."""
-    return f"python -m kinopoisk_ft.sync {folder}"
+    return f"kinopoisk-ft sync {folder}"
 
 
 def find_unsent(folder: Path, wanted: dict[str, str]) -> dict[str, str] | None:

@@ -255,7 +255,7 @@ class Replay:
         if run_id.startswith(OFFLINE):
             found = find_run(client, run_id.removeprefix(OFFLINE))
             if found is None:
-                fix = "run python -m kinopoisk_ft.sync with the folder of the whole sweep"
+                fix = "run kinopoisk-ft sync with the folder of the whole sweep"
                 raise UnreachableError(f"{run} has not been sent yet", where=where, fix=fix)
             return found
         deleted = is_deleted(client, run_id)

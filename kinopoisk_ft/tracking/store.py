@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
-FIX_MISSING = "pass a store with --uri <uri>, or train first in this folder: python -m kinopoisk_ft"
+FIX_MISSING = "pass a store with --uri <uri>, or train first in this folder: kinopoisk-ft train"
 # Words in SQLite's error messages if another process has locked the file or the disk is full.
 TEMPORARY = ("locked", "busy", "full")
 # Failed requests are retried by `Delivery`. MLflow's own seven retries would take minutes.

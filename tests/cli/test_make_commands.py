@@ -41,7 +41,7 @@ def test_demo_and_ui_run_what_the_readme_says() -> None:
     demo = make("--dry-run", "demo")
     assert demo.index("sweep=demo_bases") < demo.index("sweep=demo output_dir")
     assert "kinopoisk_ft.report --experiment demo" in demo
-    assert "--host 127.0.0.1" in make("--dry-run", "ui")
+    assert "kinopoisk-ft ui --uri sqlite:///" in make("--dry-run", "ui")
 
 
 def test_constraints_pin_every_package_exactly() -> None:

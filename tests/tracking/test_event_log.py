@@ -95,7 +95,7 @@ def test_lost_events_are_reported(
     run.finish("FINISHED")
     assert "2 events are lost" in caplog.text
     assert "1 events of this run are not in the MLflow store yet" in caplog.text
-    assert f"python -m kinopoisk_ft.sync {tmp_path}" in caplog.text
+    assert f"kinopoisk-ft sync {tmp_path}" in caplog.text
 
 
 def test_with_a_full_disk_the_store_still_gets_everything(

@@ -133,7 +133,7 @@ def test_a_sweep_continues_without_a_server(
     shown = capsys.readouterr().out
     assert "jobs: 1 done, 0 skipped, 0 failed" in shown
     assert (
-        f"python -m kinopoisk_ft.sync {place / 'down' / '0'}"
+        f"kinopoisk-ft sync {place / 'down' / '0'}"
         in shown + (place / "down" / "0" / "run.log").read_text()
     )
     uri = f"sqlite:///{place / 'mlflow.db'}"
