@@ -19,9 +19,6 @@ from kinopoisk_ft.models.network import (
 
 log = logging.getLogger(__name__)
 
-# Maximum number of parameter names in the log.
-MAX_LISTED = 8
-
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Count the trainable parameters and all parameters. Tied parameters count once.
@@ -60,8 +57,6 @@ def log_trainable(module: nn.Module) -> None:
         100 * trainable / total,
     )
     names = [f"{name} x{n}" if n > 1 else name for name, n in kinds.items()]
-    rest = f", and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    log.info("names of the trainable parameters: %s%s", ", ".join(names[:MAX_LISTED]), rest)
     log.debug("names of all trainable parameters: %s", ", ".join(names))
 
 

@@ -100,7 +100,7 @@ def choose_targets(network: Network, config: Any) -> None:
         choice = (
             f"PEFT's default for '{model_type}'" if chosen else "all linear layers below the head"
         )
-        log.info("adapter targets: %s", choice)
+        log.debug("adapter targets: %s", choice)
         config.target_modules = targets if isinstance(targets, str) else set(targets)
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         config.target_modules = set(find_linear_layers(network))

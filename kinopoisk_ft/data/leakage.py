@@ -93,11 +93,13 @@ class Leakage:
 
     def log_summary(self) -> None:
         """Log the measures, and warn about leakage."""
-        for name, overlap in self.overlaps.items():
-            numbers = (overlap.shared, overlap.total, 100 * overlap.share)
-            log.info("test %s also in train: %d of %d (%.1f%%)", name.replace("_", " "), *numbers)
+        parts = (
+            f"{name.replace('_', ' ')} {overlap.shared} of {overlap.total}"
+            for name, overlap in self.overlaps.items()
+        )
+        log.info("test reviews, films or authors that are also in train: %s", ", ".join(parts))
         if self.film_guess is not None:
-            log.info(
+            log.debug(
                 "test accuracy of predicting each film's majority label: %.3f; of predicting the "
                 "majority class: %.3f", self.film_guess, self.majority,
             )  # fmt: skip

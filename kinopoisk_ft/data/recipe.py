@@ -220,7 +220,8 @@ class DataRecipe(ABC):
             counts["beyond_train_limit"] = len(train) - len(kept)
             train, near_train = train.iloc[kept].reset_index(drop=True), near_train[kept]
         counts |= {"train": len(train), "val": len(val), "test": len(test)}
-        log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+        shown = {name: n for name, n in counts.items() if n}
+        log.info("data: %s", ", ".join(f"{name} {n:,}" for name, n in shown.items()))
         leakage = measure_leakage(train, test, near_train, near[positions[2]])
         leakage.log_summary()
         return DataSplit(

@@ -252,7 +252,7 @@ def _count_special_tokens(tokenizer: Any) -> tuple[int, int]:
 def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
     """Decode and log the token ids of one review."""
     text = " ".join(tokenizer.decode(list(input_ids)).split())
-    log.info("example of a tokenized review (%d tokens): %.300s", len(input_ids), text)
+    log.debug("example of a tokenized review (%d tokens): %.300s", len(input_ids), text)
 
 
 def check_length(max_length: int, positions: int | None) -> None:

@@ -95,7 +95,7 @@ class Encoder(CheckpointRecipe):
             network = self._build_pooled(config, len(class_names))
         if network.fresh:
             names = ", ".join(sorted(network.fresh))
-            log.info("newly initialized weights, which every adapter trains: %s", names)
+            log.debug("newly initialized weights, which every adapter trains: %s", names)
         # The padding check comes last, because it needs the pad id and Funnel's extra padding.
         if tokenizer is not None:
             match_tokenizer(network.module, tokenizer, self.name)

@@ -94,7 +94,7 @@ def limit_to_first_token(module: nn.Module, block: nn.Module) -> bool:
         log.debug("the last block cannot compute only the first token: %s", error)
         same = False
     if same:
-        log.info("the last block computes only the first token, because the head reads no other")
+        log.debug("the last block computes only the first token, because the head reads no other")
     else:
         block.attention = attention
     return same

@@ -150,4 +150,4 @@ def _log_once(operator: str, backend: str, device: torch.device) -> None:
     key = (operator, backend, device.type)
     if key not in _logged:
         _logged.add(key)
-        log.info("%s uses backend '%s' on %s", operator, backend, device.type)
+        log.debug("%s uses backend '%s' on %s", operator, backend, device.type)

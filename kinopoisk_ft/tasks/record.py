@@ -16,6 +16,7 @@ from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.metrics import (
+    HEADLINE,
     classification_scores,
     count_confusion,
     majority_scores,
@@ -63,6 +64,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     labels = data.test["label"].to_numpy()
     scores = classification_scores(fitted.test_probabilities, labels)
     warning, failed_checks = check_learned(fitted, data)
+    majority = majority_scores(data.train["label"].to_numpy(), labels)
     result = Result(
         scores=scores,
         train_seconds=fitted.seconds["train"],
@@ -73,10 +75,11 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
         model_dir=str(out_dir / "model"),
         objective=fitted.objective,
         warning=warning,
+        majority=majority[HEADLINE],
     )
     # The test metrics are logged at the step of the last validation.
     step = int(fitted.history[-1]["step"]) if fitted.history else 0
-    tracker.metrics(_collect_metrics(fitted, data, scores), step)
+    tracker.metrics(_collect_metrics(fitted, data, scores, majority), step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
     if warning:
         tracker.tags({"not_learned": failed_checks})
@@ -90,8 +93,9 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     return result
 
 
-def _collect_metrics(fitted: Fitted, data: DataSplit, scores: dict[str, float]) -> dict[str, float]:
-    majority = majority_scores(data.train["label"].to_numpy(), data.test["label"].to_numpy())
+def _collect_metrics(
+    fitted: Fitted, data: DataSplit, scores: dict[str, float], majority: dict[str, float]
+) -> dict[str, float]:
     train_seconds = fitted.seconds["train"]
     overlap = fitted.pretraining_overlap
     return {

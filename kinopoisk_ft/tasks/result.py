@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.files import write_atomically
-from kinopoisk_ft.statistics.metrics import COUNTED
+from kinopoisk_ft.statistics.metrics import COUNTED, HEADLINE
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Result:
         scores: test scores by metric name; empty for pretraining.
         objective: best validation value of `trainer.best_metric`.
         warning: the reason why the scores must not be compared; "" if there is none.
+        majority: test score of always predicting the majority class, of the metric HEADLINE; it is
+            shown but not saved.
     """
 
     scores: dict[str, float]
@@ -33,6 +36,7 @@ class Result:
     model_dir: str
     objective: float
     warning: str = ""
+    majority: float | None = field(default=None, compare=False)
 
     @classmethod
     def read(cls, text: str) -> Result:
@@ -47,11 +51,24 @@ class Result:
         return json.dumps(self._flat())
 
     def table(self) -> str:
-        """Format the result as aligned lines, followed by the warning if there is one."""
+        """Format the result as aligned lines, followed by the warning and the next steps."""
         shown = {k: v for k, v in self._reported().items() if v not in (None, "")}
-        width = max(len(key) for key in shown)
-        lines = [f"  {key:<{width}}  {_format_value(value)}" for key, value in shown.items()]
-        return "\n".join([*lines, self.warning] if self.warning else lines)
+        names = {k: f"test {k}" if k in self.scores else k.replace("_", " ") for k in shown}
+        width = max(map(len, names.values()))
+        lines = []
+        for key, value in shown.items():
+            line = f"  {names[key]:<{width}}  {_format_value(value)}"
+            if key == HEADLINE and self.majority is not None:
+                line += f"  (always predicting the majority class: {self.majority:.4f})"
+            lines.append(line)
+        if self.warning:
+            lines.append(self.warning)
+        if self.scores:
+            lines += [
+                f'classify: kinopoisk-ft predict {shlex.quote(self.model_dir)} "your text"',
+                "compare:  kinopoisk-ft report",
+            ]
+        return "\n".join(lines)
 
     def write(self, file: Path) -> None:
         """Write the result to a file as one JSON object."""
@@ -62,7 +79,7 @@ class Result:
 
     def _flat(self) -> dict[str, object]:
         rest = asdict(self)
-        rest.pop("scores")
+        del rest["scores"], rest["majority"]
         return {metric.name: self.scores.get(metric.name) for metric in COUNTED} | rest
 
 

@@ -110,7 +110,7 @@ class MlflowTracker(OfflineTracker):
         complete = self._delivery.close(seconds)
         state, command = self._log.state, sync_command(self._log.folder)
         if state.run_id not in ("", self._run_id):
-            log.info("the id of this run in the MLflow store is %s", state.run_id)
+            log.debug("the id of this run in the MLflow store is %s", state.run_id)
         if not complete and (unsent := len(self._log.after(state.seq)) - self._log.count_lost()):
             text = "%d events of this run are not in the MLflow store yet: %s; to send them: %s"
             log.warning(text, unsent, _get_reason(self._delivery.error), command)

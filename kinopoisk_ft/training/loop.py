@@ -83,7 +83,7 @@ class Trainer(Settings):
         reason = "as before the run was stopped" if original else precision.reason
         log.info("device %s, precision %s (%s)", device, precision.kind, reason)
         keeps = self.keep_memory and keep_freed_memory()
-        log.info("freed memory %s", "is kept" if keeps else "returns to the system")
+        log.debug("freed memory %s", "is kept" if keeps else "returns to the system")
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: synchronize(device))
 
@@ -201,6 +201,7 @@ class Trainer(Settings):
         return State(
             model, wrapped, objective, precision, optimizer, schedule, meter, steps,
             micro_batch_size=self.initial_micro_batch_size, eval_batch_size=self.eval_batch_size,
+            warmup=warmup,
         )  # fmt: skip
 
     def _prepare(self, state: State, train: Examples, clock: Clock) -> None:

@@ -143,7 +143,7 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     left, fitting = measure_available_memory(), rows
     while fitting > 1 and fixed + row * fitting > left:
         fitting = halve(fitting)
-    log.info(
+    log.debug(
         "a step with %d rows of %d tokens needs up to %.0f MiB more, and %.0f MiB are free: %s",
         rows, longest, (fixed + row * rows) / 2**20, left / 2**20,
         "it fits into memory" if fitting == rows else f"training uses {fitting} rows at once",

@@ -78,7 +78,9 @@ class Monitor:
             values |= {"train_loss": float(finite.mean()), "train_loss_max": float(finite.max())}
             # The step with the largest finite loss, because non-finite losses are replaced by 0.
             largest = state.step - len(losses) + 1 + int(losses.nan_to_num(0, 0, 0).argmax())
-            count_spike(state, values["train_loss"], largest)
+            # During the warm-up, the loss may change quickly.
+            if state.meter.schedule_step(state.step) > state.warmup:
+                count_spike(state, values["train_loss"], largest)
             state.history.append({"step": state.step, "train_loss": values["train_loss"]})
         if state.skipped:
             values["skipped_steps"] = state.skipped

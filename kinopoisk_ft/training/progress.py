@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
 
@@ -24,7 +25,11 @@ class Progress:
         self._redirect = logging_redirect_tqdm()
 
     def __enter__(self) -> Progress:
+        console = [h for h in logging.root.handlers if type(h) is logging.StreamHandler]
         self._redirect.__enter__()
+        if console:
+            # tqdm has replaced this handler by another one, which is the last and has no level.
+            logging.root.handlers[-1].setLevel(console[0].level)
         return self
 
     def __exit__(

@@ -51,6 +51,8 @@ class State:
     steps: int | None
     micro_batch_size: int
     eval_batch_size: int
+    # Length of the warm-up, in steps of the learning-rate schedule.
+    warmup: int = 0
     step: int = 0
     tokens: int = 0
     # Losses and the status of steps stay on the device until they are logged or checked, because

@@ -162,7 +162,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
 
 
 def test_the_choice_is_logged_and_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         _, made, found, tokenizer = make("bert", "lora")
         adapted = made.apply(found)
     assert "adapter targets: PEFT's default for 'bert'" in caplog.text

@@ -33,6 +33,13 @@ def finished(place: Path) -> dict[str, object]:
     )  # fmt: skip
     assert "Warning: " not in done.stderr
     assert "mlflow.pyfunc" not in done.stderr
+    assert "test f1_weighted " in done.stdout
+    assert "(always predicting the majority class: 0." in done.stdout
+    assert "kinopoisk-ft predict" in done.stdout
+    # Details are only in the log file.
+    details = "names of all trainable parameters"
+    assert details not in done.stdout + done.stderr
+    assert details in (place / "first" / "run.log").read_text("utf-8")
     result: dict[str, object] = json.loads((place / "first.json").read_text())
     return result
 

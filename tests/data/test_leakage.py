@@ -97,7 +97,7 @@ def test_warning_when_the_film_predicts_the_label(
 ) -> None:
     train = frame([(row % 3 > 0, f"фильм {row % 3}") for row in range(rows)]).astype({"label": int})
     test = train if seen else train.assign(film="новый")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         measure(train, test).log_summary()
     warned = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert ["the film alone predicts" in r.getMessage() for r in warned] == [True] * warns

@@ -86,7 +86,7 @@ def test_compiles_without_graph_breaks() -> None:
 
 def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
     backends._logged.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         for _ in range(2):
             selective_scan(**draw(1, 2, 3, 4))
     assert [r.message for r in caplog.records] == ["selective_scan uses backend 'numba' on cpu"]
@@ -141,6 +141,7 @@ def test_package_without_its_compiled_kernel_is_logged_with_the_fix(
     package = scan_cuda.PACKAGE
     assert "--force-reinstall" not in package.get_install_command()
     stand_ins.mamba_ssm_without_kernel(monkeypatch)
+    caplog.set_level("INFO", logger="kinopoisk_ft")
     for _ in range(2):
         problem = gpu_package.find_problem(package, torch.device("cpu"))
         assert problem == "mamba-ssm is installed without its compiled module selective_scan_cuda"

@@ -113,7 +113,7 @@ def test_the_micro_batch_is_halved_until_it_fits(
     left: float, rows: int, tight: Callable[[float], list[int]], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     tight(left)
     state, recorder = short_fit(tmp_path, "trainer.max_steps=1")
     assert state.micro_batch_size == rows
@@ -150,7 +150,7 @@ def test_the_probe_leaves_everything_as_it_was(
     settings: dict[str, Any] = {"kind": kind, "dropout": 0.3, "prepare": add_norm}
     whole, expected = short_fit(tmp_path / "unprobed", **settings)
     tight(160.0)
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     state, found = short_fit(tmp_path / "probed", **settings)
     assert "are free: it fits" in caplog.text
     assert found.values == expected.values

@@ -96,7 +96,7 @@ def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[N
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []
     if parts and (problem := gpu_package.find_problem(PACKAGE, precision.device)):
-        log.info("attention uses PyTorch's kernels on padded batches, because %s", problem)
+        log.debug("attention uses PyTorch's kernels on padded batches, because %s", problem)
         parts = []
     before = [part.config._attn_implementation for part in parts]
     functions = ((UNPADDED, attention_forward), (UNPADDED_NO_DROPOUT, attention_without_dropout))
@@ -106,7 +106,7 @@ def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[N
     try:
         for part, name in zip(parts, before, strict=True):
             part.set_attn_implementation(UNPADDED_NAMES[name])
-            log.info("attention uses flash-attn without padding")
+            log.debug("attention uses flash-attn without padding")
         yield
     finally:
         for part, name in zip(parts, before, strict=True):
