@@ -98,10 +98,10 @@ def _write_report(options: argparse.Namespace) -> None:
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.folds import pool_folds
     from kinopoisk_ft.reporting.locale import Locale
-    from kinopoisk_ft.reporting.markdown import as_text
     from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
+    from kinopoisk_ft.reporting.summary import as_summary
     from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
 
     locale = Locale(options.language)
@@ -121,8 +121,8 @@ def _write_report(options: argparse.Namespace) -> None:
     if options.explain:
         files = _explain(document, files, options.explain, client, uri)
     paths = write(document, files, locale, options.output)
-    print(as_text(document, locale))
-    print("\n".join([locale("written"), *(f"  {path}" for path in paths)]))
+    page = next(path for path in paths if path.suffix == ".html")
+    print(f"{as_summary(document, locale)}\n\n{locale('written', page=page, count=len(paths) - 1)}")
     if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
         log_report(client, parent, document, paths, locale)
         print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))

@@ -1,4 +1,4 @@
-"""Write the report as Markdown, and as plain text for a terminal."""
+"""Write the report as Markdown."""
 
 from __future__ import annotations
 
@@ -13,43 +13,6 @@ from kinopoisk_ft.reporting.document import Document, Section, failures, name_cu
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.table import Table, data_line, write_value
 from kinopoisk_ft.statistics.metrics import shown_in
-
-
-def as_text(document: Document, locale: Locale) -> str:
-    """Return the report as plain text for a terminal."""
-    parts = [_heading(document, locale), *document.notes]
-    for curves in document.curves:
-        parts.append(
-            f"{locale('curves_by_labels')}\n{_aligned(label_curves.scores_frame(curves, locale))}"
-        )
-        parts.append("\n".join(f"- {line}" for line in label_curves.sentences(curves, locale)))
-    for section in document.sections:
-        table = section.table
-        parts.append("\n".join(line for line in (data_line(table, locale), section.banner) if line))
-        for title, frame in {
-            "results": frames.results(table, locale),
-            "sizes_table": frames.sizes(table, locale),
-            "against_best": frames.against_best(table, locale),
-        }.items():
-            parts.append(f"{locale(title)}\n{_aligned(frame)}")
-        parts.append(_best_line(table, locale))
-        for title, frame, left in (
-            ("differences", frames.differences(table, locale), 2),
-            ("calibration", frames.calibration(table, locale), 1),
-        ):
-            if len(frame):
-                parts.append(f"{locale(title)}\n{_aligned(frame, left)}")
-        prose = {"notes": section.notes, "conclusions": section.conclusions}
-        prose["answer"] = section.recommendations
-        parts += [
-            "\n".join([locale(title), *(f"- {line}" for line in lines)])
-            for title, lines in prose.items()
-            if lines
-        ]
-    if document.failures:
-        frame = failures(document, locale)
-        parts.append(f"{_failed_title(document, locale)}\n{_aligned(frame, len(frame.columns))}")
-    return "\n\n".join(parts) + "\n"
 
 
 def as_markdown(document: Document, locale: Locale) -> str:
@@ -154,10 +117,6 @@ def _titled(title: str, frame: pd.DataFrame, locale: Locale) -> list[str]:
 
 def _failed_title(document: Document, locale: Locale) -> str:
     return locale("failed", count=sum(len(failure.run_ids) for failure in document.failures))
-
-
-def _aligned(frame: pd.DataFrame, left: int = 1) -> str:
-    return _tabulate(frame, "simple", left)
 
 
 def _piped(frame: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
@@ -139,9 +139,14 @@ def read_missing(run: Run) -> str:
     return ", ".join(found)
 
 
-def _approach(tags: dict[str, str]) -> str:
+def _approach(tags: dict[str, str], params: dict[str, str]) -> str:
     parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
-    return tags.get("approach") or " + ".join(p for p in parts if p != "none")
+    name = tags.get("approach") or " + ".join(p for p in parts if p != "none")
+    # The config group `encoder` stands for any checkpoint.
+    checkpoint = PurePosixPath(params.get("model.name", "")).name
+    if tags.get("model") == "encoder" and checkpoint:
+        return name.replace("encoder", checkpoint, 1)
+    return name
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
@@ -160,7 +165,7 @@ def read_trained(run: Run) -> TrainedRun:
         ignored = (*ignored, "data.path")
     return TrainedRun(
         run_id=run.info.run_id,
-        approach=_approach(tags),
+        approach=_approach(tags, params),
         adapter=tags.get("adapter", "none"),
         seed=tags.get("seed") or params.get("seed", ""),
         # The command is not reduced to single spaces, because spaces in quotes matter.
@@ -193,7 +198,11 @@ def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed = tags.get("seed") or params.get("seed", "")
     return FailedRun(
-        run_id=run.info.run_id, approach=_approach(tags), seed=seed, kind=kind, detail=detail
+        run_id=run.info.run_id,
+        approach=_approach(tags, params),
+        seed=seed,
+        kind=kind,
+        detail=detail,
     )
 
 

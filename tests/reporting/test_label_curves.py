@@ -15,10 +15,11 @@ from kinopoisk_ft.reporting.data_files import as_json
 from kinopoisk_ft.reporting.document import Document, build
 from kinopoisk_ft.reporting.label_curves import crossings_frame, scores_frame, sentences
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
-from kinopoisk_ft.reporting.markdown import as_markdown, as_note, as_text
+from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.output import write
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.summary import as_summary
 from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.statistics.predictions import Predictions
 
@@ -56,7 +57,7 @@ def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -
     assert [table.train_limit for table in found] == ["", "1000", "100"]
     assert [row.name for row in found[0].rows] == ["bert", "tfidf"]
     assert [row.name for row in found[2].rows] == ["tfidf", "bert"]
-    text = as_text(document, EN)
+    text = as_summary(document, EN)
     assert "split film, test rows" in text
     assert "test rows a, data.train_limit=1000" in text
 
@@ -97,7 +98,7 @@ def test_every_format_has_the_curves(language: str, tmp_path: Path) -> None:
     collected, predictions = made()
     document = build(collected, predictions, None, locale)
     (said,) = sentences(document.curves[0], locale)
-    assert said in as_text(document, locale)
+    assert said in " ".join(as_summary(document, locale).split())
     assert said in as_markdown(document, locale)
     assert said in as_note(document, locale, 5000)
     whole = json.loads(as_json(document, language))
