@@ -75,7 +75,8 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         tracker.tags({RESULT: result.as_json()})
         tracker.finish("FINISHED")
         folder.mark_finished()
-    print(f"{prepared.tags['approach']}\n{result.table()}")
+    if prepared.job is None:
+        print(f"{prepared.tags['approach']}\n{result.table()}")
     return result
 
 

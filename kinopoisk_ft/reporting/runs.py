@@ -143,10 +143,8 @@ def _approach(tags: dict[str, str], params: dict[str, str]) -> str:
     parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
     name = tags.get("approach") or " + ".join(p for p in parts if p != "none")
     # The config group `encoder` stands for any checkpoint.
-    checkpoint = PurePosixPath(params.get("model.name", "")).name
-    if tags.get("model") == "encoder" and checkpoint:
-        return name.replace("encoder", checkpoint, 1)
-    return name
+    checkpoint = PurePosixPath(params.get("model.name", "")).name if parts[0] == "encoder" else ""
+    return name.replace("encoder", checkpoint or "encoder", 1)
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:
@@ -196,14 +194,8 @@ def _searched(tags: dict[str, str]) -> str:
 def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
     """Convert an MLflow run without a result to a `FailedRun` with this kind and detail."""
     tags, params = _plain(run.data.tags), _plain(run.data.params)
-    seed = tags.get("seed") or params.get("seed", "")
-    return FailedRun(
-        run_id=run.info.run_id,
-        approach=_approach(tags, params),
-        seed=seed,
-        kind=kind,
-        detail=detail,
-    )
+    seed, name = tags.get("seed") or params.get("seed", ""), _approach(tags, params)
+    return FailedRun(run_id=run.info.run_id, approach=name, seed=seed, kind=kind, detail=detail)
 
 
 def collect(client: MlflowClient, experiment: str, parent: str | None = None) -> Collected:

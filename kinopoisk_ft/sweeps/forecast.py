@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,10 @@ from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.models.tfidf import Tfidf
-from kinopoisk_ft.provenance import IDENTITY
-from kinopoisk_ft.sweeps.jobs import find_finished
+from kinopoisk_ft.provenance import IDENTITY, RESULT
+from kinopoisk_ft.tasks.result import Result
+from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
 from kinopoisk_ft.training.settings import Settings
@@ -43,38 +45,49 @@ START_SECONDS, TFIDF_SECONDS = 8, 1e-6
 MATRIX, TIMED_SECONDS = 1024, 0.3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Expected:
-    """The jobs of one approach.
+    """What is expected of a job.
 
     Args:
-        finished: number of jobs whose result already exists.
-        seconds: expected time of the other jobs; None if the size of the model is unknown.
+        is_finished: whether its result already exists.
+        seconds: its time on this machine: 0 if it is finished, None if the size of the model is
+            unknown.
     """
 
-    jobs: int = 0
-    finished: int = 0
-    seconds: float | None = 0.0
+    approach: str
+    is_finished: bool
+    seconds: float | None
 
 
-def forecast(jobs: Iterable[DictConfig]) -> dict[str, Expected]:
-    """Count the jobs of each approach, and estimate their time: {approach: Expected}."""
-    found: dict[str, Expected] = {}
+def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
+    """Return what is expected of each job, in order."""
+    found = []
     seen: set[str] = set()
     for job in jobs:
         prepared = _prepare(job)
         identity = prepared.tags[IDENTITY]
-        expected = found.setdefault(prepared.tags["approach"], Expected())
-        expected.jobs += 1
         # Of two identical jobs, the second one uses the result of the first.
-        is_finished = identity in seen or find_finished(prepared, Path(job.hydra.sweep.dir))
+        is_known = identity in seen or find_finished(prepared, Path(job.hydra.sweep.dir))
+        is_finished = bool(is_known) and not job.rerun
         seen.add(identity)
-        if is_finished and not job.rerun:
-            expected.finished += 1
-        elif expected.seconds is not None:
-            seconds = estimate_seconds(prepared.cfg)
-            expected.seconds = None if seconds is None else expected.seconds + seconds
+        seconds = 0.0 if is_finished else estimate_seconds(prepared.cfg)
+        found.append(Expected(prepared.tags["approach"], is_finished, seconds))
     return found
+
+
+def find_finished(prepared: Prepared, folder: Path) -> Result | None:
+    """Return the result of a finished training that is identical to this one, or None.
+
+    Args:
+        folder: a folder of runs that may not have been sent to the store yet.
+    """
+    if prepared.tags["kinopoisk_ft.kind"] != "train":
+        return None
+    tracker: Tracker = instantiate(prepared.cfg.tracking)
+    wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
+    found = tracker.find(wanted) or find_unsent(folder, wanted)
+    return Result.read(found[RESULT]) if found else None
 
 
 def _prepare(job: DictConfig) -> Prepared:
@@ -186,20 +199,30 @@ def measure_rate(device: torch.device, kind: str) -> float:
     return (products - 1) * 2 * MATRIX**3 / (time.perf_counter() - started)
 
 
-def format_forecast(found: Mapping[str, Expected]) -> str:
-    """Format a forecast as a table with a line for each approach and a line with the sums."""
-    rows = [(name, one.jobs, one.finished, one.seconds) for name, one in found.items()]
-    known = [one.seconds for one in found.values() if one.seconds is not None]
-    total = sum(known) if len(known) == len(found) else None
-    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), total))
+def format_forecast(found: Sequence[Expected]) -> str:
+    """Format a forecast as a table with a line for each approach and a sum."""
+    groups = {one.approach: [other for other in found if other.approach == one.approach]
+              for one in found}  # fmt: skip
+    if len(groups) > 1:
+        groups["all"] = list(found)
     lines = [f"{'approach':30} {'jobs':>5} {'finished':>9}  expected time"]
-    for name, jobs, finished, seconds in rows if len(found) > 1 else rows[:1]:
-        lines.append(f"{name:30} {jobs:>5} {finished:>9}  {_format_time(seconds)}")
+    for name, jobs in groups.items():
+        finished = sum(one.is_finished for one in jobs)
+        time_left = format_time(sum_seconds(jobs))
+        lines.append(f"{name:30} {len(jobs):>5} {finished:>9}  {time_left}")
     lines.append("Times are estimates for this machine, with one job at a time.")
     return "\n".join(lines)
 
 
-def _format_time(seconds: float | None) -> str:
+def sum_seconds(jobs: Iterable[Expected]) -> float | None:
+    """Return the expected seconds of all jobs; None if the time of one is unknown."""
+    seconds = [one.seconds for one in jobs]
+    known = [value for value in seconds if value is not None]
+    return sum(known) if len(known) == len(seconds) else None
+
+
+def format_time(seconds: float | None) -> str:
+    """Format a number of seconds with the unit s, min or h."""
     if seconds is None:
         return "unknown"
     if seconds < 90:

@@ -6,7 +6,8 @@ import itertools
 import json
 import logging
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +19,12 @@ from hydra.utils import instantiate
 
 from kinopoisk_ft.config.prepared import Job, Prepared
 from kinopoisk_ft.files import write_atomically
-from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.sweeps.forecast import find_finished
+from kinopoisk_ft.sweeps.job_lines import format_job, quiet_console, read_forecast
 from kinopoisk_ft.tasks.result import Result
-from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.tracking.offline import find_unsent
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, read_parent
 from kinopoisk_ft.training.signals import Stopped
 
@@ -43,6 +43,7 @@ class Outcome:
 
     Args:
         objective: the validation score.
+        seconds: how long the job took; None if it has not ended.
         message: why the job failed or was pruned, or a warning about the result.
     """
 
@@ -53,6 +54,7 @@ class Outcome:
     test_score: float | None = None
     objective: float | None = None
     message: str = ""
+    seconds: float | None = None
 
     def write(self, sweep_dir: Path) -> None:
         """Write the outcome to a file in the folder of the sweep."""
@@ -109,14 +111,17 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
         The validation score; None if the job was pruned.
     """
     job = _get_job(prepared)
+    quiet_console()
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
     Outcome(**note, status="unfinished").write(job.sweep_dir)
+    started = time.monotonic()
     result = None if prepared.cfg.rerun else find_finished(prepared, job.sweep_dir)
     if result is None:
         try:
             result = _train(prepared, out_dir)
         except Pruned as pruned:
             note |= {"status": "pruned", "message": str(pruned), "run_id": pruned.run_id}
+            note["seconds"] = time.monotonic() - started
             Outcome(**note).write(job.sweep_dir)
             return None
         note["status"] = "done"
@@ -127,8 +132,25 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
             result.write(prepared.result_file)
         note["status"] = "skipped"
     note |= {"run_id": result.run_id, "objective": result.objective, "message": result.warning}
-    Outcome(**note, test_score=result.scores.get(HEADLINE)).write(job.sweep_dir)
+    note["seconds"] = time.monotonic() - started
+    score = result.scores.get(HEADLINE)
+    Outcome(**note, test_score=score).write(job.sweep_dir)
+    _print_line(prepared, job, score, note)
     return result.objective
+
+
+def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping[str, Any]) -> None:
+    took = {one.job: one.seconds for one in read_outcomes(job.sweep_dir)}
+    name = f"{prepared.tags['approach']}, seed {prepared.tags['seed']}"
+    print(
+        format_job(
+            job.number, name, score, note["seconds"], read_forecast(job.sweep_dir),
+            {number: seconds for number, seconds in took.items() if seconds is not None},
+        ),
+        flush=True,
+    )  # fmt: skip
+    if note["message"]:
+        print(f"  {note['message']}", flush=True)
 
 
 def _get_job(prepared: Prepared) -> Job:
@@ -174,20 +196,6 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
             torch.cuda.set_device(device)
             yield device
         return
-
-
-def find_finished(prepared: Prepared, folder: Path) -> Result | None:
-    """Return the result of a finished training that is identical to this one, or None.
-
-    Args:
-        folder: a folder of runs that may not have been sent to the store yet.
-    """
-    if prepared.tags["kinopoisk_ft.kind"] != "train":
-        return None
-    tracker: Tracker = instantiate(prepared.cfg.tracking)
-    wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
-    found = tracker.find(wanted) or find_unsent(folder, wanted)
-    return Result.read(found[RESULT]) if found else None
 
 
 def _record_skipped(run_id: str, prepared: Prepared, out_dir: Path) -> None:

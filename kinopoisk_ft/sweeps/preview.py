@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ from kinopoisk_ft.config.prepared import get_overrides
 from kinopoisk_ft.config.validate import check_config
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.sweeps.forecast import forecast, format_forecast
+from kinopoisk_ft.sweeps.job_lines import write_forecast
 from kinopoisk_ft.training.distributed import torchrun
 
 log = logging.getLogger(__name__)
@@ -26,11 +28,14 @@ log = logging.getLogger(__name__)
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-class Preview(Callback):
+class Check(Callback):
     """A Hydra callback that reports errors in the config before Hydra creates the output folder.
 
     With dry_run, it prints the forecast and exits.
     """
+
+    # The composed jobs of a grid, for `Announce`.
+    jobs: ClassVar[list[DictConfig]] = []
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the config of a single run."""
@@ -42,14 +47,15 @@ class Preview(Callback):
             _print_forecast([config])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose the jobs of a grid, and print their forecast."""
+        """Compose and check the jobs of a grid."""
+        Check.jobs = []
         if config.hydra.sweeper.get("_target_") != BASIC_SWEEPER:
             if config.get("dry_run"):
                 _exit("a search chooses its jobs while it runs, so dry_run cannot list them", 1)
             return
         try:
-            jobs = compose_jobs(config)
-            for job in jobs:
+            Check.jobs = compose_jobs(config)
+            for job in Check.jobs:
                 check_config(job, get_conf_dir())
         except UserError as error:
             _exit(error, 1)
@@ -58,12 +64,24 @@ class Preview(Callback):
             GlobalHydra.instance().clear()
             _exit(explain_error(error, sys.argv[1:]), 2)
         if config.get("dry_run"):
-            _print_forecast(jobs)
+            _print_forecast(Check.jobs)
+
+
+class Announce(Callback):
+    """A Hydra callback that prints the forecast of a grid, after its folder was created."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the forecast, and save it for the jobs."""
+        if not Check.jobs:
+            return
         try:
-            print(format_forecast(forecast(jobs)))
+            expected = forecast(Check.jobs)
         except Exception as error:
             # The jobs themselves report what is wrong.
             log.debug("no forecast: %s", error)
+            return
+        print(format_forecast(expected), flush=True)
+        write_forecast(expected, Path(config.hydra.sweep.dir).absolute())
 
 
 def _print_forecast(jobs: Sequence[DictConfig]) -> NoReturn:

@@ -46,7 +46,7 @@ def test_the_terminal_shows_a_summary_of_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     start = next(i for i, line in enumerate(lines) if line.startswith("approach  "))
-    assert lines[start + 2].startswith("bert + lora")
+    assert lines[start + 2].startswith("bert 180\N{NO-BREAK SPACE}M + lora  0.951 ")
     assert any(line.startswith("majority class  ") for line in lines)
     assert any(line.startswith("Quality first: bert + lora") for line in lines)
     assert str(tmp_path / "comparison.html") in lines[-1]

@@ -133,7 +133,9 @@ def test_the_rate_is_that_of_a_matrix_product() -> None:
 
 
 def test_unknown_sizes_are_said() -> None:
-    text = format_forecast({"own": Expected(2, 1, None), "tfidf": Expected(1, 0, 7200.0)})
+    text = format_forecast([
+        Expected("own", True, 0.0), Expected("own", False, None), Expected("tfidf", False, 7200.0),
+    ])  # fmt: skip
     assert re.search(r"^own +2 +1 +unknown$", text, re.MULTILINE)
     assert re.search(r"^tfidf +1 +0 +2\.0 h$", text, re.MULTILINE)
     assert re.search(r"^all +3 +1 +unknown$", text, re.MULTILINE)

@@ -1,0 +1,49 @@
+"""One line for each job of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kinopoisk_ft.sweeps.forecast import Expected
+from kinopoisk_ft.sweeps.job_lines import FORECAST, format_job, read_forecast, write_forecast
+from kinopoisk_ft.tracking.sweep import notes_folder
+
+JOBS = [
+    Expected("tfidf", True, 0.0), Expected("bert", False, 100.0), Expected("bert", False, 100.0),
+    Expected("bert + lora", False, 60.0),
+]  # fmt: skip
+
+
+def test_the_time_left_is_corrected_by_the_measured_times() -> None:
+    """The job with 100 expected seconds took 50, so that the other 160 become 80."""
+    line = format_job(1, "bert, seed 0", 0.9214, 50.0, JOBS, {0: 1.0, 1: 50.0})
+    assert line == "2/4 bert, seed 0: test f1_weighted 0.921 in 50 s, about 80 s left"
+
+
+@pytest.mark.parametrize(
+    ("expected", "took", "line"),
+    [
+        (JOBS, {0: 1.0}, "1/4 a: test f1_weighted 0.500 in 1 s"),
+        (JOBS, {0: 1.0, 1: 9.0, 2: 9.0, 3: 9.0}, "1/4 a: test f1_weighted 0.500 in 1 s"),
+        ([], {0: 1.0}, "1 a: test f1_weighted 0.500 in 1 s"),
+        ([*JOBS, Expected("own", False, None)], {1: 9.0}, "1/5 a: test f1_weighted 0.500 in 1 s"),
+    ],
+)
+def test_without_a_basis_no_time_is_said(
+    expected: list[Expected], took: dict[int, float], line: str
+) -> None:
+    assert format_job(0, "a", 0.5, 1.0, expected, took) == line
+
+
+def test_pretraining_has_no_test_score() -> None:
+    assert format_job(0, "bert", None, 100.0, [], {}) == "1 bert: finished in 2 min"
+
+
+def test_the_forecast_is_read_by_other_processes(tmp_path: Path) -> None:
+    assert read_forecast(tmp_path) == []
+    write_forecast(JOBS, tmp_path)
+    assert read_forecast(tmp_path) == JOBS
+    (notes_folder(tmp_path) / FORECAST).write_text("[1]")
+    assert read_forecast(tmp_path) == []
