@@ -157,7 +157,12 @@ def _close_sweep(code: int) -> int:
     jobs = read_outcomes(sweep.sweep_dir)
     print(format_outcomes(jobs))
     code = code or int(any(job.status in ("failed", "unfinished") for job in jobs))
+    store = sweep.find_store()
     sweep.close(STATUSES.get(code, "FAILED"))
+    if store and sum(job.test_score is not None for job in jobs) > 1:
+        from kinopoisk_ft.commands.report import summarize_sweep
+
+        print(f"\n{summarize_sweep(*store)}")
     return code
 
 

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "sweeps": {"adapters", "config", "data", "models", "provenance", "run", "run_folder", "search",
                "statistics", "tasks", "training", "tracking"},
     "commands": {"checks", "data", "reporting", "serving", "statistics", "tracking"},
-    "cli": {"config", "run", "run_folder", "sweeps", "tracking"},
+    "cli": {"commands", "config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip
 # For `python -m kinopoisk_ft` and `python -m kinopoisk_ft.<command>`.
 ENTRIES = {"__init__", "__main__", "report", "predict", "sync", "doctor"}

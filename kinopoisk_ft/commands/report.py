@@ -128,6 +128,30 @@ def _write_report(options: argparse.Namespace) -> None:
         print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))
 
 
+def summarize_sweep(uri: str, parent: str) -> str:
+    """Return a summary of the runs of a sweep, and the commands that show more."""
+    from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.locale import Locale
+    from kinopoisk_ft.reporting.run_files import load_run_files
+    from kinopoisk_ft.reporting.runs import collect
+    from kinopoisk_ft.reporting.summary import as_summary
+    from kinopoisk_ft.tracking.store import absolute_uri, hide_password, open_store
+
+    locale, place = Locale("en"), f"--uri {hide_password(absolute_uri(uri))}"
+    try:
+        client = open_store(absolute_uri(uri))
+        collected = collect(client, "", parent)
+        predictions = load_run_files(client, collected.runs).predictions
+        text = as_summary(build(collected, predictions, parent, locale), locale)
+    except UserError as error:
+        # The jobs themselves have succeeded.
+        text = f"no summary: {error.what}"
+    return (
+        f"{text}\n\nAll tables and figures: kinopoisk-ft report --parent {parent} {place}\n"
+        f"In MLflow:              kinopoisk-ft ui {place}"
+    )
+
+
 def _explain(
     document: Document, files: RunFiles, count: int, client: MlflowClient, uri: str
 ) -> RunFiles:

@@ -80,16 +80,17 @@ def _read(file: Path) -> Outcome:
 
 
 def format_outcomes(found: list[Outcome]) -> str:
-    """Format the outcomes as a table, without the overrides that all jobs share."""
+    """Format the jobs without a result as a table, followed by the number of jobs by status.
+
+    Overrides that all jobs share are left out.
+    """
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
-    lines = [f"  {'job':>3}  {'status':10}  {'val':7}  {'test F1':7}  {'run':32}  overrides"]
-    for one in found:
-        val, score = (
-            "" if value is None else f"{value:.4f}" for value in (one.objective, one.test_score)
-        )
+    missing = [one for one in found if one.test_score is None]
+    lines = [f"  {'job':>3}  {'status':10}  {'val':7}  overrides"] if missing else []
+    for one in missing:
+        val = "" if one.objective is None else f"{one.objective:.4f}"
         own = " ".join(override for override in one.overrides if override not in shared)
-        scores = f"{val:7}  {score:7}"
-        lines.append(f"  {one.job:>3}  {one.status:10}  {scores}  {one.run_id:32}  {own}".rstrip())
+        lines.append(f"  {one.job:>3}  {one.status:10}  {val:7}  {own}".rstrip())
         lines += [f"       {one.message}"] if one.message else []
     counts = {s: sum(o.status == s for o in found) for s in get_args(Status)}
     unfinished = counts["unfinished"]
@@ -150,7 +151,8 @@ def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping
         flush=True,
     )  # fmt: skip
     if note["message"]:
-        print(f"  {note['message']}", flush=True)
+        # The first sentence is enough here; the summary of the sweep contains the whole message.
+        print(f"  {note['message'].partition('. ')[0]}.", flush=True)
 
 
 def _get_job(prepared: Prepared) -> Job:

@@ -16,6 +16,10 @@ class Tracker(Protocol):
         """Return all tags of the newest finished run with the given tags, or None."""
         ...
 
+    def get_uri(self) -> str | None:
+        """Return the URI of the MLflow store to which runs are sent; None if there is none."""
+        ...
+
     def start(
         self,
         name: str,
@@ -69,6 +73,9 @@ class NoTracker:
 
     def find(self, tags: dict[str, str]) -> None:
         """Return None, because no run was recorded."""
+
+    def get_uri(self) -> None:
+        """Return None, because runs are sent nowhere."""
 
     def start(
         self,

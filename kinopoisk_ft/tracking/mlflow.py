@@ -100,7 +100,7 @@ class MlflowTracker(OfflineTracker):
         self._run_id = self._replay.run_id or local_id
         return self._run_id
 
-    def _get_uri(self) -> str | None:
+    def get_uri(self) -> str | None:
         return absolute_uri(self.uri)
 
     def finish(self, status: str) -> None:

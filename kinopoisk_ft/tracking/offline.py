@@ -61,7 +61,7 @@ class OfflineTracker:
         if self._is_new:
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
             self._log.append(
-                "start", name=name, tags=tags, uri=self._get_uri(), experiment=self.experiment,
+                "start", name=name, tags=tags, uri=self.get_uri(), experiment=self.experiment,
                 artifacts=self.artifacts, host=socket.gethostname(),
             )  # fmt: skip
         else:
@@ -71,7 +71,7 @@ class OfflineTracker:
         self._log.sync()
         return self._log.local_id
 
-    def _get_uri(self) -> str | None:
+    def get_uri(self) -> str | None:
         # The store to which `sync` sends the run by default.
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or None
 

@@ -136,6 +136,12 @@ class ParentRun(Callback):
         if self._tracker is not None:
             self._tracker.artifact(file)
 
+    def find_store(self) -> tuple[str, str] | None:
+        """Return the URI of the MLflow store and the id of the parent run, if it is recorded."""
+        uri = None if self._tracker is None else self._tracker.get_uri()
+        parent = read_parent(self.sweep_dir)
+        return (uri, parent) if uri and parent else None
+
     def close(self, status: str) -> None:
         """End the parent run with the status FINISHED, FAILED or KILLED."""
         if self._tracker is not None:
