@@ -1,3 +1,69 @@
-"""Fine-tune text classifiers in different ways, and compare the results fairly."""
+"""Fine-tune text classifiers in different ways, and compare the results fairly.
+
+After `import kinopoisk_ft`, transformers opens saved models, for example
+`pipeline("text-classification", folder)`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
+
+# The types of the classifiers with this project's head, in config.json. transformers quotes an
+# unknown type in its error message, so users see this text.
+_HINT = "(of kinopoisk_ft: run `import kinopoisk_ft` first, or `python -m kinopoisk_ft.predict`)"
+MODEL_TYPES = {name: f"{name} {_HINT}" for name in ("pooled", "mamba", "mamba2")}
+# The module of transformers that defines AutoConfig.
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+
+
+class _LazyConfig:
+    """Represents all configs of this project in transformers until one of them is read."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **options: Any) -> Any:
+        """Import and register the classes of all models, and create a config."""
+        import_module("kinopoisk_ft.models.saving")
+        config = sys.modules[_AUTO_CONFIG].CONFIG_MAPPING[values["model_type"]]
+        return config.from_dict(values, **options)
+
+
+def _register(auto_config: ModuleType) -> None:
+    for model_type in MODEL_TYPES.values():
+        auto_config.AutoConfig.register(model_type, _LazyConfig, exist_ok=True)
+
+
+class _RegisterAfterImport:
+    """A finder that registers the types when transformers defines AutoConfig.
+
+    Importing transformers here would make the start of every command ten times slower.
+    """
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        """Return None, or the module's usual spec with a loader that also registers the types."""
+        if name != _AUTO_CONFIG:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        loader: Any = spec.loader if spec else None
+        if loader is not None:
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+if _AUTO_CONFIG in sys.modules:
+    _register(sys.modules[_AUTO_CONFIG])
+else:
+    sys.meta_path.insert(0, _RegisterAfterImport())

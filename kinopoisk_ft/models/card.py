@@ -13,10 +13,10 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.untrusted import check_contents
 
 CARD = "kinopoisk_ft.json"
-FORMAT = 4
+FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
-# format 4 adds windows.
-READABLE_FORMATS = (1, 2, 3, FORMAT)
+# format 4 adds windows. Format 5 has a config.json with which transformers can load the classifier.
+READABLE_FORMATS = (1, 2, 3, 4, FORMAT)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
+from kinopoisk_ft.models.hf_configs import PooledConfig
 from kinopoisk_ft.models.network import ModelRecipe
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import refuse_adapter
@@ -71,7 +72,8 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
     An invalid pad_token_id becomes None, and BigBird's sparse attention becomes full attention.
 
     Raises:
-        UserError: the config cannot be loaded, or belongs to a PEFT adapter.
+        UserError: the config cannot be loaded, or belongs to a PEFT adapter or to a classifier with
+            this project's head.
     """
     with access_hub("model", name, HUB_FIX):
         # For an adapter, `from_pretrained` would load the base model and attach the adapter to it.
@@ -80,6 +82,12 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
             refuse_adapter(adapter, name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=False
+        )
+    if isinstance(config, PooledConfig):
+        raise UserError(
+            f"'{name}' is a classifier with a head of kinopoisk_ft, not a base model",
+            where="model.name",
+            fix=f"use its encoder: model.name={name}/encoder, and model.tokenizer={name}",
         )
     for part in list_configs(config):
         pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
@@ -185,6 +193,18 @@ def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple
     return model.get_encoder(), {
         name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")
     }
+
+
+def build_encoder(config: PreTrainedConfig) -> Any:
+    """Build the encoder that `load_encoder` returns, with random weights and without a pooler."""
+    if _has_separate_encoder(config):
+        encoder = AutoModelForTextEncoding.from_config(config)
+    else:
+        encoder = AutoModel.from_config(config)
+        if config.is_encoder_decoder:
+            encoder = encoder.get_encoder()
+    encoder.pooler = None
+    return encoder
 
 
 def _has_separate_encoder(config: PreTrainedConfig) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
+from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
+from kinopoisk_ft.models.hf_configs import PooledConfig, classifier_options
 from kinopoisk_ft.models.network import Layout, Network, find_parameters_in_graph, run_example_batch
 from kinopoisk_ft.models.padding import (
     find_hugging_face_model,
@@ -22,70 +24,11 @@ from kinopoisk_ft.models.padding import (
     match_tokenizer,
     pad_for_funnel,
 )
-from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import check_contents
-from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 
-ENCODER, HEAD = "encoder", "head.safetensors"
-# Prefix of the window pooling's weights in HEAD; the other weights are those of the classifier.
-WINDOWS = "window_pooling."
-# transformers quotes an unknown model type in its error message, so the user sees this text.
-UNREADABLE_MODEL_TYPE = (
-    "kinopoisk_ft (transformers cannot load the pooling and head of this classifier; use "
-    "`python -m kinopoisk_ft.predict`, or load the encoder alone from the subfolder 'encoder')"
-)
-
-
-class PooledClassifier(nn.Module):
-    """A text classifier with an encoder, pooling over the tokens, dropout and one linear layer.
-
-    Args:
-        pooling: "cls", "mean", "last" or "last_position"; see `kinopoisk_ft.models.pooling.pool`.
-        dropout: dropout probability before the linear layer. If None, the config's value is used.
-        window_pooling: see `WindowPooling`; None if reviews have no windows.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        num_labels: int,
-        pooling: str,
-        dropout: float | None = None,
-        window_pooling: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.pooling = encoder, pooling
-        config: Any = encoder.config
-        self.dropout = nn.Dropout(read_head_dropout(config) if dropout is None else dropout)
-        # Longformer and LED classify with global attention at the first token.
-        forward = inspect.signature(encoder.forward).parameters
-        self.attends_globally = "global_attention_mask" in forward
-        self.window_pooling = (
-            None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
-        )
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
-        nn.init.zeros_(self.classifier.bias)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, **_: Any
-    ) -> SequenceClassifierOutput:
-        """Compute logits (batch, classes) from token ids and attention mask.
-
-        Ids and mask are (batch, length) or, with window pooling, also (batch, windows, length).
-        """
-        ids, mask = flatten_windows(input_ids, attention_mask)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self.attends_globally:
-            first = torch.zeros_like(ids)
-            first[:, 0] = 1
-            inputs["global_attention_mask"] = first
-        hidden = self.encoder(**inputs).last_hidden_state
-        # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
-        vectors = pool(hidden[:, : ids.shape[1]], mask, self.pooling)
-        if self.window_pooling is not None:
-            vectors = self.window_pooling(vectors, attention_mask)
-        return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
+ENCODER, HEAD, INDEX = "encoder", "head.safetensors", "model.safetensors.index.json"
+# Prefix of the encoder's weights; the other weights are in HEAD.
+BODY = "encoder."
 
 
 class EncoderLayout(Layout):
@@ -133,29 +76,33 @@ class HuggingFaceLayout(EncoderLayout):
 class PooledLayout(EncoderLayout):
     """Saves and loads an encoder with this project's classification head.
 
-    The encoder is in the subfolder `encoder`, and the head is in head.safetensors.
+    The encoder is in the subfolder `encoder`, and the head is in head.safetensors. The index of
+    weights names both, so that transformers loads them as one model.
     """
 
     name = "pooled"
     backbone = "encoder"
 
     def save(self, module: Any, folder: Path) -> None:
-        """Save the encoder and the head.
-
-        transformers cannot load this head and would initialize it randomly. The saved config.json
-        prevents this, because it makes transformers refuse the folder.
-        """
+        """Save the encoder and the head."""
         module.encoder.save_pretrained(folder / ENCODER)
-        pooling = module.window_pooling.state_dict() if module.window_pooling is not None else {}
-        save_file(
-            {
-                **module.classifier.state_dict(),
-                **{f"{WINDOWS}{name}": weight for name, weight in pooling.items()},
+        head = {name: w for name, w in module.state_dict().items() if not name.startswith(BODY)}
+        # transformers reads only files with this metadata.
+        save_file(head, folder / HEAD, metadata={"format": "pt"})
+        files = [*sorted((folder / ENCODER).glob("*.safetensors")), folder / HEAD]
+        index = {
+            "metadata": {"total_size": sum(file.stat().st_size for file in files)},
+            "weight_map": {
+                name: file.relative_to(folder).as_posix()
+                for file in files
+                for name in list_weights(file)
             },
-            folder / HEAD,
-        )
-        notice = json.dumps({"model_type": UNREADABLE_MODEL_TYPE}, indent=2)
-        (folder / "config.json").write_text(notice + "\n", encoding="utf-8")
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+        """Save the config of `PooledForSequenceClassification`."""
+        make_config(module.encoder, card).save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the encoder and, if `trained`, the head."""
@@ -169,23 +116,32 @@ class PooledLayout(EncoderLayout):
         encoder, _ = load_encoder(source, config, revision=card.revision, **options)
         # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
-        module = PooledClassifier(
-            encoder, len(card.class_names), card.pooling, window_pooling=card.window_pooling
-        )
+        module = PooledForSequenceClassification(make_config(encoder, card), encoder)
         if trained:
             weights = load_file(head)
-            pooling = {n: weights.pop(n) for n in list(weights) if n.startswith(WINDOWS)}
-            module.classifier.load_state_dict(weights)
-            if module.window_pooling is not None:
-                names = ((name.removeprefix(WINDOWS), weight) for name, weight in pooling.items())
-                module.window_pooling.load_state_dict(dict(names))
+            # Up to format 4, the names of the output layer's weights have no prefix.
+            for name in {"weight", "bias"} & weights.keys():
+                weights[f"classifier.{name}"] = weights.pop(name)
+            names = [name for name in module.state_dict() if not name.startswith(BODY)]
+            module.load_state_dict({name: weights[name] for name in names}, strict=False)
         return module
 
 
-def read_head_dropout(config: PreTrainedConfig) -> float:
-    """Return the dropout probability for the head of a transformers classifier."""
-    own = getattr(config, "classifier_dropout", None)
-    return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
+def make_config(encoder: Any, card: Any) -> PooledConfig:
+    """Create the config of a classifier from its encoder and the card of its model folder."""
+    # The path of the base model would be of no use on another machine.
+    described = {k: v for k, v in encoder.config.to_dict().items() if k != "_name_or_path"}
+    return PooledConfig(
+        encoder_config=described,
+        architectures=[PooledForSequenceClassification.__name__],
+        **classifier_options(card),
+    )
+
+
+def list_weights(file: Path) -> list[str]:
+    """Return the names of the weights in a safetensors file."""
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
 
 
 def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
@@ -220,8 +176,7 @@ def build_pooled_network(
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
     module = PooledClassifier(encoder, num_labels, pooling, dropout, window_pooling)
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
-    fresh |= {"classifier.weight", "classifier.bias"}
-    fresh |= {name for name, _ in module.named_parameters() if name.startswith(WINDOWS)}
+    fresh |= {name for name, _ in module.named_parameters() if not name.startswith(BODY)}
     heads = sorted({find_head_module(name) for name in fresh})
     return describe_encoder(
         module, config, PooledLayout(), heads, fresh, base, revision, pooling, window_pooling

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +212,8 @@ class MambaClassifier(nn.Module):
         scan_backend: str = "auto",
         window_pooling: str | None = None,
     ) -> None:
-        super().__init__()
+        # The subclass is also a PreTrainedModel, whose initializer is called with a config.
+        nn.Module.__init__(self)
         self.mamba_config, self.pooling = config, check_pooling(pooling)
         if pooling == "last_position" and window_pooling is not None:
             raise UserError(
@@ -234,9 +235,9 @@ class MambaClassifier(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Compute logits (B, num_labels) in float32; `labels` is ignored.
+        """Compute logits (B, num_labels) in float32; other outputs of a tokenizer are ignored.
 
         Ids and mask are (B, L) or, with window pooling, also (B, windows, L).
         """

@@ -11,10 +11,18 @@ from typing import Any, Literal
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import Mamba2Config, MambaConfig
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import CheckpointRecipe, load_config
+from kinopoisk_ft.models.hf_classes import MODELS
+from kinopoisk_ft.models.hf_configs import (
+    Mamba2ClassifierConfig,
+    MambaClassifierConfig,
+    classifier_options,
+    convert_config,
+)
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import WEIGHTS, Layout, Network
 from kinopoisk_ft.models.tokenizers import (
@@ -68,10 +76,7 @@ class Mamba(CheckpointRecipe):
 
 
 class MambaLayout(Layout):
-    """Saves and loads Mamba with this project's classification head.
-
-    `MambaModel` of transformers can load the backbone from the folder.
-    """
+    """Saves and loads Mamba with this project's classification head."""
 
     name = "mamba"
     backbone = "backbone"
@@ -87,12 +92,14 @@ class MambaLayout(Layout):
             metadata={"format": "pt"},
         )
 
+    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+        """Save the config of `MambaForSequenceClassification`."""
+        make_config(module.mamba_config, card).save_pretrained(folder)
+
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the backbone and, if `trained`, the head."""
-        config = read_config(source, card.revision)
-        module = MambaClassifier(
-            config, len(card.class_names), card.pooling, window_pooling=card.window_pooling
-        )
+        config = make_config(read_config(source, card.revision), card)
+        module = MODELS[type(config)](config)
         weights = read_weights(source, card.revision)
         load_backbone(module, weights, source)
         if trained:
@@ -102,6 +109,14 @@ class MambaLayout(Layout):
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
         """Raise UserError if a token id has no embedding."""
         check_ids(tokenizer, len(module.backbone.embeddings.weight), source)
+
+
+def make_config(config: AnyConfig, card: Any) -> AnyConfig:
+    """Create the config of a classifier from a plain one and the card of its model folder."""
+    is_mamba2 = isinstance(config, Mamba2Config)
+    kind = Mamba2ClassifierConfig if is_mamba2 else MambaClassifierConfig
+    names = [MODELS[kind].__name__]
+    return convert_config(config, kind, architectures=names, **classifier_options(card))
 
 
 def describe_mamba(
@@ -167,7 +182,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
             where="model.name",
             fix="use model=encoder for BERT-like models",
         )
-    return config
+    return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else MambaConfig)
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:

@@ -131,6 +131,12 @@ class Layout:
         """Save the weights of a module in an existing folder."""
         save_model(module, str(folder / WEIGHTS))
 
+    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+        """Do nothing. Subclasses save here the config.json with which other tools load a module.
+
+        An adapter has this file, too. `card` is the `Card` of the model folder.
+        """
+
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load a module in fp32. If the model folder holds an adapter, load only its base model.
 

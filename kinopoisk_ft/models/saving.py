@@ -5,12 +5,14 @@ use a randomly initialized head. What other tools can load depends on the networ
 
 - A classifier of `transformers`: `AutoModelForSequenceClassification`, `pipeline` and, for an
   adapter, PEFT compute the logits of this project.
-- An encoder with this project's head: `transformers` refuses the folder. It can load the encoder
-  without the head from the subfolder `encoder`.
-- A Mamba with this project's head: `MambaModel` can load the backbone without the head.
+- An encoder or Mamba with this project's head: `transformers` does so after `import kinopoisk_ft`
+  and refuses the folder otherwise; see `kinopoisk_ft.models.hf_classes`. Without the import, it can
+  load the encoder without the head from the subfolder `encoder`, and `MambaModel` can load Mamba's
+  backbone.
+- An adapter of a network with this project's head: `transformers` merges it into the network, also
+  after `import kinopoisk_ft`. PEFT refuses it, because other models lack the modules that the
+  adapter lists.
 - A network of a user-defined `ModelRecipe`: no other tool can load it.
-- An adapter of a network with this project's head: PEFT refuses it, because other models lack the
-  modules that the adapter lists.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.card import CARD, Card, read_card
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
+from kinopoisk_ft.models.hf_classes import SavedClassifier
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.tfidf import Tfidf
@@ -100,15 +103,30 @@ def save_network(
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
         network.layout.save(module, folder)
-    # Other tools truncate texts to this length on this side if they tokenize with truncation=True.
-    # Tokenizers have no setting for other parts; the card's note explains the difference.
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.model_max_length = card.max_length
-    tokenizer.truncation_side = "left" if card.truncation == "tail" else "right"
-    # `save_pretrained` saves only the attributes that `init_kwargs` contains.
-    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "truncation_side": tokenizer.truncation_side}
-    tokenizer.save_pretrained(folder)
+    network.layout.save_config(network.module, card, folder)
+    save_tokenizer(tokenizer, card, folder)
     card.write(folder)
+
+
+def save_tokenizer(tokenizer: Any, card: Card, folder: Path) -> None:
+    """Save a tokenizer so that other tools read the same tokens if they set truncation=True.
+
+    Tokenizers have no setting for other parts than the start and the end of a text; the card's note
+    explains the difference.
+    """
+    settings = {
+        "model_max_length": card.max_length,
+        "truncation_side": "left" if card.truncation == "tail" else "right",
+        "padding_side": "right",
+        # "[SEP]" in a review is ordinary text, not a special token.
+        "split_special_tokens": True,
+    }
+    tokenizer = copy.copy(tokenizer)
+    # `save_pretrained` saves the values of attributes, but only of those in `init_kwargs`.
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, **settings}
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
 
 
 def save_language_model(network: Network, tokenizer: Any, folder: Path) -> None:
@@ -143,6 +161,9 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
             if card.is_peft:
                 module = PeftModel.from_pretrained(module, str(folder))
         return module.eval(), tokenizer, card
+
+
+SavedClassifier.load_adapted = staticmethod(lambda folder: load_network(folder)[0])
 
 
 def load_estimator(folder: Path, card: Card) -> Tfidf | None:

@@ -1,0 +1,173 @@
+"""Define classifiers with this project's head, and make them ordinary transformers models.
+
+`PooledClassifier` and `MambaClassifier` are trained. The classes whose names end in
+`ForSequenceClassification` have the same weights and compute the same logits. They are registered
+with `AutoModelForSequenceClassification`, so that transformers can load and save them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from kinopoisk_ft.models.checkpoints import build_encoder
+from kinopoisk_ft.models.hf_configs import (
+    Mamba2ClassifierConfig,
+    MambaClassifierConfig,
+    PooledConfig,
+)
+from kinopoisk_ft.models.mamba import MambaClassifier
+from kinopoisk_ft.models.padding import pad_for_funnel
+from kinopoisk_ft.models.pooling import pool
+from kinopoisk_ft.models.untrusted import ADAPTER
+from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
+
+
+class PooledClassifier(nn.Module):
+    """A text classifier with an encoder, pooling over the tokens, dropout and one linear layer.
+
+    Args:
+        pooling: "cls", "mean", "last" or "last_position"; see `kinopoisk_ft.models.pooling.pool`.
+        dropout: dropout probability before the linear layer. If None, the config's value is used.
+        window_pooling: see `WindowPooling`; None if reviews have no windows.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_labels: int,
+        pooling: str,
+        dropout: float | None = None,
+        window_pooling: str | None = None,
+    ) -> None:
+        # The subclass is also a PreTrainedModel, whose initializer is called with a config.
+        nn.Module.__init__(self)
+        self.encoder, self.pooling = encoder, pooling
+        config: Any = encoder.config
+        self.dropout = nn.Dropout(read_head_dropout(config) if dropout is None else dropout)
+        # Longformer and LED classify with global attention at the first token.
+        forward = inspect.signature(encoder.forward).parameters
+        self.attends_globally = "global_attention_mask" in forward
+        self.window_pooling = (
+            None if window_pooling is None else WindowPooling(window_pooling, config.hidden_size)
+        )
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Compute logits (batch, classes) from token ids and attention mask.
+
+        Ids and mask are (batch, length) or, with window pooling, also (batch, windows, length).
+        """
+        ids, mask = flatten_windows(input_ids, attention_mask)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.attends_globally:
+            first = torch.zeros_like(ids)
+            first[:, 0] = 1
+            inputs["global_attention_mask"] = first
+        hidden = self.encoder(**inputs).last_hidden_state
+        # For Funnel, there are more hidden states than tokens; see `pad_for_funnel`.
+        vectors = pool(hidden[:, : ids.shape[1]], mask, self.pooling)
+        if self.window_pooling is not None:
+            vectors = self.window_pooling(vectors, attention_mask)
+        return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
+
+
+def read_head_dropout(config: PreTrainedConfig) -> float:
+    """Return the dropout probability for the head of a transformers classifier."""
+    own = getattr(config, "classifier_dropout", None)
+    return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
+
+
+class SavedClassifier(PreTrainedModel):
+    """Base class of the classifiers that transformers loads from a model folder."""
+
+    # Loads the network of a folder that holds an adapter. The module `saving` imports this one, so
+    # it sets this attribute.
+    load_adapted: Callable[[Path], Any]
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **options: Any) -> Any:
+        """Load a classifier as `PreTrainedModel.from_pretrained` does.
+
+        If the folder holds an adapter, its base model is loaded, and the adapter is merged into it,
+        in fp32 on the CPU.
+
+        Raises:
+            ValueError: the weights of the classifier are incomplete.
+            UserError: the adapter or its base model cannot be loaded.
+        """
+        if (Path(source) / ADAPTER).is_file():
+            return cls.load_adapted(Path(source)).merge_and_unload()
+        wants_info = options.pop("output_loading_info", False)
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **options)
+        # transformers would only log that it has initialized these weights randomly.
+        if info["missing_keys"]:
+            names = ", ".join(sorted(info["missing_keys"])[:5])
+            raise ValueError(f"'{source}' lacks weights of the classifier: {names}")
+        return (model, info) if wants_info else model
+
+
+class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
+    """A `PooledClassifier` that transformers can load and save.
+
+    Args:
+        encoder: the encoder, with its weights. If None, it is built from the config.
+    """
+
+    config_class = PooledConfig
+    # The files of a model folder contain the encoder's weights without this prefix.
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: Any, encoder: Any = None) -> None:
+        PreTrainedModel.__init__(self, config)
+        is_new = encoder is None
+        encoder = build_encoder(config.encoder_config) if is_new else encoder
+        PooledClassifier.__init__(
+            self, encoder, config.num_labels, config.pooling, None, config.window_pooling
+        )
+        config.encoder_config = encoder.config
+        if is_new:
+            pad_for_funnel(self, encoder.config.pad_token_id)
+        PreTrainedModel.post_init(self)
+
+
+class MambaForSequenceClassification(MambaClassifier, SavedClassifier):
+    """A `MambaClassifier` that transformers can load and save."""
+
+    config_class = MambaClassifierConfig
+
+    def __init__(self, config: Any) -> None:
+        PreTrainedModel.__init__(self, config)
+        MambaClassifier.__init__(
+            self, config, config.num_labels, config.pooling, window_pooling=config.window_pooling
+        )
+        PreTrainedModel.post_init(self)
+
+
+class Mamba2ForSequenceClassification(MambaForSequenceClassification):
+    """A `MambaForSequenceClassification` with the mixer of Mamba-2."""
+
+    config_class = Mamba2ClassifierConfig
+
+
+MODELS = {
+    model.config_class: model
+    for model in (
+        PooledForSequenceClassification,
+        MambaForSequenceClassification,
+        Mamba2ForSequenceClassification,
+    )
+}
+for config_class, model in MODELS.items():
+    AutoModelForSequenceClassification.register(config_class, model, exist_ok=True)

@@ -1,0 +1,75 @@
+"""Describe this project's classifiers to transformers: the contents of config.json."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, Mamba2Config, MambaConfig, PreTrainedConfig
+
+from kinopoisk_ft import MODEL_TYPES
+
+
+class PooledConfig(PreTrainedConfig):
+    """The config of a `PooledForSequenceClassification`.
+
+    Args:
+        encoder_config: the config of the encoder, as a dictionary.
+        options: `pooling` and `window_pooling` of `PooledClassifier`; options of the base class.
+    """
+
+    model_type = MODEL_TYPES["pooled"]
+    sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
+    pooling = "mean"
+    window_pooling = None
+
+    def __init__(self, encoder_config: dict[str, Any] | None = None, **options: Any) -> None:
+        self.encoder_config = encoder_config and AutoConfig.for_model(**encoder_config)
+        super().__init__(**options)
+
+
+class MambaClassifierConfig(MambaConfig):
+    """The config of a `MambaForSequenceClassification`.
+
+    Args:
+        options: `pooling` and `window_pooling` of `MambaClassifier`; options of the base class.
+    """
+
+    model_type = MODEL_TYPES["mamba"]
+    pooling = "last"
+    window_pooling = None
+
+
+class Mamba2ClassifierConfig(Mamba2Config):
+    """The config of a `Mamba2ForSequenceClassification`; see `MambaClassifierConfig`."""
+
+    model_type = MODEL_TYPES["mamba2"]
+    pooling = "last"
+    window_pooling = None
+
+
+CONFIGS = (PooledConfig, MambaClassifierConfig, Mamba2ClassifierConfig)
+for config in CONFIGS:
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **more: Any) -> Any:
+    """Create a config of another class with the same options, and `more` options.
+
+    A plain Mamba config has none of the options of a classifier.
+    """
+    left_out = {"model_type", "architectures"}
+    if kind not in CONFIGS:
+        left_out |= {"pooling", "window_pooling"}
+    options = {key: value for key, value in config.to_dict().items() if key not in left_out}
+    return kind(**{**options, **more})
+
+
+def classifier_options(card: Any) -> dict[str, Any]:
+    """Return the options of a config that describe a classifier: those in its `Card`."""
+    return {
+        "pooling": card.pooling,
+        "window_pooling": card.window_pooling,
+        "id2label": dict(enumerate(card.class_names)),
+        "label2id": {name: i for i, name in enumerate(card.class_names)},
+        "dtype": "float32",
+    }
