@@ -30,6 +30,22 @@ def split_room(room: int, truncation: str) -> tuple[int, int]:
     return head, room - head
 
 
+def find_omitted(length: int, left: int, right: int, room: int | None, truncation: str) -> range:
+    """Return the positions in a tokenized text that truncation omits.
+
+    Args:
+        length: number of tokens of the whole text, including special tokens.
+        left, right: numbers of special tokens before and after the text.
+        room: maximum number of tokens to keep, without special tokens; None for no limit.
+        truncation: one of TRUNCATIONS.
+    """
+    if room is None:
+        return range(0)
+    head, tail = split_room(room, truncation)
+    # The range is empty if the text is not longer than the room.
+    return range(left + head, max(left + head, length - right - tail))
+
+
 def cut_text(text: str, characters: int | None, truncation: str) -> str:
     """Truncate a text to `characters` characters; if None, keep the whole text.
 

@@ -17,7 +17,7 @@ from kinopoisk_ft.data.preprocessing import (
     Preprocessing,
     TextCoverage,
     compute_truncated_share,
-    split_room,
+    find_omitted,
 )
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
@@ -121,7 +121,7 @@ def encode(
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
     whole_counts = iter(_count_tokens(shortened, tokenizer))
     columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(TextCoverage)}}
-    special = sum(_count_special_tokens(tokenizer))
+    special = sum(count_special_tokens(tokenizer))
     rows = _truncate_and_encode(cut, tokenizer, preprocessing)
     for text, part, (ids, seen, count) in zip(texts, cut, rows, strict=True):
         columns["input_ids"].append(ids)
@@ -152,7 +152,7 @@ def _truncate_and_encode(
         For each text: the token ids, the number of characters that these ids cover, and the number
         of tokens before truncation, without special tokens.
     """
-    left, right = _count_special_tokens(tokenizer)
+    left, right = count_special_tokens(tokenizer)
     find_omitted = _make_finder(tokenizer, preprocessing)
     rows = []
     for batch in batch_texts(texts):
@@ -177,7 +177,7 @@ def encode_with_spans(
         The token ids, and the span (start, end) of each token in the text, in characters. The span
         is None for special tokens.
     """
-    left, right = _count_special_tokens(tokenizer)
+    left, right = count_special_tokens(tokenizer)
     encoding = _encode_whole([text], tokenizer)
     ids = encoding["input_ids"][0]
     omitted = _make_finder(tokenizer, preprocessing)(len(ids))
@@ -192,14 +192,10 @@ def encode_with_spans(
 
 def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
     """Return a function that maps a number of tokens to the positions that truncation omits."""
-    left, right = _count_special_tokens(tokenizer)
+    left, right = count_special_tokens(tokenizer)
     windows = find_windows(tokenizer, preprocessing)
     room = preprocessing.max_length - left - right if windows is None else windows.max_tokens
-    if room is None:
-        return lambda length: range(0)
-    head, tail = split_room(room, preprocessing.truncation)
-    # The range is empty if the text is not longer than the room.
-    return lambda length: range(left + head, max(left + head, length - right - tail))
+    return lambda length: find_omitted(length, left, right, room, preprocessing.truncation)
 
 
 def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None:
@@ -208,7 +204,7 @@ def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None
     Raises:
         UserError: `max_length` leaves no room for the text, or the stride exceeds a window.
     """
-    left, right = _count_special_tokens(tokenizer)
+    left, right = count_special_tokens(tokenizer)
     room = preprocessing.max_length - left - right
     if room < 1:
         raise UserError(
@@ -224,7 +220,7 @@ def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None
 
 
 def _count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    special = sum(_count_special_tokens(tokenizer))
+    special = sum(count_special_tokens(tokenizer))
     encodings = (_encode_whole(batch, tokenizer)["input_ids"] for batch in batch_texts(texts))
     return [len(ids) - special for ids in chain.from_iterable(encodings)]
 
@@ -243,7 +239,8 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
     )
 
 
-def _count_special_tokens(tokenizer: Any) -> tuple[int, int]:
+def count_special_tokens(tokenizer: Any) -> tuple[int, int]:
+    """Return the numbers of special tokens that a tokenizer adds before and after a text."""
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
     left = mask.index(0)
     return left, mask[::-1].index(0)

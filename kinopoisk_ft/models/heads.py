@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
 from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
-from kinopoisk_ft.models.hf_configs import PooledConfig, classifier_options
+from kinopoisk_ft.models.hf_configs import PooledConfig, describe_classifier
 from kinopoisk_ft.models.network import Layout, Network, find_parameters_in_graph, run_example_batch
 from kinopoisk_ft.models.padding import (
     find_hugging_face_model,
@@ -82,6 +83,7 @@ class PooledLayout(EncoderLayout):
 
     name = "pooled"
     backbone = "encoder"
+    divides_long_texts = True
 
     def save(self, module: Any, folder: Path) -> None:
         """Save the encoder and the head."""
@@ -100,9 +102,9 @@ class PooledLayout(EncoderLayout):
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+    def save_config(self, module: Any, card: Any, windows: Windows | None, folder: Path) -> None:
         """Save the config of `PooledForSequenceClassification`."""
-        make_config(module.encoder, card).save_pretrained(folder)
+        make_config(module.encoder, card, windows).save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the encoder and, if `trained`, the head."""
@@ -127,14 +129,14 @@ class PooledLayout(EncoderLayout):
         return module
 
 
-def make_config(encoder: Any, card: Any) -> PooledConfig:
-    """Create the config of a classifier from its encoder and the card of its model folder."""
+def make_config(encoder: Any, card: Any, windows: Windows | None = None) -> PooledConfig:
+    """Create the config of a classifier from its encoder; see `describe_classifier`."""
     # The path of the base model would be of no use on another machine.
     described = {k: v for k, v in encoder.config.to_dict().items() if k != "_name_or_path"}
     return PooledConfig(
         encoder_config=described,
         architectures=[PooledForSequenceClassification.__name__],
-        **classifier_options(card),
+        **describe_classifier(card, windows),
     )
 
 

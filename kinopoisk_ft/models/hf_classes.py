@@ -27,7 +27,11 @@ from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.padding import pad_for_funnel
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import ADAPTER
-from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
+from kinopoisk_ft.models.window_pooling import (
+    WindowPooling,
+    divide_long_texts,
+    flatten_windows,
+)
 
 
 class PooledClassifier(nn.Module):
@@ -108,7 +112,9 @@ class SavedClassifier(PreTrainedModel):
             UserError: the adapter or its base model cannot be loaded.
         """
         if (Path(source) / ADAPTER).is_file():
-            return cls.load_adapted(Path(source)).merge_and_unload()
+            model = cls.load_adapted(Path(source)).merge_and_unload()
+            model.config.windows = cls.config_class.from_pretrained(source).windows
+            return model
         wants_info = options.pop("output_loading_info", False)
         model, info = super().from_pretrained(source, *args, output_loading_info=True, **options)
         # transformers would only log that it has initialized these weights randomly.
@@ -141,6 +147,15 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
             pad_for_funnel(self, encoder.config.pad_token_id)
         PreTrainedModel.post_init(self)
 
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Compute logits (batch, classes); long texts (batch, length) are divided into windows."""
+        config: Any = self.config
+        pad_id = config.encoder_config.pad_token_id
+        ids, mask = divide_long_texts(input_ids, attention_mask, config.windows, pad_id)
+        return PooledClassifier.forward(self, ids, mask)
+
 
 class MambaForSequenceClassification(MambaClassifier, SavedClassifier):
     """A `MambaClassifier` that transformers can load and save."""
@@ -153,6 +168,16 @@ class MambaForSequenceClassification(MambaClassifier, SavedClassifier):
             self, config, config.num_labels, config.pooling, window_pooling=config.window_pooling
         )
         PreTrainedModel.post_init(self)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Compute logits (batch, classes); long texts (batch, length) are divided into windows."""
+        config: Any = self.config
+        ids, mask = divide_long_texts(
+            input_ids, attention_mask, config.windows, config.pad_token_id
+        )
+        return MambaClassifier.forward(self, ids, mask)
 
 
 class Mamba2ForSequenceClassification(MambaForSequenceClassification):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, Mamba2Config, MambaConfig, PreTrainedConfig
 
 from kinopoisk_ft import MODEL_TYPES
+from kinopoisk_ft.data.windows import Windows
 
 
 class PooledConfig(PreTrainedConfig):
@@ -14,13 +16,15 @@ class PooledConfig(PreTrainedConfig):
 
     Args:
         encoder_config: the config of the encoder, as a dictionary.
-        options: `pooling` and `window_pooling` of `PooledClassifier`; options of the base class.
+        options: `pooling` and `window_pooling` of `PooledClassifier`; `windows`, see
+            `divide_long_texts`; options of the base class.
     """
 
     model_type = MODEL_TYPES["pooled"]
     sub_configs: ClassVar[dict[str, Any]] = {"encoder_config": AutoConfig}
     pooling = "mean"
     window_pooling = None
+    windows = None
 
     def __init__(self, encoder_config: dict[str, Any] | None = None, **options: Any) -> None:
         self.encoder_config = encoder_config and AutoConfig.for_model(**encoder_config)
@@ -31,12 +35,14 @@ class MambaClassifierConfig(MambaConfig):
     """The config of a `MambaForSequenceClassification`.
 
     Args:
-        options: `pooling` and `window_pooling` of `MambaClassifier`; options of the base class.
+        options: `pooling` and `window_pooling` of `MambaClassifier`; `windows`, see
+            `divide_long_texts`; options of the base class.
     """
 
     model_type = MODEL_TYPES["mamba"]
     pooling = "last"
     window_pooling = None
+    windows = None
 
 
 class Mamba2ClassifierConfig(Mamba2Config):
@@ -45,6 +51,7 @@ class Mamba2ClassifierConfig(Mamba2Config):
     model_type = MODEL_TYPES["mamba2"]
     pooling = "last"
     window_pooling = None
+    windows = None
 
 
 CONFIGS = (PooledConfig, MambaClassifierConfig, Mamba2ClassifierConfig)
@@ -59,14 +66,20 @@ def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **mor
     """
     left_out = {"model_type", "architectures"}
     if kind not in CONFIGS:
-        left_out |= {"pooling", "window_pooling"}
+        left_out |= {"pooling", "window_pooling", "windows"}
     options = {key: value for key, value in config.to_dict().items() if key not in left_out}
     return kind(**{**options, **more})
 
 
-def classifier_options(card: Any) -> dict[str, Any]:
-    """Return the options of a config that describe a classifier: those in its `Card`."""
+def describe_classifier(card: Any, windows: Windows | None = None) -> dict[str, Any]:
+    """Return the options of a config that describe a classifier.
+
+    Args:
+        card: the `Card` of the model folder.
+        windows: see `divide_long_texts`.
+    """
     return {
+        "windows": None if windows is None else asdict(windows),
         "pooling": card.pooling,
         "window_pooling": card.window_pooling,
         "id2label": dict(enumerate(card.class_names)),

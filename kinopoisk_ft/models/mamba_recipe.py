@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Mamba2Config, MambaConfig
 
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import CheckpointRecipe, load_config
@@ -20,8 +21,8 @@ from kinopoisk_ft.models.hf_classes import MODELS
 from kinopoisk_ft.models.hf_configs import (
     Mamba2ClassifierConfig,
     MambaClassifierConfig,
-    classifier_options,
     convert_config,
+    describe_classifier,
 )
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import WEIGHTS, Layout, Network
@@ -80,6 +81,7 @@ class MambaLayout(Layout):
 
     name = "mamba"
     backbone = "backbone"
+    divides_long_texts = True
 
     def save(self, module: Any, folder: Path) -> None:
         """Save the config and weights."""
@@ -92,9 +94,9 @@ class MambaLayout(Layout):
             metadata={"format": "pt"},
         )
 
-    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+    def save_config(self, module: Any, card: Any, windows: Windows | None, folder: Path) -> None:
         """Save the config of `MambaForSequenceClassification`."""
-        make_config(module.mamba_config, card).save_pretrained(folder)
+        make_config(module.mamba_config, card, windows).save_pretrained(folder)
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load the backbone and, if `trained`, the head."""
@@ -111,12 +113,13 @@ class MambaLayout(Layout):
         check_ids(tokenizer, len(module.backbone.embeddings.weight), source)
 
 
-def make_config(config: AnyConfig, card: Any) -> AnyConfig:
-    """Create the config of a classifier from a plain one and the card of its model folder."""
+def make_config(config: AnyConfig, card: Any, windows: Windows | None = None) -> AnyConfig:
+    """Create the config of a classifier from a plain one; see `describe_classifier`."""
     is_mamba2 = isinstance(config, Mamba2Config)
     kind = Mamba2ClassifierConfig if is_mamba2 else MambaClassifierConfig
     names = [MODELS[kind].__name__]
-    return convert_config(config, kind, architectures=names, **classifier_options(card))
+    options = describe_classifier(card, windows)
+    return convert_config(config, kind, architectures=names, **options)
 
 
 def describe_mamba(

@@ -122,6 +122,8 @@ class Layout:
     peft_task: str | None = None
     # Name of the submodule whose output our head pools; "" if there is no such submodule.
     backbone = ""
+    # Whether the module that other tools load divides long texts as training did.
+    divides_long_texts = False
 
     def backbone_output(self, hidden: Tensor) -> Any:
         """Wrap hidden states (batch, length, d_model) in the output class of the backbone."""
@@ -131,10 +133,10 @@ class Layout:
         """Save the weights of a module in an existing folder."""
         save_model(module, str(folder / WEIGHTS))
 
-    def save_config(self, module: Any, card: Any, folder: Path) -> None:
+    def save_config(self, module: Any, card: Any, windows: Any, folder: Path) -> None:
         """Do nothing. Subclasses save here the config.json with which other tools load a module.
 
-        An adapter has this file, too. `card` is the `Card` of the model folder.
+        An adapter has this file, too. For `card` and `windows`, see `describe_classifier`.
         """
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:

@@ -25,7 +25,10 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from kinopoisk_ft.data.tokens import count_special_tokens
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.card import CARD, Card, read_card
@@ -73,9 +76,10 @@ def make_card(
 
 def _describe_differences(card: Card) -> str:
     notes, length = [], card.max_length
-    if card.truncation == "head_tail":
+    divided = _divides_texts(card)
+    if card.truncation == "head_tail" and not divided:
         notes.append(f"keep the first {length} tokens of a longer text, not its head and tail")
-    if card.truncation == "windows":
+    if card.truncation == "windows" and not divided:
         notes.append(f"keep the first {length} tokens of a longer text instead of all its windows")
     if (characters := card.max_characters) is not None:
         notes.append(f"do not truncate texts to {characters} characters before tokenization")
@@ -103,19 +107,32 @@ def save_network(
         module.save_pretrained(folder, save_embedding_layers=False)
     else:
         network.layout.save(module, folder)
-    network.layout.save_config(network.module, card, folder)
-    save_tokenizer(tokenizer, card, folder)
+    windows = _find_windows(tokenizer, card) if _divides_texts(card) else None
+    network.layout.save_config(network.module, card, windows, folder)
+    _save_tokenizer(tokenizer, card, VERY_LARGE_INTEGER if windows else card.max_length, folder)
     card.write(folder)
 
 
-def save_tokenizer(tokenizer: Any, card: Card, folder: Path) -> None:
-    """Save a tokenizer so that other tools read the same tokens if they set truncation=True.
+def _divides_texts(card: Card) -> bool:
+    """Return whether the saved classifier itself divides long texts, so that no tool truncates."""
+    is_divided = card.truncation == "head_tail" or card.window_pooling is not None
+    return is_divided and LAYOUTS[card.kind].divides_long_texts
 
-    Tokenizers have no setting for other parts than the start and the end of a text; the card's note
-    explains the difference.
-    """
+
+def _find_windows(tokenizer: Any, card: Card) -> Windows:
+    left, right = count_special_tokens(tokenizer)
+    room = card.max_length - left - right
+    if card.truncation == "head_tail":
+        # A single window keeps the head and the tail of a text.
+        return Windows.of(room, None, 1, left, right)
+    return Windows.of(room, card.window_stride, card.max_windows, left, right)
+
+
+def _save_tokenizer(tokenizer: Any, card: Card, max_length: int, folder: Path) -> None:
+    # Other tools truncate texts to this length on this side if they tokenize with truncation=True.
+    # Tokenizers have no setting for other parts; the card's note explains the difference.
     settings = {
-        "model_max_length": card.max_length,
+        "model_max_length": max_length,
         "truncation_side": "left" if card.truncation == "tail" else "right",
         "padding_side": "right",
         # "[SEP]" in a review is ordinary text, not a special token.

@@ -6,9 +6,13 @@ token are padding, which the encoder does not compute.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from kinopoisk_ft.data.preprocessing import find_omitted
+from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError, suggest_name
 
 WINDOW_POOLINGS = ("mean", "max", "attention")
@@ -38,6 +42,42 @@ def flatten_windows(
         return input_ids, attention_mask
     present = find_filled_windows(attention_mask)
     return input_ids[present], attention_mask[present]
+
+
+def divide_long_texts(
+    input_ids: Tensor, attention_mask: Tensor | None, windows: dict[str, Any] | None, pad_id: int
+) -> tuple[Tensor, Tensor | None]:
+    """Divide whole texts (batch, length) into windows, as training did.
+
+    With one window per text, this keeps the start and the end of a long text, which is
+    data.truncation=head_tail.
+
+    Args:
+        windows: the fields of `Windows`; None if the texts are not divided.
+
+    Returns:
+        Ids and mask (batch, windows, length), or unchanged if no text is longer than a window.
+    """
+    if windows is None or input_ids.dim() > 2:
+        return input_ids, attention_mask
+    sizes = Windows(**windows)
+    if input_ids.shape[1] <= sizes.left + sizes.room + sizes.right:
+        return input_ids, attention_mask
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    divided = []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        row = ids[mask != 0].tolist()
+        omitted = find_omitted(len(row), sizes.left, sizes.right, sizes.max_tokens, "windows")
+        divided.append(sizes.cut(row[: omitted.start] + row[omitted.stop :]))
+    most = max(map(len, divided))
+    filled = [torch.tensor(w) for part in divided for w in part + [[]] * (most - len(part))]
+    ids = nn.utils.rnn.pad_sequence(filled, batch_first=True, padding_value=pad_id)
+    ones = [torch.ones_like(window) for window in filled]
+    mask = nn.utils.rnn.pad_sequence(ones, batch_first=True)
+    if most > 1:
+        ids, mask = ids.unflatten(0, (-1, most)), mask.unflatten(0, (-1, most))
+    return ids.long().to(input_ids.device), mask.long().to(input_ids.device)
 
 
 class WindowPooling(nn.Module):
