@@ -131,8 +131,8 @@ class PooledLayout(EncoderLayout):
 
 def make_config(encoder: Any, card: Any, windows: Windows | None = None) -> PooledConfig:
     """Create the config of a classifier from its encoder; see `describe_classifier`."""
-    # The path of the base model would be of no use on another machine.
-    described = {k: v for k, v in encoder.config.to_dict().items() if k != "_name_or_path"}
+    # The folder of a base model would be of no use in the config.json of the classifier.
+    described = {**encoder.config.to_dict(), "_name_or_path": ""}
     return PooledConfig(
         encoder_config=described,
         architectures=[PooledForSequenceClassification.__name__],

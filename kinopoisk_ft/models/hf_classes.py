@@ -101,7 +101,7 @@ class SavedClassifier(PreTrainedModel):
     load_adapted: Callable[[Path], Any]
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
         """Load a classifier as `PreTrainedModel.from_pretrained` does.
 
         If the folder holds an adapter, its base model is loaded, and the adapter is merged into it,
@@ -111,17 +111,25 @@ class SavedClassifier(PreTrainedModel):
             ValueError: the weights of the classifier are incomplete.
             UserError: the adapter or its base model cannot be loaded.
         """
-        if (Path(source) / ADAPTER).is_file():
-            model = cls.load_adapted(Path(source)).merge_and_unload()
-            model.config.windows = cls.config_class.from_pretrained(source).windows
-            return model
+        source = pretrained_model_name_or_path
         wants_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(source, *args, output_loading_info=True, **options)
+        if (Path(source) / ADAPTER).is_file():
+            model, info = cls._merge(Path(source)), {}
+        else:
+            model, info = super().from_pretrained(
+                source, *args, output_loading_info=True, **options
+            )
         # transformers would only log that it has initialized these weights randomly.
-        if info["missing_keys"]:
+        if info.get("missing_keys"):
             names = ", ".join(sorted(info["missing_keys"])[:5])
             raise ValueError(f"'{source}' lacks weights of the classifier: {names}")
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _merge(cls, folder: Path) -> Any:
+        model = cls.load_adapted(folder).merge_and_unload()
+        model.config.windows = cls.config_class.from_pretrained(folder).windows
+        return model
 
 
 class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
@@ -143,6 +151,8 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
             self, encoder, config.num_labels, config.pooling, None, config.window_pooling
         )
         config.encoder_config = encoder.config
+        # The folder of a base model would be of no use in the config.json of the classifier.
+        encoder.config.name_or_path = ""
         if is_new:
             pad_for_funnel(self, encoder.config.pad_token_id)
         PreTrainedModel.post_init(self)
