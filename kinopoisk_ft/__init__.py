@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 # The types of the classifiers with this project's head, in config.json. transformers quotes an
 # unknown type in its error message, so users see this text.
-_HINT = "(of kinopoisk_ft: run `import kinopoisk_ft` first, or `python -m kinopoisk_ft.predict`)"
+_HINT = "(of kinopoisk_ft: run `import kinopoisk_ft` first, or `kinopoisk-ft predict`)"
 MODEL_TYPES = {name: f"{name} {_HINT}" for name in ("pooled", "mamba", "mamba2")}
 # The module of transformers that defines AutoConfig.
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
