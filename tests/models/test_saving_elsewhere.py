@@ -36,6 +36,12 @@ OLD_LOGITS = [
     [-1.3253087997436523, 0.025075677782297134],
     [-1.268404483795166, 0.024340294301509857],
 ]
+# Of the folder pooled_windows_format_4, written by the version before format 5.
+WINDOWS_LOGITS = [
+    [-1.9106208086013794, -1.757515549659729],
+    [-1.8882237672805786, -2.111485004425049],
+    [-1.7412618398666382, -1.7224739789962769],
+]
 OURS = [kind for kind in KINDS if kind != "bert"]
 
 
@@ -69,6 +75,15 @@ def test_an_adapter_under_our_head_is_refused_on_other_models(tmp_path: Path, ad
 def test_a_folder_of_format_1_gives_the_logits_of_then() -> None:
     found = Predictor(OLD, "cpu").logits(TEXTS)
     np.testing.assert_allclose(found, OLD_LOGITS, atol=1e-5)
+
+
+def test_a_folder_of_format_4_gives_the_logits_of_then() -> None:
+    """Its review of several windows is pooled with the saved attention."""
+    folder = SAVED / "pooled_windows_format_4"
+    found = Predictor(folder, "cpu").logits(TEXTS)
+    np.testing.assert_allclose(found, WINDOWS_LOGITS, atol=1e-5)
+    with pytest.raises(ValueError, match=r"kinopoisk_ft\.predict"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
 
 
 def test_a_base_of_format_1_gives_equal_logits(tmp_path: Path) -> None:
