@@ -40,17 +40,19 @@ class Peft(Adapter):
         self.config = config
 
     def apply(self, network: Network) -> Adapted:
-        """Wrap the network's module in a `PeftModel`, which also trains and saves the head.
+        """Wrap the network's module in a `PeftModel`.
+
+        It also trains and saves the head and the config's `modules_to_save`.
 
         Raises:
-            UserError: a target matches no module, or PEFT cannot adapt this network.
+            UserError: a name matches no module, or PEFT cannot adapt this network.
         """
         config: Any = self.config
         check_imports(vars(config), "adapter.config")
         choose_targets(network, config)
         check_targets(network, getattr(config, "target_modules", None))
-        # PEFT copies the modules of the head, trains all their weights and saves them.
-        config.modules_to_save = list(network.head)
+        # PEFT copies these modules, trains all weights of the copies and saves them.
+        config.modules_to_save = _add_head(network, config.modules_to_save)
         task = network.layout.peft_task
         if task is not None:
             config.task_type = task
@@ -66,15 +68,27 @@ class Peft(Adapter):
         names = getattr(module.base_model, "targeted_module_names", [])
         if task is None:
             _write_full_names(config, names)
+        copies = tuple(f".{head}.modules_to_save." for head in network.head)
         fresh = {
             name
             for name, parameter in module.named_parameters()
-            if parameter.requires_grad and ".modules_to_save." in name
+            if parameter.requires_grad and any(copy in f".{name}" for copy in copies)
         }
         counts = Counter(name.split(".")[-1] for name in names)
         targets = ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
         log.info("%s adapts %d modules: %s", config.peft_type.value, len(names), targets)
         return Adapted(module, fresh, is_peft=True, targets=targets)
+
+
+def _add_head(network: Network, chosen: Iterable[str] | None) -> list[str]:
+    names = list(chosen or [])
+    for name in _find_unmatched(network, names):
+        raise UserError(
+            f"the module '{name}' to train and save is not in the model",
+            where="adapter.config.modules_to_save",
+            fix="use the end of a module's name, for example embeddings.LayerNorm",
+        )
+    return [*network.head, *(name for name in names if name not in network.head)]
 
 
 def choose_targets(network: Network, config: Any) -> None:

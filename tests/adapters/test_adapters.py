@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import tiny
 import torch
 from networks import ADAPTERS, TWO_QUICK_KINDS, make
 from peft import get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from saved_networks import TEXTS, save
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -16,6 +21,7 @@ from kinopoisk_ft.adapters.plain import Freeze
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout
 from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.optim import has_weight_decay
 
@@ -145,6 +151,36 @@ def test_adapter_on_the_convolution_is_refused_with_the_reason() -> None:
 def test_freezing_more_layers_than_there_are_is_refused() -> None:
     _, made, network, _ = make("bert", "freeze", "adapter.layers=10")
     with pytest.raises(UserError, match="the model has 3"):
+        made.apply(network)
+
+
+MORE_SAVED = "+adapter.config.modules_to_save=[embeddings.LayerNorm]"
+
+
+@pytest.mark.parametrize("kind", ["bert", "pooled"])
+def test_a_users_modules_are_trained_and_saved_with_the_head(kind: str, tmp_path: Path) -> None:
+    """The pretrained norm learns at the adapter's rate, and the new head at its own."""
+    _, made, network, _ = make(kind, "lora", MORE_SAVED)
+    adapted = made.apply(network)
+    trained = {n for n, p in adapted.module.named_parameters() if p.requires_grad}
+    norms = {n for n in trained if "embeddings.LayerNorm.modules_to_save" in n}
+    assert len(norms) == 2
+    assert {n for n in trained if ".modules_to_save." in n} == norms | adapted.fresh
+    assert any("classifier" in n for n in adapted.fresh)
+    assert not norms & adapted.fresh
+    expected = save(kind, "lora", tmp_path, MORE_SAVED)
+    found = Predictor(tmp_path, "cpu").logits(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    moved = [value for name, value in saved.items() if name.endswith("LayerNorm.weight")]
+    # The norm starts with ones, and training changes them.
+    assert len(moved) == 1
+    assert not torch.equal(moved[0], torch.ones_like(moved[0]))
+
+
+def test_a_module_to_save_that_matches_nothing_is_refused() -> None:
+    _, made, network, _ = make("bert", "lora", "+adapter.config.modules_to_save=[layernorm_x]")
+    with pytest.raises(UserError, match="'layernorm_x' to train and save is not in the model"):
         made.apply(network)
 
 
