@@ -28,6 +28,9 @@ class Adapter:
         """Return how many of the first blocks need no backward pass."""
         return 0
 
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError if this adapter does not work with gradient checkpointing."""
+
     def apply(self, network: Network) -> Adapted:
         """Prepare a network for training.
 

@@ -39,6 +39,16 @@ class Peft(Adapter):
             )
         self.config = config
 
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError for methods that pass trained keys and values as a decoder's cache."""
+        if self.config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+            raise UserError(
+                f"{type(self.config).__name__} does not work with gradient checkpointing, which "
+                "ignores its trained keys and values",
+                where="trainer.gradient_checkpointing",
+                fix="use trainer.gradient_checkpointing=false, or another adapter",
+            )
+
     def apply(self, network: Network) -> Adapted:
         """Wrap the network's module in a `PeftModel`.
 

@@ -65,6 +65,14 @@ class Head(Adapter):
         """Return the number of all blocks."""
         return blocks
 
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError, because frozen layers keep nothing for the backward pass."""
+        raise UserError(
+            "gradient checkpointing would have no effect, because adapter=head freezes all layers",
+            where="trainer.gradient_checkpointing",
+            fix="use trainer.gradient_checkpointing=false",
+        )
+
     def apply(self, network: Network) -> Adapted:
         """Freeze all weights except the head and newly initialized weights."""
         network.module.requires_grad_(False)

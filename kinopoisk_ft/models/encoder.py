@@ -15,7 +15,10 @@ from transformers import (
     MambaConfig,
     PreTrainedConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+)
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
@@ -102,6 +105,19 @@ class Encoder(CheckpointRecipe):
             pad_for_funnel(network.module, tokenizer.pad_token_id)
             check_padding(network.module, tokenizer.pad_token_id, self.name)
         return shorten_last_block(network)
+
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError if transformers does not implement it for this architecture."""
+        config = self._read_config()
+        model = MODEL_MAPPING.get(type(config), None)
+        if not getattr(model, "supports_gradient_checkpointing", True):
+            raise UserError(
+                f"transformers does not implement gradient checkpointing for the "
+                f"'{config.model_type}' model '{self.name}'",
+                where="trainer.gradient_checkpointing",
+                fix="use trainer.gradient_checkpointing=false; to save memory, lower "
+                "trainer.micro_batch_size",
+            )
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a masked language model for pretraining."""

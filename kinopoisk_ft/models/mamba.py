@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from transformers import Mamba2Config, MambaConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from kinopoisk_ft.errors import UserError
@@ -108,7 +109,7 @@ class MambaMixer(nn.Module):
                 nn.init.zeros_(bias)
 
 
-class MambaBlock(nn.Module):
+class MambaBlock(GradientCheckpointingLayer):
     """A mixer with a pre-norm and a residual connection in float32."""
 
     def __init__(self, config: AnyConfig, scan_backend: str) -> None:

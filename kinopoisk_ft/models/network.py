@@ -286,6 +286,12 @@ class ModelRecipe:
         """Build a language model for pretraining."""
         raise NotImplementedError
 
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError if this model is known not to support gradient checkpointing.
+
+        `recompute_activations` checks the layers of the built model.
+        """
+
     def check_pretraining(self) -> None:
         """Raise UserError if this model does not implement `build_lm`."""
         if type(self).build_lm is ModelRecipe.build_lm:

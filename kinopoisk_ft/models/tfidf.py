@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import FitMethods, ModelRecipe
 
 
@@ -45,6 +46,14 @@ class Tfidf(ModelRecipe):
     def fit(self, trainer: FitMethods) -> Any:
         """Fit this estimator with `trainer.fit_estimator`, and return the result."""
         return trainer.fit_estimator(self)
+
+    def check_gradient_checkpointing(self) -> None:
+        """Raise UserError, because this model has no layers."""
+        raise UserError(
+            "the TF-IDF baseline has no layers to compute again",
+            where="trainer.gradient_checkpointing",
+            fix="use trainer.gradient_checkpointing=false",
+        )
 
     def fit_texts(self, texts: Sequence[str], labels: np.ndarray, num_classes: int) -> Tfidf:
         """Fit the vectorizer and the regression on the train split.

@@ -147,7 +147,9 @@ def count_flops(
     share = adapter.count_forward_blocks(blocks) / blocks
     is_cached = trainer.prefix_cache != "off"
     below = sum(tokens.values()) if is_cached else trained + evaluated
-    above = adapter.flops_per_weight * trained + FORWARD * evaluated
+    # Gradient checkpointing runs the forward pass of a block twice.
+    again = FORWARD if trainer.gradient_checkpointing else 0
+    above = (adapter.flops_per_weight + again) * trained + FORWARD * evaluated
     return weights * (share * FORWARD * below + (1 - share) * above)
 
 

@@ -27,6 +27,9 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
         The result on rank 0; None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
+    if trainer.gradient_checkpointing:
+        recipe.check_gradient_checkpointing()
+        adapter.check_gradient_checkpointing()
     with main_first():
         data: DataSplit = instantiate(cfg.data).load()
     record_data(data, tracker, out_dir)

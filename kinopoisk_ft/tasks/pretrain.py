@@ -47,6 +47,8 @@ def pretrain(
     """
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     recipe.check_pretraining()
+    if trainer.gradient_checkpointing:
+        recipe.check_gradient_checkpointing()
     _check_trainer(trainer)
     with main_first():
         data: DataSplit = instantiate(cfg.data).load()

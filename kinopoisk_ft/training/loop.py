@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.training.acceleration.compile import compile_model, warm_up_compile
+from kinopoisk_ft.training.acceleration.gradient_checkpointing import recompute_activations
 from kinopoisk_ft.training.batching import (
     Examples,
     depends_on_padding,
@@ -82,7 +83,7 @@ class Trainer(Settings):
         )  # fmt: skip
         reason = "as before the run was stopped" if original else precision.reason
         log.info("device %s, precision %s (%s)", device, precision.kind, reason)
-        keeps = self.keep_memory and keep_freed_memory()
+        keeps = keep_freed_memory(self.keeps_memory(device))
         log.debug("freed memory %s", "is kept" if keeps else "returns to the system")
         torch.manual_seed(self.seed)
         return precision, Clock(lambda: synchronize(device))
@@ -166,6 +167,7 @@ class Trainer(Settings):
         with (
             replace_dropout(model, precision.device, self.attention_dropout),
             use_unpadded_attention(model, precision),
+            recompute_activations(model, self.gradient_checkpointing),
         ):
             yield
 

@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.training.acceleration.gradient_checkpointing import replace_recomputation
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import release_freed_memory, to_device
 from kinopoisk_ft.training.distributed.processes import SingleRankError, world_size
@@ -75,8 +77,9 @@ def explain_out_of_memory(where: str) -> Iterator[None]:
         raise kind(
             f"memory ran out in {where}: {next(iter(str(error).splitlines()), 'no details')}",
             fix="lower data.max_length, use a smaller model, train fewer weights (adapter=lora, "
-            "adapter=freeze), or use trainer.precision=bf16; if a GPU ran out of memory, check "
-            "that no other program uses it",
+            "adapter=freeze), or use trainer.gradient_checkpointing=true or "
+            "trainer.precision=bf16; if a GPU ran out of memory, check that no other program uses "
+            "it",
         ) from error
 
 
@@ -151,7 +154,8 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     if fixed + row > left:
         log.warning(
             "memory may not suffice even for a single row, and the system may kill this process; "
-            "to avoid this, lower data.max_length or use a smaller model"
+            "to avoid this, lower data.max_length, use trainer.gradient_checkpointing=true or a "
+            "smaller model"
         )
     return fitting
 
@@ -159,16 +163,41 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
 def _count_saved_bytes(state: State, train: Examples) -> int:
     own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}
+    # Gradient checkpointing computes these layers again in the backward pass, one at a time.
+    layers: list[dict[int, int]] = [{}]
 
+    def run_layer(forward: Callable[..., T], *inputs: Any) -> T:
+        layer: dict[int, int] = {}
+        with _count_saved(layer):
+            output = forward(*inputs)
+        # A layer that needs no gradients saves nothing, not even its inputs.
+        if layer:
+            layers.append(layer)
+            saved.update(_measure(x) for x in tree_leaves(inputs) if isinstance(x, Tensor))
+        return output
+
+    with replace_recomputation(state.model, run_layer), _count_saved(saved):
+        run_longest(state, state.model, train, 1)
+    bytes_saved, *bytes_of_layers = (
+        sum(nbytes for place, nbytes in storages.items() if place not in own)
+        for storages in (saved, *layers)
+    )
+    return bytes_saved + max(bytes_of_layers)
+
+
+def _count_saved(saved: dict[int, int]) -> saved_tensors_hooks:
+    # Count each storage once, because several tensors may be views of it.
     def count(tensor: Tensor) -> Tensor:
-        # Count each storage once, because several tensors may be views of it.
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        saved.update([_measure(tensor)])
         return tensor
 
-    with saved_tensors_hooks(count, lambda tensor: tensor):
-        run_longest(state, state.model, train, 1)
-    return sum(nbytes for place, nbytes in saved.items() if place not in own)
+    return saved_tensors_hooks(count, lambda tensor: tensor)
+
+
+def _measure(tensor: Tensor) -> tuple[int, int]:
+    # Return the address and the bytes of a tensor's storage.
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> Tensor:

@@ -52,6 +52,7 @@ class Settings:
     checkpoint_every: int | None
     max_bad_steps: int
     keep_memory: bool
+    gradient_checkpointing: bool = False
     attention_dropout: Literal["keep", "off"]
     compile: Compile
     prefix_cache: Literal["off", "fp32", "fp16"]
@@ -108,6 +109,11 @@ class Settings:
     def initial_micro_batch_size(self) -> int:
         """Return the micro-batch size at the start of training."""
         return self.micro_batch_size or self.batch_size
+
+    def keeps_memory(self, device: torch.device) -> bool:
+        """Return whether memory that is freed on the CPU should stay in the process."""
+        # Fragments of this memory would take most of what gradient checkpointing saves on a CPU.
+        return self.keep_memory and not (self.gradient_checkpointing and device.type == "cpu")
 
     @property
     def training_budget(self) -> Budget:

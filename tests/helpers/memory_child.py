@@ -29,7 +29,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def train(limit: int | None, predicts: bool, folder: Path, answers: Any) -> None:
+def train(
+    limit: int | None, predicts: bool, folder: Path, answers: Any, recomputes: str = "false"
+) -> None:
     """Train two steps with `limit` MiB more than are taken; tells what was chosen and measured."""
     torch.set_num_threads(1)
     _fit(folder / "warm", 2, 8)  # loads libraries and starts threads, whose room is counted too
@@ -37,15 +39,18 @@ def train(limit: int | None, predicts: bool, folder: Path, answers: Any) -> None
     if limit is not None:
         space = psutil.Process().memory_info().vms + limit * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (space, resource.RLIM_INFINITY))
-    state, recorder = _fit(folder / "run", 2 * ROWS, LENGTH)
+    state, recorder = _fit(folder / "run", 2 * ROWS, LENGTH, recomputes)
     losses = recorder.of("train_loss")
     answers.put({**told, "rows": state.micro_batch_size, "loss": losses})
 
 
-def _fit(folder: Path, count: int, length: int) -> tuple[State, Recorder]:
+def _fit(
+    folder: Path, count: int, length: int, recomputes: str = "false"
+) -> tuple[State, Recorder]:
     made = instantiate(compose_config([
         "model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=1",
         f"trainer.batch_size={ROWS}", "trainer.log_every=1",
+        f"trainer.gradient_checkpointing={recomputes}",
     ]).trainer)  # fmt: skip
     precision, clock = made.open()
     model = BertForSequenceClassification(BertConfig(**SIZES))

@@ -76,6 +76,7 @@ def test_a_dry_run_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:
         # Two epochs of 100 tokens; two evaluations of 10 tokens; a test of 20 tokens.
         (Full(lr=1.0), [], 12 * (6 * 200 + 2 * 40)),
         (Freeze(layers=3, lr=1.0), [], 9 * 2 * 240 + 3 * (6 * 200 + 2 * 40)),
+        (Full(lr=1.0), ["trainer.gradient_checkpointing=true"], 12 * (8 * 200 + 2 * 40)),
         (Head(lr=1.0), [], 12 * 2 * 240),
         (Head(lr=1.0), ["trainer.prefix_cache=fp16"], 12 * 2 * 130),
         (Full(lr=1.0), ["trainer.min_steps=40", "trainer.eval_every=10"],

@@ -188,17 +188,22 @@ def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) ->
     """This works with a prediction, and without one when the allocator raises."""
     spawned = multiprocessing.get_context("spawn")
     found: list[dict[str, Any]] = []
-    for i, (limit, predicts) in enumerate(((None, True), (600, True), (600, False))):
+    cases = ((None, True), (600, True), (600, False), (None, True, "true"))
+    for i, (limit, predicts, *recomputes) in enumerate(cases):
         answers: Any = spawned.Queue()
-        child = spawned.Process(target=train, args=(limit, predicts, tmp_path / str(i), answers))
+        args = (limit, predicts, tmp_path / str(i), answers, *recomputes)
+        child = spawned.Process(target=train, args=args)
         child.start()
         found.append(answers.get(timeout=300))
         child.join()
         assert child.exitcode == 0
-    free, predicted, refused = found
+    free, predicted, refused, recomputed = found
     assert (free["rows"], free["failures"]) == (32, 0)
     assert free["growth"] < free["predicted"] < 2 * free["growth"]
+    # Gradient checkpointing needs less memory, and the prediction knows it.
+    assert recomputed["growth"] < recomputed["predicted"] < 2.5 * recomputed["growth"]
+    assert recomputed["predicted"] < free["predicted"] / 2
     assert (predicted["rows"], predicted["failures"]) == (16, 0)
     assert (refused["rows"], refused["failures"]) == (16, 1)
-    for other in (predicted, refused):
+    for other in (predicted, refused, recomputed):
         assert other["loss"] == pytest.approx(free["loss"], abs=1e-5)

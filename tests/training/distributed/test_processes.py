@@ -17,6 +17,8 @@ from training_processes import FSDP, NO_DROPOUT, started
 from kinopoisk_ft.training.distributed import processes as distributed
 from kinopoisk_ft.training.distributed.processes import shard_batch
 
+RECOMPUTED = "trainer.gradient_checkpointing=true"
+
 
 def together(
     count: int, folder: Path, kind: str, adapter: str = "none", more: Sequence[str] = (),
@@ -65,9 +67,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         ("bert_scratch", "none", [*NO_DROPOUT, "trainer.class_weights=balanced"]),
         ("bert_scratch", "none", [*NO_DROPOUT, "trainer/optimizer=sgd", "trainer.accumulate=3"]),
         ("bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0"]),
+        ("bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0", RECOMPUTED]),
         ("bert_scratch", "pretrain", [*NO_DROPOUT, "trainer.best_metric=loss"]),
         ("bert_scratch", "freeze", [*NO_DROPOUT, "trainer.sampling=balanced"]),
-        ("mamba_scratch", "none", []),
+        ("mamba_scratch", "none", [RECOMPUTED]),
         ("mamba_scratch", "pretrain", ["trainer.best_metric=loss"]),
     ],
 )
@@ -86,7 +89,8 @@ def test_any_number_of_processes(
         (2, "bert_scratch", "none", NO_DROPOUT),
         (2, "bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0"]),
         (2, "bert_scratch", "pretrain", [*NO_DROPOUT, "trainer.best_metric=loss"]),
-        (2, "mamba_scratch", "none", ["trainer/optimizer=sgd"]),
+        (2, "bert_scratch", "none", [*NO_DROPOUT, RECOMPUTED]),
+        (2, "mamba_scratch", "none", ["trainer/optimizer=sgd", RECOMPUTED]),
         (2, "mamba_scratch", "pretrain", ["trainer.best_metric=loss"]),
         (4, "bert_scratch", "none", NO_DROPOUT),
         (4, "mamba_scratch", "none", ["trainer/optimizer=sgd"]),

@@ -1,0 +1,178 @@
+"""Measure the memory and the time of a training step with and without gradient checkpointing.
+
+    python benchmarks/training_memory.py --json training_memory.json --markdown training_memory.md
+
+Each figure of memory comes from a process of its own: the highest resident size during three steps,
+less the size before them. Before them stand the weights and the moments of AdamW, so the figure is
+what activations and gradients take. Times are taken in one process that alternates both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.children import child_figures
+from common.report import Section, command_line, publish
+from common.timing import ratios, take_turns
+from peft import LoraConfig
+from torch import nn
+from transformers import MambaConfig
+
+from kinopoisk_ft.adapters.peft import Peft
+from kinopoisk_ft.models.encoder import Encoder
+from kinopoisk_ft.models.mamba import MambaClassifier
+from kinopoisk_ft.models.mamba_recipe import describe_mamba
+from kinopoisk_ft.models.network import Network
+from kinopoisk_ft.training.acceleration.dropout import replace_dropout
+from kinopoisk_ft.training.acceleration.gradient_checkpointing import recompute_activations
+from kinopoisk_ft.training.device import keep_freed_memory, peak_memory_mb, reset_peak_memory
+
+CPU = torch.device("cpu")
+E5 = "e5-small-ru"
+# Model, adapter, rows and tokens of a batch.
+CASES = {
+    "e5-small-ru, all weights": (E5, "none", 16, 256),
+    "e5-small-ru, LoRA": (E5, "lora", 16, 256),
+    "mamba_scratch, all weights": ("mamba_scratch", "none", 16, 512),
+    "mamba-130m, all weights": ("mamba-130m", "none", 4, 512),
+    "mamba-130m, LoRA": ("mamba-130m", "lora", 4, 512),
+}
+QUICK = ("mamba_scratch, all weights",)
+MAMBAS = {
+    "mamba_scratch": MambaConfig(vocab_size=8000, hidden_size=128, num_hidden_layers=4),
+    "mamba-130m": MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24),
+}
+TARGETS = {"mamba-130m": ["in_proj", "x_proj", "dt_proj", "out_proj"], E5: ["query", "value"]}
+
+
+def build(model: str, folder: Path) -> Network:
+    """Return a classifier; only e5-small-ru has pretrained weights."""
+    if model == E5:
+        name = str(folder)
+        return Encoder(
+            name=name, revision=None, tokenizer=name, pooling="auto", dropout=None, lr=0.0,
+            head_lr=None, targets=None,
+        ).build(("bad", "good"), None)  # fmt: skip
+    return describe_mamba(MambaClassifier(MAMBAS[model], 2, "mean"), None, "mean", None)
+
+
+def prepare(case: str, folder: Path) -> tuple[nn.Module, Callable[[int, int], None]]:
+    """Return the module and a step on a batch of so many rows and tokens."""
+    model, adapter, _, _ = CASES[case]
+    torch.manual_seed(0)
+    network = build(model, folder)
+    module = network.module
+    if adapter == "lora":
+        config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=TARGETS[model])
+        module = Peft(config=config, lr=0.0).apply(network).module
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def step(rows: int, tokens: int) -> None:
+        ids = torch.randint(5, 1000, (rows, tokens))
+        logits = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        nn.functional.cross_entropy(logits, torch.zeros(rows, dtype=torch.int64)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return module.train(), step
+
+
+def recomputing(module: nn.Module, way: str) -> AbstractContextManager[None]:
+    return recompute_activations(module, way == "recomputed")
+
+
+def measure_memory(case: str, way: str, folder: Path) -> dict[str, float]:
+    """Return the MiB that three steps take beyond weights and moments."""
+    module, step = prepare(case, folder)
+    rows, tokens = CASES[case][2:]
+    with replace_dropout(module, CPU, "keep"), recomputing(module, way):
+        # The first step allocates the moments and compiles kernels.
+        step(1, 8)
+        gc.collect()
+        reset_peak_memory(CPU)
+        before = peak_memory_mb(CPU)
+        for _ in range(3):
+            step(rows, tokens)
+        return {"mib": peak_memory_mb(CPU) - before}
+
+
+def measure_times(case: str, rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Return the seconds of steps of both ways, which take turns."""
+    module, step = prepare(case, folder)
+    rows, tokens = CASES[case][2:]
+
+    def turn(way: str) -> float:
+        keep_freed_memory(way == "stored")
+        with recomputing(module, way):
+            start = time.perf_counter()
+            step(rows, tokens)
+            return time.perf_counter() - start
+
+    with replace_dropout(module, CPU, "keep"):
+        # Start the threads and allocate the moments.
+        for way in ("stored", "recomputed"):
+            turn(way)
+        return take_turns(
+            {way: lambda way=way: turn(way) for way in ("stored", "recomputed")},  # type: ignore[misc]
+            rounds,
+        )
+
+
+def measure(case: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Return the row of a case."""
+    common = ("--case", case, "--model", str(folder))
+    kept, less = (
+        child_figures(__file__, *common, "--way", way)["mib"] for way in ("stored", "recomputed")
+    )
+    times = child_figures(__file__, *common, "--way", "times", "--rounds", str(rounds))
+    slower = ratios(times["recomputed"], times["stored"])
+    rows, tokens = CASES[case][2:]
+    return {
+        "case": case, "batch": f"{rows} x {tokens}", "stored MiB": kept, "recomputed MiB": less,
+        "memory ratio": less / kept, "time ratio": slower["ratio"], "least": slower["least"],
+        "most": slower["most"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line."""
+    shared = Path(__file__).resolve().parents[2] / "shared"
+    parser = command_line(__doc__)
+    parser.add_argument("--model", type=Path, default=shared / "models" / E5)
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each way that are timed")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        # As in training, freed memory stays in the process, except with gradient checkpointing.
+        keep_freed_memory(args.way == "stored")
+        found = (
+            measure_times(args.case, args.rounds, args.model)
+            if args.way == "times"
+            else measure_memory(args.case, args.way, args.model)
+        )
+        print(json.dumps(found))
+        return
+    cases = [c for c in (QUICK if args.quick else CASES) if args.model.exists() or E5 not in c]
+    note = (
+        "fp32, dropout as in training. `stored`: as usual. `recomputed`: with "
+        "trainer.gradient_checkpointing=true. MiB: activations and gradients of a step. Time "
+        f"ratio: recomputed to stored, median, least and most of {args.rounds} pairs."
+    )
+    rows = [measure(case, args.rounds, args.model) for case in cases]
+    section = Section("A training step with and without gradient checkpointing", note, rows)
+    remark = "Freed memory stays in the process, except with gradient checkpointing."
+    publish("Memory of training", [section], args, remark)
+
+
+if __name__ == "__main__":
+    main()
