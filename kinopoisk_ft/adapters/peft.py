@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, get_peft_model
 from peft.utils import constants
 from torch import nn
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.models.frozen_weights import store_in_fp32
 from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.untrusted import check_imports
 
@@ -63,6 +65,7 @@ class Peft(Adapter):
         check_targets(network, getattr(config, "target_modules", None))
         # PEFT copies these modules, trains all weights of the copies and saves them.
         config.modules_to_save = _add_head(network, config.modules_to_save)
+        store_in_fp32(network.module, config.modules_to_save)
         task = network.layout.peft_task
         if task is not None:
             config.task_type = task
@@ -74,6 +77,7 @@ class Peft(Adapter):
                 where="adapter.config",
                 fix=f"choose another adapter, or change {WHERE} ({_list_linear_layers(network)})",
             ) from error
+        _check_trained_dtype(module)
         config.base_model_name_or_path = network.base
         names = getattr(module.base_model, "targeted_module_names", [])
         if task is None:
@@ -88,6 +92,18 @@ class Peft(Adapter):
         targets = ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
         log.info("%s adapts %d modules: %s", config.peft_type.value, len(names), targets)
         return Adapted(module, fresh, is_peft=True, targets=targets)
+
+
+def _check_trained_dtype(module: nn.Module) -> None:
+    named = module.named_parameters()
+    names = [n for n, p in named if p.requires_grad and p.dtype == torch.bfloat16]
+    if names:
+        raise UserError(
+            f"the adapter trains {len(names)} weights of the base that model.dtype=bf16 stores in "
+            f"bf16, but weights that are trained stay fp32: {names[0]}",
+            where="model.dtype",
+            fix="use model.dtype=fp32, or list the modules in adapter.config.modules_to_save",
+        )
 
 
 def _add_head(network: Network, chosen: Iterable[str] | None) -> list[str]:

@@ -15,7 +15,8 @@ from kinopoisk_ft.models.untrusted import check_contents
 CARD = "kinopoisk_ft.json"
 FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
-# format 4 adds windows. Format 5 has a config.json with which transformers can load the classifier.
+# format 4 adds windows. Format 5 adds `dtype`, and a config.json with which transformers can load the
+# classifier.
 READABLE_FORMATS = (1, 2, 3, 4, FORMAT)
 
 
@@ -29,6 +30,7 @@ class Card:
             `Preprocessing`. If an older card lacks an option, its default was used in training.
         window_pooling: see `WindowPooling`; None if the model reads no windows.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
+        dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
         note: how other tools preprocess texts differently; "" if there is no difference.
         recipe: if `kind` is "recipe", options of the `ModelRecipe` that rebuilds the network.
     """
@@ -49,6 +51,7 @@ class Card:
     is_peft: bool = False
     base: str | None = None
     revision: str | None = None
+    dtype: Literal["fp32", "bf16"] = "fp32"
     note: str = ""
     recipe: dict[str, Any] | None = None
     format: int = FORMAT

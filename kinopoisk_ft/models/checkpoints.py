@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.hf_configs import PooledConfig
+from kinopoisk_ft.models.frozen_weights import DTYPES, Dtype, store_in_bf16
 from kinopoisk_ft.models.network import ModelRecipe
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import refuse_adapter
@@ -161,11 +162,14 @@ def has_decoder(config: PreTrainedConfig) -> bool:
     return config.is_encoder_decoder or _has_separate_encoder(config)
 
 
-def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple[Any, set[str]]:
-    """Load only the encoder of a checkpoint, in fp32.
+def load_encoder(
+    source: str, config: PreTrainedConfig, dtype: Dtype = "fp32", **options: Any
+) -> tuple[Any, set[str]]:
+    """Load only the encoder of a checkpoint.
 
     Args:
         source: Hub id or local folder of a whole checkpoint, or of a saved encoder.
+        dtype: how the weights are stored; see `store_in_bf16`.
         options: keyword arguments for `from_pretrained`.
 
     Returns:
@@ -184,9 +188,11 @@ def load_encoder(source: str, config: PreTrainedConfig, **options: Any) -> tuple
         with_decoder = config.architectures != [encoder_class.__name__]
         model_class = AutoModel if with_decoder else encoder_class
     model, info = model_class.from_pretrained(
-        source, config=config, output_loading_info=True, dtype=torch.float32,
+        source, config=config, output_loading_info=True, dtype=DTYPES[dtype],
         trust_remote_code=False, **options,
     )  # fmt: skip
+    if dtype == "bf16":
+        store_in_bf16(model)
     missing = set(info["missing_keys"])
     if not with_decoder:
         return model, missing

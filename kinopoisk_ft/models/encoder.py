@@ -32,6 +32,13 @@ from kinopoisk_ft.models.checkpoints import (
     set_dropout,
 )
 from kinopoisk_ft.models.first_token import shorten_last_block
+from kinopoisk_ft.models.frozen_weights import (
+    DTYPES,
+    Dtype,
+    check_stored,
+    store_in_bf16,
+    store_in_fp32,
+)
 from kinopoisk_ft.models.heads import (
     HuggingFaceLayout,
     build_pooled_network,
@@ -69,17 +76,19 @@ class Encoder(CheckpointRecipe):
             weights of the transformers classifier except for the last layer, otherwise "mean". For
             windows, "pooler" is not available, and "auto" chooses "mean".
         dropout: probability for all dropout layers. If None, the values in config.json are used.
+        dtype: how the weights are stored while an adapter of PEFT keeps them frozen.
     """
 
     pooling: Pooling
     dropout: float | None
+    dtype: Dtype = "fp32"
 
     def __post_init__(self) -> None:
         check_dropout(self.dropout)
         super().__post_init__()
 
     def build(self, class_names: Sequence[str], tokenizer: Any) -> Network:
-        """Build the classifier in fp32, regardless of the checkpoint's dtype.
+        """Build the classifier in fp32 or `dtype`, regardless of the checkpoint's dtype.
 
         Args:
             tokenizer: if None, neither the tokenizer nor the effect of padding is checked.
@@ -96,6 +105,8 @@ class Encoder(CheckpointRecipe):
             network = self._build_hugging_face(config, original_names)
         if network is None:
             network = self._build_pooled(config, len(class_names))
+        store_in_fp32(network.module, network.head)
+        check_stored(network.module, self.name)
         if network.fresh:
             names = ", ".join(sorted(network.fresh))
             log.debug("newly initialized weights, which every adapter trains: %s", names)
@@ -117,6 +128,36 @@ class Encoder(CheckpointRecipe):
                 where="trainer.gradient_checkpointing",
                 fix="use trainer.gradient_checkpointing=false; to save memory, lower "
                 "trainer.micro_batch_size",
+            )
+
+    def check_dtype(self, adapter: Any, strategy: str) -> None:
+        """Raise UserError if weights would be trained in bf16, or sharded with fp32 weights."""
+        if self.dtype == "fp32":
+            return
+        if not getattr(adapter, "needs_saved_base", False):
+            raise UserError(
+                f"model.dtype={self.dtype} stores frozen weights, but this adapter trains or saves "
+                "weights of the base, and weights that are trained stay fp32",
+                where="model.dtype",
+                fix="use an adapter of PEFT such as adapter=lora, or model.dtype=fp32; to compute "
+                "in bf16, use trainer.precision=bf16",
+            )
+        if strategy == "fsdp":
+            raise UserError(
+                f"model.dtype={self.dtype} does not work with trainer.strategy=fsdp, which shards "
+                "only weights of one dtype",
+                where="model.dtype",
+                fix="use trainer.strategy=ddp or model.dtype=fp32",
+            )
+
+    def check_pretraining(self) -> None:
+        """Raise UserError if the weights are stored in bf16, because pretraining trains them."""
+        super().check_pretraining()
+        if self.dtype != "fp32":
+            raise UserError(
+                "pretraining trains all weights, and weights that are trained stay fp32",
+                where="model.dtype",
+                fix="use model.dtype=fp32; to compute in bf16, use trainer.precision=bf16",
             )
 
     def build_lm(self, tokenizer: Any) -> Network:
@@ -161,8 +202,10 @@ class Encoder(CheckpointRecipe):
                 self.name,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **self._loading_options(config),
+                **{**self._loading_options(config), "dtype": DTYPES[self.dtype]},
             )
+        if self.dtype == "bf16":
+            store_in_bf16(module)
         last = find_output_layer(module)
         self._check_sizes(info["mismatched_keys"], last)
         unused = freeze_unused_pooler(module)
@@ -194,7 +237,7 @@ class Encoder(CheckpointRecipe):
     def _build_pooled(self, config: PreTrainedConfig, num_labels: int) -> Network:
         pooling = "mean" if self.pooling == "auto" else self.pooling
         with access_hub("model", self.name, HUB_FIX):
-            encoder, missing = load_encoder(self.name, config, revision=self.revision)
+            encoder, missing = load_encoder(self.name, config, self.dtype, revision=self.revision)
         return build_pooled_network(
             encoder, config, num_labels, pooling, missing, self.base, self.revision, self.dropout,
             self.used_window_pooling,

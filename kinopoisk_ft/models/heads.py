@@ -18,6 +18,7 @@ from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.models.checkpoints import load_config, load_encoder
 from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
 from kinopoisk_ft.models.hf_configs import PooledConfig, describe_classifier
+from kinopoisk_ft.models.frozen_weights import DTYPES, store_in_bf16
 from kinopoisk_ft.models.network import Layout, Network, find_parameters_in_graph, run_example_batch
 from kinopoisk_ft.models.padding import (
     find_hugging_face_model,
@@ -69,8 +70,10 @@ class HuggingFaceLayout(EncoderLayout):
         options = {"use_safetensors": True} if trained else {}
         module: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             source, config=self.config(source, card), revision=card.revision,
-            dtype=torch.float32, trust_remote_code=False, **options,
+            dtype=DTYPES[card.dtype], trust_remote_code=False, **options,
         )  # fmt: skip
+        if card.dtype == "bf16":
+            store_in_bf16(module)
         return module
 
 
@@ -115,7 +118,7 @@ class PooledLayout(EncoderLayout):
             check_contents(Path(source))
         options = {"use_safetensors": True} if trained else {}
         config = self.config(source, card)
-        encoder, _ = load_encoder(source, config, revision=card.revision, **options)
+        encoder, _ = load_encoder(source, config, card.dtype, revision=card.revision, **options)
         # transformers adds a randomly initialized pooler, which our head does not use.
         encoder.pooler = None
         module = PooledForSequenceClassification(make_config(encoder, card), encoder)

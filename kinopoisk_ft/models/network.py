@@ -286,6 +286,9 @@ class ModelRecipe:
         """Build a language model for pretraining."""
         raise NotImplementedError
 
+    def check_dtype(self, adapter: Any, strategy: str) -> None:
+        """Raise UserError if the dtype of the weights does not fit adapter or trainer.strategy."""
+
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError if this model is known not to support gradient checkpointing.
 

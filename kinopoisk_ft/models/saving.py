@@ -32,13 +32,19 @@ from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.card import CARD, Card, read_card
+from kinopoisk_ft.models.frozen_weights import find_dtype, store_in_fp32
 from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
 from kinopoisk_ft.models.hf_classes import SavedClassifier
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
-from kinopoisk_ft.models.untrusted import check_adapter, explain_load_errors
+from kinopoisk_ft.models.untrusted import (
+    ADAPTER,
+    check_adapter,
+    explain_load_errors,
+    read_json_object,
+)
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout())
@@ -70,6 +76,7 @@ def make_card(
         is_peft=adapted.is_peft,
         base=network.base,
         revision=network.revision,
+        dtype=find_dtype(adapted.module),
     )
     return replace(card, note=_describe_differences(card))
 
@@ -157,7 +164,8 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     """Load a network from a model folder.
 
     Returns:
-        The module (in fp32 and evaluation mode), the tokenizer and the card.
+        The module (in evaluation mode; in fp32 except for `dtype` of the card), the tokenizer and
+        the card.
 
     Raises:
         UserError: the folder is damaged or unsafe, or has no card.
@@ -176,6 +184,9 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
             module = layout.load(source, card, tokenizer, trained=not card.is_peft)
             layout.match_tokenizer(module, tokenizer, source)
             if card.is_peft:
+                # The adapter contains trained copies of these modules, in fp32.
+                trained = read_json_object(folder / ADAPTER).get("modules_to_save")
+                store_in_fp32(module, trained or ())
                 module = PeftModel.from_pretrained(module, str(folder))
         return module.eval(), tokenizer, card
 

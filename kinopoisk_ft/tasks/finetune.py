@@ -27,6 +27,7 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
         The result on rank 0; None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
+    recipe.check_dtype(adapter, trainer.strategy)
     if trainer.gradient_checkpointing:
         recipe.check_gradient_checkpointing()
         adapter.check_gradient_checkpointing()

@@ -1,0 +1,133 @@
+"""Store the frozen matrices of a base model in bf16, and compute with them in any precision.
+
+Half of the memory of these weights is saved. Norms, biases and all trained weights stay fp32, and
+so do the hidden states between the layers. Under autocast with bf16, each product rounds its matrix
+to bf16 anyway, so only the stored embeddings are less precise than those of an fp32 base.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.pytorch_utils import Conv1D
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.network import run_example_batch
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class _Product(torch.autograd.Function):
+    """Compute x @ weight.T without keeping a copy of the weight in the dtype of x.
+
+    `F.linear` would keep this copy of each matrix for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute (..., out) from x (..., in) and a frozen weight (out, in)."""
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Compute the gradient of x."""
+        (weight,) = ctx.saved_tensors
+        return grad @ weight.to(grad.dtype), None
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    out: Tensor = _Product.apply(x, weight)
+    return out if bias is None else out + bias
+
+
+class Bf16Linear(nn.Linear):
+    """A linear layer whose weight may be stored in bf16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute (..., out) from (..., in) in the dtype of the input, or in that of autocast."""
+        return _multiply(input, self.weight, self.bias)
+
+
+class Bf16Conv1D(Conv1D):
+    """The linear layer of GPT-2 with a weight (in, out) that may be stored in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute (..., out) from (..., in) in the dtype of the input, or in that of autocast."""
+        return _multiply(x, self.weight.T, self.bias)
+
+
+class Bf16Embedding(nn.Embedding):
+    """An embedding whose weight may be stored in bf16; its output is fp32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings (..., d_model) of ids."""
+        return super().forward(input).float()
+
+
+STORED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Bf16Linear, Conv1D: Bf16Conv1D}
+
+
+def store_in_bf16(model: Any) -> None:
+    """Store the matrices of linear layers and token embeddings in bf16, and all the rest in fp32.
+
+    The rest includes embeddings of positions, and embeddings that scale their output, as in Gemma.
+
+    Args:
+        model: a model of `transformers`.
+    """
+    tokens = model.get_input_embeddings()
+    matrices: set[Tensor] = set()
+    for part in model.modules():
+        is_embedding = part is tokens and type(part) is nn.Embedding
+        if is_embedding or type(part) in STORED:
+            part.__class__ = Bf16Embedding if is_embedding else STORED[type(part)]
+            matrices.add(part.weight)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            dtype = torch.bfloat16 if tensor in matrices else torch.float32
+            tensor.data = tensor.data.to(dtype)
+    stored = sum(weight.nbytes for weight in matrices)
+    log.info("%.0f MiB of the base weights are stored in bf16", stored / 2**20)
+
+
+def check_stored(module: nn.Module, name: str) -> None:
+    """Raise UserError if the code of a model uses weights that are stored in bf16 directly."""
+    if find_dtype(module) == "fp32":
+        return
+    try:
+        with torch.no_grad():
+            run_example_batch(module)
+    except RuntimeError as error:
+        raise UserError(
+            f"the code of '{name}' cannot compute with matrices in bf16: {error}",
+            where="model.dtype",
+            fix="use model.dtype=fp32",
+        ) from error
+
+
+def find_dtype(module: nn.Module) -> Dtype:
+    """Return whether `store_in_bf16` changed a module."""
+    return "bf16" if any(p.dtype == torch.bfloat16 for p in module.parameters()) else "fp32"
+
+
+def store_in_fp32(module: nn.Module, names: Iterable[str]) -> None:
+    """Store submodules in fp32, because they are trained.
+
+    Args:
+        names: ends of dotted names, as in `modules_to_save` of PEFT.
+    """
+    ends = tuple(f".{name}" for name in names)
+    for name, part in module.named_modules():
+        if ends and f".{name}".endswith(ends):
+            part.float()
