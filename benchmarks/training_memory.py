@@ -1,8 +1,8 @@
-"""Measure the memory and the time of a training step with and without gradient checkpointing.
+"""Measure what gradient checkpointing and a frozen base in bf16 save, and what they cost.
 
     python benchmarks/training_memory.py --json training_memory.json --markdown training_memory.md
 
-Each figure of memory comes from a process of its own: the highest resident size during three steps,
+Each figure of memory comes from a process of its own: the highest resident size during two steps,
 less the size before them. Before them stand the weights and the moments of AdamW, so the figure is
 what activations and gradients take. Times are taken in one process that alternates both ways.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,43 +25,54 @@ from common.report import Section, command_line, publish
 from common.timing import ratios, take_turns
 from peft import LoraConfig
 from torch import nn
-from transformers import MambaConfig
+from transformers import MambaConfig, Qwen3Config, Qwen3Model
 
 from kinopoisk_ft.adapters.peft import Peft
-from kinopoisk_ft.models.encoder import Encoder
+from kinopoisk_ft.models.encoder import Encoder, Pooling
+from kinopoisk_ft.models.frozen_weights import Dtype
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.mamba_recipe import describe_mamba
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.training.acceleration.dropout import replace_dropout
 from kinopoisk_ft.training.acceleration.gradient_checkpointing import recompute_activations
 from kinopoisk_ft.training.device import keep_freed_memory, peak_memory_mb, reset_peak_memory
+from kinopoisk_ft.training.precision import Precision
 
 CPU = torch.device("cpu")
 E5 = "e5-small-ru"
 # Model, adapter, rows and tokens of a batch.
 CASES = {
     "e5-small-ru, all weights": (E5, "none", 16, 256),
-    "e5-small-ru, LoRA": (E5, "lora", 16, 256),
     "mamba_scratch, all weights": ("mamba_scratch", "none", 16, 512),
-    "mamba-130m, all weights": ("mamba-130m", "none", 4, 512),
-    "mamba-130m, LoRA": ("mamba-130m", "lora", 4, 512),
+    "mamba-130m, all weights": ("mamba-130m", "none", 1, 512),
+    "mamba-130m, LoRA": ("mamba-130m", "lora", 1, 512),
 }
 QUICK = ("mamba_scratch, all weights",)
+# A decoder of 200 M parameters with random weights.
+DECODER = {"vocab_size": 32000, "hidden_size": 1024, "num_hidden_layers": 12,
+           "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128,
+           "intermediate_size": 3072, "pad_token_id": 0}  # fmt: skip
+DECODER_BATCH = (2, 128)
 MAMBAS = {
     "mamba_scratch": MambaConfig(vocab_size=8000, hidden_size=128, num_hidden_layers=4),
     "mamba-130m": MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24),
 }
-TARGETS = {"mamba-130m": ["in_proj", "x_proj", "dt_proj", "out_proj"], E5: ["query", "value"]}
+TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
+
+
+def load_encoder(folder: Path, pooling: Pooling, dtype: Dtype = "fp32") -> Network:
+    """Load a checkpoint as a run does."""
+    name = str(folder)
+    return Encoder(
+        name=name, revision=None, tokenizer=name, pooling=pooling, dropout=None, dtype=dtype,
+        lr=0.0, head_lr=None, targets=None,
+    ).build(("bad", "good"), None)  # fmt: skip
 
 
 def build(model: str, folder: Path) -> Network:
     """Return a classifier; only e5-small-ru has pretrained weights."""
     if model == E5:
-        name = str(folder)
-        return Encoder(
-            name=name, revision=None, tokenizer=name, pooling="auto", dropout=None, lr=0.0,
-            head_lr=None, targets=None,
-        ).build(("bad", "good"), None)  # fmt: skip
+        return load_encoder(folder, "auto")
     return describe_mamba(MambaClassifier(MAMBAS[model], 2, "mean"), None, "mean", None)
 
 
@@ -71,7 +83,7 @@ def prepare(case: str, folder: Path) -> tuple[nn.Module, Callable[[int, int], No
     network = build(model, folder)
     module = network.module
     if adapter == "lora":
-        config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=TARGETS[model])
+        config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=TARGETS)
         module = Peft(config=config, lr=0.0).apply(network).module
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -91,7 +103,7 @@ def recomputing(module: nn.Module, way: str) -> AbstractContextManager[None]:
 
 
 def measure_memory(case: str, way: str, folder: Path) -> dict[str, float]:
-    """Return the MiB that three steps take beyond weights and moments."""
+    """Return the MiB that two steps take beyond weights and moments."""
     module, step = prepare(case, folder)
     rows, tokens = CASES[case][2:]
     with replace_dropout(module, CPU, "keep"), recomputing(module, way):
@@ -100,7 +112,7 @@ def measure_memory(case: str, way: str, folder: Path) -> dict[str, float]:
         gc.collect()
         reset_peak_memory(CPU)
         before = peak_memory_mb(CPU)
-        for _ in range(3):
+        for _ in range(2):
             step(rows, tokens)
         return {"mib": peak_memory_mb(CPU) - before}
 
@@ -118,13 +130,60 @@ def measure_times(case: str, rounds: int, folder: Path) -> dict[str, list[float]
             return time.perf_counter() - start
 
     with replace_dropout(module, CPU, "keep"):
-        # Start the threads and allocate the moments.
-        for way in ("stored", "recomputed"):
-            turn(way)
+        # The first step allocates the moments and compiles kernels.
+        step(1, 8)
         return take_turns(
             {way: lambda way=way: turn(way) for way in ("stored", "recomputed")},  # type: ignore[misc]
             rounds,
         )
+
+
+def measure_base(dtype: Dtype, precision: Precision, folder: Path) -> dict[str, Any]:
+    """Return memory, seconds and logits of LoRA on a decoder whose base is stored in a dtype."""
+    keep_freed_memory(False)
+    reset_peak_memory(CPU)
+    before = peak_memory_mb(CPU)
+    torch.manual_seed(0)
+    network = load_encoder(folder, "last", dtype)
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"])
+    module = Peft(config=config, lr=0.0).apply(network).module.train()
+    loaded = peak_memory_mb(CPU) - before
+    ids = torch.randint(5, 1000, DECODER_BATCH)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with precision.autocast():
+            logits = module(**inputs).logits.float()
+        logits.sum().backward()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "weights": sum(p.nbytes for p in module.parameters()) / 2**20,
+        "loaded": loaded,
+        "step": peak_memory_mb(CPU) - before,
+        "seconds": min(seconds),
+        "logits": logits.flatten().tolist(),
+    }
+
+
+def compare_bases(folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each pair of trainer.precision and model.dtype."""
+    rows = []
+    for precision in ("fp32", "bf16"):
+        found = {
+            dtype: child_figures(__file__, "--way", f"{precision} {dtype}", "--model", str(folder))
+            for dtype in ("fp32", "bf16")
+        }
+        whole = torch.tensor(found["fp32"]["logits"])
+        for dtype, run in found.items():
+            difference = (torch.tensor(run["logits"]) - whole).abs().max() / whole.abs().max()
+            rows.append({
+                "trainer.precision": precision, "model.dtype": dtype, "weights MiB": run["weights"],
+                "peak of loading MiB": run["loaded"], "peak of training MiB": run["step"],
+                "time ratio": run["seconds"] / found["fp32"]["seconds"],
+                "difference of logits": float(difference),
+            })  # fmt: skip
+    return rows
 
 
 def measure(case: str, rounds: int, folder: Path) -> dict[str, Any]:
@@ -152,6 +211,10 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.way and not args.case:
+        precision, dtype = args.way.split()
+        print(json.dumps(measure_base(dtype, Precision(precision, CPU), args.model)))
+        return
     if args.case:
         # As in training, freed memory stays in the process, except with gradient checkpointing.
         keep_freed_memory(args.way == "stored")
@@ -170,8 +233,21 @@ def main() -> None:
     )
     rows = [measure(case, args.rounds, args.model) for case in cases]
     section = Section("A training step with and without gradient checkpointing", note, rows)
+    sections = [section]
+    if not args.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            Qwen3Model(Qwen3Config(**DECODER)).save_pretrained(folder)
+            rows = compare_bases(Path(folder))
+        note = (
+            f"LoRA on a Qwen3 of 200 M random weights, batch {DECODER_BATCH[0]} x "
+            f"{DECODER_BATCH[1]}, each row in a process of its own. Peaks: resident size beyond "
+            "that before loading. Time ratio and the largest difference of logits, relative to the "
+            "largest logit: to an fp32 base of the same precision; fastest of three steps."
+        )
+        sections.append(Section("A frozen base in fp32 and in bf16", note, rows))
     remark = "Freed memory stays in the process, except with gradient checkpointing."
-    publish("Memory of training", [section], args, remark)
+    publish("Memory of training", sections, args, remark)
 
 
 if __name__ == "__main__":
