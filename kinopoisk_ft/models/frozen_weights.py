@@ -97,14 +97,18 @@ def store_in_bf16(model: Any) -> None:
         if tensor.is_floating_point():
             dtype = torch.bfloat16 if tensor in matrices else torch.float32
             tensor.data = tensor.data.to(dtype)
-    stored = sum(weight.nbytes for weight in matrices)
-    log.info("%.0f MiB of the base weights are stored in bf16", stored / 2**20)
 
 
 def check_stored(module: nn.Module, name: str) -> None:
-    """Raise UserError if the code of a model uses weights that are stored in bf16 directly."""
-    if find_dtype(module) == "fp32":
+    """Log how many weights are stored in bf16, and check that the model can compute with them.
+
+    Raises:
+        UserError: the code of the model uses these weights without calling their layers.
+    """
+    nbytes = sum(p.nbytes for p in module.parameters() if p.dtype == torch.bfloat16)
+    if not nbytes:
         return
+    log.info("%.0f MiB of the base weights are stored in bf16", nbytes / 2**20)
     try:
         with torch.no_grad():
             run_example_batch(module)

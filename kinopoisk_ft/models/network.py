@@ -140,7 +140,9 @@ class Layout:
         """
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
-        """Load a module in fp32. If the model folder holds an adapter, load only its base model.
+        """Load a module. If the model folder holds an adapter, load only its base model.
+
+        The weights are fp32, unless `dtype` of the card says otherwise.
 
         Args:
             source: the model folder or, if it holds an adapter, the folder or Hub id of the base

@@ -1,4 +1,4 @@
-"""Train in fp32, bf16 or fp16. Weights and optimizer state are always fp32."""
+"""Train in fp32, bf16 or fp16. Trained weights and optimizer state are always fp32."""
 
 from __future__ import annotations
 

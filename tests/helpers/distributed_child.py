@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.cli import main
+from kinopoisk_ft.console import silence_libraries
 from kinopoisk_ft.tasks.pretrain import make_language_model
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.distributed.processes import is_main, join_processes, rank, world_size
@@ -67,6 +68,7 @@ def member(
 ) -> None:  # fmt: skip
     """Train and test as one of several processes; `count` 0: in a process of its own."""
     torch.set_num_threads(1)
+    silence_libraries()  # as a run does; pytest has closed the file that they would write to
     if count:
         os.environ.update(environment(number, count, port))
     cfg = compose_config(

@@ -68,6 +68,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         ("bert_scratch", "none", [*NO_DROPOUT, "trainer/optimizer=sgd", "trainer.accumulate=3"]),
         ("bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0"]),
         ("bert_scratch", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0", RECOMPUTED]),
+        ("bert", "lora", [*NO_DROPOUT, "adapter.config.lora_dropout=0", "model.dtype=bf16"]),
         ("bert_scratch", "pretrain", [*NO_DROPOUT, "trainer.best_metric=loss"]),
         ("bert_scratch", "freeze", [*NO_DROPOUT, "trainer.sampling=balanced"]),
         ("mamba_scratch", "none", [RECOMPUTED]),
