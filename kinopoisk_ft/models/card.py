@@ -15,8 +15,8 @@ from kinopoisk_ft.models.untrusted import check_contents
 CARD = "kinopoisk_ft.json"
 FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
-# format 4 adds windows. Format 5 adds `dtype`, and a config.json with which transformers can load the
-# classifier.
+# format 4 adds windows. Format 5 adds `dtype`, and a config.json with which transformers can load
+# the classifier.
 READABLE_FORMATS = (1, 2, 3, 4, FORMAT)
 
 

@@ -18,8 +18,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
-from kinopoisk_ft.models.hf_configs import PooledConfig
 from kinopoisk_ft.models.frozen_weights import DTYPES, Dtype, store_in_bf16
+from kinopoisk_ft.models.hf_configs import PooledConfig
 from kinopoisk_ft.models.network import ModelRecipe
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import refuse_adapter
