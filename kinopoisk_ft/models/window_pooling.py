@@ -1,7 +1,8 @@
 """Encode the windows of a review as separate texts, and pool their vectors.
 
 A batch of reviews with windows has the shape (batch, windows, length). Windows without any real
-token are padding, which the encoder does not compute.
+token are padding, which the encoder does not compute. A graph of torch.export computes these
+windows, too, because its shapes depend on sizes and not on values.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def flatten_windows(
     """
     if attention_mask is None or attention_mask.dim() == 2:
         return input_ids, attention_mask
+    if torch.compiler.is_exporting():
+        return input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
     present = find_filled_windows(attention_mask)
     return input_ids[present], attention_mask[present]
 
@@ -115,8 +118,12 @@ class WindowPooling(nn.Module):
             return vectors
         present = find_filled_windows(attention_mask)
         # (batch, windows, d_model). The pooling is in fp32, as in `pool`.
-        padded = vectors.new_zeros((*present.shape, vectors.shape[-1]), dtype=torch.float32)
-        padded[present] = vectors.float()
+        if torch.compiler.is_exporting():
+            every = vectors.float().unflatten(0, present.shape)
+            padded = torch.where(present[..., None], every, 0)
+        else:
+            padded = vectors.new_zeros((*present.shape, vectors.shape[-1]), dtype=torch.float32)
+            padded[present] = vectors.float()
         if self.kind == "max":
             pooled = padded.masked_fill(~present[..., None], -torch.inf).amax(1)
         elif self.kind == "attention":

@@ -61,7 +61,8 @@ def choose_backend(
 
     Args:
         operator: name of the operator.
-        backend: name of a backend, or `auto` for the fastest one that works.
+        backend: name of a backend, or `auto` for the fastest one that works. While torch.export
+            traces a model, `auto` is `torch`, because other tools lack this project's kernels.
         valid: names of the operator's backends.
         device, dtype: device and dtype of the tensors.
         unsupported: reason why the GPU package cannot process the shapes; None for supported
@@ -73,8 +74,10 @@ def choose_backend(
     validate_backend(operator, backend, valid)
     if backend == "auto":
         fastest = "cuda" if device.type == "cuda" else "numba"
-        works = fastest in valid and not _find_problem(
-            operator, fastest, device, dtype, unsupported
+        works = (
+            fastest in valid
+            and not torch.compiler.is_exporting()
+            and not _find_problem(operator, fastest, device, dtype, unsupported)
         )
         chosen = fastest if works else "torch"
     else:

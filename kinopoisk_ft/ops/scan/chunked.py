@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import scan
 from torch.autograd.function import once_differentiable
 
 # Time steps whose states (batch, steps, d_state, d_inner) are in memory at the same time.
@@ -114,6 +115,26 @@ def _backpropagate_chunk(
     return grad_inflow * delta, grad_delta, grad_B, grad_C, grad_A, grad_h
 
 
+def scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """Compute the same as `ChunkedScan.forward` with one loop operator, for any length.
+
+    torch.export unrolls loops of Python, so that a graph with them has a fixed length.
+    """
+    # (d_state, d_inner)
+    A = A.t().contiguous()
+
+    def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        u_t, delta_t, B_t, C_t = inputs
+        decay = torch.exp(delta_t[:, None] * A)
+        h = decay * h + (delta_t * u_t)[:, None] * B_t[..., None]
+        # (batch, 1, d_state) @ (batch, d_state, d_inner)
+        return h, torch.matmul(C_t[:, None], h)[:, 0]
+
+    h = u.new_zeros(u.shape[0], *A.shape)
+    y: Tensor = scan(step, h, tuple(x.transpose(0, 1) for x in (u, delta, B, C)))[1]
+    return y.transpose(0, 1)
+
+
 def selective_scan_torch(
     u: Tensor,
     delta: Tensor,
@@ -130,7 +151,8 @@ def selective_scan_torch(
         delta = delta + delta_bias
     if delta_softplus:
         delta = nn.functional.softplus(delta)
-    y = ChunkedScan.apply(u, delta, A, B, C)
+    compute = scan_as_graph if torch.compiler.is_exporting() else ChunkedScan.apply
+    y = compute(u, delta, A, B, C)
     if D is not None:
         y = y + D * u
     return y if z is None else y * nn.functional.silu(z)

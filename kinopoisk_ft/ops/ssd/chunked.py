@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import scan
 from torch.autograd.function import once_differentiable
 
 # Steps per chunk. Matrix products of this size are efficient, and `Decay.between` stays small.
@@ -77,16 +78,43 @@ def _pass_states(local: Tensor, total: Tensor, rows: int, reverse: bool) -> Tens
     # (rows, chunks, G, N, V) and (rows, chunks, 1, H, 1)
     local = local.view(rows, -1, *local.shape[1:])
     total = total.view(rows, local.shape[1], 1, total.shape[1], 1)
-    reached = torch.empty_like(local)
+    groups = local.shape[2]
+
+    def step(state: Tensor, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        local_k, total_k = inputs
+        # (rows, G, N, H / G, P): each head has its own decay.
+        heads = state.unflatten(-1, (total.shape[3] // groups, -1))
+        decayed = heads * total_k.reshape(rows, groups, 1, -1, 1)
+        return decayed.flatten(-2) + local_k, state.clone()
+
     state = torch.zeros_like(local[:, 0])
+    if torch.compiler.is_exporting():
+        # torch.export unrolls loops of Python, so that a graph with them has a fixed length.
+        reached = scan(step, state, (local.transpose(0, 1), total.transpose(0, 1)))[1]
+        return reached.transpose(0, 1).flatten(0, 1)
+    reached = torch.empty_like(local)
     order = range(local.shape[1])
     for k in reversed(order) if reverse else order:
-        reached[:, k] = state
-        # (rows, G, N, H / G, P): each head has its own decay.
-        heads = state.unflatten(-1, (total.shape[3] // state.shape[1], -1))
-        decayed = heads * total[:, k].reshape(rows, state.shape[1], 1, -1, 1)
-        state = decayed.flatten(-2) + local[:, k]
+        state, reached[:, k] = step(state, (local[:, k], total[:, k]))
     return reached.flatten(0, 1)
+
+
+def _compute_chunks(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return y (K, T, H, P) and the state before each chunk, (K, G, N, V)."""
+    heads, groups = x.shape[2], B.shape[1]
+    decay = _compute_decay(dt, A)
+    values = x * dt[..., None]
+    # The values, decayed to the end of their chunk (K, G, T, V).
+    to_end = _group_heads(values * decay.to_end[..., None], groups)
+    before = _pass_states(B.transpose(2, 3) @ to_end, decay.total, rows, reverse=False)
+    # The output is the sum of the contributions of earlier chunks and of the same chunk.
+    y = _ungroup_heads(C @ before, heads) * decay.from_start[..., None]
+    # (K, G, H / G, T, T), then (K, H, T, P)
+    scores = decay.between.unflatten(1, (groups, -1)) * (C @ B.transpose(2, 3))[:, :, None]
+    inside = scores.flatten(1, 2) @ values.transpose(1, 2).contiguous()
+    return y.add_(inside.transpose(1, 2)), before
 
 
 class ChunkedSSD(torch.autograd.Function):
@@ -100,21 +128,10 @@ class ChunkedSSD(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, rows: int
     ) -> Tensor:
-        heads, groups = x.shape[2], B.shape[1]
-        decay = _compute_decay(dt, A)
-        values = x * dt[..., None]
-        # The values, decayed to the end of their chunk (K, G, T, V).
-        to_end = _group_heads(values * decay.to_end[..., None], groups)
-        # The state before each chunk (K, G, N, V).
-        before = _pass_states(B.transpose(2, 3) @ to_end, decay.total, rows, reverse=False)
-        # The output is the sum of the contributions of earlier chunks and of the same chunk.
-        y = _ungroup_heads(C @ before, heads) * decay.from_start[..., None]
-        # (K, G, H / G, T, T), then (K, H, T, P)
-        scores = decay.between.unflatten(1, (groups, -1)) * (C @ B.transpose(2, 3))[:, :, None]
-        inside = scores.flatten(1, 2) @ values.transpose(1, 2).contiguous()
+        y, before = _compute_chunks(x, dt, A, B, C, rows)
         ctx.save_for_backward(x, dt, A, B, C, before)
         ctx.rows = rows
-        return y.add_(inside.transpose(1, 2))
+        return y
 
     @staticmethod
     @once_differentiable
@@ -188,14 +205,17 @@ def _sum_across_steps(effects: Tensor) -> Tensor:
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Compute the scan of Mamba-2 in chunks, with the same arguments as `ssd_reference`."""
     rows, length = x.shape[:2]
-    steps = min(CHUNK, length)
+    # An exported graph is the same for every length.
+    exporting = torch.compiler.is_exporting()
+    steps = CHUNK if exporting else min(CHUNK, length)
     # Zero-pad the length to whole chunks.
     missing = -length % steps
-    if missing:
+    if exporting or missing:
         # With dt = 0, a step does not change the state.
         x, B, C = (nn.functional.pad(part, (0, 0, 0, 0, 0, missing)) for part in (x, B, C))
         dt = nn.functional.pad(dt, (0, 0, 0, missing))
     # (K, T, ...)
     x, dt, B, C = (part.reshape(-1, steps, *part.shape[2:]) for part in (x, dt, B, C))
-    y = ChunkedSSD.apply(x, dt, A, B.transpose(1, 2), C.transpose(1, 2), rows)
+    inputs = (x, dt, A, B.transpose(1, 2), C.transpose(1, 2), rows)
+    y = _compute_chunks(*inputs)[0] if exporting else ChunkedSSD.apply(*inputs)
     return y.reshape(rows, -1, *y.shape[2:])[:, :length]
