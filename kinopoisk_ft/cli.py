@@ -53,6 +53,7 @@ COMMANDS = {
     "compare": "say from prediction files of any tool whether an approach is as good as another",
     "predict": "classify reviews with a trained model",
     "explain": "show which words decided an answer",
+    "export": "write a model that runs without PyTorch (ONNX)",
     "suspicious-labels": "find labels that are probably wrong",
     "sync": "send runs to MLflow that were recorded without a network",
     "doctor": "check this machine",

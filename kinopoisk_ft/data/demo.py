@@ -19,6 +19,12 @@ from kinopoisk_ft.errors import UserError
 FILE = Path(__file__).with_name("demo_reviews.jsonl.gz")
 
 
+def read_example_texts(count: int) -> list[str]:
+    """Return the texts of the first `count` bundled reviews."""
+    texts: list[str] = pd.read_json(FILE, lines=True, nrows=count)["text"].tolist()
+    return texts
+
+
 @dataclass(kw_only=True)
 class Demo(DataRecipe):
     """The bundled data set (data=demo).

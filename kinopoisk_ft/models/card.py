@@ -38,7 +38,7 @@ class Card:
     # A card may come from an untrusted folder, so only exactly these fields and types are valid.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    kind: Literal["recipe", "hf", "pooled", "mamba", "tfidf"]
+    kind: Literal["recipe", "hf", "pooled", "mamba", "onnx", "tfidf"]
     class_names: list[str]
     max_length: int
     truncation: str = "head"

@@ -37,6 +37,7 @@ from kinopoisk_ft.models.heads import HuggingFaceLayout, PooledLayout
 from kinopoisk_ft.models.hf_classes import SavedClassifier
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
+from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import (
@@ -47,7 +48,8 @@ from kinopoisk_ft.models.untrusted import (
 )
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout())
+    layout.name: layout
+    for layout in (Layout(), HuggingFaceLayout(), PooledLayout(), MambaLayout(), OnnxLayout())
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.data.tokens import encode_with_spans, find_windows
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor, check_texts
 from kinopoisk_ft.training.batching import Examples
@@ -63,7 +64,8 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
     """Explain the prediction for one text.
 
     Raises:
-        UserError: the text is blank or not valid Unicode, or the package captum is missing.
+        UserError: the text is blank or not valid Unicode, the model is exported, or the package
+            captum is missing.
     """
     check_texts([text], "the text to explain")
     (probabilities,) = predictor.probabilities([text])
@@ -72,6 +74,11 @@ def explain(predictor: Predictor, text: str, steps: int = STEPS) -> Explanation:
     if predictor.estimator is not None:
         words, baseline = _explain_tfidf(predictor.estimator, text, label, other)
         difference = baseline + sum(word.score for word in words)
+    elif predictor.card.kind == OnnxLayout.name:
+        raise UserError(
+            "an exported model has no gradients, which explanations of networks need",
+            fix="explain the model folder from which it was exported",
+        )
     else:
         words, baseline, difference = _explain_network(predictor, text, label, other, steps)
     names = predictor.card.class_names

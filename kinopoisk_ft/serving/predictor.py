@@ -17,6 +17,7 @@ from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import encode_ids, find_windows
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
+from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.saving import load_estimator, load_network
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
@@ -40,6 +41,16 @@ def check_texts(texts: Sequence[object], where: str) -> None:
         )
 
 
+def _check_cpu(device: str) -> str:
+    if device not in ("auto", "cpu"):
+        raise UserError(
+            f"an exported model runs on the CPU, not on '{device}'",
+            where="--device",
+            fix="leave out --device, or use the model folder from which it was exported",
+        )
+    return "cpu"
+
+
 def _is_text(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and not has_lone_surrogate(text)
 
@@ -50,8 +61,12 @@ class Predictor:
     A network has a module and a tokenizer. An estimator such as TF-IDF has neither of them.
 
     Args:
-        folder: a model folder with the card `kinopoisk_ft.json`.
-        device: "auto", "cuda", "mps" or "cpu". Networks always run in fp32.
+        folder: a model folder with the card `kinopoisk_ft.json`, or a folder of `export_onnx`.
+        device: "auto", "cuda", "mps" or "cpu". Networks always run in fp32. An exported network
+            runs on the CPU.
+
+    Raises:
+        UserError: the folder or the device cannot be used.
     """
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
@@ -61,6 +76,8 @@ class Predictor:
         self.preprocessing = Preprocessing(**values)
         self.estimator = load_estimator(folder, self.card)
         if self.estimator is None:
+            if self.card.kind == OnnxLayout.name:
+                device = _check_cpu(device)
             self.precision = Precision("fp32", choose_device(device))
             module, self.tokenizer, _ = load_network(folder)
             self.module = module.to(self.precision.device)

@@ -1,0 +1,70 @@
+"""Implement `kinopoisk-ft export`, which writes a model that runs without PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import prepare_caches
+
+DESCRIPTION = """\
+Export a trained network to ONNX, with its tokenizer, preprocessing and class names.
+
+The graph accepts any batch size and length. The command compares its logits in onnxruntime with
+those of PyTorch on texts, prints the largest difference, and leaves no wrong model. `kinopoisk-ft
+predict` reads the exported folder. It needs the extra 'onnx'.
+"""
+
+
+@guard_output
+def main(argv: list[str] | None = None) -> int:
+    """Export a model. Return 1 after a UserError, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="kinopoisk-ft export", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="run folder, model folder, or run id in the MLflow store")
+    parser.add_argument("--to", default="onnx", choices=["onnx"], help="format (default: onnx)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="folder to write (default: `onnx` next to the model folder; for a run id, ./onnx)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--int8", action="store_true",
+        help="quantize the weights to 8 bits: a smaller and often faster model, with other logits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-adapter", action="store_true",
+        help="keep LoRA or another adapter as a separate part, instead of merging it",
+    )  # fmt: skip
+    parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
+    args = parser.parse_args(argv)
+    try:
+        _export(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    prepare_caches()
+    from kinopoisk_ft.serving.locate import find_model_folder
+    from kinopoisk_ft.serving.onnx_export import check_packages, export_onnx
+
+    check_packages()
+    folder = find_model_folder(args.model, args.uri)
+    # The model of a run id lies in a temporary folder.
+    beside = folder.parent if Path(args.model).is_dir() else Path()
+    output: Path = args.output or beside / "onnx"
+    check = export_onnx(folder, output, args.int8, args.keep_adapter)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    print(
+        f"{'int8' if args.int8 else 'fp32'} model written to {output} ({size / 1e6:.1f} MB)\n"
+        f"largest difference from the logits of PyTorch on {check.texts} texts: "
+        f"{check.difference:.2g} (the largest logit is {check.largest:.2g}); the same class for "
+        f"{check.same_labels} of {check.texts}"
+    )

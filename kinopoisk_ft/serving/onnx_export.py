@@ -1,0 +1,240 @@
+"""Export a network to ONNX, and check that onnxruntime computes the same logits."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from kinopoisk_ft.data.demo import read_example_texts
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import check_writable, write_folder_atomically
+from kinopoisk_ft.models.card import CARD, FORMAT, Card, read_card
+from kinopoisk_ft.models.mamba_recipe import MambaLayout
+from kinopoisk_ft.models.onnx_model import INPUTS, INSTALL, ONNX, OUTPUT, OnnxLayout
+from kinopoisk_ft.models.saving import load_estimator, load_network
+from kinopoisk_ft.serving.predictor import Predictor
+
+# Relative to the largest logit, or to 0.1 if all logits are smaller. Rounding in fp32 causes
+# differences of about 1e-6.
+TOLERANCE = 1e-4
+# Of an int8 model, whose weights and activations have at most 256 values. Logits of a trained
+# encoder differ by 5% on average and by 22% at most, those of a trained Mamba by 1% and 3%.
+INT8_TOLERANCE = 0.5
+# Matrix products and embeddings hold almost all weights. Other operators need fp32: a convolution
+# of Mamba has only four weights per channel.
+QUANTIZED = ["MatMul", "Gemm", "Gather"]
+# Tokens of the example that is traced: more than a chunk of Mamba-2 (64 tokens), because an example
+# with one chunk would give a graph for one chunk.
+EXAMPLE_LENGTH = 130
+# Bundled reviews on which both models are compared.
+CHECKED_REVIEWS = 24
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported model differs from the original on some texts.
+
+    Args:
+        texts: number of texts.
+        difference: largest difference of two logits.
+        largest: largest absolute logit of the original.
+        same_labels: number of texts for which both models predict the same class.
+    """
+
+    texts: int
+    difference: float
+    largest: float
+    same_labels: int
+
+
+class _OnlyLogits(nn.Module):
+    # The output of a graph is a tensor.
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.module(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def export_onnx(
+    folder: Path, output: Path, int8: bool = False, keep_adapter: bool = False
+) -> Check:
+    """Export the network of a model folder; leave nothing in `output` if the export is wrong.
+
+    The output folder has the model (any batch size and length), the tokenizer, and the card with
+    preprocessing and class names. `Predictor` reads it like the model folder.
+
+    Args:
+        int8: whether to quantize weights to 8 bits; activations are quantized while the model runs.
+        keep_adapter: whether the adapter stays a separate part of the graph; False merges it.
+
+    Raises:
+        UserError: a package is missing, the model cannot be exported, or the logits differ.
+    """
+    check_packages()
+    card = read_card(folder)
+    _check_request(folder, card, output, keep_adapter)
+    # A file next to the output folder, which is not created before the export succeeds.
+    check_writable(output.with_name(f"{output.name}.new"), "--output")
+    original = Predictor(folder, "cpu")
+    module, tokenizer, _ = load_network(folder)
+    if card.is_peft and not keep_adapter:
+        module = _merge_adapter(module, folder)
+    with write_folder_atomically(output, CARD) as part:
+        _write_graph(module, card, part / ONNX, folder)
+        tokenizer.save_pretrained(part)
+        exported = replace(card, kind="onnx", is_peft=False, recipe=None, format=FORMAT)
+        exported.write(part)
+        check = _compare(original, part, TOLERANCE)
+        if int8:
+            _quantize(part / ONNX)
+            check = _compare(original, part, INT8_TOLERANCE)
+    return check
+
+
+def check_packages() -> None:
+    """Raise UserError if a package that the export needs is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "the packages onnx, onnxscript and onnxruntime, which export models, are not all "
+            f"installed ({error})",
+            fix=INSTALL,
+        ) from error
+
+
+def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -> None:
+    if card.kind == OnnxLayout.name:
+        raise UserError(
+            "the model is already exported", where=str(folder), fix="export the model of a run"
+        )
+    if load_estimator(folder, card) is not None:
+        raise UserError(
+            f"a '{card.kind}' model cannot be exported: standard ONNX has no operator that finds "
+            "the words of a Unicode text",
+            where=str(folder),
+            fix="use it with kinopoisk-ft predict, or export a network",
+        )
+    if keep_adapter and not card.is_peft:
+        raise UserError(
+            "the model has no adapter that could be kept",
+            where=str(folder),
+            fix="leave out --keep-adapter",
+        )
+    taken = output.is_dir() and any(output.iterdir())
+    if taken and not ((output / CARD).is_file() and read_card(output).kind == OnnxLayout.name):
+        raise UserError(
+            "the output folder contains other files than an exported model",
+            where=str(output),
+            fix="set --output to a new folder",
+        )
+
+
+def _merge_adapter(module: Any, folder: Path) -> nn.Module:
+    try:
+        merged: nn.Module = module.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"PEFT cannot merge this adapter into its base model: {error}",
+            where=str(folder),
+            fix="export it with --keep-adapter",
+        ) from error
+    return merged
+
+
+def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> None:
+    reads_windows = card.window_pooling is not None
+    names = ("batch", "windows", "length") if reads_windows else ("batch", "length")
+    # Encoders may have no more positions than max_length; Mamba has no limit.
+    is_mamba = card.kind == MambaLayout.name
+    length = EXAMPLE_LENGTH if is_mamba else min(card.max_length, EXAMPLE_LENGTH)
+    ids = torch.ones((2, 3, length) if reads_windows else (2, length), dtype=torch.int64)
+    sizes = [dict(enumerate(names)), dict.fromkeys(range(len(names)), Dim.DYNAMIC)]
+    # With gradients, torch.export traces the backward pass of loops, too.
+    whole = _OnlyLogits(module).eval().requires_grad_(False)
+    try:
+        with _silence_exporter():
+            program: Any = torch.onnx.export(
+                whole, (ids, torch.ones_like(ids)), dynamo=True, verbose=False,
+                input_names=list(INPUTS), output_names=[OUTPUT],
+                dynamic_shapes=dict(zip(INPUTS, sizes, strict=True)),
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:500]
+        raise UserError(
+            f"torch.onnx cannot export this model: {reason}",
+            where=str(folder),
+            fix="use it with kinopoisk-ft predict, or export another architecture",
+        ) from error
+    # Weights of 2 GiB or more are in a file next to the model.
+    with _silence_exporter():
+        program.save(file)
+
+
+@contextmanager
+def _silence_exporter() -> Iterator[None]:
+    # It reports packages that text models do not need, and warns of its own code.
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _quantize(file: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _silence_exporter():
+        # 7 bits, because products of 8-bit numbers overflow on CPUs without VNNI instructions.
+        quantize_dynamic(
+            file, file, op_types_to_quantize=QUANTIZED, per_channel=True, reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )  # fmt: skip
+
+
+def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
+    """Compare the logits of both models.
+
+    Raises:
+        UserError: they differ by more than `tolerance`, relative to the largest logit.
+    """
+    exported = Predictor(folder, "cpu")
+    reviews = read_example_texts(CHECKED_REVIEWS)
+    # One batch each: the shortest text alone, a text that is truncated or has several windows, and
+    # reviews of several lengths.
+    batches = (["Да"], [" ".join(reviews)], reviews)
+    pairs = [[model.logits(texts).numpy() for model in (original, exported)] for texts in batches]
+    ours, theirs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    check = Check(
+        texts=len(ours),
+        difference=float(np.abs(ours - theirs).max()),
+        largest=float(np.abs(ours).max()),
+        same_labels=int((ours.argmax(1) == theirs.argmax(1)).sum()),
+    )
+    # The comparison is also False for NaN.
+    if not check.difference <= tolerance * max(0.1, check.largest):
+        raise UserError(
+            f"the exported model is wrong: its logits differ by up to {check.difference:.2g} from "
+            f"those of the original model (the largest logit is {check.largest:.2g})",
+            where=str(folder),
+            fix="use the original model with kinopoisk-ft predict",
+        )
+    return check
