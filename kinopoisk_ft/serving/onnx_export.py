@@ -181,7 +181,7 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
             where=str(folder),
             fix="use it with kinopoisk-ft predict, or export another architecture",
         ) from error
-    # Weights of 2 GiB or more are in a file next to the model.
+    # Weights of more than 1.5 GiB are in a file next to the model.
     with _silence_exporter():
         program.save(file)
 
@@ -208,6 +208,8 @@ def _quantize(file: Path) -> None:
             file, file, op_types_to_quantize=QUANTIZED, per_channel=True, reduce_range=True,
             weight_type=QuantType.QInt8,
         )  # fmt: skip
+    # Weights in fp32 of a large model.
+    file.with_name(f"{ONNX}.data").unlink(missing_ok=True)
 
 
 def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
@@ -234,7 +236,6 @@ def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
         raise UserError(
             f"the exported model is wrong: its logits differ by up to {check.difference:.2g} from "
             f"those of the original model (the largest logit is {check.largest:.2g})",
-            where=str(folder),
             fix="use the original model with kinopoisk-ft predict",
         )
     return check
