@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.models.frozen_weights import store_in_fp32
-from kinopoisk_ft.models.network import Adapted, Network
+from kinopoisk_ft.models.network import Adapted, Network, record_outputs, run_example_batch
 from kinopoisk_ft.models.untrusted import check_imports
 
 log = logging.getLogger(__name__)
@@ -159,16 +159,27 @@ def choose_targets(network: Network, config: Any) -> None:
 
 
 def find_linear_layers(network: Network) -> list[str]:
-    """Return the names of the linear layers below the head that an adapter can change."""
+    """Return the names of the linear layers below the head that an adapter can change.
+
+    Layers that the forward pass does not call are left out, as there are in Zamba2.
+    """
     heads = tuple(f"{head}." for head in network.head)
-    return [
-        name
+    layers = {
+        name: part
         for name, part in network.module.named_modules()
         if isinstance(part, (nn.Linear, Conv1D))
         and name.startswith(f"{network.body}.")
         and not f"{name}.".startswith(heads)
         and name.split(".")[-1] not in network.no_adapter
-    ]
+    }
+    try:
+        with torch.no_grad(), record_outputs([*layers.values()]) as outputs:
+            run_example_batch(network.module)
+    except UserError as error:
+        # The config names an operator that needs a GPU, and this module is still on the CPU.
+        log.warning("cannot check which linear layers the model calls: %s", error.what)
+        return [*layers]
+    return [name for name, part in layers.items() if part in outputs]
 
 
 def check_targets(network: Network, targets: Any) -> None:

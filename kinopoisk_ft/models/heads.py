@@ -19,7 +19,13 @@ from kinopoisk_ft.models.checkpoints import load_config, load_encoder
 from kinopoisk_ft.models.frozen_weights import DTYPES, store_in_bf16
 from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
 from kinopoisk_ft.models.hf_configs import PooledConfig, describe_classifier
-from kinopoisk_ft.models.network import Layout, Network, find_parameters_in_graph, run_example_batch
+from kinopoisk_ft.models.network import (
+    Layout,
+    Network,
+    find_parameters_in_graph,
+    flatten_blocks,
+    run_example_batch,
+)
 from kinopoisk_ft.models.padding import (
     find_hugging_face_model,
     find_position_offset,
@@ -247,7 +253,7 @@ def describe_encoder(
     return Network(
         module=module,
         layout=layout,
-        layers=_find_layers(module, getattr(config.get_text_config(), "num_hidden_layers", 0)),
+        layers=_find_layers(module, config.get_text_config()),
         embeddings=_find_embeddings(module),
         head=head,
         fresh=fresh,
@@ -259,13 +265,12 @@ def describe_encoder(
     )
 
 
-def _find_layers(module: nn.Module, count: int) -> str:
+def _find_layers(module: nn.Module, config: Any) -> str:
+    # ALBERT runs each of its blocks several times. All published checkpoints have one block.
+    repeated = getattr(config, "num_hidden_groups", None)
+    count = getattr(config, "num_hidden_layers", 0) if repeated is None else repeated
     lists = {n: part for n, part in module.named_modules() if isinstance(part, nn.ModuleList)}
-    # Funnel has a list of lists, with one list of blocks for each sequence length.
-    if any(isinstance(child, nn.ModuleList) for part in lists.values() for child in part):
-        return ""
-    # ALBERT runs one block `count` times, so no list has this length.
-    return next((name for name, part in lists.items() if len(part) == count), "")
+    return next((name for name, part in lists.items() if len(flatten_blocks(part)) == count), "")
 
 
 def _find_embeddings(module: nn.Module) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +24,25 @@ TOLERANCE = 1e-4
 
 
 @contextmanager
-def replace_modules(root: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Temporarily replace submodules; `parts` is {dotted name: new submodule}."""
-    places = [(root.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in parts]
-    originals = [parent.get_submodule(leaf) for parent, leaf in places]
+def replace_forward(
+    parts: Sequence[nn.Module], forward: Callable[..., Any], first: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Temporarily replace the `forward` method of modules.
+
+    Args:
+        first: the method of the first module; None if it also gets `forward`.
+    """
+    methods = [first or forward, *[forward] * (len(parts) - 1)]
+    before = [vars(part).get("forward") for part in parts]
     try:
-        for (parent, leaf), part in zip(places, parts.values(), strict=True):
-            setattr(parent, leaf, part)
+        for part, method in zip(parts, methods, strict=False):
+            vars(part)["forward"] = method
         yield
     finally:
-        for (parent, leaf), part in zip(places, originals, strict=True):
-            setattr(parent, leaf, part)
+        for part, own in zip(parts, before, strict=True):
+            del vars(part)["forward"]
+            if own is not None:
+                vars(part)["forward"] = own
 
 
 @contextmanager
@@ -55,18 +63,26 @@ def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tenso
 
 @contextmanager
 def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Record all floating-point tensors that are passed to a module, including items of tuples."""
+    """Record the floating-point tensors of a module's first call, including items of tuples.
+
+    ALBERT calls a block again with the block's own output.
+    """
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any) -> None:
-        leaves = tree_leaves((args, kwargs))
-        inputs.extend(x for x in leaves if isinstance(x, Tensor) and x.is_floating_point())
+        if not inputs:
+            inputs.extend(find_floats((args, kwargs)))
 
     handle = part.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield inputs
     finally:
         handle.remove()
+
+
+def find_floats(values: Any) -> list[Tensor]:
+    """Return the floating-point tensors in nested tuples, lists and dicts, in their order."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def find_parameters_in_graph(tensor: Tensor) -> set[Tensor]:
@@ -190,7 +206,8 @@ class Network:
     Args:
         module: its `forward(input_ids, attention_mask)` returns an object with `logits`. The inputs
             are (batch, length) or, with `window_pooling`, also (batch, windows, length).
-        layers: dotted name of the ModuleList of blocks; "" if there is no such list, as in ALBERT.
+        layers: dotted name of the ModuleList of blocks; "" if there is no such list. Funnel has a
+            list of lists. ALBERT's list has one block, which runs several times.
         embeddings: dotted names of the modules that compute the input of the first block.
         head: dotted names of the modules that every adapter trains.
         fresh: names of newly initialized parameters.
@@ -324,7 +341,7 @@ class Adapted:
 
 
 def list_blocks(network: Network) -> list[nn.Module]:
-    """Return the blocks of a network, first block first.
+    """Return the blocks of a network, first block first. A block that runs repeatedly counts once.
 
     Raises:
         UserError: the architecture does not have a single list of blocks.
@@ -332,10 +349,16 @@ def list_blocks(network: Network) -> list[nn.Module]:
     if not network.layers:
         model = type(network.module).__name__
         raise UserError(
-            f"the layers of {model} cannot be treated separately, because they share weights or "
-            "are not in a single ModuleList",
+            f"the layers of {model} cannot be treated separately, because they are not in a single "
+            "ModuleList",
             where="model.name",
             fix="use adapter=none, head, bitfit or lora, and set trainer.prefix_cache=off and "
             "trainer.layer_decay=null",
         )
-    return list(network.module.get_submodule(network.layers).children())
+    return flatten_blocks(network.module.get_submodule(network.layers))
+
+
+def flatten_blocks(part: nn.Module) -> list[nn.Module]:
+    """Return the blocks in a ModuleList, also if they are in nested lists."""
+    nested = (flatten_blocks(c) if isinstance(c, nn.ModuleList) else [c] for c in part.children())
+    return [block for blocks in nested for block in blocks]

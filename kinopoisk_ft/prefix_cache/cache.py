@@ -67,14 +67,13 @@ class CachedClassification(Classification):
         self.split = split
 
     def collate(self, examples: Examples, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Build a batch with cached activations instead of token ids.
+        """Build a batch with cached activations.
 
         The shape of the activations is (batch, length, d_model). For models that read windows, it
         is (batch, windows, length, d_model). If the cache stores pooled vectors, the length is 1.
         """
         assert isinstance(examples, CachedExamples)
         batch = super().collate(examples, rows, rng)
-        del batch["input_ids"]
         blocks = [[examples.activations[i] for i in examples.numbers[row]] for row in rows]
         longest = max(1, max(len(block) for windows in blocks for block in windows))
         first = blocks[0][0]
@@ -88,8 +87,9 @@ class CachedClassification(Classification):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Compute the logits (batch, classes) from cached activations."""
-        activations, mask = batch["activations"].float(), batch["attention_mask"]
-        logits: Tensor = self.split.run_upper(activations, mask).logits
+        logits: Tensor = self.split.run_upper(
+            batch["activations"].float(), batch["input_ids"], batch["attention_mask"]
+        ).logits
         return logits
 
 

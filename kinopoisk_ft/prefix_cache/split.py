@@ -1,16 +1,16 @@
 """Split a network into frozen lower layers and trained upper layers.
 
-To run the upper layers, the whole model is called, but some modules are replaced during the call.
-For example, the embeddings return the cached activations. Masks, pooling, head and adapters work as
-usual.
+To run the upper layers, the whole model is called, but during the call the frozen layers do nothing
+except return the cached activations. Masks, positions, pooling, head and adapters work as usual.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import (
     TOLERANCE,
     Network,
+    find_floats,
     find_parameters_in_graph,
     list_blocks,
     record_outputs,
-    replace_modules,
+    replace_forward,
 )
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.window_pooling import find_filled_windows
@@ -48,6 +49,9 @@ class SplitNetwork:
             "", and the output of the last frozen block is cached.
         pooling: method that reduces a review to one vector before caching. If "", one vector per
             token is cached.
+        outputs: number of items in the tuple that a block returns; 0 if it returns a tensor.
+        runs_first: whether the upper layers need the first block to run, because it returns more
+            than activations. T5's first block computes the position biases of all blocks.
     """
 
     network: Network
@@ -55,6 +59,8 @@ class SplitNetwork:
     layer: int
     backbone: str = ""
     pooling: str = ""
+    outputs: int = 0
+    runs_first: bool = False
 
     def __str__(self) -> str:
         place = self.backbone or f"layer {self.layer}"
@@ -66,38 +72,78 @@ class SplitNetwork:
         Returns:
             Activations (batch, length, d_model), or (batch, 1, d_model) if `pooling` is set.
         """
-        root, blocks = self.network.module, list_blocks(self.network)[: self.layer]
-        last = root.get_submodule(self.backbone) if self.backbone else blocks[-1]
-        lower = {self.network.layers: nn.ModuleList(blocks)}
-        with replace_modules(root, lower), record_outputs([last]) as outputs:
+        blocks = list_blocks(self.network)
+        last = self._backbone if self.backbone else blocks[self.layer - 1]
+        with (
+            record_outputs([last]) as outputs,
+            replace_forward(blocks[self.layer :], lambda *_, **__: self._pack(outputs[last])),
+        ):
             self.module(input_ids=input_ids, attention_mask=attention_mask)
+        # Longformer and Funnel add padding.
+        activations = outputs[last][:, : attention_mask.shape[1]]
         if not self.pooling:
-            return outputs[last]
-        return pool(outputs[last], attention_mask, self.pooling)[:, None]
+            return activations
+        return pool(activations, attention_mask, self.pooling)[:, None]
 
-    def run_upper(self, activations: Tensor, attention_mask: Tensor) -> Any:
+    def run_upper(self, activations: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Run the layers above the split on activations that `run_lower` returned.
 
-        With windows, activations are (batch, windows, length, d_model), and the mask is (batch,
-        windows, length).
+        With windows, activations are (batch, windows, length, d_model), and ids and mask are
+        (batch, windows, length).
 
         Returns:
             The output of the whole model.
         """
-        attention_mask = attention_mask[..., : activations.shape[-2]]
+        length = activations.shape[-2]
+        attention_mask = attention_mask[..., :length]
         if attention_mask.dim() == 3:
             # The module removes empty windows from the mask, so remove their activations as well.
             activations = activations[find_filled_windows(attention_mask)]
+        with self._skip_lower(activations):
+            return self.module(input_ids=input_ids[..., :length], attention_mask=attention_mask)
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self.network.module.get_submodule(self.backbone)
+
+    def _pack(self, hidden: Tensor, others: Sequence[Any] | None = None) -> Any:
+        """Return hidden states in the form in which a block returns them."""
+        if self.outputs == 0:
+            return hidden
+        return (hidden, *(others or [None] * (self.outputs - 1)))
+
+    @contextmanager
+    def _skip_lower(self, activations: Tensor) -> Iterator[None]:
         if self.backbone:
             output = self.network.layout.backbone_output(activations)
-            upper: dict[str, nn.Module] = {self.backbone: _Constant(output)}
-        else:
-            blocks = list_blocks(self.network)[self.layer :]
-            upper = dict.fromkeys(self.network.embeddings, _Constant(activations))
-            upper[self.network.layers] = nn.ModuleList(blocks)
-        with replace_modules(self.network.module, upper):
-            # Pass the mask as ids, because no layer reads the ids and only their shape matters.
-            return self.module(input_ids=attention_mask, attention_mask=attention_mask)
+            with replace_forward([self._backbone], lambda *_, **__: output):
+                yield
+            return
+        blocks = list_blocks(self.network)[: self.layer]
+        embeddings = [self.network.module.get_submodule(n) for n in self.network.embeddings]
+        training = [part.training for part in embeddings]
+        original: Any = blocks[0].forward
+        others: list[Any] = []
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            # Longformer adds padding.
+            more = find_floats((args, kwargs))[0].shape[1] - activations.shape[1]
+            hidden = nn.functional.pad(activations, (0, 0, 0, more)) if more else activations
+            return self._pack(hidden, others)
+
+        def run_first(*args: Any, **kwargs: Any) -> Any:
+            others[:] = original(*args, **kwargs)[1:]
+            return skip(*args, **kwargs)
+
+        try:
+            for part in embeddings:
+                # Frozen layers run without dropout.
+                part.eval()
+            with replace_forward(blocks, skip, run_first if self.runs_first else None):
+                yield
+        finally:
+            for part, mode in zip(embeddings, training, strict=True):
+                part.train(mode)
 
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
@@ -105,7 +151,7 @@ class SplitNetwork:
         batch: any reviews. A forward pass on the reviews finds the weights that affect the
             activations. The digest does not depend on the reviews.
         """
-        config = next((c for m in self.network.module.modules() if (c := _config(m))), {})
+        config = _read_config(self.network.module)
         # The class used to be called Seam. The same text finds the files of earlier versions.
         point = f"Seam(layer={self.layer}, backbone={self.backbone!r}, pooling={self.pooling!r})"
         text = f"{point} {type(self.network.module).__name__} {sorted(config.items())}"
@@ -138,22 +184,14 @@ class SplitNetwork:
         return used | dict(self.network.module.named_buffers())
 
 
-class _Constant(nn.Module):
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.value
-
-
-def _config(module: nn.Module) -> dict[str, Any]:
-    found = getattr(module, "config", None) or getattr(module, "mamba_config", None)
-    if not isinstance(found, PreTrainedConfig):
-        return {}
+def _read_config(module: nn.Module) -> dict[str, Any]:
+    """Return the settings that affect activations, from the first config of a module."""
+    names = ("config", "mamba_config")
+    found = (getattr(part, name, None) for part in module.modules() for name in names)
+    config = next((c for c in found if isinstance(c, PreTrainedConfig)), None)
     return {
         key: value
-        for key, value in found.to_dict().items()
+        for key, value in (config.to_dict() if config else {}).items()
         if not key.startswith(("_", "architectures")) and not any(w in key for w in NO_EFFECT)
     }
 
@@ -180,26 +218,35 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
             where=WHERE,
             fix=f"set model.pooling=last or {OFF}",
         )
+    if _read_config(network.module).get("encoder_layerdrop"):
+        raise UserError(
+            "the prefix cache does not work with LayerDrop, which skips random layers in training",
+            where=WHERE,
+            fix=f"set encoder_layerdrop to 0 in the config.json of the checkpoint, or set {OFF}",
+        )
     module.eval()
-    layer, backbone = _find_frozen(network, module, batch)
-    for split in _candidates(network, module, layer, backbone):
+    whole = _find_frozen(network, module, batch)
+    for split in _candidates(whole):
         if _gives_same_logits(split, batch):
             return split
     raise UserError(
         f"the prefix cache does not work with {type(network.module).__name__}, because the layers "
-        f"above layer {layer} do not compute the same logits from cached activations",
+        f"above layer {whole.layer} do not compute the same logits from cached activations",
         where=WHERE,
         fix=f"set {OFF}",
     )
 
 
-def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, str]:
-    """Return the number of frozen blocks, and the name of the backbone if it is frozen, else ""."""
+def _find_frozen(network: Network, module: nn.Module, batch: Any) -> SplitNetwork:
+    """Return the split above all frozen blocks, and above the backbone if it is frozen."""
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []
+    raw: list[Any] = []
+    handle = blocks[0].register_forward_hook(lambda _, __, output: raw.append(output))
     with torch.enable_grad(), record_outputs([*blocks, *backbone]) as outputs:
         module(**batch)
+    handle.remove()
     layer = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
     if layer == 0:
         behind = find_parameters_in_graph(outputs[blocks[0]])
@@ -212,21 +259,23 @@ def _find_frozen(network: Network, module: nn.Module, batch: Any) -> tuple[int, 
             f"LoRA with adapter.config.layers_to_transform), or set {OFF}",
         )
     is_frozen = bool(backbone) and not outputs[backbone[0]].requires_grad
-    return layer, name if is_frozen else ""
+    count = len(raw[0]) if isinstance(raw[0], tuple) else 0
+    return SplitNetwork(network, module, layer, name if is_frozen else "", outputs=count)
 
 
-def _candidates(
-    network: Network, module: nn.Module, layer: int, backbone: str
-) -> Iterator[SplitNetwork]:
+def _candidates(whole: SplitNetwork) -> Iterator[SplitNetwork]:
     # Yield the smallest cache first.
     # If the backbone or all blocks are frozen, one vector per review may be enough.
-    if backbone:
-        yield SplitNetwork(network, module, layer, backbone, network.pooling)
-    if layer == len(list_blocks(network)):
+    pooling = whole.network.pooling
+    if whole.backbone:
+        yield replace(whole, pooling=pooling)
+    blocks = replace(whole, backbone="")
+    if whole.layer == len(list_blocks(whole.network)):
         # Without a backbone, the model has its own head, which may read only the first token.
-        pooling = network.pooling if network.layout.backbone else "cls"
-        yield SplitNetwork(network, module, layer, pooling=pooling)
-    yield SplitNetwork(network, module, layer)
+        yield replace(blocks, pooling=pooling if whole.network.layout.backbone else "cls")
+    yield blocks
+    if whole.outputs:
+        yield replace(blocks, runs_first=True)
 
 
 def _gives_same_logits(split: SplitNetwork, batch: dict[str, Tensor]) -> bool:
@@ -234,11 +283,14 @@ def _gives_same_logits(split: SplitNetwork, batch: dict[str, Tensor]) -> bool:
     with torch.no_grad():
         expected = split.module(**batch).logits
         activations = split.run_lower(**batch)
+        if not split.pooling and activations.shape[:2] != mask.shape:
+            # Funnel's blocks pool adjacent tokens.
+            return False
         if not split.pooling:
             # The activations of padding tokens are not cached, and batches contain zeros there.
             activations = torch.where(mask[..., None] != 0, activations, 0)
         try:
-            logits = split.run_upper(activations, mask).logits
+            logits = split.run_upper(activations, **batch).logits
         except (RuntimeError, ValueError, TypeError, AttributeError, NameError) as error:
             name = type(split.module).__name__
             log.info("%s cannot continue from cached activations (%s): %s", name, split, error)
