@@ -249,7 +249,7 @@ class Encoder(CheckpointRecipe):
             raise UserError(
                 f"model=encoder does not support '{self.name}', a '{config.model_type}' model",
                 where="model.name",
-                fix=f"use model={config.model_type}",
+                fix=f"use model={config.model_type} model.name={self.name}",
             )
         if self.dropout is not None:
             set_dropout(config, self.dropout, self.name)

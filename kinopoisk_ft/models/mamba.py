@@ -1,7 +1,8 @@
 """Define Mamba and Mamba-2 for classification, with the weight names of `transformers`.
 
-Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752. The mixer of Mamba-2 is in mamba2.py. Every
-projection is a module that adapters can wrap. Padding must be on the right.
+Mamba: Gu & Dao, 2023, https://arxiv.org/abs/2312.00752. Falcon Mamba adds norms without weights
+after x_proj: Zuo et al., 2024, https://arxiv.org/abs/2410.05355. The mixer of Mamba-2 is in
+mamba2.py. Every projection is a module that adapters can wrap. Padding must be on the right.
 Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import Mamba2Config, MambaConfig
+from transformers import FalconMambaConfig, Mamba2Config, MambaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
@@ -24,10 +25,11 @@ from kinopoisk_ft.models.pooling import check_pooling, pool
 from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
+from kinopoisk_ft.ops.rms_norm.op import rms_norm
 from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
 from kinopoisk_ft.ops.ssd.op import BACKENDS as SSD_BACKENDS
 
-AnyConfig: TypeAlias = MambaConfig | Mamba2Config
+AnyConfig: TypeAlias = MambaConfig | FalconMambaConfig | Mamba2Config
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +37,13 @@ log = logging.getLogger(__name__)
 class MambaMixer(nn.Module):
     """The mixer of Mamba, with a causal convolution and a gated selective scan."""
 
-    def __init__(self, config: MambaConfig, scan_backend: str) -> None:
+    def __init__(self, config: MambaConfig | FalconMambaConfig, scan_backend: str) -> None:
         super().__init__()
         inner, states, rank = config.intermediate_size, config.state_size, config.time_step_rank
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
         self.conv_backend = match_conv_backend(scan_backend)
+        self.norm_eps = config.mixer_rms_eps if isinstance(config, FalconMambaConfig) else None
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias
@@ -68,6 +71,8 @@ class MambaMixer(nn.Module):
         u = causal_conv1d(u, kernel, self.conv1d.bias, lengths, self.conv_backend)
         # dt has the shape (B, L, R), B and C have (B, L, N), and delta has (B, L, E).
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
+        if self.norm_eps is not None:
+            dt, B, C = (rms_norm(x.float(), None, self.norm_eps, dtype=x.dtype) for x in (dt, B, C))
         # delta is near -5, where bf16 rounds to multiples of 0.03. The step size, softplus(delta),
         # would then have an error of 1 to 2 %.
         with disable_autocast(dt.device):
@@ -80,7 +85,7 @@ class MambaMixer(nn.Module):
         return self.out_proj(y)
 
     @torch.no_grad()
-    def reset_parameters(self, config: MambaConfig) -> None:
+    def reset_parameters(self, config: MambaConfig | FalconMambaConfig) -> None:
         """Initialize the weights in place, as `transformers` does."""
         # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
@@ -128,7 +133,7 @@ class MambaBackbone(nn.Module):
     """A network of token embeddings, Mamba blocks and a final norm.
 
     Args:
-        config: MambaConfig or Mamba2Config; its class determines the mixer.
+        config: its class determines the mixer.
         scan_backend: implementation of the scan; "auto" selects one for the device.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Mamba2Config, MambaConfig
@@ -30,7 +31,7 @@ from kinopoisk_ft.models.tokenizers import (
     HUB_FIX,
     check_ids,
 )
-from kinopoisk_ft.models.untrusted import explain_load_errors, read_shard_names
+from kinopoisk_ft.models.untrusted import INDEX, explain_load_errors, read_shard_names
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ NO_ADAPTER = {"conv1d": "its weight is passed directly to the fused convolution"
 
 @dataclass(kw_only=True, eq=False)
 class Mamba(CheckpointRecipe):
-    """A recipe for a classifier with a pretrained Mamba or Mamba-2 (model=mamba or mamba2)."""
+    """A recipe for a classifier with a pretrained Mamba, Falcon Mamba or Mamba-2.
+
+    It is used by model=mamba, mamba2, mamba_ru and falcon_mamba.
+    """
 
     pooling: Pooling
     scan_backend: Backend
@@ -189,15 +193,13 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
-    """Load all safetensors weights of a local folder or Hub repository.
-
-    A folder may contain shards, but a repository must contain one file.
+    """Load all safetensors weights of a local folder or Hub repository, one file or shards.
 
     Raises:
         UserError: a file is missing or damaged, or cannot be downloaded.
     """
     if Path(name).is_dir():
-        index = Path(name) / "model.safetensors.index.json"
+        index = Path(name) / INDEX
         names = read_shard_names(index) if index.exists() else [WEIGHTS]
         files = [Path(name) / shard for shard in names]
         for file in files:
@@ -206,9 +208,20 @@ def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
                 raise UserError(what, where="model.name", fix=HUB_FIX)
     else:
         with access_hub("model", name, HUB_FIX):
-            files = [Path(hf_hub_download(name, WEIGHTS, revision=revision))]
+            files = _download_weights(name, revision)
     weights: dict[str, Tensor] = {}
     for file in files:
         with explain_load_errors(file):
             weights |= load_file(file)
     return weights
+
+
+def _download_weights(name: str, revision: str | None) -> list[Path]:
+    try:
+        return [Path(hf_hub_download(name, WEIGHTS, revision=revision))]
+    except EntryNotFoundError as error:
+        try:
+            index = Path(hf_hub_download(name, INDEX, revision=revision))
+        except EntryNotFoundError:
+            raise error from None
+    return [Path(hf_hub_download(name, n, revision=revision)) for n in read_shard_names(index)]

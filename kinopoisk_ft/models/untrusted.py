@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 
 from kinopoisk_ft.errors import UserError
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEX = "model.safetensors.index.json"
+INDEXES = (INDEX, "pytorch_model.bin.index.json")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNTRUSTED = "download the model folder again from a source that you trust"
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import Mamba2Config, MambaConfig, MambaForCausalLM, MambaModel
+from transformers import (
+    FalconMambaConfig,
+    FalconMambaModel,
+    Mamba2Config,
+    MambaConfig,
+    MambaForCausalLM,
+    MambaModel,
+)
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import mamba
@@ -47,14 +56,18 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(1, 50, (batch, length), generator=generator)
 
 
-@pytest.fixture(scope="module")
-def oracle() -> MambaModel:
+@pytest.fixture(scope="module", params=["mamba", "falcon_mamba"])
+def oracle(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
-    return MambaModel(tiny(use_bias=True, rescale_prenorm_residual=True)).eval()
+    config = tiny(use_bias=True, rescale_prenorm_residual=True)
+    if request.param == "mamba":
+        return MambaModel(config).eval()
+    # A large epsilon, so that a norm with another epsilon would be noticed.
+    return FalconMambaModel(FalconMambaConfig(**config.to_diff_dict(), mixer_rms_eps=0.1)).eval()
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
-def test_values_and_gradients_equal_those_of_transformers(oracle: MambaModel, backend: str) -> None:
+def test_values_and_gradients_equal_those_of_transformers(oracle: Any, backend: str) -> None:
     ours = MambaBackbone(oracle.config, backend)
     ours.load_state_dict(oracle.state_dict())
     ids = tokens(3, 37)

@@ -199,7 +199,7 @@ def test_a_mamba_is_not_an_encoder(tmp_path: Path) -> None:
         UserError, match=r"model=encoder does not support .*, a 'mamba' model"
     ) as error:
         built(tiny.mamba())
-    assert error.value.fix == "use model=mamba"
+    assert error.value.fix == f"use model=mamba model.name={tiny.mamba()}"
 
 
 def test_a_mamba_folder_without_a_tokenizer(tmp_path: Path) -> None:
