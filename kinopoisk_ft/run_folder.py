@@ -45,6 +45,8 @@ ADDED = {
     "data.train_limit": None,
     "data.window_stride": None,
     "data.max_windows": 8,
+    "data.text_prefix": "",
+    "model.text_prefix": "",
     "model.window_pooling": "mean",
 }
 

@@ -59,7 +59,7 @@ def test_a_run_of_a_version_with_fewer_options_is_resumed(tmp_path: Path) -> Non
     for key in (*ADDED, "data.train_seed"):
         group, name, *more = key.split(".")
         if not more:
-            before[group].pop(name)
+            before[group].pop(name, None)
     RunFolder(tmp_path, before).mark_started("abc")
     assert RunFolder(tmp_path, now).find_run() == "abc"
     changed = plain(compose_config(["model=mamba_scratch", "data=demo", "trainer.min_steps=9"]))

@@ -72,6 +72,8 @@ class Preprocessing:
         max_characters: maximum number of characters, also for TF-IDF; None for no limit.
         strip_scores: whether to remove grades that are written in a text, such as "8 из 10".
         window_stride, max_windows: see `Windows`; used only with truncation="windows".
+        text_prefix: text that is put before each text, or before each of its windows, when it is
+            tokenized. Its tokens count toward `max_length`, and truncation never removes them.
     """
 
     max_length: int
@@ -80,6 +82,7 @@ class Preprocessing:
     strip_scores: bool = False
     window_stride: int | None = None
     max_windows: int | None = None
+    text_prefix: str = ""
 
     def __post_init__(self) -> None:
         if self.truncation not in TRUNCATIONS:

@@ -127,8 +127,8 @@ class DataRecipe(ABC):
     Args:
         limit: maximum number of rows to keep after cleaning; if None, all rows are kept.
         classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
-        max_length, truncation, max_characters, strip_scores, window_stride, max_windows: see
-            `Preprocessing`.
+        max_length, truncation, max_characters, strip_scores, window_stride, max_windows,
+            text_prefix: see `Preprocessing`.
         empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
         near_duplicates: if "drop", near-duplicates are dropped (see `drop_near_duplicates`); if
             "keep", all rows are kept.
@@ -150,6 +150,7 @@ class DataRecipe(ABC):
     strip_scores: bool = False
     window_stride: int | None = None
     max_windows: int | None = None
+    text_prefix: str = ""
     near_duplicates: str = "keep"
     split: str = "random"
     split_column: str | None = None

@@ -119,16 +119,16 @@ def encode(
     """
     cut = preprocessing.texts(texts)
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
-    whole_counts = iter(_count_tokens(shortened, tokenizer))
+    whole_counts = iter(_count_tokens(shortened, tokenizer, preprocessing.text_prefix))
     columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(TextCoverage)}}
-    special = sum(count_special_tokens(tokenizer))
+    added = sum(count_added_tokens(tokenizer, preprocessing.text_prefix))
     rows = _truncate_and_encode(cut, tokenizer, preprocessing)
     for text, part, (ids, seen, count) in zip(texts, cut, rows, strict=True):
         columns["input_ids"].append(ids)
         columns["characters"].append(len(text))
         columns["characters_seen"].append(seen)
         columns["tokens"].append(count if part == text else next(whole_counts))
-        columns["tokens_seen"].append(len(ids) - special)
+        columns["tokens_seen"].append(len(ids) - added)
     return columns
 
 
@@ -150,19 +150,22 @@ def _truncate_and_encode(
 
     Returns:
         For each text: the token ids, the number of characters that these ids cover, and the number
-        of tokens before truncation, without special tokens.
+        of tokens before truncation. The numbers do not include special tokens and the prefix.
     """
-    left, right = count_special_tokens(tokenizer)
+    prefix = preprocessing.text_prefix
+    left, right = count_added_tokens(tokenizer, prefix)
     find_omitted = _make_finder(tokenizer, preprocessing)
     rows = []
     for batch in batch_texts(texts):
-        encoding = _encode_whole(batch, tokenizer)
+        encoding = _encode_whole(batch, tokenizer, prefix)
         for i, (text, ids) in enumerate(zip(batch, encoding["input_ids"], strict=True)):
             seen, count, omitted = len(text), len(ids) - left - right, find_omitted(len(ids))
             if omitted:
                 head, tail = omitted.start > left, omitted.stop < len(ids) - right
-                seen = encoding.token_to_chars(i, omitted.start - 1).end if head else 0
-                seen += len(text) - encoding.token_to_chars(i, omitted.stop).start if tail else 0
+                first, last = omitted.start - 1, omitted.stop
+                seen = encoding.token_to_chars(i, first).end - len(prefix) if head else 0
+                if tail:
+                    seen += len(prefix + text) - encoding.token_to_chars(i, last).start
                 ids = ids[: omitted.start] + ids[omitted.stop :]
             rows.append((ids, seen, count))
     return rows
@@ -175,10 +178,11 @@ def encode_with_spans(
 
     Returns:
         The token ids, and the span (start, end) of each token in the text, in characters. The span
-        is None for special tokens.
+        is None for special tokens and for tokens of the prefix.
     """
-    left, right = count_special_tokens(tokenizer)
-    encoding = _encode_whole([text], tokenizer)
+    prefix = preprocessing.text_prefix
+    left, right = count_added_tokens(tokenizer, prefix)
+    encoding = _encode_whole([text], tokenizer, prefix)
     ids = encoding["input_ids"][0]
     omitted = _make_finder(tokenizer, preprocessing)(len(ids))
     places = [place for place in range(len(ids)) if place not in omitted]
@@ -186,13 +190,15 @@ def encode_with_spans(
     for place in places:
         is_text = left <= place < len(ids) - right
         found = encoding.token_to_chars(0, place) if is_text else None
-        spans.append((found.start, found.end) if found else None)
+        # The first token of the text may start with the last space of the prefix.
+        start, end = (found.start - len(prefix), found.end - len(prefix)) if found else (0, 0)
+        spans.append((max(0, start), end) if end > 0 else None)
     return [ids[place] for place in places], spans
 
 
 def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
     """Return a function that maps a number of tokens to the positions that truncation omits."""
-    left, right = count_special_tokens(tokenizer)
+    left, right = count_added_tokens(tokenizer, preprocessing.text_prefix)
     windows = find_windows(tokenizer, preprocessing)
     room = preprocessing.max_length - left - right if windows is None else windows.max_tokens
     return lambda length: find_omitted(length, left, right, room, preprocessing.truncation)
@@ -204,12 +210,12 @@ def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None
     Raises:
         UserError: `max_length` leaves no room for the text, or the stride exceeds a window.
     """
-    left, right = count_special_tokens(tokenizer)
+    left, right = count_added_tokens(tokenizer, preprocessing.text_prefix)
     room = preprocessing.max_length - left - right
     if room < 1:
         raise UserError(
-            f"data.max_length={preprocessing.max_length} leaves no room for the text, because the "
-            f"tokenizer adds {left + right} special tokens",
+            f"data.max_length={preprocessing.max_length} leaves no room for the text, because "
+            f"special tokens and data.text_prefix take {left + right} tokens",
             where="data.max_length",
             fix=f"set data.max_length to {left + right + 1} or more",
         )
@@ -219,15 +225,15 @@ def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None
     return Windows.of(room, stride, number, left, right)
 
 
-def _count_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
-    special = sum(count_special_tokens(tokenizer))
-    encodings = (_encode_whole(batch, tokenizer)["input_ids"] for batch in batch_texts(texts))
-    return [len(ids) - special for ids in chain.from_iterable(encodings)]
+def _count_tokens(texts: Sequence[str], tokenizer: Any, prefix: str) -> list[int]:
+    added = sum(count_added_tokens(tokenizer, prefix))
+    encodings = (_encode_whole(b, tokenizer, prefix)["input_ids"] for b in batch_texts(texts))
+    return [len(ids) - added for ids in chain.from_iterable(encodings)]
 
 
-def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
+def _encode_whole(texts: Sequence[str], tokenizer: Any, prefix: str) -> Any:
     return tokenizer(
-        list(texts),
+        [prefix + text for text in texts],
         # "[SEP]" in a review is ordinary text, not a special token.
         split_special_tokens=True,
         truncation=False,
@@ -239,11 +245,17 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any) -> Any:
     )
 
 
-def count_special_tokens(tokenizer: Any) -> tuple[int, int]:
-    """Return the numbers of special tokens that a tokenizer adds before and after a text."""
+def count_added_tokens(tokenizer: Any, prefix: str) -> tuple[int, int]:
+    """Return how many tokens are before and after a text: special tokens and the prefix."""
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
-    left = mask.index(0)
-    return left, mask[::-1].index(0)
+    left, right = mask.index(0), mask[::-1].index(0)
+    if not prefix:
+        return left, right
+    encoding = _encode_whole(["а"], tokenizer, prefix)
+    places = range(left, len(encoding["input_ids"][0]) - right)
+    # The last space belongs to the text, because many tokenizers join it to the next word.
+    ends = [encoding.token_to_chars(0, place).end for place in places]
+    return left + sum(end <= len(prefix.rstrip(" ")) for end in ends), right
 
 
 def log_example(input_ids: Sequence[int], tokenizer: Any) -> None:
@@ -269,6 +281,8 @@ def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Prep
     limits = (preprocessing.max_length, preprocessing.truncation, preprocessing.max_characters)
     if preprocessing.reads_windows:
         limits = (*limits, preprocessing.window_stride, preprocessing.max_windows)
+    if preprocessing.text_prefix:
+        limits = (*limits, preprocessing.text_prefix)
     digest = hashlib.sha256(f"{VERSION} {limits} ".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     # The length before each text ensures that different texts give different bytes.

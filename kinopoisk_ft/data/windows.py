@@ -16,13 +16,13 @@ DEFAULT_STRIDE = 0.75
 
 @dataclass(frozen=True)
 class Windows:
-    """The sizes of windows. Every window has the special tokens of a whole review.
+    """The sizes of windows. Every window has the special tokens and the prefix of a whole review.
 
     Args:
         room: maximum number of text tokens in a window.
         stride: maximum distance between the starts of two adjacent windows, in tokens.
         max_windows: maximum number of windows of a review; None for no limit.
-        left, right: numbers of special tokens before and after the text.
+        left, right: numbers of tokens before and after the text: special tokens and the prefix.
     """
 
     room: int

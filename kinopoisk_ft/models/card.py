@@ -15,8 +15,8 @@ from kinopoisk_ft.models.untrusted import check_contents
 CARD = "kinopoisk_ft.json"
 FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
-# format 4 adds windows. Format 5 adds `dtype`, and a config.json with which transformers can load
-# the classifier.
+# format 4 adds windows. Format 5 adds `dtype`, `text_prefix`, and a config.json with which
+# transformers can load the classifier.
 READABLE_FORMATS = (1, 2, 3, 4, FORMAT)
 
 
@@ -26,8 +26,9 @@ class Card:
 
     Args:
         kind: format of the saved weights (`name` of a `Layout`), or "tfidf".
-        max_length, truncation, max_characters, strip_scores, window_stride, max_windows: see
-            `Preprocessing`. If an older card lacks an option, its default was used in training.
+        max_length, truncation, max_characters, strip_scores, window_stride, max_windows,
+            text_prefix: see `Preprocessing`. If an older card lacks an option, its default was used
+            in training.
         window_pooling: see `WindowPooling`; None if the model reads no windows.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
         dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
@@ -46,6 +47,7 @@ class Card:
     strip_scores: bool = False
     window_stride: int | None = None
     max_windows: int | None = None
+    text_prefix: str = ""
     window_pooling: str | None = None
     pooling: str = ""
     is_peft: bool = False

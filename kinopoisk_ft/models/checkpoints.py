@@ -34,12 +34,14 @@ class CheckpointRecipe(ModelRecipe):
         revision: branch, tag or commit of the checkpoint on the Hub.
         tokenizer: Hub id or local folder of the tokenizer.
         tokenizer_revision: revision of the tokenizer; ignored if `tokenizer` equals `name`.
+        text_prefix: default of `data.text_prefix`, which a run reads instead.
     """
 
     name: str
     revision: str | None
     tokenizer: str
     tokenizer_revision: str | None = None
+    text_prefix: str = ""
 
     def __post_init__(self) -> None:
         check_folder(self.name, "model.name")

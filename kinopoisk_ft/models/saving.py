@@ -27,7 +27,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from kinopoisk_ft.data.tokens import count_special_tokens
+from kinopoisk_ft.data.tokens import count_added_tokens
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.hub_access import access_hub
@@ -92,6 +92,8 @@ def _describe_differences(card: Card) -> str:
         notes.append(f"keep the first {length} tokens of a longer text instead of all its windows")
     if (characters := card.max_characters) is not None:
         notes.append(f"do not truncate texts to {characters} characters before tokenization")
+    if card.text_prefix:
+        notes.append(f"do not put {card.text_prefix!r} before a text")
     if card.strip_scores:
         notes.append("do not remove grades written in a text")
     return f"Tools other than kinopoisk_ft {'; they '.join(notes)}." if notes else ""
@@ -129,7 +131,7 @@ def _divides_texts(card: Card) -> bool:
 
 
 def _find_windows(tokenizer: Any, card: Card) -> Windows:
-    left, right = count_special_tokens(tokenizer)
+    left, right = count_added_tokens(tokenizer, card.text_prefix)
     room = card.max_length - left - right
     if card.truncation == "head_tail":
         # A single window keeps the head and the tail of a text.

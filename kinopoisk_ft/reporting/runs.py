@@ -32,23 +32,25 @@ GROUPS = ("model.", "adapter.", "data.", "trainer.")
 # These keys do not change what is learned. All other keys of the groups distinguish rows.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
-    "data.train_seed",
+    "data.train_seed", "model.text_prefix",
 )  # fmt: skip
 # Settings that only a model that reads windows uses.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
 # Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
-NOT_ITS_SETTINGS = (*NOT_SETTINGS, *OF_WINDOWS, "trainer.", "adapter.", "data.max_length")
+NOT_ITS_SETTINGS = (
+    *NOT_SETTINGS, *OF_WINDOWS, "trainer.", "adapter.", "data.max_length", "data.text_prefix",
+)  # fmt: skip
 # Settings that runs of earlier versions lack, with the values that mean the same.
 SAME_AS_MISSING = {
     "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
-    "data.train_limit": "None",
+    "data.train_limit": "None", "data.text_prefix": "",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. If one of them differs, a run does not replace an older
 # run.
 READ = (
     "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
-    "data.train_limit", "data.window_stride", "data.max_windows",
+    "data.train_limit", "data.window_stride", "data.max_windows", "data.text_prefix",
 )  # fmt: skip
 CAUSE_CHARACTERS = 160
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # which reviews and scores are compared.
 SEARCHED = (
     "model.", "adapter.", "trainer.", "trainer/", "data.max_length", "data.truncation",
-    "data.window_stride", "data.max_windows",
+    "data.window_stride", "data.max_windows", "data.text_prefix",
 )  # fmt: skip
 COMPARED = {"trainer.seed", "trainer.best_metric", "trainer.device"}
 EXAMPLE = "'adapter.lr=tag(log,interval(1e-4,1e-2))'"

@@ -49,8 +49,10 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
     with clock.section("eval"):
         probabilities, test_scores = _score(recipe, texts["test"], data.test["label"].to_numpy())
     with clock.section("save"):
-        # The baseline reads words instead of tokens, so a limit in tokens has no meaning for it.
-        card = Card("tfidf", list(data.class_names), **{**asdict(preprocessing), "max_length": 0})
+        # The baseline reads words instead of tokens, so a limit in tokens has no meaning for it. A
+        # prefix would be the same words in every review.
+        unused = {"max_length": 0, "text_prefix": ""}
+        card = Card("tfidf", list(data.class_names), **{**asdict(preprocessing), **unused})
         with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)

@@ -144,7 +144,7 @@ def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
 
 
 def test_max_length_without_room_for_text_is_refused() -> None:
-    with pytest.raises(UserError, match=r"leaves no room .* adds 2 special tokens") as caught:
+    with pytest.raises(UserError, match=r"leaves no room .* take 2 tokens") as caught:
         encode(["фильм"], tokenizer("bert"), Preprocessing(2))
     assert caught.value.fix == "set data.max_length to 3 or more"
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from kinopoisk_ft.data.preprocessing import Preprocessing, split_room
-from kinopoisk_ft.data.tokens import batch_texts, encode, encode_ids
+from kinopoisk_ft.data.tokens import batch_texts, encode, encode_ids, encode_with_spans
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.tokenizers import END, load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
@@ -115,6 +115,51 @@ def test_marks_in_a_review_are_text(mark: str) -> None:
         assert len(marked) > len(plain) + 1
 
 
+PREFIXES = ("query: ", "Instruct: оценить\nQuery: ")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_truncation_keeps_the_prefix(tokenizer: Any, prefix: str) -> None:
+    """The oracle truncates the ids of prefix and text, and never the ids of the prefix."""
+    rng = random.Random(4)
+    texts = ["фильм " + " ".join(rng.choices(WORDS[:4], k=n)) for n in (0, 3, 300)]
+    bare = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    # The last space belongs to the text.
+    size = len(tokenizer(prefix.rstrip(), **bare)["input_ids"])
+    marks = tokenizer("", add_special_tokens=True)["input_ids"]
+    left, right = marks[: (len(marks) + 1) // 2], marks[(len(marks) + 1) // 2 :]
+    for truncation in MODES:
+        preprocessing = Preprocessing(len(marks) + size + 12, truncation, text_prefix=prefix)
+        found = encode(texts, tokenizer, preprocessing)
+        for text, ids, seen in zip(
+            texts, found["input_ids"], found["characters_seen"], strict=True
+        ):
+            inner = tokenizer(prefix + text, **bare)["input_ids"]
+            kept = inner[size:]
+            if len(kept) > 12:
+                head, tail = split_room(12, truncation)
+                kept = kept[:head] + kept[len(kept) - tail :]
+            assert ids == [*left, *inner[:size], *kept, *right]
+            assert seen == len(text) if len(inner) - size <= 12 else 0 < seen <= len(text)
+        assert found["characters_seen"][-1] < len(texts[-1])
+        assert found["tokens"] == [
+            len(tokenizer(prefix + text, **bare)["input_ids"]) - size for text in texts
+        ]
+
+
+def test_spans_of_a_text_behind_a_prefix(tokenizer: Any) -> None:
+    text = "фильм хорош " * 20
+    preprocessing = Preprocessing(40, "tail", text_prefix="query: ")
+    ids, spans = encode_with_spans(text, tokenizer, preprocessing)
+    assert ids == encode_ids([text], tokenizer, preprocessing)[0]
+    size = len(tokenizer("query:", split_special_tokens=True)["input_ids"])
+    first = next(place for place, span in enumerate(spans) if span)
+    assert first in (size, size - 1)  # without the special token at the end
+    covered = {i for span in spans if span for i in range(*span)}
+    letters = {i for i in range(min(covered), len(text)) if text[i] != " "}
+    assert letters <= covered <= set(range(len(text)))
+
+
 ODD = {
     "spaces between": "фильм" + " " * 40_000 + "хорош", "one word": "а" * 40_000,
     "emoji": "😀👨‍👩‍👧🇷🇺" * 300, "right to left": "סרט מצוין ומרגש מאוד " * 300,
@@ -153,3 +198,14 @@ def test_ids_of_a_real_tokenizer(shared: Path) -> None:
         assert encode_ids(texts, tokenizer, preprocessing) == [
             expected(text, tokenizer, preprocessing) for text in texts
         ]
+
+
+def test_a_prefix_with_a_real_tokenizer(shared: Path) -> None:
+    """e5 was trained on "query: text", so the ids are those of the joined text."""
+    tokenizer = load_tokenizer(str(shared / "models" / "e5-small-ru"))
+    found = encode_ids(["Фильм хорош"], tokenizer, Preprocessing(64, text_prefix="query: "))
+    assert found == tokenizer(["query: Фильм хорош"])["input_ids"]
+    text = "слово " * 500
+    short = encode_ids([text], tokenizer, Preprocessing(64, "tail", text_prefix="query: "))[0]
+    assert len(short) == 64
+    assert tokenizer.decode(short).startswith("<s> query: слово")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tiny
@@ -94,3 +96,19 @@ def test_a_stride_that_skips_tokens_is_refused() -> None:
         UserError, match=r"data.window_stride=11 skips tokens, because a window has"
     ):
         find_windows(load_tokenizer(tiny.bert()), Preprocessing(12, "windows", window_stride=11))
+
+
+@pytest.mark.parametrize("folder", [tiny.bert, tiny.mamba])
+def test_every_window_starts_with_the_prefix(folder: Callable[[], str]) -> None:
+    tokenizer = load_tokenizer(folder())
+    preprocessing = Preprocessing(32, "windows", max_windows=None, text_prefix="фильм ")
+    ids = tokenize([TEXT], tokenizer, preprocessing).input_ids[0]
+    assert ids == tokenizer([f"фильм {TEXT}"])["input_ids"][0]
+    windows = find_windows(tokenizer, preprocessing)
+    assert windows is not None
+    parts = windows.cut(ids)
+    assert len(parts) > 3
+    assert all(len(part) == 32 for part in parts)
+    start = ids[: windows.left]
+    assert tokenizer.decode(start).replace("[CLS]", "").replace(" ", "") == "фильм"
+    assert all(part[: windows.left] == start for part in parts)
