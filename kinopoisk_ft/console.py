@@ -9,7 +9,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, ClassVar, ParamSpec, TextIO
 
@@ -135,6 +136,18 @@ def silence_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+@contextmanager
+def silence_package() -> Iterator[None]:
+    """Drop all log messages of this package below ERROR inside the `with` block."""
+    package = logging.getLogger("kinopoisk_ft")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
 
 
 @cache

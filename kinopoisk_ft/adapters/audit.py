@@ -152,10 +152,11 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
             record_inputs(blocks[-1] if all_below else blocks[layers]) as inputs,
         ):
             run_example_batch(network.module)
-    except UserError as error:
-        # The config names an operator that needs a GPU, and this module is still on the CPU.
+    except (UserError, RuntimeError) as error:
+        # The config names an operator that needs a GPU, and this module is still on the CPU. Or the
+        # module is on the meta device, and its forward pass reads values.
         log.warning(
-            "cannot check whether all weights below the frozen layers are frozen: %s", error.what
+            "cannot check whether all weights below the frozen layers are frozen: %s", error
         )
         return []
     states = [*outputs.values()] if all_below else inputs

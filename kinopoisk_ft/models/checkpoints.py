@@ -54,9 +54,7 @@ class CheckpointRecipe(ModelRecipe):
     def measure_layers(self) -> tuple[int, int]:
         """Count the weights of the architecture, except its embeddings, without loading them."""
         config = load_config(self.name, self.revision)
-        with torch.device("meta"):
-            model: Any = AutoModel.from_config(config)
-        body = model.get_encoder() if has_decoder(config) else model
+        body = build_without_weights(config)
         embeddings = sum(
             part.weight.numel() for part in body.modules() if isinstance(part, nn.Embedding)
         )
@@ -162,6 +160,14 @@ def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
 def has_decoder(config: PreTrainedConfig) -> bool:
     """Return whether `AutoModel` would load a decoder in addition to the encoder."""
     return config.is_encoder_decoder or _has_separate_encoder(config)
+
+
+def build_without_weights(config: PreTrainedConfig) -> nn.Module:
+    """Build the encoder of an architecture on the meta device, which stores no weights."""
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(config)
+    encoder: nn.Module = model.get_encoder() if has_decoder(config) else model
+    return encoder
 
 
 def load_encoder(

@@ -11,8 +11,6 @@ import torch
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    Mamba2Config,
-    MambaConfig,
     PreTrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
@@ -24,6 +22,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.checkpoints import (
     CheckpointRecipe,
+    build_without_weights,
     check_dropout,
     has_decoder,
     load_config,
@@ -49,6 +48,7 @@ from kinopoisk_ft.models.heads import (
     reset_layer,
     set_classes,
 )
+from kinopoisk_ft.models.mamba import AnyConfig as AnyMambaConfig
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.padding import (
     check_padding,
@@ -160,6 +160,14 @@ class Encoder(CheckpointRecipe):
                 fix="use model.dtype=fp32; to compute in bf16, use trainer.precision=bf16",
             )
 
+    def build_skeleton(self) -> Network | None:
+        """Build a classifier without weights; the head may differ from the one of `build`."""
+        config = self._read_config()
+        self._has_classifier(config)
+        with torch.device("meta"):
+            encoder = build_without_weights(config)
+            return build_pooled_network(encoder, config, 2, "mean", [], self.base, self.revision)
+
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a masked language model for pretraining."""
         config = self._read_config()
@@ -245,7 +253,7 @@ class Encoder(CheckpointRecipe):
 
     def _read_config(self) -> PreTrainedConfig:
         config = load_config(self.name, self.revision)
-        if isinstance(config, MambaConfig | Mamba2Config):
+        if isinstance(config, AnyMambaConfig):
             raise UserError(
                 f"model=encoder does not support '{self.name}', a '{config.model_type}' model",
                 where="model.name",

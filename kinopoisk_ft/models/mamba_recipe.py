@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
@@ -61,6 +62,12 @@ class Mamba(CheckpointRecipe):
         return describe_mamba(
             module, self.base, self.pooling, self.revision, self.used_window_pooling
         )
+
+    def build_skeleton(self) -> Network | None:
+        """Build the classifier without weights, on the meta device."""
+        with torch.device("meta"):
+            module = MambaClassifier(self._build_config(None), 2, self.pooling)
+        return describe_mamba(module, self.base, self.pooling, self.revision)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a language model that predicts the next token, for pretraining."""

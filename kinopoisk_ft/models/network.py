@@ -301,6 +301,10 @@ class ModelRecipe:
         """Build the classifier in fp32."""
         raise NotImplementedError
 
+    def build_skeleton(self) -> Network | None:
+        """Build the classifier without weights, on the meta device; None if this is impossible."""
+        return None
+
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a language model for pretraining."""
         raise NotImplementedError

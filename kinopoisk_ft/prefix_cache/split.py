@@ -26,6 +26,7 @@ from kinopoisk_ft.models.network import (
     list_blocks,
     record_outputs,
     replace_forward,
+    run_example_batch,
 )
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.window_pooling import find_filled_windows
@@ -196,6 +197,45 @@ def _read_config(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def check_split(network: Network, module: nn.Module) -> SplitNetwork:
+    """Check that the architecture allows to cache the layers that an adapter leaves frozen.
+
+    Args:
+        module: the network with its adapter, in evaluation mode; it may be on the meta device.
+
+    Returns:
+        The split above all frozen layers.
+
+    Raises:
+        UserError: the first block depends on a trained parameter, the blocks pool adjacent tokens,
+            training skips random layers, or the head reads padding.
+    """
+    if network.pooling == "last_position":
+        raise UserError(
+            "model.pooling=last_position reads the padding tokens of a batch, and the cache does "
+            "not contain their activations",
+            where=WHERE,
+            fix=f"set model.pooling=last or {OFF}",
+        )
+    if _read_config(network.module).get("encoder_layerdrop"):
+        raise UserError(
+            "the prefix cache does not work with LayerDrop, which skips random layers in training",
+            where=WHERE,
+            fix=f"set encoder_layerdrop to 0 in the config.json of the checkpoint, or set {OFF}",
+        )
+    name = network.layout.backbone
+    trained = any(p.requires_grad for p in network.module.get_submodule(name).parameters())
+    blocks = network.module.get_submodule(network.layers) if network.layers else nn.ModuleList()
+    if trained and any(isinstance(part, nn.ModuleList) for part in blocks.children()):
+        raise UserError(
+            f"the prefix cache does not work with {type(network.module).__name__}, because its "
+            "blocks pool adjacent tokens",
+            where=WHERE,
+            fix=f"use adapter=head, or set {OFF}",
+        )
+    return _find_frozen(network, module)
+
+
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
     """Split a network into frozen layers, whose output can be cached, and trained layers.
 
@@ -211,21 +251,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         UserError: the first block depends on a trained parameter, or the logits cannot be computed
             from cached activations.
     """
-    if network.pooling == "last_position":
-        raise UserError(
-            "model.pooling=last_position reads the padding tokens of a batch, and the cache does "
-            "not contain their activations",
-            where=WHERE,
-            fix=f"set model.pooling=last or {OFF}",
-        )
-    if _read_config(network.module).get("encoder_layerdrop"):
-        raise UserError(
-            "the prefix cache does not work with LayerDrop, which skips random layers in training",
-            where=WHERE,
-            fix=f"set encoder_layerdrop to 0 in the config.json of the checkpoint, or set {OFF}",
-        )
-    module.eval()
-    whole = _find_frozen(network, module, batch)
+    whole = check_split(network, module.eval())
     for split in _candidates(whole):
         if _gives_same_logits(split, batch):
             return split
@@ -237,7 +263,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
     )
 
 
-def _find_frozen(network: Network, module: nn.Module, batch: Any) -> SplitNetwork:
+def _find_frozen(network: Network, module: nn.Module) -> SplitNetwork:
     """Return the split above all frozen blocks, and above the backbone if it is frozen."""
     blocks = list_blocks(network)
     name = network.layout.backbone
@@ -245,7 +271,7 @@ def _find_frozen(network: Network, module: nn.Module, batch: Any) -> SplitNetwor
     raw: list[Any] = []
     handle = blocks[0].register_forward_hook(lambda _, __, output: raw.append(output))
     with torch.enable_grad(), record_outputs([*blocks, *backbone]) as outputs:
-        module(**batch)
+        run_example_batch(module)
     handle.remove()
     layer = next((i for i, b in enumerate(blocks) if outputs[b].requires_grad), len(blocks))
     if layer == 0:

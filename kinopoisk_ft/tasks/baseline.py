@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import TextCoverage, compute_truncated_share
 from kinopoisk_ft.errors import UserError
@@ -20,11 +21,11 @@ from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
 from kinopoisk_ft.training.distributed.processes import world_size
+from kinopoisk_ft.training.loop import Trainer
 
 
-def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
-    """Fit, score and save the TF-IDF baseline."""
-    adapter, trainer, data = inputs.adapter, inputs.trainer, inputs.data
+def check_baseline(adapter: Adapter, trainer: Trainer) -> None:
+    """Raise UserError if the baseline does not support an option."""
     trainer.reject_class_balancing("the TF-IDF baseline has its own option, model.class_weight")
     if getattr(adapter, "freezes", True) or getattr(adapter, "needs_saved_base", False):
         raise UserError(
@@ -36,6 +37,11 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
             where="torchrun",
             fix="start the run without torchrun",
         )
+
+
+def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
+    """Fit, score and save the TF-IDF baseline."""
+    trainer, data = inputs.trainer, inputs.data
     device = torch.device("cpu")
     reset_peak_memory(device)
     clock = Clock()

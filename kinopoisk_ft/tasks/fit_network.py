@@ -18,6 +18,8 @@ from kinopoisk_ft.adapters.audit import (
     log_trainable,
 )
 from kinopoisk_ft.adapters.base import Adapter
+from kinopoisk_ft.adapters.plain import BitFit, Freeze, Full, Head
+from kinopoisk_ft.console import silence_package
 from kinopoisk_ft.data.leakage import Overlap, PretrainingTexts
 from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.data.recipe import DataSplit
@@ -35,6 +37,7 @@ from kinopoisk_ft.models.card import CARD
 from kinopoisk_ft.models.network import Adapted, ModelRecipe, Network
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
+from kinopoisk_ft.prefix_cache.split import check_split
 from kinopoisk_ft.run_folder import CHECKPOINTS
 from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
@@ -49,6 +52,30 @@ from kinopoisk_ft.training.objective import Classification, compute_balanced_wei
 from kinopoisk_ft.training.precision import Precision
 
 log = logging.getLogger(__name__)
+
+
+def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> None:
+    """Check without data and weights that the architecture supports the adapter and the cache.
+
+    PEFT and adapters of the user may name modules by the layout of the head, which depends on the
+    weights, so they are checked later.
+
+    Raises:
+        UserError: the architecture does not support them.
+    """
+    # Building a network draws random numbers.
+    with torch.random.fork_rng(), silence_package():
+        network = recipe.build_skeleton()
+        if network is None or not isinstance(adapter, Full | Freeze | Head | BitFit):
+            return
+        adapted = adapter.apply(network)
+        if trainer.prefix_cache == "off":
+            return
+        try:
+            check_split(network, adapted.module.eval())
+        except RuntimeError as error:
+            # Some architectures read values, which the meta device does not have.
+            log.debug("the prefix cache is checked later, with the weights: %s", error)
 
 
 def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:

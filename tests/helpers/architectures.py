@@ -23,10 +23,12 @@ BART: dict[str, Any] = {
     "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
 T5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2}
+MAMBA: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "state_size": 4}
 # The prefix of the class names in transformers, and the sizes.
 SIZES: dict[str, dict[str, Any]] = {
     "Albert": {**BERT, "embedding_size": 8},
     "Bert": BERT,
+    "XLMRoberta": {**BERT, "pad_token_id": 0},
     "Roberta": {**BERT, "pad_token_id": 0},
     "Electra": {**BERT, "embedding_size": 8},
     "Deberta": {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
@@ -42,6 +44,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "DistilBert": {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32,
                    "max_position_embeddings": 64, "sinusoidal_pos_embds": True},
     "ModernBert": {**BERT, "local_attention": 8},
+    "ModernBertForMaskedLM": {**BERT, "local_attention": 8},
+    "NomicBert": BERT,
+    "Gte": BERT,
     "EuroBert": LLAMA,
     "T5": T5,
     "MT5": T5,
@@ -57,6 +62,9 @@ SIZES: dict[str, dict[str, Any]] = {
                "n_mamba_heads": 4, "mamba_ngroups": 1, "num_mem_blocks": 1, "adapter_rank": 4,
                "layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
                "use_shared_attention_adapter": False},
+    "Mamba": MAMBA,
+    "FalconMamba": MAMBA,
+    "Mamba2": {**MAMBA, "num_heads": 4, "head_dim": 8, "n_groups": 2},
 }  # fmt: skip
 PADS = {"MPNet": "[UNK]"}  # its positions start behind id 1, whatever the config says
 
@@ -78,10 +86,12 @@ def checkpoint(folder: Path, architecture: str, **config: Any) -> str:
         "vocab_size": len(made), "pad_token_id": made.pad_token_id, "bos_token_id": 2,
         "eos_token_id": 3, "sep_token_id": 3, "cls_token_id": 2,
     }  # fmt: skip
-    made_config = getattr(transformers, f"{architecture}Config")(
+    family = architecture.removesuffix("ForMaskedLM")
+    made_config = getattr(transformers, f"{family}Config")(
         **{**known, **SIZES[architecture], **config}
     )
-    kind = getattr(transformers, f"{architecture}Model")
+    whole = architecture != family
+    kind = getattr(transformers, architecture if whole else f"{family}Model")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         kind(made_config).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hub_server import HubServer
 from hydra.utils import instantiate
 from networks import NAMES
 from places import HELPERS
+from transformers import MambaModel
 
 # Runs in a process of its own, for huggingface_hub reads its environment once.
 BUILD = """
@@ -36,6 +38,7 @@ print("RESULT" + json.dumps(out))
 OVERRIDES = [
     ["model=encoder", "model.name=study/bert"],
     ["model=mamba", "model.name=study/mamba", "model.tokenizer=study/mamba"],
+    ["model=mamba_ru", "model.name=study/shards", "model.tokenizer=study/shards"],
 ]
 
 
@@ -52,9 +55,15 @@ def built(hub: HubServer, *, offline: bool = False, home: str = "home") -> dict[
 def test_networks_from_the_hub_its_cache_and_offline(hub: HubServer) -> None:
     shutil.copytree(tiny.bert(), hub.repo("study/bert"), dirs_exist_ok=True)
     shutil.copytree(tiny.mamba(), hub.repo("study/mamba"), dirs_exist_ok=True)
+    shards = hub.repo("study/shards")
+    shutil.copytree(tiny.mamba(), shards, dirs_exist_ok=True)
+    (shards / "model.safetensors").unlink()
+    MambaModel.from_pretrained(tiny.mamba()).save_pretrained(shards, max_shard_size="10KB")
+    assert len([*shards.glob("*.safetensors")]) > 1
     cold = built(hub)
-    for overrides, folder in zip(OVERRIDES, (tiny.bert(), tiny.mamba()), strict=True):
-        local = [o.replace("study/bert", folder).replace("study/mamba", folder) for o in overrides]
+    folders = (tiny.bert(), tiny.mamba(), tiny.mamba())
+    for overrides, folder in zip(OVERRIDES, folders, strict=True):
+        local = [re.sub("study/[a-z]+", folder, override) for override in overrides]
         recipe = instantiate(compose_config(local).model)
         tokenizer = recipe.load_tokenizer([])
         module = recipe.build(NAMES, tokenizer).module

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import DebertaV2Config, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import encode_ids
@@ -53,3 +54,17 @@ def test_no_text_to_train_on() -> None:
         (ids,) = encode_ids(["кино"], tokenizer, Preprocessing(64))
         assert ids
         assert tokenizer.pad_token_id is not None
+
+
+def test_a_sentencepiece_model_without_tokenizer_json(tmp_path: Path) -> None:
+    """The checkpoint of mDeBERTa has only this file."""
+    model = import_protobuf().ModelProto()
+    pieces = {"[PAD]": 3, "[CLS]": 3, "[SEP]": 3, "[UNK]": 2, "▁": 1, "▁фильм": 1, "а": 1}
+    for score, (piece, kind) in enumerate(pieces.items()):
+        model.pieces.add(piece=piece, score=-score, type=kind)
+    model.trainer_spec.unk_id = 3
+    model.normalizer_spec.name = "identity"
+    (tmp_path / "spm.model").write_bytes(model.SerializeToString())
+    DebertaV2Config(vocab_size=len(pieces)).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert encode_ids(["фильм а"], tokenizer, Preprocessing(8)) == [[1, 5, 4, 6, 2]]
