@@ -13,12 +13,13 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.config.prepared import Prepared
+from kinopoisk_ft.config.prepared import TAGS, Prepared
 from kinopoisk_ft.console import freeze_imported_objects, silence_libraries
 from kinopoisk_ft.files import check_writable, wrap_disk_full
 from kinopoisk_ft.provenance import RESULT
 from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.search.trial import Pruned, watch_trial
+from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import NoTracker, Tracker
 from kinopoisk_ft.tracking.offline import close_killed
@@ -58,6 +59,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         try:
             folder.mark_started(run_id)
             OmegaConf.save(cfg, out_dir / "config.yaml")
+            write_json(out_dir / TAGS, tags)
             tracker.artifact(out_dir / "config.yaml")
             with wrap_disk_full(out_dir):
                 result: Result = instantiate(cfg.task)(cfg, tracker, run_id, out_dir)

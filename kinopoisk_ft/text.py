@@ -15,6 +15,10 @@ from typing import Any
 # All control characters but tab and line feed, also direction overrides and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t")
+# An absolute path, or one that leaves the working directory, in a value such as `[/data/a.csv]`.
+# The slash of "owner/name" and of "https://" does not begin a path.
+_PATH = re.compile(r"""(?<![\w.:/\\~-])(?:file://|sqlite:///)?(?:\.\.|~[^/\\"',]*|[A-Za-z]:)?[/\\]
+                   [^"',\[\]{}]*""", re.VERBOSE)  # fmt: skip
 
 
 def replace_controls(text: str) -> str:
@@ -25,6 +29,14 @@ def replace_controls(text: str) -> str:
 def to_one_line(text: str) -> str:
     """Replace control characters with U+FFFD, and consecutive white space with a space."""
     return " ".join(replace_controls(text).split())
+
+
+def shorten_paths(value: str) -> str:
+    """Replace absolute paths in a value by their last part, because they name the user's folders.
+
+    Spaces belong to a path, so pass the words of a command one by one.
+    """
+    return _PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], value)
 
 
 def escape_formula(value: object) -> object:

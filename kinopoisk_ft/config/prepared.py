@@ -8,6 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+# File in the output folder with the tags of a run, such as the command that repeats the run.
+TAGS = "tags.json"
+
 
 @dataclass(frozen=True)
 class Job:

@@ -116,6 +116,8 @@ def save_network(
     if adapted.is_peft:
         # With the default "auto", PEFT would ask the Hub whether the vocabulary has changed.
         module.save_pretrained(folder, save_embedding_layers=False)
+        # PEFT writes an empty template. The card of the model is written when it has been scored.
+        (folder / "README.md").unlink(missing_ok=True)
     else:
         network.layout.save(module, folder)
     windows = _find_windows(tokenizer, card) if _divides_texts(card) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.files import write_atomically
+from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.provenance import describe_environment
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.statistics.metrics import (
@@ -79,7 +81,8 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     )
     # The test metrics are logged at the step of the last validation.
     step = int(fitted.history[-1]["step"]) if fitted.history else 0
-    tracker.metrics(_collect_metrics(fitted, data, scores, majority), step)
+    metrics = _collect_metrics(fitted, data, scores, majority)
+    tracker.metrics(metrics, step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
     if warning:
         tracker.tags({"not_learned": failed_checks})
@@ -89,6 +92,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     result.write(out_dir / "result.json")
     for file in [*files, out_dir / "result.json"]:
         tracker.artifact(file)
+    _write_card(out_dir, metrics, warning)
     tracker.model(out_dir / "model", PYFUNC, data.class_names)
     return result
 
@@ -142,6 +146,13 @@ def _write_files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: P
     plot_confusion(counts, names, out_dir / "confusion_matrix.png")
     plot_learning_curve(fitted.history, out_dir / "learning_curve.png")
     return [out_dir / name for name in FILES]
+
+
+def _write_card(out_dir: Path, metrics: dict[str, float], warning: str) -> None:
+    # Only a finished run needs Jinja.
+    from kinopoisk_ft.reporting.model_card import write_model_card
+
+    write_model_card(out_dir, asdict(read_card(out_dir / "model")), metrics, warning)
 
 
 def write_json(file: Path, value: Any) -> None:
