@@ -55,6 +55,7 @@ COMMANDS = {
     "explain": "show which words decided an answer",
     "export": "write a model that runs without PyTorch (ONNX)",
     "suspicious-labels": "find labels that are probably wrong",
+    "publish": "upload a model to the Hugging Face hub",
     "sync": "send runs to MLflow that were recorded without a network",
     "doctor": "check this machine",
     "ui": "open the MLflow UI",

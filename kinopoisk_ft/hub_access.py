@@ -1,4 +1,7 @@
-"""Explain errors of the Hugging Face hub, and use only the cache while the hub is unreachable."""
+"""Load from and upload to the Hugging Face hub, and explain its errors.
+
+While the hub is unreachable, only its cache is used.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import math
 import pickle
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,6 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from kinopoisk_ft.errors import UserError
@@ -32,6 +36,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
 # Seconds for which the result of that request is reused.
 _ASK_AGAIN = 60.0
+_LOGIN = "log in with a token that may write (hf auth login), or set HF_TOKEN to such a token"
 # Packages that may raise network errors: huggingface_hub has changed its HTTP library repeatedly.
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
@@ -69,6 +74,76 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
         raise explained from error
     finally:
         _unreachable, constants.HF_HUB_OFFLINE = before
+
+
+def check_repository(name: str) -> None:
+    """Raise UserError if a name is not the name of a repository with its owner."""
+    try:
+        validate_repo_id(name)
+        valid = "/" in name
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UserError(
+            f"'{name}' is not the name of a repository",
+            where="the command line",
+            fix="write owner/name, with letters, digits, '-', '_' and '.' in both",
+        )
+
+
+def upload(
+    name: str, files: Mapping[str, Path | bytes], *, public: bool = False, update: bool = False
+) -> str:
+    """Upload files to a model repository in one commit, and return the URL of the repository.
+
+    Args:
+        files: {name in the repository: local file or contents}.
+        public: whether everyone may see the new repository.
+        update: whether the repository exists already; its visibility does not change.
+
+    Raises:
+        UserError: there is no valid token, the repository exists (or, with `update`, does not
+            exist), it belongs to someone else, or the hub cannot be reached.
+    """
+    if get_token() is None:
+        raise UserError("you are not logged in to the hub", where=constants.ENDPOINT, fix=_LOGIN)
+    operations = [
+        CommitOperationAdd(path, part if isinstance(part, bytes) else str(part))
+        for path, part in files.items()
+    ]
+    api, created = HfApi(), False
+    try:
+        if not update:
+            api.create_repo(name, private=not public)
+            created = True
+        api.create_commit(name, operations, commit_message="Upload the model")
+    except Exception as error:
+        if not (_is_http(error) or isinstance(error, OfflineModeIsEnabled)):
+            raise
+        what, fix = _explain_upload(error, name, created)
+        if created:
+            fix += "; the repository exists now, so also pass --update"
+        raise UserError(what, where=constants.ENDPOINT, fix=fix) from error
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, str]:
+    """Return what happened, and how to correct it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on, so nothing can be uploaded", "unset HF_HUB_OFFLINE"
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return "the hub does not accept your token", _LOGIN
+    if isinstance(error, RepositoryNotFoundError):
+        missing = f"there is no repository '{name}', or your token may not see it"
+        return missing, "leave out --update to create it"
+    if status == 403:
+        fix = f"use your own name or your organization as owner, or {_LOGIN}"
+        return f"your token may not write to '{name}'", fix
+    if status == 409 and not created:
+        fix = "choose another name, or pass --update to replace its files"
+        return f"the repository '{name}' exists already", fix
+    return f"the upload to '{name}' failed: {_shorten(error)}", "check the connection and try again"
 
 
 def _ask_hub() -> str:

@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "run": {"config", "provenance", "run_folder", "search", "tasks", "training", "tracking"},
     "sweeps": {"adapters", "config", "data", "models", "provenance", "run", "run_folder", "search",
                "statistics", "tasks", "training", "tracking"},
-    "commands": {"checks", "data", "reporting", "serving", "statistics", "tracking"},
+    "commands": {"checks", "data", "models", "reporting", "run_folder", "serving", "statistics",
+                 "tracking"},
     "cli": {"commands", "config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip
 # For `python -m kinopoisk_ft` and `python -m kinopoisk_ft.<command>`.

@@ -1,7 +1,8 @@
-"""A stand-in for the Hugging Face hub that serves repositories from a folder on 127.0.0.1."""
+"""A stand-in for the Hugging Face hub with the repositories of a folder, on 127.0.0.1."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -16,18 +17,21 @@ from urllib.parse import unquote, urlsplit
 
 BRANCH = "main"
 GATED = ".gated"  # a file of this name in a repository closes it
+TOKEN, OWNER = "hf_stand_in", "me"  # the only token that may write, and where it may write
 
 
 class HubServer:
     """Serves `root/models/<owner>/<name>/` and `root/datasets/<owner>/<name>/`.
 
-    `requests` lists "METHOD path" of what was asked. Python code run by `run` sees this hub, with
-    the cache `root/home`, and no other.
+    `requests` lists "METHOD path" of what was asked. `private` says of each new repository whether
+    it is private. Uploads are regular files: neither LFS nor Xet is imitated. Python code run by
+    `run` sees this hub, with the cache `root/home`, and no other.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
+        self.private: dict[str, bool] = {}
         self.stopped = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -94,7 +98,18 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             url = urlsplit(self.path)
             path = unquote(url.path)
             hub.requests.append(f"{self.command} {path}")
-            status, headers, body = _answer(hub.root, path.strip("/").split("/"))
+            self._send(_answer(hub.root, path.strip("/").split("/")))
+
+        def do_POST(self) -> None:
+            path = urlsplit(self.path).path
+            hub.requests.append(f"POST {path}")
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            is_valid = self.headers["Authorization"] == f"Bearer {TOKEN}"
+            parts = path.strip("/").split("/")
+            self._send(_change(hub, parts, body) if is_valid else _error(401, "", "Invalid token"))
+
+        def _send(self, answer: Answer) -> None:
+            status, headers, body = answer
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
@@ -136,7 +151,7 @@ def _answer(root: Path, parts: list[str]) -> Answer:
     if verb == "tree":
         if not target.is_dir():
             return _error(404, "EntryNotFound", f"{'/'.join(path)} does not exist")
-        return 200, {"Content-Type": "application/json"}, json.dumps(_tree(repo, target)).encode()
+        return _json(_tree(repo, target))
     info = {
         "id": "/".join(parts[:2]),
         "sha": commit,
@@ -145,7 +160,44 @@ def _answer(root: Path, parts: list[str]) -> Answer:
         "tags": [],
         "siblings": [{"rfilename": entry["path"]} for entry in _tree(repo, repo)],
     }
-    return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+    return _json(info)
+
+
+def _change(hub: HubServer, parts: list[str], body: bytes) -> Answer:
+    lines = [json.loads(line) for line in body.splitlines()]
+    if parts == ["api", "repos", "create"]:
+        owner, name = lines[0]["organization"], lines[0]["name"]
+        if owner != OWNER:
+            return _error(403, "", f"You don't have the rights to create a model in {owner}")
+        if (hub.root / "models" / owner / name).exists():
+            return _error(409, "", "You already created this model repo")
+        hub.repo(f"{owner}/{name}")
+        # huggingface_hub 1 sends the first of these, version 2 the second.
+        private = lines[0].get("private") or lines[0].get("visibility") == "private"
+        hub.private[f"{owner}/{name}"] = bool(private)
+        return _json({"url": f"{hub.url}/{owner}/{name}"})
+    if parts[-1] == "validate-yaml":
+        return _json({"errors": [], "warnings": []})
+    repo = hub.root / "models" / parts[2] / parts[3]
+    if not repo.is_dir():
+        return _error(404, "RepoNotFound", "Repository not found")
+    if parts[4] == "preupload":
+        files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                 for file in lines[0]["files"]]  # fmt: skip
+        return _json({"files": files})
+    for line in lines:
+        if line["key"] == "file":
+            file = repo / line["value"]["path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(base64.b64decode(line["value"]["content"]))
+    commit = _commit(repo)
+    return _json(
+        {"commitUrl": f"{hub.url}/{parts[2]}/{parts[3]}/commit/{commit}", "commitOid": commit}
+    )
+
+
+def _json(value: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
 def _tree(repo: Path, folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,125 @@
+"""Choose the files of a model folder to publish, and remove paths of this machine from them."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.card import CARD, read_card
+from kinopoisk_ft.models.untrusted import ADAPTER, read_json_object
+
+# Files with the words of a tokenizer or of TF-IDF, which may look like paths.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tfidf.json")
+# All other files stay on this machine, such as predictions, which contain excerpts of reviews.
+PUBLISHED = (
+    CARD, "README.md", ADAPTER, *VOCABULARIES, "config.json", "generation_config.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "*.safetensors", "*.safetensors.index.json", "*.model",
+)  # fmt: skip
+# Absolute paths without spaces.
+PATHS = re.compile(r"""(?<![\w.:/<])(?:[A-Za-z]:)?[/\\][^\s"'`<>|)]+""")
+# Keys in JSON files whose values can be paths. "base" is a key of kinopoisk_ft.json.
+PATH_KEYS = re.compile(r"base|.*_(path|file)")
+
+
+def list_uploads(folder: Path, base: str | None = None) -> dict[str, Path | bytes]:
+    """Return {name in the repository: file, or changed contents} for a model folder.
+
+    Args:
+        base: hub id of the base model, if the folder holds an adapter of a model in a local folder.
+
+    Raises:
+        UserError: the folder is damaged, the base model is only on this machine, or a file contains
+            a path of this machine.
+    """
+    card = read_card(folder)
+    own_base = (folder / "base").is_dir()
+    if card.is_peft and not own_base and base is None and _is_absolute(card.base):
+        raise UserError(
+            f"the model is an adapter of the base model in '{card.base}', which other people "
+            "do not have",
+            where=str(folder),
+            fix="pass --base owner/name with the repository on the hub that has the same base "
+            "model; if there is none, upload it first (hf upload owner/name <folder>)",
+        )
+    uploads: dict[str, Path | bytes] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in PUBLISHED):
+            uploads[file.relative_to(folder).as_posix()] = _prepare(file, folder, base)
+    return uploads
+
+
+def list_skipped(folder: Path, uploads: dict[str, Path | bytes]) -> list[str]:
+    """Return the names of the files in a model folder that are not uploaded."""
+    names = (f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+    return sorted(set(names) - set(uploads))
+
+
+def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
+    if file.suffix in (".safetensors", ".model") or file.name in VOCABULARIES:
+        return file
+    text = file.read_text("utf-8")
+    if file.name == "README.md" and base:
+        written = ModelCard(text)
+        written.data["base_model"] = base
+        text = f"{written}\n"
+    if file.suffix == ".json":
+        values = read_json_object(file)
+        changed = _replace_paths(values, base)
+        if changed != values:
+            text = json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
+    _check_private(text, file, folder)
+    return text.encode()
+
+
+def _replace_paths(values: Any, base: str | None) -> Any:
+    """Replace absolute paths in the values of a JSON object by `base`, or by null without it."""
+    if isinstance(values, list):
+        return [_replace_paths(value, base) for value in values]
+    if not isinstance(values, dict):
+        return values
+    return {
+        key: base
+        if PATH_KEYS.fullmatch(key) and isinstance(value, str) and _is_absolute(value)
+        else _replace_paths(value, base)
+        for key, value in values.items()
+    }
+
+
+def _is_absolute(path: str | None) -> bool:
+    return bool(path) and any(
+        kind(str(path)).is_absolute() for kind in (PurePosixPath, PureWindowsPath)
+    )
+
+
+def _check_private(text: str, file: Path, folder: Path) -> None:
+    """Raise UserError if a text contains a folder of the user, or an existing path."""
+    places = {Path.home(), Path.cwd(), folder.resolve().parent}
+    # In a container, the current folder can be the root of the file system.
+    found = [
+        str(place)
+        for place in places
+        if place != Path(place.anchor) and re.search(re.escape(str(place)) + r"(?![\w-])", text)
+    ]
+    # A token such as "/" or "/dev" exists too, but tells nothing.
+    found += [path for path in PATHS.findall(text) if len(Path(path).parts) > 2 and _exists(path)]
+    if found:
+        raise UserError(
+            f"{file.name} contains the path '{found[0]}' of this machine",
+            where=str(file),
+            fix="remove the path from this file, and publish again",
+        )
+
+
+def _exists(path: str) -> bool:
+    # The text can be too long for a file name.
+    with suppress(OSError, ValueError):
+        return Path(path).exists()
+    return False
