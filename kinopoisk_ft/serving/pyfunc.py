@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from kinopoisk_ft.errors import UserError
@@ -31,7 +32,11 @@ class ReviewClassifier(PythonModel):
         `model_input` can also be a list. The annotation does not say so, because MLflow would then
         check the type of each input and reject DataFrames.
         """
-        return self._predictor.predict(extract_texts(model_input))
+        try:
+            return self._predictor.predict(extract_texts(model_input))
+        except UserError as error:
+            # MLflow's server hides the messages of all other exceptions from the client.
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 def extract_texts(model_input: Any) -> list[str]:
