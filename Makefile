@@ -9,7 +9,9 @@ RUN := $(BIN)/python -m kinopoisk_ft
 # One process per core with one thread each, because threads that spin while they wait are slow. Compiled
 # files are kept, although images of Docker often forbid it: else each process compiles the package and
 # all tests again. Files in the order of their names, because the default runs the longest files last.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+TEST_OPTIONS := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest $(TEST_OPTIONS)
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
 # The store of `make tracking-server`, apart from this folder's own, whose artifacts have local paths.
@@ -24,7 +26,7 @@ PORT ?= 5000
 ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all lint types audit bench ui tracking-server report notebooks clean
+.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -59,6 +61,13 @@ test: $(STAMP) ## quick tests
 
 test-all: $(STAMP).all ## all tests, the slow ones too
 	$(PYTEST) -m ''
+
+# Torch comes first and from pip, which PIP_FLAGS can point to a CPU build. `uv` then keeps it.
+test-lowest: ## quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet $(PIP_FLAGS) torch==2.13.0 uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest $(TEST_OPTIONS)
 
 lint: $(STAMP) ## ruff: style and format
 	$(BIN)/ruff check .
