@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import (
-    Network,
+from kinopoisk_ft.models.inspection import (
     find_parameters_in_graph,
-    list_blocks,
     record_inputs,
     record_outputs,
     run_example_batch,
+)
+from kinopoisk_ft.models.network import (
+    Network,
+    list_blocks,
 )
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import run_example_batch
+from kinopoisk_ft.models.inspection import run_example_batch
 
 log = logging.getLogger(__name__)
 

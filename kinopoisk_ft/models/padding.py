@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.checkpoints import list_configs
-from kinopoisk_ft.models.network import run_example_batch
+from kinopoisk_ft.models.inspection import run_example_batch
 from kinopoisk_ft.models.tokenizers import check_ids
 
 # Relative to the largest logit. Rounding in fp32 causes differences of about 1e-6.

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.network import (
+from kinopoisk_ft.models.inspection import (
     TOLERANCE,
-    Network,
     find_floats,
     find_parameters_in_graph,
-    list_blocks,
     record_outputs,
     replace_forward,
     run_example_batch,
+)
+from kinopoisk_ft.models.network import (
+    Network,
+    list_blocks,
 )
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.window_pooling import find_filled_windows
