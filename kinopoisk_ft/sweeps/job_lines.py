@@ -45,6 +45,7 @@ def format_job(
     seconds: float,
     expected: Sequence[Expected],
     took: dict[int, float],
+    same_as: str = "",
 ) -> str:
     """Return a line such as "3/5 bert + lora, seed 0: F1 0.921 in 50 s, about 2 min left".
 
@@ -52,11 +53,12 @@ def format_job(
         number: number of the job, from 0.
         seconds: how long this job took.
         took: {number: seconds} of all jobs that have ended, to correct the forecast.
+        same_as: id of the earlier run whose result the job uses; "" if the job has trained.
     """
     total = f"/{len(expected)}" if expected else ""
     text = f"{number + 1}{total} {name}: "
     text += "finished" if score is None else f"test {HEADLINE} {score:.3f}"
-    text += f" in {format_time(seconds)}"
+    text += f" (skipped: identical to run {same_as})" if same_as else f" in {format_time(seconds)}"
     left = [one for i, one in enumerate(expected) if i not in took]
     guess = sum_seconds(left)
     # Jobs whose result existed already say nothing about the speed.

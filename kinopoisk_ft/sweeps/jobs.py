@@ -147,6 +147,7 @@ def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping
         format_job(
             job.number, name, score, note["seconds"], read_forecast(job.sweep_dir),
             {number: seconds for number, seconds in took.items() if seconds is not None},
+            note["run_id"] if note["status"] == "skipped" else "",
         ),
         flush=True,
     )  # fmt: skip

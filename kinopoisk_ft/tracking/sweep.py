@@ -66,6 +66,7 @@ class ParentRun(Callback):
     def __init__(self, by_sweeper: bool = False) -> None:
         self.by_sweeper = by_sweeper
         self.sweep_dir = Path()
+        self.run_id: str | None = None
         self._tracker: Tracker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +104,8 @@ class ParentRun(Callback):
         parent = self._read_parent() if resumed else None
         for old in [] if resumed else notes.glob("[0-9]*.json"):
             old.unlink()
-        write_atomically(notes / PARENT, json.dumps(self._start(config, parent)))
+        self.run_id = self._start(config, parent)
+        write_atomically(notes / PARENT, json.dumps(self.run_id))
         ParentRun.opened = self
 
     def _read_parent(self) -> str | None:
@@ -139,8 +141,7 @@ class ParentRun(Callback):
     def find_store(self) -> tuple[str, str] | None:
         """Return the URI of the MLflow store and the id of the parent run, if it is recorded."""
         uri = None if self._tracker is None else self._tracker.get_uri()
-        parent = read_parent(self.sweep_dir)
-        return (uri, parent) if uri and parent else None
+        return (uri, self.run_id) if uri and self.run_id else None
 
     def close(self, status: str) -> None:
         """End the parent run with the status FINISHED, FAILED or KILLED."""

@@ -37,6 +37,11 @@ def test_without_a_basis_no_time_is_said(
     assert format_job(0, "a", 0.5, 1.0, expected, took) == line
 
 
+def test_a_skipped_job_names_the_earlier_run() -> None:
+    line = format_job(0, "tfidf, seed 1", 0.9, 0.5, JOBS, {0: 0.5}, "1a2b")
+    assert line == "1/4 tfidf, seed 1: test f1_weighted 0.900 (skipped: identical to run 1a2b)"
+
+
 def test_pretraining_has_no_test_score() -> None:
     assert format_job(0, "bert", None, 100.0, [], {}) == "1 bert: finished in 2 min"
 
