@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 HUB_FIX = (
     "use model.name=<folder> (and model.tokenizer=<folder> if the tokenizer is in another folder), "
-    "or use model=bert_scratch or model=mamba_scratch, which do not need the hub"
+    "or use model=bert_scratch or model=mamba_scratch with data=demo, which do not need the hub"
 )
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 END = "<|endoftext|>"
