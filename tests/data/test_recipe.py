@@ -107,7 +107,7 @@ def test_kinopoisk_columns_counts_and_log(tmp_path: Path, caplog: pytest.LogCapt
         "val": 13,
         "test": 16,
     }
-    assert "rows_read 100, dropped_empty 0, dropped_neutral 20" in caplog.text
+    assert "rows_read 100, dropped_neutral 20, train 51" in caplog.text
     frame = every_row(split)
     assert list(frame) == ["text", "label", "row", "film", "author", "date", "title", "grade10"]
     assert frame["row"].tolist() == [row for row in range(100) if row % 5 != 3]
