@@ -152,8 +152,8 @@ def main() -> None:
         return
     times, changes = zip(*(measure(run, args) for run in args.runs), strict=True)
     note = (
-        f"Tokenization and the model, {torch.get_num_threads()} threads. One review, and a list of "
-        f"{BATCH} reviews in batches of similar length; `least` and `most` over rounds. MB: the "
+        f"Tokenization and the model; threads: {torch.get_num_threads()}. One review, and a list "
+        f"of {BATCH} reviews in batches of similar length; `least` and `most` over rounds. MB: the "
         "file of the exported model."
     )
     f1 = (
