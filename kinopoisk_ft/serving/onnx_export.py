@@ -90,12 +90,16 @@ def export_onnx(
     check_writable(output.with_name(f"{output.name}.new"), "--output")
     original = Predictor(folder, "cpu")
     module, tokenizer, _ = load_network(folder)
+    # Base weights may be stored in bf16. A merged adapter would be rounded to it.
+    module.float()
     if card.is_peft and not keep_adapter:
         module = _merge_adapter(module, folder)
     with write_folder_atomically(output, CARD) as part:
         _write_graph(module, card, part / ONNX, folder)
         tokenizer.save_pretrained(part)
-        exported = replace(card, kind="onnx", is_peft=False, recipe=None, format=FORMAT)
+        exported = replace(
+            card, kind="onnx", is_peft=False, dtype="fp32", recipe=None, format=FORMAT
+        )
         exported.write(part)
         check = _compare(original, part, TOLERANCE)
         if int8:

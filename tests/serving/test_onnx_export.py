@@ -40,6 +40,7 @@ CASES: list[tuple[str, str, tuple[str, ...], bool]] = [
     ("bert", "none", (), False),
     ("bert_scratch", "freeze", (), False),
     ("pooled", "lora", (), True),
+    ("pooled", "lora", ("model.dtype=bf16",), False),
     ("bert", "dora", (), True),
     ("bert", "ia3", (), False),
     ("mamba", "lora", (), False),
