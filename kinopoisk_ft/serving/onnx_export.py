@@ -162,6 +162,8 @@ def _merge_adapter(module: Any, folder: Path) -> nn.Module:
 
 
 def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     reads_windows = card.window_pooling is not None
     names = ("batch", "windows", "length") if reads_windows else ("batch", "length")
     # Encoders may have no more positions than max_length; Mamba has no limit.
@@ -185,6 +187,8 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
             where=str(folder),
             fix="use it with kinopoisk-ft predict, or export another architecture",
         ) from error
+    # The exporter notes the call stack of each node, with paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     # Weights of more than 1.5 GiB are in a file next to the model.
     with _silence_exporter():
         program.save(file)

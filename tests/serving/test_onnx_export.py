@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 from networks import NAMES
+from places import ROOT
 from saved_networks import TEXTS, save
 
 from kinopoisk_ft.errors import UserError
@@ -85,6 +86,13 @@ def exported(model: Path) -> Path:
 def test_the_exported_logits_are_those_of_the_model(model: Path, exported: Path) -> None:
     compare(torch.load(model.parent / "logits.pt"), exported)
     assert not has_low_rank_factors(exported)
+    assert not has_paths(exported)
+
+
+def has_paths(folder: Path) -> bool:
+    """Return whether a graph names files of this machine."""
+    data = (folder / ONNX).read_bytes()
+    return b".py" in data or str(ROOT).encode() in data
 
 
 def has_low_rank_factors(folder: Path) -> bool:
@@ -130,6 +138,7 @@ def test_every_kind_of_network_is_exported(
             long = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         np.testing.assert_allclose(run_bare(tmp_path / "onnx", ids.tolist()), long, atol=1e-5)
     assert not kept or has_low_rank_factors(tmp_path / "onnx")
+    assert not has_paths(tmp_path / "onnx")
 
 
 def test_int8_stores_and_multiplies_integers(
