@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from kinopoisk_ft.config.prepared import TAGS, flatten
 from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.statistics.bootstrap import percentiles, resample
-from kinopoisk_ft.statistics.metrics import COUNTED, headline_first
+from kinopoisk_ft.statistics.metrics import COUNTED, headline_first, shown_in
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.text import shorten_paths, to_one_line
 
@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.j2"
 RUSSIAN = ("kinopoisk_ft.data.kinopoisk.Kinopoisk", "kinopoisk_ft.data.demo.Demo")
 DATA_OPTIONS = (
     "classes", "split", "folds", "fold", "limit", "train_limit", "near_duplicates", "strip_scores",
-    "max_length", "truncation", "window_stride", "max_windows", "max_characters",
+    "max_length", "truncation", "window_stride", "max_windows", "max_characters", "text_prefix",
 )  # fmt: skip
 # TF-IDF reads words instead of tokens.
 TOKEN_OPTIONS = ("max_length", "truncation")
@@ -63,6 +63,7 @@ def write_model_card(
     config = yaml.safe_load((out_dir / "config.yaml").read_text("utf-8"))
     found = Predictions.of(pd.read_parquet(out_dir / "predictions.parquet"), str(out_dir))
     metrics = metrics or {}
+    (error,) = shown_in("reliability")
     scores = _score(found, metrics)
     result, data = _read_json(out_dir / "result.json"), _read_json(out_dir / "data.json")
     data_name = _name_data(config["data"])
@@ -83,7 +84,7 @@ def write_model_card(
         per_class=_read_json(out_dir / "class_report.json"),
         settings=_list_settings(config, is_network=card["kind"] != "tfidf"),
         seen=metrics.get("characters_seen_share"),
-        ece=metrics.get("test_ece"),
+        calibration_error=metrics.get(f"test_{error.name}"),
         environment=_read_json(out_dir / "environment.json"),
         command=_shorten_command(tags.get("command", "")),
         split=config["data"].get("split", "random"),
@@ -172,7 +173,7 @@ def _list_settings(config: Mapping[str, Any], is_network: bool) -> list[tuple[st
     return [
         (key.removesuffix("._target_"), shorten_paths(str(value)))
         for key, value in flat
-        if value not in (None, []) and not key.endswith(("._partial_", "._convert_"))
+        if value not in (None, [], "") and not key.endswith(("._partial_", "._convert_"))
     ]
 
 
