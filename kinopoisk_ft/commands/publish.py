@@ -105,7 +105,7 @@ def _complete_card(folder: Path) -> None:
     file = folder / README
     if file.is_file() and TEMPLATE_MARK not in file.read_text("utf-8"):
         return
-    if not (folder.parent / "predictions.parquet").is_file():
+    if folder.name != "model" or not (folder.parent / "predictions.parquet").is_file():
         raise UserError(
             "the model has no model card, and the files of its run are not next to it",
             where=str(folder),

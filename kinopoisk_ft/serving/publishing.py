@@ -21,8 +21,9 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tfid
 PUBLISHED = (
     CARD, "README.md", ADAPTER, *VOCABULARIES, "config.json", "generation_config.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "*.safetensors", "*.safetensors.index.json", "*.model",
+    "*.safetensors", "*.safetensors.index.json", "*.model", "model.onnx", "model.onnx.data",
 )  # fmt: skip
+BINARY = (".safetensors", ".model", ".onnx", ".data")
 # Absolute paths without spaces.
 PATHS = re.compile(r"""(?<![\w.:/<])(?:[A-Za-z]:)?[/\\][^\s"'`<>|)]+""")
 # Keys in JSON files whose values can be paths. "base" is a key of kinopoisk_ft.json.
@@ -63,7 +64,7 @@ def list_skipped(folder: Path, uploads: dict[str, Path | bytes]) -> list[str]:
 
 
 def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
-    if file.suffix in (".safetensors", ".model") or file.name in VOCABULARIES:
+    if file.suffix in BINARY or file.name in VOCABULARIES:
         return file
     text = file.read_text("utf-8")
     if file.name == "README.md" and base:

@@ -19,12 +19,15 @@ def read(part: Path | bytes) -> str:
 
 def test_only_files_of_the_model_are_published(tmp_path: Path) -> None:
     save("bert_scratch", "lora", tmp_path)
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
     for name in ("predictions.parquet", "reviews.jsonl", "run.log", "secret.pem", "base/notes.txt"):
         (tmp_path / name).write_text("Отличный фильм")
     uploads = list_uploads(tmp_path)
     assert {*uploads} >= {
         "kinopoisk_ft.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
-        "base/config.json", "base/encoder/model.safetensors",
+        "base/encoder/config.json", "base/encoder/model.safetensors", "model.onnx",
+        "model.onnx.data",
     }  # fmt: skip
     assert list_skipped(tmp_path, uploads) == [
         "base/notes.txt", "predictions.parquet", "reviews.jsonl", "run.log", "secret.pem",
