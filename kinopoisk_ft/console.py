@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -136,6 +137,8 @@ def silence_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # PEFT reads this attribute, which transformers has renamed.
+    warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @contextmanager
