@@ -63,7 +63,7 @@ def test_logits_and_gradients_are_those_of_sdpa(
     monkeypatch.setattr(
         RealTokens, "from_mask", lambda mask: (tokens.append(int(mask.sum())), found(mask))[1]
     )
-    with caplog.at_level(logging.INFO), use_unpadded_attention(module, on("cuda", "bf16")):
+    with caplog.at_level(logging.DEBUG), use_unpadded_attention(module, on("cuda", "bf16")):
         got, grads = answer(module, inputs)
     assert tokens == [20]  # once for all layers
     assert "attention uses flash-attn without padding" in caplog.text
@@ -129,7 +129,7 @@ def test_sdpa_stays_elsewhere_and_where_the_kernel_fails(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: wrong)
     module: Any = encoder("none")
-    with caplog.at_level(logging.INFO), use_unpadded_attention(module, on(device, kind)):
+    with caplog.at_level(logging.DEBUG), use_unpadded_attention(module, on(device, kind)):
         parts = [m for m in module.modules() if hasattr(m, "config")]
         assert {part.config._attn_implementation for part in parts} == {"sdpa"}
     assert (wrong or "") in caplog.text
