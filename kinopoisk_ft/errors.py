@@ -39,5 +39,10 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
     return "valid names: " + ", ".join(names.values())
 
 
+def install_extra(extra: str) -> str:
+    """Return the command that installs an extra (optional dependencies) of this package."""
+    return f"pip install -e '.[{extra}]' (in the checkout)"
+
+
 class RunError(Exception):
     """Raised when a job has failed and has already printed its error message."""

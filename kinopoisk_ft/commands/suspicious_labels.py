@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.console import guard_output
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, install_extra
 from kinopoisk_ft.files import check_writable
 from kinopoisk_ft.text import escape_formula, to_one_line
 
@@ -74,7 +74,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     except ImportError as error:
         raise UserError(
             "the package cleanlab, which finds suspicious labels, is not installed",
-            fix="install it: pip install 'kinopoisk_ft[explain]'",
+            fix=install_extra("explain"),
         ) from error
     import numpy as np
     import pandas as pd

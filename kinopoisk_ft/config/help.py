@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.config.groups import get_conf_dir, list_options
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import UserError, install_extra, suggest_name
 
 USAGE = """\
 Fine-tune a text classifier, and record everything that a fair comparison needs.
@@ -119,7 +119,7 @@ def explain_error(error: Exception, args: list[str]) -> str:
             return f"there is no config '{option}': correct --config-name, or remove it"
         if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
             extra = LAUNCHER_EXTRAS[option]
-            return f"parallel jobs need an extra: pip install 'kinopoisk-ft[{extra}]'"
+            return f"parallel jobs need an extra: {install_extra(extra)}"
         known = error.options or []
         return f"there is no option '{option}' in group '{group}': {suggest_name(option, known)}"
     missing = re.match(r"Could not override '([^']*)'", text)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, install_extra
 from kinopoisk_ft.models.network import Layout
 
 ONNX = "model.onnx"
 # The inputs of the graph, in this order, and the names of their dimensions.
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
-INSTALL = "pip install 'kinopoisk_ft[onnx]'"
+INSTALL = install_extra("onnx")
 # Of onnxruntime: print errors, and no warnings about what the exporter leaves in the file.
 ERRORS_ONLY = 3
 

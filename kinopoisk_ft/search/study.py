@@ -17,7 +17,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, install_extra
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -37,7 +37,7 @@ def require_optuna() -> None:
         raise UserError(
             f"a search needs Optuna: {error}",
             where="sweep=lr_search",
-            fix="pip install 'kinopoisk-ft[search]'",
+            fix=install_extra("search"),
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 

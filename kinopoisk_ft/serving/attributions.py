@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.data.tokens import encode_with_spans, find_windows
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, install_extra
 from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor, check_texts
@@ -136,7 +136,7 @@ def _integrate(
     except ImportError as error:
         raise UserError(
             "the package captum, which explains networks, is not installed",
-            fix="install it: pip install 'kinopoisk_ft[explain]'",
+            fix=install_extra("explain"),
         ) from error
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
     ids, mask = batch["input_ids"], batch["attention_mask"]

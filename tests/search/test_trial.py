@@ -142,4 +142,4 @@ def test_a_search_without_optuna_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert search(*PRETENDED, "output_dir=bare") == 1
-    assert "pip install 'kinopoisk-ft[search]'" in capsys.readouterr().err
+    assert "pip install -e '.[search]'" in capsys.readouterr().err

@@ -42,7 +42,7 @@ LAUNCHERS = [pytest.param(name, marks=needs(name)) for name in NEEDS]
 @pytest.mark.parametrize("option", help.LAUNCHER_EXTRAS)
 def test_the_missing_extra_is_named(option: str) -> None:
     error = MissingConfigException("no", f"hydra/launcher/{option}", ["basic"])
-    assert f"kinopoisk-ft[{help.LAUNCHER_EXTRAS[option]}]" in help.explain_error(error, [])
+    assert f"pip install -e '.[{help.LAUNCHER_EXTRAS[option]}]'" in help.explain_error(error, [])
 
 
 def start(place: Path, *args: str) -> subprocess.Popen[str]:
