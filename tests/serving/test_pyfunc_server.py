@@ -43,7 +43,7 @@ def logged(place: Path) -> dict[str, Path]:
 
 
 def make_command(verb: str, folder: Path, *more: str) -> list[str]:
-    """Return `mlflow models <verb>` for the model of a run, as the README writes it."""
+    """Return `mlflow models <verb>` for the model of a run, as docs/publish.md writes it."""
     run_id = json.loads((folder / "result.json").read_text("utf-8"))["run_id"]
     uri = f"runs:/{run_id}/model"
     return [sys.executable, "-m", "mlflow", "models", verb, "-m", uri,
