@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -35,10 +35,12 @@ from transformers import (
 from kinopoisk_ft.data.demo import FILE
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import encode_ids, find_windows
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import train_wordpiece
+from kinopoisk_ft.serving.onnx_export import export_onnx
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.record import PYFUNC
 from kinopoisk_ft.training.batching import Examples
@@ -87,17 +89,27 @@ def run_mlflow(folder: Path, texts: list[str]) -> np.ndarray:
     return np.asarray(answers[[f"p_{name}" for name in NAMES]])
 
 
+def run_onnx(folder: Path, texts: list[str]) -> np.ndarray:
+    exported = folder.parent / "onnx"
+    export_onnx(folder, exported)
+    return Predictor(exported, "cpu").probabilities(texts)
+
+
 TOOLS: dict[str, Callable[[Path, list[str]], np.ndarray]] = {
     "predict": predict,
     "pipeline": run_pipeline,
     "peft": run_peft,
     "mlflow": run_mlflow,
+    "onnx": run_onnx,
 }
+# An export takes seconds.
+QUICK_TOOLS = ("predict", "pipeline", "peft", "mlflow")
 # {(kind, tool): a part of the error message}.
 REFUSALS = {
     ("tfidf", "pipeline"): "config.json",
     ("pooled", "peft"): "[Mm]odules",
     ("mamba", "peft"): "Unrecognized configuration class",
+    ("tfidf", "onnx"): "cannot be exported",
 }
 ROWS = [
     ("pooled", "lora", "windows"), ("mamba", "none", "head_tail"), ("hf", "lora", "tail"),
@@ -193,17 +205,25 @@ def save_tfidf(how: Preprocessing, texts: list[str], folder: Path) -> np.ndarray
     return model.predict_proba(cut)
 
 
-def check_row(kind: str, adapter: str, truncation: str, texts: list[str], folder: Path) -> None:
+def check_row(
+    kind: str,
+    adapter: str,
+    truncation: str,
+    texts: list[str],
+    folder: Path,
+    tools: Iterable[str] = tuple(TOOLS),
+) -> None:
     characters = 300 if kind == "tfidf" else None
     how = Preprocessing(MAX_LENGTH, truncation, characters)
     expected = save_trained(kind, adapter, how, texts, folder)
     # With nearly equal answers, a tool could read other tokens without a difference.
     assert expected[:, 0].std() > 0.01
-    for tool, run in TOOLS.items():
+    for tool in tools:
+        run = TOOLS[tool]
         if tool == "peft" and adapter == "none":
             continue
         if (kind, tool) in REFUSALS:
-            with pytest.raises((OSError, ValueError), match=REFUSALS[kind, tool]):
+            with pytest.raises((OSError, ValueError, UserError), match=REFUSALS[kind, tool]):
                 run(folder, texts)
         elif (kind, truncation) == ("hf", "head_tail") and tool in ("pipeline", "peft"):
             # The classifiers of transformers cannot read the head and the tail of a text.
@@ -216,7 +236,7 @@ def check_row(kind: str, adapter: str, truncation: str, texts: list[str], folder
 def test_each_tool_gives_our_probabilities_or_refuses(
     tmp_path: Path, kind: str, adapter: str, truncation: str
 ) -> None:
-    check_row(kind, adapter, truncation, demo_texts(), tmp_path / "model")
+    check_row(kind, adapter, truncation, demo_texts(), tmp_path / "model", QUICK_TOOLS)
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def test_a_dry_run_lists_the_jobs_and_trains_nothing(
     grid = ["-m", "seed=0,1", "tracking.log_model=false"]
     assert run(*grid, "model=tfidf", "output_dir=first") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^1/2 tfidf, seed 0: test f1_weighted [01]\.\d{3} in \d+ s", shown, re.MULTILINE)
+    line = r"^1/2 tfidf, seed 0: test f1_weighted [01]\.\d{3} in \d+ s"
+    assert re.search(line, shown, re.MULTILINE)
     # The sweep ends with a summary of its approaches.
     assert re.search(r"^tfidf \S+ +[01]\.\d{3} \[", shown, re.MULTILINE)
     assert "kinopoisk-ft report --parent " in shown
