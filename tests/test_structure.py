@@ -156,6 +156,7 @@ LATE_IMPORTS = {
     "models.onnx_model": "onnxruntime is an extra",
     "serving.attributions": "captum is an extra",
     "serving.onnx_export": "onnx is an extra",
+    "serving.pyfunc": "MLflow imports it to log a model",
     "search.space": "Optuna is an extra",
     "search.study": "Optuna is an extra",
     "search.trial": "Optuna is an extra",
@@ -165,6 +166,7 @@ LATE_IMPORTS = {
     "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
     "tasks.record": "matplotlib",
     "training.device": "POSIX only",
+    "training.distributed.sharding": "FSDP takes a second, and few runs use it",
     "training.memory": "POSIX only",
     "training.loop": "TF-IDF needs no modelling code of transformers",
 }

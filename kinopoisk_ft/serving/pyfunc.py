@@ -14,7 +14,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.serving.predictor import Predictor
 
 
 class ReviewClassifier(PythonModel):
@@ -22,6 +21,9 @@ class ReviewClassifier(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder."""
+        # MLflow also runs this file to log a model, which needs no network.
+        from kinopoisk_ft.serving.predictor import Predictor
+
         self._predictor = Predictor(Path(context.artifacts["model_folder"]))
 
     def predict(

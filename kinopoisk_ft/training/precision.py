@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kinopoisk_ft.errors import UserError
@@ -59,7 +58,8 @@ class Precision:
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
+        # With FSDP, the norm is a DTensor.
+        if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)

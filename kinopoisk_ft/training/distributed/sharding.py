@@ -10,9 +10,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kinopoisk_ft.training.distributed.processes import is_main, world_size
 
@@ -22,6 +19,9 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
 
     Blocks are sharded one by one, so that the full model does not have to fit on the device.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu":
             dist.broadcast(tensor.detach(), 0)
@@ -45,6 +45,11 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     return [block for child in model.children() for block in find_blocks(child)]
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor, without importing this class, which takes a second."""
+    return hasattr(tensor, "full_tensor")
+
+
 def gather_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor, detached.
 
@@ -52,9 +57,9 @@ def gather_tensor(tensor: Tensor) -> Tensor:
     function together.
     """
     tensor = tensor.detach()
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return tensor
-    full = tensor.full_tensor()
+    full = cast(Any, tensor).full_tensor()
     return full.cpu() if is_main() else full.new_empty(0, device="cpu")
 
 
@@ -63,10 +68,13 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
     Return the tensor unchanged if `like` is not sharded or has another shape.
     """
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    if not is_sharded(like) or value.shape != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
     value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def gather_model(model: nn.Module) -> None:
@@ -78,10 +86,10 @@ def gather_model(model: nn.Module) -> None:
     gathered: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
-            if isinstance(weight, DTensor):
+            if weight is not None and is_sharded(weight):
                 if id(weight) not in gathered:
                     gathered[id(weight)] = nn.Parameter(gather_tensor(weight), weight.requires_grad)
                 module._parameters[name] = gathered[id(weight)]
         # Undo the replacement of the class by fully_shard.
-        if isinstance(module, FSDPModule):
-            module.__class__ = type(module).__mro__[module._orig_cls_mro_index]
+        if hasattr(module, "_orig_cls_mro_index"):
+            module.__class__ = type(module).__mro__[cast(Any, module)._orig_cls_mro_index]

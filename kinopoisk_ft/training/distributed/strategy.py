@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from kinopoisk_ft.errors import UserError
@@ -91,8 +90,9 @@ def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn
 @contextmanager
 def sync_gradients(model: nn.Module, last: bool) -> Iterator[None]:
     """Synchronize gradients between processes only in the last micro-batch of a step."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    if hasattr(model, "set_requires_gradient_sync"):
+        # The model is an FSDPModule.
+        cast(Any, model).set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield
