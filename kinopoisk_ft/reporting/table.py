@@ -27,6 +27,8 @@ from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.predictions import Predictions
 
 DIGEST_CHARACTERS = 12
+# The data set of generated reviews; see conf/data/demo.yaml.
+DEMO = "demo"
 
 # Data set, digest of its texts and labels, digest of its split.
 Key = tuple[str, str, str]
@@ -189,7 +191,8 @@ def data_line(table: Table, locale: Locale) -> str:
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     digest = table.split_digest[:DIGEST_CHARACTERS]
     limit = locale("limited_to", limit=table.train_limit) if table.train_limit else ""
-    return locale("data", data=table.data, rule=rule, digest=digest) + limit
+    name = f"{table.data} {locale('synthetic')}" if table.data == DEMO else table.data
+    return locale("data", data=name, rule=rule, digest=digest) + limit
 
 
 def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:

@@ -85,7 +85,7 @@ def format_outcomes(found: list[Outcome]) -> str:
     Overrides that all jobs share are left out.
     """
     shared = set.intersection(*(set(one.overrides) for one in found)) if len(found) > 1 else set()
-    missing = [one for one in found if one.test_score is None]
+    missing = [one for one in found if one.status not in ("done", "skipped")]
     lines = [f"  {'job':>3}  {'status':10}  {'val':7}  overrides"] if missing else []
     for one in missing:
         val = "" if one.objective is None else f"{one.objective:.4f}"
