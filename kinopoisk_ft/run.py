@@ -78,7 +78,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         tracker.finish("FINISHED")
         folder.mark_finished()
     if prepared.job is None:
-        print(f"{prepared.tags['approach']}\n{result.table()}")
+        print(f"{prepared.label}\n{result.table()}")
     return result
 
 

@@ -51,6 +51,15 @@ class Prepared:
     result_file: Path | None
     job: Job | None
 
+    @property
+    def label(self) -> str:
+        """Return the approach, with the name of the checkpoint instead of "encoder"."""
+        checkpoint = Path(str(self.cfg.model.get("name") or "")).name
+        approach = self.tags["approach"]
+        if self.choices["model"] == "encoder" and checkpoint:
+            return approach.replace("encoder", checkpoint, 1)
+        return approach
+
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts to {"a.b": value}; lists are kept as values."""

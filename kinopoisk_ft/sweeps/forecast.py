@@ -72,7 +72,7 @@ def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
         is_finished = bool(is_known) and not job.rerun
         seen.add(identity)
         seconds = 0.0 if is_finished else estimate_seconds(prepared.cfg)
-        found.append(Expected(prepared.tags["approach"], is_finished, seconds))
+        found.append(Expected(prepared.label, is_finished, seconds))
     return found
 
 

@@ -142,7 +142,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
 
 def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping[str, Any]) -> None:
     took = {one.job: one.seconds for one in read_outcomes(job.sweep_dir)}
-    name = f"{prepared.tags['approach']}, seed {prepared.tags['seed']}"
+    name = f"{prepared.label}, seed {prepared.tags['seed']}"
     print(
         format_job(
             job.number, name, score, note["seconds"], read_forecast(job.sweep_dir),

@@ -26,6 +26,8 @@ BAD_BATCH = "bad_batch.safetensors"
 # A logged loss counts as a spike if it exceeds SPIKE_FACTOR times the median of the last WINDOW
 # logged losses. It is a mean over trainer.log_every steps, which varies less than a single loss.
 SPIKE_FACTOR = 3
+# A smaller loss is not reported as a spike, because almost all answers are right.
+MIN_SPIKE = 0.1
 WINDOW = 20
 # The median of fewer logged losses is not reliable.
 MIN_RECORDS = 5
@@ -152,7 +154,9 @@ def count_spike(state: State, loss: float, step: int) -> None:
         step: the step with the largest loss since then; only the warning needs this number.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
-    if len(records) < MIN_RECORDS or loss <= SPIKE_FACTOR * statistics.median(records):
+    if len(records) < MIN_RECORDS or loss <= max(
+        MIN_SPIKE, SPIKE_FACTOR * statistics.median(records)
+    ):
         return
     state.spikes += 1
     log.warning(

@@ -116,3 +116,11 @@ def test_a_run_warns_records_and_remembers_over_a_stop(
     again, found = fit(tmp_path / "broken")
     assert (again.history, again.spikes) == (whole.history, whole.spikes)
     assert found.values == {key: v for key, v in recorder.values.items() if key[0] > 21}
+
+
+def test_a_small_loss_is_no_spike() -> None:
+    losses = np.full(400, 0.001)
+    losses[300:310] = 0.09
+    assert count(losses) == 0
+    losses[300:310] = 0.2
+    assert count(losses) == 1
