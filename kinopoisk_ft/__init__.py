@@ -46,7 +46,10 @@ class _RegisterAfterImport:
     """
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        """Return None, or the module's usual spec with a loader that also registers the types."""
+        """Return how to load the module that defines AutoConfig; None for all other modules.
+
+        After the usual loading, the classifiers of this project are registered there.
+        """
         if name != _AUTO_CONFIG:
             return None
         sys.meta_path.remove(self)

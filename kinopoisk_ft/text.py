@@ -34,7 +34,8 @@ def to_one_line(text: str) -> str:
 def shorten_paths(value: str) -> str:
     """Replace absolute paths in a value by their last part, because they name the user's folders.
 
-    Spaces belong to a path, so pass the words of a command one by one.
+    A space is read as a part of the path. Therefore, call this function for each argument of a
+    command separately.
     """
     return _PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], value)
 

@@ -103,8 +103,8 @@ def _check_trained_dtype(module: nn.Module) -> None:
     names = [n for n, p in named if p.requires_grad and p.dtype == torch.bfloat16]
     if names:
         raise UserError(
-            f"the adapter trains {len(names)} weights of the base that model.dtype=bf16 stores in "
-            f"bf16, but weights that are trained stay fp32: {names[0]}",
+            f"the adapter trains {len(names)} weights of the base, such as {names[0]}; trained "
+            "weights must be fp32, but model.dtype=bf16 stores them in bf16",
             where="model.dtype",
             fix="use model.dtype=fp32, or list the modules in adapter.config.modules_to_save",
         )

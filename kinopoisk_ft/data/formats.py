@@ -209,17 +209,17 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. Then each line of the multi-line row has as many fields as the header. If this
-    is true for most multi-line rows, a warning is logged.
+    multi-line row. A sign of this is a multi-line row in which each line has as many fields as the
+    header. If most multi-line rows look like this, a warning is logged.
 
     Args:
         lines: number of the first line of each row.
         last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: at least two lines of a multi-line row look like rows of the table. Such a line
-            has as many fields as the header. In each column with few distinct values, such as
-            labels, its field is equal to a value from a single-line row.
+        UserError: at least two lines of a multi-line row look like rows of the table: they have as
+            many fields as the header and, in columns with few distinct values such as labels, only
+            values that also occur in single-line rows.
     """
     candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
     if not candidates:

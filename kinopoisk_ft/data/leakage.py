@@ -172,14 +172,14 @@ class PretrainingTexts:
 
     @classmethod
     def of(cls, base: str | None) -> PretrainingTexts:
-        """Load the record of a pretrained model.
+        """Load the record of the texts on which a model was pretrained.
 
         Args:
             base: folder or Hub id of the model; None for random weights.
 
         Returns:
-            The record. For random weights, the record is empty and complete. If the model has no
-            readable record, the result is empty and incomplete.
+            The record. For random weights it is empty and complete, because they have seen no text.
+            For a model without a readable record, it is empty and marked as incomplete.
         """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)

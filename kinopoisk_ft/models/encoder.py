@@ -136,8 +136,8 @@ class Encoder(CheckpointRecipe):
             return
         if not getattr(adapter, "needs_saved_base", False):
             raise UserError(
-                f"model.dtype={self.dtype} stores frozen weights, but this adapter trains or saves "
-                "weights of the base, and weights that are trained stay fp32",
+                f"model.dtype={self.dtype} works only if all weights of the base are frozen, but "
+                "this adapter trains or saves some of them",
                 where="model.dtype",
                 fix="use an adapter of PEFT such as adapter=lora, or model.dtype=fp32; to compute "
                 "in bf16, use trainer.precision=bf16",

@@ -5,12 +5,12 @@ use a randomly initialized head. What other tools can load depends on the networ
 
 - A classifier of `transformers`: `AutoModelForSequenceClassification`, `pipeline` and, for an
   adapter, PEFT compute the logits of this project.
-- An encoder or Mamba with this project's head: `transformers` does so after `import kinopoisk_ft`
-  and refuses the folder otherwise; see `kinopoisk_ft.models.hf_classes`. Without the import, it can
-  load the encoder without the head from the subfolder `encoder`, and `MambaModel` can load Mamba's
-  backbone.
-- An adapter of a network with this project's head: `transformers` merges it into the network, also
-  after `import kinopoisk_ft`. PEFT refuses it, because other models lack the modules that the
+- An encoder or Mamba with this project's head: `transformers` computes the logits only after
+  `import kinopoisk_ft`, and otherwise refuses the folder; see `kinopoisk_ft.models.hf_classes`. It
+  can load the encoder without the head from the subfolder `encoder`, and `MambaModel` can load
+  Mamba's backbone.
+- An adapter of a network with this project's head: `transformers` merges it into the network, which
+  needs `import kinopoisk_ft`, too. PEFT refuses it, because other models lack the modules that the
   adapter lists.
 - A network of a user-defined `ModelRecipe`: no other tool can load it.
 """

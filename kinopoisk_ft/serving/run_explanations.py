@@ -46,7 +46,10 @@ def explain_runs(
 
 
 def _read_texts(client: MlflowClient, run_id: str) -> dict[int, str]:
-    """Return the test texts by row number; recorded predictions contain only their starts."""
+    """Return the whole test texts by row number.
+
+    The recorded predictions contain only the start of each text.
+    """
     try:
         cfg: Any = OmegaConf.load(Path(client.download_artifacts(run_id, "config.yaml")))
         plain: Any = rename_moved_targets(OmegaConf.to_container(cfg.data))

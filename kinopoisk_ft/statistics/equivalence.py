@@ -1,9 +1,9 @@
 """Decide whether an approach is as good as another one, within a margin.
 
-The loss is how much lower the score of the approach is. One test rejects that the loss is at least
-the margin (non-inferiority). The other test rejects that the loss is at most the margin. Both tests
-are one-sided. Schuirmann, D. J. (1987); Piaggio, G. et al. (2012). Reporting of Noninferiority and
-Equivalence Randomized Trials.
+The deficit is the score of the other approach minus the score of this approach. One test can show
+that the deficit is smaller than the margin (non-inferiority: "as good"). The other test can show
+that it is larger ("worse"). Both tests are one-sided. Schuirmann, D. J. (1987); Piaggio, G. et al.
+(2012). Reporting of Noninferiority and Equivalence Randomized Trials.
 """
 
 from __future__ import annotations

@@ -143,8 +143,8 @@ def _mcnemar(only_a: int, only_b: int) -> float:
 def _flipped(differences: np.ndarray) -> float:
     """Return the exact p-value of a sign-flip permutation test.
 
-    `differences` is (groups,): in each group, the number of reviews that only a classifies
-    correctly, minus the number that only b classifies correctly.
+    `differences` is (groups,): in each group, the number of reviews that only approach A classifies
+    correctly, minus the number that only approach B classifies correctly.
     """
     sizes = np.abs(differences).astype(int)
     # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.

@@ -95,8 +95,8 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                "the run was recorded on another machine, so its store is not used without --uri: "
-                f"{hide_password(own)}",
+                "the run was recorded on another machine, and for safety it is sent to the store "
+                f"that it names only if you pass this store with --uri: {hide_password(own)}",
                 fix="pass --uri <uri> with this store, or with another one that you trust",
             )
         uri = own

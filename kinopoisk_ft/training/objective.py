@@ -120,7 +120,7 @@ class LanguageModel:
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, (), and a detached copy, (1,); `scores` needs no logits."""
+        """Return the summed loss, (), and a detached copy, (1,), in place of logits."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)

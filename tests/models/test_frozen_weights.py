@@ -209,8 +209,8 @@ def test_cards_of_fp32_models_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter=none"], "weights that are trained stay fp32"),
-        (["adapter=freeze"], "weights that are trained stay fp32"),
+        (["adapter=none"], "only if all weights of the base are frozen"),
+        (["adapter=freeze"], "only if all weights of the base are frozen"),
         (["adapter=lora", "trainer.strategy=fsdp"], "shards only weights of one dtype"),
     ],
 )
