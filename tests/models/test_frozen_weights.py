@@ -244,5 +244,5 @@ def test_an_adapter_that_trains_a_matrix_of_the_base_is_refused(
         return wrapped
 
     monkeypatch.setattr("kinopoisk_ft.adapters.peft.get_peft_model", thaw)
-    with pytest.raises(UserError, match="stores in bf16, but weights that are trained"):
+    with pytest.raises(UserError, match="trained weights must be fp32"):
         made.apply(network)
