@@ -10,6 +10,8 @@ import pytest
 import tiny
 from mlflow import MlflowClient
 
+from kinopoisk_ft.commands import report
+
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 SMALL = [
     "model=bert_scratch", "model.hidden_size=16", "model.num_layers=2", "model.vocab_size=120",
@@ -40,6 +42,8 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow sets it in a process that logs a model: set first, it is put back after a test.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    # The summary takes seconds; tests/sweeps/test_forecast.py tests the real one.
+    monkeypatch.setattr(report, "summarize_sweep", lambda *_: "summary")
 
 
 def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:

@@ -55,7 +55,7 @@ print("RESULT" + json.dumps([refusals, [classify(folder) for folder in folders]]
 @pytest.mark.parametrize(
     ("first", "kinds", "adapters"),
     [
-        (False, ("pooled",), ("none",)),
+        pytest.param(False, ("pooled",), ("none",), marks=pytest.mark.slow),
         pytest.param(True, OURS, ("none", "lora"), marks=pytest.mark.slow),
         pytest.param(False, OURS, ("none", "lora"), marks=pytest.mark.slow),
     ],

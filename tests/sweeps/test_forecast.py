@@ -18,9 +18,13 @@ from sweeping import place as place
 
 from kinopoisk_ft import cli
 from kinopoisk_ft.adapters.plain import Freeze, Full, Head
+from kinopoisk_ft.commands import report
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.sweeps import forecast
 from kinopoisk_ft.sweeps.forecast import Expected, count_flops, count_tokens, format_forecast
+
+# The fixture `_here` replaces this function, because it takes seconds.
+SUMMARIZE = report.summarize_sweep
 
 
 def run(*args: str) -> int:
@@ -49,8 +53,9 @@ def read_rows(text: str) -> dict[str, tuple[int, int]]:
 
 
 def test_a_dry_run_lists_the_jobs_and_trains_nothing(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(report, "summarize_sweep", SUMMARIZE)
     grid = ["-m", "seed=0,1", "tracking.log_model=false"]
     assert run(*grid, "model=tfidf", "output_dir=first") == 0
     shown = capsys.readouterr().out
