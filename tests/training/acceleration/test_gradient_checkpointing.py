@@ -98,11 +98,16 @@ def test_gradients_in_bf16_are_the_same(kind: str) -> None:
     check_equal(made.apply(network).module, tokenizer, "bf16")
 
 
+# transformers does not implement checkpointing for the first three. The others are Mamba, which
+# model=encoder refuses and other tests cover.
+NOT_HERE = ("Albert", "MPNet", "Funnel", "FalconMamba", "Mamba", "Mamba2")
+
+
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 @pytest.mark.parametrize(
     "architecture",
     quick(
-        ["GPT2", *sorted({*architectures.SIZES} - {"GPT2", "Albert", "MPNet", "Funnel"})], 1
+        ["GPT2", *sorted({*architectures.SIZES} - {"GPT2", *NOT_HERE})], 1
     ),
 )  # fmt: skip
 def test_gradients_of_other_architectures_are_the_same(
