@@ -2,7 +2,7 @@
 
     python benchmarks/training_memory.py --json training_memory.json --markdown training_memory.md
 
-Each figure of memory comes from a process of its own: the highest resident size during two steps,
+Each figure of memory is measured in a separate process: the highest resident size during two steps,
 less the size before them. Before them stand the weights and the moments of AdamW, so the figure is
 what activations and gradients take. Times are taken in one process that alternates both ways.
 """
@@ -243,7 +243,7 @@ def main() -> None:
         rows_of_batch, tokens = DECODER_BATCH
         note = (
             "LoRA on a Qwen3 of 200 M random weights, which are in bf16 on disk; batch "
-            f"{rows_of_batch} x {tokens}, each row in a process of its own. Peaks: resident size "
+            f"{rows_of_batch} x {tokens}, each row in a separate process. Peaks: resident size "
             "beyond that before loading. Time ratio and the largest difference of logits, relative "
             "to the largest logit: to an fp32 base of the same precision; fastest of three steps."
         )

@@ -14,10 +14,7 @@ from kinopoisk_ft.models.inspection import (
     record_outputs,
     run_example_batch,
 )
-from kinopoisk_ft.models.network import (
-    Network,
-    list_blocks,
-)
+from kinopoisk_ft.models.network import Network, list_blocks
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,7 @@ from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.models.frozen_weights import store_in_fp32
 from kinopoisk_ft.models.inspection import record_outputs, run_example_batch
-from kinopoisk_ft.models.network import (
-    Adapted,
-    Network,
-)
+from kinopoisk_ft.models.network import Adapted, Network
 from kinopoisk_ft.models.untrusted import check_imports
 
 log = logging.getLogger(__name__)

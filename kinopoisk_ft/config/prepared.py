@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,11 +54,22 @@ class Prepared:
     @property
     def label(self) -> str:
         """Return the approach, with the name of the checkpoint instead of "encoder"."""
-        checkpoint = Path(str(self.cfg.model.get("name") or "")).name
-        approach = self.tags["approach"]
-        if self.choices["model"] == "encoder" and checkpoint:
-            return approach.replace("encoder", checkpoint, 1)
-        return approach
+        name = str(self.cfg.model.get("name") or "")
+        return name_checkpoint(self.tags["approach"], self.choices["model"], name)
+
+
+def name_checkpoint(approach: str, model: str, name: str) -> str:
+    """Replace "encoder" in the name of an approach by the last part of the checkpoint's name.
+
+    Args:
+        model: the chosen option of the config group `model`. Only `encoder` stands for any
+            checkpoint.
+        name: hub id or folder of the checkpoint; "" if it is unknown.
+    """
+    checkpoint = PurePath(name).name
+    if model == "encoder" and checkpoint:
+        return approach.replace("encoder", checkpoint, 1)
+    return approach
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

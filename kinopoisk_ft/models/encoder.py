@@ -56,10 +56,7 @@ from kinopoisk_ft.models.padding import (
     match_tokenizer,
     pad_for_funnel,
 )
-from kinopoisk_ft.models.tokenizers import (
-    HUB_FIX,
-    check_ids,
-)
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_ids
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kinopoisk_ft.models.inspection import TOLERANCE, run_example_batch
-from kinopoisk_ft.models.network import (
-    Network,
-    list_blocks,
-)
+from kinopoisk_ft.models.network import Network, list_blocks
 
 log = logging.getLogger(__name__)
 

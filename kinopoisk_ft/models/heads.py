@@ -20,11 +20,7 @@ from kinopoisk_ft.models.frozen_weights import DTYPES, store_in_bf16
 from kinopoisk_ft.models.hf_classes import PooledClassifier, PooledForSequenceClassification
 from kinopoisk_ft.models.hf_configs import PooledConfig, describe_classifier
 from kinopoisk_ft.models.inspection import find_parameters_in_graph, run_example_batch
-from kinopoisk_ft.models.network import (
-    Layout,
-    Network,
-    flatten_blocks,
-)
+from kinopoisk_ft.models.network import Layout, Network, flatten_blocks
 from kinopoisk_ft.models.padding import (
     find_hugging_face_model,
     find_position_offset,

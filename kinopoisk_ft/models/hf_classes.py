@@ -27,11 +27,7 @@ from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.padding import pad_for_funnel
 from kinopoisk_ft.models.pooling import pool
 from kinopoisk_ft.models.untrusted import ADAPTER
-from kinopoisk_ft.models.window_pooling import (
-    WindowPooling,
-    divide_long_texts,
-    flatten_windows,
-)
+from kinopoisk_ft.models.window_pooling import WindowPooling, divide_long_texts, flatten_windows
 
 
 class PooledClassifier(nn.Module):

@@ -28,10 +28,7 @@ from kinopoisk_ft.models.hf_configs import (
 )
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.network import WEIGHTS, Layout, Network
-from kinopoisk_ft.models.tokenizers import (
-    HUB_FIX,
-    check_ids,
-)
+from kinopoisk_ft.models.tokenizers import HUB_FIX, check_ids
 from kinopoisk_ft.models.untrusted import INDEX, explain_load_errors, read_shard_names
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,13 @@ import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
+from kinopoisk_ft.config.prepared import name_checkpoint
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.search.best_trial import BEST
 from kinopoisk_ft.statistics.metrics import MARKED
@@ -144,9 +145,7 @@ def read_missing(run: Run) -> str:
 def _approach(tags: dict[str, str], params: dict[str, str]) -> str:
     parts = [tags.get("model", "unknown"), tags.get("adapter", "none")]
     name = tags.get("approach") or " + ".join(p for p in parts if p != "none")
-    # The config group `encoder` stands for any checkpoint.
-    checkpoint = PurePosixPath(params.get("model.name", "")).name if parts[0] == "encoder" else ""
-    return name.replace("encoder", checkpoint or "encoder", 1)
+    return name_checkpoint(name, parts[0], params.get("model.name", ""))
 
 
 def _plain(values: Mapping[str, str]) -> dict[str, str]:

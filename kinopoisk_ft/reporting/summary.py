@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import choices
 from kinopoisk_ft.reporting.document import Document, Section, failures
@@ -11,7 +12,6 @@ from kinopoisk_ft.reporting.label_curves import sentences
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line, write_value
-from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 WIDTH = 80
@@ -50,12 +50,14 @@ def _results(table: Table, locale: Locale) -> str:
     for row in table.rows:
         seconds, trainable = row.mean("train_seconds"), row.mean("trainable_parameters")
         name, *others = textwrap.wrap(describe(row, locale), NAME_WIDTH, subsequent_indent="  ")
+        # The first of the verdicts is the one for the usual margin.
+        verdict = frames.verdicts(table, row, locale)[0]
         rows.append([
             name,
             _score(table, row, locale),
             NOTHING if seconds is None else write_value(seconds, COLUMNS["train_seconds"], locale),
             NOTHING if trainable is None else _short(trainable, locale),
-            _verdict(table, row, locale),
+            verdict,
         ])  # fmt: skip
         rows += [[line, "", "", "", ""] for line in others]
     if HEADLINE in table.majority:
@@ -100,15 +102,6 @@ def _score(table: Table, row: Row, locale: Locale) -> str:
     score = locale.number(row.values[HEADLINE].mean, 3)
     interval = table.comparison.means.get(row.name, {}).get(HEADLINE)
     return f"{score} {locale.interval(interval, digits=3)}" if interval else score
-
-
-def _verdict(table: Table, row: Row, locale: Locale) -> str:
-    if not row.learned:
-        return locale("not_learned")
-    if row is table.rows[0]:
-        return locale("reference")
-    decision = table.decisions[MARGIN].get(row.name)
-    return locale(decision.verdict.replace(" ", "_")) if decision else NOTHING
 
 
 def _wrap(text: str) -> str:

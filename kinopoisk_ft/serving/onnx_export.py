@@ -196,7 +196,7 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    # It reports packages that text models do not need, and warns of its own code.
+    # The exporter logs packages that text models do not need, and its own code causes warnings.
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

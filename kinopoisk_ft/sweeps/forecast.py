@@ -178,11 +178,12 @@ def _read_texts(data: DictConfig) -> dict[str, np.ndarray]:
 
 @cache
 def _read_lengths(data: str) -> dict[str, np.ndarray]:
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         split: DataSplit = instantiate(OmegaConf.create(data)).load()
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     parts = {"train": split.train, "val": split.val, "test": split.test}
     return {name: part["text"].str.len().to_numpy() for name, part in parts.items()}
 
@@ -190,7 +191,7 @@ def _read_lengths(data: str) -> dict[str, np.ndarray]:
 @cache
 def measure_rate(device: torch.device, kind: str) -> float:
     """Measure the speed of a matrix product, in FLOP per second."""
-    left, right = torch.randn(2, MATRIX, MATRIX, device=device, dtype=DTYPES[kind])
+    left = right = torch.ones(MATRIX, MATRIX, device=device, dtype=DTYPES[kind])
     products, started = 0, 0.0
     # The first product only warms up.
     while not products or time.perf_counter() - started < TIMED_SECONDS:

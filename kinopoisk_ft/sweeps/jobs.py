@@ -152,7 +152,8 @@ def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping
         flush=True,
     )  # fmt: skip
     if note["message"]:
-        # The first sentence is enough here; the summary of the sweep contains the whole message.
+        # The first sentence is enough here; run.log contains the whole message.
+        log.info("%s", note["message"])
         print(f"  {note['message'].partition('. ')[0]}.", flush=True)
 
 

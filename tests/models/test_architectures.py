@@ -25,11 +25,7 @@ from transformers import T5EncoderModel
 from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.inspection import record_inputs
-from kinopoisk_ft.models.network import (
-    Adapted,
-    Network,
-    list_blocks,
-)
+from kinopoisk_ft.models.network import Adapted, Network, list_blocks
 from kinopoisk_ft.models.saving import make_card, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.serving.predictor import Predictor
