@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +45,7 @@ FIRST = ("film", "1000")
 OTHERS = [(split, labels) for split in ("film", "random") for labels in ("300", "1000", "null")]
 OTHERS.remove(FIRST)
 KEPT = 2
+WRITING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Found(Training):
 
     Args:
         val_f1_weighted: the best weighted F1 on validation.
-        hours: wall-clock time of the process, while other trainings may have run.
+        cpu_hours: CPU time of the process, which has one thread; other processes do not change it.
     """
 
     val_f1_weighted: float
-    hours: float
+    cpu_hours: float
     commit: str
 
     @property
@@ -124,7 +125,7 @@ def read_found() -> list[Found]:
         return []
     with FOUND.open(newline="", encoding="utf-8") as file:
         return [
-            Found(**row | {key: float(row[key]) for key in ("val_f1_weighted", "hours")})
+            Found(**row | {key: float(row[key]) for key in ("val_f1_weighted", "cpu_hours")})
             for row in csv.DictReader(file)
         ]
 
@@ -137,20 +138,21 @@ def train(one: Training, data: str) -> bool:
             f"data.split={one.split}", f"data.train_limit={one.labels}", f"data.path={data}",
             "tracking=none", f"output_dir={folder}", *one.overrides.split(),
         ]  # fmt: skip
-        started = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False
-        )
-        hours = (time.perf_counter() - started) / 3600
-        print(f"{one}: exit code {ended.returncode}", flush=True)
-        if ended.returncode:
-            print(ended.stderr[-2000:], flush=True)
+        log = Path(folder, "trial.log")
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        print(f"{one}: exit code {process.returncode}", flush=True)
+        if process.returncode:
+            print(log.read_text()[-2000:], flush=True)
             return True
+        hours = (usage.ru_utime + usage.ru_stime) / 3600
         score = read_validation(Path(folder))
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    write(Found(**asdict(one), val_f1_weighted=score, hours=round(hours, 3), commit=commit))
+    write(Found(**asdict(one), val_f1_weighted=score, cpu_hours=round(hours, 3), commit=commit))
     return False
 
 
@@ -166,10 +168,9 @@ def read_validation(folder: Path) -> float:
 def write(found: Found) -> None:
     """Append a finished training to the file."""
     names = [field.name for field in fields(Found)]
-    is_new = not FOUND.exists()
-    with FOUND.open("a", newline="", encoding="utf-8") as file:
+    with WRITING, FOUND.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
-        if is_new:
+        if not file.tell():
             writer.writeheader()
         writer.writerow(asdict(found))
 

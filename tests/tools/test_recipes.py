@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,3 +51,12 @@ def test_finished_trainings_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     first, second = recipes.read_found()
     assert asdict(first) == asdict(found("full", "", 0.9))
     assert second.training == Training("tfidf", "film", "1000", "model.C=1")
+
+
+def test_trainings_that_end_together_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "FOUND", tmp_path / "search.csv")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda score: recipes.write(found("full", "", score)), range(40)))
+    assert sorted(one.val_f1_weighted for one in recipes.read_found()) == list(range(40))
