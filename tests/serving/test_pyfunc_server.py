@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,13 +12,11 @@ import pytest
 from command_line import BERT, run
 from command_line import _here as _here
 from command_line import place as place
+from mlflow_server import make_command, make_environment, make_request, post, serve
 
 from kinopoisk_ft.serving.predictor import Predictor
 
 TEXTS = ["Прекрасный фильм, всем советую.", "Скучный сюжет, жаль времени.", "Фильм ужасный."]
-REQUEST = {"dataframe_split": {"columns": ["text"], "data": [[text] for text in TEXTS]}}
-# Compiling the kernels and importing torch takes long on a busy machine.
-PATIENCE = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -42,52 +30,11 @@ def logged(place: Path) -> dict[str, Path]:
     return {name: place / name for name in ("lora", "tfidf")}
 
 
-def make_command(verb: str, folder: Path, *more: str) -> list[str]:
-    """Return `mlflow models <verb>` for the model of a run, as docs/publish.md writes it."""
+def find_model(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the URI of the model that a run logged, and the variable that names the store."""
     run_id = json.loads((folder / "result.json").read_text("utf-8"))["run_id"]
-    uri = f"runs:/{run_id}/model"
-    return [sys.executable, "-m", "mlflow", "models", verb, "-m", uri,
-            "--env-manager", "local", *more]  # fmt: skip
-
-
-def make_environment(folder: Path) -> dict[str, str]:
-    # MLflow starts `uvicorn` from the PATH, as after the activation of the virtual environment.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     store = f"sqlite:///{folder.parent / 'mlflow.db'}"
-    return {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": store}
-
-
-@contextmanager
-def serve(folder: Path, away: Path) -> Iterator[str]:
-    """Serve the model of a run on a free port; yield the URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (away / "log").open("w") as log:
-        server = subprocess.Popen(
-            make_command("serve", folder, "--host", "127.0.0.1", "--port", str(port)),
-            env=make_environment(folder), cwd=away, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-        while not answers(f"{url}/health"):
-            assert server.poll() is None, (away / "log").read_text()
-            assert time.monotonic() < end, (away / "log").read_text()
-            time.sleep(0.5)
-        yield url
-    finally:
-        # The group is gone if the server could not start.
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    return f"runs:/{run_id}/model", {"MLFLOW_TRACKING_URI": store}
 
 
 def check(predictions: list[dict[str, object]], folder: Path) -> None:
@@ -99,36 +46,27 @@ def check(predictions: list[dict[str, object]], folder: Path) -> None:
     assert expected["p_plus"].nunique() == len(TEXTS)
 
 
-def post(url: str, request: dict[str, object]) -> tuple[int, dict[str, Any]]:
-    """Send a request to a server; return the status and the JSON of the answer."""
-    body = json.dumps(request, ensure_ascii=False).encode()
-    sent = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(sent, timeout=PATIENCE) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "tfidf"])
 def test_the_server_answers_like_predict(
     logged: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    with serve(logged[name], tmp_path) as url:
-        status, answer = post(url, REQUEST)
+    uri, store = find_model(logged[name])
+    with serve(uri, tmp_path, store) as url:
+        status, answer = post(url, TEXTS)
         assert status == 200
         check(answer["predictions"], logged[name])
-        status, answer = post(url, {"dataframe_split": {"columns": ["text"], "data": [[" "]]}})
+        status, answer = post(url, [" "])
         assert status == 400
         assert "1 of 1 texts are empty" in answer["message"]
 
 
 @pytest.mark.slow
 def test_the_command_predicts_like_predict(logged: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "in.json").write_text(json.dumps(REQUEST, ensure_ascii=False), "utf-8")
-    command = make_command("predict", logged["lora"], "-i", "in.json", "-o", "out.json")
-    environment = make_environment(logged["lora"])
+    (tmp_path / "in.json").write_text(json.dumps(make_request(TEXTS), ensure_ascii=False), "utf-8")
+    uri, store = find_model(logged["lora"])
+    command = make_command("predict", uri, "-i", "in.json", "-o", "out.json")
+    environment = make_environment(store)
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
     out = json.loads((tmp_path / "out.json").read_text("utf-8"))
     check(out["predictions"], logged["lora"])
