@@ -107,7 +107,8 @@ def _complete_card(folder: Path) -> None:
         return
     if folder.name != "model" or not (folder.parent / "predictions.parquet").is_file():
         raise UserError(
-            "the model has no model card, and the files of its run are not next to it",
+            "the model folder has no README.md, and it cannot be written, because the files of "
+            "the run are not next to the model folder",
             where=str(folder),
             fix="publish the output_dir of the run, or write README.md in the model folder",
         )

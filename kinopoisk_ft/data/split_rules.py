@@ -53,7 +53,7 @@ class RandomRule:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select the rows of random near-duplicate groups with scikit-learn's train_test_split."""
+        """Draw groups of near-duplicates at random, and select all their rows."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
         _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)

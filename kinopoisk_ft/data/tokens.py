@@ -150,7 +150,8 @@ def _truncate_and_encode(
 
     Returns:
         For each text: the token ids, the number of characters that these ids cover, and the number
-        of tokens before truncation. The numbers do not include special tokens and the prefix.
+        of tokens before truncation. The ids include the special tokens and the prefix; the two
+        numbers do not.
     """
     prefix = preprocessing.text_prefix
     left, right = count_added_tokens(tokenizer, prefix)

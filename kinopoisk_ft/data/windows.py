@@ -42,8 +42,8 @@ class Windows:
         """
         if stride is not None and stride > room:
             raise UserError(
-                f"data.window_stride={stride} skips tokens, because a window has {room} tokens "
-                "without special tokens",
+                f"data.window_stride={stride} would skip tokens, because a window has only {room} "
+                "tokens in addition to the special tokens",
                 where="data.window_stride",
                 fix=f"set data.window_stride to {room} or less, or to null",
             )

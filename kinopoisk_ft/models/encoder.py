@@ -152,7 +152,8 @@ class Encoder(CheckpointRecipe):
         super().check_pretraining()
         if self.dtype != "fp32":
             raise UserError(
-                "pretraining trains all weights, and weights that are trained stay fp32",
+                f"model.dtype={self.dtype} does not work with pretraining, which trains all "
+                "weights",
                 where="model.dtype",
                 fix="use model.dtype=fp32; to compute in bf16, use trainer.precision=bf16",
             )

@@ -223,7 +223,8 @@ class MambaClassifier(nn.Module):
         self.mamba_config, self.pooling = config, check_pooling(pooling)
         if pooling == "last_position" and window_pooling is not None:
             raise UserError(
-                "model.pooling=last_position cannot read windows, because it reads padding",
+                "model.pooling=last_position does not work with windows: it would pool the last "
+                "position of each window, which is padding in the last window of a review",
                 where="model.pooling",
                 fix="set model.pooling to last or mean, or set data.truncation to head, tail or "
                 "head_tail",

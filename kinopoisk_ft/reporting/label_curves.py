@@ -101,7 +101,7 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return sentences on how many labels an approach needs to score higher than another one.
 
     If there are baselines, only comparisons with a baseline are described. The last sentences list
-    approaches that have not learned.
+    approaches with runs that have the mark `not_learned`.
     """
     named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
     return [

@@ -77,7 +77,7 @@ class Row:
 
     @property
     def learned(self) -> bool:
-        """Return whether all runs have learned something."""
+        """Return whether no run has the mark `not_learned`, which `tasks.learned` sets."""
         return not any(run.not_learned for run in self.runs)
 
     @property

@@ -15,7 +15,7 @@ from kinopoisk_ft.tracking.store import default_uri, open_store
 
 
 def find_model_folder(name: str, uri: str | None = None) -> Path:
-    """Return the folder that contains the model card.
+    """Return the model folder, which contains kinopoisk_ft.json.
 
     Args:
         name: a model folder, an output_dir, or a run id in the MLflow store.

@@ -143,7 +143,7 @@ def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -
     taken = output.is_dir() and any(output.iterdir())
     if taken and not ((output / CARD).is_file() and read_card(output).kind == OnnxLayout.name):
         raise UserError(
-            "the output folder contains other files than an exported model",
+            "the output folder contains files that do not belong to an exported model",
             where=str(output),
             fix="set --output to a new folder",
         )

@@ -46,8 +46,8 @@ def sync_folders(
 
     Args:
         uri: the URI of the store. If None, each run is sent to the store that its event log names.
-            If the log names no store, or an SQLite file that does not exist, the run is sent to the
-            default store.
+            If the log names no store, or if it names an SQLite file that does not exist, the run is
+            sent to the default store.
         experiment: the name of the experiment. If None, each run is sent to the experiment that its
             event log names.
         died_as: the status for runs whose process died.
@@ -95,8 +95,8 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                "the run was recorded on another machine, and for safety it is sent to the store "
-                f"that it names only if you pass this store with --uri: {hide_password(own)}",
+                f"the run was recorded on another machine, for the store {hide_password(own)}; "
+                "it is not sent there without --uri, because a stranger may have chosen this store",
                 fix="pass --uri <uri> with this store, or with another one that you trust",
             )
         uri = own
