@@ -46,6 +46,9 @@ class Decision:
             if the true difference is equal to the observed one. None if there is a verdict already,
             or if no realistic number of reviews would be enough.
         more_seeds: the same factor for the number of seeds, with the same meaning of None.
+        low, high: simultaneous 95% bounds of a - b, each of them one-sided. They agree with the
+            verdict: "as good" if both are at least -margin, "worse" if both are at most -margin,
+            and otherwise -margin is between them. See `_lower_bounds`.
     """
 
     verdict: Verdict
@@ -54,6 +57,8 @@ class Decision:
     p_equivalent: float
     more_reviews: float | None
     more_seeds: float | None
+    low: float
+    high: float
 
     def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
         """Return how many additional test reviews, or additional seeds, would be enough.
@@ -114,10 +119,16 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
     """
     if not differences:
         return []
-    as_good = correct_holm([_p_above(d.total.resampled, -margin) for d in differences])
-    worse = correct_holm([_p_above(-d.total.resampled, margin) for d in differences])
+    resampled = [d.total.resampled for d in differences]
+    losses = [-one for one in resampled]
+    as_good = correct_holm([_p_above(one, -margin) for one in resampled])
+    worse = correct_holm([_p_above(one, margin) for one in losses])
+    lows = _lower_bounds(resampled, as_good, -margin)
+    highs = [-low for low in _lower_bounds(losses, worse, margin)]
     found = []
-    for difference, p_as_good, p_worse in zip(differences, as_good, worse, strict=True):
+    for difference, p_as_good, p_worse, low, high in zip(
+        differences, as_good, worse, lows, highs, strict=True
+    ):
         verdict: Verdict = "undecided"
         if p_as_good <= ALPHA:
             verdict = "as good"
@@ -133,9 +144,42 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
                 p_equivalent=max(_p_above(drawn, -margin), _p_above(-drawn, -margin)),
                 more_reviews=reviews,
                 more_seeds=seeds,
+                low=low,
+                high=high,
             )
         )
     return found
+
+
+def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: float) -> list[float]:
+    """Return simultaneous lower 95% bounds that agree with Holm's tests.
+
+    Each test has the null hypothesis that a difference is at most `edge`. The probability that all
+    bounds hold is 95%. They are those of Strassburger, K. and Bretz, F. (2008), Compatible
+    simultaneous lower confidence bounds for the Holm procedure: if k hypotheses are not rejected,
+    the bounds of their differences have the level 5% / k, so they are not above the edge. The
+    other bounds are the edge itself, because Holm's procedure proves no more about them. If all
+    hypotheses are rejected, each bound has the level 5% / m, but is not below the edge.
+
+    Args:
+        resampled: (resamples,) of each of m differences.
+        ps: corrected p-values of the m tests.
+    """
+    rejected = [p <= ALPHA for p in ps]
+    level = ALPHA / (rejected.count(False) or len(ps))
+    if not all(rejected):
+        return [
+            edge if known else _bound(one, level)
+            for one, known in zip(resampled, rejected, strict=True)
+        ]
+    return [max(edge, _bound(one, level)) for one in resampled]
+
+
+def _bound(resampled: np.ndarray, level: float) -> float:
+    """Return the largest bound that the test of `_p_above` does not exceed at this level."""
+    place = math.floor(level * (len(resampled) + 1))
+    # With too few resamples for the level, nothing is known: scores are in [0, 1].
+    return float(np.partition(resampled, place - 1)[place - 1]) if place else -1.0
 
 
 def _p_above(resampled: np.ndarray, bound: float) -> float:

@@ -48,6 +48,38 @@ def test_several_verdicts_are_corrected() -> None:
     assert decide([]) == []
 
 
+def test_simultaneous_bounds_agree_with_the_verdicts() -> None:
+    """Many random families, in which each verdict occurs; the ends are those of the two tests."""
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(60):
+        means, errors = rng.normal(-0.02, 0.03, 5), rng.uniform(0.003, 0.02, 5)
+        for found in decide([normal(m, e) for m, e in zip(means, errors, strict=True)]):
+            above, below = found.low >= -0.02, found.high <= -0.02
+            expected = "as good" if above else "worse" if below else "undecided"
+            assert found.verdict == expected
+            seen.add((found.verdict, found.low > -0.02, found.high < -0.02))
+    assert {verdict for verdict, *_ in seen} == {"as good", "worse", "undecided"}
+    one = alone(0.01, 0.01)
+    assert one.low == pytest.approx(0.01 + 0.01 * stats.norm.ppf(0.05), abs=1e-4)
+    assert one.high == pytest.approx(0.01 - 0.01 * stats.norm.ppf(0.05), abs=1e-4)
+    wide, narrow = decide([normal(-0.01, 0.02), normal(0.0, 0.002)])
+    assert (wide.verdict, narrow.verdict) == ("undecided", "as good")
+    assert wide.low == pytest.approx(-0.01 + 0.02 * stats.norm.ppf(0.05), abs=1e-3)
+    assert narrow.low == -0.02
+
+
+@pytest.mark.slow
+def test_simultaneous_bounds_hold_together_in_95_of_100_cases() -> None:
+    """Three approaches at different distances from the margin; the errors are independent."""
+    rng, truth = np.random.default_rng(0), np.array([-0.02, 0.0, 0.01])
+    missed = 0
+    for _ in range(1000):
+        measured = truth + rng.normal(0, 0.008, 3)
+        found = decide([normal(m, 0.008) for m in measured])
+        missed += any(one.low > true for one, true in zip(found, truth, strict=True))
+    assert missed / 1000 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
 def test_the_needed_number_of_reviews_decides() -> None:
     found = alone(0.0, 0.03)
     assert found.more_reviews is not None
