@@ -8,7 +8,7 @@ from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import TIME
 from kinopoisk_ft.reporting.folds import FOLD, FOLDS
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.run_rows import Row, differing_settings
+from kinopoisk_ft.reporting.run_rows import SETTINGS_IN_NAME, Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
@@ -153,5 +153,5 @@ def _settings(rows: tuple[Row, ...]) -> list[str]:
         # Names such as `bert #2` do not contain the settings.
         f"{row.name}: {', '.join(f'{k}={v}' for k, v in row.own_settings.items())}."
         for row in rows
-        if "#" in row.name.removeprefix(row.first.approach)
+        if len(row.own_settings) > SETTINGS_IN_NAME
     ]

@@ -24,6 +24,13 @@ SEARCH = "search"
 # Read from the run and not from its settings, where `auto` depends on the machine.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
+# The usual spelling of adapters whose option is written otherwise.
+ADAPTERS = {
+    "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "(IA)³", "bitfit": "BitFit",
+}  # fmt: skip
+RANK = "adapter.config.r"
+# Smaller networks have no size in their name.
+SMALLEST_NAMED = 100_000
 # `trainer.budget` replaces these settings.
 LIMITS = ("trainer.epochs", "trainer.max_steps")
 
@@ -161,13 +168,13 @@ def rows_of(runs: list[TrainedRun]) -> list[Row]:
     for run in runs:
         by_approach[run.approach][str(run.settings)].append(run)
     rows = []
-    for approach, recipes in sorted(by_approach.items()):
+    for _, recipes in sorted(by_approach.items()):
         groups = list(recipes.values())
         own = _own_settings([group[0].settings for group in groups])
         for number, (group, settings) in enumerate(zip(groups, own, strict=True), start=1):
             group.sort(key=lambda run: (len(run.seed), run.seed, run.run_id))
             row = Row(
-                name=_name(approach, settings, number),
+                name=_name(_title(group), settings, number),
                 runs=tuple(group),
                 values=_values(group),
                 own_settings=settings,
@@ -198,6 +205,27 @@ def _own_settings(recipes: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{k: recipe.get(k, "-") for k in differing} for recipe in recipes]
 
 
+def _title(runs: Sequence[TrainedRun]) -> str:
+    """Return the name of an approach with its size, such as "e5-small-ru 34M + LoRA r=8"."""
+    first = runs[0]
+    if not first.approach.startswith(BASELINE):
+        model, plus, adapter = first.approach.partition(" + ")
+        rank = first.settings.get(RANK, "")
+        size = first.metrics.get("total_parameters", 0.0)
+        written = f" {write_size(size)}" if size >= SMALLEST_NAMED else ""
+        detail = f" r={rank}" if rank and adapter == first.adapter else ""
+        return f"{model}{written}{plus}{ADAPTERS.get(adapter, adapter)}{detail}"
+    return first.approach.replace(BASELINE, "TF-IDF", 1)
+
+
+def write_size(count: float) -> str:
+    """Format the number of parameters of a model with two or three digits, such as 34M or 1.5B."""
+    unit, letter = next(
+        ((unit, letter) for unit, letter in ((1e9, "B"), (1e6, "M")) if count >= unit), (1e3, "K")
+    )
+    return f"{count / unit:.{0 if count >= 10 * unit else 1}f}".removesuffix(".0") + letter
+
+
 def _name(approach: str, own: dict[str, str], number: int) -> str:
     if not own:
         return approach
@@ -207,4 +235,5 @@ def _name(approach: str, own: dict[str, str], number: int) -> str:
     # Keys such as model.lr and trainer.lr stay in full, because both are `lr` without the group.
     if len(set(short.values())) < len(short):
         short = {key: key for key in own}
-    return f"{approach} ({', '.join(f'{short[k]}={v}' for k, v in own.items())})"
+    parts = [f"no {short[k]}" if v == "None" else f"{short[k]}={v}" for k, v in own.items()]
+    return f"{approach} ({', '.join(parts)})"

@@ -49,7 +49,7 @@ def _results(table: Table, locale: Locale) -> str:
     rows = []
     for row in table.rows:
         seconds, trainable = row.mean("train_seconds"), row.mean("trainable_parameters")
-        name, *others = textwrap.wrap(describe(row, locale), NAME_WIDTH, subsequent_indent="  ")
+        name, *others = textwrap.wrap(row.name, NAME_WIDTH, subsequent_indent="  ")
         # The first of the verdicts is the one for the usual margin.
         verdict = frames.verdicts(table, row, locale)[0]
         rows.append([
@@ -83,15 +83,6 @@ def _align(rows: list[list[str]]) -> str:
         ]
         lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
-
-
-def describe(row: Row, locale: Locale) -> str:
-    """Return the name of a row with the size of its model, such as "e5-small-ru 34 M + lora"."""
-    if "total_parameters" not in row.values:
-        return row.name
-    size = _short(row.values["total_parameters"].mean, locale)
-    model, plus, rest = row.name.partition(" + ")
-    return f"{model} {size}{plus}{rest}"
 
 
 def _short(count: float, locale: Locale) -> str:

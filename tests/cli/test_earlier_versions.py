@@ -42,6 +42,6 @@ def test_a_store_is_reported(tmp_path: Path) -> None:
     assert main(["--uri", f"sqlite:///{store}", "--output", str(report), "--no-log"]) == 0
     table = (report / "comparison.md").read_text("utf-8").replace("\\_", "_")
     rows = json.loads((report / "comparison.json").read_text("utf-8"))
-    for approach in ("bert_scratch + lora", "mamba_scratch", "tfidf"):
+    for approach in (" + LoRA r=", "mamba_scratch", "TF-IDF"):
         assert approach in table
     assert rows["failed"] == []

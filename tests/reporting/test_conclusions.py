@@ -88,7 +88,7 @@ def test_against_full_training_what_is_unequal_is_named(language: str) -> None:
     said = conclusions(one_table(full, even, longer), locale)
     ours, others = (
         [line for line in said if line.startswith(f"{name} ") and "(bert):" in line]
-        for name in ("bert + lora", "bert + freeze")
+        for name in ("bert + LoRA", "bert + freeze")
     )
     budgets = locale("budgets", differences="").partition("(")[0]
     assert budgets in ours[0]
@@ -104,7 +104,7 @@ def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)
     assert "No network measured higher than the TF-IDF baseline." in said
-    assert "tfidf also trains fastest, 2.00 s." in said
+    assert "TF-IDF also trains fastest, 2.00 s." in said
 
 
 def test_a_single_approach_has_nothing_to_compare() -> None:

@@ -35,9 +35,11 @@ def study(unlabelled: None, store: Store, tmp_path_factory: pytest.TempPathFacto
 
 def oracle() -> pd.DataFrame:
     runs = pd.DataFrame(FINISHED, columns=COLUMNS)
-    runs["approach"] = runs["model"] + (" + " + runs["adapter"]).where(
-        runs["adapter"] != "none", ""
-    )
+    names = {
+        "bert none": "bert 178M", "bert lora": "bert 178M + LoRA", "mamba none": "mamba 129M",
+        "tfidf none": "TF-IDF",
+    }  # fmt: skip
+    runs["approach"] = (runs["model"] + " " + runs["adapter"]).map(names)
     numbers = runs.drop(columns=["model", "adapter", "seed"])
     return numbers.groupby("approach").agg(["mean", "std", "count"])
 
@@ -66,7 +68,7 @@ def test_marks_best_values_and_distances(study: tuple) -> None:
         distances = (mean[column] - value).tolist()
         assert found[f"{column}_from_best"].tolist() == pytest.approx(distances)
         assert (found[mark] == "yes").tolist() == (mean[column] == value).tolist()
-    assert found.index[found["min_time"] == "yes"].tolist() == ["tfidf"]
+    assert found.index[found["min_time"] == "yes"].tolist() == ["TF-IDF"]
 
 
 def test_majority_class_is_always_a_row(study: tuple) -> None:
@@ -81,9 +83,9 @@ def test_majority_class_is_always_a_row(study: tuple) -> None:
 
 def test_json_agrees_with_csv_and_names_its_runs(study: tuple, store: Store) -> None:
     rows = {row["approach"]: row for row in study[1]["tables"][0]["rows"]}
-    lora = rows["bert + lora"]
+    lora = rows["bert 178M + LoRA"]
     assert lora["best_f1"] is True
-    assert rows["bert"]["best_f1"] is False
+    assert rows["bert 178M"]["best_f1"] is False
     assert [run["seed"] for run in lora["runs"]] == ["0", "1", "2"]
     assert store.client.get_run(lora["runs"][0]["run_id"]).data.tags["approach"] == "bert + lora"
 
@@ -103,10 +105,13 @@ def test_failed_runs_are_apart_and_not_ranked(study: tuple) -> None:
 
 def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
     said = " ".join(study[1]["tables"][0]["conclusions"])
-    assert "bert + lora has the highest weighted F1 measured, 0.9509" in said
-    assert "tfidf trains fastest, 21.5 s" in said
+    assert "bert 178M + LoRA has the highest weighted F1 measured, 0.9509" in said
+    assert "TF-IDF trains fastest, 21.5 s" in said
     assert "296,450 trainable parameters instead of 177,854,978 (0.17% of them)" in said
-    assert "Mamba (mamba) against the other network with the highest F1 (bert + lora)" in said
+    assert (
+        "Mamba (mamba 129M) against the other network with the highest F1 (bert 178M + LoRA)"
+        in said
+    )
     assert "tokens of context (data.max_length) 512 / 256" in said
     # These runs kept no predictions, so no sentence may claim to know.
     assert "weighted F1 −0.0264 (chance was not measured" in said
@@ -114,12 +119,12 @@ def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
 
 def test_recommendations_for_each_limit(study: tuple) -> None:
     time, resources, quality = study[1]["tables"][0]["recommendations"]
-    assert time.startswith("Little time: tfidf, 21.5 s of training")
-    assert "If it has to be a network: bert + lora" in time
-    assert "tfidf has the fewest, 0;" in resources
-    assert "If it has to be a network: bert + lora, 296,450" in resources
-    assert quality.startswith("Quality first: bert + lora")
-    assert "the place of mamba and tfidf, repeat with several seeds" in quality
+    assert time.startswith("Little time: TF-IDF, 21.5 s of training")
+    assert "If it has to be a network: bert 178M + LoRA" in time
+    assert "TF-IDF has the fewest, 0;" in resources
+    assert "If it has to be a network: bert 178M + LoRA, 296,450" in resources
+    assert quality.startswith("Quality first: bert 178M + LoRA")
+    assert "the place of mamba 129M and TF-IDF, repeat with several seeds" in quality
 
 
 def test_one_seed_is_no_measure_of_chance(store: Store, tmp_path: Path) -> None:
@@ -135,8 +140,8 @@ def test_other_test_rows_make_another_table(store: Store, tmp_path: Path) -> Non
     assert "2 tables follow" in whole["notes"][0]
     names = set(table.loc[table["split_digest"] == OTHER_SPLIT, "approach"])
     assert names == {
-        "bert + lora (max_length=256)",
-        "bert + lora (max_length=512)",
+        "bert 178M + LoRA (max_length=256)",
+        "bert 178M + LoRA (max_length=512)",
         "majority class",
     }
     assert r"Settings differ, tokens of context (data.max\_length): " in text
@@ -157,5 +162,5 @@ def test_what_a_search_chose_is_known(store: Store) -> None:
 def test_a_sweep_compares_its_own_runs_by_their_settings(store: Store, tmp_path: Path) -> None:
     table, whole, _ = report(store, tmp_path, f"parent={store.sweep}")
     assert whole["parent"] == store.sweep
-    names = ["bert + lora (lr=0.0003)", "bert + lora (lr=0.001)", "majority class"]
+    names = ["bert 178M + LoRA (lr=0.0003)", "bert 178M + LoRA (lr=0.001)", "majority class"]
     assert sorted(table["approach"]) == names

@@ -28,7 +28,7 @@ def test_unequal_budgets_are_said_in_words() -> None:
             locale = Locale(language)
             (said,) = [note for note in table_notes(table, locale) if locale(key) in note]
             assert f"{value} (gru)" in said
-            assert ("tfidf" in said) == (key in ("data.strip_scores", "data.max_characters"))
+            assert ("TF-IDF" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
     assert "Settings differ" not in " ".join(table_notes(even, EN))
 
@@ -56,12 +56,12 @@ def test_unequal_precision_is_named(language: str) -> None:
     lora = [trained("bert", "lora", seed=s, precision=p) for s, p in enumerate(("bf16", "fp32"))]
     table = one_table(full, same, *lora, trained("tfidf", precision="fp64"))
     (said,) = [note for note in table_notes(table, locale) if locale("precision") in note]
-    assert "bf16, fp32 (bert + lora)" in said
+    assert "bf16, fp32 (bert + LoRA)" in said
     assert "fp64" not in said
-    ours = [line for line in conclusions(table, locale) if line.startswith("bert + lora ")]
+    ours = [line for line in conclusions(table, locale) if line.startswith("bert + LoRA ")]
     assert f"{locale('precision')} bf16, fp32 / bf16" in ours[0]
     # The seeds of one approach may differ, too.
-    assert any("bf16, fp32 (bert + lora)" in note for note in table_notes(one_table(*lora), locale))
+    assert any("bf16, fp32 (bert + LoRA)" in note for note in table_notes(one_table(*lora), locale))
     even = table_notes(one_table(full, same), locale)
     assert not any(locale("precision") in note for note in even)
 
@@ -87,7 +87,7 @@ def test_a_banner_names_unequal_information(language: str) -> None:
     for run, share in zip(runs, (0.381, 0.385, 1.0), strict=True):
         run.metrics["characters_seen_share"] = share
     said = banner(one_table(*runs), locale)
-    assert f"tfidf {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
+    assert f"TF-IDF {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
     assert "data.max_characters" in said
     # A difference of less than two points, or no record, is no reason for a warning.
     assert banner(one_table(*runs[:2]), locale) == ""

@@ -29,9 +29,9 @@ def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str
     table, whole, text = report(store, tmp_path, "language=ru")
     printed = capsys.readouterr().out
     assert "обучаемых" in printed
-    assert "Главное — качество: bert + lora" in printed
+    assert "Главное — качество: bert 178M + LoRA" in printed
     assert "Результаты на тестовой выборке" in text
-    assert "Наибольшая измеренная взвешенная F1 у bert + lora: 0,9509" in text
+    assert "Наибольшая измеренная взвешенная F1 у bert 178M + LoRA: 0,9509" in text
     assert "177\N{NO-BREAK SPACE}854\N{NO-BREAK SPACE}978" in text
     assert "Recommendations" not in text + printed
     assert "случайность не измерена: предсказания не сравнивались" in text
@@ -46,9 +46,9 @@ def test_the_terminal_shows_a_summary_of_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:-1])) <= 80
     start = next(i for i, line in enumerate(lines) if line.startswith("approach  "))
-    assert lines[start + 2].startswith("bert 180\N{NO-BREAK SPACE}M + lora  0.951 ")
+    assert lines[start + 2].startswith("bert 178M + LoRA  0.951 ")
     assert any(line.startswith("majority class  ") for line in lines)
-    assert any(line.startswith("Quality first: bert + lora") for line in lines)
+    assert any(line.startswith("Quality first: bert 178M + LoRA") for line in lines)
     assert str(tmp_path / "comparison.html") in lines[-1]
 
 

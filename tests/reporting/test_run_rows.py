@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from report_rows import one_table, trained
 from report_store import Store
 
-from kinopoisk_ft.reporting.runs import collect
+from kinopoisk_ft.reporting.run_rows import rows_of, write_size
+from kinopoisk_ft.reporting.runs import TrainedRun, collect
 from kinopoisk_ft.reporting.table import tables
 
 
@@ -45,6 +47,30 @@ def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
         "bert (split=film)",
         "bert (split=random)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (trained("encoder", "lora", settings={"adapter.config.r": "8"}), "encoder 34M + LoRA r=8"),
+        (trained("encoder", "ia3"), "encoder 34M + (IA)³"),
+        (trained("encoder", "freeze"), "encoder 34M + freeze"),
+        (trained("encoder", "none"), "encoder 34M"),
+        (trained("tfidf"), "TF-IDF"),
+    ],
+)
+def test_names_say_the_size_and_the_rank(run: TrainedRun, name: str) -> None:
+    (row,) = rows_of([replace(run, metrics=run.metrics | {"total_parameters": 33_558_146.0})])
+    assert row.name == name
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [(718_850, "719K"), (1_490_818, "1.5M"), (33_558_146, "34M"), (177_854_978, "178M"),
+     (1_300_000_000, "1.3B"), (7_000_000_000, "7B")],
+)  # fmt: skip
+def test_sizes_have_two_or_three_digits(count: int, written: str) -> None:
+    assert write_size(count) == written
 
 
 def test_sizes_of_the_train_split_are_tables_and_its_seeds_are_not(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.reporting.table import Table, tables
 
 EN = Locale("en")
-NAMES = {"bert", "bert + lora", "mamba", "tfidf"}
+NAMES = {"bert 178M", "bert 178M + LoRA", "mamba 178M", "TF-IDF"}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def test_means_have_intervals_around_them(answered: tuple) -> None:
             low, mean, high = (rows.loc[name, f"{metric}{end}"] for end in ("_low", "", "_high"))
             assert low < mean < high
         assert np.isnan(rows.loc["majority class", f"{metric}_low"])
-    text = f"{rows.loc['tfidf', 'accuracy']:.4f} [{rows.loc['tfidf', 'accuracy_low']:.4f}, "
+    text = f"{rows.loc['TF-IDF', 'accuracy']:.4f} [{rows.loc['TF-IDF', 'accuracy_low']:.4f}, "
     assert text in answered[2]
 
 
@@ -60,8 +60,8 @@ def test_a_metric_that_a_run_did_not_record_comes_from_its_predictions(answered:
     rows = answered[0].set_index("approach")
     run = answers(0, next(skill for model, _, skill, *_ in ANSWERED if model == "tfidf"))
     expected = matthews_corrcoef(run["label"], run["predicted"])
-    assert rows.loc["tfidf", "mcc"] == pytest.approx(expected)
-    assert rows.loc["tfidf", "mcc_low"] < expected < rows.loc["tfidf", "mcc_high"]
+    assert rows.loc["TF-IDF", "mcc"] == pytest.approx(expected)
+    assert rows.loc["TF-IDF", "mcc_low"] < expected < rows.loc["TF-IDF", "mcc_high"]
     assert "| F1 macro | MCC |" in answered[2]
     assert f"| {expected:.4f} [" in answered[2]
 
@@ -76,7 +76,7 @@ def test_differences_are_those_of_the_metrics(answered: tuple, folder: Path) -> 
         assert row.difference == pytest.approx(expected, abs=1e-6)
         assert row.low <= row.difference <= row.high
         assert row.p <= row.p_holm <= min(1, 6 * row.p) + 1e-12
-    alone = found[(found["a"] == "tfidf") | (found["b"] == "tfidf")]
+    alone = found[(found["a"] == "TF-IDF") | (found["b"] == "TF-IDF")]
     assert set(alone["several_seeds"]) == {"no"}
     assert set(found.drop(alone.index)["same_seeds"]) == {"yes"}
 
@@ -85,24 +85,24 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     whole = answered[1]["tables"][0]
     pairs = {(p["a"], p["b"]): p["differences"]["f1_weighted"] for p in
              whole["comparison"]["pairs"]}  # fmt: skip
-    near, far = pairs["bert + lora", "bert"], pairs["bert + lora", "mamba"]
+    near, far = pairs["bert 178M + LoRA", "bert 178M"], pairs["bert 178M + LoRA", "mamba 178M"]
     assert near["low"] < 0 < near["high"]
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
-    assert "the next, bert, has" in best
+    assert "the next, bert 178M, has" in best
     assert "(as good within 0.02: 95% interval from" in best
     assert "(worse by more than 0.02: 95% interval from" in mamba
-    assert "As good within 0.02: bert; of these and the best," in whole["recommendations"][-1]
+    assert "As good within 0.02: bert 178M; of these and the best," in whole["recommendations"][-1]
     verdicts = {row["approach"]: row["verdict_0.02"] for row in whole["rows"]}
-    assert verdicts["bert"] == "as good"
-    assert verdicts["mamba"] == "worse"
-    assert verdicts["bert + lora"] is None
-    assert "| bert | 3 | as good | undecided |" in answered[2]
+    assert verdicts["bert 178M"] == "as good"
+    assert verdicts["mamba 178M"] == "worse"
+    assert verdicts["bert 178M + LoRA"] is None
+    assert "| bert 178M | 3 | as good | undecided |" in answered[2]
 
 
 def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
     found = pd.read_csv(folder / "comparison-slices.csv", dtype={"value": str})
-    tfidf = found[found["approach"] == "tfidf"].set_index(["by", "value", "metric"])
+    tfidf = found[found["approach"] == "TF-IDF"].set_index(["by", "value", "metric"])
     run = answers(0, next(skill for model, _, skill, *_ in ANSWERED if model == "tfidf"))
     for value, seen in (("yes", True), ("no", False)):
         part = run[run["film_in_train"] == seen]
@@ -125,7 +125,7 @@ def test_calibration_is_a_table(answered: tuple) -> None:
     assert (rows["temperature"] > 1).all()
     assert "### Calibration" in answered[2]
     assert "the results above use neither" in answered[2]
-    assert f"{rows.loc['tfidf', 'ece']:.4f}" in answered[2]
+    assert f"{rows.loc['TF-IDF', 'ece']:.4f}" in answered[2]
 
 
 def test_pictures_are_linked_and_made(answered: tuple, folder: Path) -> None:
@@ -166,9 +166,9 @@ def test_calibration_has_a_panel_an_approach(table: Table) -> None:
 def test_other_rows_are_compared_unpaired_with_a_note(store: Store, tmp_path: Path) -> None:
     _, whole, text = report(store, tmp_path, "experiment=mixed rows")
     notes = " ".join(whole["tables"][0]["notes"])
-    assert "bert and mamba: not the same test reviews (other rows)" in notes
+    assert "bert 178M and mamba 178M: not the same test reviews (other rows)" in notes
     assert "tfidf: no predictions.parquet (seeds 0)" in notes
     (pair,) = whole["tables"][0]["comparison"]["pairs"]
     assert pair["paired"] is False
     assert pair["mcnemar"] is None
-    assert "mamba (unpaired)" in text
+    assert "mamba 178M (unpaired)" in text

@@ -22,7 +22,7 @@ from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.predictions import TEXT_CHARACTERS
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-NAMES = {"bert", "bert + freeze", "bert + lora", "mamba", "tfidf"}
+NAMES = {"bert 178M", "bert 178M + freeze", "bert 178M + LoRA", "mamba 129M", "TF-IDF"}
 
 
 class Page(HTMLParser):
