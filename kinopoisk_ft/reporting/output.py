@@ -29,6 +29,7 @@ from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 STEM = "comparison"
 PREFIX = ".report-"
@@ -130,4 +131,4 @@ def view_columns() -> list[str]:
     """Return the columns of the run table in the saved MLflow view, from left to right."""
     shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
     metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
-    return ["tags.`seed`", *(f"metrics.`{metric}`" for metric in metrics)]
+    return ["tags.`seed`", *(f"metrics.`{to_mlflow(metric)}`" for metric in metrics)]

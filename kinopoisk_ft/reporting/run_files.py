@@ -18,6 +18,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.plots.run_plots import CURVES, HistoryRow
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 PREDICTIONS = "predictions.parquet"
 # Learning curves on the page have no room for more points than this.
@@ -84,7 +85,9 @@ def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
     rows: list[HistoryRow] = []
     for key in CURVES:
         if key in run.metrics:
-            points = client.get_metric_history(run.run_id, key)
+            # Earlier versions recorded metrics under their flat names.
+            points = client.get_metric_history(run.run_id, to_mlflow(key))
+            points = points or client.get_metric_history(run.run_id, key)
             # Division that rounds up, to keep at most MOST_POINTS.
             stride = -(-len(points) // MOST_POINTS)
             rows += [{"step": point.step, key: point.value} for point in points[::stride]]

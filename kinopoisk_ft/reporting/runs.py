@@ -19,6 +19,7 @@ from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.search.best_trial import BEST
 from kinopoisk_ft.statistics.metrics import MARKED
 from kinopoisk_ft.text import replace_controls, to_one_line
+from kinopoisk_ft.tracking.mlflow_names import flat_metrics, readable_params
 from kinopoisk_ft.tracking.store import restore_command
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
@@ -29,7 +30,7 @@ TAGS = (
     "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
     "overrides", "precision",
 )  # fmt: skip
-GROUPS = ("model.", "adapter.", "data.", "trainer.")
+GROUPS = ("model", "adapter", "data", "trainer")
 # These keys do not change what is learned. All other keys of the groups distinguish rows.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
@@ -39,7 +40,7 @@ NOT_SETTINGS = (
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
 # Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 NOT_ITS_SETTINGS = (
-    *NOT_SETTINGS, *OF_WINDOWS, "trainer.", "adapter.", "data.max_length", "data.text_prefix",
+    *NOT_SETTINGS, *OF_WINDOWS, "trainer", "adapter", "data.max_length", "data.text_prefix",
 )  # fmt: skip
 # Settings that runs of earlier versions lack, with the values that mean the same.
 SAME_AS_MISSING = {
@@ -136,7 +137,7 @@ class Collected:
 
 def read_missing(run: Run) -> str:
     """Return the names of missing metrics and tags, or "" for a complete run."""
-    metrics = run.data.metrics
+    metrics = flat_metrics(run.data.metrics)
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
     found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
     return ", ".join(found)
@@ -155,7 +156,7 @@ def _plain(values: Mapping[str, str]) -> dict[str, str]:
 
 def read_trained(run: Run) -> TrainedRun:
     """Convert a finished MLflow run with all needed metrics and tags to a `TrainedRun`."""
-    tags, params = _plain(run.data.tags), _plain(run.data.params)
+    tags, params = _plain(run.data.tags), _plain(readable_params(run.data.params))
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     if params.get("data.truncation") != "windows":
         ignored = (*ignored, *OF_WINDOWS)
@@ -177,11 +178,11 @@ def read_trained(run: Run) -> TrainedRun:
         settings={
             k: params[k]
             for k in sorted(params)
-            if k.startswith(GROUPS)
+            if k.partition(".")[0] in GROUPS
             and not k.startswith(ignored)
             and SAME_AS_MISSING.get(k) != params[k]
         },
-        metrics={k: v for k, v in sorted(run.data.metrics.items()) if math.isfinite(v)},
+        metrics={k: v for k, v in flat_metrics(run.data.metrics).items() if math.isfinite(v)},
         **{name: tags.get(name, "") for name in TAGS},
     )
 

@@ -14,11 +14,13 @@ from typing import Any
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState
 from kinopoisk_ft.tracking.logged_model import log_model
+from kinopoisk_ft.tracking.mlflow_names import has_flat_names, readable_params, to_mlflow
 from kinopoisk_ft.tracking.offline import PARENT_TAG, resolve_path
 from kinopoisk_ft.tracking.store import (
     UnreachableError,
@@ -33,8 +35,8 @@ log = logging.getLogger(__name__)
 
 # MLflow tag with the id of the event log from which a run was created.
 LOG_TAG = "kinopoisk_ft.events"
-# Longest param value in MLflow's tables, in characters. Longer ones go to long_params.json.
-MAX_PARAM = 500
+# Longest param value that MLflow stores, in characters. Longer ones go to long_params.json.
+MAX_PARAM = MAX_PARAM_VAL_LENGTH
 # Size in bytes of the largest JSON artifact in which the run's local id is replaced.
 MAX_JSON = 2**20
 # MLflow's limits per request: https://mlflow.org/docs/latest/rest-api.html#log-batch
@@ -63,7 +65,8 @@ class Replay:
     The process may be killed and restarted at any time. The position in the log is saved after each
     call of `step`, so only the events of one call may be sent again. Sending them again does not
     create duplicates: an existing run is found by its tag, MLflow's databases ignore a second
-    metric with the same step, time and value, and all other requests overwrite values.
+    metric with the same step, time and value, and all other requests overwrite values. A run that
+    an earlier version has sent in part keeps the flat names of its metrics and params.
 
     Args:
         files: whether to send artifacts; False if a later run has overwritten the files.
@@ -74,6 +77,7 @@ class Replay:
         self.uri = absolute_uri(target.uri)
         self.counts: Counter[str] = Counter()
         self._client: MlflowClient | None = None
+        self._has_flat_names = False
         # Events that were rejected earlier are retried before all others.
         self._retries = [e for e in event_log.events if str(e["seq"]) in event_log.state.refused]
 
@@ -151,7 +155,7 @@ class Replay:
         match event["verb"]:
             case "metrics":
                 metrics = [
-                    Metric(key, float(value), event["time"], event["step"])
+                    Metric(self._name(key), float(value), event["time"], event["step"])
                     for event in batch
                     for key, value in event["values"].items()
                 ]
@@ -181,7 +185,11 @@ class Replay:
             case verb:
                 raise ValueError(f"this version cannot send the event '{verb}'")
 
+    def _name(self, metric: str) -> str:
+        return metric if self._has_flat_names else to_mlflow(metric)
+
     def _write_params(self, client: MlflowClient, texts: dict[str, str]) -> None:
+        texts = texts if self._has_flat_names else readable_params(texts)
         long = {key: text for key, text in texts.items() if len(text) > MAX_PARAM}
         short = texts | dict.fromkeys(long, "in long_params.json")
         for part in _split([Param(*item) for item in short.items()], MAX_PARAMS):
@@ -228,6 +236,8 @@ class Replay:
             self._retries = []
             self.event_log.state = ReplayState(self.uri, run_id, start["seq"])
             self.event_log.save_state()
+        sent = client.get_run(run_id).data
+        self._has_flat_names = has_flat_names(sent.metrics, sent.params)
         return client
 
     def _create(self, client: MlflowClient, experiment: str, start: Event) -> str:

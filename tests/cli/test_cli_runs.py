@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kinopoisk_ft.commands import predict
 from kinopoisk_ft.statistics.calibration import calibration_metrics
+from kinopoisk_ft.tracking.mlflow_names import flat_metrics
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     found = client.get_run(str(finished["run_id"]))
     assert found.info.status == "FINISHED"
-    tags, params, metrics = found.data.tags, found.data.params, found.data.metrics
+    tags, params, metrics = found.data.tags, found.data.params, flat_metrics(found.data.metrics)
     assert (tags["model"], tags["adapter"], tags["seed"]) == ("bert_scratch", "lora", "3")
     assert tags["approach"] == "bert_scratch + lora"
     assert params["adapter.config.r"] == "8"
@@ -64,7 +65,7 @@ def test_store_has_everything(finished: dict[str, object], place: Path, tmp_path
     assert params["trainer.epochs"] == "2"
     for key in ("tokenize_seconds", "tokens_per_second", "peak_memory_mb", "val_seconds"):
         assert metrics[key] > 0
-    assert len(client.get_metric_history(found.info.run_id, "val_f1_weighted")) == 2
+    assert len(client.get_metric_history(found.info.run_id, "val/f1_weighted")) == 2
     assert metrics["tuning_trials"] == 8
     names = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert names >= {
@@ -89,7 +90,7 @@ def test_temperature_is_fitted_on_the_recorded_validation_predictions(
 ) -> None:
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     run_id = str(finished["run_id"])
-    metrics = client.get_run(run_id).data.metrics
+    metrics = flat_metrics(client.get_run(run_id).data.metrics)
     tables = [
         pd.read_parquet(client.download_artifacts(run_id, f"predictions{part}.parquet"))
         for part in ("", "_validation")
@@ -99,7 +100,7 @@ def test_temperature_is_fitted_on_the_recorded_validation_predictions(
     expected = calibration_metrics(*val, *test)
     assert expected["temperature"] > 0
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
-    best = max(m.value for m in client.get_metric_history(run_id, "val_f1_weighted"))
+    best = max(m.value for m in client.get_metric_history(run_id, "val/f1_weighted"))
     again = f1_score(tables[1]["label"], tables[1]["predicted"], average="weighted")
     assert again == pytest.approx(best)
 
@@ -144,7 +145,7 @@ def test_data_options_apply_to_training_and_prediction(
         assert run(*model, *options, f"output_dir={name}", "tracking.experiment=options") == 0
         client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
         run_id = json.loads((place / name / "result.json").read_text())["run_id"]
-        metrics = client.get_run(run_id).data.metrics
+        metrics = flat_metrics(client.get_run(run_id).data.metrics)
         assert metrics["leakage_films"] == 0
         assert metrics["leakage_film_guess_accuracy"] == metrics["leakage_majority_accuracy"]
         assert 0 < metrics["characters_seen_share"] < 1

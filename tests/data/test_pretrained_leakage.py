@@ -92,9 +92,9 @@ def test_a_base_of_another_split_is_warned_about(
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("kinopoisk_ft").experiment_id
     found = sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
-    counts = [run.data.metrics.get("leakage_pretraining") for run in found]
+    counts = [run.data.metrics.get("leakage/pretraining") for run in found]
     assert counts == [0, met, None, 0]
-    share = found[1].data.metrics["leakage_pretraining_share"]
+    share = found[1].data.metrics["leakage/pretraining_share"]
     assert share == pytest.approx(met / len(other.test))
     warning = f"the base model was pretrained on {met} of the {len(other.test)} test reviews"
     assert capsys.readouterr().out.count(warning) == 1

@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
+from kinopoisk_ft.tracking.mlflow_names import from_mlflow
 from kinopoisk_ft.tracking.offline import OfflineTracker
 
 URI = "sqlite:////nowhere/mlflow.db"
@@ -33,7 +34,7 @@ def offline(uri: str | None = None, experiment: str = "x") -> OfflineTracker:
 
 def record(run: OfflineTracker, folder: Path, steps: int = 30) -> str:
     """Record a whole run except its end; return its id."""
-    run_id = run.start("one", {"a": 1, "long": "z" * 600}, {"k": "v"}, folder=folder)
+    run_id = run.start("one", {"a": 1, "long": "z" * 7000}, {"k": "v"}, folder=folder)
     (folder / "config.yaml").write_text("a: 1")
     run.artifact(folder / "config.yaml")
     for step in range(steps):
@@ -55,7 +56,8 @@ class Kept:
 
     @property
     def data(self) -> Any:
-        return SimpleNamespace(tags=self.tags)
+        metrics = {metric.key: metric.value for metric in self.metrics}
+        return SimpleNamespace(tags=self.tags, metrics=metrics, params=self.params)
 
 
 class FakeStore:
@@ -126,9 +128,9 @@ class FakeStore:
         self.runs[run_id].ended.append(status)
 
     def values(self) -> list[tuple[str, int, float]]:
-        """Return all metrics of the only run in the order in which they arrived."""
+        """Return all metrics of the only run, by flat name, in the order in which they arrived."""
         (run,) = self.runs.values()
-        return [(m.key, m.step, m.value) for m in run.metrics]
+        return [(from_mlflow(m.key), m.step, m.value) for m in run.metrics]
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def check_store(place: Path, found: dict[int, Outcome]) -> None:
         assert tags["trial"] == str(outcome.job)
         assert tags["trial.adapter.lr"] == rate(outcome)
         assert {"sweep=lr_search", "hydra.mode=RUN"} <= set(shlex.split(tags["command"]))
-        evaluations = client.get_metric_history(outcome.run_id, "val_f1_weighted")
+        evaluations = client.get_metric_history(outcome.run_id, "val/f1_weighted")
         assert len(evaluations) == (3 if outcome.status == "done" else 2)
         assert ("pruned" in tags) == (outcome.status == "pruned")
     collected = collect(client, "lr_search", parent)

@@ -72,7 +72,7 @@ def test_parallel_jobs_lose_nothing(tmp_path: Path, launcher: str) -> None:
         found = collect(client, "kinopoisk_ft", parent)
         assert (len(found.runs), found.unfinished) == (2, 0)
     for i, run in enumerate(sorted(found.runs, key=lambda r: r.settings["trainer.batch_size"])):
-        steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
+        steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
         assert sorted(steps) == list(range(1, 7))
         written = json.loads((tmp_path / "out" / str(i) / "environment.json").read_text())
         threads = {"joblib": max(1, joblib.cpu_count() // 2), "ray": 1}
@@ -108,7 +108,7 @@ def assert_one_whole_run(place: Path) -> None:
     parent, status = newest_parent(client, "kinopoisk_ft")
     assert status == "FINISHED"
     (run,) = collect(client, "kinopoisk_ft", parent).runs
-    steps = [m.step for m in client.get_metric_history(run.run_id, "train_loss")]
+    steps = [m.step for m in client.get_metric_history(run.run_id, "train/loss")]
     assert sorted(steps) == list(range(1, 301))
     assert "resuming the unfinished run" in (place / "out/0/run.log").read_text()
 

@@ -24,6 +24,7 @@ from sweeping import DATA, environment, newest_parent, write_reviews
 
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
+from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 JOBS, STEPS, METRICS = 20, 120, ("train_loss", "lr", "grad_norm")
 PATIENCE = 120  # seconds for a server to answer for the first time
@@ -159,7 +160,9 @@ def test_twenty_jobs_at_once_lose_no_metric(server: str, tmp_path: Path) -> None
         assert run.info.status == "FINISHED"
         assert (run.data.tags["job"], len(run.data.params)) == (str(job), 61)
         for i, key in enumerate(METRICS):
-            history = sorted(client.get_metric_history(run_id, key), key=lambda m: m.step)
+            history = sorted(
+                client.get_metric_history(run_id, to_mlflow(key)), key=lambda m: m.step
+            )
             expected = [(step, value(job, step, i)) for step in range(1, STEPS + 1)]
             assert [(m.step, m.value) for m in history] == expected
         assert Path(client.download_artifacts(run_id, "note.txt")).read_text() == kept(job)

@@ -13,6 +13,7 @@ from tracked import hurry, record, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import Event, find_logs
+from kinopoisk_ft.tracking.mlflow_names import from_mlflow
 from kinopoisk_ft.tracking.store import open_experiment
 
 Values = list[tuple[str, int, int, float]]
@@ -36,7 +37,9 @@ def recorded(events: list[Event]) -> Values:
 
 def stored(client: MlflowClient, run: Any) -> Values:
     histories = (client.get_metric_history(run.info.run_id, key) for key in run.data.metrics)
-    return sorted((m.key, m.step, m.timestamp, m.value) for history in histories for m in history)
+    return sorted(
+        (from_mlflow(m.key), m.step, m.timestamp, m.value) for history in histories for m in history
+    )
 
 
 MOMENTS = [12, 38, 49, 66, 27, 57, *range(5, 90, 5)]

@@ -129,7 +129,7 @@ def test_run_resumes_after_a_signal(
     for key in again.data.metrics:
         steps = [m.step for m in client.get_metric_history(run.info.run_id, key)]
         assert len(steps) == len(set(steps)), key
-    losses = client.get_metric_history(run.info.run_id, "train_loss")
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(m.step for m in losses) == [2, 4, 6, 8, 10]
     assert not list((here / name / "checkpoints").glob("checkpoint-*"))
     assert not (here / name / "unfinished.json").exists()

@@ -82,7 +82,7 @@ def losses(here: Path) -> dict[tuple[str, int], float]:
     client = MlflowClient(f"sqlite:///{here / 'mlflow.db'}")
     found = [
         metric
-        for key in ("train_loss", "val_loss", "test_loss")
+        for key in ("train/loss", "val/loss", "test/loss")
         for metric in client.get_metric_history(run.info.run_id, key)
     ]
     values = {(metric.key, metric.step): metric.value for metric in found}
