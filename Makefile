@@ -26,7 +26,7 @@ PORT ?= 5000
 ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks clean
+.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -99,6 +99,9 @@ report: $(STAMP) ## compare the runs in the store of this folder
 notebooks: $(STAMP) ## execute the notebooks into outputs/notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute \
 		--output-dir outputs/notebooks notebooks/*.ipynb
+
+schema: $(STAMP) ## write the JSON schemas of the config groups, which editors read
+	$(BIN)/python -m kinopoisk_ft.config.schema
 
 clean: ## remove what runs and tools left; the store, outputs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

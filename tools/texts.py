@@ -65,7 +65,7 @@ def help_lines() -> Iterator[tuple[str, str]]:
     """Yield the place and the text of each line of the config groups that has a comment."""
     for file in sorted((ROOT / "conf").rglob("*.yaml")):
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if "# " in line and "@package" not in line:
+            if "# " in line and not line.startswith(("# @package", "# yaml-language-server:")):
                 yield f"{file.relative_to(ROOT).as_posix()}:{number}", line.strip()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# How the comments begin that are for Hydra and for editors.
+_MACHINE_COMMENTS = ("# @package", "# yaml-language-server:")
 
 
 def get_conf_dir() -> Path:
@@ -31,6 +33,6 @@ def list_options(folder: Path) -> dict[str, dict[str, str]]:
 
 def _read_description(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and "@package" not in line:
+        if line.startswith("#") and not line.startswith(_MACHINE_COMMENTS):
             return line.lstrip("# ")
     return ""

@@ -236,7 +236,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             and name not in keys
         ]
-    hints = _get_type_hints(target)
+    hints = get_type_hints(target)
     for key in keys:
         is_node = isinstance(node[key], dict) and "_target_" in node[key]
         if is_node:
@@ -250,7 +250,8 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
     return errors
 
 
-def _get_type_hints(target: Any) -> dict[str, Any]:
+def get_type_hints(target: Any) -> dict[str, Any]:
+    """Return {parameter: type} of a class or function; empty if the types cannot be read."""
     function = target.__init__ if inspect.isclass(target) else target
     if isinstance(function, functools.partial):
         function = function.func
