@@ -1,9 +1,9 @@
-"""Measure what checkpoints cost a run: seconds for one, and their share of the time by default.
+"""Measure how long a checkpoint takes, and which share of a run's time that is by default.
 
     python benchmarks/checkpoint.py --json checkpoint.json --markdown checkpoint.md
 
-What is written is what a run of the project writes: weights that train, the optimizer's state, the
-random generators, digests, each file forced to disk.
+Each checkpoint has the contents of a run's: trained weights, optimizer state, states of the random
+generators, and digests. Each file is forced to disk.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SHAPES = {"as rubert-tiny2": TINY2, "as e5-small-ru": SMALL, "as bert-base": BAS
 
 
 class Silent:
-    """Records nothing."""
+    """A recorder that records nothing."""
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing, because nothing is buffered."""
 
 
 def prepare(model: nn.Module) -> State:
-    """Return a state with an optimizer that has made a step."""
+    """Return a training state with a new AdamW optimizer."""
     precision = Precision("fp32", torch.device("cpu"))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
@@ -58,7 +58,7 @@ def prepare(model: nn.Module) -> State:
 
 
 def step(state: State) -> None:
-    """Forward, backward and an update, as in training."""
+    """Run a training step: forward, backward, update."""
     ids = torch.randint(5, VOCABULARY, (BATCH, LENGTH))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     loss = state.objective.loss_sum(state.model, {**batch, "labels": torch.arange(BATCH) % 2})[0]
@@ -78,7 +78,10 @@ def restore(state: State, found: Checkpoint) -> None:
 
 
 def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
-    """Return the figures of one model, with its lower layers frozen."""
+    """Return the measurements of one model whose lower `layers` and embeddings are frozen.
+
+    With `layers` 0, all weights are trained.
+    """
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **shape)).train()
     for part in [model.bert.embeddings, *model.bert.encoder.layer][: layers + 1 if layers else 0]:
@@ -92,7 +95,8 @@ def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds + 1):
             steps.append(seconds(lambda: step(state)))
             saves.append(seconds(manager.save))
-            if not number:  # the first compiles kernels, and digests what is frozen
+            # The first round compiles kernels and computes the digest of the frozen weights.
+            if not number:
                 first, steps, saves = saves[0], [], []
         found = manager.checkpoints.newest()
         assert found is not None
@@ -101,7 +105,7 @@ def measure(shape: dict[str, int], layers: int, rounds: int) -> dict[str, Any]:
     one = statistics.median(saves)
     return {
         "MiB": written / 2**20, "step s": statistics.median(steps), "first checkpoint s": first,
-        "checkpoint s": one, "most": max(saves), "restore s": load,
+        "checkpoint s": one, "max": max(saves), "restore s": load,
         "share by default %": 100 * one / (one + max(SECONDS, MIN_RATIO * one)),
     }  # fmt: skip
 
@@ -114,11 +118,11 @@ def main() -> None:
         depth = shape["num_hidden_layers"]
         for what, layers in (("all", 0), ("two thirds of the layers frozen", 2 * depth // 3)):
             figures = measure(shape, layers, rounds=2 if args.quick else 5)
-            rows.append({"model": name, "trains": what, **figures})
+            rows.append({"model": name, "trained": what, **figures})
     note = (
-        f"BERT in fp32 with AdamW, batch {BATCH}, length {LENGTH}. By default a checkpoint is "
-        f"written after {SECONDS:.0f} s, or {MIN_RATIO} times what the last one took where that is "
-        "more. The first also digests the frozen weights."
+        f"BERT in fp32 with AdamW, batch {BATCH}, length {LENGTH}. By default, the next checkpoint "
+        f"is written after {SECONDS:.0f} s, or after {MIN_RATIO} times the duration of the last "
+        "one if that is longer. The first checkpoint also computes a digest of the frozen weights."
     )
     publish("Checkpoints", [Section("One checkpoint", note, rows)], args, allocator.DEFAULT)
 

@@ -1,8 +1,9 @@
-"""Work out, on paper, what training on a million reviews takes: hours, money, share of messages.
+"""Estimate the hours, money and communication of training on a million reviews.
 
     python benchmarks/cost_model.py --markdown benchmarks/results/cost_model.md
 
-Nothing is timed. FLOPs by Kaplan et al. (arXiv:2001.08361): 2 a weight and token forward, 4 back.
+Nothing is timed. FLOPs follow Kaplan et al. (arXiv:2001.08361): for each weight and token, 2 in the
+forward pass and 4 in the backward pass.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any
 
 from common.report import Section, command_line, publish
 
-GRADIENT_BYTES = 4  # weights and gradients stay fp32
-NODE = 8  # GPUs that are joined by the fast link
+# Weights and gradients are fp32.
+GRADIENT_BYTES = 4
+# The number of GPUs that the fast link connects.
+NODE = 8
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Layers of width d with a feed-forward part of 4d: 12 d² weights each, beside embeddings."""
+    """A transformer: each layer of width d has 12 d² weights (feed-forward width 4d)."""
 
     layers: int
     width: int
@@ -27,23 +30,23 @@ class Encoder:
 
     @property
     def weights(self) -> int:
-        """Return those that multiply every token."""
+        """Return the number of weights that are multiplied with every token."""
         return 12 * self.layers * self.width**2
 
     @property
     def embeddings(self) -> int:
-        """Return those that are looked up."""
+        """Return the number of weights of the token embeddings."""
         return self.vocabulary * self.width
 
 
 @dataclass(frozen=True)
 class Approach:
-    """What trains.
+    """A way to train: how much is computed, and how many gradients are exchanged.
 
     Args:
-        flops: a weight of the layers and a token.
-        trained: share of the layers' weights that have gradients to exchange.
-        embeddings: whether these train, too.
+        flops: FLOPs for each weight of the layers and each token.
+        trained: the share of the layers' weights that have gradients.
+        embeddings: whether the embeddings are trained, too.
     """
 
     flops: float
@@ -52,12 +55,12 @@ class Approach:
 
 
 def frozen(share: float) -> Approach:
-    """Train the upper `share` of the layers; what is below runs forward alone."""
+    """Train the upper `share` of the layers; the lower ones only run forward."""
     return Approach(2 + 4 * share, share)
 
 
 FULL = Approach(6, 1, embeddings=True)
-# All gradients of activations, next to none of weights.
+# The backward pass computes the gradients of all activations, but of almost no weights.
 LORA = Approach(4, 0.003)
 SMALL = Encoder(12, 384, 32_000)
 BASE = Encoder(12, 768, 120_000)
@@ -75,7 +78,7 @@ GPUS = (1, 8, 64)
 def step_seconds(
     model: Encoder, approach: Approach, gpus: int, args: argparse.Namespace
 ) -> tuple[float, float]:
-    """Return the seconds of computing and of exchanging gradients in one step."""
+    """Return the seconds of a step's computation, and of its exchange of gradients."""
     flops = approach.flops * model.weights * args.batch * args.tokens
     compute = flops / (args.peak * 1e12 * args.utilisation)
     trained = approach.trained * model.weights + approach.embeddings * model.embeddings
@@ -85,7 +88,7 @@ def step_seconds(
 
 
 def row(name: str, model: Encoder, approach: Approach, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the work, then hours, share of messages and money by the number of GPUs."""
+    """Return the FLOPs, and for each number of GPUs the hours, messages and money."""
     seen = args.reviews * args.epochs
     found: dict[str, Any] = {
         "model": name,
@@ -102,22 +105,28 @@ def row(name: str, model: Encoder, approach: Approach, args: argparse.Namespace)
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the parser: every assumption is an option."""
+    """Return the parser, which has an option for every assumption."""
     parser = command_line(__doc__)
     parser.add_argument("--reviews", type=int, default=1_000_000)
-    parser.add_argument("--tokens", type=int, default=256, help="of a review, as it is cut")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens per review")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32, help="reviews a GPU and step")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU: H100, bf16")
-    parser.add_argument("--utilisation", type=float, default=0.3, help="share of the peak")
-    parser.add_argument("--link", type=float, default=360, help="GB/s each way within a machine")
-    parser.add_argument("--network", type=float, default=40, help="GB/s a GPU between machines")
-    parser.add_argument("--price", type=float, default=3.0, help="dollars for a GPU's hour")
+    parser.add_argument("--batch", type=int, default=32, help="reviews per GPU and step")
+    parser.add_argument(
+        "--peak", type=float, default=989, help="TFLOP/s of a GPU (default: H100 in bf16)"
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=0.3, help="share of the peak that training reaches"
+    )
+    parser.add_argument(
+        "--link", type=float, default=360, help="GB/s per GPU and direction within a machine"
+    )
+    parser.add_argument("--network", type=float, default=40, help="GB/s per GPU between machines")
+    parser.add_argument("--price", type=float, default=3.0, help="dollars per GPU and hour")
     return parser
 
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the table."""
+    """Return the rows of the table."""
     return [row(name, model, approach, args) for name, (model, approach) in ROWS.items()]
 
 
@@ -125,11 +134,12 @@ def main() -> None:
     args = options().parse_args()
     note = (
         f"{args.reviews:,} reviews of {args.tokens} tokens, {args.epochs} epochs, {args.batch} "
-        f"reviews a GPU and step; a GPU of {args.peak:g} TFLOP/s used at {args.utilisation:.0%}, "
-        f"{args.link:g} GB/s within a machine of {NODE}, {args.network:g} GB/s between machines, "
-        f"${args.price:g} an hour. Messages are not hidden behind computing."
+        f"reviews per GPU and step. Each GPU reaches {args.utilisation:.0%} of {args.peak:g} "
+        f"TFLOP/s and costs ${args.price:g} per hour. {args.link:g} GB/s within a machine of "
+        f"{NODE} GPUs, {args.network:g} GB/s between machines. `messages %`: the share of the time "
+        "that exchanges gradients; it is assumed not to overlap with computation."
     )
-    remark = "Nothing is timed: the machine does not matter."
+    remark = "Nothing is timed, so the machine does not matter."
     publish("Cost of training, on paper", [Section("By GPUs", note, rows(args))], args, remark)
 
 

@@ -1,10 +1,11 @@
-"""Differentiate the same several times, and tell how far the gradients of two passes differ.
+"""Repeat the same backward pass, and measure how much its gradients differ.
 
     python benchmarks/determinism.py --device cuda
 
-Runs are equal bit for bit where this is 0. Kernels that add atomically, as mamba-ssm's backward
-does, add in another order each time: what is found is then the tolerance of two equal runs. Without
-its GPU the same parts are added in random orders here, and a training is disturbed by as much.
+If the difference is 0, runs are equal bit for bit. Kernels with atomic additions, such as
+mamba-ssm's backward pass, add in a different order each time; the measured difference is then the
+tolerance for two equal runs. Because mamba-ssm needs a GPU, the script also adds the same terms in
+random orders on the CPU, and then trains with gradients that are disturbed by this difference.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Backward = Callable[[], Sequence[Tensor]]
 
 
 def of_scan(length: int, device: torch.device) -> tuple[Sequence[str], Backward]:
-    """Return the scan's inputs by name, and their gradients each time anew."""
+    """Return the names of the scan's inputs, and a function that computes their gradients."""
     inputs = [x.detach().to(device).requires_grad_() for x in draw(length)]
     grad = torch.randn(BATCH, length, WIDTH).to(device)
     return NAMES, lambda: torch.autograd.grad(
@@ -38,7 +39,7 @@ def of_scan(length: int, device: torch.device) -> tuple[Sequence[str], Backward]
 
 
 def of_model(length: int, device: torch.device) -> tuple[Sequence[str], Backward]:
-    """Return the parameters of a small classifier by name, and their gradients each time anew."""
+    """Return a small classifier's parameter names, and a function that computes the gradients."""
     torch.manual_seed(0)
     model = MambaClassifier(SMALL, 2).to(device)
     ids, labels = (x.to(device) for x in draw_batch(SMALL, length))
@@ -49,7 +50,10 @@ def of_model(length: int, device: torch.device) -> tuple[Sequence[str], Backward
 
 
 def differences(backward: Backward, times: int) -> list[float]:
-    """Return, of each gradient, its largest difference from the first over its largest value."""
+    """Return for each gradient the largest difference from the first pass.
+
+    Each difference is relative to the largest absolute value of the gradient.
+    """
     first = backward()
     found = [0.0] * len(first)
     for _ in range(times - 1):
@@ -60,15 +64,19 @@ def differences(backward: Backward, times: int) -> list[float]:
 
 
 def of_orders(length: int) -> tuple[Sequence[str], Backward]:
-    """Return what mamba-ssm adds atomically by name, and its sums in another order each time."""
+    """Return the names of the gradients that mamba-ssm adds atomically, and a function.
+
+    Each call of the function sums them in a different random order.
+    """
     parts = parts_of_blocks(draw(length), torch.randn(BATCH, length, WIDTH))
     return [*parts], lambda: [added_in_some_order(every) for every in parts.values()]
 
 
 def of_training(length: int, steps: int, disturbance: float) -> list[dict[str, Any]]:
-    """Train twice on the same batches, once with disturbed gradients; return how far they part.
+    """Train twice on the same batches, once with disturbed gradients; return the differences.
 
-    Every gradient, not only those of the scan, is off by up to `disturbance` of its largest value.
+    The disturbance applies to all gradients, not only those of the scan. It is random, up to
+    `disturbance` times the largest absolute value of the gradient.
     """
     torch.manual_seed(0)
     first = MambaClassifier(SMALL, 2)
@@ -91,7 +99,7 @@ def of_training(length: int, steps: int, disturbance: float) -> list[dict[str, A
 
 
 def trained(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-    """Train on each batch once; return its loss before the step."""
+    """Train on each batch once; return the loss of each batch before its step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     losses = []
     for ids, labels in batches:
@@ -104,7 +112,7 @@ def trained(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list[
 
 
 def ranked(names: Sequence[str], found: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the rows of a table: the largest first."""
+    """Return the rows of a table with the seven largest differences, largest first."""
     pairs = sorted(zip(found, names, strict=True), reverse=True)[:7]
     return [{"gradient": name, "difference": difference} for difference, name in pairs]
 
@@ -115,7 +123,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--times", type=int, default=10)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # which kernels were chosen
+    # The log says which kernels were chosen.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device(args.device)
     length, times = (64, 3) if args.quick else (args.length, args.times)
     torch.manual_seed(0)
@@ -123,16 +132,22 @@ def main() -> None:
     for title, make in (("Selective scan", of_scan), ("Mamba classifier", of_model)):
         names, backward = make(length, device)
         rows = ranked(names, differences(backward, times))
-        note = f"The largest of {len(names)} gradients; {device}, length {length}, {times} passes."
+        note = (
+            f"The largest differences among {len(names)} gradients; {device}, length {length}, "
+            f"{times} passes."
+        )
         sections.append(Section(title, note, rows))
     names, backward = of_orders(length)
     rows = ranked(names, differences(backward, times))
-    note = f"What mamba-ssm's kernel adds atomically, in {times} random orders, on the CPU."
-    sections.append(Section("Another order of additions", note, rows))
+    note = f"The terms that mamba-ssm adds atomically, added in {times} random orders on the CPU."
+    sections.append(Section("A different order of additions", note, rows))
     largest, steps = rows[0]["difference"], 20 if args.quick else 100
-    note = f"AdamW, every gradient off at random by up to {largest:.1e} of its largest value."
+    note = (
+        "AdamW. In the second training, each gradient is changed at random by up to "
+        f"{largest:.1e} of its largest value."
+    )
     rows = of_training(length, steps, largest)
-    sections.append(Section("Two trainings that differ so", note, rows))
+    sections.append(Section("Two trainings with such differences", note, rows))
     publish("Differences between equal backward passes", sections, args, allocator.DEFAULT)
 
 

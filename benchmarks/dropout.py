@@ -1,11 +1,11 @@
-"""Time dropout, attention with dropout, and whole training steps of a BERT, ours and PyTorch's.
+"""Compare dropout, attention with dropout, and training steps of a BERT with PyTorch's.
 
     python benchmarks/dropout.py --quick --json dropout.json
 
-The two sides take turns in one process on the same inputs; what counts is their ratio. The BERT has
-the sizes of rubert-tiny2 (3 layers, width 312, 12 heads) and random weights: a step is forward,
-backward and AdamW on 16 reviews of 256 tokens with dropout 0.1. The row `step without` is a step
-whose attention drops nothing, PyTorch's own: what dropout in attention costs beyond it.
+Both implementations run alternately in one process on the same inputs, so their ratio is reliable.
+The BERT has the sizes of rubert-tiny2 (3 layers, width 312, 12 heads) and random weights. A step is
+forward, backward and AdamW on 16 reviews of 256 tokens with dropout 0.1. Rows `without` are PyTorch
+without dropout in attention: the difference to them is the cost of dropout in attention.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Way = Callable[[], object]
 
 
 def elements(dtype: torch.dtype) -> dict[str, Way]:
-    """Return dropout of the probabilities of one layer, forward and backward."""
+    """Return dropout of one layer's attention probabilities, forward and backward."""
     x = torch.randn(BATCH, HEADS, LENGTH, LENGTH, dtype=dtype, requires_grad=True)
     grad = torch.randn_like(x)
     return {
@@ -45,7 +45,7 @@ def elements(dtype: torch.dtype) -> dict[str, Way]:
 
 
 def layer(dtype: torch.dtype) -> dict[str, Way]:
-    """Return attention of one layer, forward and backward; `without` drops nothing."""
+    """Return one layer's attention, forward and backward; `without` has no dropout."""
     sequence = (BATCH, LENGTH, HEADS, WIDTH // HEADS)
     leaves = [torch.randn(sequence, dtype=dtype, requires_grad=True) for _ in range(3)]
     grad = torch.randn(sequence, dtype=dtype).transpose(1, 2)
@@ -62,7 +62,7 @@ def layer(dtype: torch.dtype) -> dict[str, Way]:
 
 
 def model(attention_dropout: float) -> BertForSequenceClassification:
-    """Return a BERT of the sizes of rubert-tiny2, random weights, that trains."""
+    """Return a BERT with the sizes of rubert-tiny2 and random weights, in training mode."""
     config = BertConfig(
         vocab_size=30_000, hidden_size=WIDTH, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, intermediate_size=INNER, hidden_dropout_prob=P,
@@ -94,19 +94,20 @@ def step(dtype: torch.dtype) -> dict[str, Way]:
 
 
 def milliseconds(ways: dict[str, Way], turns: int) -> dict[str, float]:
-    """Return each way's median time; they take turns."""
+    """Call all ways alternately, and return the median time of each."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            if turn:  # the first compiles kernels and wakes threads
+            # The first turn compiles kernels and starts threads.
+            if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
 def rows(dtypes: list[torch.dtype], turns: int) -> list[dict[str, float | str]]:
-    """Time both sides of everything in each precision."""
+    """Time dropout, attention and a step in each precision."""
     found: list[dict[str, float | str]] = []
     for dtype in dtypes:
         for name, ways in (("dropout", elements), ("attention", layer), ("step", step)):
@@ -117,7 +118,7 @@ def rows(dtypes: list[torch.dtype], turns: int) -> list[dict[str, float | str]]:
 
 
 def table(found: list[dict[str, float | str]]) -> str:
-    """Return the rows as text."""
+    """Format the rows as text."""
     lines = [f"{'what':11}{'dtype':10}{'way':9}{'ms':>9}{'x ours':>8}"]
     lines += [
         f"{r['what']:11}{r['dtype']:10}{r['way']:9}{r['ms']:9.1f}{r['times_ours']:8.2f}"
@@ -129,7 +130,7 @@ def table(found: list[dict[str, float | str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time dropout on a CPU")
     parser.add_argument("--quick", action="store_true", help="5 turns, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     torch.manual_seed(0)
     keep_freed_memory()

@@ -32,7 +32,7 @@ def delete(words: list[Word], chosen: Collection[int]) -> str:
 def measure(
     predictor: Predictor, text: str, steps: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Return how much the logit difference falls without the highest, and without random words."""
+    """Return how much the logit difference falls if the top words or random words are deleted."""
     found = explain(predictor, text, steps)
     names = predictor.card.class_names
     label, other = names.index(found.label), names.index(found.other)

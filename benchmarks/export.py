@@ -2,7 +2,8 @@
 
     python benchmarks/export.py kinopoisk.jsonl.gz outputs/lora outputs/mamba
 
-A run with an adapter is timed unmerged and merged. The texts are test reviews of the run.
+A run with an adapter is timed with the adapter unmerged and merged. The texts are test reviews of
+the run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ METRIC = "f1_weighted"
 
 
 def make_ways(run: Path, folder: Path) -> tuple[dict[str, Predictor], dict[str, Check]]:
-    """Load the model of a run in all ways, and export it.
+    """Load a run's model in PyTorch, export it, and load the exported models.
 
     Args:
         folder: where the exported models are written.
@@ -70,7 +71,7 @@ def read_reviews(run: Path, data: Path, limit: int | None) -> pd.DataFrame:
 def time_ways(
     predictors: Mapping[str, Predictor], texts: list[str], rounds: int
 ) -> list[dict[str, Any]]:
-    """Time one review, and a batch of reviews, in all ways in turn."""
+    """Time one review and a batch of reviews with each predictor, alternately."""
     one, many = texts[:1], texts[:BATCH]
     seconds: dict[str, dict[str, list[float]]] = {}
     for title, chosen, turn in (("one", one, 1.0), ("many", many, 2.0)):
@@ -84,9 +85,9 @@ def time_ways(
         {
             "way": name,
             "one review, ms": 1e3 * statistics.median(seconds["one"][name]),
-            "reviews a second": len(many) / statistics.median(seconds["many"][name]),
-            "least": len(many) / max(seconds["many"][name]),
-            "most": len(many) / min(seconds["many"][name]),
+            "reviews per second": len(many) / statistics.median(seconds["many"][name]),
+            "min": len(many) / max(seconds["many"][name]),
+            "max": len(many) / min(seconds["many"][name]),
         }
         for name in predictors
     ]
@@ -121,7 +122,7 @@ def compare_int8(
 
 
 def measure(run: Path, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the times of a run's model in all ways, and how int8 changes its F1."""
+    """Return the times of a run's model by all predictors, and how int8 changes its F1."""
     reviews = read_reviews(run, args.data, 20 if args.quick else args.reviews)
     with tempfile.TemporaryDirectory() as folder:
         predictors, checks = make_ways(run, Path(folder))
@@ -145,21 +146,21 @@ def main() -> None:
     )
     parser.add_argument("--reviews", type=int, help="test reviews for F1 (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is timed")
-    parser.add_argument("--remark", default="", help="a sentence on the machine, for example busy")
+    parser.add_argument("--remark", default="", help="a sentence about the machine")
     args = parser.parse_args()
     if not args.runs:
-        print("skipped: give the reviews, and output_dirs of runs on them")
+        print("skipped: give the file of reviews and the output_dirs of runs")
         return
     times, changes = zip(*(measure(run, args) for run in args.runs), strict=True)
     note = (
-        f"Tokenization and the model; threads: {torch.get_num_threads()}. One review, and a list "
-        f"of {BATCH} reviews in batches of similar length; `least` and `most` over rounds. MB: the "
-        "file of the exported model."
+        "The times include tokenization and the model; threads: "
+        f"{torch.get_num_threads()}. One review, and a list of {BATCH} reviews in batches of "
+        "similar length; `min` and `max` over rounds. MB: size of the exported model."
     )
     f1 = (
-        "Weighted F1 on test reviews; the interval draws whole films. `other class`: reviews for "
-        "which int8 predicts another class than fp32. `largest difference`: of logits from "
-        "PyTorch, on the texts that each export checks."
+        "Weighted F1 on test reviews; the bootstrap interval resamples whole films. `other class`: "
+        "reviews for which int8 and fp32 predict different classes. `largest difference`: between "
+        "logits of ONNX and PyTorch, on the texts that each export checks."
     )
     sections = [
         Section("Time", note, [row for rows in times for row in rows]),

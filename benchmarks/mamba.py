@@ -2,8 +2,9 @@
 
     python benchmarks/mamba.py --json mamba.json --markdown mamba.md
 
-A small model by this project, mambapy (where installed) and transformers, in turn, from the same
-weights; and mamba-130m against the rate of the machine's matrix products.
+A small model is timed in the implementations of this project, mambapy (if installed) and
+transformers, alternately and with the same weights. A step of mamba-130m is compared with the speed
+of matrix products on this machine.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from kinopoisk_ft.training.precision import Precision
 # config.json of state-spaces/mamba-130m-hf
 LARGE = {"vocab_size": 50280, "hidden_size": 768, "state_size": 16, "initializer_range": 0.1}
 LARGE_LAYERS, LARGE_PARAMETERS = 24, 129_136_898
-SQUARE = 4096  # rows of the matrices of the yardstick; smaller ones come out slower
+# Rows and columns of the matrices that measure the machine's speed; smaller ones are slower.
+SQUARE = 4096
 
 
 @cache
 def small_models() -> dict[str, nn.Module]:
-    """Return a small model of every kind that is installed."""
+    """Return a small model in every implementation that is installed."""
     models = networks(SMALL)
     count = {parameters(model) for model in models.values()}
     if len(count) > 1:
@@ -52,7 +54,7 @@ def small_models() -> dict[str, nn.Module]:
 
 @cache
 def small_step(name: str, length: int) -> Job:
-    """Return a training step that has been made once; `ours, bf16`: in that precision."""
+    """Return a training step that has run once; the name may end in a precision: `ours, bf16`."""
     name, _, kind = name.partition(", ")
     precision = Precision(kind or "fp32", CPU)
     step = training_step(small_models()[name], draw_batch(SMALL, length), precision)
@@ -61,7 +63,7 @@ def small_step(name: str, length: int) -> Job:
 
 
 def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
-    """Time a step of every model at the lengths and by the ways of the plan."""
+    """Time a training step for each length of the plan and each implementation named for it."""
     models, auto, rows = small_models(), Precision("auto", CPU), []
     for length, names in plan.items():
         ways = [name for name in names if name in models]
@@ -72,21 +74,22 @@ def small_steps(plan: Mapping[int, Sequence[str]], rounds: int) -> Section:
     count = parameters(models[OURS])
     note = (
         f"Width {SMALL.hidden_size}, {SMALL.num_hidden_layers} layers, vocabulary "
-        f"{SMALL.vocab_size}, {LABELS} labels: {count:,} parameters each, the same weights, "
-        f"logits compared. Batch {BATCH}, float32; rounds: {rounds}. {NOTE} The backward pass "
-        f"of {TRANSFORMERS} takes quadratic time, hence the short length only. The project's "
-        f"`trainer.precision=auto` takes {auto.kind} here ({auto.reason})."
+        f"{SMALL.vocab_size}, {LABELS} labels: {count:,} parameters. All implementations have the "
+        f"same weights and the same logits. Batch {BATCH}, float32; rounds: {rounds}. {NOTE} "
+        f"The backward pass of {TRANSFORMERS} takes quadratic time, so it is timed at the short "
+        f"length only. On this machine, `trainer.precision=auto` is {auto.kind} ({auto.reason})."
     )
     return Section("A training step of a small model", note + missing([MAMBAPY], models), rows)
 
 
 def large_step(layers: int, length: int, rounds: int) -> Section:
-    """Time a step of mamba-130m and matrix products in turn."""
+    """Time a step of mamba-130m and a matrix product, alternately."""
     model = MambaClassifier(MambaConfig(**LARGE, num_hidden_layers=layers), LABELS)
     if layers == LARGE_LAYERS and parameters(model) != LARGE_PARAMETERS:
         raise RuntimeError(f"mamba-130m with {LABELS} labels has {LARGE_PARAMETERS:,} parameters")
     step = training_step(model, draw_batch(model.mamba_config, length))
-    step()  # makes AdamW's state
+    # The first step creates AdamW's state.
+    step()
     left, right = torch.randn(2, SQUARE, SQUARE)
     seconds = alternate({"step": step, "product": partial(torch.mm, left, right)}, rounds)
     rates = [2 * SQUARE**3 / x for x in seconds["product"]]
@@ -94,7 +97,7 @@ def large_step(layers: int, length: int, rounds: int) -> Section:
     took = statistics.median(seconds["step"])
     row = {
         "layers": layers, "parameters": f"{parameters(model):,}", "length": length,
-        "seconds a step": took, "tokens a second": BATCH * length / took,
+        "seconds per step": took, "tokens per second": BATCH * length / took,
         "TFLOP in products": work / 1e12, "machine's GFLOP/s": statistics.median(rates) / 1e9,
         "share of it": statistics.median(
             work / x / rate for x, rate in zip(seconds["step"], rates, strict=True)
@@ -102,16 +105,16 @@ def large_step(layers: int, length: int, rounds: int) -> Section:
     }  # fmt: skip
     note = (
         f"Random weights, {LABELS} labels, batch {BATCH}, float32; rounds: {rounds}. "
-        "`share`: the work of the linear layers alone (forward once, backward twice), as a part of "
-        f"what the machine does in that time on products of {SQUARE} x {SQUARE} matrices, timed in "
-        "turn with the steps; the rest goes to the scan, the convolution, norms and AdamW."
+        "`share of it`: the FLOPs of the linear layers in a step (forward and backward), divided "
+        f"by the FLOPs that products of {SQUARE} x {SQUARE} matrices, timed between the steps, "
+        "reach in the same time. The other time is the scan, the convolution, norms and AdamW."
     )
     whole = "mamba-130m" if layers == LARGE_LAYERS else f"mamba-130m cut to {layers} layers"
     return Section(f"A training step of {whole}", note, [row])
 
 
 def product_flop(model: MambaClassifier, tokens: int) -> int:
-    """Return the operations of the blocks' linear layers, forward and backward (twice as much)."""
+    """Return the FLOPs of the blocks' linear layers, forward and backward (twice as many)."""
     linear = [m for m in model.backbone.modules() if isinstance(m, nn.Linear)]
     return 3 * 2 * tokens * sum(m.weight.numel() for m in linear)
 

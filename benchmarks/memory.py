@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py --json memory.json --markdown memory.md
 
-Each way runs in fresh processes, with the allocator's default settings: the highest resident size
-during a forward and a backward pass, by Linux, less the size before, the output and the gradients.
+Each implementation runs in new processes, with the default settings of the allocator. The result is
+the peak resident size during a forward and a backward pass, as Linux reports it, minus the size
+before, the output and the gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MIB = 2**20
 
 
 def resident(field: str) -> int:
-    """Return VmRSS (now) or VmHWM (the highest since the last reset) in bytes."""
+    """Return VmRSS (now) or VmHWM (the peak since the last reset) in bytes."""
     for line in (PROCESS / "status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -50,18 +51,20 @@ def nbytes(tensors: list[Tensor]) -> int:
 
 
 def peak_beyond(scan: Scan, length: int) -> int:
-    """Return the bytes that one forward and backward pass takes beyond what it returns."""
-    differentiate(scan, draw(8), torch.randn(BATCH, 8, WIDTH))  # compiles, wakes threads
+    """Return the peak bytes of a forward and backward pass, without its inputs and results."""
+    # The first pass compiles kernels and starts threads.
+    differentiate(scan, draw(8), torch.randn(BATCH, 8, WIDTH))
     inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
     gc.collect()
-    (PROCESS / "clear_refs").write_text("5")  # proc(5): reset the peak
+    # Writing 5 resets the peak; see proc(5).
+    (PROCESS / "clear_refs").write_text("5")
     before = resident("VmRSS")
     results = differentiate(scan, inputs, grad)
     return resident("VmHWM") - before - nbytes(results)
 
 
 def kept(scan: Scan, length: int) -> int:
-    """Return the bytes that autograd keeps from the forward for the backward pass."""
+    """Return the bytes that autograd saves in the forward pass for the backward pass."""
     inputs = draw(length)
     storages: dict[int, int] = {}
 
@@ -76,7 +79,7 @@ def kept(scan: Scan, length: int) -> int:
 
 
 def measure(length: int, processes: int) -> Section:
-    """Measure every way; memory by its median over processes."""
+    """Measure every implementation; each figure is the median over processes."""
     names = [name for name in scans() if name != TRANSFORMERS]
     found: dict[str, dict[str, float]] = {}
     for name in names:
@@ -93,10 +96,11 @@ def measure(length: int, processes: int) -> Section:
     given = (2 * nbytes(inputs) + 2 * nbytes(inputs[:1])) / MIB
     note = (
         f"Batch {BATCH}, length {length}, width {WIDTH}, {STATES} states, float32. `peak`: the "
-        "highest resident size during a forward and backward pass, less the size before it, the "
-        f"output and the gradients ({given:.0f} MiB in all with the inputs); median of fresh "
-        f"processes: {processes}. `kept`: what autograd saves from the forward that is neither "
-        f"input nor output, as its hooks count it. All states: {states_mib(length):.0f} MiB."
+        "peak resident size during a forward and backward pass, minus the size before it, the "
+        f"output and the gradients (with the inputs, {given:.0f} MiB). The figures are medians; "
+        f"new processes: {processes}. `kept`: the tensors that autograd saves in the forward pass, "
+        "without inputs and output, counted by hooks. For comparison, all states of the scan have "
+        f"{states_mib(length):.0f} MiB."
     )
     note += missing([MAMBAPY], found)
     return Section("Memory beyond inputs, outputs and gradients", note, rows)
@@ -114,10 +118,10 @@ def main() -> None:
     torch.manual_seed(0)
     if args.way:
         scan = scans()[args.way]
-        # the peak first: a process whose heap has grown would hide its own growth
+        # Measure the peak first: memory that the heap has already would not count.
         print(json.dumps({"peak": peak_beyond(scan, args.length), "kept": kept(scan, args.length)}))
     elif not (PROCESS / "clear_refs").exists():
-        print("skipped: the peak of memory is read from /proc, which only Linux has")
+        print("skipped: peak memory is read from /proc, which only Linux has")
     else:
         section = measure(args.length, processes=1 if args.quick else 3)
         publish("Memory of the selective scan on a CPU", [section], args, allocator.DEFAULT)

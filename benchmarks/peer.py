@@ -1,10 +1,10 @@
-"""The project against a Hugging Face Trainer user: same rows, model, batch, steps and rate.
+"""Compare the project with a Hugging Face Trainer: same rows, model, batch, steps, learning rate.
 
     python benchmarks/peer.py --peer PEER.py --model FOLDER --data FILE --json peer.json
 
-Both run as whole processes in alternation and say of themselves how long training took: the peer
-with the validations and checkpoints that belong to it, the project with those and with the pass
-over frozen layers. The caches of the project start empty each time.
+Each run is a whole process, and the two sides (the project and its peer) alternate. Each process
+reports how long its training took. This includes validation and checkpoints, and for the project
+the pass through the frozen layers. The project's caches are empty at the start of each run.
 """
 
 from __future__ import annotations
@@ -41,48 +41,52 @@ QUICK = Experiment("lora", limit=200, steps=2, max_length=32)
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = command_line(__doc__)
     add_inputs(parser)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--rounds", type=int, default=1, help="of all sides, in alternation")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="how often each side runs (%(default)s)"
+    )
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"],
-                        help="of the project; the peer's is fp32")  # fmt: skip
+                        help="precisions of the project; the peer always uses fp32")  # fmt: skip
     args = parser.parse_args()
     if absent(args):
         return 0
     works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in args.works}
     rows = [row for name, work in works.items() for row in compare(name, work, args)]
     remark = (
-        "Batches of 16; seconds of training, medians; the peer pads every review to the full "
-        "length and is fp32; memory is the process's peak, MiB."
+        "Batches of 16. Seconds: training, the median over rounds. MiB: peak memory of the "
+        "process. The peer uses fp32 and pads every review to the full length."
     )
-    publish("Against a Hugging Face Trainer user", [Section("Training", NOTE, rows)], args, remark)
+    section = Section("Training", NOTE, rows)
+    publish("Comparison with a Hugging Face Trainer", [section], args, remark)
     return 0
 
 
 NOTE = (
-    "tiny2 is of the shape of rubert-tiny2 (3 layers, 312 wide), base of rubert-base (12 layers, "
-    "768), both from random weights; e5 is the pretrained e5-small-ru. In e5-freeze (10 of 12 "
-    "layers, 3 epochs) and e5-head (5 epochs) the project runs frozen layers once "
-    "(`trainer.prefix_cache=fp16`), which is in its seconds; evaluation there starts from their "
-    "states, too. In the last layer it computes the token that the head reads. Ratios are peer / "
-    "project; `auto` took the precision that is faster here. "
-    "`share of matrix rate`: the work of the linear layers on real tokens in a training step, as a "
-    "part of what the machine does in that time on products of 4096 x 4096 matrices in that "
-    "precision. Both train a fresh pooler and classifier at the rate of all else; the peer's LoRA "
-    "leaves the pooler as it is. These runs are too short to learn anything, so that they have no "
-    "scores here: `quality.py` compares those."
+    "tiny2 has the shape of rubert-tiny2 (3 layers, width 312), base that of rubert-base "
+    "(12 layers, width 768); both have random weights. e5 is the pretrained e5-small-ru. In "
+    "e5-freeze (10 of 12 layers frozen, 3 epochs) and e5-head (all layers frozen, 5 epochs), the "
+    "project runs the frozen layers once (`trainer.prefix_cache=fp16`): its seconds include this "
+    "pass, and its evaluation starts from the cached states, too. In the last layer, the project "
+    "computes only the token that the head reads. Ratios are peer / project; `auto` is the "
+    "precision that is faster here. "
+    "`share of matrix rate`: the FLOPs of the linear layers on real tokens in a training step, "
+    "divided by the FLOPs that products of 4096 x 4096 matrices in the same precision reach in "
+    "the same time. Both sides train a new pooler and classifier with the learning rate of all "
+    "other weights; the peer's LoRA does not train the pooler. These runs are too short to learn, "
+    "so the table has no scores; `quality.py` compares scores."
 )
 
 
 def rate(kind: str) -> float:
-    """Return the machine's rate of matrix products in a precision of the project's."""
+    """Return the FLOP/s of matrix products in the precision that `kind` selects."""
     return matrix_rate(DTYPES[Precision(kind, CPU).kind])
 
 
 def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Run all sides of one work in alternation; yields a row for each precision."""
+    """Run the peer and the project alternately on one work; yield a row for each precision."""
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
         if work.shape:
@@ -93,7 +97,8 @@ def compare(name: str, work: Experiment, args: argparse.Namespace) -> Iterator[d
         for _ in range(args.rounds):
             peers.append(run_peer(work, args.peer, model, args.data))
             for kind, runs in ours.items():
-                before = rate(kind)  # the machine's own speed changes from minute to minute
+                # The speed of the machine changes from minute to minute: measure it twice.
+                before = rate(kind)
                 runs.append(run_project(work, model, args.data, kind))
                 rates[kind] = max(rates[kind], before, rate(kind))
         flop = flop_per_token(BertConfig.from_pretrained(model), work)

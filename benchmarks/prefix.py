@@ -1,10 +1,10 @@
-"""Time a training step from cached states of frozen layers against one through the whole model.
+"""Compare a training step that starts from the prefix cache with one through the whole model.
 
     python benchmarks/prefix.py --quick --json prefix.json
 
-The first 10 layers frozen, and all (the head alone trains), on an encoder from a folder, or on a
-BERT of 12 layers, 384 wide, with random weights. Steps of all ways take turns in one process; what
-counts is their ratio. A step holds the reading of its batch, the cached states from disk too.
+Either the first 10 layers are frozen, or all layers, so that only the head is trained. The model is
+an encoder from a folder, or a BERT with random weights (12 layers, width 384). The steps alternate
+in one process, so their ratio is reliable. A step includes reading its batch, also from the cache.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def network(folder: Path | None) -> Network:
 
 
 def examples(count: int, longest: int) -> Examples:
-    """Return reviews of random tokens, of an eighth of the greatest length to all of it."""
+    """Return reviews of random tokens, with lengths from `longest` / 8 to `longest`."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(longest // 8, longest + 1, count)
     ids = [rng.integers(5, 5000, length).tolist() for length in lengths]
@@ -68,7 +68,7 @@ def examples(count: int, longest: int) -> Examples:
 def stepper(
     module: nn.Module, objective: Classification, train: Examples, precision: Precision
 ) -> Step:
-    """Return a function that trains on the next batch."""
+    """Return a function that runs a training step on the next batch."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
     rng = np.random.default_rng(0)
     batches = group_by_length(train.lengths, BATCH, 0, 0)
@@ -90,7 +90,7 @@ def stepper(
 def cached(
     kind: str, made: Network, module: nn.Module, train: Examples, precision: Precision
 ) -> tuple[Step, dict[str, float]]:
-    """Run the frozen part once; returns a step from its states, and what these cost."""
+    """Run the frozen part once; return a step from its states, and the seconds and size of it."""
     start = time.perf_counter()
     cache = PrefixCache(kind, PAD, precision, 2 * BATCH)
     found = cache.apply(made, module, {"train": train})
@@ -102,7 +102,7 @@ def cached(
 
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time every way of every adapter, in turns."""
+    """Time a step of every adapter with the whole model and with each cache."""
     precision = Precision(args.precision, torch.device("cpu"))
     train, base = examples(args.reviews, args.max_length), network(args.model)
     found = []
@@ -122,7 +122,7 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    """Return the median milliseconds of each step, after one to warm up."""
+    """Run the steps alternately after a warm-up; return the median milliseconds of each."""
     times: dict[str, list[float]] = {way: [] for way in steps}
     for step in steps.values():
         step()
@@ -136,7 +136,7 @@ def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, float]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Return the rows as text; `x` is how many times faster than the whole model."""
+    """Format the rows as text; `x` is the speedup over the whole model."""
     lines = [f"{'adapter':11}{'way':7}{'step ms':>9}{'x':>7}{'pass s':>8}{'MiB':>8}"]
     for r in found:
         cost = f"{r['build_s']:8.1f}{r['MiB']:8.1f}" if "MiB" in r else ""
@@ -150,9 +150,11 @@ def main() -> None:
     parser.add_argument("--reviews", type=int, default=256)
     parser.add_argument("--max-length", type=int, default=256, help="tokens (default: 256)")
     parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each adapter")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="seconds of timing for each adapter"
+    )
     parser.add_argument("--quick", action="store_true", help="short reviews, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     if args.quick:
         args.reviews, args.max_length, args.seconds = 64, 64, 4.0

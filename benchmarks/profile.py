@@ -1,9 +1,9 @@
-"""Show where the time of a training step goes, as a picture and a table.
+"""Show which operators a training step spends its time on, as a picture and a table.
 
     python benchmarks/profile.py --picture profile.png model=bert_scratch adapter=none
 
-What follows the options are overrides, as for a run; the reviews are the demo's. PyTorch's profiler
-counts the time of each operator without that of the operators it calls.
+The options are followed by overrides, as for a run; the reviews are the demo reviews. PyTorch's
+profiler measures the time of each operator, without the operators that it calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.objective import Classification
 
 DEFAULT = ["model=bert_scratch", "adapter=none", "data.max_length=256"]
-# The first pattern that is found in an operator's name says what it is.
+# The kind of an operator is the first one whose pattern matches its name.
 KINDS = {
     "matrix products": r"mm$|mm_|linear|mkldnn_|bmm",
     "attention": r"[Aa]tten[dt]|softmax",
@@ -46,22 +46,22 @@ REST = "all else"
 
 
 class Nowhere:
-    """A recorder that keeps nothing."""
+    """A recorder that records nothing."""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Drop the values."""
+        """Discard the values."""
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Do nothing, because nothing is buffered."""
 
 
 def kind_of(operator: str) -> str:
-    """Return what an operator is by its name."""
+    """Return the kind of an operator."""
     return next((kind for kind, name in KINDS.items() if re.search(name, operator)), REST)
 
 
 def time_by_kind(overrides: list[str], steps: int) -> tuple[dict[str, float], float]:
-    """Train twice and profile the second; returns ms a step by kind, and tokens a step."""
+    """Train twice and profile the second training; return ms per step by kind, and its tokens."""
     with initialize_config_dir(str(get_conf_dir()), version_base="1.3"):
         cfg = compose("train", [*overrides, "data=demo", f"trainer.max_steps={steps}",
                                 "trainer.epochs=100", "trainer.eval_every=100000"])  # fmt: skip
@@ -87,7 +87,7 @@ def time_by_kind(overrides: list[str], steps: int) -> tuple[dict[str, float], fl
             ).tokens  # fmt: skip
 
     def nothing(module: nn.Module) -> None:
-        """Audit nothing."""
+        """Skip the audit of gradients."""
 
     fit(nothing)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -99,14 +99,14 @@ def time_by_kind(overrides: list[str], steps: int) -> tuple[dict[str, float], fl
 
 
 def picture(found: dict[str, float], title: str, file: Path) -> None:
-    """Draw the kinds as bars, the largest first."""
+    """Draw the time of each kind as a bar, the largest first."""
     kinds = sorted(found, key=lambda kind: found[kind])
     figure = Figure(figsize=(7, 0.4 * len(kinds) + 1), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(kinds, [found[kind] for kind in kinds], color="#3b6ea5")
     total = sum(found.values())
     axes.bar_label(bars, [f"{found[kind] / total:.0%}" for kind in kinds], padding=3)
-    axes.set_xlabel("milliseconds a step")
+    axes.set_xlabel("milliseconds per step")
     axes.set_title(title, loc="left", fontsize=10)
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
@@ -116,21 +116,25 @@ def picture(found: dict[str, float], title: str, file: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write the picture there")
-    parser.add_argument("overrides", nargs="*", help=f"of a run (default: {' '.join(DEFAULT)})")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write the picture to FILE")
+    parser.add_argument(
+        "overrides", nargs="*", help=f"overrides of a run (default: {' '.join(DEFAULT)})"
+    )
     args = parser.parse_args()
     overrides = args.overrides or DEFAULT
     found, tokens = time_by_kind(overrides, 3 if args.quick else 30)
-    title = f"{' '.join(overrides)}\n{sum(found.values()):.0f} ms a step of {tokens:.0f} tokens"
+    title = f"{' '.join(overrides)}\n{sum(found.values()):.0f} ms per step of {tokens:.0f} tokens"
     if args.picture:
         picture(found, title, args.picture)
     total = sum(found.values())
     rows = [
-        {"part": kind, "ms a step": ms, "share": ms / total}
+        {"part": kind, "ms per step": ms, "share": ms / total}
         for kind, ms in sorted(found.items(), key=lambda pair: -pair[1])
     ]
-    note = f"`{' '.join(overrides)}`, {torch.get_num_threads()} threads, {tokens:.0f} tokens."
-    publish("A training step", [Section("Where its time goes", note, rows)], args, "")
+    note = (
+        f"`{' '.join(overrides)}`, {torch.get_num_threads()} threads, {tokens:.0f} tokens per step."
+    )
+    publish("A training step", [Section("Time by kind of operator", note, rows)], args, "")
 
 
 if __name__ == "__main__":

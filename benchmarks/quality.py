@@ -1,13 +1,12 @@
-"""The quality of the project's runs beside a Hugging Face Trainer user's, over seeds.
-
-And of runs whose frozen layers run once, without dropout, beside those through the whole model.
+"""Compare the test scores of the project with those of a Hugging Face Trainer, over seeds.
 
     python benchmarks/quality.py --json quality.json --markdown quality.md
 
-Both train on the same rows of the real reviews with the same batch, steps and rate, and are tested
-on the same rows. Each run is kept in the folder, so that a call that was broken off goes on, and
-several calls can share the work by approach. Nothing is timed: the peer gets freed memory kept in
-its process, as the project has it, which changes no result.
+With `--approaches freeze`, compare the prefix cache (frozen layers run once, without dropout) with
+training through the whole model. Both sides train on the same rows of the real reviews with the
+same batch, steps and learning rate, and are tested on the same rows. Each finished run is stored in
+a folder, so an interrupted call can be repeated, and several calls can share the approaches.
+Nothing is timed. The peer also keeps freed memory, which makes it faster and changes no score.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = command_line(__doc__)
     add_inputs(parser)
     parser.add_argument("--runs", type=Path, default=Path("outputs/quality"),
-                        help="keeps each run; those in it are not repeated")  # fmt: skip
+                        help="folder of finished runs, which are not repeated")  # fmt: skip
     parser.add_argument("--approaches", nargs="+", choices=WORKS, default=list(WORKS))
     args = parser.parse_args()
     if absent(args):
@@ -49,23 +48,22 @@ def main() -> int:
     seeds = SEEDS[:1] if args.quick else SEEDS
     rows = [row for name in args.approaches for row in compare(name, seeds, args)]
     note = (
-        f"The first 2,000 reviews that are not neutral (1,280 / 320 / 400), {TOKENS} tokens, "
-        f"batches of 16, 3 epochs, fp32; seeds {', '.join(map(str, seeds))}. Scores on test of the "
-        "epoch that is best on validation; ±: the deviation of one seed."
+        "The first 2,000 reviews that are not neutral (1,280 train, 320 validation, 400 test), "
+        f"{TOKENS} tokens, batches of 16, 3 epochs, fp32; seeds {', '.join(map(str, seeds))}. "
+        "Test scores of the epoch with the best validation score; ±: standard deviation over seeds."
     )
     remark = (
-        "All with the same rates (1e-4 in full, 2e-3 for LoRA, 5e-4 for the upper 2 of 12 layers) "
-        "and a fresh pooler and classifier; the peer's LoRA leaves the pooler as it is. "
-        f"`{CACHED}`: frozen layers run once (`trainer.prefix_cache=fp16`)."
+        "Both sides have the same learning rates (1e-4 for full fine-tuning, 2e-3 for LoRA, 5e-4 "
+        "for the upper 2 of 12 layers) and a new pooler and classifier; the peer's LoRA does not "
+        f"train the pooler. `{CACHED}`: frozen layers run once (`trainer.prefix_cache=fp16`)."
     )
-    publish(
-        "Quality beside a Hugging Face Trainer", [Section("Test scores", note, rows)], args, remark
-    )
+    section = Section("Test scores", note, rows)
+    publish("Scores compared with a Hugging Face Trainer", [section], args, remark)
     return 0
 
 
 def compare(name: str, seeds: tuple[int, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run both sides of an approach with each seed; returns a row for each side."""
+    """Run both sides of an approach with each seed; return a row for each side."""
     sides = (PROJECT, CACHED) if name == "freeze" else (PEER, PROJECT)
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for seed in seeds:

@@ -1,9 +1,9 @@
-"""Measure an optimizer step of one process with that of two that share its batch.
+"""Compare an optimizer step of one process with that of two processes that share its batch.
 
     python benchmarks/scaling.py --json scaling.json --markdown scaling.md
 
-The batch stays the same, so that a step of two processes does the work of a step of one. Each has
-its part of the cores; torchrun starts them, one alone too.
+The batch stays the same, so two processes together do the work of one. They share the cores. All
+processes are started by torchrun, even a single one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from kinopoisk_ft.training.objective import Classification
 
 BATCH, LENGTH, VOCABULARY = 16, 128, 30_000
 SHAPES = {"as rubert-tiny2": TINY2, "as e5-small": SMALL}
-WARM = 2  # steps that compile kernels and fill caches
+# The first steps compile kernels and fill caches; they are not timed.
+WARM = 2
 
 
 def measure(shape: str, strategy: str, steps: int) -> None:
-    """Train as one of torchrun's processes; rank 0 prints the seconds of a step."""
+    """Train in a process that torchrun started; rank 0 prints the seconds of a step."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     settings = [f"trainer.strategy={strategy}", "trainer.device=cpu", "trainer.precision=fp32",
                 f"trainer.batch_size={BATCH}", "trainer.lr=1e-5",
@@ -63,7 +64,7 @@ def measure(shape: str, strategy: str, steps: int) -> None:
 
 
 def start(count: int, threads: int, shape: str, strategy: str, steps: int) -> float:
-    """Return the seconds of a step of so many processes with so many threads each."""
+    """Return the seconds of a step of `count` processes with `threads` threads each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={count}", __file__, "--child", shape, strategy,
                str(steps)]  # fmt: skip
@@ -78,7 +79,7 @@ def start(count: int, threads: int, shape: str, strategy: str, steps: int) -> fl
 
 
 def compare(shape: str, rounds: int, steps: int) -> list[dict[str, object]]:
-    """Return a row for each way, measured in turn."""
+    """Time all combinations of processes, threads and strategy alternately; return their rows."""
     cores = os.cpu_count() or 1
     part = max(1, cores // 2)
     ways = [(1, cores, "ddp"), (1, part, "ddp"), (2, part, "ddp"), (2, part, "fsdp")]
@@ -89,8 +90,8 @@ def compare(shape: str, rounds: int, steps: int) -> list[dict[str, object]]:
     one = statistics.median(found[ways[1]])
     return [
         {"model": shape, "processes": way[0], "threads of each": way[1], "strategy": way[2],
-         "step s": statistics.median(times), "least": min(times), "most": max(times),
-         "times as fast as one of as many threads": one / statistics.median(times)}
+         "step s": statistics.median(times), "min": min(times), "max": max(times),
+         "speedup": one / statistics.median(times)}
         for way, times in found.items()
     ]  # fmt: skip
 
@@ -108,8 +109,9 @@ def main() -> None:
     for shape in list(SHAPES)[: 1 if args.quick else 2]:
         rows += compare(shape, rounds=1 if args.quick else 2, steps=3 if args.quick else 4)
     note = (
-        f"BERT in fp32 with AdamW, an effective batch of {BATCH} reviews of {LENGTH} tokens, by "
-        "gloo on one machine; the median step of each start, and the median over starts."
+        f"BERT in fp32 with AdamW, an effective batch of {BATCH} reviews of {LENGTH} tokens, "
+        "backend gloo on one machine. Seconds: the median over starts of each start's median step. "
+        "`speedup`: relative to one process with half of the cores."
     )
     section = Section("A step of one process and of two", note, rows)
     publish("Scaling", [section], args, "Freed memory stays in the process, as in training.")

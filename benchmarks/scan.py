@@ -1,10 +1,10 @@
-"""Time the selective scan and the causal convolution, forward and backward, against other ways.
+"""Compare the selective scan and the causal convolution with other implementations.
 
     python benchmarks/scan.py --json scan.json --markdown scan.md
 
-All ways run in turn on the same inputs, others also in a process that is as installed; what counts
-is their ratio, taken in each round and then the median of it. `mambapy` takes part where it is
-installed.
+All implementations run forward and backward, alternately and on the same inputs. Each round gives a
+ratio to ours, and the table has the median ratio. Other packages run twice: in a process with the
+default settings, and in this one. `mambapy` is included if it is installed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from kinopoisk_ft.ops.conv.op import causal_conv1d
 from kinopoisk_ft.ops.scan.op import selective_scan
 
 SIZES = f"Batch {BATCH}, width {WIDTH}, {STATES} states, float32, forward and backward."
-CONV_SHAPE, TAPS = (8, 512, 1536), 4  # one layer of mamba-130m
-# Tokens of each row of 512 positions: 2844 of 4096, so that a gain of 1.44 is ideal.
+# (batch, length, width) of a layer of mamba-130m.
+CONV_SHAPE, TAPS = (8, 512, 1536), 4
+# Tokens in each row of 512 positions: 2844 of 4096, so the ideal speedup is 1.44.
 ROWS = (512, 480, 440, 400, 350, 290, 220, 152)
 
 
 @cache
 def job(name: str, length: int) -> Job:
-    """Return a forward and backward pass over inputs of a length, which has been made once."""
+    """Return a forward and backward pass over inputs of a length; it has already run once."""
     torch.manual_seed(length)
     passes = partial(differentiate, scans()[name], draw(length), torch.randn(BATCH, length, WIDTH))
     passes()
@@ -52,7 +53,7 @@ def job(name: str, length: int) -> Job:
 
 
 def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Section:
-    """Time every way at every length; slow loops at their own lengths only."""
+    """Time every implementation at every length, and the loop of transformers at `hf_lengths`."""
     rows = []
     for length in lengths:
         names = [name for name in scans() if name != TRANSFORMERS or length in hf_lengths]
@@ -60,30 +61,30 @@ def speed(lengths: Sequence[int], hf_lengths: Sequence[int], rounds: int) -> Sec
         rows += [{"length": length, **row} for row in found]
     note = (
         f"{SIZES} Rounds: {rounds}. {NOTE} `{LOOP}`: our reference backend, a loop over time. The "
-        f"loop of {TRANSFORMERS} has a backward pass of quadratic time, since each step's slice of "
-        "(batch, width, length, states) gives a gradient of that whole size, hence only short "
-        f"lengths; `{LOOP}` and mambapy (a scan in log2(length) sweeps) are what to compare with."
-        + missing([MAMBAPY], scans())
+        f"loop of {TRANSFORMERS} is timed at short lengths only: its backward pass takes quadratic "
+        "time, because each step's slice of (batch, width, length, states) gets a gradient of the "
+        f"whole size. At other lengths, compare with `{LOOP}` and mambapy (a scan in log2(length) "
+        "sweeps)." + missing([MAMBAPY], scans())
     )
     return Section("Selective scan", note, rows)
 
 
 def growth(lengths: Sequence[int], rounds: int) -> Section:
-    """Time ours from short to long."""
+    """Time our scan at increasing lengths."""
     seconds = alternate({str(length): job(OURS, length) for length in lengths}, rounds)
     per_token = {
         length: 1e6 * statistics.median(seconds[str(length)]) / (BATCH * length)
         for length in lengths
     }
     low = min(per_token.values())
-    rows = [{"length": length, "microseconds a token": x, "over the least": x / low}
+    rows = [{"length": length, "microseconds per token": x, "relative to the minimum": x / low}
             for length, x in per_token.items()]  # fmt: skip
-    note = f"{SIZES} Linear time means the same for a token at every length."
-    return Section("Time for a token", note, rows)
+    note = f"{SIZES} With linear time, a token takes the same time at every length."
+    return Section("Time per token", note, rows)
 
 
 def stopping(rounds: int) -> Section:
-    """Compare a padded batch with the same one whose rows stop at their own lengths."""
+    """Time a padded batch with and without `lengths`, with which each row ends at its length."""
     length, lengths = max(ROWS), torch.tensor(ROWS)
     ideal = len(ROWS) * length / sum(ROWS)
     inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
@@ -94,10 +95,13 @@ def stopping(rounds: int) -> Section:
     }
     seconds = alternate(ways, rounds)
     gain = ratios(seconds["padded"], seconds["stopping"])
-    note = f"Rows of {', '.join(map(str, ROWS))} tokens; ideal: padded over real positions."
+    note = (
+        f"Rows of {', '.join(map(str, ROWS))} tokens, padded to {length}. `ideal speedup`: all "
+        "positions divided by real tokens."
+    )
     return Section(
-        "Rows that stop at their own length", note,
-        [{"ideal gain": ideal, "gain": gain.pop("ratio"), **gain}],
+        "Speedup by skipping padding", note,
+        [{"ideal speedup": ideal, "speedup": gain.pop("ratio"), **gain}],
     )  # fmt: skip
 
 
@@ -128,13 +132,13 @@ def convolution(rounds: int) -> Section:
             for name, found in seconds.items()]  # fmt: skip
     note = (
         f"Batch {batch}, length {length}, width {width}, {TAPS} taps, float32, forward and "
-        "backward. A Mamba block has (batch, length, width); the other layout is conv1d's own."
+        "backward. A Mamba block has the layout (batch, length, width); F.conv1d expects the other."
     )
     return Section("Causal convolution and SiLU", note, rows)
 
 
 def errors(length: int) -> Section:
-    """Compare every way with the definition in float64."""
+    """Compare every implementation with the definition in float64."""
     inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
     ways = scans()
     exact = [x.detach().double().requires_grad_() for x in inputs]
@@ -147,14 +151,14 @@ def errors(length: int) -> Section:
         shares = [((x - y).norm() / y.norm()).item() for x, y in zip(got, want, strict=True)]
         rows.append({"way": name, **dict(zip(("output", *NAMES), shares, strict=True))})
     note = (
-        f"{SIZES} Length {length}. |x - y| / |y| of the output and of each gradient, in the "
-        "Euclidean norm, where y is the definition in float64."
+        f"{SIZES} Length {length}. |x - y| / |y| in the Euclidean norm, for the output and each "
+        "gradient x; y is computed by the definition in float64."
     )
     return Section("Error", note, rows)
 
 
 def warm_up() -> None:
-    """Compile the kernels and wake the threads."""
+    """Compile the kernels and start the threads."""
     for name in scans():
         job(name, 8)
     causal_conv1d(torch.randn(1, 8, 16), torch.randn(16, TAPS), backend="numba")

@@ -1,8 +1,9 @@
-"""Time the scan of Mamba-2 and whole training steps of a small Mamba-2 against `transformers`.
+"""Compare the scan of Mamba-2 and training steps of a small Mamba-2 with those of transformers.
 
     python benchmarks/ssd.py --json ssd.json --markdown ssd.md
 
-All ways run in turn in one process on the same inputs and weights; what counts is their ratio.
+All implementations alternate in one process, with the same inputs and weights, so their ratio is
+reliable.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def draw(length: int) -> list[Tensor]:
 
 
 def ways(length: int) -> dict[str, Callable[[], object]]:
-    """Return a forward and backward pass of each way on the same inputs."""
+    """Return a forward and backward pass of each implementation on the same inputs."""
     inputs, grad = draw(length), torch.randn(BATCH, length, HEADS, HEAD_DIM)
     scans: dict[str, Callable[..., Tensor]] = {
         OURS: ssd,
@@ -58,7 +59,7 @@ def ways(length: int) -> dict[str, Callable[[], object]]:
 
 
 def steps(length: int) -> dict[str, Callable[[], object]]:
-    """Return a training step of our model and of `transformers`' from the same weights."""
+    """Return a training step of our model and of transformers, with the same weights."""
     torch.manual_seed(0)
     ours = MambaClassifier(SMALL, LABELS)
     theirs, head = Mamba2Model(SMALL), nn.Linear(SMALL.hidden_size, LABELS)
@@ -95,7 +96,7 @@ def steps(length: int) -> dict[str, Callable[[], object]]:
 
 
 def rows(length: int, jobs: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, Any]]:
-    """Time the jobs in turn after a call of each; one row each, by how much longer than ours."""
+    """Call each job once, then time them alternately; return their rows, with ratios to ours."""
     for job in jobs.values():
         job()
     seconds = alternate(jobs, rounds)
@@ -124,12 +125,12 @@ def main() -> None:
             Section(
                 "Scan",
                 f"Batch {BATCH}, {HEADS} heads of {HEAD_DIM}, {STATES} states, float32, forward "
-                f"and backward. `ratio`: how many times longer than ours, over {rounds} rounds.",
+                f"and backward. `ratio`: time divided by ours, the median of {rounds} rounds.",
                 scans,
             ),
             Section(
                 "A training step of a small model",
-                "Width 256, 4 layers, vocabulary 4096, the same weights, logits compared; AdamW.",
+                "Width 256, 4 layers, vocabulary 4096, AdamW; the same weights and logits.",
                 whole,
             ),
         ],

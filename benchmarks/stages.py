@@ -1,9 +1,9 @@
-"""Where the time of a whole run goes, from the command to the report.
+"""Measure the stages of a whole run, from the command to the report.
 
     python benchmarks/stages.py --json stages.json --markdown stages.md
 
-One run of the project on real reviews with an empty cache, then the report on it, each a process of
-its own; the stages are those that a run logs to MLflow.
+A process trains on real reviews with an empty cache, then another one writes the report. The
+seconds of the stages are the metrics that the run logs to MLflow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REMARK = "All settings are the project's defaults."
 STAGES = {
     "tokenize": "tokenizing",
     "build": "loading the model",
-    "probe": "memory: one review forward",
+    "probe": "measuring memory with one review",
     "train": "training",
     "val": "validation, each epoch",
     "checkpoint": "checkpoints and best weights",
@@ -35,7 +35,7 @@ STAGES = {
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = command_line(__doc__)
     add_inputs(parser)
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> Section:
-    """Run and report once; a row for each stage."""
+    """Train and report once; return the section with a row for each stage."""
     limit = 200 if args.quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db"
@@ -68,8 +68,8 @@ def measure(args: argparse.Namespace) -> Section:
         for told, seconds in stages.items()
     ]
     note = (
-        f"e5-small-ru in full, 256 tokens, 2 epochs, data.limit={limit} "
-        f"(64% train, 16% validate, 20% test), precision auto."
+        f"Full fine-tuning of e5-small-ru, 256 tokens, 2 epochs, data.limit={limit} "
+        "(64% train, 16% validation, 20% test), precision auto."
     )
     return Section("One run", note, rows)
 

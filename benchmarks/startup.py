@@ -1,8 +1,8 @@
-"""Measure what the first training step of a process costs above a later one.
+"""Measure how much longer the first training step of a process takes than a later one.
 
     python benchmarks/startup.py --json startup.json --markdown startup.md
 
-The kernels are compiled once and kept on disk by numba; a later process loads them from there.
+numba compiles the kernels once and stores them on disk, where later processes load them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LENGTH, STEPS = 128, 6
 
 
 def first_and_later(backend: str) -> dict[str, float]:
-    """Return the seconds of this process's first step, and the median of the others."""
+    """Return the seconds of this process's first step, and the median of the later ones."""
     torch.manual_seed(0)
     model = MambaClassifier(SMALL, LABELS, scan_backend=backend)
     step = training_step(model, draw_batch(SMALL, LENGTH))
@@ -39,7 +39,7 @@ def first_and_later(backend: str) -> dict[str, float]:
 
 
 def measure(processes: int) -> Section:
-    """Compare processes that compile, that load, and that need no kernels."""
+    """Compare processes that compile kernels, load them, or need none."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         plan = {"numba, nothing on disk": ("numba", 1), "numba, kernels on disk": (
@@ -51,14 +51,14 @@ def measure(processes: int) -> Section:
             rows.append({
                 "process": name, "first step s": statistics.median(r["first"] for r in runs),
                 "later step s": statistics.median(r["later"] for r in runs),
-                "difference s": statistics.median(above), "most": max(above),
+                "difference s": statistics.median(above), "max": max(above),
             })  # fmt: skip
     note = (
         f"Width {SMALL.hidden_size}, {SMALL.num_hidden_layers} layers, vocabulary "
         f"{SMALL.vocab_size}, batch {BATCH}, length {LENGTH}, forward, backward and "
-        f"AdamW; the later step is the median of {STEPS - 1}. Median of processes: "
-        f"{processes}, of those that compile 1. The ones without kernels show what PyTorch itself "
-        "takes."
+        f"AdamW; `later step` is the median of {STEPS - 1} steps. The figures are medians over "
+        f"processes: {processes} of each kind, but 1 that compiles. The processes without kernels "
+        "show how long the first step of PyTorch itself takes."
     )
     return Section("The first step of a process", note, rows)
 

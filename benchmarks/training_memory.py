@@ -2,9 +2,9 @@
 
     python benchmarks/training_memory.py --json training_memory.json --markdown training_memory.md
 
-Each figure of memory is measured in a separate process: the highest resident size during two steps,
-less the size before them. Before them stand the weights and the moments of AdamW, so the figure is
-what activations and gradients take. Times are taken in one process that alternates both ways.
+Each memory figure is measured in a separate process: the peak resident size during two steps, minus
+the size before them. The weights and AdamW's moments are allocated before, so the figure is the
+memory of activations and gradients. Times are measured in one process that alternates both ways.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def build(model: str, folder: Path) -> Network:
 
 
 def prepare(case: str, folder: Path) -> tuple[nn.Module, Callable[[int, int], None]]:
-    """Return the module and a step on a batch of so many rows and tokens."""
+    """Return the module, and a function that trains on a batch of (rows, tokens)."""
     model, adapter, _, _ = CASES[case]
     torch.manual_seed(0)
     network = build(model, folder)
@@ -103,7 +103,7 @@ def recomputing(module: nn.Module, way: str) -> AbstractContextManager[None]:
 
 
 def measure_memory(case: str, way: str, folder: Path) -> dict[str, float]:
-    """Return the MiB that two steps take beyond weights and moments."""
+    """Return the peak MiB of two steps, without weights and moments."""
     module, step = prepare(case, folder)
     rows, tokens = CASES[case][2:]
     with replace_dropout(module, CPU, "keep"), recomputing(module, way):
@@ -118,7 +118,7 @@ def measure_memory(case: str, way: str, folder: Path) -> dict[str, float]:
 
 
 def measure_times(case: str, rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Return the seconds of steps of both ways, which take turns."""
+    """Return the seconds of steps that alternate between both ways."""
     module, step = prepare(case, folder)
     rows, tokens = CASES[case][2:]
 
@@ -197,8 +197,8 @@ def measure(case: str, rounds: int, folder: Path) -> dict[str, Any]:
     rows, tokens = CASES[case][2:]
     return {
         "case": case, "batch": f"{rows} x {tokens}", "stored MiB": kept, "recomputed MiB": less,
-        "memory ratio": less / kept, "time ratio": slower["ratio"], "least": slower["least"],
-        "most": slower["most"],
+        "memory ratio": less / kept, "time ratio": slower["ratio"], "min": slower["min"],
+        "max": slower["max"],
     }  # fmt: skip
 
 
@@ -207,7 +207,9 @@ def main() -> None:
     shared = Path(__file__).resolve().parents[2] / "shared"
     parser = command_line(__doc__)
     parser.add_argument("--model", type=Path, default=shared / "models" / E5)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each way that are timed")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed steps of each way (%(default)s)"
+    )
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -227,9 +229,9 @@ def main() -> None:
         return
     cases = [c for c in (QUICK if args.quick else CASES) if args.model.exists() or E5 not in c]
     note = (
-        "fp32, dropout as in training. `stored`: as usual. `recomputed`: with "
-        "trainer.gradient_checkpointing=true. MiB: activations and gradients of a step. Time "
-        f"ratio: recomputed to stored, median, least and most of {args.rounds} pairs."
+        "fp32, with dropout. `stored`: activations are stored, as by default. `recomputed`: with "
+        "trainer.gradient_checkpointing=true. MiB: activations and gradients of a step. `time "
+        f"ratio`: recomputed / stored; median, minimum and maximum of {args.rounds} pairs."
     )
     rows = [measure(case, args.rounds, args.model) for case in cases]
     section = Section("A training step with and without gradient checkpointing", note, rows)
@@ -242,10 +244,11 @@ def main() -> None:
             rows = compare_bases(Path(folder))
         rows_of_batch, tokens = DECODER_BATCH
         note = (
-            "LoRA on a Qwen3 of 200 M random weights, which are in bf16 on disk; batch "
-            f"{rows_of_batch} x {tokens}, each row in a separate process. Peaks: resident size "
-            "beyond that before loading. Time ratio and the largest difference of logits, relative "
-            "to the largest logit: to an fp32 base of the same precision; fastest of three steps."
+            "LoRA on a Qwen3 with 200 M random weights, which are stored in bf16; batch "
+            f"{rows_of_batch} x {tokens}. Each row is a separate process. Peaks: resident size, "
+            "minus the size before loading. Each row is compared with the fp32 base of the same "
+            "precision: the time of the fastest of three steps, and the largest difference of "
+            "logits, relative to the largest logit."
         )
         sections.append(Section("A frozen base in fp32 and in bf16", note, rows))
     remark = "Freed memory stays in the process, except with gradient checkpointing."

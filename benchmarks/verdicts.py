@@ -1,11 +1,11 @@
-"""Check the report's intervals and verdicts on studies whose truth is known.
+"""Check the report's intervals and verdicts on simulated studies with a known true difference.
 
     python benchmarks/verdicts.py
 
-The truth is that of the published test predictions in docs/comparison/runs. Each simulated study
-draws films with all their reviews, and seeds, from these predictions. Then the project compares two
-approaches as in a report. The test reviews of the random split are of 132 films; those of the split
-by film are of 33, of which two have half of the reviews.
+The published test predictions in docs/comparison/runs are the population, so the true difference of
+two approaches is the one over all of them. Each simulated study draws films with all their reviews,
+and seeds, from these predictions; then two approaches are compared as in a report. The random split
+has test reviews of 132 films. The split by film has 33, two of which have half of the reviews.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def share(hits: Sequence[bool]) -> str:
 
 
 def check_pair(world: World, a: str, b: str, films: int, studies: int) -> dict[str, Any]:
-    """Return the coverage, and how often "as good" is said at a margin that is the true loss."""
+    """Return how often the interval contains the true difference, and the verdicts at the margin.
+
+    The margin is the true loss of the worse approach, so both verdicts should be rare.
+    """
     if world.truth(a, b) > 0:
         a, b = b, a
     true = world.truth(a, b)
@@ -108,14 +111,17 @@ def check_pair(world: World, a: str, b: str, films: int, studies: int) -> dict[s
         "pair": f"{a} - {b}",
         "films": films,
         "true difference": round(true, 4),
-        "interval holds it": share(covered),
+        "interval contains it": share(covered),
         "as good at this margin": share([verdict == "as good" for verdict in verdicts]),
         "worse at this margin": share([verdict == "worse" for verdict in verdicts]),
     }
 
 
 def check_power(world: World, name: str, films: int, studies: int) -> dict[str, Any]:
-    """Return how often an approach is called as good as itself, and whether N reviews decide."""
+    """Return how often an approach is called as good as itself or worse than itself.
+
+    The row also says whether the requested number of reviews leads to a decision.
+    """
     found = [world.study(name, name, films, number) for number in range(studies)]
     row: dict[str, Any] = {"approach": name, "films": films}
     for margin in (MARGIN, STRICT_MARGIN):
@@ -129,7 +135,7 @@ def check_power(world: World, name: str, films: int, studies: int) -> dict[str, 
 def check_needed(
     world: World, name: str, films: int, found: Sequence[Difference]
 ) -> dict[str, Any]:
-    """Repeat undecided studies, each with as many more films as it asked for."""
+    """Repeat each undecided study with the number of films that it requested."""
     decisions: list[Decision] = [decide([d], STRICT_MARGIN)[0] for d in found]
     factors = [(i, one.more_reviews) for i, one in enumerate(decisions) if one.more_reviews]
     decided = []
@@ -138,9 +144,9 @@ def check_needed(
         again = world.study(name, name, more, 10**6 + number)
         decided.append(decide([again], STRICT_MARGIN)[0].verdict == "as good")
     if not decided:
-        return {"median of the asked factor": "-", "decided with it": "-"}
+        return {"median of the requested factor": "-", "decided with it": "-"}
     middle = float(np.median([factor for _, factor in factors]))
-    return {"median of the asked factor": f"{middle:.1f}", "decided with it": share(decided)}
+    return {"median of the requested factor": f"{middle:.1f}", "decided with it": share(decided)}
 
 
 def main() -> None:
@@ -157,21 +163,21 @@ def main() -> None:
         largest = sorted((len(film) for film in world.films), reverse=True)[:3]
         sizes = ", ".join(map(str, largest))
         note = (
-            f"{studies} studies of {SEEDS} seeds each. The truth has {len(world.labels)} reviews, "
-            f"{len(world.films)} films (the largest have {sizes} reviews) and "
-            f"the seeds of the published runs: {seeds}. Shares with their 95% intervals."
+            f"{studies} studies of {SEEDS} seeds each. The population has {len(world.labels)} "
+            f"reviews, {len(world.films)} films (the largest have {sizes} reviews) and "
+            f"the seeds of the published runs: {seeds}. Shares have 95% intervals."
         )
         pairs = [check_pair(world, *pair, films, studies) for films in numbers
                  for pair in ((name, best) for name in others)]  # fmt: skip
-        title = f"{split}: intervals, and verdicts where the true loss is the margin"
+        title = f"{split}: intervals, and verdicts if the true loss equals the margin"
         sections.append(Section(title, note, pairs))
         power = [check_power(world, name, films, studies) for films in numbers
                  for name in world.predicted]  # fmt: skip
         note = (
-            "An approach against itself. Undecided studies (margin 0.01) are repeated with the "
-            "number of reviews that they asked for; 0.8 of these should be decided."
+            "Each approach is compared with itself. Undecided studies (margin 0.01) are repeated "
+            "with the number of reviews that they requested; 80% of these should be decided."
         )
-        title = f"{split}: verdicts where there is no difference"
+        title = f"{split}: verdicts if there is no difference"
         sections.append(Section(title, note, power))
     publish("Verdicts on simulated studies", sections, args, allocator.DEFAULT)
 

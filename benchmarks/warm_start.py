@@ -1,9 +1,10 @@
-"""Measure what passes between a process's imports and its first training step.
+"""Measure the time between a process's imports and its first training step.
 
     python benchmarks/warm_start.py --json warm_start.json --markdown warm_start.md
 
-The same command twice with one cache: the first tokenizes the reviews, the second finds the tokens;
-and how long tokens of 32,000 texts take to be found.
+The same command runs several times with one cache: the first run tokenizes the reviews, and the
+others read the tokens from the cache. A second table compares tokenizing 32,000 texts with reading
+their tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TEXTS = 32_000
 
 
 def until_the_first_step(arguments: list[str]) -> dict[str, float]:
-    """Return the seconds from here to the first step of a run; what it imports is there before."""
+    """Return the seconds from the command to a run's first step, without its imports."""
     import mlflow  # noqa: F401
     import peft  # noqa: F401
     from transformers import BertForSequenceClassification  # noqa: F401
@@ -47,7 +48,7 @@ def until_the_first_step(arguments: list[str]) -> dict[str, float]:
 
 
 def finding_tokens(model: str, data: str) -> dict[str, float]:
-    """Return the seconds in which tokens of many real texts are made, and then found."""
+    """Return the seconds to tokenize many real texts, and to read their tokens from the cache."""
     from transformers import AutoTokenizer
 
     from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -62,11 +63,11 @@ def finding_tokens(model: str, data: str) -> dict[str, float]:
         start = time.perf_counter()
         tokenize(texts, tokenizer, Preprocessing(256))
         seconds.append(time.perf_counter() - start)
-    return {"made": seconds[0], "found": statistics.median(seconds[1:])}
+    return {"tokenized": seconds[0], "read from the cache": statistics.median(seconds[1:])}
 
 
 def measure(args: argparse.Namespace) -> list[Section]:
-    """Run the children, each with the cache that the one before left."""
+    """Run the child processes one after another with the same cache."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["model=encoder", f"model.name={args.model}", f"data.path={args.data}",
                    "adapter=none", "data.max_length=256", "trainer.precision=fp32",
@@ -78,12 +79,15 @@ def measure(args: argparse.Namespace) -> list[Section]:
         ]  # fmt: skip
         start = {"cache": "empty", "seconds": seconds[0]}
         warm = {"cache": "warm", "seconds": statistics.median(seconds[1:])}
-        note = "All 5,566 reviews, e5-small-ru in full, 256 tokens; reading, splitting and leakage "
-        sections = [Section("To the first step", note + "report included.", [start, warm])]
+        note = (
+            "All 5,566 reviews, full fine-tuning of e5-small-ru, 256 tokens. The seconds include "
+            "reading, splitting and the leakage report."
+        )
+        sections = [Section("Time to the first step", note, [start, warm])]
         if not args.quick:
             found = child_figures(__file__, "--tokens", str(args.model), str(args.data),
                                   KINOPOISK_FT_CACHE=f"{folder}/tokens")  # fmt: skip
-            note = f"{TEXTS} texts of real reviews, 256 tokens of each kept."
+            note = f"Seconds for {TEXTS} texts made of real reviews, cut to 256 tokens."
             sections.append(Section("Tokens", note, [found]))
     return sections
 

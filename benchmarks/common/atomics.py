@@ -1,8 +1,8 @@
-"""What mamba-ssm's backward pass adds atomically, added here in orders of choice.
+"""Compute the terms that mamba-ssm's backward pass adds atomically, and add them in any order.
 
-Its kernel (csrc/selective_scan/selective_scan_bwd_kernel.cuh) gives each row and channel a block of
-threads, which adds its parts of the gradients of B and C to those of the row's other channels, and
-of A and D to those of the other rows. The order of the blocks is all that atomic additions change.
+Its kernel (csrc/selective_scan/selective_scan_bwd_kernel.cuh) runs a block of threads for each row
+and channel. Blocks of the same row add their terms of the gradients of B and C, and blocks of the
+same channel those of A and D. Atomic additions change only the order of these blocks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ SHARED_BY_CHANNELS, SHARED_BY_ROWS = ("B", "C"), ("A", "D")
 
 
 def parts_of_blocks(inputs: Sequence[Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """Return the parts of each shared gradient, along the first dimension.
+    """Return the terms of each shared gradient, along the first dimension.
 
-    For `inputs` as in `scans.draw` and `grad` (batch, length, d_inner): of B and C
-    (d_inner, batch, length, d_state), of A (batch, d_inner, d_state), of D (batch, d_inner).
+    Args:
+        inputs: as from `scans.draw`.
+        grad: (batch, length, d_inner).
+
+    Returns:
+        B and C: (d_inner, batch, length, d_state). A: (batch, d_inner, d_state).
+        D: (batch, d_inner).
     """
     rows, _, channels = grad.shape
     found = [_gradients(inputs, grad, row, i) for row in range(rows) for i in range(channels)]
@@ -35,7 +40,7 @@ def parts_of_blocks(inputs: Sequence[Tensor], grad: Tensor) -> dict[str, Tensor]
 
 
 def _gradients(inputs: Sequence[Tensor], grad: Tensor, row: int, i: int) -> dict[str, Tensor]:
-    """Return the gradients of one block, by the names of its inputs."""
+    """Return the gradients of one block, by input name."""
     u, delta, A, B, C, D, z = (x.detach() for x in inputs)
     rows, channel = slice(row, row + 1), slice(i, i + 1)
     block = [u[rows, :, channel], delta[rows, :, channel], A[channel], B[rows], C[rows],
@@ -47,7 +52,7 @@ def _gradients(inputs: Sequence[Tensor], grad: Tensor, row: int, i: int) -> dict
 
 
 def added_in_some_order(parts: Tensor) -> Tensor:
-    """Return the sum over the first dimension, one part after the other in a random order."""
+    """Return the sum over the first dimension, added one by one in a random order."""
     total = torch.zeros_like(parts[0])
     for i in torch.randperm(len(parts)).tolist():
         total += parts[i]

@@ -1,4 +1,4 @@
-"""Measure in a fresh process: what was loaded or allocated before would change the figure."""
+"""Measure in a new process, because earlier imports and allocations would change the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def child_figures(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
-    """Run a script in a new process and return the JSON object of its last line."""
+    """Run a script in a new process, and return the JSON object in its last line."""
     done = subprocess.run(
         [sys.executable, script, *arguments],
         capture_output=True, text=True, env={**os.environ, **environment},

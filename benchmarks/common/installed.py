@@ -1,7 +1,8 @@
-"""Other packages as their users have them beside the project as it trains: two processes in turn.
+"""Compare other packages, with default settings of the allocator, with the project's training.
 
-The project's training keeps freed memory in the process; by glibc's defaults it goes back to the
-kernel, and large tensors are faulted in afresh at each step. The setting holds for a process.
+The project's training keeps freed memory in the process. By glibc's defaults, freed memory returns
+to the kernel, and memory of large tensors is mapped at each step. The setting applies to a process,
+so other packages also run in a second process without it, alternating with this one.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ KEPT = ", memory kept"
 def compare(
     make: Callable[..., Job], names: Sequence[str], size: int, rounds: int, turn: float
 ) -> list[dict[str, Any]]:
-    """Time the ways of one size; returns a row for each, by how much longer than `OURS` it took.
+    """Time implementations at one size; return a row for each, with its ratios to `OURS`.
 
-    Ways that are not ours run in a second process as installed, and in this one beside ours.
+    Other implementations run in this process, and in a second one with the default allocator.
 
     Args:
-        make: a function of a module, of a name and a size, which keeps what it made; the job has
-            been called before.
+        make: a cached function of a module, which takes a name and a size. It returns a job that
+            has already run once.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as installed:
         turns = {name + KEPT: partial(_turn, make, name, size, turn) for name in names}
@@ -60,7 +61,7 @@ def _row(seconds: dict[str, list[float]], name: str) -> dict[str, Any]:
 
 
 NOTE = (
-    "`ratio`: how many times longer than ours, median, least and most of the rounds. Other ways "
-    "run as installed, in a process of their own; `memory kept`: beside ours, with the setting of "
-    "the allocator that the project's training makes."
+    "`ratio`: time divided by ours; median, minimum and maximum of the rounds. For `ms` and "
+    "`ratio`, other implementations run in a separate process with the default allocator; for "
+    "`memory kept`, they run in our process, which keeps freed memory as in the project's training."
 )

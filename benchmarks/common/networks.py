@@ -1,4 +1,4 @@
-"""Mamba classifiers of one size by this project, mambapy and transformers, and a training step."""
+"""Build equal Mamba classifiers of this project, mambapy and transformers, and a training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = MambaConfig(vocab_size=4096, hidden_size=256, num_hidden_layers=4)
 
 
 class Classifier(nn.Module):
-    """A linear head over the last position of someone's backbone, named as ours."""
+    """A backbone with a linear head on the last position; parameter names are as in ours."""
 
     def __init__(self, backbone: nn.Module, width: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Classifier(nn.Module):
 
 
 class MambapyBackbone(nn.Module):
-    """mambapy's blocks between the embeddings and the final norm that it leaves to its user."""
+    """mambapy's blocks, with the embeddings and the final norm that it does not provide."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class MambapyBackbone(nn.Module):
 
 
 class TransformersBackbone(MambaModel):
-    """Hidden states only."""
+    """The Mamba of transformers, which returns only the last hidden states."""
 
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = super().forward(input_ids, use_cache=False).last_hidden_state
@@ -62,10 +62,11 @@ class TransformersBackbone(MambaModel):
 
 
 def networks(config: MambaConfig) -> dict[str, nn.Module]:
-    """Return the classifiers of all that are installed, with the same weights.
+    """Return the classifier of each installed implementation, all with the same weights.
 
     Raises:
-        RuntimeError: parameters that differ. AssertionError: logits that differ.
+        RuntimeError: if the parameters differ.
+        AssertionError: if the logits differ.
     """
     torch.manual_seed(0)
     ours = MambaClassifier(config, LABELS)
@@ -94,7 +95,7 @@ def draw_batch(config: MambaConfig, length: int) -> tuple[Tensor, Tensor]:
 def training_step(
     model: nn.Module, batch: tuple[Tensor, Tensor], precision: Precision = FP32
 ) -> Callable[[], None]:
-    """Return a step: forward, backward, and AdamW, fused for all as in the project's training."""
+    """Return a step: forward, backward and fused AdamW, as in the project's training."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     input_ids, labels = batch
 

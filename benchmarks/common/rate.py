@@ -1,4 +1,4 @@
-"""The work of a BERT's linear layers in training, and how fast this machine multiplies matrices."""
+"""Count the FLOPs of a BERT's linear layers, and measure this machine's matrix products."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from transformers import BertConfig
 
 from common.sides import Experiment
 
-SQUARE = 4096  # rows of the matrices of the yardstick; smaller ones come out slower
+# Rows and columns of the matrices; smaller ones reach fewer FLOP/s.
+SQUARE = 4096
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Return the operations a second of products of large matrices, the best of several."""
+    """Return the FLOP/s of products of large matrices, the fastest of four."""
     left, right = torch.randn(2, SQUARE, SQUARE).to(dtype)
     taken = []
     for _ in range(4):
@@ -24,12 +25,12 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 
 def flop_per_token(config: BertConfig, work: Experiment) -> int:
-    """Return the operations of the linear layers for a token of a training step.
+    """Return the FLOPs of the linear layers in a training step, per token.
 
-    Forward, the gradient of the inputs, and that of the weights cost the same; LoRA needs no
-    gradient of the frozen weights, and from cached states only the upper layers run. In the last
-    layer all tokens give keys and values; the rest is for the first token, and not counted; the
-    head alone counts as nothing.
+    The forward pass, the gradients of inputs and those of weights cost the same. LoRA needs no
+    gradients of the frozen weights, and with a prefix cache only the upper layers run. The last
+    layer computes keys and values of all tokens, but the rest for the first token only, which is
+    not counted. The head is not counted, either.
     """
     width = config.hidden_size
     weights = 4 * width**2 + 2 * width * config.intermediate_size

@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share, and their figures as Markdown and JSON."""
+"""Define the options of all benchmarks, and write their figures as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = ("torch", "numba", "transformers", "mambapy")
 
 @dataclass
 class Section:
-    """A table: rows share their keys, which are the columns."""
+    """A table with a title and a note; all rows have the same keys, which are the columns."""
 
     title: str
     note: str
@@ -31,19 +31,19 @@ class Section:
 def command_line(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write tables to FILE")
     return parser
 
 
 def missing(names: Sequence[str], found: Collection[str]) -> str:
-    """Return a sentence for a note on each that did not take part."""
-    return "".join(f" Without {name}: not installed." for name in names if name not in found)
+    """Return a sentence for each implementation that is not installed."""
+    return "".join(f" {name} is not installed and left out." for name in names if name not in found)
 
 
 def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, remark: str) -> None:
-    """Print the tables and write the files asked for; `remark` holds for all of them."""
+    """Print the tables and write the requested files; `remark` applies to all tables."""
     machine = describe_machine()
     text = f"# {title}\n\n    {machine['command']}\n\n{_sentence(machine)} {remark}\n"
     for section in sections:
@@ -57,7 +57,7 @@ def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, r
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the command, the machine and the versions as plain values."""
+    """Return the command, the machine and the versions as values for JSON."""
     try:
         script = Path(sys.argv[0]).resolve().relative_to(Path.cwd())
     except ValueError:
@@ -89,7 +89,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return three significant digits of a float, without exponent where that is short."""
+    """Format a float with three significant digits, with an exponent only if it is shorter."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     if value and not 1e-3 <= abs(value) < 1e6:

@@ -1,4 +1,4 @@
-"""The selective scan by this project and by others, on the inputs that a fresh Mamba gives it."""
+"""Call the selective scans of this project and others, with the inputs of an untrained Mamba."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def draw(length: int) -> list[Tensor]:
 
 
 def differentiate(scan: Scan, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Return the output and the gradient of each input: a forward and a backward pass."""
+    """Run a forward and a backward pass; return the output and the gradient of each input."""
     out = scan(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
 def scans() -> dict[str, Scan]:
-    """Return every way that is installed."""
+    """Return every implementation that is installed."""
     found: dict[str, Scan] = {
         name: partial(selective_scan, delta_softplus=True, backend=backend)
         for name, backend in ((OURS, "numba"), (LOOP, "reference"), (CHUNKED, "torch"))
@@ -45,7 +45,7 @@ def scans() -> dict[str, Scan]:
 
 
 def mambapy_scan() -> Scan | None:
-    """Return mamba.py's parallel scan as its own block calls it, with softplus and gate."""
+    """Return mambapy's parallel scan with softplus and gate, as its block calls it."""
     try:
         from mambapy.mamba import MambaBlock
     except ImportError:
@@ -54,7 +54,7 @@ def mambapy_scan() -> Scan | None:
     def scan(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
     ) -> Tensor:
-        # a method that does without its object
+        # The method does not use `self`.
         y = MambaBlock.selective_scan(None, u, nn.functional.softplus(delta), A, B, C, D)
         return y * nn.functional.silu(z)
 
@@ -62,7 +62,7 @@ def mambapy_scan() -> Scan | None:
 
 
 def transformers_scan() -> Scan | None:
-    """Return the loop that `transformers` runs where no extra kernels are installed."""
+    """Return the loop that transformers uses if no extra kernels are installed."""
     try:
         from transformers.models.mamba.modeling_mamba import mamba_selective_scan
     except ImportError:

@@ -1,4 +1,4 @@
-"""Checkpoints with random weights in the shapes of known encoders."""
+"""Define the shapes of known encoders, and write checkpoints with random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
 
 
 def random_bert(shape: Shape, tokenizer: Path, folder: Path, max_length: int) -> Path:
-    """Write a BERT with random weights and another model's tokenizer; returns its folder."""
+    """Write a BERT with random weights and another model's tokenizer; return its folder."""
     words = AutoTokenizer.from_pretrained(tokenizer)
     torch.manual_seed(0)
     config = BertConfig(

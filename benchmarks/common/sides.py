@@ -1,4 +1,4 @@
-"""One experiment by the peer and by the project, each in a process of its own."""
+"""Run one experiment with the peer or with the project, each in a separate process."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from common.shapes import Shape
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
 NOTHING: Mapping[str, str] = MappingProxyType({})
 FROZEN = ("trainer.prefix_cache=fp16",)
-# A Trainer user has a fresh pooler and classifier, which learn at the rate of all else.
+# With a Trainer, the pooler and classifier are new and have the learning rate of all weights.
 SAME_HEAD = ("model.pooling=pooler", "trainer.head_lr=null")
-# Sections of the project's clock that a Trainer counts as training.
+# Stages of the project that a Trainer counts as training.
 TRAINING = ("train_seconds", "val_seconds", "checkpoint_seconds", "prefix_seconds")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What both sides do; with `steps` neither validates, with `epochs` both do after each."""
+    """The settings of both sides; they validate after each epoch, but not if `steps` is set."""
 
     approach: str
     shape: Shape | None = None
@@ -44,7 +44,7 @@ class Experiment:
 
     @property
     def warmup(self) -> int:
-        """A tenth of all steps."""
+        """Return a tenth of all steps."""
         steps = self.steps or self.epochs * -(-int(self.limit * 0.64) // 16)
         return max(1, steps // 10)
 
@@ -58,10 +58,10 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def absent(args: argparse.Namespace) -> bool:
-    """Return whether one of the inputs is missing, and say which."""
+    """Return whether an input is missing, and print which one."""
     missing = [path for path in (args.peer, args.model, args.data) if not path.exists()]
     if missing:
-        print(f"skipped: {missing[0]} is not here; give --peer, --model and --data")
+        print(f"skipped: {missing[0]} does not exist; give --peer, --model and --data")
     return bool(missing)
 
 
@@ -113,7 +113,7 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
 
 
 def _run(command: list[Any], environment: Mapping[str, str]) -> tuple[str, float]:
-    """Run a process; returns its output and its peak resident memory in MiB."""
+    """Run a process; return its output and its peak resident memory in MiB."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, env=env)

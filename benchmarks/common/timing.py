@@ -1,4 +1,4 @@
-"""Time several ways of one job in turn, so that what slows the machine meets all of them."""
+"""Time several jobs alternately, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Job = Callable[[], object]
 
 
 def alternate(ways: Mapping[str, Job], rounds: int, turn: float = 0.2) -> dict[str, list[float]]:
-    """Return the seconds of a call of each way, one figure a round.
+    """Return the seconds of a call of each job, one figure per round.
 
-    Nothing is called beforehand: what has to be compiled or loaded should be.
+    There is no warm-up: call each job once before, so that kernels are compiled and loaded.
     """
     return take_turns({name: partial(take_turn, job, turn) for name, job in ways.items()}, rounds)
 
 
 def take_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return what the turns give, one figure a round, each other round in the opposite order."""
+    """Call the turns, every second round in reverse order; return one figure per round."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
         for name in list(turns)[:: -1 if number % 2 else 1]:
@@ -28,7 +28,7 @@ def take_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 def take_turn(job: Job, turn: float) -> float:
-    """Call a job for `turn` seconds, but at least once; returns the median of its calls."""
+    """Call a job for `turn` seconds, but at least once; return the median seconds of a call."""
     calls: list[float] = []
     while not calls or sum(calls) < turn:
         start = time.perf_counter()
@@ -38,6 +38,6 @@ def take_turn(job: Job, turn: float) -> float:
 
 
 def ratios(other: Sequence[float], own: Sequence[float]) -> dict[str, float]:
-    """Return how many times longer `other` took: the median over rounds, the least, the most."""
+    """Return how many times longer `other` took: median, minimum and maximum over rounds."""
     found = [theirs / ours for theirs, ours in zip(other, own, strict=True)]
-    return {"ratio": statistics.median(found), "least": min(found), "most": max(found)}
+    return {"ratio": statistics.median(found), "min": min(found), "max": max(found)}
