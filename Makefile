@@ -1,28 +1,29 @@
-# Two commands do all on a fresh machine: `make demo` and `make test`.
+# On a new machine, two commands are enough: `make demo` and `make test`.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
-# Where a machine's torch should come from another index: make setup PIP_FLAGS="--extra-index-url ..."
+# To install torch from another index: make setup PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m kinopoisk_ft
-# One process per core with one thread each, because threads that spin while they wait are slow. Compiled
-# files are kept, although images of Docker often forbid it: else each process compiles the package and
-# all tests again. Files in the order of their names, because the default runs the longest files last.
+# One process per core with one thread each, because threads that spin while they wait slow each other
+# down. Compiled files are kept, although Docker images often disable this: otherwise, each process
+# compiles the package and all tests. Files run in the order of their names, because by default the
+# longest files run last.
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 TEST_OPTIONS := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest $(TEST_OPTIONS)
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
-# The store of `make tracking-server`, apart from this folder's own, whose artifacts have local paths.
+# The folder of `make tracking-server`. It is not this folder's store, whose artifacts have local paths.
 SERVER ?= $(CURDIR)/outputs/tracking-server
 # Or BACKEND=postgresql://user@host/database, with the extra 'postgresql'.
 BACKEND ?= sqlite:///$(SERVER)/mlflow.db
-# HOST=0.0.0.0 lets in who can reach this machine, without a password.
+# With HOST=0.0.0.0, everybody who can reach this machine has access, without a password.
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-# Of the project and its peer in `make bench`.
+# How often `make bench` runs the project and its peer.
 ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
@@ -31,7 +32,7 @@ ROUNDS ?= 3
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
-setup: $(STAMP) ## make .venv and install the pinned set
+setup: $(STAMP) ## create .venv and install the pinned packages
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
@@ -41,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m kinopoisk_ft.ops.precompile
 	@touch $@
 
-setup-all: $(STAMP).all ## the extras for parallel jobs too: joblib, Slurm, Ray, PostgreSQL
+setup-all: $(STAMP).all ## also the extras for parallel jobs: joblib, Slurm, Ray, PostgreSQL
 
 $(STAMP).all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) \
@@ -60,7 +61,7 @@ demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled da
 test: $(STAMP) ## quick tests
 	$(PYTEST)
 
-test-all: $(STAMP).all ## all tests, the slow ones too
+test-all: $(STAMP).all ## all tests, including the slow ones
 	$(PYTEST) -m ''
 
 # Torch comes first and from pip, which PIP_FLAGS can point to a CPU build. `uv` then keeps it.
@@ -77,10 +78,10 @@ lint: $(STAMP) ## ruff: style and format
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
-audit: $(STAMP) ## known vulnerabilities (asks the index) and licences of the pinned set
+audit: $(STAMP) ## known vulnerabilities (needs the package index) and licences of the pinned packages
 	$(BIN)/python .ci/audit.py
 
-bench: $(STAMP) ## the project against its peer, in full; the other benchmarks quickly
+bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full, the other benchmarks quickly
 	$(BIN)/python benchmarks/peer.py --rounds $(ROUNDS) \
 		--json benchmarks/results/peer.json --markdown benchmarks/results/peer.md
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
@@ -88,7 +89,7 @@ bench: $(STAMP) ## the project against its peer, in full; the other benchmarks q
 ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
 	$(BIN)/kinopoisk-ft ui --uri sqlite:///$(CURDIR)/mlflow.db
 
-tracking-server: $(STAMP) ## one MLflow server for jobs side by side; see docs/scale.md
+tracking-server: $(STAMP) ## one MLflow server for parallel jobs; see docs/scale.md
 	mkdir -p '$(SERVER)'
 	$(BIN)/python -m mlflow server --backend-store-uri '$(BACKEND)' \
 		--artifacts-destination '$(SERVER)/artifacts' --host $(HOST) --port $(PORT)
@@ -103,6 +104,6 @@ notebooks: $(STAMP) ## execute the notebooks into outputs/notebooks
 schema: $(STAMP) ## write the JSON schemas of the config groups, which editors read
 	$(BIN)/python -m kinopoisk_ft.config.schema
 
-clean: ## remove what runs and tools left; the store, outputs and .venv stay
+clean: ## remove build files and caches; keep the store, outputs and .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find kinopoisk_ft tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
-"""Known vulnerabilities and licences of the pinned set: `make audit`.
+"""Check the pinned packages for known vulnerabilities and for their licences (`make audit`).
 
-Exit code 1: a vulnerability or a licence that is not on the list. 3: the advisories could not be
-read, so that nothing is known; licences, which are in the installed packages, are looked at anyway.
+Exit codes: 1 for a vulnerability or a licence that is not in the list; 3 if the advisories could
+not be read. Licences are read from the installed packages, so they are always checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 UNKNOWN = 3
-# Permissive: they ask for their notice to be kept, and this project ships none of their files.
+# Permissive licences require that copies keep their notice; this project distributes no copies.
 PERMISSIVE = {
     "mit", "mit license", "mit-0", "mit-cmu", "bsd", "bsd license", "3-clause bsd license",
     "bsd-2-clause", "bsd-3-clause", "0bsd", "apache-2.0", "apache 2.0", "apache 2.0 license",
@@ -25,15 +25,15 @@ PERMISSIVE = {
     "python software foundation license", "cnri-python", "zlib", "cc0-1.0", "bsl-1.0",
     "llvm-exception",
 }  # fmt: skip
-# Copyleft of single files or of a library: whoever changes theirs shows it. They are used as they
-# come; the library is the extra 'postgresql'.
+# Weak copyleft licences require that changes of their own files are published. These packages are
+# used unchanged. The one under the LGPL belongs to the extra 'postgresql'.
 FILES = {"mpl-2.0", "mozilla public license 2.0 (mpl 2.0)", "lgpl-3.0-only"}
-# What these packages say of themselves is no licence's name; their LICENSE files say it.
+# The metadata of these packages names no licence; these are from their LICENSE files.
 READ = {"huey": "MIT", "skops": "MIT"}
 
 
 def licence(metadata: PackageMetadata) -> str:
-    """Return the licence that a package states: its expression, else classifiers, else a field."""
+    """Return the licence in a package's metadata: expression, classifiers or License field."""
     if name := READ.get(metadata["Name"].lower()):
         return name
     stated = metadata.get("License-Expression")
@@ -44,7 +44,7 @@ def licence(metadata: PackageMetadata) -> str:
 
 
 def allowed(expression: str) -> bool:
-    """Whether one alternative of an expression has only licences of the list."""
+    """Check whether one alternative of a licence expression has only licences of the list."""
     known = PERMISSIVE | FILES
     if expression.lower() in known:
         return True
@@ -59,7 +59,7 @@ def allowed(expression: str) -> bool:
 
 
 def pinned(text: str) -> set[str]:
-    """Return the names in a file of constraints, as package indexes compare them."""
+    """Return the normalized package names in a constraints file."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return {_canonical(line.partition("==")[0]) for line in lines if line}
 
@@ -69,13 +69,13 @@ def _canonical(name: str) -> str:
 
 
 def refused(packages: Iterable[PackageMetadata], names: set[str]) -> list[str]:
-    """Return a line for each pinned package whose licence is not on the list."""
+    """Return a line for each pinned package whose licence is not in the list."""
     found = {m["Name"]: licence(m) for m in packages if _canonical(m["Name"]) in names}
     return [f"{name}: {text}" for name, text in sorted(found.items()) if not allowed(text)]
 
 
 def advisories() -> dict[str, Any] | None:
-    """Ask the index for what is known of each pinned version; None where it does not answer."""
+    """Ask the index for the advisories of each pinned version; None if it does not answer."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps",
                "--disable-pip", "--format", "json", "--progress-spinner", "off"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,7 +93,7 @@ def judge(found: dict[str, Any] | None, unlicensed: list[str]) -> tuple[int, lis
     skipped = [package for package in packages if "skip_reason" in package]
     lines = [
         f"VULNERABLE {package['name']} {package['version']}: {flaw['id']}, "
-        f"mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"
+        f"fixed in {', '.join(flaw['fix_versions']) or 'no version yet'}"
         for package in packages
         for flaw in package.get("vulns", [])
     ]
@@ -102,12 +102,12 @@ def judge(found: dict[str, Any] | None, unlicensed: list[str]) -> tuple[int, lis
     looked_up = len(packages) - len(skipped)
     lines.append(f"advisories: {looked_up} of {len(packages)} packages looked up")
     if not looked_up:
-        lines.append("NOT AUDITED: the index with advisories cannot be reached from here")
+        lines.append("NOT AUDITED: the index with the advisories cannot be reached")
     return code or (UNKNOWN if not looked_up else 0), lines
 
 
 def main() -> int:
-    """Look at both; returns the exit code."""
+    """Check vulnerabilities and licences; return the exit code."""
     names = pinned(CONSTRAINTS.read_text(encoding="utf-8"))
     unlicensed = refused((d.metadata for d in distributions()), names)
     code, lines = judge(advisories(), unlicensed)

@@ -22,11 +22,11 @@ from kinopoisk_ft.search.sweeper import Search
 
 
 class SearchSweeper(Search):
-    """Make `Search` available to Hydra; conf/sweep/lr_search.yaml selects this class."""
+    """The sweeper `Search`, where Hydra can find it; conf/sweep/lr_search.yaml selects it."""
 
 
 class EngineLauncher(Launcher):
-    """Launch the jobs of a sweep with the functions in the module `engine`."""
+    """A launcher that runs the jobs of a sweep with the functions in the module `engine`."""
 
     engine: ClassVar[str]
 
@@ -53,7 +53,7 @@ class EngineLauncher(Launcher):
 
 
 class PoolLauncher(EngineLauncher):
-    """Run the jobs in a process pool on this machine.
+    """A launcher that runs the jobs in a process pool on this machine.
 
     Args:
         options: the options of Hydra's joblib launcher, which passes them to `joblib.Parallel`.
@@ -63,7 +63,7 @@ class PoolLauncher(EngineLauncher):
 
 
 class PoolConfig(SearchPathPlugin):
-    """Replace the config of Hydra's joblib launcher with one for `PoolLauncher`.
+    """A plugin that replaces the config of Hydra's joblib launcher with one for `PoolLauncher`.
 
     Of two configs with the same name, Hydra uses the one that was stored last. It imports plugins
     in no fixed order, but calls `manipulate_search_path` after all imports.
@@ -82,19 +82,19 @@ class PoolConfig(SearchPathPlugin):
 
 
 class RayLauncher(EngineLauncher):
-    """Run each job as a Ray task in its own process; `RayConfig` describes the options."""
+    """A launcher that runs each job as a Ray task in its own process, with the `RayConfig`."""
 
     engine = "kinopoisk_ft.sweeps.ray_jobs"
 
 
 @dataclass
 class RayConfig:
-    """Define the options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml explains them.
+    """The options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml explains them.
 
     Args:
-        address: a running cluster; None for the cluster of this machine, or else a local one.
+        address: a running cluster; None for this machine's cluster, or a new local one.
         num_cpus: the number of cores and threads of each job.
-        num_gpus: the GPUs of each job, or a fraction of one; None for one if the cluster has any.
+        num_gpus: GPUs of each job, may be a fraction; None: 1 if the cluster has GPUs, otherwise 0.
         max_retries: how often a job is restarted after its process or machine is lost.
     """
 

@@ -1,10 +1,10 @@
-"""Train the comparison of docs/comparison, and keep what a report needs of each run.
+"""Train the runs of docs/comparison, and store what a report needs of each run.
 
     ENCODER=<folder> python tools/comparison.py --data kinopoisk.jsonl.gz --workers 2
 
-Each job that docs/comparison/runs lacks is trained in a process with one thread. Its events, scores
-and test predictions are kept, without texts. `kinopoisk-ft sync docs/comparison/runs`
-makes an MLflow store of them for the report.
+Each job that is missing in docs/comparison/runs is trained in a process with one thread. Its
+events, scores and test predictions are stored, without texts. `kinopoisk-ft sync
+docs/comparison/runs` turns them into an MLflow store for the report.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ PREDICTIONS = "predictions.parquet"
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="kinopoisk.jsonl.gz; without it the table is printed")
+    parser.add_argument("--data", help="kinopoisk.jsonl.gz; without it, only print the table")
     parser.add_argument("--output", type=Path, default=Path("outputs/comparison"),
-                        help="whole runs; one that was stopped resumes there")  # fmt: skip
+                        help="folder of complete runs; stopped runs are resumed there")  # fmt: skip
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--approaches", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def train(name: Path, data: str, output: Path) -> bool:
-    """Train one job and keep it; returns whether it failed."""
+    """Train one job and store its results; return whether it failed."""
     run, setting = output / name, name.parts[0]
     approach, _, seed = name.name.rpartition("-")
     command = [
@@ -92,9 +92,9 @@ def train(name: Path, data: str, output: Path) -> bool:
 
 
 def keep(run: Path, kept: Path) -> None:
-    """Copy a finished run without its texts; paths become relative to the working folder.
+    """Copy a finished run without its texts; make paths relative to the working folder.
 
-    Times are left out: jobs that run at the same time slow each other.
+    Times are left out, because jobs that run at the same time slow each other down.
     """
     part = kept.with_name(f"{kept.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -114,7 +114,7 @@ def keep(run: Path, kept: Path) -> None:
             event |= {"host": ""} if event["verb"] == "start" else {}
             if event["verb"] == "metrics":
                 event["values"] = _without_times(event["values"])
-            if event["verb"] == "tags":  # "kinopoisk_ft.result" has times, too
+            if event["verb"] == "tags":  # The tag "kinopoisk_ft.result" contains times, too.
                 event["values"].pop("kinopoisk_ft.result", None)
             file.write(_relative(json.dumps(event, ensure_ascii=False)) + "\n")
     part.rename(kept)
@@ -125,7 +125,7 @@ def _without_times(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Return the README's table: weighted F1 on test by approach and setting, with its seeds."""
+    """Return the README's table: weighted test F1 of each approach in each setting."""
     lines = [
         "| approach | " + " | ".join(TITLES.values()) + " |",
         "|---" * (len(TITLES) + 1) + "|",
@@ -138,7 +138,7 @@ def table() -> str:
 
 
 def _cell(runs: list[Path]) -> str:
-    """Return "mean ± deviation (seeds)" of the runs that beat the majority class in F1."""
+    """Format "mean ± deviation (seeds)" of the runs whose F1 exceeds the majority class's."""
     results = [json.loads((run / "result.json").read_text("utf-8")) for run in runs]
     scores = [result["f1_weighted"] for result in results]
     if not scores:

@@ -131,7 +131,7 @@ def read_found() -> list[Found]:
 
 
 def train(one: Training, data: str) -> bool:
-    """Train once, and append the result to the file; returns whether it failed."""
+    """Train once, and append the result to the file; return whether it failed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "kinopoisk_ft", f"experiment=review_{one.approach}", "seed=0",

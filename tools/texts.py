@@ -1,11 +1,11 @@
-"""List what people read of the project, for a reader who has not seen the code.
+"""List the texts of the project, so that somebody who has not seen the code can read them.
 
     python tools/texts.py docstrings --seed 1 [--count 100]
     python tools/texts.py errors
     python tools/texts.py help
 
-`docstrings` draws some by a seed; `errors` lists the message of each UserError as it stands in
-the code; `help` lists the comments of the config groups, which `--help` shows.
+`docstrings` draws random docstrings; `errors` lists the message of each UserError as source text;
+`help` lists the comments of the config groups, which `--help` shows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("docstrings", "errors", "help"))
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
-    parser.add_argument("--count", type=int, default=100, help="docstrings (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="number of docstrings (%(default)s)")
     args = parser.parse_args()
     if args.kind == "docstrings":
         found = [*docstrings()]

@@ -71,7 +71,7 @@ def test_unknown_packages_are_reported(audit: ModuleType) -> None:
     assert judge({"dependencies": [known]}, [])[0] == 0
     code, lines = judge({"dependencies": [known, flawed, skipped]}, [])
     assert code == 1
-    assert lines[0] == "VULNERABLE a 2.0: CVE-1, mended in 2.1"
+    assert lines[0] == "VULNERABLE a 2.0: CVE-1, fixed in 2.1"
     assert "2 of 3 packages looked up" in lines[1]
     assert judge({"dependencies": [known]}, ["b: GPL"])[0] == 1
     for nothing in (None, {"dependencies": [skipped]}):

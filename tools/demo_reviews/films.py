@@ -9,7 +9,7 @@ from tools.demo_reviews.grammar import inflect_surname
 
 @dataclass(frozen=True)
 class Person:
-    """Hold a first name, and a surname in the masculine nominative."""
+    """A person's first name, and the surname in the masculine nominative."""
 
     first: str
     last: str
@@ -23,7 +23,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Film:
-    """Hold the facts about a film that a review can state without an opinion."""
+    """The facts about a film that a review can state without an opinion."""
 
     title: str
     genre: str

@@ -24,14 +24,14 @@ from tools.demo_reviews.writer import Writer
 
 # Shares of the GRADES. Most reviews praise, as on Kinopoisk.
 SHARES = (0.23, 0.15, 0.62)
-# Distance of the best and the worst film's share of Good from the mean, so that films reveal a
-# little about the label, as in real data.
+# Each film's share of Good differs from the mean by at most this, so that the film reveals a little
+# about the label, as in real data.
 FILM_BIAS = 0.16
-# Grades from 1 to 10 that belong to each of the GRADES.
+# The grades from 1 to 10 for each of the GRADES.
 GRADES10 = ((1, 2, 3, 4), (5, 6), (7, 8, 9, 10))
 # Evenly spaced quantiles of the number of words, close to log-normal (median 90, sigma 0.6).
 WORDS = (20, 35, 47, 57, 67, 78, 90, 104, 121, 143, 172, 225, 420)
-# Mean number of words by which the last sentence exceeds the target length.
+# The last sentence exceeds the target length by this number of words on average.
 LAST_SENTENCE = 6
 # Opinions are dealt in hands of four. For each grade: possible numbers of praising opinions in a
 # hand, and their weights.

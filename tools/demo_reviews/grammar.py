@@ -49,7 +49,7 @@ AGREEMENT = {
 
 @dataclass(frozen=True)
 class Noun:
-    """Hold a noun phrase in the four cases that the templates use."""
+    """A noun phrase in the four cases that the templates use."""
 
     gender: str
     nom: str

@@ -9,7 +9,7 @@ from tools.demo_reviews.grammar import Noun, parse_noun
 
 @dataclass(frozen=True)
 class Aspect:
-    """Hold synonyms for one aspect of a film, and adjectives by polarity (0 blame, 1 praise)."""
+    """One aspect of a film: synonyms, and adjectives by polarity (0 blame, 1 praise)."""
 
     nouns: tuple[Noun, ...]
     adjectives: tuple[tuple[str, ...], tuple[str, ...]]

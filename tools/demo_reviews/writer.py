@@ -30,7 +30,7 @@ AGREES = {
 
 
 class Writer:
-    """Write sentences about one film by one author; polarity 0 blames and 1 praises."""
+    """A writer of sentences about one film by one author; polarity 0 blames and 1 praises."""
 
     def __init__(self, rng: PortableRandom, film: Film, gender: str) -> None:
         self.rng = rng
