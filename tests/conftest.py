@@ -1,4 +1,4 @@
-"""Fixtures, and the promise that no test reaches the network."""
+"""Define fixtures, and keep tests off the network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-# Imports make so many objects that looking for garbage among them takes a fifth of their time.
+# Imports create so many objects that garbage collection takes a fifth of their time.
 gc.disable()
 
-# Before anything imports huggingface_hub, which reads these once.
+# Set these before huggingface_hub is imported, because it reads them once.
 _HOME = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_hub_", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,7 +33,7 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collector from what all libraries left: the work under test asks for it often."""
+    """Exclude the objects of all libraries from garbage collection, which tests call often."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -41,9 +41,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_store_of_another_file() -> None:
-    """MLflow leaves the store that a test named in the environment, for all later files.
+    """Remove the variables that MLflow and the command line leave for later test files.
 
-    And the command line how often, and how long, to try to reach it.
+    They name the last store, and how often and how long to try to reach it.
     """
     for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
         os.environ.pop(f"MLFLOW_{name}", None)
@@ -66,7 +66,7 @@ def _new_processes_are_forks(_stores_from_a_template: None) -> None:
 
 @pytest.fixture
 def unprobed() -> Iterator[None]:
-    """No pass before the first step, so that passes can be counted as steps."""
+    """Skip the memory probe before the first step, so that each pass is a step."""
     from kinopoisk_ft.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def unprobed() -> Iterator[None]:
 
 @pytest.fixture
 def heeded() -> Iterator[None]:
-    """SIGINT is heeded, by child processes too, where a shell ignored it for the background."""
+    """Handle SIGINT, also in child processes, even if a shell ignores it for background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -84,19 +84,19 @@ def heeded() -> Iterator[None]:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """The file that code which came with data would leave."""
+    """The file that foreign code would create if it were run."""
     return tmp_path / "code was run"
 
 
 @pytest.fixture
 def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is asked whether code may be run says yes: nobody must be asked."""
+    """Answer yes to the question whether foreign code may run, which must never be asked."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
 
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real reviews and models that may lie beside the checkout."""
+    """The optional folder next to the checkout with real reviews and models."""
     if not SHARED.is_dir():
         pytest.skip("there are no real reviews and models next to this checkout")
     return SHARED
@@ -104,7 +104,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """An empty hub on 127.0.0.1; fill `hub.repo(name)`, then `hub.run(code)` sees it."""
+    """An empty hub on 127.0.0.1; `hub.run(code)` sees the files in `hub.repo(name)`."""
     with HubServer(tmp_path / "hub") as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""The command line: subcommands, help and versions."""
+"""Test subcommands, help and versions of the command line."""
 
 from __future__ import annotations
 
@@ -112,6 +112,6 @@ def test_texts_from_a_file_and_from_standard_input(
     error = capsys.readouterr().err
     assert "did you mean --input?" in error
     assert f"kinopoisk-ft predict model --input {file}" in error
-    # A review may be longer than a file name can be.
+    # A review may be longer than the maximum length of a file name.
     assert predict.main([str(tmp_path), "слово " * 100]) == 1
     assert "did you mean --input?" not in capsys.readouterr().err

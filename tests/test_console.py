@@ -1,4 +1,4 @@
-"""Test outputs that are closed, full, not read, or in an encoding that lacks characters."""
+"""Test outputs that are closed, full or not read, and encodings that lack characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from kinopoisk_ft.console import ERROR_HANDLER
 
-# A command as the others are, without their imports: text beyond ASCII, then work, then more text.
+# A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
 import pathlib, sys
 from kinopoisk_ft.console import guard_output
@@ -33,7 +33,7 @@ sys.exit(main())
 def command(
     folder: Path, shell: str = "{}", **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command in bash, with `{}` in its place."""
+    """Run a line in bash, in which `{}` stands for the command."""
     (folder / "command.py").write_text(COMMAND, encoding="utf-8")
     done = subprocess.run(
         ["bash", "-c", "set -o pipefail; " + shell.format(f"'{sys.executable}' command.py")],
@@ -82,7 +82,8 @@ def test_the_error_handler_only_encodes() -> None:
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("utf-8", ERROR_HANDLER)
     stream = io.TextIOWrapper(io.BytesIO(), "ascii", ERROR_HANDLER)
-    stream.write("\udcd0")  # half of a name that no encoding has
+    # A lone surrogate, which no encoding can represent.
+    stream.write("\udcd0")
     stream.flush()
 
 

@@ -21,7 +21,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set up a writable home folder, without variables that move caches."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (*VARIABLES, "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, "")  # so that what is set here is taken back
+        # This restores the variables after the test.
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(files, "_temporary", None)
     return tmp_path
@@ -49,7 +50,8 @@ def test_an_unusable_home_is_reported_once(
     assert moved() == (set(LIBRARY_VARIABLES) if "XDG" in kind else set(VARIABLES))
     get_cache_dir().mkdir(parents=True, exist_ok=True)
     assert "cannot be written" in capfd.readouterr().err
-    prepare_caches()  # as a worker process of a sweep does, which inherits the variables
+    # A worker process of a sweep inherits the variables and calls this again.
+    prepare_caches()
     assert capfd.readouterr().err == ""
 
 

@@ -1,4 +1,4 @@
-"""The hub with an empty cache, with a full one, offline and dead."""
+"""Test the hub with an empty and a filled cache, offline, and without a connection."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ ODD = arguments(
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return what a process gets: from a hub that answers; from a dead hub and offline."""
+    """Return the results of a process with a hub that answers, without one, and offline."""
     with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         write_model(hub.repo("some/bert"))
         write_data(hub)
@@ -189,7 +189,7 @@ def test_a_data_set_whose_tables_are_in_doubt(seen: dict[str, Any]) -> None:
 
 @pytest.fixture
 def go_online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let requests out of this process, to the given server alone."""
+    """Allow requests of this process to the given server only."""
 
     def allow(url: str) -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -227,7 +227,7 @@ def test_answers_of_a_living_hub(
 
 @pytest.fixture
 def silent_url() -> Iterator[str]:
-    """A server that takes connections and never answers."""
+    """The URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""Upload files to a hub: what arrives, and which errors name which cause."""
+"""Test uploads to a hub: which files arrive, and which cause each error names."""
 
 from __future__ import annotations
 

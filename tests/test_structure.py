@@ -1,4 +1,4 @@
-"""The architecture: what may import what, what lies where, and how long files are."""
+"""Test the architecture: imports between folders, places of files, and their length."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import kinopoisk_ft
 PACKAGE = Path(kinopoisk_ft.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# The ground floor: anything may import these.
+# The ground floor, which everything may import.
 GROUND = {"errors", "text", "files", "console", "hub_access"}
-# Anything may import this module too: it reads environment variables and nothing else.
+# Everything may import this module, too, because it only reads environment variables.
 TORCHRUN = "training.distributed.torchrun"
 # What each folder and top-level file may import besides the ground floor.
 MAY_IMPORT = {
     "ops": set(),
     "statistics": set(),
-    # A saved classifier divides long texts into windows, and `data` knows how.
+    # A saved classifier divides long texts into windows, which `data` implements.
     "models": {"config", "data", "ops"},
     "data": set(),
     "adapters": {"models"},
@@ -46,12 +46,12 @@ MAY_IMPORT = {
                  "tracking"},
     "cli": {"commands", "config", "run", "run_folder", "sweeps", "tracking"},
 }  # fmt: skip
-# For `python -m kinopoisk_ft` and `python -m kinopoisk_ft.<command>`.
+# Entry points of `python -m kinopoisk_ft` and `python -m kinopoisk_ft.<command>`.
 ENTRIES = {"__init__", "__main__", "report", "predict", "sync", "doctor"}
 
 
 def name_of(file: Path) -> str:
-    """Return the dotted name of a module, without the package's own."""
+    """Return the dotted name of a module without the name of the package."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -188,7 +188,8 @@ TESTS = Path(__file__).parent
 
 def test_tests_mirror_the_package() -> None:
     folders = {f.relative_to(TESTS).parts[0] for f in TESTS.rglob("test_*.py") if f.parent != TESTS}
-    beside = {"cli", "tools", "benchmarks"}  # whole commands, and what is not in the package
+    # Tests of whole commands, and of code outside the package.
+    beside = {"cli", "tools", "benchmarks"}
     assert folders - beside <= {p.name for p in PACKAGE.iterdir() if p.is_dir()}
     stems = {path.stem for path in FILES} | {path.name for path in PACKAGE.iterdir()}
     loose = {file.stem.removeprefix("test_") for file in TESTS.glob("test_*.py")} - {"structure"}

@@ -59,7 +59,8 @@ def test_names_of_films(one: str, other: str, same: bool) -> None:
 def test_linked_rows_are_connected_components(rows: list[tuple[int | None, int | None]]) -> None:
     groups = group_linked_rows([a for a, _ in rows], [b for _, b in rows])
     expected = list(range(len(rows)))
-    for _ in rows:  # spread the least number until nothing moves
+    # Propagate the smallest group number until nothing changes.
+    for _ in rows:
         for i, first in enumerate(rows):
             for j, second in enumerate(rows):
                 if any(a == b is not None for a, b in zip(first, second, strict=True)):
@@ -139,7 +140,8 @@ def test_examples_of_dropped_pairs(caplog: pytest.LogCaptureFixture) -> None:
     frame = pd.DataFrame({"text": texts, "label": "Good"})
     frame["place"] = [f"a.csv:{row}" for row in range(200)]
     drop_near_duplicates(frame)
-    assert not caplog.text  # one of 200
+    # One of 200.
+    assert not caplog.text
     frame.loc[20:22, "text"] = LONG
     frame.loc[21, "label"] = "Bad"
     drop_near_duplicates(frame)

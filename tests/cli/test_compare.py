@@ -1,4 +1,4 @@
-"""`kinopoisk-ft compare` on prediction files of other tools."""
+"""Test `kinopoisk-ft compare` on prediction files of other tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kinopoisk_ft.statistics.predictions import Predictions
 
 
 def table(accuracy: float, seed: int, rows: int = 600) -> pd.DataFrame:
-    """Return predictions of `accuracy` on the same examples."""
+    """Return predictions with the given accuracy on the same examples."""
     labels = np.where(np.arange(rows) % 3 > 0, "Good", "Bad")
     right = np.random.default_rng(seed).random(rows) < accuracy
     predicted = np.where(right, labels, np.where(labels == "Good", "Bad", "Good"))

@@ -1,4 +1,4 @@
-"""Model folders and stores that the version before the restructuring wrote are read as before."""
+"""Test that model folders and stores of earlier versions can be read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def test_a_store_is_reported(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     store.write_bytes(gzip.decompress((OLD / "store.sqlite.gz").read_bytes()))
     shutil.copytree(OLD / "artifacts", tmp_path / "mlartifacts")
-    with closing(sqlite3.connect(store)) as database:  # it holds absolute paths
+    # The file contains absolute paths.
+    with closing(sqlite3.connect(store)) as database:
         for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
             database.execute(
                 f"UPDATE {table} SET {column} = replace({column}, '/tmp/oldfmt', ?)",

@@ -1,6 +1,6 @@
 """Test that stores, checkpoints and data sets from other people cannot run code or escape a folder.
 
-Each attack, if it succeeded, would leave a marker file.
+If an attack succeeded, it would create a marker file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> tuple[str, MlflowClient, str]:
 def test_predict_runs_nothing_of_a_hostile_run(
     tmp_path: Path, marker: Path, store: tuple[str, MlflowClient, str]
 ) -> None:
-    """MLflow's own loader would run the code of a logged model and unpickle it."""
+    """MLflow's loader would run code of the logged model and unpickle it."""
     uri, _, run_id = store
     (tmp_path / "code.py").write_text(
         f"open({str(marker)!r}, 'w')\nimport mlflow\nimport pandas as pd\n"
@@ -64,7 +64,8 @@ def test_predict_runs_nothing_of_a_hostile_run(
             artifacts={"model_folder": str(inner)},
             pip_requirements=[],
         )
-    assert marker.exists()  # logging runs it: it is the user's own there
+    # Logging runs the code, which is the user's own code at that time.
+    assert marker.exists()
     marker.unlink()
     folder = find_model_folder(run_id, uri)
     (folder.parents[1] / "python_model.pkl").write_bytes(pickle.dumps(Touch(marker)))
@@ -87,7 +88,7 @@ def test_a_run_without_a_model_of_this_project_is_reported(
 
 
 class Listing(BaseHTTPRequestHandler):
-    """A store whose list of artifacts leads out of the folder that they are put in."""
+    """A store whose list of artifacts has paths that leave the download folder."""
 
     name = ""
 
@@ -101,7 +102,7 @@ class Listing(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        """Keep silent."""
+        """Print nothing."""
 
 
 @pytest.mark.parametrize("name", ["../../code was run", "%2e%2e/code was run", "/tmp/code was run"])
@@ -140,7 +141,8 @@ def test_a_checkpoint_names_files_of_its_own_folder(
 
 
 def test_odd_checkpoints_are_not_used(tmp_path: Path) -> None:
-    assert checkpoint(tmp_path / "a", {}).newest() is None  # it says nothing
+    # The process prints nothing.
+    assert checkpoint(tmp_path / "a", {}).newest() is None
     for text in ("[" * 100_000, "[]", '{"format": 1, "files": 5, "beside": {}}', "\0"):
         snapshots = checkpoint(tmp_path / "b", {"step": 1})
         (tmp_path / "b" / "checkpoint-000001" / "manifest.json").write_text(text)
@@ -167,7 +169,7 @@ def test_the_store_is_served_to_this_machine_only() -> None:
 def test_code_of_a_data_set_is_not_run(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its script, and its README, which could name a script, are neither downloaded nor run."""
+    """Neither its script nor its README, which could name a script, is downloaded or run."""
     folder = tmp_path / "snapshot"
     folder.mkdir()
     rows = "".join(f"отзыв {i},{'Good' if i % 2 else 'Bad'}\n" for i in range(40))

@@ -21,7 +21,7 @@ TARGETS = {
 
 
 def make(*arguments: str) -> str:
-    """Return what make says."""
+    """Return the output of make."""
     done = subprocess.run(
         ["make", "-C", str(ROOT), "--no-print-directory", *arguments],
         capture_output=True, text=True, check=True,
@@ -77,7 +77,7 @@ print(choose_backend("selective_scan", "auto", BACKENDS, out.device, out.dtype))
 
 @pytest.mark.slow
 def test_wheel_has_the_groups_and_a_fast_scan_without_a_compiler(tmp_path: Path) -> None:
-    """Needs the index for the build backend."""
+    """The build backend is installed from the package index."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)],
         check=True, capture_output=True,

@@ -22,13 +22,15 @@ from report_store import Store, report
 
 from kinopoisk_ft.reporting.output import view_columns
 
-# A server starts within some 5 s, and each page waits for its scripts.
+# A server starts in about 5 s, and each page waits for its scripts.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
-PATIENCE = 120  # seconds for a server on a busy machine
-WAIT = "--virtual-time-budget=30000"  # ms in which a page may load what it shows
+# Seconds until a server on a busy machine has started.
+PATIENCE = 120
+# Milliseconds that a page may take to load.
+WAIT = "--virtual-time-budget=30000"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    # Its queues of jobs are seven processes more, and nothing here asks for a job.
+    # Job queues would start seven more processes, and no test needs them.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("w") as stream:
         running = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
@@ -86,7 +88,8 @@ def test_runs_are_under_their_sweep_with_the_columns_that_matter(store: Store, s
     assert [name for name, _ in sorted(cells, key=lambda cell: int(cell[1]))] == view_columns()[1:]
     assert "Comparison" in dom
     assert ">study<" in dom
-    assert "bert, seed 0" not in dom  # folded under the sweep
+    # The runs are collapsed under the sweep.
+    assert "bert, seed 0" not in dom
     children = store.client.search_runs([home(store)], "tags.`kinopoisk_ft.kind` = 'train'")
     assert len(children) == 13
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {store.sweep}
@@ -115,6 +118,6 @@ def test_runs_are_compared_side_by_side(store: Store, server: str) -> None:
     for run in children:
         assert run.info.run_name in dom
         assert run.info.run_id in dom
-    # The table makes rows as they are scrolled to, in the order of the alphabet.
+    # The table creates rows in alphabetical order when they are scrolled into view.
     for name in ("eval_seconds", "majority_f1_weighted", "peak_memory_mb", "test_accuracy"):
         assert f">{name}<" in dom

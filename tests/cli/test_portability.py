@@ -27,7 +27,7 @@ LACKING = {f"os.{name}" for name in NAMES[os]} | {f"signal.{name}" for name in N
 
 
 def used(tree: ast.Module) -> Iterator[str]:
-    """Yield modules imported at the top, and names used of modules without asking for them."""
+    """Yield modules imported at the top of a file, and names of modules used without a check."""
     asked = {
         node.args[1].value
         for node in ast.walk(tree)
@@ -44,7 +44,7 @@ def used(tree: ast.Module) -> Iterator[str]:
         if isinstance(found, ast.Attribute) and isinstance(found.value, ast.Name):
             name = f"{found.value.id}.{found.attr}"
             known = name in LACKING
-            # Asking for one of a pair of names, such as pthread_sigmask, covers its constants.
+            # A check for one name, such as pthread_sigmask, covers the constants that belong to it.
             if known and found.attr not in asked:
                 yield name
 

@@ -1,4 +1,4 @@
-"""Test `kinopoisk-ft publish` with the run of a command, and a stand-in for the hub."""
+"""Test `kinopoisk-ft publish` with the run of a command and a local hub server."""
 
 from __future__ import annotations
 

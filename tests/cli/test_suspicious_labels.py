@@ -1,4 +1,4 @@
-"""Labels that were made wrong are found first."""
+"""Test that wrong labels are ranked first."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.statistics.predictions import as_table
 
 NAMES = ("Bad", "Good")
-# Long reviews: of three words, both classes may have the same.
+# The reviews are long, because short ones may be equal in both classes.
 WRONG = [i for i, text in enumerate(tiny.reviews(180)[0]) if len(text.split()) > 22][::8]
 
 
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return the predictions of three folds; the labels of WRONG are exchanged."""
+    """Return the predictions of three folds; the labels of the rows in WRONG are flipped."""
     texts, labels = tiny.reviews(180)
     given = np.array(labels)
     given[WRONG] = 1 - given[WRONG]

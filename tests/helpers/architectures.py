@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many architectures, with a small tokenizer."""
+"""Write tiny random checkpoints of many architectures, with a small tokenizer."""
 
 from __future__ import annotations
 
@@ -66,20 +66,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "FalconMamba": MAMBA,
     "Mamba2": {**MAMBA, "num_heads": 4, "head_dim": 8, "n_groups": 2},
 }  # fmt: skip
-PADS = {"MPNet": "[UNK]"}  # its positions start behind id 1, whatever the config says
+# MPNet's positions always start after id 1, regardless of the config.
+PADS = {"MPNet": "[UNK]"}
 
 
 def tokenizer(architecture: str = "Bert") -> PreTrainedTokenizerFast:
-    """Return a WordPiece tokenizer that pads with an id that the architecture can pad with."""
+    """Return a WordPiece tokenizer whose padding id suits the architecture."""
     made = train_wordpiece(tiny.reviews(64)[0], 120)
     made.pad_token = PADS.get(architecture, made.pad_token)
     return made
 
 
 def checkpoint(folder: Path, architecture: str, **config: Any) -> str:
-    """Write a random checkpoint of an architecture, three or four layers deep, and its tokenizer.
+    """Write a random checkpoint with three or four layers, and its tokenizer.
 
-    `config` holds settings that differ from `SIZES`.
+    `config` contains settings that differ from `SIZES`.
     """
     made = tokenizer(architecture)
     known: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A page in headless Chromium: what it says, and how it looks."""
+"""Open pages in headless Chromium."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS = (
 
 
 def visit(page: Path | str, *args: str) -> tuple[str, str]:
-    """Open a file or an address with more flags; returns what it printed and complained of."""
+    """Open a file or an address; return the output and the messages of the browser's console."""
     assert CHROMIUM is not None
     address = page.as_uri() if isinstance(page, Path) else page
     with tempfile.TemporaryDirectory() as profile:

@@ -1,4 +1,4 @@
-"""A training of ten steps of a tiny network, with checkpoints."""
+"""Train a tiny network for ten steps, with checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
 
 
 class Recorder(short_fit.Recorder):
-    """Counts the times that it was told to write what it has."""
+    """A recorder that counts the calls of `flush`."""
 
     flushed = 0
 
@@ -47,7 +47,7 @@ def fit(
     cfg = compose_config([*SMALL, "trainer.log_every=1", *overrides])
     trainer = instantiate(cfg.trainer)
     precision, clock = trainer.open(folder)
-    # A run has always spent time before it trains.
+    # As in a run, some time has passed before training.
     with clock.section("tokenize"):
         pass
     _, made, network, tokenizer = make("bert_scratch", adapter)

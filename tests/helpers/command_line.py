@@ -1,4 +1,4 @@
-"""The command line in this process, with a few reviews and one store for all runs of a file."""
+"""Run the command line in this process, with few reviews and one store for each test file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*args: str, data: Sequence[str] = DATA) -> int:
-    """Run the command line in this process; returns the exit code."""
+    """Run the command line in this process; return the exit code."""
     before = sys.argv
     try:
         return main([*data, *SMALL, *args])

@@ -15,7 +15,7 @@ from kinopoisk_ft.config.groups import get_conf_dir
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the composed job config with Hydra's own part set up for `${hydra:…}`."""
+    """Return the composed job config; `${hydra:…}` can be resolved."""
     whole, job = _composed(tuple(overrides))
     HydraConfig.instance().set_config(whole)
     return copy.deepcopy(job)
@@ -23,7 +23,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-    """Return the config with and without Hydra's part: many tests ask for the same few configs."""
+    """Return the config with and without Hydra's part, cached because many tests share configs."""
     with initialize_config_dir(str(get_conf_dir()), version_base="1.3", job_name="test"):
         whole = compose("train", overrides=list(overrides), return_hydra_config=True)
     OmegaConf.set_readonly(whole.hydra, False)

@@ -1,4 +1,4 @@
-"""One of several processes that train together, as torchrun would start them."""
+"""Train in one of several processes, as torchrun would start them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kinopoisk_ft.training.distributed.processes import is_main, join_processes,
 from kinopoisk_ft.training.distributed.sharding import gather_model
 from kinopoisk_ft.training.objective import Classification, compute_balanced_weights
 
-# 31 reviews in batches of 5: the last has one row, which most ranks have no share of.
+# 31 reviews in batches of 5: the last batch has one row, so most ranks have none of it.
 SETTINGS = [
     "trainer.precision=fp32", "trainer.device=cpu", "trainer.batch_size=5", "trainer.accumulate=2",
     "trainer.epochs=2", "trainer.lr=0.01", "trainer.log_every=1", "trainer.eval_every=3",
@@ -39,7 +39,7 @@ TRAIN, VAL = 31, 9
 
 
 def environment(number: int, count: int, port: int) -> dict[str, str]:
-    """Return what torchrun would put into the environment of a process."""
+    """Return the environment variables that torchrun would set for a process."""
     return {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
@@ -48,7 +48,7 @@ def environment(number: int, count: int, port: int) -> dict[str, str]:
 
 
 class Values:
-    """Keeps each value by step and name; stops the run, as a fault would, after a step."""
+    """A recorder of all values by step and name, which fails after a step on request."""
 
     def __init__(self, last: int | None) -> None:
         self.last, self.values = last, {}
@@ -59,16 +59,17 @@ class Values:
             raise RuntimeError("power cut")
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing, because nothing is buffered."""
 
 
 def member(
     number: int, count: int, port: int, folder: Path, kind: str, adapter: str,
     more: Sequence[str], last: int | None = None,
 ) -> None:  # fmt: skip
-    """Train and test as one of several processes; `count` 0: in a process of its own."""
+    """Train and test as one of `count` processes; 0: in a single process without torchrun."""
     torch.set_num_threads(1)
-    silence_libraries()  # as a run does; pytest has closed the file that they would write to
+    # As in a run. Warnings would go to a file that pytest has closed.
+    silence_libraries()
     if count:
         os.environ.update(environment(number, count, port))
     cfg = compose_config(
@@ -77,7 +78,7 @@ def member(
     )  # fmt: skip
     with join_processes(cfg.trainer.strategy, cfg.trainer.device):
         assert (rank(), world_size()) == (number, max(1, count))
-        # Another process would find nothing here: rank 0 reads and writes for all.
+        # Only rank 0 reads and writes, so the folders of the other ranks do not exist.
         _train(cfg, folder if is_main() else folder / f"rank{rank()}", adapter == "pretrain", last)
 
 
@@ -115,7 +116,7 @@ def _train(cfg: Any, folder: Path, pretrains: bool, last: int | None) -> None:
               "best": [state.best, state.best_step], "scores": tested.scores}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
     named = {name: p.detach().contiguous() for name, p in module.named_parameters()}
-    # A language model's are sums over each process's share of a batch, which nothing reads.
+    # The outputs of a language model are sums over each process's rows, which nothing reads.
     outputs = {} if pretrains else {"outputs": tested.outputs}
     save_file({**named, **outputs}, folder / "tensors.safetensors")
 

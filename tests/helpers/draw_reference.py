@@ -1,4 +1,4 @@
-"""Define the draws of dropout on a CPU in numpy."""
+"""Define in numpy the random numbers of dropout on a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def draws(key: int, row: int, columns: int) -> np.ndarray:
-    """Compute a row's draws, uint32: SplitMix64 of key and row, then `triple32` of the column."""
+    """Compute a row's numbers, uint32: SplitMix64 of key and row, then `triple32` of the column."""
     with np.errstate(over="ignore"):
         z = np.uint64(key) + np.uint64(row + 1) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Start the processes of tests as forks of pytest's process, which has already imported all."""
+"""Fork the child processes of tests from pytest's process, which has imported everything."""
 
 from __future__ import annotations
 

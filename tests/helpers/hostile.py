@@ -1,4 +1,4 @@
-"""What an attacker would put where a user reads: each piece, if run, leaves a marker file."""
+"""Create malicious files: if their code runs, it leaves a marker file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvilModel(BertModel):
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -38,7 +38,7 @@ class Touch:
 
 
 def saved(kind: str, adapter: str, folder: Path) -> Path:
-    """Return a model folder as a run leaves it, untrained."""
+    """Write an untrained model in the format of a run; return its folder."""
     cfg = compose_config([*model_overrides(kind), *adapter_overrides(adapter)])
     recipe, made = instantiate(cfg.model), instantiate(cfg.adapter)
     tokenizer = recipe.load_tokenizer(["хороший фильм", "плохой фильм"])
@@ -51,7 +51,7 @@ def saved(kind: str, adapter: str, folder: Path) -> Path:
 
 
 def with_code(folder: Path, marker: Path) -> Path:
-    """Add a module to a model folder, and an auto_map that names it in each config there is."""
+    """Add a module to a model folder, and an `auto_map` to it in each config."""
     (folder / "modeling_evil.py").write_text(CODE.format(marker=str(marker)))
     classes = {"AutoConfig": "EvilConfig", "AutoModel": "EvilModel"}
     classes |= {"AutoModelForSequenceClassification": "EvilModel"}
@@ -64,7 +64,7 @@ def with_code(folder: Path, marker: Path) -> Path:
 
 
 def with_pickle(folder: Path, weights: str, marker: Path) -> Path:
-    """Replace the safetensors of a model folder by a pickle that is an attack."""
+    """Replace the safetensors of a model folder with a malicious pickle."""
     for file in folder.glob("*.safetensors"):
         file.unlink()
     torch.save({"a": Touch(marker)}, folder / weights)
@@ -72,7 +72,7 @@ def with_pickle(folder: Path, weights: str, marker: Path) -> Path:
 
 
 def with_honest_pickle(folder: Path, weights: str) -> Path:
-    """Replace the main safetensors of a model folder by a pickle of the same tensors."""
+    """Replace the main safetensors of a model folder with a harmless pickle of the same tensors."""
     file = folder / weights.replace("pytorch_model", "model").replace(".bin", ".safetensors")
     torch.save(load_file(file), folder / weights)
     file.unlink()
@@ -91,7 +91,7 @@ def copied(source: str | Path, target: Path) -> Path:
 
 
 def works(marker: Path) -> None:
-    """Show that the attack is one: unpickled without care, it makes the marker."""
+    """Check that the attack works: unpickling the file creates the marker."""
     pickle.loads(pickle.dumps(Touch(marker)))
     assert marker.exists()
     marker.unlink()

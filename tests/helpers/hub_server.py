@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub with the repositories of a folder, on 127.0.0.1."""
+"""Serve repositories in a folder on 127.0.0.1, in place of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 BRANCH = "main"
-GATED = ".gated"  # a file of this name in a repository closes it
-TOKEN, OWNER = "hf_stand_in", "me"  # the only token that may write, and where it may write
+# A file with this name makes a repository gated.
+GATED = ".gated"
+# The only token that may write, and the only owner whose repositories it may write.
+TOKEN, OWNER = "hf_stand_in", "me"
 
 
 class HubServer:
-    """Serves `root/models/<owner>/<name>/` and `root/datasets/<owner>/<name>/`.
+    """A server of `root/models/<owner>/<name>/` and `root/datasets/<owner>/<name>/`.
 
-    `requests` lists "METHOD path" of what was asked. `private` says of each new repository whether
+    `requests` lists "METHOD path" of each request. `private` says for each new repository whether
     it is private. Uploads are regular files: neither LFS nor Xet is imitated. Python code run by
-    `run` sees this hub, with the cache `root/home`, and no other.
+    `run` sees only this hub, with the cache `root/home`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -50,7 +52,7 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Stop answering: connections are refused from now on, and those that are open closed."""
+        """Stop answering: close open connections, and refuse new ones."""
         self.stopped = True
         if self._thread.is_alive():
             self._server.shutdown()
@@ -58,13 +60,13 @@ class HubServer:
             self._thread.join()
 
     def repo(self, name: str, kind: str = "models") -> Path:
-        """Return the folder of a repository, made if need be; what is put there is served."""
+        """Return the folder of a repository, created if missing; its files are served."""
         folder = self.root / kind / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def env(self, *, offline: bool = False, home: str = "home") -> dict[str, str]:
-        """Return an environment for processes that are to see this hub."""
+        """Return an environment for processes that use this hub."""
         return {
             **os.environ,
             "HF_ENDPOINT": self.url,
@@ -76,7 +78,7 @@ class HubServer:
     def run(
         self, code: str, *arguments: str, offline: bool = False, home: str = "home"
     ) -> subprocess.Popen[str]:
-        """Start python code with these arguments; outputs are pipes of text."""
+        """Start Python code with these arguments; its outputs are text pipes."""
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             env=self.env(offline=offline, home=home),
@@ -120,7 +122,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         do_HEAD = do_GET  # noqa: N815 (the name is the base class's)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Keep the test's output clean; `requests` has what was asked."""
+            """Print nothing; `requests` lists the requests."""
 
     return Handler
 
@@ -172,7 +174,7 @@ def _change(hub: HubServer, parts: list[str], body: bytes) -> Answer:
         if (hub.root / "models" / owner / name).exists():
             return _error(409, "", "You already created this model repo")
         hub.repo(f"{owner}/{name}")
-        # huggingface_hub 1 sends the first of these, version 2 the second.
+        # huggingface_hub 1 sends the first name, and version 2 the second one.
         private = lines[0].get("private") or lines[0].get("visibility") == "private"
         hub.private[f"{owner}/{name}"] = bool(private)
         return _json({"url": f"{hub.url}/{owner}/{name}"})

@@ -1,4 +1,4 @@
-"""A process that dies, as by SIGKILL, before the n-th of certain calls."""
+"""Let a process die, as by SIGKILL, before the n-th of certain calls."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 KILLED = 9
-# What changes names in a folder: a process that dies before or after one leaves another state.
+# Calls that rename or delete files: the state on disk differs before and after each of them.
 NAMES = ("replace", "link", "unlink", "rename")
 
 
 def arm(moment: int, statements: bool = False) -> None:
-    """Let this process die at a moment.
+    """Let this process die before one of these calls.
 
     Args:
-        moment: how many changes of names come before; with `statements`, SQL statements count too.
+        moment: how many calls succeed first; with `statements`, SQL statements count, too.
     """
     left = moment
 
@@ -42,7 +42,7 @@ def arm(moment: int, statements: bool = False) -> None:
 
 
 def dies(work: Callable[[], object], moment: int, statements: bool = False) -> bool:
-    """Do the work in a forked process that dies at a moment; False: it ended before."""
+    """Do the work in a forked process that dies at the moment; return False if it ended before."""
     child = os.fork()
     if child:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

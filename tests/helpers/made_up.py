@@ -1,4 +1,4 @@
-"""Answers of made-up runs, for the tests of statistics."""
+"""Make predictions of invented runs for the tests of statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kinopoisk_ft.statistics.predictions import Predictions
 def answers(
     n: int = 300, *, wrong: float = 0.1, seed: int = 0, classes: int = 2, data: int = 0
 ) -> Predictions:
-    """Return the answers of a made-up run: the same reviews for the same `data`."""
+    """Return the predictions of an invented run; equal `data` means the same reviews."""
     labels = (np.random.default_rng(data).random(n) < 0.8).astype(np.int64)
     rng = np.random.default_rng((1, seed))
     predicted = np.where(rng.random(n) < wrong, (labels + 1) % classes, labels)

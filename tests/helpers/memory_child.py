@@ -1,4 +1,4 @@
-"""A training run in a process of its own that may take only so much memory."""
+"""Train in a separate process with limited memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ SIZES = {
 def train(
     limit: int | None, predicts: bool, folder: Path, answers: Any, recomputes: str = "false"
 ) -> None:
-    """Train two steps with `limit` MiB more than are taken; tells what was chosen and measured."""
+    """Train two steps with `limit` MiB more than are in use; return the micro-batch and figures."""
     torch.set_num_threads(1)
-    _fit(folder / "warm", 2, 8)  # loads libraries and starts threads, whose room is counted too
+    # This loads libraries and starts threads, whose memory is part of the size before training.
+    _fit(folder / "warm", 2, 8)
     told = _watch(limit, predicts)
     if limit is not None:
         space = psutil.Process().memory_info().vms + limit * 2**20
@@ -65,7 +66,7 @@ def _fit(
 
 
 def _watch(limit: int | None, predicts: bool) -> dict[str, float]:
-    """Note failures for lack of memory, and, without a limit, bytes predicted and taken."""
+    """Count out-of-memory failures; without a limit, measure the predicted and the used MiB."""
     told: dict[str, float] = {"failures": 0}
     fit_rows = memory.fit_rows_to_memory
 

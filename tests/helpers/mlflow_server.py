@@ -1,4 +1,4 @@
-"""Serve a model with MLflow's own command, and ask it over HTTP."""
+"""Serve a model with MLflow's command, and send it requests over HTTP."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serve(uri: str, away: Path, more: Mapping[str, str] = {}) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
-        # The group is gone if the server could not start.
+        # If the server could not start, its process group does not exist.
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -1,4 +1,4 @@
-"""Recipes, adapters and networks for tests, by the names of the config groups."""
+"""Make recipes, adapters and networks for tests, by the names of the config groups."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def adapter_overrides(name: str) -> list[str]:
 
 
 def make(kind: str, adapter: str = "none", *more: str) -> tuple[Any, Any, Network, Any]:
-    """Return recipe, adapter, network and tokenizer as a run would make them."""
+    """Make the recipe, adapter, network and tokenizer as a run does."""
     cfg = compose_config([*model_overrides(kind), *adapter_overrides(adapter), *more])
     recipe, made = instantiate(cfg.model), instantiate(cfg.adapter)
     tokenizer = recipe.load_tokenizer(tiny.reviews(64)[0])

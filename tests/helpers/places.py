@@ -1,4 +1,4 @@
-"""The folders that tests read."""
+"""Name the folders that tests read."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ from pathlib import Path
 
 HELPERS = Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
-SAVED = HELPERS / "saved"  # written by earlier versions
+# Files that earlier versions wrote.
+SAVED = HELPERS / "saved"

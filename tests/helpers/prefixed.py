@@ -1,4 +1,4 @@
-"""Networks and their data for tests of the prefix cache, each time with equal weights."""
+"""Make networks with reproducible weights, and their data, for tests of the prefix cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def examples(tokenizer: Any, count: int, seed: int) -> Examples:
 
 
 def prepared(kind: str, *adapter: str) -> tuple[Network, Adapted, dict[str, Examples], Any]:
-    """Return network, the same adapted, its data and tokenizer, each time with equal weights."""
+    """Return a network, its adapted version, data and tokenizer; the weights are reproducible."""
     torch.manual_seed(0)
     name, *more = adapter
     cfg = config(*model_overrides(kind), *adapter_overrides(name), *more)

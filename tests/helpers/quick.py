@@ -9,7 +9,7 @@ import pytest
 
 
 def quick(cases: Sequence[Any], count: int) -> list[Any]:
-    """Mark all cases after the first `count` as slow; a tuple is one case of several arguments."""
+    """Mark all cases after the first `count` as slow; a tuple is a case with several arguments."""
     slow = [
         pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
         for case in cases[count:]

@@ -1,4 +1,4 @@
-"""A made-up study with everything that a run records, for the tests of the report's page."""
+"""Make an invented study, with everything that runs record, for tests of the report's page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mlflow.entities import Metric, RunTag
 from report_store import Store, answers
 
 EVIL = "<script>alert('отзыв')</script>"
-# model, adapter, skill, training s, trainable, total, memory MB, tokens/s, share seen, experiment
+# Model, adapter, skill, training seconds, trainable and total parameters, memory in MB, tokens/s,
+# the share of a review that is read, experiment.
 STUDY = [
     ("bert", "none", 3.0, 3000.0, 177_854_978, 177_854_978, 5200, 5100, 0.93, "study_bert_full"),
     ("bert", "freeze", 3.05, 1400.0, 14_767_874, 177_854_978, 2100, 9800, 0.93,
@@ -38,7 +39,7 @@ ENVIRONMENT = {
 
 @functools.cache
 def example_store(session_folder: Path) -> Store:
-    """Return the session's one example; its sweep's runs are in the experiment "example"."""
+    """Return the session's only example; the runs of its sweep are in the experiment "example"."""
     folder = session_folder / "report_example"
     folder.mkdir()
     made = Store(folder)
@@ -52,7 +53,7 @@ def example_store(session_folder: Path) -> Store:
 
 
 def cut_answers(seed: int, skill: float, seen: float) -> pd.DataFrame:
-    """Return the answers of a run whose model read less of a review the longer it was."""
+    """Return the predictions of a run whose model reads less of longer reviews."""
     table = answers(seed, skill)
     return table.assign(truncated=(1 - 4000 * seen / table["characters"]).clip(0, 1))
 
@@ -81,7 +82,8 @@ def _add(made: Store, home: str, recipe: tuple, seed: int) -> None:
     if model == "tfidf":
         where += " 'data.path=/data/two words.csv'"
     tags = {"experiment": experiment, "overrides": f"experiment={experiment} seed={seed} {where}"}
-    if model != "tfidf":  # of it no more than the overrides is known
+    # For TF-IDF, only the overrides are recorded, not the command.
+    if model != "tfidf":
         given = f"--config-dir my hydra.mode=RUN experiment={experiment} sweep=study seed={seed}"
         tags["command"] = f"python -m kinopoisk_ft {given}"
     tags |= {"commit": "0123456789ab", "precision": "bf16", "mlflow.parentRunId": made.sweep}

@@ -1,4 +1,4 @@
-"""Runs and tables of a report, made without a store."""
+"""Make runs and tables of a report without a store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained(
 
 
 def one_table(*runs: TrainedRun, answered: dict[str, list[float]] | None = None) -> Table:
-    """Return the runs' table; `answered` is the skill of each approach's runs, for predictions."""
+    """Return the table of runs; `answered` has the skill of each approach's predictions."""
     skills = {name: iter(values) for name, values in (answered or {}).items()}
     predictions = {
         run.run_id: Predictions.of(answers(int(run.seed), next(skills[run.approach])), run.run_id)

@@ -1,4 +1,4 @@
-"""A store of made-up runs for the tests of the report, filled through MLflow's own client."""
+"""Fill a store with invented runs through MLflow's client, for the tests of the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32
 MAJORITY = {"accuracy": 0.85, "f1_weighted": 0.7811, "f1_macro": 0.4595}
-# model, adapter, seed, accuracy, weighted F1, macro F1, training s, trainable, total
+# Model, adapter, seed, accuracy, weighted F1, macro F1, training seconds, trainable and total
+# parameters.
 FINISHED = [
     ("bert", "none", 0, 0.9371, 0.9341, 0.871, 3067.9, 177_854_978, 177_854_978),
     ("bert", "none", 1, 0.9365, 0.9352, 0.873, 3001.0, 177_854_978, 177_854_978),
@@ -53,7 +54,7 @@ full_key: model
 
 
 class Store:
-    """An MLflow store; `sweep` and `unfinished` are parent runs, the latter's children no use."""
+    """An MLflow store with the parent runs `sweep` and `unfinished`, whose children failed."""
 
     sweep: str
     unfinished: str
@@ -69,7 +70,7 @@ class Store:
     def answered(
         self, experiment: str, approach: tuple, seed: int, skill: float, shift: int = 0
     ) -> str:
-        """Add a run with its per-review predictions, and metrics that scikit-learn made of them."""
+        """Add a run with predictions for each review, and the metrics of scikit-learn on them."""
         table = answers(seed, skill)
         labels, guesses = table["label"], table["predicted"]
         scores = [accuracy_score(labels, guesses)]
@@ -117,7 +118,7 @@ class Store:
 
 
 def answers(seed: int, skill: float, reviews: int = 600, world: int = 0) -> pd.DataFrame:
-    """Return the predictions of a made-up run on the world's reviews, better with more skill."""
+    """Return the predictions of an invented run; `world` selects the reviews."""
     reader = np.random.default_rng(world)
     labels = (reader.random(reviews) < 0.8).astype(int)
     difficulty = reader.normal(0, 2, reviews)
@@ -134,12 +135,13 @@ def answers(seed: int, skill: float, reviews: int = 600, world: int = 0) -> pd.D
 
 @functools.cache
 def filled_store(session_folder: Path) -> Store:
-    """Return the session's one store: its tables take seconds to make."""
+    """Return the session's only store, because creating its tables takes seconds."""
     folder = session_folder / "report_store"
     folder.mkdir()
     made = Store(folder)
     study = made.experiment("kinopoisk_ft")
-    made.run(study, ("bert", "none", 0, 0.5, 0.5, 0.5, 1.0, 1, 1))  # superseded by the next
+    # The next run replaces this one.
+    made.run(study, ("bert", "none", 0, 0.5, 0.5, 0.5, 1.0, 1, 1))
     for row in FINISHED:
         made.run(study, row)
     for seed in (5, 6):
@@ -181,7 +183,7 @@ def filled_store(session_folder: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def unlabelled() -> Iterator[None]:
-    """No labels in the pictures, for tests of numbers and words: placing them takes long."""
+    """Draw no labels in pictures: placing them is slow, and tests of numbers do not need them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scatter, "_place_labels", lambda *_: None)
         yield
@@ -192,7 +194,7 @@ def unpadded(markdown: Path) -> str:
 
 
 def report(store: Store, output: Path, *args: str) -> tuple[pd.DataFrame, dict, str]:
-    """Run the command; returns the CSV, the JSON and the Markdown without the padding of cells."""
+    """Run the command; return the CSV, the JSON, and the Markdown without padding in cells."""
     assert main(["--uri", store.uri, f"output={output}", *args]) == 0
     text = unpadded(output / "comparison.md")
     whole = json.loads((output / "comparison.json").read_text(encoding="utf-8"))

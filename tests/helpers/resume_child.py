@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which ends itself at a chosen moment."""
+"""Train in a separate process, which a signal ends at a chosen moment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification
 from kinopoisk_ft.training.precision import Precision
 
-# Where a run can be ended: a function, and whether before or after its n-th call.
+# Where a run can be ended: the owner and the name of a function.
 PLACES: dict[str, tuple[Any, str]] = {
     "backward": (Precision, "backward"),
     "update": (Precision, "step"),
@@ -57,7 +57,7 @@ SETTINGS = [
 
 
 def moments(seed: int, count: int) -> list[tuple[str, int]]:
-    """Return places in training and the number of the call there, drawn, each place in turn."""
+    """Draw places in training, each in turn, with the number of the call."""
     rng = np.random.default_rng(seed)
     most = {"backward": 16, "update": 6, "between": 6, "evaluation": 2, "fsync": 15, "rename": 4}
     names = [name for _ in range(-(-count // len(most))) for name in rng.permutation([*most])]
@@ -66,7 +66,7 @@ def moments(seed: int, count: int) -> list[tuple[str, int]]:
 
 @contextmanager
 def ended(place: str, call: int, number: int) -> Iterator[None]:
-    """Send this process a signal at the n-th call of a place."""
+    """Send this process a signal at the n-th call of the function at a place."""
     owner, name = PLACES[place]
     function: Callable[..., Any] = getattr(owner, name)
     calls = 0
@@ -87,7 +87,7 @@ def ended(place: str, call: int, number: int) -> Iterator[None]:
 
 
 class Lines:
-    """Writes each value and each batch as a line at once; the last process may have been killed."""
+    """A recorder that writes each value and batch at once, because the process may be killed."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -100,14 +100,14 @@ class Lines:
             stream.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing, because nothing is buffered."""
 
 
 def train(
     folder: Path, kind: str, adapter: str, more: Sequence[str], moment: tuple[str, int] | None,
     number: int = signal.SIGKILL,
 ) -> None:  # fmt: skip
-    """Train; leave lines.jsonl and, at the end, result.json with a digest of the weights."""
+    """Train; write lines.jsonl, and at the end result.json with a digest of the weights."""
     torch.set_num_threads(1)
     os.environ["KINOPOISK_FT_CACHE"] = str(folder.parent / "cache")
     with ended(*moment, number) if moment else nullcontext():
@@ -162,7 +162,7 @@ def _train(folder: Path, kind: str, adapter: str, more: Sequence[str]) -> None:
 
 
 def digest(tensors: Any) -> str:
-    """Return a digest of tensors' bits."""
+    """Return a digest of the bits of tensors."""
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -172,8 +172,9 @@ def digest(tensors: Any) -> str:
 def command(
     args: Sequence[str], here: Path, moment: tuple[str, int] | None, number: int = signal.SIGTERM
 ) -> None:
-    """Run the command line in a folder; a signal comes at the moment."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
+    """Run the command line in a folder, with a signal at the moment."""
+    # A shell ignores SIGINT for commands in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.chdir(here)
     os.environ["KINOPOISK_FT_CACHE"] = str(here / "cache")
@@ -187,7 +188,7 @@ def command(
 
 
 def slow_command(args: Sequence[str], here: Path, seconds: float) -> None:
-    """Run the command line with steps that take so long; started.txt has a line for each begun."""
+    """Run the command line with slow steps; started.txt gets a line when a step begins."""
     step = Trainer._step
 
     def slow(*given: Any) -> None:

@@ -18,7 +18,7 @@ TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
 
 
 def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
-    """Move every trainable weight, the merged-to-zero factors of LoRA too."""
+    """Train three steps, so that all trainable weights change, also LoRA's, whose product is 0."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.02)
     for _ in range(3):
@@ -29,7 +29,7 @@ def train_a_little(module: torch.nn.Module, inputs: dict[str, Any]) -> None:
 
 
 def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
-    """Train and save a network; returns its logits (texts, classes)."""
+    """Train and save a network; return its logits (texts, classes)."""
     _, made, network, tokenizer = make(kind, adapter, *more)
     if network.base is None and made.needs_saved_base:
         save_base(network, folder)
@@ -45,11 +45,11 @@ def save(kind: str, adapter: str, folder: Path, *more: str) -> torch.Tensor:
 
 
 def run_fork(folders: dict[str, str]) -> dict[str, Any]:
-    """Return the logits of each model folder, computed in a process that only imports."""
+    """Return the logits of each model folder, computed in a separate process."""
     queue = CHILDREN.SimpleQueue()
     process = CHILDREN.Process(target=_predict, args=(folders, queue))
     process.start()
-    # These few numbers fit into the pipe, so the process ends without being read.
+    # The few numbers fit into the pipe, so the process can end before they are read.
     process.join()
     assert process.exitcode == 0
     return dict(queue.get())

@@ -1,4 +1,4 @@
-"""What the tests of searches share: a tiny network, and a search in the working folder."""
+"""Run a search with a tiny network in the working folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short training of a tiny network, with a recorder that keeps what is recorded."""
+"""Train a tiny network for a few steps, with a recorder of all metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = [
 
 
 class Recorder:
-    """Keeps what is recorded; can do something at a step."""
+    """A recorder of all metrics, which calls `at` with each step."""
 
     def __init__(self, at: Callable[[int], None] = lambda _: None) -> None:
         self.values: dict[tuple[int, str], float] = {}
@@ -38,7 +38,7 @@ class Recorder:
         self.at(step)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing, because nothing is buffered."""
 
     def of(self, name: str) -> list[float]:
         """Return a metric's values by step."""
@@ -51,7 +51,7 @@ def examples(tokenizer: Any, count: int, seed: int) -> Examples:
 
 
 def train_examples(tokenizer: Any) -> Examples:
-    """Return what `short_fit` trains on."""
+    """Return the training data of `short_fit`."""
     return examples(tokenizer, 46, 0)
 
 
@@ -64,10 +64,11 @@ def short_fit(
     class_weights: Tensor | None = None,
     recorder: Recorder | None = None,
 ) -> tuple[State, Recorder]:
-    """Train on 46 reviews in batches of 12, so that the last is smaller; 4 steps."""
+    """Train for 4 steps, on 46 reviews in batches of 12; the last batch is smaller."""
     trainer: Trainer = instantiate(compose_config([*SHORT, *overrides]).trainer)
     precision, clock = trainer.open(folder)
-    drops = [f"model.dropout={dropout}"] if "bert" in kind else []  # Mamba has none
+    # Mamba has no dropout.
+    drops = [f"model.dropout={dropout}"] if "bert" in kind else []
     drops += [override for override in overrides if override.startswith("model.")]
     _, _, network, tokenizer = make(kind, "none", *drops)
     prepare(network.module)
@@ -83,5 +84,5 @@ def short_fit(
 
 
 def weights(state: State) -> Tensor:
-    """Return all weights that train, and buffers, as one vector."""
+    """Return all trained weights and buffers as one vector."""
     return torch.cat([value.flatten() for value in trained_tensors(state.model).values()])

@@ -1,4 +1,4 @@
-"""Stand-ins for packages with GPU kernels: right, wrong, or without what they compile."""
+"""Install fake packages of GPU kernels: correct ones, wrong ones, and ones without kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAMBA_SSM = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interfa
 
 
 def mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float = 1.0) -> None:
-    """Put a stand-in for mamba-ssm in place, with its layout (time last)."""
+    """Install a fake mamba-ssm with its layout (time last)."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
              bias: Tensor, softplus: bool) -> Tensor:  # fmt: skip
@@ -31,7 +31,7 @@ def mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float = 1.0) -> None:
 
 
 def mamba_ssm_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As newer sources leave it: it imports, and its scan raises."""
+    """Install a fake mamba-ssm without its compiled part: importing works, but its scan raises."""
 
     def scan(*args: object) -> Tensor:
         raise RuntimeError("selective_scan_cuda was not built\nsecond line")
@@ -43,7 +43,7 @@ def mamba_ssm_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def mamba_ssm_duality(
     monkeypatch: pytest.MonkeyPatch, scale: float = 1.0, longer_than: int = 0
 ) -> None:
-    """Put a stand-in for mamba-ssm's Triton scan of Mamba-2 in place, wrong from a length on."""
+    """Install a fake Triton scan of Mamba-2, scaled wrongly for rows of more than `longer_than`."""
 
     def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: int) -> Tensor:
         y = ssd_reference(x, dt, A, B, C)
@@ -56,13 +56,14 @@ def mamba_ssm_duality(
 
 
 def causal_conv1d(monkeypatch: pytest.MonkeyPatch, bias_scale: float = 1.0) -> None:
-    """Put a stand-in for causal-conv1d in place; oracle: `conv1d` padded on both sides, cut."""
+    """Install a fake causal-conv1d: `conv1d` with padding on both sides, cut to the length."""
 
     def conv(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None
     ) -> Tensor:
         assert activation == "silu"
-        assert x.is_contiguous()  # with channels last it would want a multiple of 8 of them
+        # With channels last, the package requires a multiple of 8 channels.
+        assert x.is_contiguous()
         (width, taps), length = weight.shape, x.shape[2]
         bias = None if bias is None else bias * bias_scale
         out = nn.functional.conv1d(x, weight[:, None], bias, padding=taps - 1, groups=width)
@@ -72,12 +73,12 @@ def causal_conv1d(monkeypatch: pytest.MonkeyPatch, bias_scale: float = 1.0) -> N
 
 
 def causal_conv1d_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is after a build without CUDA: the package's own import fails."""
+    """Install a fake causal-conv1d built without CUDA, from which nothing can be imported."""
     _place(monkeypatch, "causal_conv1d")
 
 
 def flash_attn(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) -> None:
-    """Put a stand-in for flash-attn in place: SDPA on one row after the other, half precision."""
+    """Install a fake flash-attn: SDPA in half precision, one row after another."""
 
     def varlen(
         q: Tensor, k: Tensor, v: Tensor, starts: Tensor, k_starts: Tensor,

@@ -1,6 +1,6 @@
-"""MLflow's tables are made once: its 50 migrations take a second for each new store of a test.
+"""Create MLflow's tables once and copy them, because 50 migrations take a second per new store.
 
-And sqlite does not wait for the disk: only a power cut could lose what it wrote.
+SQLite does not wait for the disk, either: only a power cut could lose data.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import mlflow.store.db.utils as db
 import pytest
 from sqlalchemy import Engine, event
 
-create_tables = db._initialize_tables  # as MLflow has it
+# MLflow's own function.
+create_tables = db._initialize_tables
 
 
 @contextmanager
 def copied_stores(template: Path) -> Iterator[None]:
-    """Let new sqlite files of this process begin as copies of a first one, kept in `template`."""
+    """Let new SQLite stores of this process start as copies of the first one, `template`."""
 
     def copy(engine: Engine) -> None:
         name = engine.url.database

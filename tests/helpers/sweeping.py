@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: reviews, a model small enough, and the store afterwards."""
+"""Provide reviews, a tiny model and a store for the tests of sweeps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_reviews(folder: Path, count: int = 80) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with reviews and one store: its tables take seconds to make."""
+    """A folder with reviews and one store, shared because its tables take seconds to create."""
     folder = tmp_path_factory.mktemp("sweeps")
     write_reviews(folder)
     return folder
@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
-    # MLflow sets it in a process that logs a model: set first, it is put back after a test.
+    # MLflow sets this variable when it logs a model. Setting it here restores it after the test.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     # The summary takes seconds; tests/sweeps/test_forecast.py tests the real one.
@@ -55,6 +55,6 @@ def newest_parent(client: MlflowClient, experiment: str) -> tuple[str, str]:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """Return this process's variables, but for limits on threads, and a cache of its own."""
+    """Return this process's variables without limits on threads, and with a separate cache."""
     kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     return {**kept, "KINOPOISK_FT_CACHE": str(place / "cache")}

@@ -1,4 +1,4 @@
-"""Fixtures for tests of `sync`: reviews, and a store to send runs to."""
+"""Define fixtures for tests of `sync`: reviews, and a store that runs are sent to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(place / "cache"))
     hurry(monkeypatch)
-    # MLflow and the command line set these in a process: set first, they are put back.
+    # MLflow and the command line set these variables. Setting them here restores them afterwards.
     for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

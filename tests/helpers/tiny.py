@@ -1,4 +1,4 @@
-"""Checkpoints so small that a test can train them; made once in a session."""
+"""Write checkpoints that are small enough to train in a test, once per session."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAMBA_TARGETS = {
 
 
 def reviews(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
-    """Return texts of 3 to 30 words that a label decides, and the labels, half of each."""
+    """Return texts of 3 to 30 words that depend on the label, and as many labels of each class."""
     generator = torch.Generator().manual_seed(seed)
     texts, labels = [], []
     for i in range(count):
@@ -57,7 +57,7 @@ def _texts() -> Sequence[str]:
 
 @functools.cache
 def bert(with_pooler: bool = True, half: bool = False) -> str:
-    """Return the folder of a BERT checkpoint of 3 layers, without a pooler or in fp16 if asked."""
+    """Return the folder of a BERT checkpoint with 3 layers."""
     folder = Path(_root().name) / f"bert_{with_pooler}_{half}"
     tokenizer = train_wordpiece(_texts(), 120)
     config = BertConfig(
@@ -81,13 +81,13 @@ def bert(with_pooler: bool = True, half: bool = False) -> str:
 
 @functools.cache
 def mamba() -> str:
-    """Return the folder of a Mamba checkpoint of 3 layers in Hugging Face's layout."""
+    """Return the folder of a Mamba checkpoint with 3 layers, in Hugging Face's layout."""
     return _mamba(MambaModel, MambaConfig)
 
 
 @functools.cache
 def mamba2() -> str:
-    """Return the folder of a Mamba-2 checkpoint of 3 layers, 4 heads and 2 groups."""
+    """Return the folder of a Mamba-2 checkpoint with 3 layers, 4 heads and 2 groups."""
     return _mamba(Mamba2Model, Mamba2Config, num_heads=4, head_dim=8, n_groups=2)
 
 

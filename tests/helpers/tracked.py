@@ -1,4 +1,4 @@
-"""Fakes for tests of tracking: a store that fails on request, and a server that does."""
+"""Provide a store and a server that fail on request, for tests of tracking."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Kept:
 
 
 class FakeStore:
-    """A client whose store drops a metric that it has, as MLflow's databases do.
+    """A client whose store ignores a metric that it already has, as MLflow's databases do.
 
     Args:
         trouble: called before and after each request, with its name; may raise.
@@ -140,13 +140,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, client: Any) -> None:
-    """Let trackers log to this client."""
+    """Make trackers log to this client."""
     monkeypatch.setattr("kinopoisk_ft.tracking.replay.open_experiment", lambda *_: (client, "1"))
     hurry(monkeypatch)
 
 
 class Server:
-    """Run MLflow's own server on 127.0.0.1, which can be made to fail.
+    """MLflow's server on 127.0.0.1, which can be made to fail.
 
     `mode` is "works", "500" (does nothing), "lost" (does the work and answers 500) or "hangs".
     """
@@ -198,7 +198,7 @@ def is_sent(run: OfflineTracker) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until a condition holds; fail after a time that only an error takes."""
+    """Wait until a condition holds; fail after a time that is only reached by an error."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

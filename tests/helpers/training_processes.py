@@ -1,4 +1,4 @@
-"""What the tests of several processes share: how they are started."""
+"""Start several training processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FSDP = "trainer.strategy=fsdp"
 
 
 def started(target: Any, count: int, *args: Any) -> list[int | None]:
-    """Run a function in so many processes, 0: in one without torchrun; returns exit codes."""
+    """Run a function in `count` processes (0: in one without torchrun); return the exit codes."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     members = [
         CHILDREN.Process(target=target, args=(number, count, store.port, *args))

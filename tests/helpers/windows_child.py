@@ -1,6 +1,6 @@
 """Import the package, or run it, in a process that lacks what Windows lacks.
 
-Libraries are imported before: on this system they may need what is then taken away.
+Libraries are imported first, because on this system they may need what is removed then.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES = {
 
 
 class Blocker(importlib.abc.MetaPathFinder):
-    """Refuses modules as if they did not exist."""
+    """An import hook that refuses modules as if they did not exist."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Raise for a module that Windows lacks."""
@@ -49,7 +49,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 
 def become_windows() -> None:
-    """Take away modules and names."""
+    """Remove the modules and names that Windows lacks."""
     for name in LIBRARIES:
         importlib.import_module(name)
     for name in MODULES:
@@ -62,7 +62,7 @@ def become_windows() -> None:
 
 
 def import_all() -> None:
-    """Import every module of the package; prints how many."""
+    """Import every module of the package; print how many."""
     import kinopoisk_ft
 
     found = [
@@ -74,7 +74,7 @@ def import_all() -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # Of an extra that is not installed.
+            # The module needs an extra that is not installed.
             if str(error.name).partition(".")[0] != "ray":
                 raise
     print(len(found))

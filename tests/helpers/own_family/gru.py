@@ -1,4 +1,4 @@
-"""A user's own family of models: a GRU over word pieces, and its recipe."""
+"""Define a user's own family of models: a GRU over word pieces, and its recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GruClassifier(nn.Module):
 
 
 class Gru(ModelRecipe):
-    """The recipe: what conf/model/gru.yaml builds."""
+    """The recipe that conf/model/gru.yaml builds."""
 
     def __init__(
         self, *, vocab_size: int, hidden_size: int, lr: float, head_lr: float | None,
