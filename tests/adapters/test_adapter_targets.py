@@ -115,7 +115,7 @@ def test_all_linear_leaves_out_every_layer_of_the_head() -> None:
 
 
 def test_auto_changes_nothing_for_bert() -> None:
-    """The former default names give the same modules and, with the same seed, the same weights."""
+    """The former default names select the same modules; the same seed gives equal weights."""
     named = ["model.targets.lora=[query,value]", "model.targets.ia3=[key,value,output.dense]",
              "model.targets.feedforward=[output.dense]"]  # fmt: skip
     for adapter in ("lora", "ia3"):

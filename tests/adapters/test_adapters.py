@@ -83,7 +83,8 @@ def test_head_trains_the_head_alone() -> None:
 def test_lora_on_mamba_reaches_what_it_names(target: str) -> None:
     _, made, network, tokenizer = make("mamba", "lora", f"adapter.config.target_modules=[{target}]")
     module = made.apply(network).module.eval()
-    backward(module, tokenizer, steps=2)  # the B factor starts at zero: A learns from step 2
+    # The factor B starts at zero, so A gets a gradient from step 2 on.
+    backward(module, tokenizer, steps=2)
     gradients = {n: p.grad for n, p in module.named_parameters() if "lora_" in n}
     assert len(gradients) == 3 * 2
     assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())
@@ -113,7 +114,7 @@ def test_study_counts_to_the_unit() -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
 def test_the_head_under_peft_counts_once(adapter: str) -> None:
-    """The total is the count of transformers for the plain model plus the adapter's own weights."""
+    """The total is the plain model's count by transformers plus the weights of the adapter."""
     _, made, network, _ = make("bert", adapter)
     plain = network.module.num_parameters()
     module = made.apply(network).module
@@ -185,7 +186,7 @@ def test_a_module_to_save_that_matches_nothing_is_refused() -> None:
 
 
 class RoundTheModule(nn.Module):
-    """Use the weight of a Linear without calling it, as the original code of Mamba does."""
+    """A module that uses the weight of a Linear without calling it, as the original Mamba does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Test the benchmark of exported models: it runs, and its F1 is that of scikit-learn."""
+"""Test that the benchmark of exported models runs; it compares its F1 with scikit-learn's."""
 
 from __future__ import annotations
 

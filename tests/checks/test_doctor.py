@@ -81,7 +81,8 @@ def test_json_has_all_findings(here: Path) -> None:
         for backend in ("numba", "torch"):
             assert math.isfinite(names[section][backend]["speedup"])
     assert names["memory"]["kernel cache"]["detail"].startswith(str(kernel_cache.find_folder()))
-    assert list(here.iterdir()) == []  # looking at the store does not make it
+    # Checking the store does not create it.
+    assert list(here.iterdir()) == []
 
 
 def test_text_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,8 @@ def test_mamba_ssm_that_is_wrong_or_not_compiled(
     assert "differs from the reference in values" in found.detail
     stand_ins.mamba_ssm_without_kernel(monkeypatch)
     code, printed = run()
-    assert code == 0  # an optional part
+    # The part is optional.
+    assert code == 0
     line = next(line for line in printed.splitlines() if "mamba-ssm  " in line)
     assert line.endswith("is installed without its compiled module selective_scan_cuda")
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install" in printed

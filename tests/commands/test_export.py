@@ -1,4 +1,4 @@
-"""The command exports a model, and predict reads the exported folder as it reads the model."""
+"""Test that the command exports a model, and that `predict` reads both folders alike."""
 
 from __future__ import annotations
 

@@ -151,7 +151,8 @@ def test_command_of_a_run_in_several_processes(
 )  # fmt: skip
 def test_hydra_reads_formatted_overrides_as_the_same_values(value: Any) -> None:
     if isinstance(value, str) and "${" in value:
-        return  # no resolved value has it
+        # Resolved values contain no interpolation.
+        return
     read = OverridesParser.create().parse_override(format_override("a.b", value)).value()
     assert (read, type(read)) == (value, type(value))
 

@@ -38,7 +38,7 @@ VALUES = (
 
 
 def keys() -> dict[str, tuple[str, ...]]:
-    """Return each option of groups that are cheap to instantiate, and a choice with it."""
+    """Return the options of groups that are cheap to instantiate, each with its choice."""
     found = dict.fromkeys(SETTINGS, CHOICES[0])
     for choice in CHOICES:
         cfg = plain(compose_config(choice))
@@ -65,15 +65,16 @@ overrides = st.lists(
 
 
 def built(choice: tuple[str, ...], changes: list[str]) -> Prepared | None:
-    """Compose, check and build the parts as a run does; None where one message told what is wrong.
+    """Compose, check and build the parts as a run does; return None after one error message.
 
-    Libraries that an option goes to as it is (`peft`, `torch`) may refuse it in their own words,
-    which the command line shows in one line too.
+    Libraries that receive an option unchanged (`peft`, `torch`) may refuse it with another message,
+    which the command line also shows in one line.
     """
     try:
         cfg = compose_config([*choice, *changes])
     except (HydraException, OmegaConfBaseException, ValueError):
-        return None  # of the command line's grammar; `cli` explains it
+        # The command line's grammar refuses it; `cli` explains the error.
+        return None
     except TypeError as error:
         if is_composition_error(error):
             return None

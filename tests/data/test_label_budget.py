@@ -1,4 +1,4 @@
-"""A smaller train split: nested, with the same classes, and with whole films."""
+"""Check that smaller train splits are nested, have the same classes, and keep whole films."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def kinopoisk(folder: Path, **options: Any) -> DataSplit:
 
 
 class Kept:
-    """Record the metrics that a run logs."""
+    """A recorder of the metrics that a run logs."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

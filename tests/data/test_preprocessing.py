@@ -1,4 +1,4 @@
-"""Check truncation in tokens and characters, and that prediction repeats that of training."""
+"""Check truncation in tokens and characters, and that prediction truncates like training."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_what_was_seen_is_counted() -> None:
     text = " ".join([four] * 5)
     expected = {
         "head": len(four), "tail": len(four),
-        "head_tail": len(four) - 1,  # the space between its ends
+        # Without the space between the two ends.
+        "head_tail": len(four) - 1,
     }  # fmt: skip
     for way, characters in expected.items():
         found = tokenize([text, "фильм"], tokenizer("bert"), Preprocessing(6, way))
@@ -126,8 +127,10 @@ def test_cached_tokens_are_read_and_damaged_ones_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [
-        f"отличный фильм {'очень ' * (i % 9)}" for i in range(1200)
-    ]  # several of Arrow's chunks
+        f"отличный фильм {'очень ' * (i % 9)}"
+        for i in range(1200)
+        # The texts fill several chunks of Arrow.
+    ]
     want = tokenize(texts, tokenizer("bert"), Preprocessing(8))
     monkeypatch.setattr(tokens, "encode", None)
     found = tokenize(texts, tokenizer("bert"), Preprocessing(8))

@@ -1,4 +1,4 @@
-"""Check how many test reviews a base was pretrained on: counted, warned about, or unknown."""
+"""Check the count of test reviews that a base was pretrained on, its warning, and "unknown"."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def test_a_record_says_how_much_it_knows(tmp_path: Path, caplog: pytest.LogCaptu
     assert PretrainingTexts.of(None).overlap(["да"]) == Overlap(0, 1)
     assert PretrainingTexts.of("a/hub-name").overlap(["да"]) is None
     assert PretrainingTexts.of(str(tmp_path)).overlap(["да"]) is None
-    PretrainingTexts.of(str(tmp_path)).add(["да"]).write(tmp_path)  # of a base without a record
+    # The base has no record.
+    PretrainingTexts.of(str(tmp_path)).add(["да"]).write(tmp_path)
     assert PretrainingTexts.of(str(tmp_path)).overlap(["нет"]) is None
     assert PretrainingTexts.of(str(tmp_path)).overlap(["Да", "нет"]) == Overlap(1, 2)
     PretrainingTexts.of(None).add(["да"]).write(tmp_path)
-    PretrainingTexts.of(str(tmp_path)).add(["нет"]).write(tmp_path)  # one base after another
+    # A base without a record, then one that continues another.
+    PretrainingTexts.of(str(tmp_path)).add(["нет"]).write(tmp_path)
     assert PretrainingTexts.of(str(tmp_path)).overlap(["да", "нет", "что"]) == Overlap(2, 3)
     assert caplog.text == ""
     (tmp_path / FILE).write_bytes(b"damaged")

@@ -69,11 +69,13 @@ def test_no_film_and_no_duplicate_on_both_sides(
     shares = Shares(0.2, 0.2, seed, folds, None if folds is None else seed % folds)
     try:
         parts = parted(frame, groups, way, shares)
-    except UserError:  # so few films that some part would have no row of a class
+    # With so few films, a part would have no row of a class.
+    except UserError:
         reject()
     assert sorted(np.concatenate(parts)) == list(range(number))
     if way == "random" and folds is None:
-        return  # the study's, which keeps no near-duplicates together
+        # The split of the study does not keep near-duplicates together.
+        return
     ties = {"film": frame["film"], "author": frame["author"]}
     for values in [pd.Series(groups), *([ties[way]] if way in ties else [])]:
         sides = [set(values.iloc[part]) for part in parts]

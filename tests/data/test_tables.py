@@ -66,7 +66,7 @@ def test_class_labels_of_parquet_become_names(tmp_path: Path) -> None:
 
 
 GOOD = '{"text": "да", "label": "Good"}\n'.encode()
-# Without a time the bytes, which become names of tests, are the same in every worker process.
+# The bytes become names of tests. Without a time, they are equal in all worker processes.
 PACKED = gzip.compress(GOOD, mtime=0)
 BAD_FILES = [
     ("a.jsonl", GOOD + b'{"text": \n', "a.jsonl:2", "malformed JSON", "must be one object"),

@@ -154,7 +154,8 @@ def test_spans_of_a_text_behind_a_prefix(tokenizer: Any) -> None:
     assert ids == encode_ids([text], tokenizer, preprocessing)[0]
     size = len(tokenizer("query:", split_special_tokens=True)["input_ids"])
     first = next(place for place, span in enumerate(spans) if span)
-    assert first in (size, size - 1)  # without the special token at the end
+    # Without the special token at the end, one token less.
+    assert first in (size, size - 1)
     covered = {i for span in spans if span for i in range(*span)}
     letters = {i for i in range(min(covered), len(text)) if text[i] != " "}
     assert letters <= covered <= set(range(len(text)))

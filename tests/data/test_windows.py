@@ -1,4 +1,4 @@
-"""Windows cover every token of a review, and reviews become tokens for windows."""
+"""Check that windows cover every token of a review, and the tokens of reviews for windows."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ INNOCENT = [
     "балл", "\n\n10 лет прошло", "7 из 8 гномов", "играл 5 из 11 героев", "кресло 7/11",
     "оценка критиков",
 ]  # fmt: skip
-# Made without a look at how grades are found, wide rather than exact.
+# Written independently of the implementation; it also matches some other numbers.
 WRITTEN = re.compile(r"\d\s*(?:из|/|\\)\s*(?:10|5|100)\b|оценк\w*\W{0,4}\d|ставлю\W{0,3}\d", re.I)
 
 
@@ -70,5 +70,5 @@ def test_few_real_reviews_keep_a_grade(shared: Path) -> None:
     after = sum(bool(WRITTEN.search(text)) for text in stripped) / len(texts)
     assert before > 0.6
     assert after < 0.01
-    # Grades are short: what goes is no more than a few words of a review.
+    # Grades are short, so only a few words of each review are removed.
     assert sum(map(len, stripped)) > 0.99 * sum(map(len, texts))

@@ -36,7 +36,7 @@ from kinopoisk_ft.training.precision import Precision
 
 MODELS = {"Mamba": "mamba", "FalconMamba": "falcon_mamba", "Mamba2": "mamba2"}
 TEXTS = tiny.reviews(10, seed=5)[0]
-# Longer than the attention windows and the chunks of the stand-ins.
+# Longer than the attention windows and the chunks of the tiny checkpoints.
 assert max(len(text.split()) for text in TEXTS) > 20
 QUICK = ("T5", "FalconMamba")
 ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
@@ -56,7 +56,7 @@ def read_table() -> dict[str, list[str]]:
 
 
 class Made:
-    """An adapted stand-in with its tokenizer; equal arguments give equal weights."""
+    """An adapted tiny checkpoint with its tokenizer; equal arguments give equal weights."""
 
     def __init__(self, overrides: Iterable[str]) -> None:
         torch.manual_seed(0)
@@ -90,18 +90,18 @@ class Made:
 
 
 def check_all_weights(made: Made) -> None:
-    """Every weight moves, except those that the architecture keeps constant."""
+    """Check that every weight changes, except those that the architecture keeps constant."""
     before = {n: p.clone() for n, p in made.network.module.named_parameters()}
     made.step()
     named = dict(made.network.module.named_parameters())
     moved = {n for n, p in named.items() if not torch.equal(p, before[n])}
     fixed = {n for n, p in named.items() if not p.requires_grad}
-    # Embeddings without a token in the batch may stay.
+    # Embeddings of tokens that the batch lacks do not change.
     assert moved | fixed >= {n for n in named if "embed" not in n}
 
 
 def check_frozen_layers(made: Made) -> None:
-    """A step does not change the hidden states that the first trained block receives."""
+    """Check that a step does not change the hidden states that the first trained block receives."""
     blocks = list_blocks(made.network)
     trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
     # All blocks of ALBERT are frozen, because they are one block.
@@ -126,7 +126,7 @@ def check_adapter(made: Made) -> None:
 
 
 def check_cache(made: Made) -> None:
-    """The logits through the cache equal those of the whole model, also after a step."""
+    """Check that logits through the cache equal those of the whole model, also after a step."""
     precision = Precision("fp32", torch.device("cpu"))
     made.step()
     part = Examples(made.rows, np.arange(len(TEXTS)) % 2)
@@ -143,7 +143,7 @@ def check_cache(made: Made) -> None:
 
 
 def check_padding(made: Made) -> None:
-    """A row has the same logits alone and in a batch."""
+    """Check that a row has the same logits alone and in a batch."""
     made.step()
     batched = made.logits()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def check_padding(made: Made) -> None:
 
 
 def check_saved(folder: Path, models: list[Made]) -> None:
-    """A new process computes the same logits from the model folders."""
+    """Check that a new process computes the same logits from the model folders."""
     folders = {str(i): str(folder / str(i)) for i in range(len(models))}
     for made, place in zip(models, folders.values(), strict=True):
         made.step().save(Path(place))
@@ -162,7 +162,7 @@ def check_saved(folder: Path, models: list[Made]) -> None:
 
 
 def outcome(check: Callable[[], object], overrides: Iterable[str]) -> str:
-    """Return works, or refused if the run is refused with the same reason before data are read."""
+    """Return "works", or "refused" if a run is refused for the same reason before reading data."""
     refusal = ""
     try:
         check()
@@ -224,10 +224,11 @@ FILES = {
 
 @pytest.mark.parametrize("model", quick([*FILES][::-1], 1))
 def test_a_model_file_fits_its_architecture(model: str, tmp_path: Path) -> None:
-    """Also a saved model puts the prefix before each text."""
+    """A saved model puts the prefix before each text, too."""
     architecture, pooling, prefix = FILES[model]
     base = checkpoint(tmp_path / "base", architecture)
-    if model == "frida":  # its checkpoint has no decoder
+    # The checkpoint of FRIDA has no decoder.
+    if model == "frida":
         T5EncoderModel.from_pretrained(base).save_pretrained(base)
     overrides = (f"model={model}", f"model.name={base}", "model.revision=null")
     made = Made((*overrides, "adapter=lora"))

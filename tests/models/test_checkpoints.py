@@ -1,4 +1,4 @@
-"""Configs: the dropout settings of each architecture."""
+"""Check the dropout settings in the config of each architecture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def built(folder: str, *overrides: str) -> Any:
     return recipe.build(NAMES, recipe.load_tokenizer([])).module
 
 
-# What the config of each family calls its dropout, from its documentation.
+# The names of dropout settings in each family's config, from its documentation.
 BERT_KEYS = ["attention_probs_dropout_prob", "hidden_dropout_prob"]
 DROPOUT = {
     "Bert": BERT_KEYS,

@@ -101,7 +101,7 @@ def test_lora_trains_the_same_way() -> None:
 
 
 def test_virtual_tokens_in_front_take_part() -> None:
-    """Prefix tuning adds its own keys and values to each layer."""
+    """Prefix tuning adds keys and values to each layer."""
     whole = BertForSequenceClassification(BertConfig(**SIZES, **KEPT)).double()
     short = copy.deepcopy(whole)
     assert limit_to_first_token(short, last_block(short))
@@ -162,7 +162,8 @@ def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> No
     core, hidden = last_block(module).attention, torch.randn(400, 1, 24).expand(-1, 9, -1)
     with replace_dropout(module, torch.device("cpu"), "keep"):
         values = core.self.value(hidden[:, :1]).view(400, 1, 3, 8)
-        core.output = nn.Identity()  # lets what was attended through
+        # Return the output of attention without changes.
+        core.output = nn.Identity()
         core.output.forward = lambda attended, _: attended
         attended = core(hidden)[0].view(400, 1, 3, 8)
     # All values of a row are equal, so the result is the share of kept probabilities over 0.5.

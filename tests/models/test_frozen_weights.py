@@ -1,4 +1,4 @@
-"""Check a base that is stored in bf16: what it computes, trains, saves, and what is refused."""
+"""Check a base in bf16: logits, training, saving, and what is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _seed() -> None:
 
 
 class Model(nn.Sequential):
-    """Layers after token embeddings, as `store_in_bf16` reads them."""
+    """A model with layers after token embeddings, as `store_in_bf16` expects it."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self[0]
@@ -108,7 +108,7 @@ OUR_OWN = ("FalconMamba", "Mamba", "Mamba2")
     quick(["Qwen3", "GPT2", *sorted({*architectures.SIZES} - {"Qwen3", "GPT2", *OUR_OWN})], 2),
 )
 def test_logits_are_near_those_of_an_fp32_base(architecture: str, tmp_path: Path) -> None:
-    """Matrices are the same rounded numbers, so logits differ by a few of their rounding errors."""
+    """The matrices have the same rounded values, so logits differ by a few rounding errors."""
     folder = architectures.checkpoint(tmp_path / "model", architecture)
     module, tokenizer = build(folder, BF16)
     base, _ = build(folder)
@@ -138,7 +138,7 @@ def test_layers_above_a_prefix_cache_give_the_same_logits() -> None:
 
 
 class Direct(Model):
-    """Code that multiplies by a matrix of a layer without calling the layer."""
+    """A module that multiplies by a layer's matrix without calling the layer."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self[0](input_ids) @ self[1].weight.T

@@ -28,7 +28,7 @@ from kinopoisk_ft.training.batching import pad
 
 OURS = ("pooled", "mamba", "mamba2", "bert_scratch")
 
-# Opens folders with `pipeline`, before and after the import of this project if that comes second.
+# Opens folders with `pipeline`; the project is imported before or after transformers.
 CHILD = """
 import json, sys
 folders, texts, first = json.load(sys.stdin)
@@ -104,7 +104,7 @@ print("RESULT" + json.dumps(found))
 
 @pytest.mark.slow
 def test_a_folder_on_the_hub(hub: HubServer) -> None:
-    """A whole model is opened; of an adapter, transformers opens the base model and refuses it."""
+    """A whole model is opened. For an adapter, transformers opens its base model and refuses it."""
     expected = save("pooled", "none", hub.repo("study/whole")).max(1).values
     save("pooled", "lora", hub.repo("study/adapter"))
     process = hub.run(HUB_CHILD, *TEXTS)
@@ -178,7 +178,7 @@ def test_a_classifier_without_all_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_classifier_as_the_base_of_another_run(tmp_path: Path) -> None:
-    """A Mamba can be read; of a pooled classifier, its encoder."""
+    """A Mamba can be the base, and so can the encoder of a pooled classifier."""
     save("pooled", "none", tmp_path / "pooled")
     save("mamba", "none", tmp_path / "mamba")
     assert isinstance(AutoConfig.from_pretrained(tmp_path / "pooled"), PooledConfig)

@@ -1,4 +1,4 @@
-"""Load each kind of network from a hub: first, from the cache without the hub, and offline."""
+"""Load each kind of network from a hub, then from the cache without the hub, and offline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from networks import NAMES
 from places import HELPERS
 from transformers import MambaModel
 
-# Runs in a process of its own, for huggingface_hub reads its environment once.
+# Runs in a separate process, because huggingface_hub reads its environment once.
 BUILD = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

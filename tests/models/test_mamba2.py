@@ -113,7 +113,8 @@ def test_lora_takes_part_on_every_projection(target: str) -> None:
     model = peft.get_peft_model(MambaClassifier(tiny(), 2), config)
     model(input_ids=tokens(2, 9), attention_mask=torch.ones(2, 9)).logits.sum().backward()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert len(trainable) == 4  # A and B of two layers
+    # The factors A and B in two layers.
+    assert len(trainable) == 4
     assert all(p.grad is not None and p.grad.any() for p in trainable.values())
 
 

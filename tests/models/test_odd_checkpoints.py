@@ -73,7 +73,8 @@ def test_a_decoder_pads_with_the_id_of_the_tokenizer(
     save_network(
         network, adapted, tokenizer, make_card(network, adapted, NAMES, max_length=32), folder
     )
-    if adapter == "none":  # as folders were saved before
+    # Earlier versions saved folders in this way.
+    if adapter == "none":
         change(folder / "config.json", pad_token_id=pad_id)
     loaded, again, _ = load_network(folder)
     assert not padding_matters(loaded, again)
@@ -145,7 +146,8 @@ def test_a_special_token_that_no_text_contains_needs_no_embedding(tmp_path: Path
     built(folder)
     recipe = instantiate(compose_config(["model=encoder", f"model.name={folder}"]).model)
     with pytest.raises(UserError, match="the tokenizer can return the token id"):
-        recipe.build_lm(recipe.load_tokenizer([]))  # pretraining draws random ids
+        # Pretraining draws random token ids.
+        recipe.build_lm(recipe.load_tokenizer([]))
 
 
 def test_weights_of_another_size_than_the_config(tmp_path: Path) -> None:

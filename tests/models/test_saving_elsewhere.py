@@ -30,13 +30,14 @@ from kinopoisk_ft.models.saving import load_network, make_card, save_network
 from kinopoisk_ft.models.tokenizers import load_tokenizer
 from kinopoisk_ft.serving.predictor import Predictor
 
-OLD = SAVED / "pooled_format_1"  # written by the version before format 2
+# The version before format 2 wrote this folder and computed these logits.
+OLD = SAVED / "pooled_format_1"
 OLD_LOGITS = [
     [-1.2780627012252808, 0.031433265656232834],
     [-1.3253087997436523, 0.025075677782297134],
     [-1.268404483795166, 0.024340294301509857],
 ]
-# Of the folder pooled_windows_format_4, written by the version before format 5.
+# Logits of the folder pooled_windows_format_4, which the version before format 5 wrote.
 WINDOWS_LOGITS = [
     [-1.9106208086013794, -1.757515549659729],
     [-1.8882237672805786, -2.111485004425049],
@@ -78,7 +79,7 @@ def test_a_folder_of_format_1_gives_the_logits_of_then() -> None:
 
 
 def test_a_folder_of_format_4_gives_the_logits_of_then() -> None:
-    """Its review of several windows is pooled with the saved attention."""
+    """The windows of its long review are pooled with the saved attention."""
     folder = SAVED / "pooled_windows_format_4"
     found = Predictor(folder, "cpu").logits(TEXTS)
     np.testing.assert_allclose(found, WINDOWS_LOGITS, atol=1e-5)

@@ -43,12 +43,12 @@ def test_no_pad_token(tmp_path: Path) -> None:
         load_tokenizer(save(tmp_path / "a", model))
     tokenizer = load_tokenizer(save(tmp_path / "b", model, eos_token="</s>"))
     assert tokenizer.pad_token_id == 1
-    # the pad's mark in a review is no pad: the last real token stays the last
+    # The name of the padding token in a review is text, so the last token is not padding.
     assert encode_ids(["да </s>"], tokenizer, Preprocessing(8))[0][-1] != 1
 
 
 def test_no_text_to_train_on() -> None:
-    """With only special tokens and bytes, any text is read as unknown tokens or bytes."""
+    """The vocabulary has only special tokens or bytes, so texts become unknown tokens or bytes."""
     for train in (train_wordpiece, train_bpe):
         tokenizer = train(["", " "], 300)
         (ids,) = encode_ids(["кино"], tokenizer, Preprocessing(64))
@@ -57,7 +57,7 @@ def test_no_text_to_train_on() -> None:
 
 
 def test_a_sentencepiece_model_without_tokenizer_json(tmp_path: Path) -> None:
-    """The checkpoint of mDeBERTa has only this file."""
+    """The checkpoint of mDeBERTa has only such a file."""
     model = import_protobuf().ModelProto()
     pieces = {"[PAD]": 3, "[CLS]": 3, "[SEP]": 3, "[UNK]": 2, "▁": 1, "▁фильм": 1, "а": 1}
     for score, (piece, kind) in enumerate(pieces.items()):

@@ -1,6 +1,6 @@
-"""Model folders from elsewhere are data: none runs code or leads out.
+"""Test that model folders of others are treated as data: no code runs, no path leaves the folder.
 
-Each attack, if it succeeded, would leave a marker file.
+If an attack succeeded, it would create a marker file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def test_code_of_a_trained_model_is_not_run(tmp_path: Path, marker: Path, kind: 
         with_code(folder / ENCODER_FOLDER, marker)
     with pytest.raises(UserError):
         Predictor(folder, "cpu")
-    change(folder / "config.json", auto_map=None)  # the tokenizer's alone is left
+    # Now only the tokenizer's `auto_map` is left.
+    change(folder / "config.json", auto_map=None)
     with pytest.raises(UserError):
         Predictor(folder, "cpu")
     assert not marker.exists()

@@ -1,4 +1,4 @@
-"""Classifiers that read a review in windows."""
+"""Check classifiers that read a review in windows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kinopoisk_ft.training.precision import Precision
 
 WINDOWS = "+model.reads_windows=true"
 HOW = Preprocessing(16, "windows")
-# One window, three windows, no window that is full, and seven windows.
+# Reviews with one window, three windows, less than one window, and seven windows.
 TEXTS = [tiny.GOOD, f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}", "фильм", " ".join([tiny.BAD] * 8)]
 CPU = Precision("fp32", torch.device("cpu"))
 CASES = quick(
@@ -69,7 +69,7 @@ def test_pooling_equals_a_loop_over_the_reviews(kind: str) -> None:
 def test_one_review_alone_in_a_batch_and_from_disk(
     kind: str, adapter: str, pooling: str, tmp_path: Path
 ) -> None:
-    """The logits are equal, after training with this adapter."""
+    """After training with this adapter, the logits are equal."""
     _, made, network, tokenizer = make(kind, adapter, WINDOWS, f"model.window_pooling={pooling}")
     if network.base is None and made.needs_saved_base:
         save_base(network, tmp_path)
@@ -151,7 +151,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_batch() -> None:
 
 
 def test_words_in_the_last_of_four_windows_are_learned() -> None:
-    """Only `windows` reads them; `head` stays at chance."""
+    """Only `windows` reads these words; the accuracy of `head` is that of chance."""
     generator = np.random.default_rng(0)
     labels = np.arange(64) % 2
     filler = "игра смотреть это всем никому"

@@ -1,4 +1,4 @@
-"""Scans that torch.export has traced at one length are right at every length."""
+"""Test that scans traced by torch.export at one length are correct at every length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kinopoisk_ft.ops.ssd.reference import draw as draw_ssd
 from kinopoisk_ft.ops.ssd.reference import ssd_reference
 
 pytestmark = pytest.mark.slow
-# One token, and a part of a chunk, a whole one and more.
+# One token, a part of a chunk, a whole chunk, and more.
 LENGTHS = (1, 5, 64, 131)
 
 

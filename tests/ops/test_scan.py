@@ -153,7 +153,7 @@ def test_result_does_not_depend_on_threads() -> None:
 
 @pytest.mark.parametrize(("backend", "most"), [("numba", 9), ("torch", 20)])
 def test_memory_does_not_grow_with_length_times_states(backend: str, most: float) -> None:
-    """Measure what is saved for the backward pass in sizes of u; all 64 states would be 64."""
+    """Saved memory is measured in multiples of the size of u; 64 stored states would give 64."""
     inputs = {name: x.requires_grad_() for name, x in draw(1, 512, 64, 64).items()}
     saved: dict[int, int] = {}
 

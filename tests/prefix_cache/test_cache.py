@@ -1,4 +1,4 @@
-"""Training from cached activations equals training through the whole model."""
+"""Test that training from cached activations equals training through the whole model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of cached activations, empty."""
+    """The empty folder of cached activations."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 
@@ -72,7 +72,8 @@ def train(
             "trainer.log_every=1"]  # fmt: skip
     trainer: Trainer = instantiate(config(*base, *overrides).trainer)
     precision, clock = trainer.open()
-    torch.manual_seed(1)  # the dropout of the upper layers
+    # Dropout in the upper layers is random.
+    torch.manual_seed(1)
     return trainer.fit(
         adapted.module, objective, parts["train"], parts["val"], fresh=adapted.fresh,
         audit=check_gradients, precision=precision, clock=clock, recorder=Nowhere(), folder=folder,
@@ -81,11 +82,11 @@ def train(
 
 class Nowhere:
     def metrics(self, values: dict[str, float], step: int) -> None:
-        """Drop the values."""
+        """Discard the values."""
 
 
 def hold_in_evaluation(network: Network, layers: int) -> None:
-    """Keep what lies below a layer in evaluation mode whatever the loop says."""
+    """Keep the embeddings and the lower `layers` in evaluation mode, also in the training loop."""
     below = [network.module.get_submodule(name) for name in network.embeddings]
     for part in [*below, *list_blocks(network)[:layers]]:
         part.eval()
@@ -130,7 +131,7 @@ def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
 
 
 def test_low_precision_runs_through_the_cache(tmp_path: Path) -> None:
-    """The pass under autocast gives what the whole model gives under autocast."""
+    """Under autocast, the logits are those of the whole model under autocast."""
     network, adapted, parts, tokenizer = prepared("bert", "freeze")
     bf16 = Precision("bf16", torch.device("cpu"))
     made = PrefixCache("fp32", tokenizer.pad_token_id, bf16, 8)
@@ -188,7 +189,7 @@ def test_impossible_cache_is_refused_with_the_reason(
 
 
 class Notebook(NoTracker):
-    """A tracker that remembers."""
+    """A tracker that keeps metrics and tags."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}

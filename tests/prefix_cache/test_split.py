@@ -1,4 +1,4 @@
-"""Activations at the split point, and the models that can or cannot be split."""
+"""Test the activations at the split point, and which models can be split."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from kinopoisk_ft.training.batching import pad
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of cached activations, empty."""
+    """The empty folder of cached activations."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("bert", 2), ("mamba", 2)])
 def test_activations_equal_the_hidden_states_of_transformers(kind: str, layer: int) -> None:
-    """Hugging Face's own hidden states, review by review, without padding."""
+    """The oracle is Hugging Face's hidden states of each review without padding."""
     network, _, cached, _ = apply(kind, "fp32", "freeze")
     reference = (MambaModel if kind == "mamba" else AutoModel).from_pretrained(network.base).eval()
     part = cached.parts["train"]
@@ -65,7 +65,7 @@ FAMILY = {
 def split_classifier(
     name: str, adapter: Any
 ) -> tuple[SplitNetwork, nn.Module, dict[str, torch.Tensor]]:
-    """Return Hugging Face's classifier of a family, split, with a batch of reviews."""
+    """Return a split classifier of Hugging Face, the classifier, and a batch of reviews."""
     torch.manual_seed(0)
     config = FAMILY[name]
     module = AutoModelForSequenceClassification.from_config(config)
@@ -88,11 +88,14 @@ def split_classifier(
         ("distilbert", Freeze(layers=2, lr=1.0), (2, "")),
         ("distilbert", Head(lr=1.0), (3, "cls")),
         ("modernbert", Freeze(layers=1, lr=1.0), (1, "")),
-        ("deberta", Freeze(layers=2, lr=1.0), (2, "")),  # relative positions are frozen, too
+        # Relative positions are frozen, too.
+        ("deberta", Freeze(layers=2, lr=1.0), (2, "")),
         ("deberta", Head(lr=1.0), (3, "cls")),
-        ("electra", Freeze(layers=2, lr=1.0), (2, "")),  # it projects its embeddings
+        # ELECTRA projects its embeddings.
+        ("electra", Freeze(layers=2, lr=1.0), (2, "")),
         ("electra", Head(lr=1.0), (3, "cls")),
-        ("modernbert", Head(lr=1.0), (3, "")),  # its head pools by the mean, behind a norm
+        # The head of ModernBERT pools by the mean, after a norm.
+        ("modernbert", Head(lr=1.0), (3, "")),
     ],
 )
 def test_encoders_of_the_family_give_the_same_logits_after_a_split(

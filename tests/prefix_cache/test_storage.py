@@ -1,4 +1,4 @@
-"""Files of cached activations: found again, shared, damaged, too large."""
+"""Test files of cached activations: reused, shared, damaged and too large ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.prefix_cache.cache import PrefixCache
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of cached activations, empty."""
+    """The empty folder of cached activations."""
     monkeypatch.setenv("KINOPOISK_FT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hidden"
 

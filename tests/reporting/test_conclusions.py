@@ -1,4 +1,4 @@
-"""Verdicts, conclusions and recommendations, without a store."""
+"""Test verdicts, conclusions and recommendations without a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_each_verdict_has_its_words(skill: float, words: str, group: str) -> Non
 
 
 def test_what_would_decide_is_said() -> None:
-    """From the one decision of the table, with 300 test reviews and one seed."""
+    """The table has one decision, with 300 test reviews and one seed."""
     runs = [trained(), trained("gru", test_f1_weighted=0.91)]
     table = one_table(*runs, answered={"bert": [1.5], "gru": [3.0]})
     (decision,) = table.decisions[0.02].values()
@@ -56,7 +56,7 @@ def test_what_would_decide_is_said() -> None:
 
 
 def test_what_has_not_learned_takes_no_part() -> None:
-    """Not even with the highest score and the shortest time."""
+    """This holds even with the highest score and the shortest time."""
     lucky = trained("mamba", test_f1_weighted=0.99, train_seconds=0.1, not_learned="training loss")
     table = one_table(trained(), trained("gru", test_f1_weighted=0.91), lucky)
     assert [row.name for row in table.rows] == ["gru", "bert", "mamba"]

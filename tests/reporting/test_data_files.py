@@ -1,4 +1,4 @@
-"""The report's numbers against pandas, and the sentences that follow from them."""
+"""Compare the report's numbers with pandas, and test the sentences that follow from them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_marks_best_values_and_distances(study: tuple) -> None:
 def test_majority_class_is_always_a_row(study: tuple) -> None:
     row = study[0].set_index("approach").loc["majority class"]
     assert row[list(MAJORITY)].to_dict() == MAJORITY
-    # Runs of a version without MCC: nothing is known of it.
+    # These runs are from a version without MCC, so its value is unknown.
     assert "| majority class | - | - | - | 0.8500 | 0.7811 | 0.4595 | - | - |" in study[2]
     assert study[0]["mcc"].isna().all()
     assert "MCC" not in " ".join(study[1]["tables"][0]["notes"])
@@ -113,7 +113,7 @@ def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
         in said
     )
     assert "tokens of context (data.max_length) 512 / 256" in said
-    # These runs kept no predictions, so no sentence may claim to know.
+    # These runs have no predictions, so no sentence may mention them.
     assert "weighted F1 −0.0264 (chance was not measured" in said
 
 

@@ -1,4 +1,4 @@
-"""The test sets of all folds are compared together."""
+"""Test that the test sets of all folds are compared together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EN = Locale("en")
 
 
 def made() -> tuple[Collected, RunFiles]:
-    """Return two approaches with two seeds and three folds, whose reviews are a third each."""
+    """Return two approaches with two seeds and three folds of equal size."""
     runs, predictions = [], {}
     for model, skill in (("bert", 3.0), ("gru", 2.0)):
         for seed in range(2):

@@ -1,4 +1,4 @@
-"""Names, labels and reviews of a store are shown as they are: nothing reads them as its own."""
+"""Test that names, labels and reviews in a store are shown as text in every format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return the folder of a report on two approaches with these names, and what was printed."""
+    """The folder of a report on two approaches with these names, and the printed output."""
     folder = tmp_path_factory.mktemp("hostile")
     store = Store(folder)
     home = store.experiment(f"evil {SCRIPT} | \x1b[31m")
@@ -100,7 +100,7 @@ def test_terminal_is_not_commanded(
 
 
 def test_class_names_are_no_formulas_of_a_picture(tmp_path: Path) -> None:
-    """Between two $ matplotlib sets mathematics, and fails where it is none."""
+    """matplotlib reads text between two $ as a formula, and fails if it is not valid."""
     path = tmp_path / "a.svg"
     plot_confusion(np.eye(2, dtype=int), ["$\\frac{$", "$a_{$"], path)
     ElementTree.parse(path)

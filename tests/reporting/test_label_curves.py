@@ -1,4 +1,4 @@
-"""Runs with different numbers of labels are in tables of their own, and in curves."""
+"""Test that runs with different numbers of labels are in separate tables, and in curves."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
 
 
 def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
-    """Such as runs of an earlier version."""
+    """Runs of an earlier version are an example."""
     collected, predictions = made()
     for run in collected.runs:
         run.metrics.pop("train_reviews")
@@ -134,7 +134,7 @@ def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
 
 
 def test_curves_follow_the_settings_and_not_the_numbers_in_names() -> None:
-    """Of two recipes of one approach, each has its own curve."""
+    """Two recipes of one approach have separate curves."""
     collected, predictions = made()
     runs, joined = [], {}
     for run in collected.runs:

@@ -1,4 +1,4 @@
-"""The report's phrases in two languages, and numbers as each writes them."""
+"""Test the report's phrases in two languages, and the format of numbers in each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_column_and_metric_has_a_label(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_phrase_calls_an_approach_better(language: str) -> None:
-    """The verdicts say whether chance explains a difference; no other phrase may judge."""
+    """Only verdicts say whether chance explains a difference; no other phrase may judge."""
     judging = re.compile(r"\bbetter\b|outperform|\bbeats?\b|лучше |превос|превзо")
     assert not [key for key, text in phrases(language).items() if judging.search(text)]
 

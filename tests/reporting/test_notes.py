@@ -1,4 +1,4 @@
-"""Notes on what is unequal, missing or doubtful in a table."""
+"""Test notes about unequal, missing or doubtful values in a table."""
 
 from __future__ import annotations
 
@@ -89,6 +89,6 @@ def test_a_banner_names_unequal_information(language: str) -> None:
     said = banner(one_table(*runs), locale)
     assert f"TF-IDF {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
     assert "data.max_characters" in said
-    # A difference of less than two points, or no record, is no reason for a warning.
+    # There is no warning for a difference of less than two points, or without a record.
     assert banner(one_table(*runs[:2]), locale) == ""
     assert banner(one_table(trained()), locale) == ""

@@ -1,4 +1,4 @@
-"""The report's command: what it prints and writes, in two languages, and how it refuses."""
+"""Test the report's command: its output, files and errors, in two languages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_earlier_report(
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Return what a failing command prints; there must be no traceback."""
+    """Run a command that fails; return its error message, which must have no traceback."""
     assert main(list(args)) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -117,7 +117,7 @@ def test_a_missing_store_is_not_created(
 def test_a_store_of_another_version_is_not_migrated(
     schema: str, fix: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The report and a run refuse it alike, and name what mends it."""
+    """The report and a run give the same error, which names the fix."""
     other = tmp_path / "other.db"
     shutil.copy(store.folder / "mlflow.db", other)
     with sqlite3.connect(other) as connection:

@@ -1,4 +1,4 @@
-"""What a report publishes of reviews: short excerpts, and nothing about who wrote them."""
+"""Test that a report contains only short excerpts of reviews, and nothing about their authors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHO = ("author", "login", "user", "author_name", "username")
 
 
 def published(output: Path) -> str:
-    """Return all the text that a report has written, entities and tags of its page read."""
+    """Return all texts of a report, also without the tags and entities of its page."""
     texts = [f.read_text("utf-8") for f in sorted(output.iterdir()) if f.suffix != ".png"]
     assert len(texts) > 6
     return "\n".join([*texts, *(html.unescape(re.sub("<[^>]*>", "", text)) for text in texts)])
@@ -35,7 +35,7 @@ def test_excerpts_are_short_and_no_author_is_named(tmp_path: Path, language: str
         run_id = store.answered(home, approach, 0, skill)
         table = answers(0, skill)
         texts = {row: " ".join(f"слово{row}x{k}" for k in range(90)) for row in table["row"]}
-        # As earlier versions recorded it, and whatever another program adds.
+        # Columns that earlier versions recorded, or that another program adds.
         table["text"] = table["row"].map(texts).str.slice(0, 500)
         for column in WHO:
             table[column] = [f"Имя_автора_{row}" for row in table["row"]]

@@ -1,4 +1,4 @@
-"""Runs are grouped into rows and tables."""
+"""Test how runs are grouped into rows and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_tables_never_mix_rows_or_sources() -> None:
 
 
 def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
-    """Three seeds of one approach on each of two splits, and one that reads half the tokens."""
+    """Two splits have three seeds of one approach each; one more run reads half of the tokens."""
     settings = {"random": {"data.split": "random"}, "film": {"data.split": "film"}}
     runs = [trained(seed=s, split=kind, settings=settings[kind], test_f1_weighted=f + s / 100)
             for kind, f in (("random", 0.9), ("film", 0.7)) for s in range(3)]  # fmt: skip
@@ -41,7 +41,7 @@ def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
         },
         "random": {"bert": pytest.approx(0.91)},
     }
-    # Were two splits to choose the same test rows, the rule that chose them keeps them apart.
+    # Even with the same test rows, different kinds of splits are different rows.
     same = [trained(seed=s, settings=settings[kind]) for s, kind in enumerate(settings)]
     assert [row.name for row in one_table(*same).rows] == [
         "bert (split=film)",
@@ -92,7 +92,7 @@ def test_sizes_of_the_train_split_are_tables_and_its_seeds_are_not(tmp_path: Pat
 
 
 def test_seeds_of_an_earlier_version_are_in_the_same_row(tmp_path: Path) -> None:
-    """Today's runs record more options; without windows, those of windows do not matter."""
+    """Newer runs record more options; those about windows do not matter without windows."""
     store = Store(tmp_path)
     home = store.experiment("versions")
     row = ("bert", "none", 0, 0.9, 0.9, 0.9, 10.0, 5, 5)

@@ -1,4 +1,4 @@
-"""Intervals, differences, calibration and slices as the report writes them, in every format."""
+"""Test intervals, differences, calibration and slices in every format of the report."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_means_have_intervals_around_them(answered: tuple) -> None:
 
 
 def test_a_metric_that_a_run_did_not_record_comes_from_its_predictions(answered: tuple) -> None:
-    """These runs recorded no MCC, as runs of earlier versions."""
+    """Like runs of earlier versions, these runs recorded no MCC."""
     rows = answered[0].set_index("approach")
     run = answers(0, next(skill for model, _, skill, *_ in ANSWERED if model == "tfidf"))
     expected = matthews_corrcoef(run["label"], run["predicted"])

@@ -1,4 +1,4 @@
-"""A whole search: hopeless trials are pruned, and the printed command runs the best config."""
+"""Test a whole search: hopeless trials are pruned, and the printed command runs the best config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kinopoisk_ft.sweeps.jobs import Outcome, read_outcomes
 def test_hopeless_trials_are_pruned_and_the_best_config_runs(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Real trials of a tiny network, in MLflow: one learning rate learns, the other cannot."""
+    """Trials of a tiny network are logged to MLflow: it learns with one learning rate only."""
     args = [
         *SMALL, "adapter=none", "tracking.log_model=false", "output_dir=real", "model.dropout=0.0",
         "adapter.lr=choice(1e-9,1e-2)", "trainer.weight_decay=interval(0,0.1)",
@@ -76,7 +76,7 @@ def rate(outcome: Outcome) -> str:
 
 
 def check_store(place: Path, found: dict[int, Outcome]) -> None:
-    """Check that the trials are children of one parent, each with its end."""
+    """Check that the trials are children of one parent, each with its final status."""
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     parent, status = newest_parent(client, "lr_search")
     assert status == "FINISHED"

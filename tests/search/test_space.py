@@ -1,4 +1,4 @@
-"""The search space: its keys, what the command line adds, and the first points."""
+"""Test the search space: its keys, additions of the command line, and the first points."""
 
 from __future__ import annotations
 

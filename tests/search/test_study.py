@@ -1,4 +1,4 @@
-"""The study of a search: evaluations are reported once, and a hopeless trial is pruned."""
+"""Test the study of a search: evaluations are reported once, and a hopeless trial is pruned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinopoisk_ft.tracking.base import NoTracker
 
 
 def test_evaluations_are_counted_and_reported_once(tmp_path: Path) -> None:
-    """A median over steps would compare nothing where batch sizes differ."""
+    """Evaluations are numbered, because trials with different batch sizes have different steps."""
     pruner = DictConfig({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1})
     study = open_study(tmp_path, pruner, "minimize")
     study.set_user_attr("metric", "loss")
@@ -32,7 +32,8 @@ def test_evaluations_are_counted_and_reported_once(tmp_path: Path) -> None:
     second = TrialTracker(none, open_study(tmp_path, pruner), 1)
     second.start("", {}, {"overrides": ""}, folder=Path())
     second.metrics({"val_loss": 0.9}, 7)
-    second.metrics({"val_loss": 4.0}, 14)  # its best is still the better one
+    # The best value of this trial is still the better one.
+    second.metrics({"val_loss": 4.0}, 14)
     study.tell(1, 0.9)
     study.ask()
     third = TrialTracker(none, study, 2)

@@ -1,4 +1,4 @@
-"""Parallel trials share one study, as many at a time as the launcher runs jobs."""
+"""Test that parallel trials share one study, and that the launcher sets their number."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Counting(BasicLauncher):
     ("launcher", "options", "expected"),
     [
         (Counting, {"array_parallelism": 5}, 3),
-        (BasicLauncher, {"array_parallelism": 5, "submitit_folder": "."}, 5),  # Slurm
+        # The launcher of Slurm.
+        (BasicLauncher, {"array_parallelism": 5, "submitit_folder": "."}, 5),
         (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": 4}, 2),
         (BasicLauncher, {"submitit_folder": ".", "cpus_per_task": None}, 8),
         (BasicLauncher, {}, 1),

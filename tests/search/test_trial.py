@@ -1,4 +1,4 @@
-"""Trials of a search with made-up scores: an interrupted search resumes, failures are reported."""
+"""Test trials with invented scores: an interrupted search resumes, and failures are reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Score = Callable[[Prepared], float]
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, float]]:
-    """Let jobs report three evaluations of a made-up score; returns the folder and lr of each."""
+    """Let jobs report three evaluations of an invented score; return their folders and lr."""
     seen: list[tuple[Path, float]] = []
 
     def run(prepared: Prepared, out_dir: Path) -> Result:
@@ -40,7 +40,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, f
 
 
 def near_a_tenth(prepared: Prepared) -> float:
-    """Be best where lr is a tenth of the adapter's usual one, and fall by the logarithm."""
+    """Return a score that is best at a tenth of the usual lr, and falls with the log ratio."""
     return 1 / (1 + abs(math.log10(prepared.cfg.trainer.lr / 1e-4)))
 
 
@@ -55,7 +55,8 @@ def test_a_stopped_search_resumes_with_the_same_trials(
     common = [*PRETENDED, "hydra.sweeper.n_spread=2"]
     assert search(*common, "output_dir=whole", "hydra.sweeper.n_trials=5") == 0
     whole = [lr for _, lr in seen]
-    assert whole[0] == 1e-3  # the config as it is comes first
+    # The first trial is the unchanged config.
+    assert whole[0] == 1e-3
     assert len(set(whole)) == 5
 
     def stop(prepared: Prepared) -> float:
@@ -67,7 +68,8 @@ def test_a_stopped_search_resumes_with_the_same_trials(
     for n_trials, code in ((2, 0), (5, 130), (5, 0)):
         args = [*common, "output_dir=parts", f"hydra.sweeper.n_trials={n_trials}"]
         assert search(*args) == code
-    del seen[3]  # stopped, and done again in the same folder
+    # This trial was stopped and repeated in the same folder.
+    del seen[3]
     assert [lr for _, lr in seen] == whole
     assert [folder.name for folder, _ in seen] == [str(i) for i in range(5)]
     shown = capsys.readouterr().out

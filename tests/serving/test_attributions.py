@@ -1,4 +1,4 @@
-"""Attributions are those of integrated gradients, and their sum is the logit difference."""
+"""Test that attributions are integrated gradients, and that their sum is the logit difference."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_attributions_sum_to_the_logit_difference(
 
 
 def test_a_linear_model_is_attributed_exactly(tmp_path: Path) -> None:
-    """A word's score is then the effect of the word alone."""
+    """In a linear model, a word's score is the effect of that word alone."""
     texts, labels = tiny.reviews(60)
     model = Tfidf(ngrams=2, min_df=2, sublinear_tf=True, C=10.0, class_weight="balanced")
     model.fit_texts(texts, np.array(labels), 2).save(tmp_path)

@@ -23,7 +23,7 @@ from kinopoisk_ft.tasks.record import PYFUNC
 from kinopoisk_ft.tracking.logged_model import SERVING, serving_requirements
 from kinopoisk_ft.tracking.mlflow import MlflowTracker
 
-# Loads the model where the package cannot be imported, as on a machine that serves it.
+# Loads the model in a process that cannot import the package, like a server.
 SERVE = """
 import json, os, sys
 root, folder, texts = json.load(sys.stdin)
@@ -76,7 +76,7 @@ def test_all_that_serving_imports_is_required() -> None:
     needed = {
         canonicalize_name(distributions[name][0]) for name in imported if name in distributions
     }
-    # Parts of numba and of mlflow come as distributions of their own.
+    # Parts of numba and MLflow are separate distributions.
     assert needed - {"kinopoisk-ft", "llvmlite"} | {"mlflow"} == {*SERVING, "mlflow-tracing"}
 
 

@@ -1,4 +1,4 @@
-"""Exported models compute the logits of the model in PyTorch, and wrong ones are not kept."""
+"""Test that exported models compute the logits of PyTorch, and that wrong ones are deleted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kinopoisk_ft.serving.attributions import explain
 from kinopoisk_ft.serving.onnx_export import export_onnx
 from kinopoisk_ft.serving.predictor import Predictor
 
-# conf/adapter/lora.yaml; no other size of the tiny BERT.
+# The rank in conf/adapter/lora.yaml; no size of the tiny BERT equals it.
 RANK = 8
 WINDOWS = "+model.reads_windows=true"
 # Name, adapter, overrides, and whether the adapter is kept.
@@ -55,7 +55,7 @@ CASES: list[tuple[str, str, tuple[str, ...], bool]] = [
 
 
 def run_bare(folder: Path, ids: list[list[int]]) -> np.ndarray:
-    """Return the logits by onnxruntime and tokens alone, as another program computes them."""
+    """Return the logits of onnxruntime for tokens, computed without this project."""
     shape = (len(ids), max(map(len, ids)))
     tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for i, row in enumerate(ids):
@@ -67,7 +67,7 @@ def run_bare(folder: Path, ids: list[list[int]]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a BERT with one layer and LoRA."""
+    """The folder of a BERT with one layer and LoRA."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     logits = save("bert_scratch", "lora", folder, "model.num_layers=1")
     torch.save(logits, folder.parent / "logits.pt")
@@ -76,7 +76,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model: Path) -> Path:
-    """Return the only folder that `make test` exports: it takes seconds."""
+    """The only exported folder of `make test`, because an export takes seconds."""
     check = export_onnx(model, model.parent / "onnx")
     assert (check.texts, check.same_labels) == (26, 26)
     assert check.difference < 1e-5
@@ -108,7 +108,7 @@ def compare(expected: torch.Tensor, folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     ids = tokenizer(TEXTS, truncation=True, max_length=64)["input_ids"]
     np.testing.assert_allclose(run_bare(folder, ids), expected, atol=1e-5)
-    # In other batches, and of one token.
+    # Other batches, and a text of one token.
     np.testing.assert_allclose(run_bare(folder, ids[1:2]), expected[1:2], atol=1e-5)
     assert np.isfinite(run_bare(folder, [ids[1][:1]])).all()
 
@@ -150,7 +150,7 @@ def test_int8_stores_and_multiplies_integers(
     assert "MatMulInteger" in {node.op_type for node in graph.node}
     matrices = [weight for weight in graph.initializer if len(weight.dims) > 1]
     kinds = {onnx.TensorProto.DataType.Name(weight.data_type) for weight in matrices}
-    # Products have int8 weights, embeddings uint8, and positions are int64.
+    # Matrix products have int8 weights, embeddings uint8 weights; positions are int64.
     assert kinds == {"INT8", "UINT8", "INT64"}
     found, expected = (Predictor(place, "cpu").logits(TEXTS) for place in (tmp_path, model))
     assert 1e-6 < float((found - expected).abs().max()) < 0.1
@@ -158,7 +158,7 @@ def test_int8_stores_and_multiplies_integers(
 
 
 def copy_graph(folder: Path) -> Callable[..., None]:
-    """Return a function that takes the place of `_write_graph`."""
+    """Return a replacement of `_write_graph` that copies an exported graph."""
 
     def copy(module: Any, card: Card, file: Path, _: Path) -> None:
         shutil.copy(folder / ONNX, file)
@@ -170,7 +170,7 @@ def test_the_folder_has_the_tokenizer_and_the_card(model: Path, exported: Path) 
     names = {"tokenizer.json", "tokenizer_config.json", CARD, ONNX}
     assert {file.name for file in exported.iterdir()} == names
     texts = [(place / "tokenizer.json").read_text("utf-8") for place in (exported, model)]
-    # The settings of a program's last call are not those of the model.
+    # The truncation and padding of the last call are no property of the model.
     found, expected = (json.loads(text) | {"truncation": None, "padding": None} for text in texts)
     assert found == expected
     assert replace(read_card(exported), kind="pooled", is_peft=True) == read_card(model)

@@ -1,4 +1,4 @@
-"""Serve a logged model with MLflow's own commands, and ask it over HTTP."""
+"""Serve a logged model with MLflow's commands, and send it requests over HTTP."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(predictions: list[dict[str, object]], folder: Path) -> None:
     assert found["label"].tolist() == expected["label"].tolist()
     columns = ["p_minus", "p_plus"]
     assert np.allclose(found[columns], expected[columns], atol=1e-4)
-    # A model that answers the same to all texts could not show that the texts arrived.
+    # A model with equal answers to all texts could not show that the texts arrived.
     assert expected["p_plus"].nunique() == len(TEXTS)
 
 

@@ -1,4 +1,4 @@
-"""The page of a report shows which words decided the answers to the hardest reviews."""
+"""Test that a report's page shows the words that decided the answers to the hardest reviews."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kinopoisk_ft.serving.run_explanations import explain_runs
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of two approaches; every tenth label is wrong, so all get it wrong."""
+    """A folder with a store of two approaches; the hardest reviews are those with wrong labels."""
     folder = tmp_path_factory.mktemp("explained")
     texts, labels = tiny.reviews(120)
     names = sorted(set(labels))
     swapped = {names[0]: names[1], names[1]: names[0]}
-    # The long end is beyond the excerpt that runs record.
+    # Runs record only the beginning of a review, without this end.
     rows = [
         {"text": f"{text} {i} " + "и так далее " * 20 + "конец",
          "mark": swapped[label] if i % 10 == 0 else label}
@@ -48,7 +48,7 @@ def train(*args: str) -> None:
 
 
 def shade(place: Path, *models: list[str]) -> list[str]:
-    """Train models, and return the HTML of the shaded words on the page of the report."""
+    """Train models; return the HTML of the shaded words on the report's page."""
     name = f"explained-{len(models)}"
     for model in models:
         train(*model, f"tracking.experiment={name}")
@@ -67,7 +67,7 @@ def test_the_page_shades_the_words_of_the_hardest_review(place: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_shades_whole_reviews_for_networks(place: Path) -> None:
-    """The recorded predictions contain only the starts of the reviews."""
+    """The recorded predictions contain only the beginning of each review."""
     tfidf = ["model=tfidf", "model.min_df=1", "output_dir=tfidf2"]
     shaded = shade(place, tfidf, [*SMALL, "output_dir=bert"])
     assert len(shaded) == 2

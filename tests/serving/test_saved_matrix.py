@@ -1,4 +1,4 @@
-"""Check what each tool answers with each saved model: our probabilities, or a refusal.
+"""Check that each tool gives our probabilities with each saved model, or refuses it.
 
 To add a tool, write a function of (folder, texts) that returns probabilities (texts, classes), and
 list it in TOOLS; cells where it refuses go into REFUSALS. `docs/saved_models.md` shows this table.
@@ -196,7 +196,7 @@ def save_trained(
 
 @torch.no_grad()
 def center(module: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
-    """Make the answers of a network differ from text to text, and return the logits."""
+    """Make a network's answers differ between texts; return the logits."""
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     weight = next(p for n, p in trained if "classifier" in n and n.endswith("weight"))
     bias = next(p for n, p in trained if "classifier" in n and n.endswith("bias"))
@@ -229,7 +229,7 @@ def check_row(
     characters = 300 if kind == "tfidf" else None
     how = Preprocessing(MAX_LENGTH, truncation, characters)
     expected = save_trained(kind, adapter, how, texts, folder)
-    # With nearly equal answers, a tool could read other tokens without a difference.
+    # With nearly equal answers, a tool that reads other tokens would not be noticed.
     assert expected[:, 0].std() > 0.01
     for tool in tools:
         run = TOOLS[tool]

@@ -1,4 +1,4 @@
-"""Scores, intervals and p-values against scikit-learn, scipy and formulas."""
+"""Compare scores, intervals and p-values with scikit-learn, SciPy and formulas."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
     ends = expected.confidence_interval
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
     alone = resample(labels, predicted[None], 2).resampled["accuracy"][:, 0]
-    assert drawn.std() > 1.5 * alone.std()  # reviews of a film are right or wrong together
+    # The answers to all reviews of a film are right, or all are wrong.
+    assert drawn.std() > 1.5 * alone.std()
 
 
 def test_widening_is_students_t_with_the_effective_number_of_groups() -> None:
@@ -120,7 +121,7 @@ def test_p_value_agrees_with_the_interval() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_seeds_alone_give_students_interval(seeds: int) -> None:
-    """Endless reviews: nothing but the seeds varies, and their interval is scipy's."""
+    """With infinitely many reviews, only seeds vary; the oracle is SciPy's interval."""
     observed = np.random.default_rng(seeds).normal(0.9, 0.01, seeds)
     mean, drawn, *_ = total([(1.0, Seeds(observed, np.tile(observed, (200_000, 1))))])
     low, high = stats.t.interval(0.95, seeds - 1, loc=observed.mean(), scale=stats.sem(observed))

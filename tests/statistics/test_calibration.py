@@ -1,4 +1,4 @@
-"""Calibration, temperature and threshold against the libraries and by search."""
+"""Compare calibration, temperature and threshold with libraries and a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kinopoisk_ft.statistics.metrics import _brier, count_confusion, scores, sho
 
 
 def logits(n: int, rng: np.random.Generator, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities that mean what they say, and labels drawn from them."""
+    """Return calibrated probabilities, and labels drawn from them."""
     probabilities = rng.dirichlet(np.ones(classes), n)
     draws = rng.random((n, 1))
     return probabilities, (draws > probabilities.cumsum(axis=1)).sum(axis=1)

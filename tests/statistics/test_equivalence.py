@@ -1,4 +1,4 @@
-"""Verdicts on differences whose truth is known."""
+"""Test verdicts on differences whose true value is known."""
 
 from __future__ import annotations
 

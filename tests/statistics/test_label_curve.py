@@ -1,4 +1,4 @@
-"""Curves over numbers of labels: where they cross, and what more labels would bring."""
+"""Test curves over numbers of labels: where they cross, and the gain of more labels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_last_crossing_counts() -> None:
 
 
 def test_the_interval_holds_the_true_crossing() -> None:
-    """In 95% of made-up studies, whose true curves cross at 1,000 labels."""
+    """This holds in 95% of simulated studies, whose true curves cross at 1,000 labels."""
     truth, held = (-0.04, 0.0, 0.04), 0
     for seed in range(200):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, and the promise that each is named once."""
+"""Compare metrics with scikit-learn, and test that the name of each occurs once."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_one_metric_is_the_headline_and_lower_losses_are_better() -> None:
 
 
 def _texts(file: Path) -> Iterator[str]:
-    """Yield the string constants of a file that are no docstrings, and its attribute names."""
+    """Yield the string constants of a file, except docstrings, and its attribute names."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -85,8 +85,8 @@ def _texts(file: Path) -> Iterator[str]:
 
 
 def test_a_metric_is_named_once() -> None:
-    """Only the table of metrics spells their names; all else derives them."""
-    # "loss" is a word of training, too.
+    """Only the table of metrics contains their names; all other code derives them."""
+    # "loss" also occurs in training.
     names = "|".join(metric.name for metric in metrics.METRICS if metric.name != "loss")
     named = re.compile(rf"(test_|val_|majority_)?({names})(_calibrated|_threshold|_from_best)?")
     for file in sorted(PACKAGE.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Pairs of approaches: which runs meet, McNemar and Holm by hand, and what cannot be compared."""
+"""Test pairs of approaches: matched runs, McNemar and Holm by hand, and refused comparisons."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_other_reviews_are_compared_unpaired_and_said_so() -> None:
     assert not pair.paired
     assert pair.mcnemar is None
     assert pair.differences["accuracy"].mean == pytest.approx(paired.differences["accuracy"].mean)
-    # Two independent proportions.
+    # The test of two independent proportions.
     shares = [np.mean(run.labels == run.predicted) for run in (a, b)]
     error = np.sqrt(sum(p * (1 - p) / 300 for p in shares))
     width = pair.differences["accuracy"].high - pair.differences["accuracy"].low

@@ -1,7 +1,7 @@
-"""Intervals and tests on simulated results whose truth is known: coverage, false alarms, power.
+"""Test intervals and tests on simulated results with a known truth: coverage, errors, power.
 
-A review has a difficulty, a seed a skill around that of its approach; both decide how likely an
-answer is right. The truth is the score over all reviews and all seeds of such a world.
+Each review has a difficulty, and each seed a skill near that of its approach. Both determine how
+likely an answer is right. The truth is the score over all possible reviews and seeds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ METRICS = tuple(metric.name for metric in shown_in("differences"))
 REVIEWS = 1000
 RESAMPLES = 1000
 POSITIVE = 0.8
-SKILL = 4.0  # nine answers in ten are right
+# With this skill, nine of ten answers are right.
+SKILL = 4.0
 
 
 @dataclass(frozen=True)
 class World:
-    """Approaches by skill, seeds of each, and how much skill a seed adds or takes (log odds)."""
+    """The skill of each approach, and the standard deviation of skill over seeds (log odds)."""
 
     skills: tuple[float, ...]
     seeds: int = 3
     spread: float = 0.3
-    shared: bool = False  # a seed moves all approaches alike
+    # Whether a seed changes the skill of all approaches equally.
+    shared: bool = False
 
     def answers(self, rng: np.random.Generator, reviews: int) -> tuple[np.ndarray, np.ndarray]:
         """Return labels (N,) and predicted (approaches, seeds, N)."""
@@ -51,10 +53,11 @@ class World:
 
     @functools.cached_property
     def truth(self) -> dict[str, np.ndarray]:
-        """Return each metric of each approach over endless reviews and seeds, by quadrature."""
+        """Compute each approach's metrics over all possible reviews and seeds, by quadrature."""
         points, weights = np.polynomial.hermite_e.hermegauss(60)
         weights = weights / weights.sum()
-        skill = np.array(self.skills)[:, None] - 1 + self.spread * points  # (approaches, seeds)
+        # Shape: (approaches, points of the quadrature over seeds).
+        skill = np.array(self.skills)[:, None] - 1 + self.spread * points
         margin = skill[..., None] - 2 * points
         bad, good = (expit(margin + k) @ weights for k in (0, 1))
         cells = [(1 - POSITIVE) * bad, (1 - POSITIVE) * (1 - bad)]
@@ -63,7 +66,7 @@ class World:
         return {metric: values @ weights for metric, values in found.items()}
 
     def draws(self, times: int) -> Iterator[tuple[dict[str, list[Seeds]], np.ndarray]]:
-        """Yield each metric's seeds by approach, and the right answers, of fresh data."""
+        """Draw data; yield the seeds of each approach by metric, and which answers are right."""
         for number in range(times):
             labels, predicted = self.answers(np.random.default_rng((7, number)), REVIEWS)
             flat = predicted.reshape(-1, REVIEWS)
@@ -85,13 +88,13 @@ class World:
 
 
 def pair_of(world: World, found: dict[str, list[Seeds]], i: int, j: int, metric: str) -> Difference:
-    """Return the difference of two approaches of a world."""
+    """Return the difference of two approaches in a metric."""
     same = world.shared or world.seeds == 1
     return difference(found[metric][i], found[metric][j], same_seeds=same)
 
 
 def within(rate: float, times: int, low: float, high: float) -> bool:
-    """Return whether a rate of so many draws lies between bounds, give or take its own error."""
+    """Return whether a rate over `times` draws is within bounds, plus or minus its error."""
     error = 3 * math.sqrt(0.05 * 0.95 / times)
     return low - error <= rate <= high + error
 
@@ -119,14 +122,14 @@ def check_coverage(world: World, times: int) -> None:
             means[metric].append(mean.low <= a <= mean.high)
     for metric in METRICS:
         rates = np.mean(pairs[metric]), np.mean(means[metric])
-        # Few seeds leave some doubt of their own: intervals may be a little wide or narrow.
+        # With few seeds, intervals may be slightly too wide or too narrow.
         assert all(within(rate, times, 0.93, 0.98) for rate in rates), (metric, rates)
 
 
 def check_coverage_of_films(films: int, times: int) -> None:
-    """Draw films whose numbers of reviews are as unequal as those of a real test split.
+    """Draw films with numbers of reviews as unequal as in a real test split; check the intervals.
 
-    Quartiles 4, 9 and 33. A film makes the reviews easier or harder for each of two approaches.
+    The quartiles are 4, 9 and 33 reviews. Each film is easier or harder for each approach.
     """
     rng = np.random.default_rng(5)
     sizes = np.ceil(np.exp(rng.normal(2.2, 1.3, 4000))).astype(int)
@@ -175,7 +178,7 @@ def test_intervals_cover_the_truth_in_every_world(name: str) -> None:
 
 
 def false_alarms(world: World, times: int) -> dict[str, float]:
-    """Return how often equal approaches are told apart at 5%, by metric and by McNemar's test."""
+    """Return how often equal approaches differ significantly (5%), by metric and by McNemar."""
     alarms: dict[str, list[bool]] = {name: [] for name in (*METRICS, "mcnemar")}
     for found, right in world.draws(times):
         for metric in METRICS:
@@ -203,7 +206,7 @@ def test_equal_approaches_are_seldom_told_apart() -> None:
 @pytest.mark.parametrize("name", EQUAL)
 def test_equal_approaches_are_told_apart_at_the_nominal_rate(name: str) -> None:
     rates = false_alarms(EQUAL[name], 1500)
-    # McNemar's asks about these runs, which do differ where seeds have skills of their own.
+    # McNemar's test compares single runs, and these do differ if seeds have different skills.
     tested = METRICS if EQUAL[name].spread and not EQUAL[name].shared else rates
     assert all(within(rates[key], 1500, 0.0, 0.05) for key in tested), rates
 
@@ -229,7 +232,7 @@ def test_holm_keeps_the_error_of_the_whole_table(seeds: int) -> None:
         alone.append(any(pair.differences[HEADLINE].p <= 0.05 for pair in pairs))
         alarms.append(any(pair.differences[HEADLINE].p_holm <= 0.05 for pair in holm(pairs)))
     assert within(float(np.mean(alarms)), 200, 0.0, 0.05)
-    # Uncorrected, ten comparisons would call far more.
+    # Without the correction, ten comparisons would have far more false positives.
     assert np.mean(alone) > 2 * 0.05
 
 
@@ -246,5 +249,5 @@ def test_true_differences_are_found_the_larger_the_surer() -> None:
     assert (weak < middling).all()
     assert (middling < strong).all()
     assert (strong > 0.95).all()
-    # McNemar's test corrects for continuity, so it is the more cautious; they see the same data.
+    # Both tests use the same data. McNemar's has a continuity correction, so it finds fewer.
     assert np.abs(middling[0] - middling[1]) < 0.15

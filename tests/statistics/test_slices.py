@@ -1,4 +1,4 @@
-"""Predictions on disk, and scores on parts of the test set against pandas."""
+"""Test predictions on disk, and compare scores on parts of the test set with pandas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.slices import slices
 
 
 def part(n: int = 80) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return test reviews with all that may be known of them, and the training reviews."""
+    """Return test reviews with all columns that may be known, and training reviews."""
     rng = np.random.default_rng(8)
     test = pd.DataFrame({
         "text": ["я" * int(k) for k in rng.integers(5, 400, n)],

@@ -1,4 +1,4 @@
-"""The forecast of a sweep: jobs, finished jobs, and the expected time."""
+"""Test the forecast of a sweep: jobs, finished jobs, and the expected time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(*args: str) -> int:
 
 
 class Tokenizer:
-    """What a recipe without pretrained weights asks of its tokenizer."""
+    """A tokenizer with what a recipe without pretrained weights needs."""
 
     pad_token_id = bos_token_id = eos_token_id = 0
 

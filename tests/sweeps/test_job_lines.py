@@ -1,4 +1,4 @@
-"""One line for each job of a sweep."""
+"""Test the line that a sweep prints for each job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOBS = [
 
 
 def test_the_time_left_is_corrected_by_the_measured_times() -> None:
-    """The job with 100 expected seconds took 50, so that the other 160 become 80."""
+    """The job with 100 expected seconds took 50, so the other 160 seconds become 80."""
     line = format_job(1, "bert, seed 0", 0.9214, 50.0, JOBS, {0: 1.0, 1: 50.0})
     assert line == "2/4 bert, seed 0: test f1_weighted 0.921 in 50 s, about 80 s left"
 

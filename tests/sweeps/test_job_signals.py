@@ -1,4 +1,4 @@
-"""Jobs of a launcher receive signals, and a job that disappears fails the sweep."""
+"""Test that jobs of a launcher receive signals, and that a job that disappears is a failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinopoisk_ft.training.signals import Stopped, StopSignals
 
 
 def sweep(place: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> int:
-    """Run a sweep of one job in this process, with a stand-in for its training."""
+    """Run a sweep of one job in this process, with `run` in place of its training."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["kinopoisk_ft"])
     monkeypatch.setattr("kinopoisk_ft.sweeps.jobs.run", run)
@@ -46,7 +46,7 @@ def test_a_signal_is_raised_again_for_the_launcher_after_the_run_is_closed(
     shown = capsys.readouterr().out
     assert "jobs: 0 done, 0 skipped, 0 failed, 1 unfinished" in shown
     assert "with the same output_dir to resume" in shown
-    # Nobody else waits for it here, and the default would end the process.
+    # No launcher waits for the signal here, and the default handler would end the process.
     assert sweep(tmp_path, monkeypatch, stopped) == 143
 
 
@@ -66,9 +66,11 @@ def test_a_worker_that_was_stopped_begins_no_other_job() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     begun: list[int] = []
-    with StopSignals():  # puts back the handlers
+    # The context restores the signal handlers.
+    with StopSignals():
         for _ in range(2):
-            with pytest.raises(RunError):  # which Hydra returns, and joblib kills nobody for it
+            # Hydra returns this error, and joblib does not kill other workers because of it.
+            with pytest.raises(RunError):
                 WorkerTask(stopped)(None)
     assert begun == [1]
     joblib_jobs._received.clear()

@@ -1,4 +1,4 @@
-"""Notes on how jobs ended, and the devices of parallel jobs."""
+"""Test the records of how jobs ended, and the devices of parallel jobs."""
 
 from __future__ import annotations
 

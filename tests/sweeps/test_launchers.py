@@ -1,4 +1,4 @@
-"""Parallel jobs lose nothing under any launcher."""
+"""Test that parallel jobs lose no results under any launcher."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start(place: Path, *args: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_parallel_jobs_lose_nothing(tmp_path: Path, launcher: str) -> None:
-    """Three jobs of which one fails, in a store that does not exist yet; then again."""
+    """One of three jobs fails, in a store that does not exist yet; then the sweep is repeated."""
     write_reviews(tmp_path)
     args = [f"hydra/launcher={launcher}", "trainer.budget=steps:6", "trainer.batch_size=8,9,0"]
     args += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
@@ -89,12 +89,12 @@ def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> Non
 
 
 def checkpoint(place: Path) -> bool:
-    """Tell whether the first job has written one."""
+    """Return whether the first job has written a checkpoint."""
     return any((place / "out/0/checkpoints").glob("checkpoint-*/manifest.json"))
 
 
 def statuses(place: Path) -> list[str]:
-    """Return how the runs of the newest sweep have ended, its parent's first."""
+    """Return the status of the newest sweep's parent, followed by those of its runs."""
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     parent, status = newest_parent(client, "kinopoisk_ft")
     experiment = client.get_run(parent).info.experiment_id
@@ -103,7 +103,7 @@ def statuses(place: Path) -> list[str]:
 
 
 def assert_one_whole_run(place: Path) -> None:
-    """The run was stopped and finished: each step is recorded once, in one run."""
+    """Check that the stopped and resumed run recorded each step once, in one run."""
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     parent, status = newest_parent(client, "kinopoisk_ft")
     assert status == "FINISHED"
@@ -171,7 +171,7 @@ def test_a_signal_stops_the_jobs_of_ray(tmp_path: Path, number: int, code: int) 
 def test_a_signal_stops_the_jobs_of_joblib(
     tmp_path: Path, number: int, to_group: bool, code: int
 ) -> None:
-    """Two jobs run and a third waits: two are saved, the third is not begun."""
+    """Two jobs run and a third one waits: two are saved, and the third one does not start."""
     write_reviews(tmp_path)
     args = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3"]
     sweep = start(tmp_path, *args, *LONG, "trainer.checkpoint_every=100")
@@ -179,7 +179,8 @@ def test_a_signal_stops_the_jobs_of_joblib(
     wait_for(lambda: all(log.exists() and "INFO step 7" in log.read_text() for log in logs), sweep)
     workers = psutil.Process(sweep.pid).children(recursive=True)
     (os.killpg if to_group else os.kill)(sweep.pid, number)
-    out, err = sweep.communicate(timeout=120)  # workers that go on hold the pipes
+    # Workers that continue would keep the pipes open.
+    out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == code, err
     assert psutil.wait_procs(workers, timeout=5)[1] == []
     assert "jobs: 0 done, 0 skipped, 0 failed, 2 unfinished" in out

@@ -1,4 +1,4 @@
-"""Sweeps: finished jobs are skipped, and failures are reported."""
+"""Test that sweeps skip finished jobs and report failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kinopoisk_ft.training.signals import Stopped
 
 
 class Unforeseen(BaseException):
-    """What no job catches."""
+    """An exception that no job catches."""
 
 
 def sweep(*args: str, model: str = "tfidf") -> int:

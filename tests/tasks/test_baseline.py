@@ -1,4 +1,4 @@
-"""Nothing is imported that a run does not need."""
+"""Test that a run imports only what it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model does not support is refused before data are read."""
+"""Test that options which a model does not support are refused before data are read."""
 
 from __future__ import annotations
 

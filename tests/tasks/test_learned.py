@@ -124,7 +124,7 @@ def test_a_run_that_has_not_learned_prints_the_warning(
                f"tracking.experiment={name}") == 0  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     warned = [line for line in lines if "Not significantly above the" in line]
-    # A sweep repeats it in its table of jobs.
+    # A sweep repeats the warning in its table of jobs.
     assert len(warned) == (1 if mode == "RUN" else 2)
     assert warned[0].startswith("Not significantly above the majority class: f1_weighted 0.")
     assert "predicting 'usual'" in warned[0]

@@ -1,4 +1,4 @@
-"""The result of a run as JSON, of this version and of earlier ones."""
+"""Test the result of a run as JSON, from this version and earlier ones."""
 
 from __future__ import annotations
 

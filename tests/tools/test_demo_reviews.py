@@ -112,7 +112,7 @@ def test_no_single_word_tells(binary: pd.DataFrame) -> None:
 
 
 def _weighted_f1(rules: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Weighted F1 of many predictions (rules, reviews) at once."""
+    """Return the weighted F1 of each row of predictions (rules, reviews)."""
     f1 = [
         2
         * (rules == side)[:, good == side].sum(axis=1)

@@ -1,4 +1,4 @@
-"""The search gives each recipe the same budget, and repeats nothing."""
+"""Test that the search gives each recipe the same budget, and repeats no training."""
 
 from __future__ import annotations
 

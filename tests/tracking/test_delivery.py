@@ -1,4 +1,4 @@
-"""A store neither stops nor slows a run, and each event arrives once and in order."""
+"""Test that a store neither stops nor slows a run, and gets each event once and in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kinopoisk_ft.tracking.replay import Replay, Target
 
 
 class Killed(BaseException):
-    """End a process: no delivery catches this."""
+    """An exception that ends a process, because no delivery catches it."""
 
 
 def expected(steps: int = 30) -> list[tuple[str, int, float]]:
@@ -66,7 +66,7 @@ def test_training_continues_while_the_store_hangs(
 def test_random_failures_repeat_no_value(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request fails before or after the store has carried it out."""
+    """A request fails before or after the store has executed it."""
     drawn, calm = random.Random(seed), threading.Event()
 
     def trouble(when: str, name: str) -> None:
@@ -92,7 +92,7 @@ def test_random_failures_repeat_no_value(
 
 
 def replay(folder: Path) -> None:
-    """Replay the log of a folder as a new process would."""
+    """Replay the log of a folder, like a new process."""
     (log,) = find_logs(folder)
     log.open()
     try:

@@ -1,4 +1,4 @@
-"""A run's events are kept in its folder and in order, even if the disk is full or damaged."""
+"""Test that a folder keeps a run's events in order, even if the disk is full or damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real stores that are deleted, locked or unreachable: each event arrives once and in order."""
+"""Test real stores that are deleted, locked or unreachable: each event arrives once, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def logged(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One real store: its tables take seconds to make."""
+    """A real store, shared because its tables take seconds to create."""
     return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
 
 

@@ -1,4 +1,4 @@
-"""Experiments and runs that were deleted in MLflow: nothing is lost, and the fix is named."""
+"""Test experiments and runs deleted in MLflow: no event is lost, and the error names the fix."""
 
 from __future__ import annotations
 

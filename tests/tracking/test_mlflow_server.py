@@ -1,4 +1,4 @@
-"""Many jobs log to the server of `make tracking-server` at once, and nothing is lost."""
+"""Test that many jobs can log to the server of `make tracking-server` at once without loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from kinopoisk_ft.tracking.mlflow import MlflowTracker
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 JOBS, STEPS, METRICS = 20, 120, ("train_loss", "lr", "grad_norm")
-PATIENCE = 120  # seconds for a server to answer for the first time
+# Seconds until a server answers for the first time.
+PATIENCE = 120
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +62,8 @@ def process(command: list[str], **kwargs: object) -> Iterator[subprocess.Popen[b
         os.killpg(server.pid, signal.SIGINT)
         try:
             server.wait(timeout=30)
-        except subprocess.TimeoutExpired:  # its farewell is not what is tested
+        # How a server ends is not tested.
+        except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
@@ -91,7 +93,7 @@ def postgres() -> Iterator[str]:
 
 
 def recipe(*variables: str) -> list[str]:
-    """Return the command of `make tracking-server`, without its set-up of .venv."""
+    """Return the command of `make tracking-server` without the target that creates .venv."""
     command = ["make", "-n", "tracking-server", f"VENV={sys.prefix}", *variables]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     lines = shown.replace("\\\n", " ").splitlines()
@@ -133,7 +135,7 @@ def kept(job: int) -> str:
 
 
 def work(address: str, job: int, folder: Path) -> str:
-    """Log like a run, in several batches, from its own folder."""
+    """Log like a run, in several batches, from a separate folder."""
     tracker = MlflowTracker(uri=address, artifacts=None, experiment="many", log_model=False)
     config = {"seed": job, "trainer": {f"option_{i}": i for i in range(60)}}
     folder.mkdir()

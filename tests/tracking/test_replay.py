@@ -1,4 +1,4 @@
-"""Repeated replays: each event is sent once, and refused events are tried again."""
+"""Test repeated replays: each event is sent once, and refused events are tried again."""
 
 from __future__ import annotations
 

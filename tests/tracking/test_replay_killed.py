@@ -1,4 +1,4 @@
-"""Kill processes at any moment: the store has each event of the log once."""
+"""Test that the store has each event of the log once, after a kill at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create and check stores: a killed creation is repeated, and no recorded run is deleted."""
+"""Test new and existing stores: a killed creation is repeated, and no run is deleted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def works(folder: Path) -> None:
 
 
 def half_created(folder: Path, statements: int) -> Path:
-    """Leave a store whose creation in place was killed before a statement, a minute ago."""
+    """Create a store in place and kill the creation before a statement, a minute ago."""
     uri, file = address(folder), folder / "mlflow.db"
     assert dies(lambda: create_tables(mlflow_db.create_sqlalchemy_engine(uri)), statements, True)
     if file.exists():

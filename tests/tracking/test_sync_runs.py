@@ -1,4 +1,4 @@
-"""Send runs and sweeps that were recorded offline, also from another folder or machine."""
+"""Test sending runs and sweeps recorded offline, also from another folder or machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ BERT = [
     "model.vocab_size=120", "data.max_length=32", "trainer.precision=fp32", "trainer.device=cpu",
     "trainer.max_steps=4", "trainer.log_every=1",
 ]  # fmt: skip
-REFUSED = "tracking.uri=http://127.0.0.1:9"  # nothing listens at the port named discard
+# No program listens on port 9 (discard).
+REFUSED = "tracking.uri=http://127.0.0.1:9"
 
 
 def run(*args: str) -> int:
@@ -120,7 +121,7 @@ def test_an_offline_sweep_skips_and_is_sent_with_its_parent(
     assert parents == [None, first, None, second, second]
     assert found[3].data.tags["kinopoisk_ft.same_as"] == found[1].info.run_id
     assert {one.seed for one in collect(client, "swept", second).runs} == {"0", "1"}
-    # The store now knows what is finished.
+    # The store now has the finished runs.
     args[2] = "tracking=mlflow"
     assert run(*args, "seed=0,1") == 0
     assert "jobs: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out
@@ -154,7 +155,8 @@ def test_a_run_whose_process_died_is_sent_and_can_be_resumed(
     died.metrics({"loss": 1.0}, 1)
     assert sync.main([str(tmp_path)]) == 0
     assert "skipped, it is still running or being sent" in capsys.readouterr().out
-    died._log.close()  # as the end of a process does
+    # The end of a process closes the log, too.
+    died._log.close()
     assert sync.main([str(tmp_path), "--died-as", "FAILED"]) == 0
     assert "FAILED; its process died" in capsys.readouterr().out
     (found,) = runs_of(client, "died")
@@ -182,7 +184,8 @@ def test_a_run_becomes_a_child_of_the_sweep_that_resumes_it(
     old = first.start("sweep", {}, {}, folder=tmp_path)
     first.finish("KILLED")
     kept = job.start("job", {}, {}, old if had_parent else None, folder=tmp_path / "0")
-    job._log.close()  # as the end of a process does
+    # The end of a process closes the log, too.
+    job._log.close()
     new = second.start("sweep", {}, {}, folder=tmp_path)
     second.finish("FINISHED")
     assert job.start("job", {}, {}, new, kept, folder=tmp_path / "0") == kept
@@ -221,7 +224,7 @@ def test_logs_of_earlier_versions_are_sent(
     result = Path(client.download_artifacts(job.info.run_id, "result.json"))
     assert json.loads(result.read_text())["run_id"] == job.info.run_id
 
-    # The state of an earlier version: everything is in this store but the lost file.
+    # In the state file of an earlier version, everything has been sent except the lost file.
     here = {"uri": f"sqlite:///{Path.cwd() / 'mlflow.db'}", "run_id": job.info.run_id}
     state.write_text(json.dumps(sent_elsewhere | here))
     (folder / "0" / "lost.txt").write_text("found again")

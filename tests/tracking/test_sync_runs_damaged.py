@@ -1,4 +1,4 @@
-"""Send logs that are damaged, hostile or missing: the errors are reported."""
+"""Test that errors are reported if logs are damaged, hostile or missing."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def test_micro_batches_are_complete_balanced_and_within_the_limit(
             assert trim or width == longest
     sizes = [part["input_ids"].numel() for part in cut]
     assert max(sizes) <= rows * longest
-    assert len(cut) <= -(-len(lengths) // rows)  # never more than rows alone would ask for
+    # There are no more parts than the limit of rows requires.
+    assert len(cut) <= -(-len(lengths) // rows)
     if len(lengths) <= rows:
         assert [len(part["labels"]) for part in cut] == [len(lengths)]
     elif not trim:

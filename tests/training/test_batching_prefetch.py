@@ -33,7 +33,8 @@ def test_items_are_made_ahead_but_not_too_far() -> None:
 
     with prefetch(source(), depth=2) as items:
         assert next(items) == 0
-        assert third.wait(10)  # one taken, two waiting, one in the maker's hand
+        # One item is taken, two are in the queue, and the thread holds one.
+        assert third.wait(10)
         assert len(made) <= 4
     assert threads() == 0
 

@@ -29,7 +29,7 @@ REVIEWS = 64
 
 
 class FakeTime:
-    """Count fake seconds, which pass only when a test advances them."""
+    """A clock with fake seconds, which pass only if a test advances it."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -39,7 +39,7 @@ class FakeTime:
 
 
 class Timed(Classification):
-    """Spend one fake second per training batch and one hour per evaluation batch."""
+    """An objective that takes a fake second per training batch and an hour per evaluation batch."""
 
     def __init__(self, pad_id: int, time: FakeTime) -> None:
         super().__init__(pad_id)
@@ -51,7 +51,7 @@ class Timed(Classification):
 
 
 class Recorder:
-    """Collect learning rates and the steps of evaluations."""
+    """A recorder of learning rates and of the steps of evaluations."""
 
     def __init__(self) -> None:
         self.lr: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""Check what the clock charges to each section."""
+"""Check which time the clock adds to each section."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ print(before - peak_memory_mb(cpu))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has settings to keep")
 def test_memory_kept_by_earlier_work_is_not_counted() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, check=True)
-    assert float(done.stdout) > 150  # of 200 MiB
+    # The work uses 200 MiB.
+    assert float(done.stdout) > 150
 
 
 @pytest.mark.parametrize(("asked", "possible"), [(True, True), (True, False), (False, True)])
@@ -103,7 +104,8 @@ def test_peak_memory_without_reset_is_reported(
     status.write_text("Name:\tpython\n" + ("" if lacks == "a peak" else "VmHWM:\t  2048 kB\n"))
     monkeypatch.setattr(device, "_STATUS", status)
     clear = tmp_path / "clear_refs"
-    clear.mkdir()  # cannot be written, not even by root
+    # Not even root can write this file.
+    clear.mkdir()
     monkeypatch.setattr(device, "_CLEAR", tmp_path / "own" if lacks == "a peak" else clear)
     reset_peak_memory(CPU)
     assert "the reported peak memory includes earlier runs in this process" in caplog.text

@@ -1,4 +1,4 @@
-"""The output layer is fitted before training, and layers learn at decaying rates."""
+"""Check that the output layer is fitted before training, and that rates decay with depth."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def prepare(kind: str, adapter: str, *overrides: str) -> tuple[State, Examples]:
     ],
 )
 def test_the_fitted_layer_predicts_as_scikit_learn(kind: str, adapter: str, name: str) -> None:
-    """From the same features, in any order of batches."""
+    """Both use the same features; the order of batches does not matter."""
     state, train = prepare(kind, adapter, "trainer.head_first=true")
     found, layer = find_output_layer(state.model)
     assert found == name
@@ -169,7 +169,7 @@ def test_invalid_values_are_refused(overrides: list[str], message: str) -> None:
 
 
 def test_few_reviews_train_for_the_minimum_of_steps(tmp_path: Path) -> None:
-    """46 reviews in batches of 12 have four steps an epoch."""
+    """46 reviews in batches of 12 give four steps per epoch."""
     assert short_fit(tmp_path / "a", "trainer.min_steps=7")[0].step == 7
     assert short_fit(tmp_path / "b", "trainer.min_steps=3")[0].step == 4
     state, _ = short_fit(tmp_path / "c", "trainer.min_steps=9", "trainer.max_steps=9")

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder:
-    """Collect the recorded metrics."""
+    """A recorder of all metrics."""
 
     def __init__(self) -> None:
         self.values: list[tuple[int, dict[str, float]]] = []

@@ -26,7 +26,7 @@ NAMES = ["cross_entropy", "label_smoothing", "focal"]
 
 
 def case(ignored: bool = False) -> tuple[Tensor, Tensor]:
-    """Return logits (40, 3) that require a gradient, and labels, some of them ignored."""
+    """Return logits (40, 3) that require gradients, and labels, some of which are ignored."""
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(40, 3, generator=generator)).requires_grad_()
     labels = torch.randint(0, 3, (40,), generator=generator)

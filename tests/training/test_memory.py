@@ -42,7 +42,7 @@ def tokens(rows: int) -> int:
 
 
 def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return a hook that makes the forward pass raise with more tokens than `most` rows have."""
+    """Return a hook that makes the forward pass raise above the tokens of `most` rows."""
     limit = tokens(most)
 
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None
 
 
 def backward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None]:
-    """Return a hook that makes the backward pass raise below the last layer above this limit."""
+    """Return a function that makes the backward pass raise below the last layer."""
     limit = tokens(most)
 
     def check(grad: torch.Tensor) -> None:
@@ -124,7 +124,8 @@ def test_a_step_without_memory_is_done_again(
 def test_gradients_of_a_broken_off_attempt_are_dropped(tmp_path: Path) -> None:
     settings = ["trainer.accumulate=3"]
     _, expected = short_fit(tmp_path / "whole", *settings)
-    fails = backward_fails(LACKS[0], 11)  # the smaller last batch has gone through by then
+    # The smaller last batch of the step succeeds before the failure.
+    fails = backward_fails(LACKS[0], 11)
     state, found = short_fit(tmp_path / "halved", *settings, prepare=fails)
     assert state.micro_batch_size == 6
     np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
@@ -199,13 +200,14 @@ def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
     kept = CheckpointFolder(tmp_path / "broken").newest()
     assert kept is not None
     assert [kept.plain["state"][key] for key in ("step", "micro_batch_size")] == [2, 6]
-    state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)  # nothing fails any more
+    # This time, nothing fails.
+    state, recorder = short_fit(tmp_path / "broken", every, dropout=0.3)
     assert recorder.of("micro_batch_size") == [6] * 2
     assert torch.equal(weights(state), weights(whole))
 
 
 def test_one_process_of_torchrun_can_go_down_to_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DDP would not treat the backward pass of a failed attempt as complete."""
+    """DDP does not treat the backward pass of a failed attempt as complete."""
     monkeypatch.setattr(strategy, "resolve_strategy", lambda asked: "ddp")
     model = nn.Linear(2, 2)
     assert strategy.wrap_model(model, "auto", torch.device("cpu")) is model

@@ -106,7 +106,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
 
 
 @pytest.mark.parametrize(
-    # 10 MiB a row, and less than one for gradients and optimizer.
+    # 10 MiB per row, and less than 1 MiB for gradients and the optimizer.
     ("left", "rows"), [(121.0, 12), (119.0, 6), (61.0, 6), (59.0, 3), (12.0, 1)],
 )  # fmt: skip
 def test_the_micro_batch_is_halved_until_it_fits(
@@ -200,7 +200,7 @@ def test_a_process_with_little_memory_trains_in_smaller_parts(tmp_path: Path) ->
     free, predicted, refused, recomputed = found
     assert (free["rows"], free["failures"]) == (32, 0)
     assert free["growth"] < free["predicted"] < 2 * free["growth"]
-    # Gradient checkpointing needs less memory, and the prediction knows it.
+    # The prediction takes into account that gradient checkpointing needs less memory.
     assert recomputed["growth"] < recomputed["predicted"] < 2.5 * recomputed["growth"]
     assert recomputed["predicted"] < free["predicted"] / 2
     assert (predicted["rows"], predicted["failures"]) == (16, 0)

@@ -60,7 +60,8 @@ def test_a_long_row_counts_though_a_good_step_followed(state: State, tmp_path: P
     check(state, 4, tmp_path)
     leave(state, [2, 2, 2])
     check(state, 4, tmp_path)
-    leave(state, [2, 0])  # the fourth of a row that began before the last look
+    # The fourth bad step in a row, which began before the last check.
+    leave(state, [2, 0])
     with pytest.raises(UserError, match="in 4 consecutive steps, detected at step 1") as raised:
         check(state, 4, tmp_path)
     assert "the batch of step 1" in str(raised.value)
@@ -77,7 +78,7 @@ def test_a_long_row_is_found_after_a_checkpoint_and_a_kill(state: State, tmp_pat
 
 @pytest.fixture
 def poisoned(unprobed: None, monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Choose the steps whose loss becomes infinite."""
+    """The steps whose loss becomes infinite; tests add their numbers."""
     chosen: set[int] = set()
     loss_sum, calls = Classification.loss_sum, [0]
 

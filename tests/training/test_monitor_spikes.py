@@ -1,4 +1,4 @@
-"""Check that loss spikes, and no normal losses, are reported and counted, also in a resumed run."""
+"""Check that only loss spikes are reported and counted, also in a resumed run."""
 
 from __future__ import annotations
 

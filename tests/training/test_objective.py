@@ -45,7 +45,7 @@ def test_weights_are_scikit_learns() -> None:
     np.testing.assert_allclose(
         weights[LABELS], compute_sample_weight("balanced", LABELS), rtol=1e-6
     )
-    # Of a balanced set none changes anything.
+    # If the classes are balanced, all weights are 1.
     assert torch.equal(compute_balanced_weights(np.array([0, 1, 2]), 3), torch.ones(3))
 
 

@@ -1,4 +1,4 @@
-"""Check that the progress bar shows loss, score, speed and time left, on a terminal only."""
+"""Check that the progress bar shows loss, score, speed and remaining time, only on a terminal."""
 
 from __future__ import annotations
 

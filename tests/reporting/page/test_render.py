@@ -1,4 +1,4 @@
-"""The report's page: well formed, complete, escaped, in two languages, and what a browser sees."""
+"""Test the report's page: valid HTML, complete, escaped, in two languages, also in a browser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {"bert 178M", "bert 178M + freeze", "bert 178M + LoRA", "mamba 129M", "T
 
 
 class Page(HTMLParser):
-    """Tags with their attributes; every tag must close what was opened last."""
+    """A parser of tags with their attributes, which checks that tags are nested correctly."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -106,7 +106,8 @@ def test_reviews_are_escaped_and_cut(made: tuple) -> None:
 def test_pictures_have_alternative_text(made: tuple) -> None:
     pictures = Page(made[3]).all("svg")
     rows = made[2]["tables"][0]["rows"][:-1]
-    costs, forests, others = 3, 1, 4 + 5 + 5  # curves of the networks, confusion, calibration
+    # Learning curves of the networks, confusion matrices, and calibration plots.
+    costs, forests, others = 3, 1, 4 + 5 + 5
     assert len(pictures) == costs + forests + others
     for attrs in pictures:
         assert attrs["role"] == "img"
@@ -174,10 +175,11 @@ def test_rows_can_be_repeated_and_leakage_is_told(made: tuple) -> None:
 
 
 def test_slices_by_what_was_cut_off(made: tuple) -> None:
-    """Accuracy of the parts that one approach cut, with Wilson's interval of its seeds' mean."""
+    """The oracle is the accuracy by truncated share, with Wilson's interval over seeds."""
     locale, text = Locale(made[0]), unpadded(made[1] / "comparison.md")
     said = " ".join(Page(made[3]).locale)
-    runs = [cut_answers(seed, 2.2, 0.71**4) for seed in range(3)]  # of mamba
+    # The runs of Mamba.
+    runs = [cut_answers(seed, 2.2, 0.71**4) for seed in range(3)]
     right = pd.concat([run["predicted"] == run["label"] for run in runs], axis=1).mean(axis=1)
     parts = pd.cut(runs[0]["truncated"], [-1, 0, 0.5, 1], labels=["0", "0-50%", "50-100%"])
     for name, part in right.groupby(parts, observed=True):

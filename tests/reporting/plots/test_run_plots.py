@@ -1,4 +1,4 @@
-"""The plots of one run: the confusion matrix and the learning curve."""
+"""Test the plots of one run: the confusion matrix and the learning curve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning
 @pytest.mark.parametrize("size", quick([15, 2, 6], 1))
 def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
     matrix = np.eye(size, dtype=int) * 50 + 1
-    matrix[0] = 0  # a class with no test rows
+    # One class has no test rows.
+    matrix[0] = 0
     file = tmp_path / "matrix.png"
     plot_confusion(matrix, [f"класс {i}" for i in range(size)], file)
     assert imread(file).shape[1] >= 800

@@ -1,4 +1,4 @@
-"""The comparison's scatter plot: places of labels, ticks and the Pareto front."""
+"""Test the scatter plot of a comparison: places of labels, ticks and the Pareto front."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_picture_keeps_labels_apart_and_zero_on_the_axis() -> None:
     figure.draw_without_rendering()
     for axes in figure.axes:
         frame = axes.get_window_extent()
-        extents = [Text.get_window_extent(text) for text in axes.texts]  # without its line
+        # `Text.get_window_extent` excludes the line from the label to its point.
+        extents = [Text.get_window_extent(text) for text in axes.texts]
         assert len(extents) == len(runs)
         assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
         assert all(frame.x0 - 1 <= e.x0 and e.x1 <= frame.x1 + 1 for e in extents)

@@ -22,7 +22,7 @@ NUMBERS = ("train_loss", "val_loss", "lr")
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Trace without compiling; return the requested options."""
+    """The options of each call of `torch.compile`, which traces without compiling."""
     asked: list[dict[str, Any]] = []
     real = torch.compile
 

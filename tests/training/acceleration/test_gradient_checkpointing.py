@@ -69,7 +69,7 @@ def check_equal(module: nn.Module, tokenizer: Any, kind: str = "fp32") -> None:
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
     assert less < more
-    # Nothing is left behind.
+    # Afterwards, no layer has the setting.
     assert not any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
 
 
@@ -147,7 +147,7 @@ def test_unpadded_attention_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
 def test_a_training_is_the_same(kind: str, tmp_path: Path) -> None:
-    """With micro-batches and dropout, every loss and every weight is the same."""
+    """With micro-batches and dropout, all losses and weights are the same."""
     more = ["trainer.micro_batch_size=5", "trainer.accumulate=2"]
     plain, expected = short_fit(tmp_path / "plain", *more, kind=kind, dropout=0.3)
     state, found = short_fit(tmp_path / "recomputed", ON, *more, kind=kind, dropout=0.3)
@@ -189,7 +189,7 @@ def test_a_compiled_training_is_the_same(
 
 
 class Plain(nn.Module):
-    """A classifier whose layers know nothing of gradient checkpointing."""
+    """A classifier whose layers do not support gradient checkpointing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ def test_refused_before_data_are_read(
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
 def test_the_prediction_counts_the_inputs_and_one_layer(kind: str, tmp_path: Path) -> None:
-    """With as many layers, the prediction falls to the layers' inputs and one layer's tensors."""
+    """For 12 layers, the prediction falls to the layers' inputs and the tensors of one layer."""
     kept = []
     for enabled in ("false", "true"):
         state, _ = short_fit(

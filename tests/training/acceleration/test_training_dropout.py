@@ -88,7 +88,7 @@ def test_lora_dropout_and_attention_are_ours(monkeypatch: pytest.MonkeyPatch) ->
     module = adapted("bert", "lora")
     with replace_dropout(module.train(), CPU, "keep"):
         module(**batch())
-    # Embeddings; in each of 3 layers LoRA on query and value, and two outputs; the head.
+    # Embeddings; in each of 3 layers, LoRA on query and value, and two outputs; the head.
     assert calls.count("attention") == 3
     assert calls.count("dropout") == 1 + 3 * (2 + 2) + 1
 

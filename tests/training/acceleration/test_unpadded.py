@@ -1,4 +1,4 @@
-"""Check attention without padding, with a stand-in for the GPU kernel."""
+"""Check attention without padding, with a fake GPU kernel."""
 
 from __future__ import annotations
 
@@ -65,14 +65,16 @@ def test_logits_and_gradients_are_those_of_sdpa(
     )
     with caplog.at_level(logging.DEBUG), use_unpadded_attention(module, on("cuda", "bf16")):
         got, grads = answer(module, inputs)
-    assert tokens == [20]  # once for all layers
+    # The mask is read once for all layers.
+    assert tokens == [20]
     assert "attention uses flash-attn without padding" in caplog.text
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
     for name, grad in grads.items():
         torch.testing.assert_close(
             grad, want_grads[name], rtol=0.1, atol=0.02 * float(want_grads[name].abs().max()) + 1e-6
         )
-    torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)  # SDPA again
+    # Afterwards, attention uses SDPA again.
+    torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)
     assert tokens == [20]
 
 

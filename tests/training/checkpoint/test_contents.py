@@ -23,7 +23,7 @@ from kinopoisk_ft.training.checkpoint.contents import (
 from kinopoisk_ft.training.checkpoint.folder import CheckpointFolder
 
 Forge = Callable[[dict[str, Any], dict[str, Any]], object]
-# What is changed in the contents and in the state within them, and the reason that is given.
+# Changes of the contents and of the state in them, and the reason in the error.
 FORGED: dict[str, tuple[Forge, str]] = {
     **{f"no {key}": (lambda _, state, key=key: state.pop(key), f"state/{key} is missing")
        for key in ("step", "history", "schedule", "scaler", "optimizer", "weights", "losses")},

@@ -46,7 +46,8 @@ def test_damage_changes_no_result(checkpoints: Path, tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole")
     for name in ("state.safetensors", "manifest.json"):
         flip(CheckpointFolder(checkpoints).folders()[-1] / name)
-    state = fit(checkpoints)  # none is left: it starts over
+    # No valid checkpoint is left, so the run starts over.
+    state = fit(checkpoints)
     assert torch.equal(weights(state), weights(whole))
     assert state.history == whole.history
 

@@ -41,8 +41,9 @@ def by_step(folder: Path) -> dict[tuple[int, str], Any]:
 def compare(
     place: Path, kind: str, adapter: str, more: Sequence[str], kills: Sequence[Any]
 ) -> None:
-    """Train without an interruption, and with one at each moment in turn."""
-    if not kind.endswith("scratch"):  # made here once, for all children to read
+    """Compare an uninterrupted training with one that is killed at each moment in turn."""
+    # Write the checkpoint here once, for all child processes.
+    if not kind.endswith("scratch"):
         model_overrides(kind)
     whole = place / f"{kind}_{adapter}_whole"
     assert child(train, whole, kind, adapter, more, None) == 0
@@ -209,14 +210,15 @@ def test_killed_after_training_a_run_comes_to_its_end(
 
 @pytest.mark.slow
 def test_a_run_with_long_steps_ends_within_ten_seconds_of_a_signal(here: Path) -> None:
-    """A preempted machine leaves the same state."""
+    """This is also what remains if a machine is preempted."""
     args = [*RUN, "output_dir=slow", "tracking.experiment=slow", "trainer.checkpoint_every=null"]
     process = CHILDREN.Process(target=slow_command, args=(args, here, 2.0))
     process.start()
     started = here / "started.txt"
     while process.is_alive() and not (started.exists() and started.read_text().count("\n") == 2):
         time.sleep(0.05)
-    time.sleep(0.2)  # well within the second step
+    # Wait until the second step is in progress.
+    time.sleep(0.2)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     before = time.monotonic()

@@ -25,7 +25,8 @@ def together(
     last: int | None = None,
 ) -> list[int | None]:  # fmt: skip
     """Train a tiny network in `count` processes, up to a step if it is given."""
-    if not kind.endswith("scratch"):  # made here once, for all children to read
+    # Write the checkpoint here once, for all child processes.
+    if not kind.endswith("scratch"):
         model_overrides(kind)
     return started(member, count, folder, kind, adapter, more, last)
 
@@ -54,7 +55,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         folder = tmp_path / str(count)
         assert set(together(count, folder, "bert_scratch", more=NO_DROPOUT)) == {0}
     compare(tmp_path / "0", tmp_path / "2")
-    # The other rank came to the same, and wrote no checkpoint.
+    # The other rank has the same results, and wrote no checkpoint.
     assert result(tmp_path / "2" / "rank1") == result(tmp_path / "2")
     assert not list((tmp_path / "2" / "rank1").glob("checkpoint-*"))
 
@@ -120,7 +121,8 @@ def test_a_checkpoint_knows_no_processes(before: Any, after: Any, tmp_path: Path
     count, more = after
     assert set(together(count, broken, "bert_scratch", more=[*NO_DROPOUT, *more])) == {0}
     found, expected = result(broken)["values"], result(whole)["values"]
-    assert min(int(key.split()[0]) for key in found) == 5  # it did not begin again
+    # The run did not start over.
+    assert min(int(key.split()[0]) for key in found) == 5
     assert found == pytest.approx({key: expected[key] for key in found}, abs=1e-5)
     mine, theirs = (load_file(f / "tensors.safetensors")["outputs"] for f in (broken, whole))
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)

@@ -80,7 +80,7 @@ def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_who_fails_alone_does_not_wait_for_the_others(
     error: BaseException, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other ranks may wait for it within a step and would never end."""
+    """The other ranks may wait for the failed one in a step, which would never end."""
     store = MagicMock()
     for key, value in environment(1, 2, 1).items():
         monkeypatch.setenv(key, value)

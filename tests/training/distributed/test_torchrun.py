@@ -61,7 +61,8 @@ def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     assert finished.data.params["seed"] == stopped.data.params["seed"]
     assert "resumed after step" in (tmp_path / "run" / "run.log").read_text()
     left = {path.name for path in (tmp_path / "rank1").iterdir()}
-    assert left <= {"stderr.txt", "cache"}  # rank 0 alone writes
+    # Only rank 0 writes.
+    assert left <= {"stderr.txt", "cache"}
 
 
 def torchrun(here: Path, *args: str) -> subprocess.Popen[bytes]:
