@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from common.report import Section, command_line, publish
-from common.sides import absent, add_inputs
+from common.sides import absent, add_inputs, read_metrics
 
 REMARK = "All settings are the project's defaults."
 STAGES = {
@@ -57,8 +56,7 @@ def measure(args: argparse.Namespace) -> Section:
         report = _seconds(
             folder, "kinopoisk_ft.report", "--uri", store, "--output", f"{folder}/report"
         )
-        with closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
-            found = dict(database.execute("SELECT key, value FROM latest_metrics"))
+        found = read_metrics(Path(folder) / "mlflow.db")
     stages = {told: found.get(f"{key}_seconds", 0.0) for key, told in STAGES.items()}
     rest = whole - sum(stages.values())
     stages = {"imports, reading, splitting, MLflow": rest, **stages, "the report": report}

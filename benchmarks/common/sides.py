@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from common.shapes import Shape
+from kinopoisk_ft.tracking.mlflow_names import flat_metrics
 
 ADAPTERS = {"full": "adapter=none", "frozen": "adapter=freeze", "lora": "adapter=lora"}
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -101,8 +102,7 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
         command += [f"trainer.max_steps={work.steps}"] if work.steps else []
         command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
         _, mib = _run(command, {"KINOPOISK_FT_CACHE": f"{folder}/cache"})
-        with closing(sqlite3.connect(store)) as database:
-            found = dict(database.execute("SELECT key, value FROM latest_metrics"))
+        found = read_metrics(store)
     counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
     seconds = sum(found.get(key, 0.0) for key in counted)
     result = {"seconds": seconds, "mib": mib, "eval_seconds": found["eval_seconds"],
@@ -110,6 +110,12 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
     if not work.steps:
         result |= {"f1": found["test_f1_weighted"], "accuracy": found["test_accuracy"]}
     return result
+
+
+def read_metrics(store: Path) -> dict[str, float]:
+    """Return the last value of each metric, by flat name, in an MLflow store with one run."""
+    with closing(sqlite3.connect(store)) as database:
+        return flat_metrics(dict(database.execute("SELECT key, value FROM latest_metrics")))
 
 
 def _run(command: list[Any], environment: Mapping[str, str]) -> tuple[str, float]:
