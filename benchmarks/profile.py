@@ -42,7 +42,7 @@ KINDS = {
     "copies and casts": r"copy|_to_|cat|contiguous|clone|fill|zero|empty|stack",
     "sums and products": r"add|mul|sub|div|sum|mean|neg|exp|where|pow|sqrt",
 }
-REST = "all else"
+REST = "other"
 
 
 class Nowhere:

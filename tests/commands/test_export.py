@@ -1,4 +1,4 @@
-"""Test that the command exports a model, and that `predict` reads both folders alike."""
+"""Test that the command exports a model, and that `predict` gives the same answers from both folders."""
 
 from __future__ import annotations
 
