@@ -1,4 +1,4 @@
-"""Test that the command exports a model, and that `predict` gives the same answers from both folders."""
+"""Test that an exported model gives the answers of the model folder."""
 
 from __future__ import annotations
 
