@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "data": set(),
     "adapters": {"models"},
     "training": {"data", "ops", "statistics"},
-    "tracking": {"config", "run_folder"},
+    # The primary metric of an experiment is the one that ranks the approaches.
+    "tracking": {"config", "run_folder", "statistics"},
     "config": {"provenance"},
     "run_folder": {"config"},
     "provenance": set(),
@@ -165,6 +166,7 @@ LATE_IMPORTS = {
     "sweeps.joblib_jobs": "joblib's launcher is an extra",
     "tasks.finetune": "TF-IDF needs neither PEFT nor transformers",
     "tasks.record": "matplotlib",
+    "tracking.offline": "system metrics need MLflow, and few offline runs record them",
     "training.device": "POSIX only",
     "training.distributed.sharding": "FSDP takes a second, and few runs use it",
     "training.memory": "POSIX only",

@@ -12,13 +12,8 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from kinopoisk_ft.checks.finding import Finding, format_error
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import (
-    FIX_MISSING,
-    REMOTE,
-    default_uri,
-    hide_password,
-    open_store,
-)
+from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
+from kinopoisk_ft.tracking.store_schema import FIX_MISSING, REMOTE
 
 NAME = "MLflow store"
 USE_ANOTHER = "set tracking.uri=sqlite:////another/folder/mlflow.db"

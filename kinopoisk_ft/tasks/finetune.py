@@ -36,7 +36,7 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
     with main_first():
         recipe.fit(SupportChecks(adapter, trainer))
         data: DataSplit = instantiate(cfg.data).load()
-    record_data(data, tracker, out_dir)
+    record_data(data, cfg.data, tracker, out_dir)
     if cfg.tuning_trials is not None:
         tracker.metrics({"tuning_trials": cfg.tuning_trials}, 0)
     options: Any = OmegaConf.to_container(cfg.model)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from kinopoisk_ft.data.recipe import DataSplit
@@ -28,6 +31,7 @@ from kinopoisk_ft.statistics.predictions import as_table
 from kinopoisk_ft.tasks.learned import check_learned
 from kinopoisk_ft.tasks.result import Fitted, Result
 from kinopoisk_ft.tracking.base import Tracker
+from kinopoisk_ft.tracking.offline import NOTE_TAG
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +48,16 @@ FILES = (
 PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 
 
-def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
-    """Record the digests of the splits, and the leakage from train to test."""
+def record_data(
+    data: DataSplit, options: Mapping[str, Any], tracker: Tracker, out_dir: Path
+) -> None:
+    """Record the splits, their digests, and the leakage from train to test.
+
+    Args:
+        options: the config node `data`.
+    """
+    for context, part in (("train", data.train), ("validation", data.val), ("test", data.test)):
+        tracker.dataset(context, _describe_part(part, data.class_names, options))
     tracker.tags({"split_digest": data.split_digest, "source_digest": data.source_digest})
     leakage = data.leakage.metrics()
     tracker.metrics(leakage, 0)
@@ -59,6 +71,35 @@ def record_data(data: DataSplit, tracker: Tracker, out_dir: Path) -> None:
     }
     write_json(out_dir / "data.json", description)
     tracker.artifact(out_dir / "data.json")
+
+
+def _describe_part(
+    part: pd.DataFrame, class_names: tuple[str, ...], options: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the fields of an MLflow data set, except its name."""
+    columns = {"text": "string", "label": "long"}
+    hashes = pd.util.hash_pandas_object(part[[*columns]], index=False).to_numpy()
+    counts = np.bincount(part["label"], minlength=len(class_names))
+    source: dict[str, Any]
+    if options.get("path"):
+        kind, source = "local", {"uri": str(options["path"])}
+    elif options.get("name"):
+        kind, source = "hf", {"path": str(options["name"]), "split": None}
+    else:
+        kind, source = "code", {"tags": {"mlflow.source.name": str(options.get("_target_"))}}
+    schema = [{"type": kind, "name": name, "required": True} for name, kind in columns.items()]
+    profile = {
+        "num_rows": len(part),
+        "reviews_by_class": dict(zip(class_names, counts.tolist(), strict=True)),
+        "characters": int(part["text"].str.len().sum()),
+    }
+    return {
+        "digest": hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:16],
+        "source_type": kind,
+        "source": json.dumps(source, ensure_ascii=False),
+        "schema": json.dumps({"mlflow_colspec": schema}),
+        "profile": json.dumps(profile, ensure_ascii=False),
+    }
 
 
 def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_dir: Path) -> Result:
@@ -84,6 +125,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     metrics = _collect_metrics(fitted, data, scores, majority)
     tracker.metrics(metrics, step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
+    tracker.tags({NOTE_TAG: _describe_result(result, data)})
     if warning:
         tracker.tags({"not_learned": failed_checks})
     predicted = fitted.test_probabilities.argmax(axis=1)
@@ -95,6 +137,19 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     _write_card(out_dir, metrics, warning)
     tracker.model(out_dir / "model", PYFUNC, data.class_names)
     return result
+
+
+def _describe_result(result: Result, data: DataSplit) -> str:
+    """Return the description of the run and of its model in MLflow, as Markdown."""
+    sentences = [
+        f"**{HEADLINE} {result.scores[HEADLINE]:.4f}** on {len(data.test):,} test reviews "
+        f"({result.majority:.4f} for always predicting the majority class).",
+        f"Trained on {len(data.train):,} reviews in {result.train_seconds:.1f} s, with "
+        f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters.",
+        result.warning,
+    ]
+    command = f'    kinopoisk-ft predict {result.run_id or result.model_dir} "your text"'
+    return f"{' '.join(filter(None, sentences))}\n\n{command}"
 
 
 def _collect_metrics(

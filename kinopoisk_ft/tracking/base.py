@@ -56,6 +56,16 @@ class Tracker(Protocol):
         """Record a file or subfolder of the run's folder."""
         ...
 
+    def dataset(self, context: str, values: dict[str, str]) -> None:
+        """Record a part of the data that the run uses.
+
+        Args:
+            context: "train", "validation" or "test".
+            values: the fields digest, source_type, source, schema and profile of an MLflow data
+                set. The last three are JSON.
+        """
+        ...
+
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder, and the Python file that serves the model."""
         ...
@@ -101,6 +111,9 @@ class NoTracker:
 
     def artifact(self, path: Path) -> None:
         """Do nothing. The file stays in the run's folder."""
+
+    def dataset(self, context: str, values: dict[str, str]) -> None:
+        """Do nothing."""
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Do nothing. The model stays in the run's folder."""

@@ -7,7 +7,7 @@ import threading
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.replay import Replay
-from kinopoisk_ft.tracking.store import UnreachableError
+from kinopoisk_ft.tracking.store_schema import UnreachableError
 
 log = logging.getLogger(__name__)
 

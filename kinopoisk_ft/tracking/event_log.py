@@ -47,7 +47,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "metrics": {"values": dict, "step": int},
     "tags": {"values": dict},
     "artifact": {"path": str},
+    "dataset": {"context": str, "values": dict},
     "model": {"path": str, "code": str, "class_names": list},
+    "register": {"name": str},
     "finish": {"status": str},
 }  # fmt: skip
 

@@ -12,13 +12,8 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import (
-    REMOTE,
-    UnreachableError,
-    absolute_uri,
-    is_temporary,
-    open_experiment,
-)
+from kinopoisk_ft.tracking.store import absolute_uri, open_experiment
+from kinopoisk_ft.tracking.store_schema import REMOTE, UnreachableError, is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +84,7 @@ class MlflowTracker(OfflineTracker):
         error = self._delivery.error
         if error is not None and self._delivery.needs_user():
             self._delivery.stop()
+            self._stop_monitor()
             if self._is_new:
                 self._log.discard()
             else:
@@ -105,6 +101,7 @@ class MlflowTracker(OfflineTracker):
 
     def finish(self, status: str) -> None:
         """Record the end of the run, and send unsent events for a limited time."""
+        self._stop_monitor()
         self._log.append("finish", status=status)
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)

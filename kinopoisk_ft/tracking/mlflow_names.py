@@ -13,15 +13,17 @@ from collections.abc import Mapping
 PREFIXED = ("test", "val", "train", "majority", "leakage")
 # All other metrics keep their whole name after the slash.
 GROUPS = {
-    "train": ("lr", "epoch", "grad_norm", "micro_batch_size", "skipped_steps", "loss_spikes"),
+    "train": (
+        "lr", "epoch", "grad_norm", "micro_batch_size", "skipped_steps", "loss_spikes",
+        "tuning_trials",
+    ),
     "data": ("train_reviews", "characters_seen_share", "tokens_seen_share", "characters_per_token"),
     "model": ("trainable_parameters", "total_parameters"),
     "calibration": ("temperature", "threshold"),
     "time": ("tokens_per_second",),
     # The MLflow UI shows metrics of this group on a separate tab.
     "system": ("peak_memory_mb",),
-    "search": ("tuning_trials",),
-}
+}  # fmt: skip
 SECONDS = "_seconds"
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 # Keys of a config that say how Hydra calls an object.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kinopoisk_ft.config.prepared import flatten
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.event_log import EventLog, find_logs
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 LOCK_PATIENCE = 10.0
 # MLflow's user interface shows a run with this tag below its parent run.
 PARENT_TAG = "mlflow.parentRunId"
+# MLflow's user interface shows this tag as the description of a run or model, in Markdown.
+NOTE_TAG = "mlflow.note.content"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -28,10 +32,19 @@ class OfflineTracker:
     """
 
     def __init__(
-        self, *, uri: str | None, artifacts: str | None, experiment: str, log_model: bool
+        self,
+        *,
+        uri: str | None,
+        artifacts: str | None,
+        experiment: str,
+        log_model: bool,
+        register: str | None = None,
+        system_metrics: bool = False,
     ) -> None:
+        _check_register(register, log_model)
         self.uri, self.artifacts, self.experiment = uri, artifacts, experiment
-        self.log_model = log_model
+        self.log_model, self.register, self.system_metrics = log_model, register, system_metrics
+        self._monitor: Any = None
         self._recorded: set[tuple[str, int]] = set()
         self._has_artifacts = False
 
@@ -59,6 +72,7 @@ class OfflineTracker:
         # MLflow stores params as strings.
         params = {key: str(value) for key, value in flatten(config).items()}
         if self._is_new:
+            tags = {**_describe_source(tags), **tags}
             tags = {**tags, PARENT_TAG: parent} if parent is not None else tags
             self._log.append(
                 "start", name=name, tags=tags, uri=self.get_uri(), experiment=self.experiment,
@@ -69,6 +83,8 @@ class OfflineTracker:
         if params:
             self._log.append("params", values=params)
         self._log.sync()
+        if self.system_metrics:
+            self._start_monitor()
         return self._log.local_id
 
     def get_uri(self) -> str | None:
@@ -88,6 +104,17 @@ class OfflineTracker:
         # A sweep's report shows only children of the sweep's parent run.
         if parent is not None and tags.get(PARENT_TAG) != parent:
             self.tags({PARENT_TAG: parent})
+
+    def _start_monitor(self) -> None:
+        # It imports MLflow, which offline runs do not need otherwise.
+        from kinopoisk_ft.tracking.system_metrics import PREFIX, SystemMonitor
+
+        steps = [step for name, step in self._recorded if name.startswith(PREFIX)]
+        self._monitor = SystemMonitor(self.metrics, max(steps, default=-1) + 1)
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.stop()
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Record metrics; skip those that a resumed run recorded before it was interrupted."""
@@ -110,15 +137,23 @@ class OfflineTracker:
             self._has_artifacts = True
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
+    def dataset(self, context: str, values: dict[str, str]) -> None:
+        """Record a part of the data, under the name of the chosen option of the group data."""
+        name = self._log.tags.get("data", "data")
+        self._log.append("dataset", context=context, values={"name": name, **values})
+
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder, and the Python file that serves the model."""
         # Without `log_model`, the model is only in the run's folder.
         if self.log_model:
             path, code_path = (portable_path(one, self._log.folder) for one in (folder, code))
             self._log.append("model", path=path, code=code_path, class_names=list(class_names))
+            if self.register is not None:
+                self._log.append("register", name=self.register)
 
     def finish(self, status: str) -> None:
         """Record the end of the run, and log the command that sends the run to MLflow."""
+        self._stop_monitor()
         self._log.append("finish", status=status)
         self._close()
         log.info("to send this run to MLflow: %s", sync_command(self._log.folder))
@@ -127,6 +162,36 @@ class OfflineTracker:
         if lost := self._log.count_lost():
             log.error("%d events are lost: the disk is full and no MLflow store has them", lost)
         self._log.close()
+
+
+def _check_register(name: str | None, log_model: bool) -> None:
+    if name is None:
+        return
+    if not log_model:
+        raise UserError(
+            "a model that is not sent to MLflow cannot be registered",
+            where="tracking.register",
+            fix="set tracking.log_model=true",
+        )
+    if not name.strip() or set(name) & set("/:'\"`"):
+        raise UserError(
+            f"'{name}' is not the name of a registered model",
+            where="tracking.register",
+            fix="choose a name without slashes, colons and quotes, for example reviews",
+        )
+
+
+def _describe_source(tags: dict[str, str]) -> dict[str, str]:
+    """Return the tags that fill the columns "User", "Source" and "Version" of MLflow's UI."""
+    try:
+        user = getpass.getuser()
+    # A process in a container may have a user id without a name.
+    except (KeyError, OSError):
+        user = "unknown"
+    source = {"mlflow.user": user, "mlflow.source.name": "kinopoisk-ft train",
+              "mlflow.source.type": "LOCAL"}  # fmt: skip
+    commit = tags.get("commit", "unknown").removesuffix("-dirty")
+    return source if commit == "unknown" else source | {"mlflow.source.git.commit": commit}
 
 
 def portable_path(path: Path, folder: Path) -> str:

@@ -19,16 +19,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState
-from kinopoisk_ft.tracking.logged_model import log_model
+from kinopoisk_ft.tracking.logged_model import (
+    link_metrics,
+    log_dataset,
+    log_model,
+    register_model,
+)
 from kinopoisk_ft.tracking.mlflow_names import has_flat_names, readable_params, to_mlflow
-from kinopoisk_ft.tracking.offline import PARENT_TAG, resolve_path
+from kinopoisk_ft.tracking.offline import NOTE_TAG, PARENT_TAG, resolve_path
 from kinopoisk_ft.tracking.store import (
-    UnreachableError,
     absolute_uri,
     hide_password,
     open_experiment,
     restore_command,
 )
+from kinopoisk_ft.tracking.store_schema import UnreachableError
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,8 @@ LOG_TAG = "kinopoisk_ft.events"
 MAX_PARAM = MAX_PARAM_VAL_LENGTH
 # Size in bytes of the largest JSON artifact in which the run's local id is replaced.
 MAX_JSON = 2**20
+# Tags of a run that say who made it with which code.
+SOURCE_TAGS = ("mlflow.user", "mlflow.source.")
 # MLflow's limits per request: https://mlflow.org/docs/latest/rest-api.html#log-batch
 MAX_PARAMS = MAX_TAGS = 100
 MAX_METRICS = 1000
@@ -172,10 +179,14 @@ class Replay:
                 self.counts["tags"] += len(tags)
             case "artifact":
                 self._write_artifact(client, self._find_file(event["path"]))
+            case "dataset":
+                log_dataset(client, run_id, event["context"], event["values"])
+                self.counts["datasets"] += 1
             case "model":
-                folder, code = (self._find_file(event[key]) for key in ("path", "code"))
-                log_model(client, run_id, folder, code, event["class_names"])
-                self.counts["models"] += 1
+                self._write_model(client, event)
+            case "register":
+                register_model(client, run_id, event["name"])
+                self.counts["registered models"] += 1
             case "reopen":
                 if "error" in client.get_run(run_id).data.tags:
                     client.delete_tag(run_id, "error")
@@ -198,6 +209,26 @@ class Replay:
             text = json.dumps(long, ensure_ascii=False, indent=2)
             client.log_text(self.run_id, text, "long_params.json")
         self.counts["params"] += len(texts)
+
+    def _write_model(self, client: MlflowClient, event: Event) -> None:
+        folder, code = (self._find_file(event[key]) for key in ("path", "code"))
+        tags = self.event_log.tags
+        about = {
+            key: self._insert_run_id(text)
+            for key, text in tags.items()
+            if key == NOTE_TAG or key.startswith(SOURCE_TAGS)
+        }
+        name = tags.get("approach", "model")
+        model_id = log_model(client, self.run_id, folder, code, event["class_names"], name, about)
+        metrics = [
+            (self._name(name), value, event["time"], event["step"])
+            for event in self.event_log.events
+            if event["verb"] == "metrics"
+            for name, value in event["values"].items()
+            if to_mlflow(name).startswith("test/")
+        ]
+        link_metrics(client, self.run_id, model_id, metrics)
+        self.counts["models"] += 1
 
     def _write_artifact(self, client: MlflowClient, path: Path) -> None:
         run_id, local_id = self.run_id, self.event_log.local_id.encode()

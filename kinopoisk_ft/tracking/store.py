@@ -10,55 +10,50 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import mlflow.store.db.utils as mlflow_db
 import sqlalchemy
-from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER,
+    MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import sync_to_disk, temporary_path
+from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.tracking.mlflow_names import to_mlflow
+from kinopoisk_ft.tracking.store_schema import (
+    FIX_MISSING,
+    REMOTE,
+    UnfinishedError,
+    UnreachableError,
+    check_database,
+    is_temporary,
+)
 
 log = logging.getLogger(__name__)
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-REMOTE = ("http", "https", "databricks")
-FIX_MISSING = "pass a store with --uri <uri>, or train first in this folder: kinopoisk-ft train"
-# Words in SQLite's error messages if another process has locked the file or the disk is full.
-TEMPORARY = ("locked", "busy", "full")
 # Failed requests are retried by `Delivery`. MLflow's own seven retries would take minutes.
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-# Tables that are not empty in an empty store, because MLflow's migrations add rows to them.
-FILLED_BY_MIGRATIONS = {"alembic_version", "workspaces"}
+# Without the first tag, MLflow's UI opens an experiment in its layout for language-model apps.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+EXPERIMENT_TAGS = {
+    KIND: TRAINING,
+    MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: to_mlflow(f"test_{HEADLINE}"),
+    MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "True",
+}
 # After this number of seconds without a change, no process is creating the store file any more.
 SETTLED = 3.0
-
-
-class UnreachableError(UserError):
-    """Raised when the store does not answer now, but may answer later."""
-
-
-class UnfinishedError(UserError):
-    """Raised when a store is incomplete because its creation was interrupted."""
-
-
-def is_temporary(error: BaseException, uri: str) -> bool:
-    """Return whether an error may be temporary, such as a locked database."""
-    cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
-    if uri.startswith("sqlite"):
-        message = str(cause).lower()
-        return isinstance(cause, OperationalError) and any(word in message for word in TEMPORARY)
-    if isinstance(error, MlflowException) and uri.partition(":")[0] in REMOTE:
-        return error.get_http_status_code() >= 500 or error.get_http_status_code() in (408, 429)
-    return isinstance(cause, OperationalError)
 
 
 def hide_password(uri: str) -> str:
@@ -130,20 +125,34 @@ def open_experiment(
     uri = absolute_uri(uri)
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # MLflow logs a traceback whenever a database is locked, but the error is reported here.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    try:
+    with _explain_errors(uri):
         if not uri.startswith("sqlite:///"):
             client = MlflowClient(tracking_uri=uri)
             return client, _open_experiment(client, experiment, artifacts, uri)
-        file = Path(make_url(uri).database or "")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        artifacts = artifacts or (file.parent / "mlartifacts").as_uri()
-        with FileLock(f"{file}.lock"):
-            _ensure_database(uri, file)
+        with _hold_database(uri) as file:
+            artifacts = artifacts or (file.parent / "mlartifacts").as_uri()
             client = MlflowClient(tracking_uri=uri)
             return client, _open_experiment(client, experiment, artifacts, uri)
+
+
+def ensure_store(uri: str) -> None:
+    """Create a missing SQLite store, and do nothing for other stores.
+
+    Raises:
+        UserError: the store cannot be created, or belongs to another MLflow version.
+    """
+    if uri.startswith("sqlite:///"):
+        with _explain_errors(uri), _hold_database(uri):
+            pass
+
+
+@contextmanager
+def _explain_errors(uri: str) -> Iterator[None]:
+    # MLflow logs a traceback whenever a database is locked, but the error is reported here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        yield
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         kind = UnreachableError if is_temporary(error, uri) else UserError
         raise kind(
@@ -153,11 +162,21 @@ def open_experiment(
         ) from error
 
 
+@contextmanager
+def _hold_database(uri: str) -> Iterator[Path]:
+    """Lock an SQLite store for a `with` block, create it if it is missing, and yield its file."""
+    file = Path(make_url(uri).database or "")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        _ensure_database(uri, file)
+        yield file
+
+
 def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name, artifacts, tags=EXPERIMENT_TAGS))
         except MlflowException:
             # Another process may have created the experiment in the meantime.
             found = client.get_experiment_by_name(name)
@@ -170,68 +189,12 @@ def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri
             where=f"tracking.uri={hide_password(uri)}",
             fix=f"restore it: {restore}; or choose another name: tracking.experiment=<name>",
         )
+    for key, value in EXPERIMENT_TAGS.items():
+        # MLflow's UI guesses the kind of an experiment without this tag, for example
+        # "genai_development_inferred".
+        if found.tags.get(key, "_inferred").endswith("_inferred"):
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
-
-
-def check_database(uri: str, fix: str = FIX_MISSING) -> None:
-    """Check that a database has the schema of the installed MLflow version.
-
-    Args:
-        fix: what the user can do if there is no store, for the error message.
-
-    Raises:
-        UnfinishedError: the creation of the store was interrupted.
-        UserError: there is no store, or its schema is different.
-    """
-    url = _parse_uri(uri)
-    where = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise UserError("the MLflow store does not exist", where=where, fix=fix)
-    # MLflow has no public function that compares the schemas.
-    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    expected = migrations.get_current_head()
-    revisions = {script.revision for script in migrations.walk_revisions()}
-    try:
-        engine = sqlalchemy.create_engine(url)
-        try:
-            found = _read_schema_version(engine)
-            # A store with the expected or an unknown schema is complete.
-            is_unfinished = found in {None, *revisions} - {expected} and _is_unfinished(engine)
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:
-        kind = UnreachableError if is_temporary(error, uri) else UserError
-        reason = str(error).splitlines()[0]
-        raise kind(f"the store cannot be read: {reason}", where=where, fix=fix) from error
-    if is_unfinished:
-        raise UnfinishedError(
-            "the store is incomplete and empty: its creation was interrupted",
-            where=where,
-            fix="start a training run, which creates the store again",
-        )
-    if found is None:
-        raise UserError("this database is not an MLflow store", where=where, fix=fix)
-    if found != expected:
-        raise UserError(
-            f"the store was written by another MLflow version: its schema is {found}, "
-            f"but MLflow {mlflow.__version__} reads {expected}",
-            where=where,
-            fix=f"back up the store and run mlflow db upgrade {where}, or install the MLflow "
-            "version that wrote it"
-            if found in revisions
-            else "install the MLflow version that wrote the store, which is newer than this one",
-        )
-
-
-def _parse_uri(uri: str) -> URL:
-    try:
-        url = make_url(uri)
-    except ArgumentError:
-        url = None
-    if url is None or url.get_backend_name() not in DATABASES:
-        fix = "pass --uri sqlite:////absolute/path/mlflow.db or --uri http://host:port"
-        raise UserError("this is not the URI of an MLflow store", where=uri, fix=fix)
-    return url
 
 
 def _check_folder(uri: str) -> None:
@@ -241,33 +204,6 @@ def _check_folder(uri: str) -> None:
         raise UserError("this is the path of a file, not the URI of a store", where=uri, fix=fix)
     if not any(folder.glob("*/meta.yaml")):
         raise UserError("the MLflow store does not exist", where=uri, fix=FIX_MISSING)
-
-
-def _read_schema_version(engine: sqlalchemy.Engine) -> str | None:
-    tables = set(sqlalchemy.inspect(engine).get_table_names())
-    if not {"alembic_version", "experiments", "runs"} <= tables:
-        return None
-    with engine.connect() as connection:
-        row = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).first()
-    return str(row[0]) if row else None
-
-
-def _is_unfinished(engine: sqlalchemy.Engine) -> bool:
-    if engine.dialect.name != "sqlite":
-        return False
-    tables = set(sqlalchemy.inspect(engine).get_table_names())
-    if not tables:
-        return True
-    known = {*mlflow_db.Base.metadata.tables, "alembic_version"}
-    # To alter a table, Alembic copies it under a temporary name.
-    if not {name.removeprefix("_alembic_tmp_") for name in tables} <= known:
-        return False
-    # A complete store of any MLflow version has at least one experiment.
-    with engine.connect() as connection:
-        return "experiments" in tables and not any(
-            connection.execute(sqlalchemy.text(f'SELECT 1 FROM "{name}" LIMIT 1')).first()
-            for name in tables - FILLED_BY_MIGRATIONS
-        )
 
 
 def _ensure_database(uri: str, file: Path) -> None:

@@ -14,7 +14,8 @@ from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, find_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG
 from kinopoisk_ft.tracking.replay import Replay, Target
-from kinopoisk_ft.tracking.store import DATABASES, REMOTE, hide_password
+from kinopoisk_ft.tracking.store import hide_password
+from kinopoisk_ft.tracking.store_schema import DATABASES, REMOTE
 from kinopoisk_ft.tracking.sweep import SAME_AS
 
 # URI schemes of stores that run on a server.

@@ -131,6 +131,9 @@ class Kept:
     def tags(self, values: dict[str, str]) -> None:
         self.found |= values
 
+    def dataset(self, context: str, values: dict[str, str]) -> None:
+        pass
+
     def artifact(self, path: Path) -> None:
         self.files.append(path)
 
@@ -141,7 +144,7 @@ def test_a_run_records_what_leaks(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     duplicates = sum(split.test["text"].str.startswith("слово"))
     assert f"{duplicates} test reviews have a near-duplicate in train" in caplog.text
     tracker: Any = Kept()
-    record_data(split, tracker, tmp_path)
+    record_data(split, {}, tracker, tmp_path)
     assert tracker.values["leakage_near_duplicates"] == duplicates > 0
     assert tracker.found["split_digest"] == split.split_digest
     written = json.loads((tmp_path / "data.json").read_text())

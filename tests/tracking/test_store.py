@@ -20,7 +20,8 @@ from store_template import create_tables
 from kinopoisk_ft.checks.store_check import check_store as check_store
 from kinopoisk_ft.commands.report import main as report
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.tracking.store import UnfinishedError, check_database, open_experiment
+from kinopoisk_ft.tracking.store import open_experiment
+from kinopoisk_ft.tracking.store_schema import UnfinishedError, check_database
 
 
 def address(folder: Path) -> str:
@@ -194,3 +195,17 @@ def test_two_processes_create_one_store(tmp_path: Path) -> None:
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] != ""
+
+
+def test_experiments_are_marked_as_training(tmp_path: Path) -> None:
+    client, made = open_experiment(address(tmp_path), "new", None)
+    old = client.create_experiment("old", tags={"mlflow.experimentKind": "genai_inferred"})
+    mine = client.create_experiment("mine", tags={"mlflow.experimentKind": "genai_development"})
+    for name in ("old", "mine"):
+        open_experiment(address(tmp_path), name, None)
+    tags = {one: client.get_experiment(one).tags for one in (made, old, mine)}
+    kinds = [tags[one]["mlflow.experimentKind"] for one in tags]
+    assert kinds == ["custom_model_development", "custom_model_development", "genai_development"]
+    for one in tags.values():
+        assert one["mlflow.experiment.primaryMetric.name"] == "test/f1_weighted"
+        assert one["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
