@@ -129,11 +129,17 @@ def _write_report(options: argparse.Namespace) -> None:
 
 
 def summarize_sweep(uri: str, parent: str) -> str:
-    """Return a summary of the runs of a sweep, and the commands that show more."""
+    """Return a summary of the runs of a sweep, and the commands that show more.
+
+    The MLflow UI shows the summary, too.
+    """
+    from mlflow.exceptions import MlflowException
+
     from kinopoisk_ft.reporting.document import build
     from kinopoisk_ft.reporting.locale import Locale
     from kinopoisk_ft.reporting.run_files import load_run_files
     from kinopoisk_ft.reporting.runs import collect
+    from kinopoisk_ft.reporting.saved_view import describe_sweep
     from kinopoisk_ft.reporting.summary import as_summary
     from kinopoisk_ft.tracking.store import absolute_uri, hide_password, open_store
 
@@ -142,10 +148,12 @@ def summarize_sweep(uri: str, parent: str) -> str:
         client = open_store(absolute_uri(uri))
         collected = collect(client, "", parent)
         predictions = load_run_files(client, collected.runs).predictions
-        text = as_summary(build(collected, predictions, parent, locale), locale)
-    except UserError as error:
+        document = build(collected, predictions, parent, locale)
+        text = as_summary(document, locale)
+        describe_sweep(client, parent, document, locale, has_files=False)
+    except (UserError, MlflowException) as error:
         # The jobs themselves have succeeded.
-        text = f"no summary: {error.what}"
+        text = f"no summary: {error.what if isinstance(error, UserError) else error.message}"
     return (
         f"{text}\n\nAll tables and figures: kinopoisk-ft report --parent {parent} {place}\n"
         f"In MLflow:              kinopoisk-ft ui {place}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.errors import UserError
 
 
 @guard_output
@@ -21,10 +22,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine")
     parser.add_argument("--port", default="5000", help="default: %(default)s")
     args = parser.parse_args(argv)
-    from kinopoisk_ft.tracking.store import default_uri
+    from kinopoisk_ft.tracking.store import absolute_uri, ensure_store, hide_password
 
-    uri = args.uri or default_uri()
-    print(f"http://{args.host}:{args.port} shows {uri}; press Ctrl-C to stop", flush=True)
+    uri = absolute_uri(args.uri)
+    try:
+        ensure_store(uri)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    # The last part of the address selects the menu for model training.
+    address = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
+    print(f"{address} shows {hide_password(uri)}; press Ctrl-C to stop", flush=True)
     command = [
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri),
         *("--host", args.host, "--port", args.port),

@@ -39,12 +39,13 @@ def as_markdown(document: Document, locale: Locale) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_note(document: Document, locale: Locale, max_length: int) -> str:
+def as_note(document: Document, locale: Locale, max_length: int, end: str) -> str:
     """Return a summary of the report as Markdown, for the note of an MLflow run.
 
-    `max_length` is the maximum number of characters. A longer summary is truncated.
+    Args:
+        max_length: maximum number of characters; a longer summary is truncated.
+        end: the last paragraph, which is never truncated.
     """
-    end = locale("see_files")
     parts = [
         _escape(line)
         for curves in document.curves

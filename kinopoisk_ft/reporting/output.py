@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -13,23 +12,19 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.reporting.columns import MAJORITY, columns_in
 from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
 from kinopoisk_ft.reporting.document import Document, name_curves
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.markdown import as_markdown, as_note
+from kinopoisk_ft.reporting.markdown import as_markdown
 from kinopoisk_ft.reporting.page.render import as_html
 from kinopoisk_ft.reporting.plots import calibration_plot, forest, label_curve_plot, scatter
 from kinopoisk_ft.reporting.plots.run_plots import save_both
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.reporting.saved_view import describe_sweep
 from kinopoisk_ft.reporting.table import Table
-from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.tracking.mlflow_names import to_mlflow
 
 STEM = "comparison"
 PREFIX = ".report-"
@@ -41,8 +36,6 @@ FIGURES: dict[str, Callable[[Table, Locale], Figure]] = {
     "calibration": calibration_plot.draw,
 }
 FOLDER = "report"
-# The MLflow UI stores saved views as experiment tags. Without a saved view, it shows no metrics.
-VIEW = "mlflow.sharedViewState.kinopoisk_ft"
 
 
 def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
@@ -101,34 +94,14 @@ def parent_of(runs: Iterable[TrainedRun]) -> str | None:
 def log_report(
     client: MlflowClient, parent: str, document: Document, paths: Sequence[Path], locale: Locale
 ) -> None:
-    """Log the report to the MLflow run `parent`.
-
-    The experiment also gets a saved view, in which the MLflow UI shows metrics as columns.
-    """
+    """Log the report to the MLflow run `parent`, and show its results in the MLflow UI."""
     try:
         for path in paths:
             client.log_artifact(parent, str(path), FOLDER)
-        client.set_tag(parent, MLFLOW_RUN_NOTE, as_note(document, locale, MAX_TAG_VAL_LENGTH))
-        run = client.get_run(parent).info
-        client.set_experiment_tag(run.experiment_id, VIEW, _view(locale("view"), run.start_time))
+        describe_sweep(client, parent, document, locale, has_files=True)
     except (MlflowException, OSError) as error:
         raise UserError(
             f"the report was written but not logged to MLflow: {str(error).splitlines()[0]}",
             where=f"run {parent}",
             fix="add --no-log to only write the report to disk",
         ) from error
-
-
-def _view(name: str, created: int) -> str:
-    # MLflow 3 stores saved views in this format.
-    columns = view_columns()
-    state = {"selectedColumns": columns, "columnOrder": columns}
-    envelope = {"name": name, "createdAt": created, "updatedAt": created}
-    return json.dumps(envelope | {"state": json.dumps(state)})
-
-
-def view_columns() -> list[str]:
-    """Return the columns of the run table in the saved MLflow view, from left to right."""
-    shown = sorted(columns_in("view"), key=lambda column: column.name != HEADLINE)
-    metrics = [column.metric or column.name for column in shown] + [MAJORITY[HEADLINE]]
-    return ["tags.`seed`", *(f"metrics.`{to_mlflow(metric)}`" for metric in metrics)]

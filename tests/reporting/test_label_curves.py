@@ -100,7 +100,7 @@ def test_every_format_has_the_curves(language: str, tmp_path: Path) -> None:
     (said,) = sentences(document.curves[0], locale)
     assert said in " ".join(as_summary(document, locale).split())
     assert said in as_markdown(document, locale)
-    assert said in as_note(document, locale, 5000)
+    assert said in as_note(document, locale, 5000, "")
     whole = json.loads(as_json(document, language))
     (curves,) = whole["label_curves"]
     assert [point["labels"] for point in curves["points"]] == [104, 998, 3300] * 2
