@@ -59,12 +59,13 @@ class Monitor:
         best: BestWeights,
         best_metric: str,
         max_bad_steps: int,
+        steps_per_epoch: int,
     ) -> None:
-        self.recorder, self.progress = recorder, progress
+        self.recorder, self.progress, self.steps_per_epoch = recorder, progress, steps_per_epoch
         self.best, self.best_metric, self.max_bad_steps = best, best_metric, max_bad_steps
 
     def log_losses(self, state: State) -> None:
-        """Record the learning rate, and the losses since the last call."""
+        """Record the losses since the last call, and the gradient norm of the last step."""
         if not state.losses:
             return
         state.sync_skipped_steps()
@@ -73,8 +74,12 @@ class Monitor:
         finite = losses[torch.isfinite(losses)]
         values = {
             "lr": float(state.schedule.get_last_lr()[0]),
+            "epoch": state.step / self.steps_per_epoch,
             "micro_batch_size": float(state.micro_batch_size),
         }
+        norm = float(state.precision.grad_norm)
+        if math.isfinite(norm):
+            values["grad_norm"] = norm
         # If no loss is finite, all steps were skipped, and there is no mean to record.
         if len(finite):
             values |= {"train_loss": float(finite.mean()), "train_loss_max": float(finite.max())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -28,6 +29,8 @@ class Precision:
         self.device = device
         self.kind, self.reason = choose_precision(kind, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.kind == "fp16")
+        # Norm of all gradients in the last step, before clipping, (); NaN before the first step.
+        self.grad_norm = torch.tensor(math.nan)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the autocast context for a forward pass."""
@@ -61,6 +64,7 @@ class Precision:
         # With FSDP, the norm is a DTensor.
         if hasattr(norm, "full_tensor"):
             norm = norm.full_tensor()
+        self.grad_norm = norm
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
         skip = (~torch.isfinite(norm + loss)).float()

@@ -225,3 +225,20 @@ def test_evaluation_keeps_the_order_and_averages_over_reviews() -> None:
     torch.testing.assert_close(found.outputs, expected, atol=1e-5, rtol=1e-5)
     loss = nn.functional.cross_entropy(expected, torch.tensor(data.labels))
     assert found.scores["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_the_gradient_norm_and_the_epoch_are_recorded(tmp_path: Path) -> None:
+    norms = []
+
+    def measure(model: nn.Module) -> None:
+        # The audit sees the gradients of the first step, before they are clipped.
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    options = ("trainer.epochs=2", "trainer.batch_size=16", "trainer.log_every=1")
+    _, recorder = fit(tmp_path, *options, "trainer.clip_norm=0.001", audit=measure)
+    logged = [values for _, values in recorder.values if "train_loss" in values]
+    assert logged[0]["grad_norm"] == pytest.approx(norms[0], rel=1e-5)
+    assert norms[0] > 0.001
+    # 64 reviews are 4 batches of 16.
+    assert [values["epoch"] for values in logged] == [i / 4 for i in range(1, 9)]

@@ -34,7 +34,7 @@ def state(tmp_path: Path) -> State:
 
 def check(state: State, most: int, folder: Path) -> None:
     with Progress(0, None) as progress:
-        monitor = Monitor(Recorder(), progress, BestWeights(folder), "loss", most)
+        monitor = Monitor(Recorder(), progress, BestWeights(folder), "loss", most, 1)
         monitor.check_finite(state, BATCH, folder)
 
 
