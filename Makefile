@@ -27,7 +27,7 @@ PORT ?= 5000
 ROUNDS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks schema clean
+.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks docs schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -100,6 +100,11 @@ report: $(STAMP) ## compare the runs in the store of this folder
 notebooks: $(STAMP) ## execute the notebooks into outputs/notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute \
 		--output-dir outputs/notebooks notebooks/*.ipynb
+
+# mkdocs-material advertises a successor in each build.
+docs: $(STAMP) ## build the website of the documentation into outputs/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	@echo "Documentation: $(CURDIR)/outputs/site/index.html; open it in a browser"
 
 schema: $(STAMP) ## write the JSON schemas of the config groups, which editors read
 	$(BIN)/python -m kinopoisk_ft.config.schema

@@ -127,8 +127,8 @@ class DataRecipe(ABC):
     Args:
         limit: maximum number of rows to keep after cleaning; if None, all rows are kept.
         classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
-        max_length, truncation, max_characters, strip_scores, window_stride, max_windows,
-            text_prefix: see `Preprocessing`.
+        max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
+        window_stride, max_windows, text_prefix: see `Preprocessing`.
         empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
         near_duplicates: if "drop", near-duplicates are dropped (see `drop_near_duplicates`); if
             "keep", all rows are kept.
