@@ -13,13 +13,15 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 from hydra.utils import get_object
 
 from kinopoisk_ft.files import compute_sha256
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = (
@@ -82,6 +84,8 @@ def _digest_file(file: Path, size: int, modified: int) -> str:
 
 def get_hardware(device: str) -> str:
     """Return the name of the GPU or CPU that a value of `trainer.device` selects."""
+    import torch
+
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return get_processor()
@@ -158,6 +162,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
     The memory is in GiB.
     """
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

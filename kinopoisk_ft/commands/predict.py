@@ -69,8 +69,6 @@ def _predict(args: argparse.Namespace) -> None:
             )
     if args.output:
         _check_output(args.output)
-    from kinopoisk_ft.data.prediction_files import prepare_output
-
     table, texts = _read_texts(args)
     taken = [name for name in table.frame.columns if str(name).startswith(COLUMN_PREFIX)]
     if taken:
@@ -79,7 +77,11 @@ def _predict(args: argparse.Namespace) -> None:
             where=str(args.input),
             fix=f"rename or remove the columns whose names begin with {COLUMN_PREFIX}",
         )
-    write = prepare_output(table, args.output) if args.output else None
+    write = None
+    if args.output:
+        from kinopoisk_ft.data.prediction_files import prepare_output
+
+        write = prepare_output(table, args.output)
     from kinopoisk_ft.serving.locate import find_model_folder
     from kinopoisk_ft.serving.predictor import Predictor, check_texts
 
@@ -97,7 +99,6 @@ def _predict(args: argparse.Namespace) -> None:
 def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     import pandas as pd
 
-    from kinopoisk_ft.data.local import read_texts
     from kinopoisk_ft.data.tables import Table, read_lines, read_table
 
     if not args.input:
@@ -109,6 +110,8 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     if args.input.suffix.lower() == ".txt":
         table = read_lines(args.input)
         return table, table.frame["text"].tolist()
+    from kinopoisk_ft.data.local import read_texts
+
     table = read_table(args.input, args.quoting)
     return table, read_texts(table, args.text_column, "set --text-column").tolist()
 

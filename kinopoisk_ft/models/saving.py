@@ -38,7 +38,6 @@ from kinopoisk_ft.models.hf_classes import SavedClassifier
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.network import Adapted, Layout, Network
 from kinopoisk_ft.models.onnx_model import OnnxLayout
-from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import (
     ADAPTER,
@@ -198,8 +197,3 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
 
 
 SavedClassifier.load_adapted = staticmethod(lambda folder: load_network(folder)[0])
-
-
-def load_estimator(folder: Path, card: Card) -> Tfidf | None:
-    """Load the estimator of a model folder; return None if the folder contains a network."""
-    return None if card.kind in LAYOUTS else Tfidf.load(folder)

@@ -14,7 +14,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.models.network import FitMethods, ModelRecipe
+
+# `kind` in the card of a model folder.
+KIND: Literal["tfidf"] = "tfidf"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -141,3 +145,8 @@ class Tfidf(ModelRecipe):
             sublinear_tf=self.sublinear_tf,
             vocabulary=vocabulary,
         )
+
+
+def load_estimator(folder: Path, card: Card) -> Tfidf | None:
+    """Load the estimator of a model folder; return None if the folder contains a network."""
+    return Tfidf.load(folder) if card.kind == KIND else None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import mlflow
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import CARD
-from kinopoisk_ft.tracking.store import default_uri, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def find_model_folder(name: str, uri: str | None = None) -> Path:
@@ -40,10 +39,16 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
             where=str(folder),
             fix="use the output_dir of a finished run, a model folder, or a run id",
         )
-    return _download_model(name, uri or default_uri())
+    return _download_model(name, uri)
 
 
-def _download_model(run_id: str, uri: str) -> Path:
+def _download_model(run_id: str, uri: str | None) -> Path:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from kinopoisk_ft.tracking.store import default_uri, open_store
+
+    uri = uri or default_uri()
     client = open_store(uri)
     try:
         run = client.get_run(run_id)
@@ -62,6 +67,8 @@ def _download_model(run_id: str, uri: str) -> Path:
 
 
 def _find_recorded_folder(client: MlflowClient, run_id: str, uri: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
     # With tracking.log_model=false, the store contains only the path of the model folder.
     try:
         result = json.loads(Path(client.download_artifacts(run_id, "result.json")).read_text())

@@ -21,7 +21,8 @@ from kinopoisk_ft.files import check_writable, write_folder_atomically
 from kinopoisk_ft.models.card import CARD, FORMAT, Card, read_card
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
 from kinopoisk_ft.models.onnx_model import INPUTS, INSTALL, ONNX, OUTPUT, OnnxLayout
-from kinopoisk_ft.models.saving import load_estimator, load_network
+from kinopoisk_ft.models.saving import load_network
+from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.serving.predictor import Predictor
 
 # Relative to the largest logit, or to 0.1 if all logits are smaller. Rounding in fp32 causes

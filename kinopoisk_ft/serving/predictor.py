@@ -14,11 +14,9 @@ from torch import Tensor
 from kinopoisk_ft.console import silence_libraries
 from kinopoisk_ft.data.cleaning import has_lone_surrogate
 from kinopoisk_ft.data.preprocessing import Preprocessing
-from kinopoisk_ft.data.tokens import encode_ids, find_windows
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
-from kinopoisk_ft.models.onnx_model import OnnxLayout
-from kinopoisk_ft.models.saving import load_estimator, load_network
+from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.evaluate import predict
@@ -76,11 +74,18 @@ class Predictor:
         self.preprocessing = Preprocessing(**values)
         self.estimator = load_estimator(folder, self.card)
         if self.estimator is None:
-            if self.card.kind == OnnxLayout.name:
-                device = _check_cpu(device)
-            self.precision = Precision("fp32", choose_device(device))
-            module, self.tokenizer, _ = load_network(folder)
-            self.module = module.to(self.precision.device)
+            self._load_network(folder, device)
+
+    def _load_network(self, folder: Path, device: str) -> None:
+        # TF-IDF needs neither transformers nor PEFT, which take seconds to import.
+        from kinopoisk_ft.models.onnx_model import OnnxLayout
+        from kinopoisk_ft.models.saving import load_network
+
+        if self.card.kind == OnnxLayout.name:
+            device = _check_cpu(device)
+        self.precision = Precision("fp32", choose_device(device))
+        module, self.tokenizer, _ = load_network(folder)
+        self.module = module.to(self.precision.device)
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Compute the class probabilities (N, classes) of N texts.
@@ -101,6 +106,8 @@ class Predictor:
         Raises:
             UserError: a text is blank, not a string, or not valid Unicode.
         """
+        from kinopoisk_ft.data.tokens import encode_ids, find_windows
+
         cleaned = self._clean(texts)
         if not cleaned:
             return torch.zeros((0, len(self.card.class_names)))

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.help import explain_error
-from kinopoisk_ft.config.prepared import get_overrides
+from kinopoisk_ft.config.prepared import get_overrides, name_checkpoint
 from kinopoisk_ft.config.validate import check_config
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.sweeps.forecast import forecast, format_forecast
-from kinopoisk_ft.sweeps.job_lines import write_forecast
+from kinopoisk_ft.provenance import name_approach
 from kinopoisk_ft.training.distributed import torchrun
+
+if TYPE_CHECKING:
+    from kinopoisk_ft.sweeps.forecast import Expected
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,18 @@ class Check(Callback):
     jobs: ClassVar[list[DictConfig]] = []
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the config of a single run."""
+        """Print what the run does, and check its config.
+
+        The check imports the classes of the config, which takes seconds.
+        """
+        is_dry = config.get("dry_run")
+        if not is_dry and torchrun.rank() == 0:
+            print(_describe_run(config), flush=True)
         try:
             check_config(config, get_conf_dir())
         except UserError as error:
             _exit(error, 1)
-        if config.get("dry_run"):
+        if is_dry:
             _print_forecast([config])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -55,6 +63,8 @@ class Check(Callback):
             return
         try:
             Check.jobs = compose_jobs(config)
+            if not config.get("dry_run"):
+                print(f"sweep of {len(Check.jobs)} jobs, in {config.hydra.sweep.dir}", flush=True)
             for job in Check.jobs:
                 check_config(job, get_conf_dir())
         except UserError as error:
@@ -74,8 +84,11 @@ class Announce(Callback):
         """Print the forecast, and save it for the jobs."""
         if not Check.jobs:
             return
+        from kinopoisk_ft.sweeps.forecast import format_forecast
+        from kinopoisk_ft.sweeps.job_lines import write_forecast
+
         try:
-            expected = forecast(Check.jobs)
+            expected = _forecast(Check.jobs)
         except Exception as error:
             # The jobs themselves report what is wrong.
             log.debug("no forecast: %s", error)
@@ -84,9 +97,28 @@ class Announce(Callback):
         write_forecast(expected, Path(config.hydra.sweep.dir).absolute())
 
 
+def _describe_run(config: DictConfig) -> str:
+    """Return a line such as "finetune bert + lora on kinopoisk, seed 42, in outputs/run"."""
+    choices = config.hydra.runtime.choices
+    name = str(config.get("model", {}).get("name") or "")
+    approach = name_checkpoint(name_approach(choices), choices["model"], name)
+    seed = "random" if config.get("seed") is None else config.seed
+    task, data = choices["task"], choices["data"]
+    return f"{task} {approach} on {data}, seed {seed}, in {config.hydra.run.dir}"
+
+
+def _forecast(jobs: Sequence[DictConfig]) -> list[Expected]:
+    # This module imports torch and scikit-learn, and the first line of a run is printed before.
+    from kinopoisk_ft.sweeps.forecast import forecast
+
+    return forecast(jobs)
+
+
 def _print_forecast(jobs: Sequence[DictConfig]) -> NoReturn:
+    from kinopoisk_ft.sweeps.forecast import format_forecast
+
     try:
-        print(format_forecast(forecast(jobs)))
+        print(format_forecast(_forecast(jobs)))
     except Exception as error:
         # Hydra wraps the errors of the objects that it creates.
         _exit(error.__cause__ if isinstance(error, InstantiationException) else error, 1)

@@ -14,7 +14,7 @@ from kinopoisk_ft.data.preprocessing import TextCoverage, compute_truncated_shar
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD, Card
-from kinopoisk_ft.models.tfidf import Tfidf
+from kinopoisk_ft.models.tfidf import KIND, Tfidf
 from kinopoisk_ft.statistics.metrics import classification_scores, log_loss_of
 from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
@@ -58,7 +58,7 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
         # The baseline reads words instead of tokens, so a limit in tokens has no meaning for it. A
         # prefix would be the same words in every review.
         unused = {"max_length": 0, "text_prefix": ""}
-        card = Card("tfidf", list(data.class_names), **{**asdict(preprocessing), **unused})
+        card = Card(KIND, list(data.class_names), **{**asdict(preprocessing), **unused})
         with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)

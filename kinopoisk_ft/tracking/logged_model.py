@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
+from mlflow.utils import requirements_utils
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
 
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -183,6 +184,9 @@ def _save(
     model: LoggedModel, run_id: str, folder: Path, code: Path, class_names: list[str], to: Path
 ) -> None:
     probabilities = [ColSpec("double", f"p_{name}") for name in class_names]
+    # Otherwise, MLflow reads the file lists of all packages for half a second, to check whether
+    # the requirements are installed. They have the installed versions.
+    requirements_utils._MODULES_TO_PACKAGES = {}
     mlflow.pyfunc.save_model(
         str(to),
         mlflow_model=Model(

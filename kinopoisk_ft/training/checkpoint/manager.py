@@ -8,12 +8,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.stateful import Stateful
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import check_space, wrap_checkpoint_errors
@@ -38,6 +37,10 @@ from kinopoisk_ft.training.monitor import Recorder
 from kinopoisk_ft.training.precision import Kind
 from kinopoisk_ft.training.signals import Stopped
 from kinopoisk_ft.training.state import State
+
+if TYPE_CHECKING:
+    # This package takes half a second to import.
+    from torch.distributed.checkpoint.stateful import Stateful
 
 log = logging.getLogger(__name__)
 
