@@ -13,7 +13,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
-from typing import Any, ClassVar, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 P = ParamSpec("P")
 
@@ -128,6 +131,29 @@ def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(ERROR_HANDLER, _replace_unencodable)
+
+
+def format_for_terminal(shown: RenderableType, width: int) -> str:
+    """Return what rich prints for an object, with colours if standard output is a terminal."""
+    console = open_terminal(sys.stdout)
+    console.width = width
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def open_terminal(stream: Any) -> Console:
+    """Return a console of rich, which decides whether the stream is a terminal.
+
+    On a terminal that cannot move its cursor, it writes plain text, too.
+    """
+    # `--help` needs no rich, which takes 50 ms to import.
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if console.is_dumb_terminal:
+        console = Console(file=stream, force_terminal=False)
+    return console
 
 
 def silence_libraries() -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import textwrap
 
+from rich.box import Box
+from rich.console import JustifyMethod
+from rich.table import Table as Grid
+
+from kinopoisk_ft.console import format_for_terminal
 from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import choices
@@ -19,6 +24,12 @@ WIDTH = 80
 NAME_WIDTH = 26
 # The recommendations that the summary contains, in this order; see `Choice.limit`.
 SHOWN = ("quality", "time", "parameters")
+HEADINGS: dict[str, JustifyMethod] = {
+    "approach": "left", HEADLINE: "left", "short_train_seconds": "right",
+    "short_trainable_parameters": "right", "short_within": "left",
+}  # fmt: skip
+# A table without lines except for a rule of ASCII characters below the headings.
+RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def as_summary(document: Document, locale: Locale) -> str:
@@ -46,43 +57,27 @@ def _summarize(section: Section, locale: Locale) -> list[str]:
 
 
 def _results(table: Table, locale: Locale) -> str:
-    rows = []
+    shown = Grid(box=RULE, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for key, justify in HEADINGS.items():
+        width = NAME_WIDTH if key == "approach" else None
+        shown.add_column(
+            locale(key), justify=justify, max_width=width, no_wrap=width is None, overflow="fold"
+        )
     for row in table.rows:
         seconds, trainable = row.mean("train_seconds"), row.mean("trainable_parameters")
-        name, *others = textwrap.wrap(row.name, NAME_WIDTH, subsequent_indent="  ")
         # The first of the verdicts is the one for the usual margin.
         verdict = frames.verdicts(table, row, locale)[0]
-        rows.append([
-            name,
+        shown.add_row(
+            row.name,
             _score(table, row, locale),
             NOTHING if seconds is None else write_value(seconds, COLUMNS["train_seconds"], locale),
             NOTHING if trainable is None else _short(trainable, locale),
             verdict,
-        ])  # fmt: skip
-        rows += [[line, "", "", "", ""] for line in others]
+            style="bold" if verdict == locale("reference") else None,
+        )
     if HEADLINE in table.majority:
-        score = locale.number(table.majority[HEADLINE], 3)
-        rows.append([locale("majority"), score, "", "", ""])
-    headings = [
-        locale("approach"), locale(HEADLINE), locale("short_train_seconds"),
-        locale("short_trainable_parameters"), locale("short_within"),
-    ]  # fmt: skip
-    return _align([headings, *rows])
-
-
-def _align(rows: list[list[str]]) -> str:
-    """Align the columns: the third and the fourth one on the right, the others on the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        aligned = [
-            text.rjust(width) if number in (2, 3) else text.ljust(width)
-            for number, (text, width) in enumerate(cells)
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return "\n".join(lines)
+        shown.add_row(locale("majority"), locale.number(table.majority[HEADLINE], 3))
+    return format_for_terminal(shown, WIDTH)
 
 
 def _short(count: float, locale: Locale) -> str:

@@ -45,7 +45,7 @@ def evaluate(
     objective: Objective,
     precision: Precision,
     batch_size: int,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
     """Evaluate a model on all examples.
 
@@ -53,7 +53,8 @@ def evaluate(
     happens early. All processes return the same scores. The model stays in evaluation mode.
 
     Args:
-        check: called after each batch; can raise an exception to stop the evaluation.
+        check: called after each batch with the number of its examples; can raise an exception to
+            stop the evaluation.
     """
     model.eval()
 
@@ -72,21 +73,21 @@ def _evaluate(
     objective: Objective,
     precision: Precision,
     batch_size: int,
-    check: Callable[[], None],
+    check: Callable[[int], None],
 ) -> tuple[dict[str, float], Tensor]:
     # Mask the same tokens in each evaluation, so that the losses of two epochs are comparable.
     rng = np.random.default_rng(0)
     batches = batch_by_length(examples.lengths, batch_size)
     losses, collected, count = [], [], 0.0
     with prefetch(objective.collate(examples, rows, rng) for rows in batches) as collated:
-        for batch in collated:
+        for rows, batch in zip(batches, collated, strict=False):
             count += objective.count(batch)
             shard, counts = shard_batch(batch)
             with precision.autocast():
                 loss, output = objective.loss_sum(model, to_device(shard, precision.device))
             losses.append(loss if counts else torch.zeros_like(loss))
             collected.append(output if counts else output[:0])
-            check()
+            check(len(rows))
     total = all_reduce_sum(torch.stack(losses).cpu().double().sum()).item()
     scores = {"loss": total / (count or 1)}
     outputs = torch.cat(collected).cpu()

@@ -157,8 +157,9 @@ class Trainer(Settings):
         """Evaluate the model with its current weights."""
         from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
 
-        with use_unpadded_attention(model, precision):
-            return evaluate(model, examples, objective, precision, self.eval_batch_size)
+        rows, bar = self.eval_batch_size, Progress(0, len(examples), "test")
+        with use_unpadded_attention(model, precision), bar:
+            return evaluate(model, examples, objective, precision, rows, bar.advance)
 
     @contextmanager
     def _accelerate(self, model: nn.Module, precision: Precision) -> Iterator[None]:
@@ -283,11 +284,11 @@ class Trainer(Settings):
         due = state.step % every == 0 or state.step == state.steps
         if not due or state.evaluated == state.step:
             return
-        with clock.section("val"):
+        progress = monitor.progress.show_part("validation", len(val), signals.check)
+        with clock.section("val"), progress as advance:
             evaluation = evaluate(
-                state.model, val, state.objective, state.precision, state.eval_batch_size,
-                signals.check,
-            )  # fmt: skip
+                state.model, val, state.objective, state.precision, state.eval_batch_size, advance
+            )
         state.eval_batch_size = evaluation.batch_size
         # A signal must not interrupt the recording of the result.
         with signals.defer(), clock.section("checkpoint"):

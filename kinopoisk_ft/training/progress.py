@@ -1,35 +1,52 @@
-"""Show a progress bar if stderr is a terminal."""
+"""Show a progress bar with the time left, if standard error is a terminal."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TextIO
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from rich import progress as bars
 
+from kinopoisk_ft.console import open_terminal
 from kinopoisk_ft.training.distributed.processes import is_main
 
 
 class Progress:
-    """A progress bar with steps, speed and metrics."""
+    """A progress bar with steps, time left and metrics.
 
-    def __init__(self, done: int, steps: int | None) -> None:
-        self._bar = tqdm(
-            initial=done, total=steps, unit="step", dynamic_ncols=True,
-            disable=not (is_main() and sys.stderr.isatty()),
+    Args:
+        done: number of steps that an earlier process has done.
+        steps: number of all steps; None if it is unknown.
+    """
+
+    def __init__(self, done: int, steps: int | None, name: str = "training") -> None:
+        console = open_terminal(sys.stderr)
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+            bars.TextColumn("time left"), bars.TimeRemainingColumn(elapsed_when_finished=True),
+            bars.TextColumn("{task.fields[values]}"),
+            console=console, disable=not (is_main() and console.is_terminal),
+            redirect_stdout=open_terminal(sys.stdout).is_terminal,
         )  # fmt: skip
+        self._task = self._bars.add_task(name, total=steps, completed=done, values="")
         self._values: dict[str, str] = {}
-        # Log lines appear above the bar instead of breaking it.
-        self._redirect = logging_redirect_tqdm()
+        self._streams: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
     def __enter__(self) -> Progress:
-        console = [h for h in logging.root.handlers if type(h) is logging.StreamHandler]
-        self._redirect.__enter__()
-        if console:
-            # tqdm has replaced this handler by another one, which is the last and has no level.
-            logging.root.handlers[-1].setLevel(console[0].level)
+        handlers = [h for h in logging.root.handlers if type(h) is logging.StreamHandler]
+        before = sys.stdout, sys.stderr
+        self._bars.start()
+        # Log lines appear above the bar instead of breaking it, because rich has replaced these.
+        after = sys.stdout, sys.stderr
+        for handler in handlers:
+            for old, new in zip(before, after, strict=True):
+                if handler.stream is old:
+                    self._streams.append((handler, old))
+                    handler.setStream(new)
         return self
 
     def __exit__(
@@ -38,11 +55,39 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._redirect.__exit__(kind, error, trace)
-        self._bar.close()
+        for handler, stream in self._streams:
+            handler.setStream(stream)
+        self._bars.stop()
 
     def to(self, step: int, **values: str) -> None:
         """Move the bar to a step, and update the displayed values."""
         self._values.update(values)
-        self._bar.set_postfix(self._values, refresh=False)
-        self._bar.update(step - self._bar.n)
+        text = ", ".join(f"{name} {value}" for name, value in self._values.items())
+        self._bars.update(self._task, completed=step, values=text)
+
+    def advance(self, steps: int) -> None:
+        """Move the bar by a number of steps."""
+        self._bars.advance(self._task, steps)
+
+    @contextmanager
+    def show_part(
+        self, name: str, steps: int, check: Callable[[], None]
+    ) -> Iterator[Callable[[int], None]]:
+        """Show a second bar inside this context.
+
+        Args:
+            check: called after each move of this bar; can raise an exception.
+
+        Yields:
+            A function that moves the second bar by a number of steps.
+        """
+        task = self._bars.add_task(name, total=steps, values="")
+
+        def advance(count: int) -> None:
+            self._bars.advance(task, count)
+            check()
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(task)

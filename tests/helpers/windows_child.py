@@ -19,7 +19,7 @@ LIBRARIES = (
     "mlflow.store.tracking.sqlalchemy_store", "multiprocessing.pool", "numba",
     "numba.extending", "numba.experimental", "optuna", "peft", "psutil", "safetensors.torch",
     "scipy.stats", "sklearn.linear_model", "subprocess", "tempfile", "torch.distributed.fsdp",
-    "tqdm.contrib.logging", "transformers.pipelines",
+    "transformers.pipelines",
 )  # fmt: skip
 # Modules, and names in `os` and `signal`, that CPython does not have on Windows.
 MODULES = ("fcntl", "grp", "pwd", "resource", "syslog", "termios", "tty", "pty")

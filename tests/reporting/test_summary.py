@@ -1,0 +1,44 @@
+"""The summary of a report fits a terminal, and only a terminal gets bold letters."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from report_rows import trained
+
+from kinopoisk_ft.reporting.document import Document, build
+from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.summary import as_summary
+
+EN = Locale("en")
+NAME = "a-checkpoint-with-a-very-long-name"
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    runs = [trained(NAME, "lora", test_f1_weighted=0.95), trained("tfidf", test_f1_weighted=0.8)]
+    return build(Collected(experiment="example", runs=runs), {}, None, EN)
+
+
+def test_no_line_is_longer_than_80_columns_and_nothing_is_cut(document: Document) -> None:
+    lines = as_summary(document, EN).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(lines)
+    for part in ("0.950", "0.800", "majority class", "100.0", "as good?", "lora"):
+        assert part in text
+    assert NAME in re.sub(r"\W", "", text) or NAME.replace("-", "") in re.sub(r"\W", "", text)
+    assert not re.search("…|\x1b", text)
+
+
+def test_a_terminal_shows_the_best_row_in_bold(
+    document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    bold = as_summary(document, EN)
+    assert re.search("\x1b\\[1m0.950", bold)
+    assert not re.search("\x1b\\[1m0.800", bold)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    assert re.sub("\x1b\\[[0-9;]*m", "", bold).split() == as_summary(document, EN).split()
