@@ -129,10 +129,7 @@ class Trainer(Settings):
             # The last context exits first, so the manager can write a checkpoint after a signal.
             prefetch(training_batches(train, state, self)) as batches, manager,
         ):  # fmt: skip
-            monitor = Monitor(
-                recorder, progress, best, self.best_metric, self.max_bad_steps,
-                self.steps_per_epoch(len(train)),
-            )  # fmt: skip
+            monitor = Monitor(recorder, progress, best, self, self.steps_per_epoch(len(train)))
             self._prepare(state, train, clock)
             # If the run was stopped during an evaluation, it resumes with this evaluation.
             self._evaluate_if_due(state, train, val, monitor, clock, signals)

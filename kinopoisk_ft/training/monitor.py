@@ -18,6 +18,7 @@ from kinopoisk_ft.training.checkpoint.best import BestWeights
 from kinopoisk_ft.training.checkpoint.folder import write_tensors
 from kinopoisk_ft.training.evaluate import Evaluation
 from kinopoisk_ft.training.progress import Progress
+from kinopoisk_ft.training.settings import Settings
 from kinopoisk_ft.training.state import State
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Monitor:
     """Records losses and evaluations, and saves the weights of the best evaluation.
 
     Args:
-        max_bad_steps: number of consecutive non-finite losses or gradients that stops the run.
+        settings: those of the run; `best_metric` and `max_bad_steps` are used.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class Monitor:
         recorder: Recorder,
         progress: Progress,
         best: BestWeights,
-        best_metric: str,
-        max_bad_steps: int,
+        settings: Settings,
         steps_per_epoch: int,
     ) -> None:
-        self.recorder, self.progress, self.steps_per_epoch = recorder, progress, steps_per_epoch
-        self.best, self.best_metric, self.max_bad_steps = best, best_metric, max_bad_steps
+        self.recorder, self.progress, self.best = recorder, progress, best
+        self.best_metric, self.max_bad_steps = settings.best_metric, settings.max_bad_steps
+        self.steps_per_epoch = steps_per_epoch
 
     def log_losses(self, state: State) -> None:
         """Record the losses since the last call, and the gradient norm of the last step."""

@@ -20,11 +20,12 @@ NAN = math.nan
 )
 def test_nan_is_never_an_improvement(losses: list[float], best: int) -> None:
     kept: Any = SimpleNamespace(save=lambda *_: None)
+    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=10)
     state: Any = SimpleNamespace(
         best=None, best_step=0, since_best=0, history=[], step=0, length="", model=None
     )
     with Progress(0, 3) as progress:
-        monitor = Monitor(Recorder(), progress, kept, "loss", 10, 1)
+        monitor = Monitor(Recorder(), progress, kept, settings, 1)
         for state.step, loss in enumerate(losses, start=1):
             found: Any = SimpleNamespace(scores={"loss": loss}, outputs=None)
             monitor.log_evaluation(state, found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,8 +34,9 @@ def state(tmp_path: Path) -> State:
 
 
 def check(state: State, most: int, folder: Path) -> None:
+    settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=most)
     with Progress(0, None) as progress:
-        monitor = Monitor(Recorder(), progress, BestWeights(folder), "loss", most, 1)
+        monitor = Monitor(Recorder(), progress, BestWeights(folder), settings, 1)
         monitor.check_finite(state, BATCH, folder)
 
 
