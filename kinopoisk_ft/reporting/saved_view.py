@@ -97,7 +97,7 @@ def _view(name: str, created: int) -> str:
 def _make_charts() -> list[dict[str, Any]]:
     axes = {"xaxis": {"key": SECONDS, "type": "METRIC"}, "yaxis": {"key": SCORE, "type": "METRIC"}}
     charts: list[dict[str, Any]] = [
-        {"type": "SCATTER", "runsCountToCompare": 100, "displayName": f"{SCORE}, {SECONDS}"} | axes,
+        {"type": "SCATTER", "runsCountToCompare": 100, **axes},
         *({"type": "BAR", "runsCountToCompare": 100, "metricKey": key} for key in (SCORE, SECONDS)),
         *(
             {"type": "LINE", "runsCountToCompare": 100, "metricKey": key,
