@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pymorphy3
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +17,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
 
 from kinopoisk_ft.data.demo import FILE
-from tools.demo_reviews.films import FILMS
+from tools.demo_reviews.films import FILMS, LAST
 from tools.demo_reviews.generate import generate, main
 from tools.demo_reviews.grammar import PortableRandom, inflect_adjective, inflect_surname
 
@@ -55,7 +57,7 @@ def tfidf_score(frame: pd.DataFrame, ngrams: int) -> float:
 def test_same_bytes_everywhere() -> None:
     rows = generate(300, 0).itertuples(index=False)
     digest = hashlib.sha256("\n".join("|".join(map(str, row)) for row in rows).encode())
-    assert digest.hexdigest() == "a576b6a488a66572b4a429ca710f63ca17da9e8ef3545a852003ab17f1e620fc"
+    assert digest.hexdigest() == "a992dfb3d564f695f83b60f42bf671091f139a300dc81471ba567a422b2a1b5d"
 
 
 def test_seed_and_prefix(reviews: pd.DataFrame) -> None:
@@ -149,6 +151,24 @@ def test_grammar_agrees() -> None:
     assert inflect_adjective("живой", "ins", "p") == "живыми"
     assert inflect_adjective("плохой", "nom", "p") == "плохие"
     assert inflect_surname("Орлов", "gen", "f") == "Орловой"
+
+
+def test_reflexive_participles_are_inflected_inside() -> None:
+    assert inflect_adjective("запоминающийся", "nom", "m") == "запоминающийся"
+    assert inflect_adjective("запоминающийся", "nom", "f") == "запоминающаяся"
+    assert inflect_adjective("запоминающийся", "gen", "p") == "запоминающихся"
+
+
+def test_all_words_are_in_a_dictionary(reviews: pd.DataFrame) -> None:
+    words = set(re.findall("[а-яё]+", " ".join(reviews["text"]).lower()))
+    surnames = {
+        inflect_surname(name.lower(), case, gender)
+        for name in LAST for case in ("nom", "gen", "ins") for gender in "mf"
+    }  # fmt: skip
+    dictionary = pymorphy3.MorphAnalyzer()
+    assert len(words) > 1000
+    unknown = {word for word in words - surnames if not dictionary.word_is_known(word)}
+    assert unknown == set()
 
 
 def test_random_choices_are_fair() -> None:

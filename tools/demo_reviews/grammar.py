@@ -71,6 +71,9 @@ def parse_noun(gender: str, forms: str) -> Noun:
 @cache
 def inflect_adjective(word: str, case: str, gender: str) -> str:
     """Inflect an adjective from its masculine nominative, such as `скучный` or `живой`."""
+    if word.endswith("ся"):
+        # A reflexive participle, such as `запоминающийся`.
+        return inflect_adjective(word.removesuffix("ся"), case, gender) + "ся"
     stem, ending = word[:-2], word[-2:]
     if stem[-1] in "кгх":
         table = VELAR
