@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from rich.box import Box
@@ -33,7 +34,7 @@ RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def as_summary(document: Document, locale: Locale) -> str:
-    """Return for each table the scores, the verdicts and up to three recommendations."""
+    """Return for each table the scores, the verdicts and up to three sentences of advice."""
     parts = [*map(_wrap, document.notes)]
     parts += ["\n".join(map(_wrap, sentences(curves, locale))) for curves in document.curves]
     for section in document.sections:
@@ -46,7 +47,8 @@ def as_summary(document: Document, locale: Locale) -> str:
 def _summarize(section: Section, locale: Locale) -> list[str]:
     table = section.table
     found = {choice.limit: choice.text for choice in choices(table, locale)}
-    texts = [found[limit] for limit in SHOWN if limit in found] or section.conclusions
+    # The report has the other sentences of each recommendation.
+    texts = [_cut(found[limit]) for limit in SHOWN if limit in found] or section.conclusions
     banner = [_wrap(section.banner)] if section.banner else []
     return [
         _wrap(data_line(table, locale)),
@@ -78,6 +80,11 @@ def _results(table: Table, locale: Locale) -> str:
     if HEADLINE in table.majority:
         shown.add_row(locale("majority"), locale.number(table.majority[HEADLINE], 3))
     return format_for_terminal(shown, WIDTH)
+
+
+def _cut(text: str) -> str:
+    """Return the first sentence."""
+    return re.split(r"(?<=\.) (?=[A-ZА-ЯЁ])", text, maxsplit=1)[0]
 
 
 def _short(count: float, locale: Locale) -> str:

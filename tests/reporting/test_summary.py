@@ -32,6 +32,18 @@ def test_no_line_is_longer_than_80_columns_and_nothing_is_cut(document: Document
     assert not re.search("…|\x1b", text)
 
 
+def test_each_kind_of_advice_is_one_sentence(document: Document) -> None:
+    advice = as_summary(document, EN).rpartition("\n\n")[2]
+    assert advice.splitlines() == [
+        "Quality first: a-checkpoint-with-a-very-long-name + LoRA, weighted F1 0.9500,",
+        "accuracy 0.9000.",
+        "Little time: a-checkpoint-with-a-very-long-name + LoRA, 100.0 s of training,",
+        "weighted F1 0.9500.",
+        "Few parameters to train: a-checkpoint-with-a-very-long-name + LoRA has the",
+        "fewest, 1,000; weighted F1 0.9500.",
+    ]
+
+
 def test_a_terminal_shows_the_best_row_in_bold(
     document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
