@@ -114,7 +114,8 @@ def keep(run: Path, kept: Path) -> None:
             event |= {"host": ""} if event["verb"] == "start" else {}
             if event["verb"] == "metrics":
                 event["values"] = _without_times(event["values"])
-            if event["verb"] == "tags":  # The tag "kinopoisk_ft.result" contains times, too.
+            # The tag "kinopoisk_ft.result" contains times, which are left out, too.
+            if event["verb"] == "tags":
                 event["values"].pop("kinopoisk_ft.result", None)
             file.write(_relative(json.dumps(event, ensure_ascii=False)) + "\n")
     part.rename(kept)

@@ -25,7 +25,7 @@ def unquoted(path: Path, rows: list[list[str]], delimiter: str = "\t") -> Path:
 
 
 def with_quotes(first: int, last: int) -> list[list[str]]:
-    """Build rows of which one begins with a quote and a later one ends with a quote."""
+    """Build rows; one begins with a quote, and a later one ends with a quote."""
     rows = [list(row) for row in ROWS]
     rows[first][0] = '"' + rows[first][0]
     rows[last][0] += '"'

@@ -133,7 +133,8 @@ def command_member(
     command(args, place, ("backward", 7) if number == signalled else None)
 
 
-if __name__ == "__main__":  # as torchrun starts it: rank 1 is killed once, in its fourth update
+# torchrun starts this file. Rank 1 is killed once, in its fourth update.
+if __name__ == "__main__":
     dies = os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     with ended("update", 4, signal.SIGKILL) if dies else nullcontext():
         sys.exit(main(sys.argv[1:]))

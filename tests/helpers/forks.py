@@ -15,10 +15,10 @@ CHILDREN = multiprocessing.get_context("forkserver")
 
 
 def start_server() -> None:
-    """Start multiprocessing's fork server before the first test, without threads and changed state.
+    """Start multiprocessing's fork server before the first test starts threads or changes state.
 
-    The server would be a new interpreter, which imports for seconds what pytest has imported. It is
-    a fork of pytest instead.
+    Normally, the server is a new interpreter, which needs seconds to import the same modules again.
+    Here, it is a fork of pytest's process.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(util, "spawnv_passfds", _fork)

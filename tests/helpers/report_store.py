@@ -33,7 +33,7 @@ FINISHED = [
     ("mamba", "none", 0, 0.9277, 0.9245, 0.852, 2634.5, 129_136_898, 129_136_898),
     ("tfidf", "none", 0, 0.9150, 0.9101, 0.830, 21.5, 0, 0),
 ]
-# model, adapter, skill, training s, trainable
+# Model, adapter, skill, training seconds, trainable parameters.
 ANSWERED = [
     ("bert", "none", 3.0, 3000.0, 177_854_978), ("bert", "lora", 3.1, 2000.0, 296_450),
     ("mamba", "none", 2.2, 2600.0, 129_136_898), ("tfidf", "none", 2.3, 20.0, 40_000),

@@ -166,7 +166,7 @@ def test_attention_drops_probabilities_and_random_numbers_are_left_alone() -> No
         core.output = nn.Identity()
         core.output.forward = lambda attended, _: attended
         attended = core(hidden)[0].view(400, 1, 3, 8)
-    # All values of a row are equal, so the result is the share of kept probabilities over 0.5.
+    # All values of a row are equal, so this is the share of kept probabilities, divided by 0.5.
     shares = (attended / values)[..., 0]
     assert shares.unique().numel() > 5
     assert 0.95 < shares.mean().item() < 1.05

@@ -161,7 +161,7 @@ def test_adapters_and_head_train_in_any_precision(kind: str, tmp_path: Path) -> 
     copies: list[tuple[int, ...]] = []
 
     def pack(x: Tensor) -> Tensor:
-        # No copy of a matrix of the base may be kept.
+        # No copy of a base matrix may be stored.
         own = x.untyped_storage().data_ptr() in storages
         if x.dtype == torch.float32 and not own and x.ndim == 2 and tuple(x.shape) in shapes:
             copies.append(tuple(x.shape))

@@ -80,7 +80,7 @@ def test_very_small_and_very_large_steps(shift: float) -> None:
 
 
 def test_steps_of_all_sizes_in_one_chunk() -> None:
-    """Long sums of decays must not cost shorter sums in the same chunk their digits."""
+    """Long sums of decays must not reduce the precision of shorter sums in the same chunk."""
     inputs = cases(2, 2 * CHUNK, 4, 6, 1, 8)
     inputs["dt"][:, ::2] += 30
     assert_close(*both(inputs))

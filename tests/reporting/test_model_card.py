@@ -108,8 +108,8 @@ def test_scores_and_intervals_equal_independent_ones(tmp_path: Path) -> None:
 def test_intervals_draw_whole_films(
     tmp_path: Path, films: int, lowest: float, highest: float
 ) -> None:
-    # All reviews of the first of five films are wrong. Whole films: it is often drawn twice, which
-    # gives an accuracy of 0.6. Single reviews: the accuracy is rarely below 0.74.
+    # All answers for the first of five films are wrong. If whole films are drawn, this film often
+    # occurs twice, which gives an accuracy of 0.6. With single reviews, it is rarely below 0.74.
     wrong = np.arange(200) % 5 == 0
     predicted = np.where(wrong, 1 - LABELS, LABELS)
     write_model_card(write_run(tmp_path, films=films, predicted=predicted), CARD)

@@ -170,7 +170,7 @@ def test_the_folder_has_the_tokenizer_and_the_card(model: Path, exported: Path) 
     names = {"tokenizer.json", "tokenizer_config.json", CARD, ONNX}
     assert {file.name for file in exported.iterdir()} == names
     texts = [(place / "tokenizer.json").read_text("utf-8") for place in (exported, model)]
-    # The truncation and padding of the last call are no property of the model.
+    # The truncation and padding of the last call do not belong to the model.
     found, expected = (json.loads(text) | {"truncation": None, "padding": None} for text in texts)
     assert found == expected
     assert replace(read_card(exported), kind="pooled", is_peft=True) == read_card(model)

@@ -127,7 +127,7 @@ def test_without_a_trained_linear_layer_it_is_refused() -> None:
 
 @pytest.mark.parametrize(("kind", "adapter"), [("pooled", "none"), ("mamba", "lora")])
 def test_rates_decay_with_depth(kind: str, adapter: str) -> None:
-    """As in BEiT: the last block has the factor once, the embeddings once more than all blocks."""
+    """As in BEiT, the factor applies once to the last block, and once more per part below it."""
     _, made, network, _ = make(kind, adapter)
     adapted = made.apply(network)
     depths = count_depths(network, adapted.module)
