@@ -23,9 +23,10 @@ FIX = "give a folder"
 BASE = {"limit": None, "max_length": 8, "empty": "drop"}
 COLUMNS = {"text_column": "text", "label_column": "label", "classes": None}
 
-# Runs in another process, because huggingface_hub reads its environment once. Each argument is
-# JSON: a class and its options, a model's name, a change to offline mode, or to wait for a line of
-# its input and to ask the hub again. It prints the result of each as JSON.
+# Runs in another process, because huggingface_hub reads its environment once. Each argument is a
+# pair in JSON: a class of data and its options, "model" and a name, "offline" and a boolean, or
+# "wait": print the results, wait for a line of input, and ask the hub again.
+# The results are printed as JSON.
 CHECK = """
 import json, sys
 from huggingface_hub import constants
