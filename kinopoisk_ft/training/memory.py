@@ -25,6 +25,7 @@ from kinopoisk_ft.training.acceleration.gradient_checkpointing import replace_re
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import release_freed_memory, to_device
 from kinopoisk_ft.training.distributed.processes import SingleRankError, world_size
+from kinopoisk_ft.training.distributed.sharding import is_sharded
 from kinopoisk_ft.training.rng import DEVICES, get_rng_states, set_rng_states
 from kinopoisk_ft.training.state import State
 
@@ -133,10 +134,12 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     """Return a micro-batch size that fits into memory.
 
     On a CPU, the current size is halved until a training step is predicted to fit. The prediction
-    uses a forward pass of the longest review. On other devices, the current size is returned.
+    uses a forward pass of the longest review. On other devices, and if FSDP has sharded the model,
+    the current size is returned.
     """
     rows, longest = state.micro_batch_size, int(train.lengths.max(initial=1))
-    if state.precision.device.type != "cpu":
+    # FSDP expects a backward pass after each forward pass, and frees the weights between layers.
+    if state.precision.device.type != "cpu" or any(map(is_sharded, state.model.parameters())):
         return rows
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
         row = PEAK_FACTOR * _count_saved_bytes(state, train)

@@ -55,5 +55,5 @@ def assert_close(
     for name, exact in want.items():
         assert got[name].isfinite().all(), name
         scale = max(exact.norm().item(), floor * exact.numel() ** 0.5) or 1.0
-        error = (got[name].double() - exact).norm().item() / scale
+        error = (got[name].cpu().double() - exact).norm().item() / scale
         assert error < tolerance, f"{name}: relative error {error:.1e}"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+import stand_ins
 import torch
+from gpu import on_gpu, require_package
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import BACKENDS, assert_close, draw, expected, run
 from torch import Tensor
 
+from kinopoisk_ft.ops.scan.cuda import PACKAGE
 from kinopoisk_ft.ops.scan.op import selective_scan
 from kinopoisk_ft.ops.scan.reference import selective_scan_reference
 
@@ -18,17 +24,35 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+PLACES = [*((name, "cpu") for name in BACKENDS), on_gpu("torch"), on_gpu("cuda")]
+# Kernels of a GPU approximate exponentials.
+TOLERANCES = {"cpu": 1e-5, "cuda": 1e-3}
+
+
+@pytest.fixture
+def place(
+    backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what moves inputs to the device, after a look at the package of the backend."""
+    if backend == "cuda":
+        require_package(PACKAGE, device, monkeypatch, stand_ins.mamba_ssm)
+    return lambda inputs: {name: x.to(device) for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize(("backend", "device"), PLACES)
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (3, 37, 20, 5), (2, 64, 130, 16), (1, 33, 7, 1)])
-def test_agrees_with_float64(backend: str, softplus: bool, shape: tuple[int, ...]) -> None:
+def test_agrees_with_float64(
+    backend: str, device: str, softplus: bool, shape: tuple[int, ...], place: Any
+) -> None:
     inputs = draw(*shape)
     if not softplus:
         inputs["delta"] = inputs["delta"].exp()
         inputs["delta_bias"] = inputs["delta_bias"].abs()
     grad = torch.randn(shape[:3])
-    got = run(selective_scan, inputs, grad, delta_softplus=softplus, backend=backend)
-    assert_close(got, expected(inputs, grad, delta_softplus=softplus))
+    options = {"delta_softplus": softplus, "backend": backend}
+    got = run(selective_scan, place(inputs), grad.to(device), **options)
+    assert_close(got, expected(inputs, grad, delta_softplus=softplus), TOLERANCES[device])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,21 +91,27 @@ def test_agrees_on_random_problems(
     assert_close(got, want, floor=0.05 if level == 0 else 0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_outputs_and_gradients_are_zero_beyond_lengths(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "device"), PLACES)
+def test_outputs_and_gradients_are_zero_beyond_lengths(
+    backend: str, device: str, place: Any
+) -> None:
     lengths = torch.tensor([50, 0, 13])
     inputs, grad = draw(3, 50, 18, 4), torch.randn(3, 50, 18)
     padded = {name: x.clone() for name, x in inputs.items()}
     for name in ("u", "delta", "B", "C", "z"):
         for row, length in enumerate(lengths):
             padded[name][row, length:] = float("nan")
-    got = run(selective_scan, padded, grad, delta_softplus=True, lengths=lengths, backend=backend)
-    assert_close(got, expected(inputs, grad, delta_softplus=True, lengths=lengths))
+    options: dict[str, Any] = {"delta_softplus": True, "backend": backend}
+    got = run(selective_scan, place(padded), grad.to(device), lengths=lengths.to(device), **options)
+    want = expected(inputs, grad, delta_softplus=True, lengths=lengths)
+    assert_close(got, want, TOLERANCES[device])
     assert not got["out"][2, 13:].any()
     assert not got["u"][2, 13:].any()
     short = {name: x[2:, :13] if x.dim() == 3 else x for name, x in inputs.items()}
-    unpadded = selective_scan(**short, delta_softplus=True, backend=backend)
-    torch.testing.assert_close(got["out"][2:, :13], unpadded, rtol=1e-5, atol=1e-6)
+    unpadded = selective_scan(**place(short), **options)
+    torch.testing.assert_close(
+        got["out"][2:, :13], unpadded, rtol=TOLERANCES[device], atol=TOLERANCES[device] / 10
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import stand_ins
 import torch
+from gpu import ON_GPU
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scan_cases import assert_close, draw
@@ -40,11 +41,14 @@ def cases(
     }
 
 
-def both(inputs: dict[str, Tensor], **options: object) -> tuple[dict[str, Tensor], ...]:
+def both(
+    inputs: dict[str, Tensor], device: str = "cpu", **options: object
+) -> tuple[dict[str, Tensor], ...]:
     grad = torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(1))
     exact = {name: x.double() for name, x in inputs.items()}
     want = run_scan(ssd, exact, grad.double(), **{**OPTIONS, **options, "backend": "reference"})
-    return run_scan(ssd, inputs, grad, **{**OPTIONS, **options}), want
+    placed = {name: x.to(device) for name, x in inputs.items()}
+    return run_scan(ssd, placed, grad.to(device), **{**OPTIONS, **options}), want
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,9 +71,10 @@ def test_random_shapes(
     assert_close(got, want, floor=1.0)
 
 
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK])
-def test_lengths_around_the_chunk_size(length: int) -> None:
-    assert_close(*both(cases(2, length, 4, 8, 2, 16)))
+def test_lengths_around_the_chunk_size(length: int, device: str) -> None:
+    assert_close(*both(cases(2, length, 4, 8, 2, 16), device), 1e-5 if device == "cpu" else 1e-4)
 
 
 @pytest.mark.parametrize("shift", [-40.0, -9.0, 5.0, 40.0, 300.0])

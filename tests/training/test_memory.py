@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from composing import compose_config
+from gpu import ON_GPU
 from hydra.utils import instantiate
 from networks import make
 from short_fit import Recorder, examples, short_fit, train_examples, weights
@@ -48,6 +49,20 @@ def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["input_ids"].numel() > limit:
             raise error
+
+    def prepare(module: nn.Module) -> None:
+        module.register_forward_pre_hook(check, with_kwargs=True)
+
+    return prepare
+
+
+def forward_needs_too_much(most: int, device: str) -> Callable[[nn.Module], None]:
+    """Return a hook that asks the device for 1 PiB with more tokens than `most` rows have."""
+    limit = tokens(most)
+
+    def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].numel() > limit:
+            torch.empty(2**50, dtype=torch.uint8, device=device)
 
     def prepare(module: nn.Module) -> None:
         module.register_forward_pre_hook(check, with_kwargs=True)
@@ -119,6 +134,19 @@ def test_a_step_without_memory_is_done_again(
     assert "with 6 rows at once; retrying with 3" in caplog.text
     for name in ("train_loss", "val_loss", "lr"):
         np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_a_device_without_memory_gets_half_the_rows(
+    device: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = f"trainer.device={device}"
+    _, expected = short_fit(tmp_path / "whole", where)
+    state, found = short_fit(tmp_path / "halved", where, prepare=forward_needs_too_much(3, device))
+    assert (state.step, state.micro_batch_size) == (4, 3)
+    assert "with 12 rows at once; retrying with 6" in caplog.text
+    for name in ("train_loss", "val_loss"):
+        np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-3)
 
 
 def test_gradients_of_a_broken_off_attempt_are_dropped(tmp_path: Path) -> None:

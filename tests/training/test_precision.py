@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gpu import ON_GPU, on_gpu
+from short_fit import short_fit
 from torch import nn
 
 from kinopoisk_ft.errors import UserError
@@ -15,14 +18,38 @@ from kinopoisk_ft.training.precision import OVERFLOW, Precision, choose_precisio
 CPU = torch.device("cpu")
 
 
-def test_fp16_skips_a_step_that_overflows() -> None:
-    precision = Precision("fp16", CPU)
-    weight = nn.Parameter(torch.ones(2))
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+def test_fp16_skips_a_step_that_overflows(device: str) -> None:
+    precision = Precision("fp16", torch.device(device))
+    weight = nn.Parameter(torch.ones(2, device=device))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    precision.backward((weight * torch.tensor([1.0, float("inf")])).sum())
+    precision.backward((weight * torch.tensor([1.0, float("inf")], device=device)).sum())
     precision.unscale(optimizer)
-    assert precision.step(optimizer, [weight], 1.0, torch.tensor(1.0)) == OVERFLOW
-    assert torch.equal(weight, torch.ones(2))
+    loss = torch.tensor(1.0, device=device)
+    assert precision.step(optimizer, [weight], 1.0, loss) == OVERFLOW
+    assert torch.equal(weight.cpu(), torch.ones(2))
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_auto_precision_is_one_that_the_device_computes_in(device: str) -> None:
+    kind, _ = choose_precision("auto", torch.device(device))
+    if device == "cuda":
+        assert (kind == "bf16") == torch.cuda.is_bf16_supported(including_emulation=False)
+    assert Precision(kind, torch.device(device)).kind == kind
+
+
+@pytest.mark.parametrize(("kind", "device"), [on_gpu("bf16"), on_gpu("fp16")])
+@pytest.mark.parametrize("model", ["bert_scratch", "mamba_scratch"])
+def test_half_precision_trains_like_fp32(
+    model: str, kind: str, device: str, tmp_path: Path
+) -> None:
+    losses = []
+    for precision in ("fp32", kind):
+        options = (f"trainer.device={device}", f"trainer.precision={precision}")
+        _, recorder = short_fit(tmp_path / precision, *options, kind=model)
+        losses.append(recorder.of("train_loss") + recorder.of("val_loss"))
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool) -> None:

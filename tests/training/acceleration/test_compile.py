@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu import on_gpu
 from short_fit import short_fit, weights
 
 from kinopoisk_ft.errors import UserError
@@ -70,13 +71,22 @@ def test_a_lack_of_memory_in_compiling_makes_smaller_parts(
     assert state.micro_batch_size == 6
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
-def test_compiled_training_is_the_same(tmp_path: Path) -> None:
-    _, expected = short_fit(tmp_path / "plain")
-    _, found = short_fit(tmp_path / "compiled", "trainer.compile=default")
+@pytest.mark.parametrize(
+    ("mode", "device"),
+    [
+        pytest.param("default", "cpu", marks=pytest.mark.slow),
+        on_gpu("default"),
+        on_gpu("reduce-overhead"),
+    ],
+)
+def test_compiled_training_is_the_same(mode: str, device: str, tmp_path: Path) -> None:
+    where = f"trainer.device={device}"
+    _, expected = short_fit(tmp_path / "plain", where)
+    _, found = short_fit(tmp_path / "compiled", where, f"trainer.compile={mode}")
     for name in NUMBERS:
-        np.testing.assert_allclose(found.of(name), expected.of(name), atol=1e-5)
+        atol = 1e-5 if device == "cpu" else 1e-3
+        np.testing.assert_allclose(found.of(name), expected.of(name), atol=atol)
 
 
 def test_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

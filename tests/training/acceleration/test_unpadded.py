@@ -9,11 +9,12 @@ from typing import Any, cast
 import pytest
 import stand_ins
 import torch
+from gpu import ON_GPU, require_package
 from networks import make
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops import gpu_package
-from kinopoisk_ft.ops.attention.cuda import RealTokens, attention_unpadded
+from kinopoisk_ft.ops.attention.cuda import PACKAGE, RealTokens, attention_unpadded
 from kinopoisk_ft.training.acceleration import unpadded
 from kinopoisk_ft.training.acceleration.dropout import replace_dropout
 from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
@@ -43,20 +44,22 @@ def padded() -> dict[str, Tensor]:
 
 
 def answer(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16):
         logits: Tensor = module(**inputs).logits
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(logits.float().square().sum(), list(trained.values()))
     return logits.detach().float(), dict(zip(trained, grads, strict=True))
 
 
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_logits_and_gradients_are_those_of_sdpa(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, adapter: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, adapter: str, device: str
 ) -> None:
-    stand_ins.flash_attn(monkeypatch)
+    require_package(PACKAGE, device, monkeypatch, stand_ins.flash_attn)
     monkeypatch.setattr(gpu_package, "find_problem", lambda package, device: None)
-    module, inputs = encoder(adapter), padded()
+    module = encoder(adapter).to(device)
+    inputs = {name: x.to(device) for name, x in padded().items()}
     want, want_grads = answer(module, inputs)
     tokens: list[int] = []
     found = RealTokens.from_mask
@@ -74,14 +77,16 @@ def test_logits_and_gradients_are_those_of_sdpa(
             grad, want_grads[name], rtol=0.1, atol=0.02 * float(want_grads[name].abs().max()) + 1e-6
         )
     # Afterwards, attention uses SDPA again.
-    torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=0)
+    repeated = 0 if device == "cpu" else 1e-3
+    torch.testing.assert_close(answer(module, inputs)[0], want, rtol=0, atol=repeated)
     assert tokens == [20]
 
 
-def test_the_first_token_alone_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_ins.flash_attn(monkeypatch)
-    q, k, v = (torch.randn(3, 2, 9, 16).bfloat16() for _ in "qkv")
-    mask = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+def test_the_first_token_alone_asks(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    require_package(PACKAGE, device, monkeypatch, stand_ins.flash_attn)
+    q, k, v = (torch.randn(3, 2, 9, 16, device=device).bfloat16() for _ in "qkv")
+    mask = (torch.arange(9) < torch.tensor([9, 4, 1])[:, None]).to(device)
     whole = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None])
     got = attention_unpadded(q[:, :, :1], k, v, RealTokens.from_mask(mask))
     torch.testing.assert_close(got.transpose(1, 2), whole[:, :, :1], rtol=2e-2, atol=2e-2)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from checkpointed import Recorder, fit, steps, weights
+from gpu import ON_GPU
 from torch import nn
 
 from kinopoisk_ft import files
@@ -34,6 +35,24 @@ def test_two_checkpoints_and_their_bests_are_kept(tmp_path: Path) -> None:
     assert len(kept) <= 2
     assert recorder.flushed == 10
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_a_resumed_run_goes_on_with_the_same_masks(device: str, tmp_path: Path) -> None:
+    """Otherwise, the losses after the interruption would be different."""
+    place, whole, rest = f"trainer.device={device}", Recorder(), Recorder()
+    fit(tmp_path / "whole", place, recorder=whole)
+
+    def stop(step: int) -> None:
+        if step == 7:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path / "broken", place, recorder=Recorder(stop))
+    fit(tmp_path / "broken", place, recorder=rest)
+    assert min(step for step, _ in rest.values) == 7
+    for key, value in rest.values.items():
+        assert value == pytest.approx(whole.values[key], abs=1e-4), key
 
 
 def test_adapters_save_what_trains_alone(tmp_path: Path) -> None:

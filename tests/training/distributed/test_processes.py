@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_child import member
+from gpu import ON_GPU
 from networks import model_overrides
 from safetensors.torch import load_file
 from training_processes import FSDP, NO_DROPOUT, started
@@ -38,16 +39,21 @@ def result(folder: Path) -> dict[str, Any]:
 
 def compare(one: Path, other: Path) -> None:
     """Compare the values of every step, the predictions and the final weights."""
-    expected, found = result(one), result(other)
-    assert found["values"].keys() == expected["values"].keys()
-    assert found["values"] == pytest.approx(expected["values"], abs=1e-5)
-    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
-    assert (found["tokens"], found["steps"]) == (expected["tokens"], expected["steps"])
-    assert found["best"] == pytest.approx(expected["best"], abs=1e-5)
+    compare_values(one, other, 1e-5)
     mine, theirs = (load_file(folder / "tensors.safetensors") for folder in (other, one))
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
     if "outputs" in theirs:
         torch.testing.assert_close(mine["outputs"], theirs["outputs"], atol=1e-5, rtol=0)
+
+
+def compare_values(one: Path, other: Path, tolerance: float) -> None:
+    """Compare the values of every step and the scores."""
+    expected, found = result(one), result(other)
+    assert found["values"].keys() == expected["values"].keys()
+    assert found["values"] == pytest.approx(expected["values"], abs=tolerance)
+    assert found["scores"] == pytest.approx(expected["scores"], abs=tolerance)
+    assert (found["tokens"], found["steps"]) == (expected["tokens"], expected["steps"])
+    assert found["best"] == pytest.approx(expected["best"], abs=tolerance)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -104,6 +110,15 @@ def test_a_model_in_parts(
     assert set(together(0, tmp_path / "0", kind, adapter, more)) == {0}
     assert set(together(count, tmp_path / "parts", kind, adapter, [*more, FSDP])) == {0}
     compare(tmp_path / "0", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), ON_GPU])
+@pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
+def test_fsdp_on_one_device_trains_as_none_does(kind: str, device: str, tmp_path: Path) -> None:
+    more = [f"trainer.device={device}", *(NO_DROPOUT if kind == "bert_scratch" else [])]
+    assert together(0, tmp_path / "0", kind, more=more) == [0]
+    assert together(1, tmp_path / "1", kind, more=[*more, FSDP]) == [0]
+    compare_values(tmp_path / "0", tmp_path / "1", 1e-5 if device == "cpu" else 1e-3)
 
 
 @pytest.mark.slow
