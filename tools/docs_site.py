@@ -27,9 +27,9 @@ from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.config.schema import MAIN, Schema, build_schemas, read_comments
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where docs/options.md gets the list of all options.
+# The place of the list of all options in docs/options.md.
 MARKER = "<!-- all options -->"
-# Where docs/approaches.md gets the table of scores from the README.
+# The place of the README's table of scores in docs/approaches.md.
 RESULTS = "<!-- results -->"
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 # Files outside of docs that the site contains.
@@ -68,7 +68,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         found = files.get_file_from_path(path.removeprefix("docs/"))
         if found is None or found.inclusion.is_excluded():
             return text if text.strip("`") == path else f"{text} (`{path}`)"
-        # Links of mkdocs are relative to the page's place in the site, not in the repository.
+        # mkdocs reads links relative to the page's place in the site, not in the repository.
         start = posixpath.dirname(page.file.src_uri) or "."
         return f"[{text}]({posixpath.relpath(found.src_uri, start)}{anchor or ''})"
 

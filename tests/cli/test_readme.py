@@ -15,7 +15,7 @@ from kinopoisk_ft.cli import main
 def test_the_first_example_prints_what_the_readme_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The answers of the model are correct, and new bundled reviews need new figures."""
+    """The model's answers are correct; new bundled reviews require new figures in the README."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     readme = (ROOT / "README.md").read_text("utf-8")

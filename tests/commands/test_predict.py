@@ -1,4 +1,4 @@
-"""`kinopoisk-ft predict` imports only what a model needs, because imports take most of its time."""
+"""Test that `kinopoisk-ft predict` imports only what a model needs; imports take most time."""
 
 from __future__ import annotations
 

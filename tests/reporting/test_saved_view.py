@@ -1,4 +1,4 @@
-"""The saved view of MLflow's UI, and what a sweep's parent run shows."""
+"""Test the saved view of the MLflow UI, and the contents of a sweep's parent run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_parent_has_the_scores_of_the_best_run(store: Store, tmp_path: Path)
     best = max(run.data.metrics["test_f1_weighted"] for run in children)
     assert parent.data.metrics["test/f1_weighted"] == best
     assert parent.data.metrics["time/train_seconds"] > 0
-    # A second report of the same runs records nothing again.
+    # A second report of the same runs records nothing.
     assert len(client.get_metric_history(store.sweep, "test/f1_weighted")) == 1
     assert parent.data.tags["best_run"].rpartition(" ")[2] in {run.info.run_id for run in children}
     note = parent.data.tags["mlflow.note.content"]

@@ -1,4 +1,4 @@
-"""The summary of a report fits a terminal, and only a terminal gets bold letters."""
+"""Test that the summary of a report fits a terminal, and that only terminals get bold text."""
 
 from __future__ import annotations
 

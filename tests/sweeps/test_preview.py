@@ -1,4 +1,4 @@
-"""A run prints its first line before it imports what takes seconds."""
+"""Test that a run prints its first line before slow imports."""
 
 from __future__ import annotations
 

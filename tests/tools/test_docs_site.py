@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
          ROOT / "docs/comparison/README.md"]  # fmt: skip
 # Links, not images.
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#\s]+)")
-# What a browser loads by itself, in contrast to links.
+# What a browser loads without a click.
 LOADED = re.compile(r"<(?:script|img|link|iframe)\b[^>]*?\b(?:src|href)=\"?(https?:[^\"\s>]+)")
 
 

@@ -1,4 +1,4 @@
-"""Data sets, models and registered models in MLflow, sent once however often a log is replayed."""
+"""Test data sets, models and registered models in MLflow, which repeated replays send once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names in MLflow: grouped, reversible, and read from stores of earlier versions as well."""
+"""Test the names in MLflow: grouped, reversible, and read from stores of earlier versions."""
 
 from __future__ import annotations
 
