@@ -50,13 +50,18 @@ $(STAMP).all: $(STAMP)
 	@touch $@
 
 demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled data, show the report
-	@echo "Pretrain two small models, then compare five approaches on 4,000 synthetic reviews: about 5 minutes."
-	$(RUN) sweep=demo_bases output_dir=$(DEMO)/bases
-	$(RUN) sweep=demo output_dir=$(DEMO)/runs
-	$(BIN)/python -m kinopoisk_ft.report --experiment demo --output $(DEMO)/report > $(DEMO)/report.txt
+	@echo "Compare five approaches on 4,000 synthetic reviews. This takes about 5 minutes on two cores:"
+	@echo "1. Pretrain two small models (2 jobs)."
+	@echo "2. Fine-tune them in different ways, and fit TF-IDF (5 jobs)."
+	@echo "3. Write the report."
 	@echo
-	@echo "MLflow store: $(CURDIR)/mlflow.db, experiment 'demo'; to open it: make ui, then http://127.0.0.1:5000"
-	@echo "Report:       $(CURDIR)/$(DEMO)/report/comparison.html; open it in a browser"
+	@$(RUN) sweep=demo_bases output_dir=$(DEMO)/bases
+	@echo
+	@$(RUN) sweep=demo output_dir=$(DEMO)/runs
+	@$(BIN)/python -m kinopoisk_ft.report --experiment demo --output $(DEMO)/report > $(DEMO)/report.txt
+	@echo
+	@echo "Report: $(CURDIR)/$(DEMO)/report/comparison.html; open it in a browser"
+	@echo "MLflow: make ui, then http://127.0.0.1:5000, experiment 'demo'"
 
 test: $(STAMP) ## quick tests
 	$(PYTEST)

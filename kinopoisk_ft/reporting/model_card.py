@@ -27,7 +27,8 @@ from kinopoisk_ft.text import shorten_paths, to_one_line
 README = "README.md"
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.j2"
 # Data sets of Russian film reviews; the language of other data is unknown.
-RUSSIAN = ("kinopoisk_ft.data.kinopoisk.Kinopoisk", "kinopoisk_ft.data.demo.Demo")
+SYNTHETIC = "kinopoisk_ft.data.demo.Demo"
+RUSSIAN = ("kinopoisk_ft.data.kinopoisk.Kinopoisk", SYNTHETIC)
 DATA_OPTIONS = (
     "classes", "split", "folds", "fold", "limit", "train_limit", "near_duplicates", "strip_scores",
     "max_length", "truncation", "window_stride", "max_windows", "max_characters", "text_prefix",
@@ -117,6 +118,8 @@ def _name_data(data: Mapping[str, Any]) -> str:
     """Return the hub name or the file name of the data, or the class that reads them."""
     if data.get("path"):
         return shorten_paths(str(data["path"]))
+    if data["_target_"] == SYNTHETIC:
+        return "demo (synthetic reviews)"
     return str(data.get("name") or data["_target_"].rpartition(".")[2])
 
 

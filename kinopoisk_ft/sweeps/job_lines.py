@@ -38,6 +38,11 @@ def quiet_console() -> None:
             handler.setLevel(logging.WARNING)
 
 
+def number_job(number: int, expected: Sequence[Expected]) -> str:
+    """Return "3/5" for job 2 of 5; "3" if the number of jobs is unknown, as in a search."""
+    return f"{number + 1}/{len(expected)}" if expected else str(number + 1)
+
+
 def format_job(
     number: int,
     name: str,
@@ -55,8 +60,7 @@ def format_job(
         took: {number: seconds} of all jobs that have ended, to correct the forecast.
         same_as: id of the earlier run whose result the job uses; "" if the job has trained.
     """
-    total = f"/{len(expected)}" if expected else ""
-    text = f"{number + 1}{total} {name}: "
+    text = f"{number_job(number, expected)} {name}: "
     text += "finished" if score is None else f"test {HEADLINE} {score:.3f}"
     text += f" (skipped: identical to run {same_as})" if same_as else f" in {format_time(seconds)}"
     left = [one for i, one in enumerate(expected) if i not in took]

@@ -23,9 +23,10 @@ from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.sweeps.forecast import find_finished
-from kinopoisk_ft.sweeps.job_lines import format_job, quiet_console, read_forecast
+from kinopoisk_ft.sweeps.job_lines import format_job, number_job, quiet_console, read_forecast
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, read_parent
+from kinopoisk_ft.training.progress import JOB
 from kinopoisk_ft.training.signals import Stopped
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
     """
     job = _get_job(prepared)
     quiet_console()
+    JOB.set(number_job(job.number, read_forecast(job.sweep_dir)))
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
     Outcome(**note, status="unfinished").write(job.sweep_dir)
     started = time.monotonic()

@@ -104,6 +104,7 @@ def _describe_run(config: DictConfig) -> str:
     approach = name_checkpoint(name_approach(choices), choices["model"], name)
     seed = "random" if config.get("seed") is None else config.seed
     task, data = choices["task"], choices["data"]
+    data = "demo (synthetic reviews)" if data == "demo" else data
     return f"{task} {approach} on {data}, seed {seed}, in {config.hydra.run.dir}"
 
 

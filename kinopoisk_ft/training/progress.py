@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TextIO
 
@@ -13,6 +14,9 @@ from rich import progress as bars
 
 from kinopoisk_ft.console import open_terminal
 from kinopoisk_ft.training.distributed.processes import is_main
+
+# The number of the running job of a sweep, such as "3/5", which each bar shows before its name.
+JOB = ContextVar("job", default="")
 
 
 class Progress:
@@ -32,7 +36,9 @@ class Progress:
             console=console, disable=not (is_main() and console.is_terminal),
             redirect_stdout=open_terminal(sys.stdout).is_terminal,
         )  # fmt: skip
-        self._task = self._bars.add_task(name, total=steps, completed=done, values="")
+        self._task = self._bars.add_task(
+            f"{JOB.get()} {name}".lstrip(), total=steps, completed=done, values=""
+        )
         self._values: dict[str, str] = {}
         self._streams: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import metadata_load
 from sklearn.metrics import accuracy_score, f1_score
 
-from kinopoisk_ft.reporting.model_card import write_model_card
+from kinopoisk_ft.reporting.model_card import SYNTHETIC, write_model_card
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 200)
@@ -151,6 +151,13 @@ def test_base_and_data_of_the_hub_are_metadata(tmp_path: Path) -> None:
     assert metadata["base_model"] == "some/e5"
     assert metadata["datasets"] == ["blinoff/kinopoisk"]
     assert metadata["library_name"] == "peft"
+
+
+def test_the_card_says_that_the_bundled_reviews_are_synthetic(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, {**CONFIG, "data": {"_target_": SYNTHETIC, "split": "random"}})
+    write_model_card(folder, CARD)
+    text = (folder / "model" / "README.md").read_text("utf-8")
+    assert "demo (synthetic reviews)" in text.partition("## Data")[2]
 
 
 def test_tfidf_has_its_own_options_and_no_tokens(tmp_path: Path) -> None:

@@ -26,6 +26,6 @@ def test_first_line_says_what_a_run_does_and_needs_no_heavy_package(tmp_path: Pa
         [sys.executable, "-c", CODE, *args, "output_dir=run"], cwd=tmp_path, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    expected = ["finetune small + lora on demo, seed 42, in run", "[]"]
+    expected = ["finetune small + lora on demo (synthetic reviews), seed 42, in run", "[]"]
     assert done.stdout.splitlines() == expected, done.stderr
     assert not (tmp_path / "run").exists()

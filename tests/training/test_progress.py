@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kinopoisk_ft.training.progress import Progress
+from kinopoisk_ft.training.progress import JOB, Progress
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,9 @@ def stream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
 @pytest.mark.parametrize("stream", [True, False], indirect=True)
 def test_progress_is_for_terminals(stream: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
+    job = JOB.set("3/5")
     with Progress(0, 20) as progress:
+        JOB.reset(job)
         progress.to(10, loss="0.5000")
         with progress.show_part("validation", 8, lambda: None) as advance:
             advance(3)
@@ -44,7 +46,14 @@ def test_progress_is_for_terminals(stream: Terminal, monkeypatch: pytest.MonkeyP
     if not stream.is_terminal:
         assert shown == ""
         return
-    for part in ("20/20", "time left", "loss 0.5000, val_f1_weighted 0.9000", "validation", "3/8"):
+    for part in (
+        "3/5 training",
+        "20/20",
+        "time left",
+        "loss 0.5000, val_f1_weighted 0.9000",
+        "validation",
+        "3/8",
+    ):
         assert part in shown
 
 
