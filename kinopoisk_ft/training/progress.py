@@ -30,8 +30,9 @@ class Progress:
     def __init__(self, done: int, steps: int | None, name: str = "training") -> None:
         console = open_terminal(sys.stderr)
         self._bars = bars.Progress(
-            bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-            bars.TextColumn("time left"), bars.TimeRemainingColumn(elapsed_when_finished=True),
+            # A bar of 10 columns leaves room for the loss and the score in 80 columns.
+            bars.TextColumn("{task.description}"), bars.BarColumn(10), bars.MofNCompleteColumn(),
+            bars.TextColumn("time left"), bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[values]}"),
             console=console, disable=not (is_main() and console.is_terminal),
             redirect_stdout=open_terminal(sys.stdout).is_terminal,
