@@ -25,9 +25,11 @@ PORT ?= 5000
 
 # How often `make bench` runs the project and its peer.
 ROUNDS ?= 3
+# The device of `make gpu-check`, cuda or cpu; by default a GPU if there is one.
+DEVICE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench ui tracking-server report notebooks docs schema clean
+.PHONY: help setup setup-all demo test test-all test-lowest lint types audit bench gpu-check ui tracking-server report notebooks docs schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -89,7 +91,10 @@ audit: $(STAMP) ## known vulnerabilities (needs the package index) and licences 
 bench: $(STAMP) ## the comparison with a Hugging Face Trainer in full, the other benchmarks quickly
 	$(BIN)/python benchmarks/peer.py --rounds $(ROUNDS) \
 		--json benchmarks/results/peer.json --markdown benchmarks/results/peer.md
-	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+	for script in $(filter-out %/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script --quick || exit 1; done
+
+gpu-check: $(STAMP) ## tests and speed on a GPU in ten minutes; DEVICE=cpu rehearses it without a GPU
+	$(BIN)/python benchmarks/gpu_check.py $(if $(DEVICE),--device $(DEVICE))
 
 ui: $(STAMP) ## open the MLflow store of this folder on http://127.0.0.1:5000
 	$(BIN)/kinopoisk-ft ui --uri sqlite:///$(CURDIR)/mlflow.db

@@ -1,10 +1,12 @@
 """Compare the project with a Hugging Face Trainer: same rows, model, batch, steps, learning rate.
 
     python benchmarks/peer.py --peer PEER.py --model FOLDER --data FILE --json peer.json
+    python benchmarks/peer.py --device cuda
 
 Each run is a whole process, and the two sides (the project and its peer) alternate. Each process
 reports how long its training took. This includes validation and checkpoints, and for the project
 the pass through the frozen layers. The project's caches are empty at the start of each run.
+With --device, both sides have equal flags (`common/equal_flags.py`), and nothing else is needed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import equal_flags
 from common.rate import flop_per_token, matrix_rate
 from common.report import Section, command_line, publish
 from common.shapes import BASE, TINY2, random_bert
@@ -44,16 +47,29 @@ def main() -> int:
     """Run the command line; return the exit code."""
     parser = command_line(__doc__)
     add_inputs(parser)
-    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    known = f"{', '.join(WORKS)}; with --device: {', '.join(equal_flags.WORKS)}"
+    parser.add_argument("--works", nargs="+", metavar="WORK", help=known)
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], help="equal flags there; a tiny model on a CPU"
+    )
     parser.add_argument(
         "--rounds", type=int, default=1, help="how often each side runs (%(default)s)"
     )
     parser.add_argument("--precisions", nargs="+", default=["fp32", "auto"],
                         help="precisions of the project; the peer always uses fp32")  # fmt: skip
     args = parser.parse_args()
+    choices = list(equal_flags.WORKS if args.device else WORKS)
+    names = args.works or choices
+    if unknown := set(names) - set(choices):
+        parser.error(f"unknown work '{unknown.pop()}': choose from {', '.join(choices)}")
+    if args.device:
+        rows = list(equal_flags.compare(args.device, names))
+        sections = [Section("Training", equal_flags.NOTE, rows)]
+        publish("Against a Hugging Face Trainer with equal flags", sections, args, "")
+        return 0
     if absent(args):
         return 0
-    works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in args.works}
+    works = {"quick": QUICK} if args.quick else {name: WORKS[name] for name in names}
     rows = [row for name, work in works.items() for row in compare(name, work, args)]
     remark = (
         "Batches of 16. Seconds: training, the median over rounds. MiB: peak memory of the "

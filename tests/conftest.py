@@ -21,7 +21,7 @@ os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Looking for a GPU does not start CUDA then. Forks of this process could not use CUDA after that.
+# With this, `torch.cuda.is_available` does not start CUDA, so that forks can use CUDA later.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import hypothesis  # noqa: E402

@@ -47,7 +47,7 @@ def publish(title: str, sections: Sequence[Section], args: argparse.Namespace, r
     machine = describe_machine()
     text = f"# {title}\n\n    {machine['command']}\n\n{_sentence(machine)} {remark}\n"
     for section in sections:
-        text += f"\n## {section.title}\n\n{section.note}\n\n{_table(section.rows)}\n"
+        text += f"\n## {section.title}\n\n{section.note}\n\n{markdown_table(section.rows)}\n"
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")
@@ -82,7 +82,8 @@ def _sentence(machine: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table; the keys of the first row are its columns."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     lines += [[_shown(value) for value in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -80,7 +80,7 @@ def run_peer(
                "--warmup-steps", work.warmup, "--freeze-layers", work.layers,
                "--seed", work.seed]  # fmt: skip
     command += ["--max-steps", work.steps] if work.steps else []
-    printed, mib = _run(command, environment or {})
+    printed, mib = run_process(command, environment or {})
     found = json.loads(printed.strip().splitlines()[-1])
     result = {"seconds": found["train_seconds"], "mib": mib}
     if "f1" in found:
@@ -101,7 +101,7 @@ def run_project(work: Experiment, model: Path, data: Path, precision: str) -> di
                    f"output_dir={folder}/run", *work.project]  # fmt: skip
         command += [f"trainer.max_steps={work.steps}"] if work.steps else []
         command += [f"adapter.layers={work.layers}"] if work.approach == "frozen" else []
-        _, mib = _run(command, {"KINOPOISK_FT_CACHE": f"{folder}/cache"})
+        _, mib = run_process(command, {"KINOPOISK_FT_CACHE": f"{folder}/cache"})
         found = read_metrics(store)
     counted = ("train_seconds", "prefix_seconds") if work.steps else TRAINING
     seconds = sum(found.get(key, 0.0) for key in counted)
@@ -118,7 +118,7 @@ def read_metrics(store: Path) -> dict[str, float]:
         return flat_metrics(dict(database.execute("SELECT key, value FROM latest_metrics")))
 
 
-def _run(command: list[Any], environment: Mapping[str, str]) -> tuple[str, float]:
+def run_process(command: list[Any], environment: Mapping[str, str] = NOTHING) -> tuple[str, float]:
     """Run a process; return its output and its peak resident memory in MiB."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -37,8 +37,8 @@ def test_frozen_layers_cost_a_forward_pass(costs: ModuleType) -> None:
 
 
 def test_the_page_has_the_script_s_table(costs: ModuleType) -> None:
-    from common.report import _table
+    from common.report import markdown_table
 
-    table = _table(costs.rows(costs.options().parse_args([])))
+    table = markdown_table(costs.rows(costs.options().parse_args([])))
     for file in ("docs/scale.md", "benchmarks/results/cost_model.md"):
         assert table in (ROOT / file).read_text(encoding="utf-8")

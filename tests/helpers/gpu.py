@@ -1,4 +1,4 @@
-"""The device of the tests that are marked `gpu`: a GPU, or a CPU in `make gpu-check DEVICE=cpu`."""
+"""Define the device of tests marked `gpu`: a GPU, or a CPU in `make gpu-check DEVICE=cpu`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def require_package(
     monkeypatch: pytest.MonkeyPatch,
     stand_in: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    """Skip the test if a GPU has no such package; on a CPU, put a stand-in in place."""
+    """Skip the test if the package is not installed; on a CPU, use a stand-in instead."""
     if device == "cpu":
         stand_in(monkeypatch)
         monkeypatch.setattr(backends, "_find_cuda_problem", lambda *_: None)

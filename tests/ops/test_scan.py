@@ -33,7 +33,7 @@ TOLERANCES = {"cpu": 1e-5, "cuda": 1e-3}
 def place(
     backend: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Return what moves inputs to the device, after a look at the package of the backend."""
+    """Return a function that moves inputs to the device."""
     if backend == "cuda":
         require_package(PACKAGE, device, monkeypatch, stand_ins.mamba_ssm)
     return lambda inputs: {name: x.to(device) for name, x in inputs.items()}

@@ -57,7 +57,7 @@ def forward_fails(error: BaseException, most: int) -> Callable[[nn.Module], None
 
 
 def forward_needs_too_much(most: int, device: str) -> Callable[[nn.Module], None]:
-    """Return a hook that asks the device for 1 PiB with more tokens than `most` rows have."""
+    """Return a hook that allocates 1 PiB on the device above the tokens of `most` rows."""
     limit = tokens(most)
 
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
