@@ -150,8 +150,9 @@ def register_model(client: MlflowClient, run_id: str, name: str) -> None:
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'", max_results=1)
+    # For the source "models:/<id>", MLflow would look in the default store of this process.
     version = found[0] if found else client.create_model_version(
-        name, f"models:/{model.model_id}", run_id, description=model.tags.get(NOTE_TAG),
+        name, model.artifact_location, run_id, description=model.tags.get(NOTE_TAG),
         model_id=model.model_id,
     )  # fmt: skip
     # MLflow's UI shows the versions of a model by this tag.
