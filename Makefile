@@ -107,9 +107,13 @@ tracking-server: $(STAMP) ## one MLflow server for parallel jobs; see docs/scale
 report: $(STAMP) ## compare the runs in the store of this folder
 	$(BIN)/python -m kinopoisk_ft.report
 
-notebooks: $(STAMP) ## execute the notebooks into outputs/notebooks
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter nbconvert --to notebook --execute \
-		--output-dir outputs/notebooks notebooks/*.ipynb
+notebooks: $(STAMP) ## execute copies of the notebooks in outputs/notebooks
+	rm -rf outputs/notebooks
+	mkdir -p outputs
+	cp -r notebooks outputs/notebooks
+	cd outputs/notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" \
+		"$(CURDIR)/$(BIN)/python" -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.coalesce_streams=True *.ipynb
 
 # mkdocs-material advertises a successor in each build.
 docs: $(STAMP) ## build the website of the documentation into outputs/site; broken links are errors

@@ -35,7 +35,7 @@ TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 # Files outside of docs that the site contains.
 OUTSIDE = ("CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/results/*.md",
            "benchmarks/results/*.png")  # fmt: skip
-LINK = re.compile(r"\[([^\]\n]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 # Groups whose options are lists of settings of other groups.
 PRESETS = ("experiment", "sweep")
 
@@ -67,7 +67,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = posixpath.normpath(posixpath.join(folder, target))
         found = files.get_file_from_path(path.removeprefix("docs/"))
         if found is None or found.inclusion.is_excluded():
-            return text if text.strip("`") == path else f"{text} (`{path}`)"
+            named = path.endswith(".md") or text.strip("`") == path
+            return text if named else f"{text} (`{path}`)"
         # mkdocs reads links relative to the page's place in the site, not in the repository.
         start = posixpath.dirname(page.file.src_uri) or "."
         return f"[{text}]({posixpath.relpath(found.src_uri, start)}{anchor or ''})"
