@@ -16,6 +16,8 @@ from kinopoisk_ft.statistics.equivalence import MARGIN, Decision
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import Pair
 
+# A sentence names at most this many undecided approaches, and counts more of them.
+MOST_NAMED = 2
 # The adapter config that trains all weights.
 FULL = "none"
 # The adapters that the original study compares with full fine-tuning, in this order.
@@ -29,35 +31,89 @@ COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 class Choice:
     """One recommended approach.
 
-    `limit` names the scarce resource ("time", "parameters" or "memory"), or is "quality" if the
-    recommendation ignores costs.
+    Args:
+        limit: the scarce resource ("time", "parameters" or "memory"), or "quality" if the
+            recommendation ignores costs.
+        number: the cost of the approach, or its weighted F1.
+        reason: why the approach is recommended, in a few words.
+        badge: key of the verdict in the locale, or ""; see `badge`.
     """
 
     limit: str
     name: str
     text: str
+    number: str
+    reason: str
+    badge: str
+
+
+def badge(table: Table, row: Row) -> str:
+    """Return the key of the verdict on a row: best, as good, worse, undecided or not learned.
+
+    The result is "" if the row was not compared with the best row.
+    """
+    if not row.learned:
+        return "not_learned"
+    if row is table.rows[0]:
+        return "reference"
+    decision = table.decisions[MARGIN].get(row.name)
+    return decision.verdict.replace(" ", "_") if decision else ""
+
+
+def answer(table: Table, locale: Locale) -> str:
+    """Return one sentence on which approach to take."""
+    rows = table.learned
+    if not rows:
+        return locale("none_learned")
+    best, *others = rows
+    if not others:
+        return locale("only", **_numbers(best, locale))
+    badges = {row.name: badge(table, row) for row in others}
+    alike = [row for row in others if badges[row.name] == "as_good"]
+    column = next((name for name in COSTS if name in best.values), None)
+    cheapest = _cheapest([best, *alike], column) if column else best
+    margin = locale.number(MARGIN, 2)
+    parts = {"name": best.name, "f1": _round(best, locale), "margin": margin}
+    if column and cheapest and cheapest is not best:
+        costs = [write_value(row.values[column].mean, COLUMNS[column], locale)
+                 for row in (cheapest, best)]  # fmt: skip
+        return locale(
+            f"answer_{COSTS[column]}", **parts | {"name": cheapest.name}, best=best.name,
+            low=_round(cheapest, locale), a=costs[0], b=costs[1],
+        )  # fmt: skip
+    undecided = [name for name, found in badges.items() if found == "undecided"]
+    if undecided:
+        few = len(undecided) <= MOST_NAMED
+        names = locale.listed(undecided) if few else locale(
+            "count_of_others", count=len(undecided), total=len(others)
+        )  # fmt: skip
+        return locale("answer_undecided", names=names, **parts)
+    known = "unmeasured" if not all(badges.values()) else "as_good" if alike else "worse"
+    return locale(f"answer_{known}", **parts)
+
+
+def _round(row: Row, locale: Locale) -> str:
+    return locale.number(row.values[HEADLINE].mean, 3)
 
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
     """Return the conclusions from one table as sentences."""
     rows = table.learned
-    found = [locale("one_seed")] if all(len(row.runs) == 1 for row in table.rows) else []
     if not rows:
-        return [*found, locale("none_learned")]
+        return [locale("none_learned")]
     best = rows[0]
     if len(rows) == 1:
-        return [*found, locale("only", **_numbers(best, locale)), *_floor(table, locale)]
+        return [locale("only", **_numbers(best, locale)), *_floor(table, locale)]
     second = rows[1]
     against = _difference(table, second, best, locale)
-    found.append(locale("best", second=second.name, **_numbers(best, locale), **against))
+    found = [locale("best", second=second.name, **_numbers(best, locale), **against)]
     found += _floor(table, locale) + _fastest(table, locale)
     for adapter in CHEAPER:
         for row in rows:
             full = _full_training(table, row)
             if row.first.adapter == adapter and full:
                 facts = _facts(table, row, full, (TRAINABLE, TIME), locale)
-                text = locale("against_full", name=row.name, other=full.name, facts=facts)
-                found.append(text + _budgets(row, full, locale))
+                found.append(locale("against_full", name=row.name, other=full.name, facts=facts))
     return found + _mamba(table, locale) + _leakage(table, locale)
 
 
@@ -84,8 +140,7 @@ def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
         return locale("verdict_none")
     found = pair.differences[HEADLINE]
     low, high = (locale.score(end, signed=True) for end in (found.low, found.high))
-    scope = "" if pair.measured else locale("scope_reviews")
-    parts = {"low": low, "high": high, "margin": locale.number(MARGIN, 2), "scope": scope}
+    parts = {"low": low, "high": high, "margin": locale.number(MARGIN, 2)}
     if decision.verdict == "undecided":
         parts["needed"] = _needed(decision, pair, locale)
     return locale(f"verdict_{decision.verdict.replace(' ', '_')}", **parts)
@@ -174,16 +229,7 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
-    text = locale(key, name=mamba.name, other=other.name, facts=facts)
-    return [text + _budgets(mamba, other, locale)]
-
-
-def _budgets(row: Row, other: Row, locale: Locale) -> str:
-    differences = [
-        f"{locale(key)} {' / '.join(value or NOTHING for _, value in parts)}"
-        for key, parts in differing_settings([row, other]).items()
-    ]
-    return " " + locale("budgets", differences=", ".join(differences)) if differences else ""
+    return [locale(key, name=mamba.name, other=other.name, facts=facts)]
 
 
 def _leakage(table: Table, locale: Locale) -> list[str]:
@@ -220,7 +266,11 @@ def choices(table: Table, locale: Locale) -> list[Choice]:
     if len(table.learned) < 2:
         return []
     found = [_limited(table, column, locale) for column in COSTS]
-    quality = Choice("quality", table.learned[0].name, _quality(table, locale))
+    best = table.learned[0]
+    reason = locale("card_quality")
+    quality = Choice(
+        "quality", best.name, _quality(table, locale), _round(best, locale), reason, "reference"
+    )
     return [*(choice for choice in found if choice), quality]
 
 
@@ -232,7 +282,13 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     network = _cheapest_network(table, column)
     if network and not cheapest.is_network:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))
-    return Choice(COSTS[column], cheapest.name, text)
+    limit, value = COSTS[column], cheapest.values[column].mean
+    short = (
+        locale.short(value) if column == TRAINABLE else write_value(value, COLUMNS[column], locale)
+    )
+    number = locale(f"cost_{limit}", value=short)
+    reason = locale(f"card_{limit}", f1=_round(cheapest, locale))
+    return Choice(limit, cheapest.name, text, number, reason, badge(table, cheapest))
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
@@ -259,9 +315,4 @@ def _quality(table: Table, locale: Locale) -> str:
         key = f"group_{verdict.replace(' ', '_')}"
         margin = locale.number(MARGIN, 2)
         text.append(locale(key, names=names, margin=margin, fastest=fastest))
-    single = [row.name for row in table.learned if len(row.runs) == 1]
-    if len(single) == len(table.learned):
-        text.append(locale("more_seeds"))
-    elif single:
-        text.append(locale("more_seeds_for", names=locale.listed(single)))
     return " ".join(text)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
+from kinopoisk_ft.reporting.conclusions import answer, conclusions, recommendations
 from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.label_curves import LabelCurves, label_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.notes import banner, collection_notes, table_notes
+from kinopoisk_ft.reporting.notes import Caveat, caveats, collection_notes, table_notes
+from kinopoisk_ft.reporting.plots.looks import Look, assign_looks
 from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.statistics.predictions import Predictions
@@ -22,8 +23,8 @@ from kinopoisk_ft.statistics.predictions import Predictions
 class Section:
     """One table of the report, with its figures and texts.
 
-    `pictures` contains file names without suffix, by kind of figure. `banner` is a warning to show
-    before everything else, or "" if there is none.
+    `pictures` contains file names without suffix, by kind of figure. `caveats` are to be shown
+    before everything else. `answer` is one sentence.
     """
 
     table: Table
@@ -31,7 +32,8 @@ class Section:
     notes: list[str]
     conclusions: list[str]
     recommendations: list[str]
-    banner: str
+    caveats: list[Caveat]
+    answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,11 @@ class Document:
     failures: list[Failure]
     curves: list[LabelCurves]
 
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Return the colour and marker of each approach, the same in all figures."""
+        return assign_looks(row.name for section in self.sections for row in section.table.rows)
+
 
 def build(
     collected: Collected,
@@ -86,7 +93,8 @@ def build(
             notes=table_notes(table, locale),
             conclusions=conclusions(table, locale),
             recommendations=recommendations(table, locale),
-            banner=banner(table, locale),
+            caveats=caveats(table, locale),
+            answer=answer(table, locale),
         )
         for table, name in zip(found, names, strict=True)
     ]
@@ -102,7 +110,7 @@ def build(
 
 def _pictures(table: Table, stem: str) -> dict[str, str]:
     found = {"comparison": stem}
-    if table.pairs:
+    if table.against_best():
         found["differences"] = f"{stem}-differences"
     if table.comparison.reliability:
         found["calibration"] = f"{stem}-calibration"

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, MARKS, columns_in
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import (
     Table,
@@ -19,6 +19,7 @@ from kinopoisk_ft.reporting.table import (
     write_measured,
     write_value,
 )
+from kinopoisk_ft.statistics.bootstrap import ALPHA
 from kinopoisk_ft.statistics.metrics import headline_first, shown_in
 from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, Slice
@@ -104,23 +105,28 @@ def _distances(found: dict[str, float], locale: Locale) -> list[str]:
 
 def differences(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of differences between pairs of approaches, with intervals and p-values."""
-    headings = [locale("approach"), locale("against")]
+    headings = [locale("pair")]
     for metric in headline_first(shown_in("differences")):
         headings += [
             locale("difference", metric=locale.label(metric.name)),
             locale("p"),
-            locale("p_holm"),
+            locale("p_holm" if len(headings) > 1 else "significance"),
         ]
     headings += [locale("mcnemar"), locale("mcnemar_holm")]
     return frame_of(headings, [_difference(pair, locale) for pair in table.comparison.pairs])
 
 
 def _difference(pair: Pair, locale: Locale) -> list[str]:
-    cells = [pair.a, pair.b if pair.paired else locale("unpaired_mark", name=pair.b)]
+    name = f"{pair.a} {MINUS} {pair.b}"
+    cells = [name if pair.paired else locale("unpaired_mark", name=name)]
     for metric in headline_first(shown_in("differences")):
         found = pair.differences[metric.name]
         text = f"{locale.score(found.mean, signed=True)} {locale.interval(found, signed=True)}"
-        cells += [text, locale.p_value(found.p), locale.p_value(found.p_holm)]
+        corrected = locale.p_value(found.p_holm)
+        if len(cells) == 1:
+            key = "significant" if found.p_holm <= ALPHA else "not_significant"
+            corrected = locale(key, p=locale.p_equation(found.p_holm))
+        cells += [text, locale.p_value(found.p), corrected]
     test = pair.mcnemar
     tested = [locale.p_value(test.p), locale.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
     return [*cells, *tested]

@@ -115,7 +115,7 @@ def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:
     for table in found.tables:
         names = [row.name for row in table.rows if not row.learned]
         if names:
-            limit = table.train_limit or "null"
+            limit = table.train_limit or locale("all_labels")
             said.append(locale("unlearned_points", names=locale.listed(names), limit=limit))
     return said
 

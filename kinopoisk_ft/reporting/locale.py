@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import date
 from importlib.resources import files
 
 import yaml
@@ -85,6 +86,12 @@ class Locale:
             return self("below", value=self.number(SMALLEST_P, 3))
         return self.number(p, 3)
 
+    def p_equation(self, p: float) -> str:
+        """Format a p-value as an equation, such as "p = 0.031" or "p < 0.001"."""
+        small = p < SMALLEST_P
+        value = self.number(SMALLEST_P if small else p, 3)
+        return self("p_less" if small else "p_equals", value=value)
+
     def range(self, text: str) -> str:
         """Replace the hyphen of a range, for example `213-540`, with an en dash."""
         return text.replace("-", EN_DASH)
@@ -93,24 +100,41 @@ class Locale:
         """Format a time in seconds."""
         return self.number(value, time_digits(value), signed=signed)
 
-    def percent(self, share: float, *, signed: bool = False) -> str:
-        """Format a fraction as a percentage."""
+    def percent(self, share: float, *, signed: bool = False, digits: int | None = None) -> str:
+        """Format a fraction as a percentage.
+
+        By default, percentages below 10 have one decimal, and those below 1 have two.
+        """
         points = 100 * share
-        digits = 0 if abs(points) >= 10 else 1 if abs(points) >= 1 else 2
+        if digits is None:
+            digits = 0 if not points or abs(points) >= 10 else 1 if abs(points) >= 1 else 2
         space = NO_BREAK_SPACE if self.language == "ru" else ""
         return f"{self.number(points, digits, signed=signed)}{space}%"
 
     def short(self, value: float) -> str:
-        """Format a count for an axis, such as 10 M for ten million."""
+        """Format a count with at most three digits, such as 10 M for ten million."""
+        value = float(f"{value:.3g}")
         for size, name in SCALES:
             if value >= size:
                 return f"{self.plain(value / size)}{NO_BREAK_SPACE}{self(name)}"
         return self.plain(value)
 
+    def ticks(self, values: list[float]) -> list[str]:
+        """Format the ticks of an axis, all of them with the same number of decimals."""
+        needed = (f"{value:.6f}".rstrip("0").partition(".")[2] for value in values)
+        digits = max(map(len, needed), default=0)
+        return [self.number(value, digits) for value in values]
+
     def plain(self, value: float) -> str:
         """Format a number with at most two decimals."""
         digits = next((d for d in (0, 1) if round(value, d) == value), 2)
         return self.number(value, digits)
+
+    def dates(self, first: date, last: date) -> str:
+        """Format a day, or the first and the last of several days."""
+        form = "%d.%m.%Y" if self.language == "ru" else "%Y-%m-%d"
+        days = dict.fromkeys(day.strftime(form) for day in (first, last))
+        return f" {EN_DASH} ".join(days)
 
     def listed(self, items: list[str]) -> str:
         """Join items, as in "a, b and c"."""

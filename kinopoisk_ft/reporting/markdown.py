@@ -65,7 +65,8 @@ def _summary(section: Section, locale: Locale) -> list[str]:
     # Recommendations are reversed, so that the best approach comes before the cheapest ones.
     return [
         f"## {_escape(data_line(section.table, locale))}",
-        *([f"**{_escape(section.banner)}**"] if section.banner else []),
+        f"**{_escape(section.answer)}**",
+        *_listed("caveats", [caveat.text for caveat in section.caveats], locale),
         *_listed("answer", section.recommendations[::-1], locale),
         *_listed("conclusions", section.conclusions, locale),
         *_titled("results", frames.results(section.table, locale), locale),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.conclusions import TIME
 from kinopoisk_ft.reporting.folds import FOLD, FOLDS
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.run_rows import SETTINGS_IN_NAME, Row, differing_settings
+from kinopoisk_ft.reporting.run_rows import BUDGETS, SETTINGS_IN_NAME, Row, differing_settings
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
 from kinopoisk_ft.statistics.comparison import Comparison
@@ -38,11 +39,43 @@ def collection_notes(collected: Collected, count: int, locale: Locale) -> list[s
     return notes
 
 
-def banner(table: Table, locale: Locale) -> str:
-    """Return a warning if some approaches read smaller fractions of the reviews than others.
+@dataclass(frozen=True)
+class Caveat:
+    """A reason to doubt the comparison. `short` is a few words, and `text` the whole sentences."""
 
-    The result is "" if the fractions are almost equal or were not recorded.
-    """
+    short: str
+    text: str
+
+
+def caveats(table: Table, locale: Locale) -> list[Caveat]:
+    """Return the reasons to doubt the comparison: seeds, unequal texts and budgets, not learned."""
+    single = [row.name for row in table.rows if len(row.runs) == 1]
+    everyone = len(single) == len(table.rows)
+    names = {"names": locale.listed(single)}
+    unlearned = {"names": locale.listed([row.name for row in table.rows if not row.learned])}
+    budgets = [
+        _differs(parts, locale(key), locale)
+        for key, parts in differing_settings(table.rows).items()
+        if key in BUDGETS
+    ]
+    found = []
+    if single:
+        text = locale("one_seed" if everyone else "one_seed_for", **names)
+        found.append(
+            Caveat(locale("short_one_seed" if everyone else "short_one_seed_for", **names), text)
+        )
+    if text := _unequal_texts(table, locale):
+        found.append(Caveat(locale("short_unequal_texts"), text))
+    if budgets:
+        found.append(Caveat(locale("short_unequal_budgets"), " ".join(budgets)))
+    if unlearned["names"]:
+        text = locale("note_not_learned", **unlearned)
+        found.append(Caveat(locale("short_not_learned", **unlearned), text))
+    return found
+
+
+def _unequal_texts(table: Table, locale: Locale) -> str:
+    """Return "" if the approaches read almost equal shares, or if these were not recorded."""
     shares = {row.name: row.mean("characters_seen_share") for row in table.rows}
     known = {name: share for name, share in shares.items() if share is not None}
     if not known or max(known.values()) - min(known.values()) < UNEQUAL_SHARE:
@@ -64,24 +97,26 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
     if table.majority_differs:
         notes.append(locale("note_majority_differs"))
     for key, parts in differing_settings(table.rows).items():
-        notes.append(_differs(parts, locale(key), locale))
+        if key not in BUDGETS:
+            notes.append(_differs(parts, locale(key), locale))
     networks = [row for row in table.rows if row.is_network]
     unlearned = [row.name for row in networks if row.starts_randomly]
     if 0 < len(unlearned) < len(networks):
         notes.append(locale("note_random_start", names=locale.listed(unlearned)))
-    if names := [row.name for row in table.rows if not row.learned]:
-        notes.append(locale("note_not_learned", names=locale.listed(names)))
     charged = {column.charged for column in COLUMNS.values() if column.charged}
     if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
         notes.append(locale("note_owed", names=", ".join(names)))
     if names := unknown_pretraining(table):
         notes.append(locale("note_pretraining_unknown", names=locale.listed(names)))
     notes += _settings(table.rows) + _times(table.rows, locale)
+    missing: dict[str, list[str]] = defaultdict(list)
     for row in table.rows:
         expected = [column for column in COLUMNS.values() if column.expected]
-        missing = [locale.heading(c) for c in expected if c.name not in row.values]
-        if missing:
-            notes.append(locale("note_missing", name=row.name, columns=", ".join(missing)))
+        lacking = [locale.label(c.name) for c in expected if c.name not in row.values]
+        missing[", ".join(lacking)].append(row.name)
+    for columns, names in missing.items():
+        if columns:
+            notes.append(locale("note_missing", columns=columns, names=", ".join(names)))
     folds = {row.setting(FOLDS) for row in table.rows if FOLD not in row.first.settings} - {""}
     for count in sorted(folds):
         notes.append(locale("note_folds", count=count))

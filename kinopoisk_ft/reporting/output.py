@@ -20,6 +20,7 @@ from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown
 from kinopoisk_ft.reporting.page.render import as_html
 from kinopoisk_ft.reporting.plots import calibration_plot, forest, label_curve_plot, scatter
+from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.reporting.plots.run_plots import save_both
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.runs import TrainedRun
@@ -30,7 +31,7 @@ STEM = "comparison"
 PREFIX = ".report-"
 # In seconds. A report takes about a minute, so an older temporary folder is from a killed process.
 LEFT_OVER = 3600.0
-FIGURES: dict[str, Callable[[Table, Locale], Figure]] = {
+FIGURES: dict[str, Callable[[Table, Locale, Looks], Figure]] = {
     "comparison": scatter.draw,
     "differences": forest.draw,
     "calibration": calibration_plot.draw,
@@ -64,9 +65,11 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
                 for what, stem in section.pictures.items():
-                    parts += save_both(FIGURES[what](section.table, locale), made, stem)
+                    parts += save_both(
+                        FIGURES[what](section.table, locale, document.looks), made, stem
+                    )
             for number, curves in enumerate(document.curves, start=1):
-                figure = label_curve_plot.draw(curves, locale)
+                figure = label_curve_plot.draw(curves, locale, document.looks)
                 parts += save_both(figure, made, name_curves(number))
             for part in parts:
                 os.replace(part, folder / part.name)

@@ -21,6 +21,8 @@ BUDGET = (
 )  # fmt: skip
 # Stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"
+# Settings that decide how long an approach trains, or how much was tried for it.
+BUDGETS = (*(key for key in BUDGET if key.startswith("trainer.")), SEARCH)
 # Read from the run and not from its settings, where `auto` depends on the machine.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
@@ -212,6 +214,9 @@ def _title(runs: Sequence[TrainedRun]) -> str:
         model, plus, adapter = first.approach.partition(" + ")
         rank = first.settings.get(RANK, "")
         size = first.metrics.get("total_parameters", 0.0)
+        if adapter in ADAPTERS:
+            # Without the parameters that the adapter adds to the base model.
+            size -= first.metrics.get("trainable_parameters", 0.0)
         written = f" {write_size(size)}" if size >= SMALLEST_NAMED else ""
         detail = f" r={rank}" if rank and adapter == first.adapter else ""
         return f"{model}{written}{plus}{ADAPTERS.get(adapter, adapter)}{detail}"

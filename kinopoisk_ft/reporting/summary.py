@@ -49,13 +49,17 @@ def _summarize(section: Section, locale: Locale) -> list[str]:
     found = {choice.limit: choice.text for choice in choices(table, locale)}
     # The report has the other sentences of each recommendation.
     texts = [_cut(found[limit]) for limit in SHOWN if limit in found] or section.conclusions
-    banner = [_wrap(section.banner)] if section.banner else []
     return [
         _wrap(data_line(table, locale)),
-        *banner,
+        *_caveats(section, locale),
         _results(table, locale),
         "\n".join(map(_wrap, texts)),
     ]
+
+
+def _caveats(section: Section, locale: Locale) -> list[str]:
+    short = "; ".join(caveat.short for caveat in section.caveats)
+    return [_wrap(f"{locale('caveats')}: {short}.")] if short else []
 
 
 def _results(table: Table, locale: Locale) -> str:

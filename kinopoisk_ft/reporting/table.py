@@ -10,11 +10,13 @@ from kinopoisk_ft.reporting.columns import BEST, MAJORITY, Column
 from kinopoisk_ft.reporting.locale import NOTHING, Locale, time_digits
 from kinopoisk_ft.reporting.run_rows import Row, rows_of
 from kinopoisk_ft.reporting.runs import TrainedRun
+from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.comparison import Approach, Comparison, compare
 from kinopoisk_ft.statistics.equivalence import (
     MARGIN,
     STRICT_MARGIN,
     Decision,
+    Verdict,
     decide,
     decide_together,
 )
@@ -23,12 +25,24 @@ from kinopoisk_ft.statistics.metrics import (
     count_confusion,
     scores,
 )
-from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.predictions import Predictions
 
 DIGEST_CHARACTERS = 12
 # The data set of generated reviews; see conf/data/demo.yaml.
 DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Against:
+    """The difference of an approach from the best one in weighted F1.
+
+    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`.
+    """
+
+    name: str
+    interval: Interval
+    verdict: Verdict
+
 
 # Data set, digest of its texts and labels, digest of its split.
 Key = tuple[str, str, str]
@@ -78,11 +92,17 @@ class Table:
         pair = self.comparison.pair(a, b)
         return decide([pair.differences[HEADLINE]])[0] if pair else None
 
-    @property
-    def pairs(self) -> list[Pair]:
-        """Return the pairs of rows that have learned."""
-        names = {row.name for row in self.learned}
-        return [pair for pair in self.comparison.pairs if {pair.a, pair.b} <= names]
+    def against_best(self) -> list[Against]:
+        """Return the differences of the other rows from the best one, in the order of the rows."""
+        found = []
+        for row in self.learned[1:]:
+            decision = self.decisions[MARGIN].get(row.name)
+            pair = self.comparison.pair(row.name, self.rows[0].name)
+            if decision and pair:
+                mean = pair.differences[HEADLINE].mean
+                interval = Interval(mean, decision.low, decision.high)
+                found.append(Against(row.name, interval, decision.verdict))
+        return found
 
     def holder(self, column: str) -> Row | None:
         """Return the row with the best value of a column, or None if no row has a value."""
@@ -185,14 +205,19 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
     return {column: values[0] for column, values in seen.items() if values}, differs
 
 
-def data_line(table: Table, locale: Locale) -> str:
-    """Return a line that describes the data and the split of a table."""
+def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
+    """Return a line that describes the data and the split, with or without the split's digest."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
-    digest = table.split_digest[:DIGEST_CHARACTERS]
+    rows = ", " + write_digest(table, locale) if digest else ""
     limit = locale("limited_to", limit=table.train_limit) if table.train_limit else ""
     name = f"{table.data} {locale('synthetic')}" if table.data == DEMO else table.data
-    return locale("data", data=name, rule=rule, digest=digest) + limit
+    return locale("data", data=name, rule=rule) + rows + limit
+
+
+def write_digest(table: Table, locale: Locale) -> str:
+    """Return the start of the digest of the split, which identifies the test reviews."""
+    return locale("test_rows", digest=table.split_digest[:DIGEST_CHARACTERS])
 
 
 def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:

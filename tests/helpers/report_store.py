@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score
 
 from kinopoisk_ft.commands.report import main
-from kinopoisk_ft.reporting.plots import scatter
 from kinopoisk_ft.statistics.calibration import calibration_metrics
 
 SPLIT, OTHER_SPLIT = "a1" * 32, "b2" * 32
@@ -179,14 +176,6 @@ def filled_store(session_folder: Path) -> Store:
     for status in "FAILED", "RUNNING":
         made.run(home, FINISHED[0], status=status, parent=made.unfinished)
     return made
-
-
-@pytest.fixture(scope="module")
-def unlabelled() -> Iterator[None]:
-    """Draw no labels in pictures: placing them is slow, and tests of numbers do not need them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scatter, "_place_labels", lambda *_: None)
-        yield
 
 
 def unpadded(markdown: Path) -> str:

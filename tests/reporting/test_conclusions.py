@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from report_rows import one_table, trained
 
-from kinopoisk_ft.reporting.conclusions import conclusions, recommendations
+from kinopoisk_ft.reporting.conclusions import answer, badge, choices, conclusions, recommendations
 from kinopoisk_ft.reporting.frames import verdicts
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
@@ -41,17 +41,16 @@ def test_what_would_decide_is_said() -> None:
         (
             2.0,
             3.0,
-            f"additional test reviews needed: about {pair.reviews}; or additional seeds: about 2",
+            f"about {pair.reviews} more test reviews or about 2 more seeds are needed",
         ),
-        (2.0, None, f"additional test reviews needed: about {pair.reviews}"),
-        (None, 3.0, "additional seeds needed: about 2"),
+        (2.0, None, f"to decide, about {pair.reviews} more test reviews are needed"),
+        (None, 3.0, "to decide, about 2 more seeds are needed"),
         (None, None, "neither more test reviews nor more seeds alone would decide"),
     ):
         weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
         doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
-        said = conclusions(doubtful, EN)[1]
-        assert needed in said
-        assert "one seed, so this holds for these runs and not for other trainings" in said
+        assert needed in conclusions(doubtful, EN)[0]
+        assert "these data do not decide whether bert are as good" in answer(doubtful, EN)
         assert "Undecided: bert." in recommendations(doubtful, EN)[-1]
 
 
@@ -66,52 +65,65 @@ def test_what_has_not_learned_takes_no_part() -> None:
     assert verdicts(table, table.rows[-1], EN) == ["not learned", "not learned"]
     alone = one_table(replace(trained(), not_learned="test"), lucky)
     assert conclusions(alone, EN)[-1] == "No approach has learned, so nothing can be concluded."
+    assert answer(alone, EN) == conclusions(alone, EN)[-1]
     assert recommendations(alone, EN) == []
+    assert [badge(table, row) for row in table.rows] == ["reference", "", "not_learned"]
 
 
 def test_without_predictions_chance_is_not_measured() -> None:
     table = one_table(trained(), trained("gru", test_f1_weighted=0.95))
-    assert "chance was not measured" in conclusions(table, EN)[1]
+    assert "not tested: there are no predictions" in conclusions(table, EN)[0]
+    assert "whether that is chance was not measured" in answer(table, EN)
     notes = " ".join(table_notes(table, EN))
     assert "bert: no predictions.parquet (seeds 0)" in notes
     assert "As good" not in recommendations(table, EN)[-1]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_against_full_training_what_is_unequal_is_named(language: str) -> None:
-    locale = Locale(language)
-    common = {"trainer.epochs": "2", "trainer.batch_size": "16", "trainer.patience": "None"}
-    full, even = trained(settings=common), trained("bert", "freeze", settings=common)
-    changes = {"trainer.epochs": "5", "trainer.batch_size": "8", "trainer.patience": "3",
-               "data.max_length": "64", "trainer.eval_every": "20"}  # fmt: skip
-    longer = trained("bert", "lora", settings=changes, searched="experiment=best")
-    said = conclusions(one_table(full, even, longer), locale)
-    ours, others = (
-        [line for line in said if line.startswith(f"{name} ") and "(bert):" in line]
-        for name in ("bert + LoRA", "bert + freeze")
-    )
-    budgets = locale("budgets", differences="").partition("(")[0]
-    assert budgets in ours[0]
-    assert budgets not in others[0]
-    for key, parts in {"trainer.epochs": "5 / 2", "trainer.batch_size": "8 / 16",
-                       "trainer.patience": "3 / -", "data.max_length": "64 / 256",
-                       "trainer.eval_every": "20 / -",
-                       "search": "experiment=best / -"}.items():  # fmt: skip
-        assert f"{locale(key)} {parts}" in ours[0]
+@pytest.mark.parametrize(
+    ("skill", "seconds", "said"),
+    [
+        (3.0, 50.0, "Take bert: it is as good as gru (weighted F1 0.900 against 0.910, margin "
+         "0.02) "
+         "and trains in 50.0\N{NO-BREAK SPACE}s instead of 100.0\N{NO-BREAK SPACE}s."),
+        (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910, and costs least of those"),
+        (1.2, 50.0, "Take gru: it has the highest weighted F1, 0.910, and all others are worse by"),
+        (2.8, 50.0, "gru has the highest weighted F1, 0.910, but these data do not decide whether"),
+    ],
+)  # fmt: skip
+def test_the_answer_follows_the_verdict(skill: float, seconds: float, said: str) -> None:
+    runs = [trained(m, seed=s, test_f1_weighted=f, train_seconds=t)
+            for m, f, t in (("bert", 0.9, seconds), ("gru", 0.91, 100.0))
+            for s in range(3)]  # fmt: skip
+    table = one_table(*runs, answered={"bert": [skill] * 3, "gru": [3.05] * 3})
+    assert answer(table, EN).startswith(said)
+
+
+def test_cards_have_few_words() -> None:
+    runs = [trained("e5-small-ru", "lora", settings={"adapter.config.r": "8"}), trained("gru")]
+    large = [replace(r, metrics=r.metrics | {"peak_memory_mb": 5.0, "total_parameters": 3e7})
+             for r in runs]  # fmt: skip
+    for language in LANGUAGES:
+        locale = Locale(language)
+        found = choices(one_table(*large), locale)
+        assert [card.limit for card in found] == ["time", "parameters", "memory", "quality"]
+        for card in found:
+            shown = (card.name, card.number, card.reason, card.badge and locale(card.badge),
+                     locale(f"limit_name_{card.limit}"))  # fmt: skip
+            assert len(" ".join(shown).split()) <= 15
 
 
 def test_tfidf_may_be_the_best() -> None:
     table = one_table(trained(), trained("tfidf", test_f1_weighted=0.95, train_seconds=2.0))
     said = conclusions(table, EN)
-    assert "No network measured higher than the TF-IDF baseline." in said
-    assert "TF-IDF also trains fastest, 2.00 s." in said
+    assert "No network has a higher weighted F1 than the TF-IDF baseline." in said
+    assert "TF-IDF also trains fastest, in 2.00 s." in said
 
 
 def test_a_single_approach_has_nothing_to_compare() -> None:
     table = one_table(trained())
     said = " ".join(conclusions(table, EN))
-    assert "bert is the only approach here" in said
-    assert "Every approach was trained with one seed" in said
+    assert "bert is the only approach that has learned" in said
+    assert answer(table, EN) in said
     assert recommendations(table, EN) == []
 
 
@@ -119,10 +131,10 @@ def test_networks_from_random_weights_are_compared_with_each_other() -> None:
     scratch = {"settings": {"model.vocab_size": "8000"}}
     runs = [trained("encoder", test_f1_weighted=0.94), trained("mamba_scratch", **scratch)]
     alone = one_table(*runs)
-    assert "network with the highest F1 (encoder)" in conclusions(alone, EN)[-1]
+    assert "the best other network (encoder)" in conclusions(alone, EN)[-1]
     table = one_table(*runs, trained("bert_scratch", test_f1_weighted=0.91, **scratch))
     last = conclusions(table, EN)[-1]
-    assert "random initial weights that has the highest F1 (bert_scratch)" in last
+    assert "best other network trained from random weights (bert_scratch)" in last
     note = next(note for note in table_notes(table, EN) if "random weights" in note)
     assert "bert_scratch and mamba_scratch" in note
     assert "encoder" not in note
@@ -134,4 +146,4 @@ def test_rivals_are_named_without_times() -> None:
     for run in runs:
         run.metrics.pop("train_seconds")
     table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
-    assert "As good within 0.02: gru. Repeat" in recommendations(table, EN)[-1]
+    assert recommendations(table, EN)[-1].endswith("As good within 0.02: gru.")

@@ -16,11 +16,8 @@ from report_store import (
     filled_store,
     report,
 )
-from report_store import unlabelled as unlabelled
 
 from kinopoisk_ft.reporting.runs import collect
-
-pytestmark = pytest.mark.usefixtures("unlabelled")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def study(unlabelled: None, store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def study(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     return report(store, tmp_path_factory.mktemp("report"))
 
 
@@ -99,52 +96,50 @@ def test_failed_runs_are_apart_and_not_ranked(study: tuple) -> None:
     assert failures["mamba + lora"]["detail"] == cause
     assert failures["bert + lora"]["kind"] == "killed"
     assert f"| mamba + lora | 2 | 5, 6 | {cause.replace('|', chr(92) + '|')} |" in text
-    assert "Older runs of the same approach, seed and test rows, left out: 1." in whole["notes"]
-    assert "Runs that have not finished, left out: 1." in whole["notes"]
+    assert "Older runs with the same approach, seed and test rows, left out: 1." in whole["notes"]
+    assert "Unfinished runs, left out: 1." in whole["notes"]
 
 
 def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
     said = " ".join(study[1]["tables"][0]["conclusions"])
-    assert "bert 178M + LoRA has the highest weighted F1 measured, 0.9509" in said
-    assert "TF-IDF trains fastest, 21.5 s" in said
-    assert "296,450 trainable parameters instead of 177,854,978 (0.17% of them)" in said
-    assert (
-        "Mamba (mamba 129M) against the other network with the highest F1 (bert 178M + LoRA)"
-        in said
-    )
-    assert "tokens of context (data.max_length) 512 / 256" in said
-    # These runs have no predictions, so no sentence may mention them.
-    assert "weighted F1 −0.0264 (chance was not measured" in said
+    assert "bert 178M + LoRA has the highest weighted F1, 0.9509" in said
+    assert "TF-IDF trains fastest, in 21.5 s" in said
+    assert "296,450 trainable parameters instead of 177,854,978 (0.17%)" in said
+    assert "Mamba (mamba 129M) against the best other network (bert 178M + LoRA)" in said
+    # These runs kept no predictions, so no sentence may claim to know.
+    assert "weighted F1 −0.0264 (not tested" in said
 
 
 def test_recommendations_for_each_limit(study: tuple) -> None:
     time, resources, quality = study[1]["tables"][0]["recommendations"]
-    assert time.startswith("Little time: TF-IDF, 21.5 s of training")
+    assert time.startswith("Little time: TF-IDF trains in 21.5 s")
     assert "If it has to be a network: bert 178M + LoRA" in time
     assert "TF-IDF has the fewest, 0;" in resources
     assert "If it has to be a network: bert 178M + LoRA, 296,450" in resources
-    assert quality.startswith("Quality first: bert 178M + LoRA")
-    assert "the place of mamba 129M and TF-IDF, repeat with several seeds" in quality
+    assert quality.startswith("Best quality: bert 178M + LoRA")
+    (caveat,) = study[1]["tables"][0]["caveats"]
+    assert caveat.startswith("mamba 129M and TF-IDF: trained with one seed, so the verdict applies")
 
 
 def test_one_seed_is_no_measure_of_chance(store: Store, tmp_path: Path) -> None:
     _, whole, text = report(store, tmp_path, "experiment=one seed")
-    assert "Every approach was trained with one seed" in whole["tables"][0]["conclusions"][0]
+    assert "Each approach was trained with one seed" in whole["tables"][0]["caveats"][0]
+    assert text.count("applies to these runs only") == 1
     assert "beyond chance" not in text
-    assert "The TF-IDF baseline is missing" in text
+    assert "There is no TF-IDF baseline" in text
 
 
 def test_other_test_rows_make_another_table(store: Store, tmp_path: Path) -> None:
     table, whole, text = report(store, tmp_path, "experiment=two splits")
     assert [t["split_digest"] for t in whole["tables"]] == [SPLIT, OTHER_SPLIT]
-    assert "2 tables follow" in whole["notes"][0]
+    assert "in separate tables; there are 2." in whole["notes"][0]
     names = set(table.loc[table["split_digest"] == OTHER_SPLIT, "approach"])
     assert names == {
         "bert 178M + LoRA (max_length=256)",
         "bert 178M + LoRA (max_length=512)",
         "majority class",
     }
-    assert r"Settings differ, tokens of context (data.max\_length): " in text
+    assert r"Different maximum tokens per review (data.max\_length): " in text
     pictures = {f"comparison-{i}.{kind}" for i in (1, 2) for kind in ("png", "svg")}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
 

@@ -58,8 +58,8 @@ def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -
     assert [row.name for row in found[0].rows] == ["bert", "TF-IDF"]
     assert [row.name for row in found[2].rows] == ["TF-IDF", "bert"]
     text = as_summary(document, EN)
-    assert "split film, test rows" in text
-    assert "test rows a, data.train_limit=1000" in text
+    assert "split: film, test rows" in text
+    assert "test rows a, 1000 training labels" in text
 
 
 def test_verdicts_of_a_curve_are_corrected_for_all_its_points(document: Document) -> None:
@@ -85,10 +85,10 @@ def test_the_crossing_is_said_with_its_interval(document: Document) -> None:
     assert (crossing.a, crossing.b) == ("bert", "TF-IDF")
     assert 104 < crossing.low < crossing.labels < crossing.high < 998
     (said,) = sentences(curves, EN)
-    assert said.startswith("bert passes TF-IDF at about ")
+    assert said.startswith("bert overtakes TF-IDF at about ")
     scores = scores_frame(curves, EN)
     assert list(scores.columns)[:4] == ["approach", "104 labels", "998 labels", "3,300 labels"]
-    assert scores.columns[-1] == "expected gain of 500 more labels"
+    assert scores.columns[-1] == "expected gain from 500 more labels"
     assert len(crossings_frame(curves, EN)) == 1
 
 
@@ -118,8 +118,8 @@ def test_a_crossing_outside_the_measured_numbers_is_bounded(document: Document) 
     for changes, text in (
         ({"low": 0.0}, "fewer than 104 to"),
         ({"high": float("inf")}, "to more than 3,300)."),
-        ({"labels": 0.0}, "is above TF-IDF from the smallest measured number of labels, 104, on"),
-        ({"labels": float("inf")}, "does not pass TF-IDF with up to 3,300 labels"),
+        ({"labels": 0.0}, "is above TF-IDF from the smallest number of labels on, 104"),
+        ({"labels": float("inf")}, "does not overtake TF-IDF with up to 3,300 labels"),
     ):
         (said,) = sentences(replace(curves, crossings=[replace(crossing, **changes)]), EN)
         assert text in said
@@ -163,4 +163,4 @@ def test_points_without_learning_are_named() -> None:
     ]
     (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
     said = sentences(found, EN)
-    assert "With data.train_limit=100, there is no evidence that bert learned anything" in said[-1]
+    assert "With 100 training labels, there is no evidence that bert learned anything" in said[-1]

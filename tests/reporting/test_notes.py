@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from report_rows import one_table, trained
 
-from kinopoisk_ft.reporting.conclusions import conclusions
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
-from kinopoisk_ft.reporting.notes import banner, table_notes
+from kinopoisk_ft.reporting.notes import caveats, table_notes
+from kinopoisk_ft.reporting.table import Table
 
 EN = Locale("en")
 
@@ -26,11 +26,12 @@ def test_unequal_budgets_are_said_in_words() -> None:
         table = one_table(trained(settings=common), other, trained("tfidf", settings=common))
         for language in LANGUAGES:
             locale = Locale(language)
-            (said,) = [note for note in table_notes(table, locale) if locale(key) in note]
+            notes = [*table_notes(table, locale), *(one.text for one in caveats(table, locale))]
+            (said,) = [note for note in notes if locale(key) in note]
             assert f"{value} (gru)" in said
             assert ("TF-IDF" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
-    assert "Settings differ" not in " ".join(table_notes(even, EN))
+    assert "Different " not in " ".join(table_notes(even, EN))
 
 
 def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
@@ -45,8 +46,8 @@ def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
 def test_notes_name_unequal_devices_and_unequal_data() -> None:
     runs = [trained(), trained("gru", device="cuda", majority_f1_weighted=0.6)]
     notes = " ".join(table_notes(one_table(*runs), EN))
-    assert "Settings differ, device: cpu (bert); cuda (gru)." in notes
-    assert "data behind the same row numbers are not the same" in notes
+    assert "Different device: cpu (bert); cuda (gru)." in notes
+    assert "so the same row numbers stand for different data" in notes
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -58,8 +59,6 @@ def test_unequal_precision_is_named(language: str) -> None:
     (said,) = [note for note in table_notes(table, locale) if locale("precision") in note]
     assert "bf16, fp32 (bert + LoRA)" in said
     assert "fp64" not in said
-    ours = [line for line in conclusions(table, locale) if line.startswith("bert + LoRA ")]
-    assert f"{locale('precision')} bf16, fp32 / bf16" in ours[0]
     # The seeds of one approach may differ, too.
     assert any("bf16, fp32 (bert + LoRA)" in note for note in table_notes(one_table(*lora), locale))
     even = table_notes(one_table(full, same), locale)
@@ -86,9 +85,27 @@ def test_a_banner_names_unequal_information(language: str) -> None:
     runs = [trained(), trained("gru"), trained("tfidf")]
     for run, share in zip(runs, (0.381, 0.385, 1.0), strict=True):
         run.metrics["characters_seen_share"] = share
-    said = banner(one_table(*runs), locale)
+    said = _texts(one_table(*runs), locale)
     assert f"TF-IDF {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
     assert "data.max_characters" in said
-    # There is no warning for a difference of less than two points, or without a record.
-    assert banner(one_table(*runs[:2]), locale) == ""
-    assert banner(one_table(trained()), locale) == ""
+    # A difference of less than two points, or no record, is no reason for a warning.
+    assert "data.max_characters" not in _texts(one_table(*runs[:2]), locale)
+    assert "data.max_characters" not in _texts(one_table(trained()), locale)
+
+
+def _texts(table: Table, locale: Locale) -> str:
+    return " ".join(caveat.text for caveat in caveats(table, locale))
+
+
+def test_each_caveat_is_said_once() -> None:
+    """In the caveats, and not in the notes."""
+    runs = [trained(seed=seed) for seed in range(2)]
+    runs += [trained("gru", settings={"trainer.epochs": "5"}), trained("rnn", not_learned="test")]
+    table = one_table(*runs)
+    assert [caveat.short for caveat in caveats(table, EN)] == [
+        "one seed: gru and rnn", "unequal budgets", "not learned: rnn"
+    ]  # fmt: skip
+    notes = " ".join(table_notes(table, EN))
+    assert not any(word in notes for word in ("one seed", "trainer.epochs", "No evidence"))
+    assert "verdict applies to these runs only" in _texts(one_table(*runs[1:3]), EN)
+    assert caveats(one_table(*runs[:2]), EN) == []

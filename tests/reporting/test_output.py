@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 from report_store import Store, filled_store, report
-from report_store import unlabelled as unlabelled
 
 from kinopoisk_ft.commands.report import main
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting import output
 from kinopoisk_ft.tracking.store import open_experiment
-
-pytestmark = pytest.mark.usefixtures("unlabelled")
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +26,12 @@ def test_russian(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str
     table, whole, text = report(store, tmp_path, "language=ru")
     printed = capsys.readouterr().out
     assert "обучаемых" in printed
-    assert "Главное — качество: bert 178M + LoRA" in printed
+    assert "Лучшее качество: bert 178M + LoRA" in printed
     assert "Результаты на тестовой выборке" in text
-    assert "Наибольшая измеренная взвешенная F1 у bert 178M + LoRA: 0,9509" in text
+    assert "Наибольшая взвешенная F1 у bert 178M + LoRA: 0,9509" in text
     assert "177\N{NO-BREAK SPACE}854\N{NO-BREAK SPACE}978" in text
     assert "Recommendations" not in text + printed
-    assert "случайность не измерена: предсказания не сравнивались" in text
+    assert "значимость не проверялась: нет предсказаний для сравнения" in text
     assert whole["language"] == "ru"
     assert "majority class" in table["approach"].tolist()
 
@@ -48,7 +45,7 @@ def test_the_terminal_shows_a_summary_of_80_columns(
     start = next(i for i, line in enumerate(lines) if line.startswith("approach  "))
     assert lines[start + 2].startswith("bert 178M + LoRA  0.951 ")
     assert any(line.startswith("majority class  ") for line in lines)
-    assert any(line.startswith("Quality first: bert 178M + LoRA") for line in lines)
+    assert any(line.startswith("Best quality: bert 178M + LoRA") for line in lines)
     assert str(tmp_path / "comparison.html") in lines[-1]
 
 

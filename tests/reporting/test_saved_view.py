@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 from report_store import Store, filled_store, report
-from report_store import unlabelled as unlabelled
 
 from kinopoisk_ft.reporting.saved_view import VIEW, view_columns
-
-pytestmark = pytest.mark.usefixtures("unlabelled")
 
 
 @pytest.fixture(scope="session")

@@ -35,11 +35,11 @@ def test_no_line_is_longer_than_80_columns_and_nothing_is_cut(document: Document
 def test_each_kind_of_advice_is_one_sentence(document: Document) -> None:
     advice = as_summary(document, EN).rpartition("\n\n")[2]
     assert advice.splitlines() == [
-        "Quality first: a-checkpoint-with-a-very-long-name + LoRA, weighted F1 0.9500,",
+        "Best quality: a-checkpoint-with-a-very-long-name + LoRA, weighted F1 0.9500,",
         "accuracy 0.9000.",
-        "Little time: a-checkpoint-with-a-very-long-name + LoRA, 100.0 s of training,",
+        "Little time: a-checkpoint-with-a-very-long-name + LoRA trains in 100.0 s,",
         "weighted F1 0.9500.",
-        "Few parameters to train: a-checkpoint-with-a-very-long-name + LoRA has the",
+        "Few trainable parameters: a-checkpoint-with-a-very-long-name + LoRA has the",
         "fewest, 1,000; weighted F1 0.9500.",
     ]
 

@@ -14,9 +14,11 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import calibration_plot, forest
+from kinopoisk_ft.reporting.plots.looks import assign_looks
 from kinopoisk_ft.reporting.run_files import load_run_files
 from kinopoisk_ft.reporting.runs import collect
 from kinopoisk_ft.reporting.table import Table, tables
+from kinopoisk_ft.statistics.equivalence import MARGIN
 
 EN = Locale("en")
 NAMES = {"bert 178M", "bert 178M + LoRA", "mamba 178M", "TF-IDF"}
@@ -89,7 +91,7 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert near["low"] < 0 < near["high"]
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
-    assert "the next, bert 178M, has" in best
+    assert "The next one is bert 178M with a difference of" in best
     assert "(as good within 0.02: 95% interval from" in best
     assert "(worse by more than 0.02: 95% interval from" in mamba
     assert "As good within 0.02: bert 178M; of these and the best," in whole["recommendations"][-1]
@@ -114,7 +116,7 @@ def test_slices_are_those_of_pandas(answered: tuple, folder: Path) -> None:
         assert f1["mean"] == pytest.approx(expected)
         assert f1["low"] < f1["mean"] < f1["high"]
     assert "| film seen in training: yes |" in answered[2]
-    assert "so there is no table of parts: share cut off." in " ".join(
+    assert "so there are no slices by: share of text cut off." in " ".join(
         answered[1]["tables"][0]["notes"]
     )
 
@@ -135,30 +137,38 @@ def test_pictures_are_linked_and_made(answered: tuple, folder: Path) -> None:
         assert (folder / name).stat().st_size > 10_000
 
 
-def test_forest_has_a_row_a_pair_and_colours_by_verdict(table: Table) -> None:
-    figure = forest.draw(table, EN)
+def test_forest_has_a_row_an_approach_that_agrees_with_its_verdict(table: Table) -> None:
+    looks = assign_looks(row.name for row in table.rows)
+    figure = forest.draw(table, EN, looks)
     figure.draw_without_rendering()
     (axes,) = figure.axes
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"{pair.a} less {pair.b}" for pair in table.comparison.pairs]
-    colours = [line.get_color() for line in axes.lines[:-1:2]]
-    verdicts = [forest.verdict_on(table, pair) for pair in table.comparison.pairs]
-    by_colour = dict(zip(colours, verdicts, strict=True))
-    assert len(set(colours)) == len(set(verdicts)) == len(by_colour) >= 2
-    assert [by_colour[colour] for colour in colours] == verdicts
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [row.name for row in table.rows[1:]]
+    said = [text.get_text() for text in axes.texts]
+    assert len(set(said)) >= 2
+    for name, verdict, line in zip(names, said, axes.lines[::2], strict=False):
+        low, high = line.get_xdata()
+        assert verdict == (
+            "as good" if low >= -MARGIN else "worse" if high <= -MARGIN else "undecided"
+        )
+        assert line.get_color() == looks[name].colour
+        decision = table.decisions[MARGIN][name]
+        assert (decision.verdict, decision.low, decision.high) == (verdict, low, high)
     extents = [Text.get_window_extent(label) for label in axes.get_yticklabels()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
     assert all(extent.x0 >= 0 for extent in extents)
 
 
 def test_calibration_has_a_panel_an_approach(table: Table) -> None:
-    figure = calibration_plot.draw(table, EN)
+    looks = assign_looks(row.name for row in table.rows)
+    figure = calibration_plot.draw(table, EN, looks)
     figure.draw_without_rendering()
     assert {axes.get_title(loc="left") for axes in figure.axes} == NAMES
     for axes in figure.axes:
         diagonal, before, after = axes.lines
         assert len(before.get_xdata()) > 1
         assert list(before.get_ydata()) != list(after.get_ydata())
+        assert after.get_color() == looks[axes.get_title(loc="left")].colour
         assert diagonal.get_linestyle() == "--"
 
 

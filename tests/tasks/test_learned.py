@@ -20,7 +20,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score
 
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
-from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.notes import caveats
 from kinopoisk_ft.tasks.learned import check_learned
 
 TRAIN, TEST = np.repeat([0, 1], [30, 70]), np.repeat([0, 1], [35, 65])
@@ -140,9 +140,9 @@ def test_a_run_that_has_not_learned_prints_the_warning(
 def test_the_report_names_what_has_not_learned(language: str) -> None:
     table = one_table(trained(), trained("mamba", not_learned="validation"))
     (note,) = [
-        note
-        for note in table_notes(table, Locale(language))
-        if note.startswith(("No evidence", "Нет признаков"))
+        caveat.text
+        for caveat in caveats(table, Locale(language))
+        if caveat.text.startswith(("No evidence", "Нет признаков"))
     ]
     assert "mamba" in note
     assert "bert" not in note

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
+from importlib.resources import files as resources
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kinopoisk_ft.reporting import frames, label_curves
@@ -13,9 +15,16 @@ from kinopoisk_ft.reporting.columns import BEST, Column, columns_in
 from kinopoisk_ft.reporting.conclusions import choices
 from kinopoisk_ft.reporting.document import Document, Section, failures, name_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.page import figures
+from kinopoisk_ft.reporting.page import figures, results
 from kinopoisk_ft.reporting.page.hardest_reviews import hardest
-from kinopoisk_ft.reporting.page.reproduce import budgets, data_of, recipes, study_reference
+from kinopoisk_ft.reporting.page.reproduce import (
+    budgets,
+    data_of,
+    describe_runs,
+    recipes,
+    study_reference,
+)
+from kinopoisk_ft.reporting.plots.looks import COLOURS, DARK_COLOURS, Looks
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import (
@@ -27,10 +36,13 @@ from kinopoisk_ft.reporting.table import (
 )
 from kinopoisk_ft.statistics.metrics import shown_in
 
+# The files that a report consists of; see `output.write`.
+MACHINE_READABLE = ("csv", "differences", "slices", "json", "tex", "figures")
+
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the main table.
+    """A cell of the table with all columns.
 
     `mark` is a label for the best value of a column, or "" for other values.
     """
@@ -42,30 +54,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the main table: one approach, or the majority-class baseline."""
+    """A row of the table with all columns: one approach, or the majority-class baseline."""
 
     name: str
-    seeds: str
     cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A heading with figures or a table.
-
-    `id` is the HTML anchor of the heading.
-    """
-
-    id: str
-    title: str
-    figures: list[figures.PageFigure]
-    frame: pd.DataFrame
 
 
 def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
     """Return the report as one HTML page.
 
-    The page has no scripts and no external resources.
+    The page has no external resources. Its one script is optional.
     """
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
@@ -74,51 +72,63 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    looks = document.looks
     sections = [
-        _view(section, f"t{number}", files, locale)
+        _view(section, f"t{number}", files, locale, looks)
         for number, section in enumerate(document.sections, start=1)
     ]
-    page = environment.get_template("page.html.j2")
-    failed = failures(document, locale)
     curves = [
         {
             "id": name_curves(number),
             "sentences": label_curves.sentences(found, locale),
-            "figures": figures.label_curves(found, name_curves(number), locale),
+            "names": [curve.name for curve in found.curves],
+            "figures": figures.label_curves(found, name_curves(number), locale, looks),
             "scores": label_curves.scores_frame(found, locale),
             "crossings": label_curves.crossings_frame(found, locale),
         }
         for number, found in enumerate(document.curves, start=1)
     ]
-    return page.render(
-        document=document, curves=curves, sections=sections, failed=failed, locale=locale
-    )
+    script = resources("kinopoisk_ft.reporting").joinpath("templates/page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        document=document, curves=curves, sections=sections, failed=failures(document, locale),
+        locale=locale, looks=looks, colours=list(zip(COLOURS, DARK_COLOURS, strict=True)),
+        script=script, script_digest=digest, machine_readable=MACHINE_READABLE,
+    )  # fmt: skip
 
 
-def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[str, Any]:
+def _view(
+    section: Section, stem: str, files: RunFiles, locale: Locale, looks: Looks
+) -> dict[str, Any]:
     table = section.table
-    columns = columns_in("page")
+    columns = [c for c in columns_in("page") if any(c.name in row.values for row in table.rows)]
+    slices = [
+        (f"slices_{m.name}", frames.slices(table, m.name, locale)) for m in shown_in("slices")
+    ]
     return {
         "id": stem,
-        "title": data_line(table, locale),
+        "title": data_line(table, locale, digest=False),
+        "facts": describe_runs(table, files.details, locale),
         "section": section,
-        "choices": choices(table, locale),
-        "heading": [
-            locale("approach"), "n", *frames.verdict_headings(table, locale),
-            *map(locale.heading, columns),
-        ],
-        "lines": [
-            *(_line(table, row, columns, locale) for row in table.rows),
-            Line(locale("majority"), NOTHING, [
-                *[Cell(NOTHING)] * len(table.decisions),
-                *(_majority(table, c, locale) for c in columns),
-            ]),
-        ],
-        "blocks": _blocks(section, stem, files, locale),
+        "names": [row.name for row in table.rows],
+        "cards": sorted(choices(table, locale), key=lambda card: card.limit != "quality"),
+        "results": results.results(table, locale, looks),
+        "costs": figures.costs(table, stem, locale, looks),
+        "forest": results.differences(table, locale, looks),
+        "pairs": frames.differences(table, locale),
+        "heading": [locale("approach"), "n", *frames.verdict_headings(table, locale),
+                    *map(locale.heading, columns)],
+        "lines": [*(_line(table, row, columns, locale) for row in table.rows),
+                  _majority_line(table, columns, locale)],
+        "curves": figures.curves(table, files.details, stem, locale, looks),
+        "calibration": figures.calibration(table, stem, locale, looks),
+        "calibration_table": frames.calibration(table, locale),
+        "slices": [(title, frame) for title, frame in slices if len(frame)],
+        "confusion": figures.confusion(table, files.predictions, locale),
         "hard": hardest(table, files.predictions, locale, files.shaded),
         "shaded": bool(files.shaded),
         "leakage": frames.leakage(table, locale),
-        "sizes": _data_sizes(data_of(table, files.details), locale),
+        "leakage_p": _leakage_p(data_of(table, files.details), locale),
         "budgets": budgets(table, locale),
         "recipes": recipes(table, files.details, locale),
         "study": study_reference(table, locale),
@@ -128,7 +138,7 @@ def _view(section: Section, stem: str, files: RunFiles, locale: Locale) -> dict[
 def _line(table: Table, row: Row, columns: list[Column], locale: Locale) -> Line:
     verdicts = [Cell(text) for text in frames.verdicts(table, row, locale)]
     cells = [_cell(table, row, column, locale) for column in columns]
-    return Line(row.name, str(len(row.runs)), [*verdicts, *cells])
+    return Line(row.name, [Cell(str(len(row.runs))), *verdicts, *cells])
 
 
 def _cell(table: Table, row: Row, column: Column, locale: Locale) -> Cell:
@@ -138,6 +148,11 @@ def _cell(table: Table, row: Row, column: Column, locale: Locale) -> Cell:
         under.append(f"Δ {write_value(row.from_best[column.name], column, locale, signed=True)}")
     mark = locale(f"mark_{column.mark}") if best else ""
     return Cell(write_mean(row, column, locale), tuple(under), mark)
+
+
+def _majority_line(table: Table, columns: list[Column], locale: Locale) -> Line:
+    nothing = [Cell(NOTHING)] * (1 + len(table.decisions))
+    return Line(locale("majority"), [*nothing, *(_majority(table, c, locale) for c in columns)])
 
 
 def _majority(table: Table, column: Column, locale: Locale) -> Cell:
@@ -150,42 +165,8 @@ def _majority(table: Table, column: Column, locale: Locale) -> Cell:
     return Cell(write_value(value, column, locale), tuple(under))
 
 
-def _blocks(section: Section, stem: str, files: RunFiles, locale: Locale) -> list[Block]:
-    table, nothing = section.table, pd.DataFrame()
-    slices: list[tuple[str, str, list[figures.PageFigure], pd.DataFrame]] = [
-        (f"slices-{metric.name}", f"slices_{metric.name}", [],
-         frames.slices(table, metric.name, locale))
-        for metric in shown_in("slices")
-    ]  # fmt: skip
-    named = [
-        ("costs", "costs", figures.costs(table, stem, locale), nothing),
-        ("differences", "differences", figures.differences(table, stem, locale),
-         frames.differences(table, locale)),
-        ("curves", "curves", figures.curves(table, files.details, stem, locale), nothing),
-        ("confusion", "confusion", figures.confusion(table, files.predictions, stem, locale),
-         nothing),
-        ("calibration", "calibration", figures.calibration(table, stem, locale),
-         frames.calibration(table, locale)),
-        *slices,
-    ]  # fmt: skip
-    return [
-        Block(f"{stem}-{name}", locale(title), shown, frame)
-        for name, title, shown, frame in named
-        if shown or len(frame)
-    ]
-
-
-def _data_sizes(data: dict[str, Any], locale: Locale) -> str:
-    parts = [
-        f"{name} {locale.number(_size(count), 0)}" for name, count in data.get("counts", {}).items()
-    ]
-    text = locale("sizes", parts=", ".join(parts)) if parts else ""
+def _leakage_p(data: dict[str, Any], locale: Locale) -> str:
     p = data.get("leakage_film_guess_p_value")
-    if p is not None and "leakage_film_guess_accuracy" in data.get("leakage", {}):
-        text += " " + locale("leakage_p", p=locale.p_value(p))
-    return text.strip()
-
-
-def _size(count: Any) -> float:
-    # A dict contains the counts by class.
-    return float(sum(count.values()) if isinstance(count, dict) else count)
+    if p is None or "leakage_film_guess_accuracy" not in data.get("leakage", {}):
+        return ""
+    return locale("leakage_p", p=locale.p_value(p))

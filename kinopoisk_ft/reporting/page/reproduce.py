@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from importlib.resources import files
 from typing import Any
 
@@ -20,11 +21,13 @@ from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
-from kinopoisk_ft.reporting.table import Table, write_measured, write_value
+from kinopoisk_ft.reporting.table import Table, write_digest, write_measured, write_value
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 # The config group whose options start many runs at once.
 SWEEP = "sweep"
+# The packages whose versions are at the top of the page.
+MAIN = ("kinopoisk-ft", "torch", "transformers")
 MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
@@ -65,6 +68,51 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
     """Return the content of data.json from one run, or {} if no run has this file."""
     runs = [run.run_id for row in table.rows for run in row.runs]
     return next((details[i].data for i in runs if i in details and details[i].data), {})
+
+
+def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) -> list[str]:
+    """Return what all rows have in common, in a few words each.
+
+    These are the sizes of the parts of the data, the seeds, the dates, the hardware and the
+    versions. What was not recorded is left out.
+    """
+    runs = [run for row in table.rows for run in row.runs]
+    environments = [details.get(run.run_id, Details()).environment for run in runs]
+    counts = data_of(table, details).get("counts", {})
+    parts = [
+        f"{locale.number(_size(counts[part]), 0)} {locale(f'part_{part}')}"
+        for part in ("train", "val", "test")
+        if part in counts
+    ]
+    seeds = dict.fromkeys(sorted({run.seed for run in runs}, key=lambda s: (len(s), s)))
+    days = [date.fromtimestamp(run.start_time / 1000) for run in runs if run.start_time]
+    found = {
+        "sizes": " / ".join(parts),
+        "fact_seeds": ", ".join(seeds),
+        "fact_date": locale.dates(min(days), max(days)) if days else "",
+        "fact_hardware": _all(map(_hardware, environments)),
+        "fact_versions": _all(map(_versions, environments)),
+    }
+    said = [locale(key, value=value) for key, value in found.items() if value]
+    return [*said, write_digest(table, locale)]
+
+
+def _size(count: Any) -> float:
+    # A dict contains the counts by class.
+    return float(sum(count.values()) if isinstance(count, dict) else count)
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    device = environment.get("device", "")
+    parts = [environment.get("processor"), f"{environment.get('cores', '?')} cores"]
+    processor = ", ".join(str(part) for part in parts if environment.get("processor") and part)
+    return processor if device == "cpu" else ", ".join(filter(None, [device, processor]))
+
+
+def _versions(environment: dict[str, Any]) -> str:
+    packages = environment.get("packages", {})
+    found = {"Python": environment.get("python"), **{name: packages.get(name) for name in MAIN}}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
 def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> list[Recipe]:

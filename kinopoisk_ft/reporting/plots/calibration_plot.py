@@ -9,14 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.plots.run_plots import (
-    COLOURS,
-    GREY,
-    INK,
-    literal,
-    new_figure,
-    tidy,
-)
+from kinopoisk_ft.reporting.plots.looks import Looks
+from kinopoisk_ft.reporting.plots.run_plots import GREY, INK, literal, new_figure, tidy
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.calibration import CALIBRATED, Bin
@@ -35,8 +29,8 @@ HEADROOM = 1.2
 LARGEST = 120.0
 
 
-def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
-    """Draw one panel per approach.
+def draw(table: Table, locale: Locale, looks: Looks, only: str | None = None) -> Figure:
+    """Draw one panel per approach, before (grey) and after scaling (in its colour).
 
     If `only` is the name of an approach, draw only this approach.
     """
@@ -48,12 +42,17 @@ def draw(table: Table, locale: Locale, only: str | None = None) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     bins = [one for pair in known.values() for part in pair for one in part]
     low = min(one.confidence for one in bins)
-    percent = FuncFormatter(lambda value, _: locale.percent(value))
+    percent = FuncFormatter(lambda value, _: locale.percent(value, digits=0))
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle="--")
         before, after = table.comparison.reliability[row.name]
-        _curve(axes, before, COLOURS[1], _label("before", row, ERROR, locale))
-        _curve(axes, after, COLOURS[0], _label("after", row, f"{ERROR}{CALIBRATED}", locale))
+        _curve(axes, before, GREY, _label("before", row, ERROR, locale))
+        _curve(
+            axes,
+            after,
+            looks[row.name].colour,
+            _label("after", row, f"{ERROR}{CALIBRATED}", locale),
+        )
         if only is None:
             axes.set_title(literal(row.name), fontsize=FONT + 1, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=FONT - 1, loc="upper left", handletextpad=0.3)

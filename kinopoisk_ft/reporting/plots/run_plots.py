@@ -13,25 +13,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 INK = "#222222"
 GREY = "#8a8a8a"
-# The Okabe-Ito palette, which colour-blind readers can distinguish.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-# A white box behind a name, so that no line crosses the name.
-BEHIND_TEXT = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 0.4}
+# Of the curves on the training set and on the validation set.
+TRAINING, VALIDATION = "#0072b2", "#d55e00"
 DPI = 200
 # With more classes, the cells of a confusion matrix have no room for numbers.
 MOST_LABELLED_CLASSES = 12
 VAL_SCORE = f"val_{HEADLINE}"
 CURVES = {
-    "train_loss": ("curve_training", COLOURS[0]),
-    "val_loss": ("curve_validation", COLOURS[1]),
-    VAL_SCORE: ("curve_validation", COLOURS[1]),
+    "train_loss": ("curve_training", TRAINING),
+    "val_loss": ("curve_validation", VALIDATION),
+    VAL_SCORE: ("curve_validation", VALIDATION),
 }
 PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 FONT = 9
@@ -82,6 +82,18 @@ def literal(name: str, max_length: int = LONGEST_NAME) -> str:
     """
     cut = name if len(name) <= max_length else f"{name[: max_length - 1].rstrip()}…"
     return cut.replace("$", r"\$")
+
+
+def add_legend(figure: Figure, names: Sequence[str], looks: Looks, columns: int = 2) -> None:
+    """Add a legend of approaches below the axes of a figure."""
+    handles = [
+        Line2D([], [], color=looks[name].colour, marker=looks[name].marker, linestyle="",
+               markersize=7, label=literal(name))
+        for name in names
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT
+    )
 
 
 def tidy(axes: Axes) -> None:
@@ -152,65 +164,64 @@ def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None
     Each row of `history` has `step` (optimizer steps) and some of `train_loss`, `val_loss` and
     `val_f1_weighted`. Values that are missing or None are skipped.
     """
-    figure = draw_curves([history], Locale("en"), width=8.0, panel_height=2.6)
-    if _points(history, VAL_SCORE):
+    figure = _draw_curves(history)
+    if points_of(history, VAL_SCORE):
         _mark_best(figure.axes[-1], history)
     save(figure, Path(path))
 
 
-def draw_curves(
-    histories: Sequence[Sequence[HistoryRow]],
-    locale: Locale,
-    width: float = 4.4,
-    panel_height: float = 1.9,
-) -> Figure:
-    """Draw the learning curves of several runs.
-
-    The upper panel shows losses, and the lower panel shows validation F1. Sizes are in inches.
-    """
-    panels = {
-        title: keys
-        for title, keys in PANELS.items()
-        if any(_points(history, *keys) for history in histories)
-    }
-    figure = new_figure(width, 0.8 + panel_height * max(1, len(panels)))
+def _draw_curves(history: Sequence[HistoryRow]) -> Figure:
+    locale = Locale("en")
+    panels = {title: keys for title, keys in PANELS.items() if points_of(history, *keys)}
+    figure = new_figure(8.0, 0.8 + 2.6 * max(1, len(panels)))
     drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
     if not panels:
         drawn[0].text(0.5, 0.5, "nothing was measured", ha="center", color=GREY)
     for axes, (title, keys) in zip(drawn, panels.items(), strict=False):
         for key in keys:
-            _curves(axes, [_points(history, key) for history in histories], key, locale)
+            label, colour = CURVES[key]
+            if points := points_of(history, key):
+                draw_line(axes, points, color=colour, label=locale(label))
         axes.set_ylabel(locale(title), fontsize=FONT)
-        axes.tick_params(labelsize=FONT)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
         if len(keys) > 1:
             axes.legend(frameon=False, fontsize=FONT)
-        tidy(axes)
-    steps = [step for history in histories for step, _ in _points(history, *CURVES)]
-    drawn[-1].set_xlim(0, 1.03 * max([1.0, *steps]))
-    drawn[-1].set_xlabel(locale("axis_step"), fontsize=FONT)
-    drawn[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    drawn[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 0)))
+    format_steps(drawn[-1], [step for step, _ in points_of(history, *CURVES)], locale)
+    for axes in drawn:
+        format_values(axes, locale)
     return figure
 
 
-def _points(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
+def draw_line(axes: Axes, points: list[tuple[float, float]], **look: Any) -> None:
+    """Draw (step, value) points of a run as a line."""
+    # Few points need markers to be recognized, and a single point has no line.
+    marker = "o" if len(points) <= FEW_POINTS else ""
+    x, y = [step for step, _ in points], [value for _, value in points]
+    axes.plot(x, y, marker=marker, ms=4, lw=1.2, **look)
+
+
+def format_steps(axes: Axes, steps: Sequence[float], locale: Locale) -> None:
+    """Label the horizontal axis with optimizer steps."""
+    axes.set_xlim(0, 1.03 * max([1.0, *steps]))
+    axes.set_xlabel(locale("axis_step"), fontsize=FONT)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 0)))
+
+
+def format_values(axes: Axes, locale: Locale) -> None:
+    """Format the vertical axis."""
+    axes.tick_params(labelsize=FONT)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
+    tidy(axes)
+
+
+def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
+    """Return (step, value) of some metrics of a run."""
     rows = [(row["step"], row.get(key)) for key in keys for row in history]
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
-def _curves(axes: Axes, runs: list[list[tuple[float, float]]], key: str, locale: Locale) -> None:
-    label, colour = CURVES[key]
-    for points in filter(None, runs):
-        # Few points need markers to be recognized, and a single point has no line.
-        marker = "o" if len(points) <= FEW_POINTS else ""
-        look: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
-        axes.plot(*zip(*points, strict=True), **look, label=locale(label) if label else None)
-        label = ""
-
-
 def _mark_best(axes: Axes, history: Sequence[HistoryRow]) -> None:
-    points = [p for p in _points(history, VAL_SCORE) if math.isfinite(p[1])]
+    points = [p for p in points_of(history, VAL_SCORE) if math.isfinite(p[1])]
     if points:
         step, value = max(points, key=lambda p: p[1])
         axes.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)

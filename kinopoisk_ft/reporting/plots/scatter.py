@@ -4,89 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.reporting.plots.run_plots import (
-    BEHIND_TEXT,
-    COLOURS,
     GREY,
     INK,
+    add_legend,
     literal,
     new_figure,
     tidy,
 )
 from kinopoisk_ft.reporting.run_rows import Row
 from kinopoisk_ft.reporting.table import Table, data_line
+from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 # Sizes in inches.
-WIDTH, NARROW_WIDTH, PANEL_HEIGHT = 8.0, 4.4, 3.6
-# A panel with more rows is higher, to leave room for labels.
-ROWS_IN_PANEL, ROWS_IN_NARROW_PANEL = 8, 5
+WIDTH, NARROW_WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 8.0, 4.6, 3.0, 0.2
 FONT = 9.5
 # Diameter of a marker in points.
 MARKER = 8.0
-# Space around a marker that labels must not overlap, in pixels.
-MARGIN = 2.0
-# Settings of adjustText as (horizontal, vertical): factor that enlarges label boxes, and force
-# between labels.
-EXPAND, FORCE = (1.08, 1.3), (0.2, 0.4)
-ITERATIONS = 500
-# A line connects a label to its point if the distance in pixels is larger than this.
-FAR = 12.0
 # Ticks within a decade. The first tuple that gives enough ticks is used.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 3
 # Fraction of the logarithmic axis that is reserved for zero.
 ZERO_SHARE = 0.14
-SHAPES = "osD^vPX"
 COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 
-@dataclass(frozen=True)
-class Point:
-    """One approach in a panel.
-
-    `std` is the standard deviation of F1 over seeds, or 0 for one seed.
-    """
-
-    name: str
-    colour: str
-    shape: str
-    x: float
-    y: float
-    std: float
-
-
-def draw(table: Table, locale: Locale) -> Figure:
-    """Draw one panel per measured cost."""
-    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_PANEL)
-    columns = measured(table)
-    figure = new_figure(WIDTH, len(columns) * height)
+def draw(table: Table, locale: Locale, looks: Looks) -> Figure:
+    """Draw one panel per measured cost, with a legend."""
+    columns, names = measured(table), [row.name for row in table.rows]
+    height = PANEL_HEIGHT * len(columns) + 0.4 + LEGEND_HEIGHT * math.ceil(len(names) / 2)
+    figure = new_figure(WIDTH, height)
     panels = list(figure.subplots(len(columns), 1, squeeze=False)[:, 0])
-    drawn = _panels(panels, table, columns, locale)
+    for axes, column in zip(panels, columns, strict=True):
+        _panel(axes, table, column, looks, locale)
     title = [literal(data_line(table, locale), max_length=80)]
     if HEADLINE in table.majority:
         title.append(locale("majority_line", f1=locale.score(table.majority[HEADLINE])))
     panels[0].set_title("\n".join(title), fontsize=FONT, color=INK, loc="left")
-    _place_labels(figure, panels, drawn)
+    add_legend(figure, names, looks)
     return figure
 
 
-def draw_one(table: Table, column: str, locale: Locale) -> Figure:
-    """Draw weighted F1 against one cost in a narrow figure, for the HTML page."""
-    height = PANEL_HEIGHT * max(1.0, len(table.rows) / ROWS_IN_NARROW_PANEL)
-    figure = new_figure(NARROW_WIDTH, height)
-    axes = figure.add_subplot()
-    drawn = _panels([axes], table, [column], locale)
-    _place_labels(figure, [axes], drawn)
+def draw_one(table: Table, column: str, locale: Locale, looks: Looks) -> Figure:
+    """Draw weighted F1 against one cost for the HTML page, which has a legend of its own."""
+    figure = new_figure(NARROW_WIDTH, PANEL_HEIGHT)
+    _panel(figure.add_subplot(), table, column, looks, locale)
     return figure
 
 
@@ -99,82 +69,47 @@ def measured(table: Table) -> list[str]:
     return known or [COSTS[0]]
 
 
-def _panels(
-    panels: list[Axes], table: Table, columns: list[str], locale: Locale
-) -> list[list[Point]]:
-    look = _looks(table.rows)
-    return [
-        _panel(axes, table, column, look, locale)
-        for axes, column in zip(panels, columns, strict=True)
-    ]
+def name_point(row: Row, table: Table) -> str:
+    """Return the SVG id of the point of a row."""
+    return f"point-{table.rows.index(row)}"
 
 
-def _place_labels(figure: Figure, panels: list[Axes], drawn: list[list[Point]]) -> None:
-    # Labels are placed in pixels, so the layout must be computed before and then stay fixed.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes, points in zip(panels, drawn, strict=True):
-        _label(axes, points)
-
-
-def _looks(rows: tuple[Row, ...]) -> dict[str, tuple[str, str]]:
-    adapters = sorted({row.first.adapter for row in rows})
-    models = sorted({row.first.model for row in rows})
-    return {
-        row.name: (
-            COLOURS[adapters.index(row.first.adapter) % len(COLOURS)],
-            SHAPES[models.index(row.first.model) % len(SHAPES)],
-        )
-        for row in rows
-    }
-
-
-def _panel(
-    axes: Axes, table: Table, column: str, look: dict[str, tuple[str, str]], locale: Locale
-) -> list[Point]:
+def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) -> None:
     rows = [row for row in table.rows if column in row.values]
-    number = locale.short if column.endswith("parameters") else locale.plain
-    positions = _log_axis(axes, [row.values[column].mean for row in rows], number)
-    points = []
+    number = locale.short if column.endswith("parameters") else None
+    positions = _log_axis(axes, [row.values[column].mean for row in rows], number, locale)
+    scores = []
     for row, x in zip(rows, positions, strict=True):
-        f1 = row.values[HEADLINE]
-        points.append(Point(row.name, *look[row.name], x, f1.mean, f1.std or 0.0))
-    for p in points:
-        axes.errorbar(
-            p.x,
-            p.y,
-            yerr=p.std or None,
-            color=p.colour,
-            marker=p.shape,
-            markersize=MARKER,
-            markeredgecolor="white",
-            capsize=4,
-            linewidth=1.4,
-            zorder=3,
-        )
-    _front(axes, points)
+        f1 = row.values[HEADLINE].mean
+        found = table.comparison.means.get(row.name, {}).get(HEADLINE, Interval(f1, f1, f1))
+        scores += [(x, f1)]
+        look = looks[row.name]
+        axes.plot([x, x], [found.low, found.high], color=look.colour, linewidth=1.4, zorder=2)
+        axes.plot(x, f1, color=look.colour, marker=look.marker, markersize=MARKER, linestyle="",
+                  markeredgecolor="white", zorder=3, gid=name_point(row, table))  # fmt: skip
+    _front(axes, scores)
     tidy(axes)
-    low = min((p.y - p.std for p in points), default=0.0)
-    high = max((p.y + p.std for p in points), default=1.0)
-    pad = max(0.18 * (high - low), 0.004)
-    axes.set_ylim(low - pad, high + pad)
+    axes.margins(y=0.08)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
-    axes.set_ylabel(locale("axis_f1"))
-    axes.set_xlabel(locale(f"axis_{column}"))
-    return points
+    axes.set_ylabel(locale("axis_f1_interval"), fontsize=FONT)
+    axes.set_xlabel(locale(f"axis_{column}"), fontsize=FONT)
 
 
-def _front(axes: Axes, points: list[Point]) -> None:
-    kept = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
-    x, y = [p.x for p in kept], [p.y for p in kept]
+def _front(axes: Axes, points: list[tuple[float, float]]) -> None:
+    kept = [points[i] for i in pareto_front(points)]
+    x, y = [x for x, _ in kept], [y for _, y in kept]
     axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
 
 
-def _log_axis(axes: Axes, values: list[float], number: Callable[[float], str]) -> list[float]:
+def _log_axis(
+    axes: Axes, values: list[float], number: Callable[[float], str] | None, locale: Locale
+) -> list[float]:
+    """Prepare the horizontal axis, and return the positions of the values on it."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
-    labels = [number(tick) for tick in ticks]
+    labels = [number(tick) for tick in ticks] if number else locale.ticks(ticks)
     axes.set_xscale("log")
     zero = low
     # Zero has no logarithm, so it is drawn at the left end of the axis.
@@ -198,32 +133,6 @@ def _ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= ENOUGH_TICKS:
             break
     return ticks
-
-
-def _label(axes: Axes, points: list[Point]) -> None:
-    # Half the size of a marker in pixels. MARKER is in points of 1/72 inch.
-    half = MARKER / 2 * axes.figure.dpi / 72 + MARGIN
-    texts, marks = [], []
-    for point in points:
-        name = literal(point.name)
-        label = axes.text(point.x, point.y, name, va="center", fontsize=FONT, color=INK)
-        label.set_bbox(BEHIND_TEXT)
-        texts.append(label)
-        x, top = axes.transData.transform((point.x, point.y + point.std))
-        _, bottom = axes.transData.transform((point.x, point.y - point.std))
-        box = Bbox.from_extents(x - half, bottom - half, x + half, top + half)
-        marks.append(box.transformed(axes.transData.inverted()))
-    adjust_text(
-        texts,
-        objects=marks,
-        ax=axes,
-        expand=EXPAND,
-        force_text=FORCE,
-        # An iteration limit is reproducible, unlike the default time limit.
-        iter_lim=ITERATIONS,
-        min_arrow_len=FAR,
-        arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.8},
-    )
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

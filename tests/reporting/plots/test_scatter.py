@@ -1,41 +1,52 @@
-"""Test the scatter plot of a comparison: places of labels, ticks and the Pareto front."""
+"""Test the scatter plot of a comparison: looks, ticks and the Pareto front."""
 
 from __future__ import annotations
 
 import itertools
 
 import numpy as np
-from matplotlib.text import Text
 from report_rows import one_table, trained
 
 from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.plots.looks import assign_looks
 from kinopoisk_ft.reporting.plots.scatter import draw, pareto_front
 
 EN = Locale("en")
 
 
-def test_picture_keeps_labels_apart_and_zero_on_the_axis() -> None:
+def test_approaches_keep_their_look_and_zero_is_on_the_axis() -> None:
     adapters = ["none", "lora", "dora", "ia3", "bitfit", "head"]
     runs = [
         trained(m, a, test_f1_weighted=0.93 + i / 5000, trainable_parameters=10.0 ** (3 + i % 5))
         for i, (m, a) in enumerate(itertools.product(("bert", "mamba"), adapters))
     ]
     runs.append(trained("tfidf", trainable_parameters=0.0, train_seconds=9.0))
-    figure = draw(one_table(*runs), EN)
+    table = one_table(*runs)
+    looks = assign_looks(row.name for row in table.rows)
+    assert len({(look.colour, look.marker) for look in looks.values()}) == len(runs)
+    figure = draw(table, EN, looks)
     figure.draw_without_rendering()
     for axes in figure.axes:
-        frame = axes.get_window_extent()
-        # `Text.get_window_extent` excludes the line from the label to its point.
-        extents = [Text.get_window_extent(text) for text in axes.texts]
-        assert len(extents) == len(runs)
-        assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
-        assert all(frame.x0 - 1 <= e.x0 and e.x1 <= frame.x1 + 1 for e in extents)
+        points = [line for line in axes.lines if line.get_gid()]
+        drawn = [(line.get_color(), line.get_marker()) for line in points]
+        assert drawn == [(looks[r.name].colour, looks[r.name].marker) for r in table.rows]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [row.name for row in table.rows]
     time, parameters = figure.axes
     assert "0" not in [label.get_text() for label in time.get_xticklabels()]
     label, position = parameters.get_xticklabels()[0], parameters.get_xticks()[0]
     low, _ = parameters.get_xlim()
     assert label.get_text() == "0"
     assert low < position < 1000
+
+
+def test_ticks_of_an_axis_have_one_format() -> None:
+    runs = [trained("bert", train_seconds=0.2), trained("gru", train_seconds=40.0)]
+    table = one_table(*runs)
+    axes = draw(table, EN, assign_looks(["bert", "gru"])).axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(labels) >= 3
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1
 
 
 def test_pareto_front_is_what_nothing_dominates() -> None:
