@@ -120,6 +120,7 @@ def _view(
                     *map(locale.heading, columns)],
         "lines": [*(_line(table, row, columns, locale) for row in table.rows),
                   _majority_line(table, columns, locale)],
+        "curve_names": [row.name for row in table.rows if _has_history(row, files)],
         "curves": figures.curves(table, files.details, stem, locale, looks),
         "calibration": figures.calibration(table, stem, locale, looks),
         "calibration_table": frames.calibration(table, locale),
@@ -133,6 +134,11 @@ def _view(
         "recipes": recipes(table, files.details, locale),
         "study": study_reference(table, locale),
     }  # fmt: skip
+
+
+def _has_history(row: Row, files: RunFiles) -> bool:
+    return any(run.run_id in files.details and files.details[run.run_id].history
+               for run in row.runs)  # fmt: skip
 
 
 def _line(table: Table, row: Row, columns: list[Column], locale: Locale) -> Line:

@@ -90,7 +90,7 @@ def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) 
         "sizes": " / ".join(parts),
         "fact_seeds": ", ".join(seeds),
         "fact_date": locale.dates(min(days), max(days)) if days else "",
-        "fact_hardware": _all(map(_hardware, environments)),
+        "fact_hardware": _all(_hardware(one, locale) for one in environments),
         "fact_versions": _all(map(_versions, environments)),
     }
     said = [locale(key, value=value) for key, value in found.items() if value]
@@ -102,11 +102,14 @@ def _size(count: Any) -> float:
     return float(sum(count.values()) if isinstance(count, dict) else count)
 
 
-def _hardware(environment: dict[str, Any]) -> str:
-    device = environment.get("device", "")
-    parts = [environment.get("processor"), f"{environment.get('cores', '?')} cores"]
-    processor = ", ".join(str(part) for part in parts if environment.get("processor") and part)
-    return processor if device == "cpu" else ", ".join(filter(None, [device, processor]))
+def _hardware(environment: dict[str, Any], locale: Locale) -> str:
+    cores = environment.get("cores")
+    parts = [
+        "" if environment.get("device") == "cpu" else environment.get("device"),
+        environment.get("processor"),
+        locale("cores", count=cores) if cores else "",
+    ]
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _versions(environment: dict[str, Any]) -> str:

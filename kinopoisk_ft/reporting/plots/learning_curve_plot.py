@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import Looks
@@ -62,5 +62,6 @@ def draw(histories: Histories, key: str, locale: Locale, looks: Looks) -> Figure
     axes.set_xlabel(locale("axis_log_step"), fontsize=FONT)
     axes.xaxis.set_major_locator(LogLocator())
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 0)))
     format_values(axes, locale)
     return figure
