@@ -50,7 +50,7 @@ def test_what_would_decide_is_said() -> None:
         weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
         doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
         assert needed in conclusions(doubtful, EN)[0]
-        assert "these data do not decide whether bert are as good" in answer(doubtful, EN)
+        assert "do not decide whether its lead over bert is smaller" in answer(doubtful, EN)
         assert "Undecided: bert." in recommendations(doubtful, EN)[-1]
 
 
