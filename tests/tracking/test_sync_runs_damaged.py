@@ -110,12 +110,13 @@ def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
-    assert "only if you pass this store with --uri: http://127.0.0.1:9" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "for the store http://127.0.0.1:9; it is not sent there without --uri" in message
     database = "postgresql+psycopg://user:secret@db/runs"
     log.file.write_text(elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "only if you pass this store with --uri: postgresql+psycopg://" in message
+    assert "for the store postgresql+psycopg://" in message
     assert "secret" not in message
     with pytest.raises(SystemExit, match="2"):
         sync.main([])
