@@ -12,6 +12,7 @@ import pytest
 from command_line import BERT, run
 from command_line import _here as _here
 from command_line import place as place
+from mlflow import MlflowClient
 from mlflow_server import make_command, make_environment, make_request, post, serve
 
 from kinopoisk_ft.serving.predictor import Predictor
@@ -34,7 +35,8 @@ def find_model(folder: Path) -> tuple[str, dict[str, str]]:
     """Return the URI of the model that a run logged, and the variable that names the store."""
     run_id = json.loads((folder / "result.json").read_text("utf-8"))["run_id"]
     store = f"sqlite:///{folder.parent / 'mlflow.db'}"
-    return f"runs:/{run_id}/model", {"MLFLOW_TRACKING_URI": store}
+    (output,) = MlflowClient(store).get_run(run_id).outputs.model_outputs
+    return f"models:/{output.model_id}", {"MLFLOW_TRACKING_URI": store}
 
 
 def check(predictions: list[dict[str, object]], folder: Path) -> None:
