@@ -52,7 +52,7 @@ $(STAMP).all: $(STAMP)
 	@touch $@
 
 demo: $(STAMP) ## pretrain two small bases, compare all approaches on bundled data, show the report
-	@echo "Compare five approaches on 4,000 synthetic reviews. This takes about 5 minutes on two cores:"
+	@echo "Compare five approaches on 4,000 synthetic reviews. This takes about 3 minutes on two cores:"
 	@echo "1. Pretrain two small models (2 jobs)."
 	@echo "2. Fine-tune them in different ways, and fit TF-IDF (5 jobs)."
 	@echo "3. Write the report."

@@ -57,7 +57,7 @@ def tfidf_score(frame: pd.DataFrame, ngrams: int) -> float:
 def test_same_bytes_everywhere() -> None:
     rows = generate(300, 0).itertuples(index=False)
     digest = hashlib.sha256("\n".join("|".join(map(str, row)) for row in rows).encode())
-    assert digest.hexdigest() == "a992dfb3d564f695f83b60f42bf671091f139a300dc81471ba567a422b2a1b5d"
+    assert digest.hexdigest() == "9bef3fef271789f71a986c29dca81c4f7655eb71504614a1de72f46b74937d08"
 
 
 def test_seed_and_prefix(reviews: pd.DataFrame) -> None:
@@ -82,10 +82,10 @@ def test_class_shares_and_lengths(reviews: pd.DataFrame) -> None:
     assert shares["Bad"] > 0.18
     assert shares["Neutral"] > 0.12
     lengths = reviews["text"].str.split().str.len()
-    assert lengths.min() >= 20
-    assert 75 < lengths.median() < 105
-    assert lengths.quantile(0.9) > 180
-    assert lengths.max() < 500
+    assert lengths.min() >= 14
+    assert 38 < lengths.median() < 52
+    assert lengths.quantile(0.9) > 85
+    assert lengths.max() < 250
 
 
 def test_vocabulary_is_small(reviews: pd.DataFrame) -> None:
@@ -126,7 +126,7 @@ def _weighted_f1(rules: np.ndarray, good: np.ndarray) -> np.ndarray:
 
 def test_words_and_pairs_tell(binary: pd.DataFrame) -> None:
     single, pairs = tfidf_score(binary, 1), tfidf_score(binary, 2)
-    assert 0.9 < pairs < 0.99
+    assert 0.93 < pairs < 0.97
     assert pairs > single + 0.01, "negation takes two words"
 
 

@@ -29,8 +29,9 @@ SHARES = (0.23, 0.15, 0.62)
 FILM_BIAS = 0.16
 # The grades from 1 to 10 for each of the GRADES.
 GRADES10 = ((1, 2, 3, 4), (5, 6), (7, 8, 9, 10))
-# Evenly spaced quantiles of the number of words, close to log-normal (median 90, sigma 0.6).
-WORDS = (20, 35, 47, 57, 67, 78, 90, 104, 121, 143, 172, 225, 420)
+# Evenly spaced quantiles of the number of words, close to log-normal (median 42, sigma 0.6). Longer
+# reviews would repeat their opinion so often that their words tell it without the order.
+WORDS = (14, 18, 22, 27, 32, 37, 42, 49, 57, 67, 81, 106, 200)
 # The last sentence exceeds the target length by this number of words on average.
 LAST_SENTENCE = 6
 # Opinions are dealt in hands of four. For each grade: possible numbers of praising opinions in a
@@ -38,7 +39,7 @@ LAST_SENTENCE = 6
 HANDS = (((0, 1), (7, 3)), ((1, 2, 3), (1, 8, 1)), ((3, 4), (3, 7)))
 # Share of sentences with an opinion, within and after the first FIRST_WORDS words.
 OPINIONS = (0.85, 0.4)
-FIRST_WORDS = 90
+FIRST_WORDS = 42
 # Share of reviews that start, and that end, with an overall judgement.
 OPENING, CLOSING = 0.3, 0.4
 

@@ -119,13 +119,18 @@ EXPECTED_RIGHTLY = (
     "друзья называли {noun_acc} {adj_ins} и были правы: {clause}",
     "критики пишут, что {noun} {adj}, и я соглас{my_agree}: {clause}",
 )
-# The clause `against` contradicts the opinion of the sentence, and the other clause states it.
+# The clause `against` contradicts the opinion of the sentence, and the other clause states it. Most
+# conjunctions occur with both orders, so that single words do not tell which clause is which.
 CONTRASTS = (
     "{against}, но {clause}",
     "{against}, зато {clause}",
-    "хотя {against}, {clause}",
-    "пусть {against}, всё-таки {clause}",
     "{against}, и всё же {clause}",
+    "хотя {against}, {clause}",
+    "{clause}, хотя {against}",
+    "пусть {against}, всё-таки {clause}",
+    "{clause}, пусть даже {against}",
+    "несмотря на то что {against}, {clause}",
+    "{clause}, несмотря на то что {against}",
 )
 PAIRS = (
     "{clause}, и {also}",
