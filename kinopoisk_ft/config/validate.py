@@ -161,7 +161,12 @@ def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
 
 
 def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
-    if cfg.get("seed") is None and "seed" in cfg:
+    try:
+        is_null = "seed" in cfg and cfg.seed is None
+    except OmegaConfBaseException:
+        # `_resolve` reports an interpolation that cannot be resolved.
+        return
+    if is_null:
         cfg.seed = secrets.randbelow(2**31) if resumed is None else resumed
         log.info("%s seed: %d", "random" if resumed is None else "resumed run's", cfg.seed)
 

@@ -55,7 +55,8 @@ def check_options(recipe: Any) -> None:
         if value is not None and value < 1:
             raise option_error(name, value, f"set data.{name} to a positive number")
     limit = recipe.train_limit
-    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+    # For infinity, the remainder is NaN.
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit % 1 == 0)):
         raise option_error("train_limit", limit, "set a whole number, or a fraction such as 0.1")
     for name in ("test_size", "val_size"):
         share = getattr(recipe, name)

@@ -66,6 +66,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "FalconMamba": MAMBA,
     "Mamba2": {**MAMBA, "num_heads": 4, "head_dim": 8, "n_groups": 2},
 }  # fmt: skip
+# Architectures with their own model config, which model=encoder refuses.
+OUR_OWN = ("FalconMamba", "Mamba", "Mamba2")
 # MPNet's positions always start after id 1, regardless of the config.
 PADS = {"MPNet": "[UNK]"}
 

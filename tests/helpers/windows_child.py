@@ -11,6 +11,7 @@ import os
 import pkgutil
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 LIBRARIES = (
@@ -52,6 +53,9 @@ def become_windows() -> None:
     """Remove the modules and names that Windows lacks."""
     for name in LIBRARIES:
         importlib.import_module(name)
+    # Ray is an extra.
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("ray")
     for name in MODULES:
         sys.modules.pop(name, None)
     sys.meta_path.insert(0, Blocker())

@@ -87,7 +87,8 @@ def test_one_review_alone_in_a_batch_and_from_disk(
         together = module.eval()(**examples.pad(range(4), pad_id)).logits
         alone = [module(**examples.pad([i], pad_id)).logits for i in range(4)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(together[1], together[3], atol=1e-4)
+    # With nearly equal logits, a review could get the logits of another one without a difference.
+    assert together[:, 0].std() > 1e-4
     card = make_card(network, adapted, NAMES, **asdict(HOW))
     assert card.note == ""
     save_network(network, adapted, tokenizer, card, tmp_path)

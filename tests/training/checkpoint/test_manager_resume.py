@@ -169,8 +169,8 @@ def unbroken(here: Path) -> dict[tuple[str, int], float]:
     """Return the values of an uninterrupted run."""
     assert child(command, logged("unbroken"), here, None) == 0
     found = recorded(here, "unbroken")
-    assert [step for key, step in found if key == "train_loss"] == list(range(1, 11))
-    assert ("test_f1_weighted", 10) in found
+    assert [step for key, step in found if key == "train/loss"] == list(range(1, 11))
+    assert ("test/f1_weighted", 10) in found
     return found
 
 
