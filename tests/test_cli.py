@@ -55,7 +55,8 @@ def test_completion_lists_the_options(capfd: pytest.CaptureFixture[str]) -> None
     assert "adapter=lora" in done.stdout.split()
 
 
-def test_ui_opens_the_store_of_this_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_opens_the_store_of_this_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
     def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
@@ -66,8 +67,9 @@ def test_ui_opens_the_store_of_this_folder(monkeypatch: pytest.MonkeyPatch) -> N
     assert ui.main(["--uri", "sqlite:///here.db", "--port", "5001"]) == 0
     (command,) = commands
     assert command[1:4] == ["-m", "mlflow", "ui"]
+    uri = f"sqlite:///{tmp_path / 'here.db'}"
     assert command[4:] == [
-        "--backend-store-uri", "sqlite:///here.db", "--host", "127.0.0.1", "--port", "5001",
+        "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5001",
     ]  # fmt: skip
 
 

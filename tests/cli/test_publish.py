@@ -85,7 +85,7 @@ def test_a_model_of_an_earlier_version_gets_its_card(
     alone = shutil.copytree(old / "model", tmp_path / "alone" / "model")
     (alone / "README.md").unlink()
     assert main(["publish", str(alone), "me/reviews"]) == 1
-    assert "no model card" in capsys.readouterr().err
+    assert "has no README.md" in capsys.readouterr().err
 
 
 def test_what_cannot_be_published(

@@ -44,7 +44,7 @@ def test_errors_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     assert main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "taken")]) == 1
-    assert "error: the output folder contains other files" in capsys.readouterr().err
+    assert "error: the output folder contains files that do not belong" in capsys.readouterr().err
     assert not (tmp_path / "taken" / ONNX).exists()
     assert main(["export", str(tmp_path / "absent")]) == 1
     assert "error: " in capsys.readouterr().err

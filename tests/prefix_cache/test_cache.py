@@ -240,7 +240,7 @@ def test_report_adds_the_build_time_to_the_times_of_a_run() -> None:
     (table,) = tables(runs, {})
     times = {row.name: (row.mean("train_seconds"), row.mean("eval_seconds")) for row in table.rows}
     assert times == {"cached": (70.0, 21.0), "plain": (10.0, 1.0)}
-    (note,) = [note for note in table_notes(table, Locale("en")) if "ran only once" in note]
+    (note,) = [note for note in table_notes(table, Locale("en")) if "computed only once" in note]
     assert ": cached." in note
 
 

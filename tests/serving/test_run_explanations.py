@@ -54,7 +54,7 @@ def shade(place: Path, *models: list[str]) -> list[str]:
         train(*model, f"tracking.experiment={name}")
     assert report.main(["--experiment", name, "--output", name, "--explain", "1", "--no-log"]) == 0
     page = (place / name / "comparison.html").read_text("utf-8")
-    assert "Green words speak for the answer" in page
+    assert "Green words speak for the prediction" in page
     return re.findall(r'<p class="words">(.*?)</p>', page)
 
 

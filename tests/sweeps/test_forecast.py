@@ -62,7 +62,7 @@ def test_a_dry_run_lists_the_jobs_and_trains_nothing(
     line = r"^1/2 tfidf, seed 0: test f1_weighted [01]\.\d{3} in \d+ s"
     assert re.search(line, shown, re.MULTILINE)
     # The sweep ends with a summary of its approaches.
-    assert re.search(r"^tfidf \S+ +[01]\.\d{3} \[", shown, re.MULTILINE)
+    assert re.search(r"^TF-IDF +[01]\.\d{3} \[", shown, re.MULTILINE)
     assert "kinopoisk-ft report --parent " in shown
     assert run(*grid, "model=tfidf,bert_scratch", "output_dir=dry", "dry_run=true") == 0
     printed = capsys.readouterr().out
