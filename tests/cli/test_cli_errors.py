@@ -82,7 +82,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("args", "told"), quick(MISTAKES, 15), ids=lambda v: v if isinstance(v, str) else ""
+    ("args", "told"), quick(MISTAKES, 8), ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_mistakes_end_with_one_message(
     args: list[str], told: str, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ import torch
 from networks import KINDS, NAMES, make
 from peft import AutoPeftModel, AutoPeftModelForSequenceClassification, PeftModel
 from places import SAVED
+from quick import quick
 from saved_networks import TEXTS, save
 from transformers import (
     AutoModel,
@@ -56,7 +57,7 @@ def test_a_head_of_ours_is_refused_by_peft(tmp_path: Path, kind: str, adapter: s
             print(cls.from_pretrained(tmp_path))
 
 
-@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+@pytest.mark.parametrize("adapter", quick(["lora", "ia3"], 1))
 def test_an_adapter_under_our_head_is_refused_on_other_models(tmp_path: Path, adapter: str) -> None:
     """Without an error, PEFT would use an untrained adapter and head on a plain model."""
     base = tiny.bert(with_pooler=False)

@@ -14,6 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from quick import quick
 
 from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.errors import UserError
@@ -96,20 +97,26 @@ def test_the_first_points_cover_each_interval_of_each_range() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
-        (["seed=1,2"], "seed cannot be a search parameter"),
-        (["data.limit=10,20"], "data.limit cannot be a search parameter"),
-        (["adapter=none,lora"], "adapter cannot be a search parameter"),
-        (["trainer.best_metric=loss,accuracy"], "best_metric cannot be a search parameter"),
-        (["trainer.weight_decay=interval(0.5,0.1)"], "is empty"),
-        (["trainer.weight_decay=tag(log,interval(0,1))"], "lower bound above 0, not 0.0"),
-        (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
-        (["trainer.epochs=range(3,4)"], "two increasing values"),
-        (["trainer.max_steps=tag(relative,interval(1,2))"], "a current value above 0, not None"),
-        (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not refer to it"),
-        (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
-    ],
+    quick(
+        [
+            (["adapter.config.rr=choice(1,2)", "adapter=lora"], r"did you mean 'adapter.config.r'"),
+            (["seed=1,2"], "seed cannot be a search parameter"),
+            (["data.limit=10,20"], "data.limit cannot be a search parameter"),
+            (["adapter=none,lora"], "adapter cannot be a search parameter"),
+            (["trainer.best_metric=loss,accuracy"], "best_metric cannot be a search parameter"),
+            (["trainer.weight_decay=interval(0.5,0.1)"], "is empty"),
+            (["trainer.weight_decay=tag(log,interval(0,1))"], "lower bound above 0, not 0.0"),
+            (["trainer.weight_decay=tag(lg,interval(0.1,1))"], "tags"),
+            (["trainer.epochs=range(3,4)"], "two increasing values"),
+            (
+                ["trainer.max_steps=tag(relative,interval(1,2))"],
+                "a current value above 0, not None",
+            ),
+            (["adapter.lr=interval(0.1,1)", "trainer.lr=0.1"], "trainer.lr does not refer to it"),
+            (["adapter.lr=0.1", "model.dropout=0"], "nothing to search"),
+        ],
+        4,
+    ),
 )
 def test_an_invalid_search_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -127,6 +127,7 @@ def test_an_offline_sweep_skips_and_is_sent_with_its_parent(
     assert "jobs: 0 done, 2 skipped, 0 failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_without_a_server(
     place: Path, client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_other_errors_are_raised_at_once(tmp_path: Path) -> None:
     assert not is_out_of_memory(ValueError("MPS backend out of memory"))
 
 
+@pytest.mark.slow
 def test_the_size_found_is_in_the_checkpoint(tmp_path: Path) -> None:
     whole, _ = short_fit(tmp_path / "whole", dropout=0.3, prepare=forward_fails(LACKS[0], 6))
 
