@@ -143,14 +143,18 @@ def format_for_terminal(shown: RenderableType, width: int) -> str:
 
 
 def open_terminal(stream: Any) -> Console:
-    """Return a console of rich, which decides whether the stream is a terminal.
+    """Return a console of rich for a stream.
 
-    On a terminal that cannot move its cursor, it writes plain text, too.
+    If the stream is not a terminal, or the terminal cannot move its cursor, the console writes
+    plain text.
     """
     # `--help` needs no rich, which takes 50 ms to import.
     from rich.console import Console
 
-    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    # Notebooks set FORCE_COLOR, and rich would then treat their output as a terminal.
+    console = Console(
+        file=stream, force_terminal=stream.isatty(), highlight=False, markup=False, emoji=False
+    )
     if console.is_dumb_terminal:
         console = Console(file=stream, force_terminal=False)
     return console

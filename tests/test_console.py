@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kinopoisk_ft.console import ERROR_HANDLER
+from kinopoisk_ft.console import ERROR_HANDLER, open_terminal
 
 # A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
@@ -139,3 +139,10 @@ def test_every_command_works_with_cyrillic_names(
     run("kinopoisk_ft.predict", "запуск/model", "хороший − фильм", "--output", "метки.csv")
     assert pd.read_csv(folder / "метки.csv")["predicted_label"].tolist() == ["хороший"]
     run("kinopoisk_ft.sync", "запуск")
+
+
+def test_a_notebook_is_no_terminal_although_it_wants_colours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not open_terminal(io.StringIO()).is_terminal
