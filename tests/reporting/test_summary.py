@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from report_rows import trained
@@ -47,10 +48,10 @@ def test_each_kind_of_advice_is_one_sentence(document: Document) -> None:
 def test_a_terminal_shows_the_best_row_in_bold(
     document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     bold = as_summary(document, EN)
     assert re.search("\x1b\\[1m0.950", bold)
     assert not re.search("\x1b\\[1m0.800", bold)
-    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     assert re.sub("\x1b\\[[0-9;]*m", "", bold).split() == as_summary(document, EN).split()
