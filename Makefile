@@ -113,7 +113,7 @@ notebooks: $(STAMP) ## execute copies of the notebooks in outputs/notebooks
 	cp -r notebooks outputs/notebooks
 	cd outputs/notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" \
 		"$(CURDIR)/$(BIN)/python" -m nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.coalesce_streams=True *.ipynb
+		--CoalesceStreamsPreprocessor.enabled=True *.ipynb
 
 # mkdocs-material advertises a successor in each build.
 docs: $(STAMP) ## build the website of the documentation into outputs/site; broken links are errors
