@@ -112,8 +112,8 @@ notebooks: $(STAMP) ## execute copies of the notebooks in outputs/notebooks
 	mkdir -p outputs
 	cp -r notebooks outputs/notebooks
 	cd outputs/notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" \
-		"$(CURDIR)/$(BIN)/python" -m nbconvert --to notebook --execute --inplace \
-		--CoalesceStreamsPreprocessor.enabled=True *.ipynb
+		"$(CURDIR)/$(BIN)/python" -m nbconvert --to notebook --execute --inplace *.ipynb
+	$(BIN)/python -m nbconvert --coalesce-streams outputs/notebooks/*.ipynb
 
 # mkdocs-material advertises a successor in each build.
 docs: $(STAMP) ## build the website of the documentation into outputs/site; broken links are errors
