@@ -152,12 +152,8 @@ def open_terminal(stream: Any) -> Console:
     from rich.console import Console
 
     # Notebooks set FORCE_COLOR, and rich would then treat their output as a terminal.
-    console = Console(
-        file=stream, force_terminal=stream.isatty(), highlight=False, markup=False, emoji=False
-    )
-    if console.is_dumb_terminal:
-        console = Console(file=stream, force_terminal=False)
-    return console
+    can_move = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return Console(file=stream, force_terminal=can_move, highlight=False, markup=False, emoji=False)
 
 
 def silence_libraries() -> None:

@@ -51,7 +51,7 @@ onload = async () => {{
 
 
 def ask(page: Path, script: str, width: int, height: int, *args: str) -> Any:
-    """Show a page in a frame, which may be narrower than a window, and run a script beside it.
+    """Show a page in a frame, which may be narrower than a window, and run a script next to it.
 
     In the script, `page` is the window of the page; what it returns is returned.
     """

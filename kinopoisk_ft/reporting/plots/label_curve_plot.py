@@ -18,7 +18,7 @@ FONT = 9
 def draw(found: LabelCurves, locale: Locale, looks: Looks, *, legend: bool = True) -> Figure:
     """Draw a line with a 95% band for each approach.
 
-    Without a legend, the figure is narrower, for the HTML page, which has a legend of its own.
+    Without a legend, the figure is narrower. The HTML page uses this, because it has a legend.
     """
     figure = new_figure(WIDTH if legend else NARROW_WIDTH, HEIGHT)
     axes = figure.add_subplot()

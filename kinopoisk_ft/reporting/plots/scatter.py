@@ -54,7 +54,7 @@ def draw(table: Table, locale: Locale, looks: Looks) -> Figure:
 
 
 def draw_one(table: Table, column: str, locale: Locale, looks: Looks) -> Figure:
-    """Draw weighted F1 against one cost for the HTML page, which has a legend of its own."""
+    """Draw weighted F1 against one cost without a legend, which the HTML page adds."""
     figure = new_figure(NARROW_WIDTH, PANEL_HEIGHT)
     _panel(figure.add_subplot(), table, column, looks, locale)
     return figure
