@@ -32,6 +32,11 @@ SETTINGS = {
     "stripped": ["data.split=film", "data.strip_scores=true"],
 }
 TITLES = {"film": "new films", "stripped": "new films, no written grades", "random": "random split"}
+# With few labels an epoch has too few steps; one epoch of all labels has 211.
+STEPS = ["trainer.min_steps=200", "trainer.eval_every=100"]
+for labels in (100, 300, 1000):
+    SETTINGS[f"film_{labels}"] = [*SETTINGS["film"], f"data.train_limit={labels}", *STEPS]
+LABELS = {"film_100": "100", "film_300": "300", "film_1000": "1,000", "film": "all 3,363"}
 NAMES = {
     "full": "e5-small-ru, all weights (`adapter=none`)",
     "lora": "e5-small-ru, LoRA (`adapter=lora`)",
@@ -49,7 +54,7 @@ PREDICTIONS = "predictions.parquet"
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="kinopoisk.jsonl.gz; without it, only print the table")
+    parser.add_argument("--data", help="kinopoisk.jsonl.gz; without it, only print the tables")
     parser.add_argument("--output", type=Path, default=Path("outputs/comparison"),
                         help="folder of complete runs; stopped runs are resumed there")  # fmt: skip
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
@@ -58,7 +63,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="jobs at the same time")
     args = parser.parse_args()
     if args.data is None:
-        print(table())
+        print(f"{table(TITLES)}\n\n{table(LABELS)}")
         return
     jobs = itertools.product(args.seeds, args.settings, args.approaches)
     names = [Path(setting, f"{approach}-{seed}") for seed, setting, approach in jobs]
@@ -73,10 +78,11 @@ def train(name: Path, data: str, output: Path) -> bool:
     """Train one job and store its results; return whether it failed."""
     run, setting = output / name, name.parts[0]
     approach, _, seed = name.name.rpartition("-")
+    experiment, _, _ = setting.partition("_")
     command = [
         sys.executable, "-m", "kinopoisk_ft", "--config-dir", str(CONF),
         f"experiment=reviews_{approach}", f"seed={seed}", *SETTINGS[setting], f"data.path={data}",
-        "tracking=offline", "tracking.log_model=false", f"tracking.experiment=reviews-{setting}",
+        "tracking=offline", "tracking.log_model=false", f"tracking.experiment=reviews-{experiment}",
         f"output_dir={run}",
     ]  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
@@ -125,16 +131,21 @@ def _without_times(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if not k.endswith(("_seconds", "_per_second"))}
 
 
-def table() -> str:
-    """Return the README's table: weighted test F1 of each approach in each setting."""
+def table(settings: dict[str, str]) -> str:
+    """Return the weighted test F1 of each approach.
+
+    Args:
+        settings: the column heading of each setting; settings without runs are left out.
+    """
+    settings = {name: title for name, title in settings.items() if (KEPT / name).exists()}
     lines = [
-        "| approach | " + " | ".join(TITLES.values()) + " |",
-        "|---" * (len(TITLES) + 1) + "|",
+        "| approach | " + " | ".join(settings.values()) + " |",
+        "|---" * (len(settings) + 1) + "|",
     ]
     for approach, title in NAMES.items():
-        cells = (_cell(sorted((KEPT / setting).glob(f"{approach}-[0-9]"))) for setting in TITLES)
+        cells = (_cell(sorted((KEPT / setting).glob(f"{approach}-[0-9]"))) for setting in settings)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    majority = (_majority(next((KEPT / setting).iterdir())) for setting in TITLES)
+    majority = (_majority(next((KEPT / setting).iterdir())) for setting in settings)
     return "\n".join([*lines, "| always the majority class | " + " | ".join(majority) + " |"])
 
 

@@ -175,4 +175,4 @@ def _leakage_p(data: dict[str, Any], locale: Locale) -> str:
     p = data.get("leakage_film_guess_p_value")
     if p is None or "leakage_film_guess_accuracy" not in data.get("leakage", {}):
         return ""
-    return locale("leakage_p", p=locale.p_value(p))
+    return locale("leakage_p", p=locale.p_equation(p))
