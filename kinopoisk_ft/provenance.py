@@ -12,12 +12,14 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from hydra.utils import get_object
 
+from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import compute_sha256
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ PACKAGES = (
 )  # fmt: skip
 # MLflow tags with which a later sweep finds finished runs and reads their results.
 IDENTITY, RESULT = "kinopoisk_ft.identity", "kinopoisk_ft.result"
+# The content of a larger folder is not read: a value such as "/" names every file of a computer.
+MOST_FILES = 10_000
 # Config groups whose chosen options name a run in reports.
 NAME_GROUPS = ("model", "adapter", "data")
 
@@ -64,8 +68,17 @@ def digest_content(path: Path, pattern: str = "*") -> str:
 
     For a folder, the digest covers the names and contents of files that match `pattern`. A file
     is read again only if its size or modification time has changed.
+
+    Raises:
+        UserError: the folder has more than MOST_FILES files, such as a home folder.
     """
-    files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
+    files = sorted(islice(path.rglob(pattern), MOST_FILES + 1)) if path.is_dir() else [path]
+    if len(files) > MOST_FILES:
+        raise UserError(
+            f"the folder has more than {MOST_FILES:,} files, so it is no model and no data set",
+            where=str(path),
+            fix="change the option that names this folder",
+        )
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():

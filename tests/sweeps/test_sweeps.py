@@ -215,6 +215,17 @@ def test_content_is_of_bytes_and_names(tmp_path: Path) -> None:
     assert len({first, second, provenance.digest_content(tmp_path, "*.py")}) == 3
 
 
+def test_a_folder_with_very_many_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "MOST_FILES", 2)
+    for name in "abc":
+        provenance.digest_content(tmp_path)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="more than 2 files"):
+        provenance.digest_content(tmp_path)
+
+
 def test_pretraining_is_never_skipped() -> None:
     task = ["task=pretrain", "task.save_to=base", "model=bert_scratch"]
     assert (
