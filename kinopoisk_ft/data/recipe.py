@@ -118,6 +118,11 @@ class DataSplit:
     preprocessing: Preprocessing
     leakage: Leakage
 
+    @property
+    def parts(self) -> dict[str, pd.DataFrame]:
+        """Return the frames by name: train, val and test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
 
 @dataclass(kw_only=True)
 class DataRecipe(ABC):

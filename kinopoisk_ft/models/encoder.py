@@ -131,7 +131,7 @@ class Encoder(CheckpointRecipe):
         """Raise UserError if weights would be trained in bf16, or sharded with fp32 weights."""
         if self.dtype == "fp32":
             return
-        if not getattr(adapter, "needs_saved_base", False):
+        if not adapter.needs_saved_base:
             raise UserError(
                 f"model.dtype={self.dtype} works only if all weights of the base are frozen, but "
                 "this adapter trains or saves some of them",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.utils import get_object
 from safetensors.torch import load_model, save_model
@@ -132,18 +132,6 @@ class Network:
         return (self.layers or self.embeddings[0]).split(".")[0]
 
 
-class FitMethods(Protocol):
-    """The two ways to train a model; each model calls one of these methods in `fit`."""
-
-    def fit_network(self, recipe: ModelRecipe) -> Any:
-        """Train a network by gradient descent on batches of token ids."""
-        ...
-
-    def fit_estimator(self, recipe: Any) -> Any:
-        """Fit an estimator such as `Tfidf` on texts, without a tokenizer."""
-        ...
-
-
 @dataclass(kw_only=True, eq=False)
 class ModelRecipe:
     """Base class for models; each file in conf/model instantiates a subclass.
@@ -160,6 +148,8 @@ class ModelRecipe:
             according to data.truncation.
     """
 
+    # Whether gradient descent trains this model; False for estimators such as `Tfidf`.
+    is_network = True
     # The config is validated against these types. Subclasses inherit them, so they must be built-in
     # types, which can be resolved in every module.
     lr: float
@@ -172,10 +162,6 @@ class ModelRecipe:
     def used_window_pooling(self) -> str | None:
         """Return how windows are pooled; None if the classifier reads no windows."""
         return self.window_pooling if self.reads_windows else None
-
-    def fit(self, trainer: FitMethods) -> Any:
-        """Train this model with `trainer.fit_network`, and return the result."""
-        return trainer.fit_network(self)
 
     def measure_layers(self) -> tuple[int, int] | None:
         """Return the number of blocks and of all their weights, to estimate times.

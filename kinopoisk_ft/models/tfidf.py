@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card
-from kinopoisk_ft.models.network import FitMethods, ModelRecipe
+from kinopoisk_ft.models.network import ModelRecipe
 
 # `kind` in the card of a model folder.
 KIND: Literal["tfidf"] = "tfidf"
@@ -32,6 +32,7 @@ class Tfidf(ModelRecipe):
         lr, head_lr, targets: ignored; only networks use these options.
     """
 
+    is_network = False
     ngrams: int
     min_df: int
     sublinear_tf: bool
@@ -46,10 +47,6 @@ class Tfidf(ModelRecipe):
         self.regression = LogisticRegression(
             C=self.C, class_weight=self.class_weight, max_iter=1000
         )
-
-    def fit(self, trainer: FitMethods) -> Any:
-        """Fit this estimator with `trainer.fit_estimator`, and return the result."""
-        return trainer.fit_estimator(self)
 
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError, because this model has no layers."""

@@ -23,7 +23,6 @@ from kinopoisk_ft.config.validate import prepare_composed
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.windows import Windows
-from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
@@ -102,7 +101,7 @@ def estimate_seconds(cfg: DictConfig) -> float | None:
     """Estimate the seconds that a run takes on this machine; None if the model size is unknown."""
     texts = _read_texts(cfg.data)
     model = instantiate(cfg.model)
-    if isinstance(model, Tfidf):
+    if not model.is_network:
         characters = sum(int(part.sum()) for part in texts.values())
         return START_SECONDS + TFIDF_SECONDS * characters
     size = model.measure_layers()
@@ -184,8 +183,7 @@ def _read_lengths(data: str) -> dict[str, np.ndarray]:
         split: DataSplit = instantiate(OmegaConf.create(data)).load()
     finally:
         logging.disable(level)
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    return {name: part["text"].str.len().to_numpy() for name, part in parts.items()}
+    return {name: part["text"].str.len().to_numpy() for name, part in split.parts.items()}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ import torch
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.data.leakage import Overlap
 from kinopoisk_ft.data.preprocessing import TextCoverage, compute_truncated_share
+from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_folder_atomically
 from kinopoisk_ft.models.card import CARD, Card
 from kinopoisk_ft.models.tfidf import KIND, Tfidf
 from kinopoisk_ft.statistics.metrics import classification_scores, log_loss_of
-from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.device import peak_memory_mb, reset_peak_memory
@@ -27,7 +28,7 @@ from kinopoisk_ft.training.loop import Trainer
 def check_baseline(adapter: Adapter, trainer: Trainer) -> None:
     """Raise UserError if the baseline does not support an option."""
     trainer.reject_class_balancing("the TF-IDF baseline has its own option, model.class_weight")
-    if getattr(adapter, "freezes", True) or getattr(adapter, "needs_saved_base", False):
+    if adapter.freezes:
         raise UserError(
             "the TF-IDF baseline has no layers to adapt", where="adapter", fix="use adapter=none"
         )
@@ -39,15 +40,13 @@ def check_baseline(adapter: Adapter, trainer: Trainer) -> None:
         )
 
 
-def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
-    """Fit, score and save the TF-IDF baseline."""
-    trainer, data = inputs.trainer, inputs.data
+def fit_baseline(recipe: Tfidf, trainer: Trainer, data: DataSplit, out_dir: Path) -> Fitted:
+    """Fit and score the TF-IDF baseline, and save it in the subfolder `model` of `out_dir`."""
     device = torch.device("cpu")
     reset_peak_memory(device)
     clock = Clock()
     preprocessing, classes = data.preprocessing, len(data.class_names)
-    splits = {"train": data.train, "val": data.val, "test": data.test}
-    texts = {name: preprocessing.texts(split["text"]) for name, split in splits.items()}
+    texts = {name: preprocessing.texts(split["text"]) for name, split in data.parts.items()}
     with clock.section("train"):
         recipe.fit_texts(texts["train"], data.train["label"].to_numpy(), classes)
     with clock.section("val"):
@@ -59,11 +58,11 @@ def fit_baseline(recipe: Tfidf, inputs: FitInputs) -> Fitted:
         # prefix would be the same words in every review.
         unused = {"max_length": 0, "text_prefix": ""}
         card = Card(KIND, list(data.class_names), **{**asdict(preprocessing), **unused})
-        with write_folder_atomically(inputs.out_dir / "model", CARD) as part:
+        with write_folder_atomically(out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)
-    whole = {name: _count_characters(split["text"]) for name, split in splits.items()}
-    read = {name: _count_characters(texts[name]) for name in splits}
+    whole = {name: _count_characters(split["text"]) for name, split in data.parts.items()}
+    read = {name: _count_characters(part) for name, part in texts.items()}
     return Fitted(
         test_probabilities=probabilities,
         val_probabilities=validation,

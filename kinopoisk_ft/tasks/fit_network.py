@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.prefix_cache.split import check_split
 from kinopoisk_ft.run_folder import CHECKPOINTS
-from kinopoisk_ft.tasks.inputs import FitInputs
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples
@@ -78,9 +77,26 @@ def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> No
             log.debug("the prefix cache is checked later, with the weights: %s", error)
 
 
+@dataclass(frozen=True)
+class FitInputs:
+    """What `fit_network` needs besides the model.
+
+    Args:
+        out_dir: output folder of the run; the model is saved in the subfolder `model`.
+        options: the config node `model`, from which a saved network is built again.
+    """
+
+    adapter: Adapter
+    trainer: Trainer
+    data: DataSplit
+    tracker: Tracker
+    out_dir: Path
+    options: dict[str, Any]
+
+
 def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     """Train a network, then test and save the best weights."""
-    trainer, data = inputs.trainer, inputs.data
+    trainer, data, tracker = inputs.trainer, inputs.data, inputs.tracker
     checkpoints, model_dir = inputs.out_dir / CHECKPOINTS, inputs.out_dir / "model"
     precision, clock = trainer.open(checkpoints)
     reset_peak_memory(precision.device)
@@ -92,13 +108,13 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
         check_length(data.preprocessing.max_length, network.max_positions)
         adapted = _apply_adapter(inputs.adapter, network, model_dir)
     if adapted.targets:
-        inputs.tracker.tags({"adapter_targets": adapted.targets})
+        tracker.tags({"adapter_targets": adapted.targets})
     overlap = _measure_pretraining_overlap(network, data)
     with clock.section("tokenize"), main_first():
         parts, tokens = _tokenize_splits(data, tokenizer)
     log_example(parts["train"].input_ids[0], tokenizer)
     make_objective, parts = _cache_frozen_layers(
-        trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, inputs.tracker
+        trainer, network, adapted, tokenizer.pad_token_id, parts, precision, clock, tracker
     )
     weights = None
     if trainer.class_weights == "balanced":
@@ -107,7 +123,7 @@ def fit_network(recipe: ModelRecipe, inputs: FitInputs) -> Fitted:
     state = trainer.fit(
         adapted.module, objective, parts["train"], parts["val"],
         fresh=adapted.fresh, audit=check_gradients, precision=precision, clock=clock,
-        recorder=inputs.tracker, folder=checkpoints,
+        recorder=tracker, folder=checkpoints,
         about=digest_inputs(data, parts["train"], parts["val"]),
         depths=None if trainer.layer_decay is None else count_depths(network, adapted.module),
     )  # fmt: skip
@@ -187,15 +203,14 @@ def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitI
 def _tokenize_splits(
     data: DataSplit, tokenizer: Any
 ) -> tuple[dict[str, Examples], dict[str, Tokens]]:
-    frames = {"train": data.train, "val": data.val, "test": data.test}
     tokens = {
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
-        for name, part in frames.items()
+        for name, part in data.parts.items()
     }
     windows = find_windows(tokenizer, data.preprocessing)
     examples = {
         name: Examples(tokens[name].input_ids, part["label"].to_numpy(), windows)
-        for name, part in frames.items()
+        for name, part in data.parts.items()
     }
     return examples, tokens
 
@@ -222,11 +237,11 @@ def _cache_frozen_layers(
 
 
 def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapted:
-    if network.base is None and getattr(adapter, "freezes", True):
+    if network.base is None and adapter.freezes:
         log.warning(
             "the model has random weights, and the layers that the adapter freezes stay random"
         )
-    if network.base is None and getattr(adapter, "needs_saved_base", False):
+    if network.base is None and adapter.needs_saved_base:
         save_base(network, model_dir)
     adapted = adapter.apply(network)
     log_trainable(adapted.module)

@@ -23,8 +23,8 @@ class Result:
         scores: test scores by metric name; empty for pretraining.
         objective: best validation value of `trainer.best_metric`.
         warning: the reason why the scores must not be compared; "" if there is none.
-        majority: test score of always predicting the majority class, of the metric HEADLINE; it is
-            shown but not saved.
+        majority: the metric HEADLINE of always predicting the majority class; it is shown, but not
+            saved.
     """
 
     scores: dict[str, float]

@@ -29,8 +29,7 @@ from kinopoisk_ft.reporting.notes import table_notes
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.tasks.fit_network import fit_network
-from kinopoisk_ft.tasks.inputs import FitInputs
+from kinopoisk_ft.tasks.fit_network import FitInputs, fit_network
 from kinopoisk_ft.tasks.pretrain import pretrain
 from kinopoisk_ft.tracking.base import NoTracker
 from kinopoisk_ft.training.batching import pad
