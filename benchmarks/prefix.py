@@ -49,7 +49,7 @@ def network(folder: Path | None) -> Network:
             vocab_size=20_000, hidden_size=384, num_attention_heads=12, intermediate_size=1536
         )
         encoder = BertModel(config, add_pooling_layer=False)
-        return build_pooled_network(encoder, config, 2, "mean", [], None, None)
+        return build_pooled_network(encoder, 2, "mean")
     recipe = Encoder(
         name=str(folder), revision=None, tokenizer=str(folder), pooling="auto", dropout=None,
         lr=5e-5, head_lr=None, targets={},

@@ -73,7 +73,7 @@ def build(model: str, folder: Path) -> Network:
     """Return a classifier; only e5-small-ru has pretrained weights."""
     if model == E5:
         return load_encoder(folder, "auto")
-    return describe_mamba(MambaClassifier(MAMBAS[model], 2, "mean"), None, "mean", None)
+    return describe_mamba(MambaClassifier(MAMBAS[model], 2, "mean"))
 
 
 def prepare(case: str, folder: Path) -> tuple[nn.Module, Callable[[int, int], None]]:

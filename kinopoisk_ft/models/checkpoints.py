@@ -20,7 +20,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 from kinopoisk_ft.models.frozen_weights import DTYPES, Dtype, store_in_bf16
 from kinopoisk_ft.models.hf_configs import PooledConfig
-from kinopoisk_ft.models.network import ModelRecipe
+from kinopoisk_ft.models.network import ModelRecipe, Network
 from kinopoisk_ft.models.tokenizers import HUB_FIX, check_folder, load_tokenizer
 from kinopoisk_ft.models.untrusted import refuse_adapter
 
@@ -46,10 +46,11 @@ class CheckpointRecipe(ModelRecipe):
     def __post_init__(self) -> None:
         check_folder(self.name, "model.name")
 
-    @property
-    def base(self) -> str:
-        """Return the Hub id of the checkpoint, or the absolute path of its local folder."""
-        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+    def set_origin(self, network: Network) -> Network:
+        """Record in a network from which checkpoint its weights were loaded."""
+        network.base = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+        network.revision = self.revision
+        return network
 
     def measure_layers(self) -> tuple[int, int]:
         """Count the weights of the architecture, except its embeddings, without loading them."""
@@ -188,11 +189,9 @@ def load_encoder(
     if _has_separate_encoder(config):
         model_class = AutoModelForTextEncoding
     elif config.is_encoder_decoder:
-        # transformers has no auto class for the encoder of this architecture (BART, for example),
-        # so the class is read from a model on the meta device, which needs no memory. A checkpoint
-        # that contains only the encoder has this class in `architectures`.
-        with torch.device("meta"):
-            encoder_class = type(AutoModel.from_config(config).get_encoder())
+        # transformers has no auto class for this encoder (an example is BART). A checkpoint that
+        # contains only the encoder has the class of the encoder in `architectures`.
+        encoder_class = type(build_without_weights(config))
         with_decoder = config.architectures != [encoder_class.__name__]
         model_class = AutoModel if with_decoder else encoder_class
     model, info = model_class.from_pretrained(

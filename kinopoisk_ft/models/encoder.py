@@ -112,7 +112,7 @@ class Encoder(CheckpointRecipe):
             match_tokenizer(network.module, tokenizer, self.name)
             pad_for_funnel(network.module, tokenizer.pad_token_id)
             check_padding(network.module, tokenizer.pad_token_id, self.name)
-        return shorten_last_block(network)
+        return shorten_last_block(self.set_origin(network))
 
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError if transformers does not implement it for this architecture."""
@@ -159,24 +159,24 @@ class Encoder(CheckpointRecipe):
             )
 
     def build_skeleton(self) -> Network | None:
-        """Build a classifier without weights; the head may differ from the one of `build`."""
+        """Build a classifier without weights; `build` may build another head."""
         config = self._read_config()
         self._has_classifier(config)
         with torch.device("meta"):
-            encoder = build_without_weights(config)
-            return build_pooled_network(encoder, config, 2, "mean", [], self.base, self.revision)
+            return build_pooled_network(build_without_weights(config), 2, "mean")
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a masked language model for pretraining."""
         config = self._read_config()
         with access_hub("model", self.name, HUB_FIX):
-            options = self._loading_options(config)
-            module = AutoModelForMaskedLM.from_pretrained(self.name, **options)
+            module = AutoModelForMaskedLM.from_pretrained(
+                self.name, config=config, revision=self.revision, dtype=torch.float32,
+                trust_remote_code=False,
+            )  # fmt: skip
         rows = len(find_hugging_face_model(module).get_input_embeddings().weight)
         check_ids(tokenizer, rows, self.name, every_id=True)
         match_tokenizer(module, tokenizer, self.name)
-        layout = HuggingFaceLayout()
-        return describe_encoder(module, config, layout, [], set(), self.base, self.revision, "")
+        return self.set_origin(describe_encoder(module, HuggingFaceLayout()))
 
     def _has_classifier(self, config: PreTrainedConfig) -> bool:
         known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -205,11 +205,9 @@ class Encoder(CheckpointRecipe):
             # The last layer may have been trained for another number of classes, so its shape may
             # differ from the config.
             module, info = AutoModelForSequenceClassification.from_pretrained(
-                self.name,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **{**self._loading_options(config), "dtype": DTYPES[self.dtype]},
-            )
+                self.name, config=config, revision=self.revision, dtype=DTYPES[self.dtype],
+                trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
         if self.dtype == "bf16":
             store_in_bf16(module)
         last = find_output_layer(module)
@@ -225,10 +223,7 @@ class Encoder(CheckpointRecipe):
                      "randomly", self.name, ", ".join(original_names))  # fmt: skip
             fresh = reset_layer(module, last)
         heads = sorted({find_head_module(name) for name in fresh | {f"{last}.weight"}})
-        layout = HuggingFaceLayout()
-        return describe_encoder(
-            module, config, layout, heads, fresh, self.base, self.revision, "pooler"
-        )
+        return describe_encoder(module, HuggingFaceLayout(), heads, fresh, "pooler")
 
     def _check_sizes(self, mismatched: Sequence[tuple[str, Any, Any]], last: str) -> None:
         for name, actual, expected in mismatched:
@@ -245,9 +240,8 @@ class Encoder(CheckpointRecipe):
         with access_hub("model", self.name, HUB_FIX):
             encoder, missing = load_encoder(self.name, config, self.dtype, revision=self.revision)
         return build_pooled_network(
-            encoder, config, num_labels, pooling, missing, self.base, self.revision, self.dropout,
-            self.used_window_pooling,
-        )  # fmt: skip
+            encoder, num_labels, pooling, self.used_window_pooling, self.dropout, missing
+        )
 
     def _read_config(self) -> PreTrainedConfig:
         config = load_config(self.name, self.revision)
@@ -260,11 +254,3 @@ class Encoder(CheckpointRecipe):
         if self.dropout is not None:
             set_dropout(config, self.dropout, self.name)
         return config
-
-    def _loading_options(self, config: PreTrainedConfig) -> dict[str, Any]:
-        return {
-            "config": config,
-            "revision": self.revision,
-            "dtype": torch.float32,
-            "trust_remote_code": False,
-        }

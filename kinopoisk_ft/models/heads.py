@@ -162,23 +162,18 @@ def set_classes(config: PreTrainedConfig, class_names: Sequence[str]) -> None:
 
 def build_pooled_network(
     encoder: nn.Module,
-    config: PreTrainedConfig,
     num_labels: int,
     pooling: str,
-    missing: Iterable[str],
-    base: str | None,
-    revision: str | None,
-    dropout: float | None = None,
     window_pooling: str | None = None,
+    dropout: float | None = None,
+    missing: Iterable[str] = (),
 ) -> Network:
     """Add this project's classification head to an encoder, and remove the encoder's pooler.
 
+    For `pooling`, `window_pooling` and `dropout`, see `PooledClassifier`.
+
     Args:
         missing: names of the encoder's weights that are missing from the checkpoint.
-        base: Hub id or absolute path of the checkpoint; None if all weights are random.
-        revision: revision of the checkpoint on the Hub.
-        dropout: dropout probability before the head. If None, the config's value is used.
-        window_pooling: see `WindowPooling`; None if reviews have no windows.
     """
     if getattr(encoder, "pooler", None) is not None:
         setattr(encoder, "pooler", None)  # noqa: B010 - the type of a module's attribute forbids None
@@ -186,9 +181,8 @@ def build_pooled_network(
     fresh = {f"encoder.{name}" for name in missing if not name.startswith("pooler.")}
     fresh |= {name for name, _ in module.named_parameters() if not name.startswith(BODY)}
     heads = sorted({find_head_module(name) for name in fresh})
-    return describe_encoder(
-        module, config, PooledLayout(), heads, fresh, base, revision, pooling, window_pooling
-    )
+    layout = PooledLayout()
+    return describe_encoder(module, layout, heads, fresh, pooling, window_pooling=window_pooling)
 
 
 def freeze_unused_pooler(module: nn.Module) -> set[str]:
@@ -233,31 +227,27 @@ def find_head_module(parameter: str) -> str:
 
 def describe_encoder(
     module: nn.Module,
-    config: Any,
     layout: Layout,
-    head: list[str],
-    fresh: set[str],
-    base: str | None,
-    revision: str | None,
-    pooling: str,
+    head: Iterable[str] = (),
+    fresh: Iterable[str] = (),
+    pooling: str = "",
     window_pooling: str | None = None,
 ) -> Network:
-    """Create the `Network` for a transformers classifier or language model."""
+    """Create the `Network` of a transformers classifier or language model."""
     for part in module.modules():
         if "Sinusoidal" in type(part).__name__:
             # These embeddings are constants, but loading a checkpoint makes them trainable.
             part.requires_grad_(False)
+    config: Any = find_hugging_face_model(module).config
     return Network(
         module=module,
         layout=layout,
         layers=_find_layers(module, config.get_text_config()),
         embeddings=_find_embeddings(module),
-        head=head,
-        fresh=fresh,
-        base=base,
+        head=list(head),
+        fresh=set(fresh),
         max_positions=_count_positions(module, config),
         pooling=pooling,
-        revision=revision,
         window_pooling=window_pooling,
     )
 

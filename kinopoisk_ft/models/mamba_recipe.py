@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 Pooling = Literal["last", "mean", "last_position"]
 Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
-# The mixer uses the weight of conv1d without calling the module, so an adapter would be bypassed.
-NO_ADAPTER = {"conv1d": "its weight is passed directly to the fused convolution"}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,23 +53,18 @@ class Mamba(CheckpointRecipe):
         module = MambaClassifier(
             config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
         )
-        self._load_weights(module)
-        return describe_mamba(
-            module, self.base, self.pooling, self.revision, self.used_window_pooling
-        )
+        return self._load_weights(module)
 
     def build_skeleton(self) -> Network | None:
         """Build the classifier without weights, on the meta device."""
         with torch.device("meta"):
             module = MambaClassifier(self._build_config(None), 2, self.pooling)
-        return describe_mamba(module, self.base, self.pooling, self.revision)
+        return describe_mamba(module)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a language model that predicts the next token, for pretraining."""
         config = self._build_config(tokenizer, every_id=True)
-        module = MambaLM(config, scan_backend=self.scan_backend)
-        self._load_weights(module)
-        return describe_mamba(module, self.base, "", self.revision)
+        return self._load_weights(MambaLM(config, self.scan_backend))
 
     def _build_config(self, tokenizer: Any, every_id: bool = False) -> AnyConfig:
         config = read_config(self.name, self.revision)
@@ -80,8 +73,9 @@ class Mamba(CheckpointRecipe):
             config.pad_token_id = tokenizer.pad_token_id
         return config
 
-    def _load_weights(self, module: nn.Module) -> None:
+    def _load_weights(self, module: MambaClassifier | MambaLM) -> Network:
         load_backbone(module, read_weights(self.name, self.revision), self.name)
+        return self.set_origin(describe_mamba(module))
 
 
 class MambaLayout(Layout):
@@ -130,30 +124,21 @@ def make_config(config: AnyConfig, card: Any, windows: Windows | None = None) ->
     return convert_config(config, kind, architectures=names, **options)
 
 
-def describe_mamba(
-    module: nn.Module,
-    base: str | None,
-    pooling: str,
-    revision: str | None,
-    window_pooling: str | None = None,
-) -> Network:
-    """Create the `Network` for a Mamba classifier or language model."""
+def describe_mamba(module: MambaClassifier | MambaLM) -> Network:
+    """Create the `Network` of a Mamba classifier or language model."""
     heads = ("classifier", "window_pooling.score")
-    head = [name for name, _ in module.named_modules() if name in heads]
-    fresh = {name for name, _ in module.named_parameters() if name.rpartition(".")[0] in heads}
+    windows = getattr(module, "window_pooling", None)
     return Network(
         module=module,
         layout=MambaLayout(),
         layers="backbone.layers",
         embeddings=["backbone.embeddings"],
-        head=head,
-        fresh=fresh,
-        base=base,
-        max_positions=None,
-        pooling=pooling,
-        revision=revision,
-        window_pooling=window_pooling,
-        no_adapter=NO_ADAPTER,
+        head=[name for name, _ in module.named_modules() if name in heads],
+        fresh={name for name, _ in module.named_parameters() if name.rpartition(".")[0] in heads},
+        pooling=getattr(module, "pooling", ""),
+        window_pooling=windows and windows.kind,
+        # The mixer does not call conv1d, so an adapter on it would be bypassed.
+        no_adapter={"conv1d": "its weight is passed directly to the fused convolution"},
     )
 
 

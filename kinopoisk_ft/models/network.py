@@ -41,9 +41,10 @@ class Layout:
         save_model(module, str(folder / WEIGHTS))
 
     def save_config(self, module: Any, card: Any, windows: Any, folder: Path) -> None:
-        """Do nothing. Subclasses save here the config.json with which other tools load a module.
+        """Do nothing. Subclasses save the config.json with which other tools load the module.
 
-        An adapter has this file, too. For `card` and `windows`, see `describe_classifier`.
+        The folder of an adapter also needs this file. For `card` and `windows`, see
+        `describe_classifier`.
         """
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
@@ -64,7 +65,7 @@ class Layout:
         return module
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Do nothing. Subclasses check here that the tokenizer fits a loaded module."""
+        """Do nothing. Subclasses check that the tokenizer fits a loaded module."""
 
 
 def build_recipe(options: Mapping[str, Any] | None, source: str) -> ModelRecipe:
@@ -97,8 +98,8 @@ class Network:
     Args:
         module: its `forward(input_ids, attention_mask)` returns an object with `logits`. The inputs
             are (batch, length) or, with `window_pooling`, also (batch, windows, length).
-        layers: dotted name of the ModuleList of blocks; "" if there is no such list. Funnel has a
-            list of lists. ALBERT's list has one block, which runs several times.
+        layers: dotted name of the ModuleList of blocks; "" if there is no such list. The list may
+            contain lists (Funnel), or blocks that run several times (ALBERT).
         embeddings: dotted names of the modules that compute the input of the first block.
         head: dotted names of the modules that every adapter trains.
         fresh: names of newly initialized parameters.
@@ -116,11 +117,11 @@ class Network:
     module: nn.Module
     layers: str
     embeddings: list[str]
-    head: list[str]
-    fresh: set[str]
-    base: str | None
-    max_positions: int | None
-    pooling: str
+    head: list[str] = field(default_factory=list)
+    fresh: set[str] = field(default_factory=set)
+    base: str | None = None
+    max_positions: int | None = None
+    pooling: str = ""
     revision: str | None = None
     window_pooling: str | None = None
     layout: Layout = field(default_factory=Layout)
@@ -164,9 +165,9 @@ class ModelRecipe:
         return self.window_pooling if self.reads_windows else None
 
     def measure_layers(self) -> tuple[int, int] | None:
-        """Return the number of blocks and of all their weights, to estimate times.
+        """Return the number of blocks and the number of their weights, to estimate the run time.
 
-        None if they are not known before the model is built.
+        The result is None if they are unknown before the model is built.
         """
         return None
 
@@ -192,7 +193,7 @@ class ModelRecipe:
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError if this model is known not to support gradient checkpointing.
 
-        `recompute_activations` checks the layers of the built model.
+        Other models are checked after they are built, by `recompute_activations`.
         """
 
     def check_pretraining(self) -> None:

@@ -11,7 +11,12 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, M
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.checkpoints import check_dropout
 from kinopoisk_ft.models.first_token import shorten_last_block
-from kinopoisk_ft.models.heads import HuggingFaceLayout, build_pooled_network, set_classes
+from kinopoisk_ft.models.heads import (
+    HuggingFaceLayout,
+    build_pooled_network,
+    describe_encoder,
+    set_classes,
+)
 from kinopoisk_ft.models.mamba import AnyConfig, MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba_recipe import Backend, describe_mamba
 from kinopoisk_ft.models.mamba_recipe import Pooling as MambaPooling
@@ -66,27 +71,15 @@ class ScratchBert(ModelRecipe):
         config = self._build_config(tokenizer)
         set_classes(config, class_names)
         encoder = BertModel(config, add_pooling_layer=False)
-        return shorten_last_block(
-            build_pooled_network(
-                encoder, config, len(class_names), self.pooling, [], None, None,
-                window_pooling=self.used_window_pooling,
-            )
-        )  # fmt: skip
+        network = build_pooled_network(
+            encoder, len(class_names), self.pooling, self.used_window_pooling
+        )
+        return shorten_last_block(network)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a randomly initialized masked language model."""
-        config = self._build_config(tokenizer)
-        return Network(
-            module=BertForMaskedLM(config),
-            layout=HuggingFaceLayout(),
-            layers="bert.encoder.layer",
-            embeddings=["bert.embeddings"],
-            head=[],
-            fresh=set(),
-            base=None,
-            max_positions=self.max_positions,
-            pooling="",
-        )
+        module = BertForMaskedLM(self._build_config(tokenizer))
+        return describe_encoder(module, HuggingFaceLayout())
 
     def _build_config(self, tokenizer: Any) -> BertConfig:
         return BertConfig(
@@ -130,12 +123,11 @@ class ScratchMamba(ModelRecipe):
         module = MambaClassifier(
             config, len(class_names), self.pooling, self.scan_backend, self.used_window_pooling
         )
-        return describe_mamba(module, None, self.pooling, None, self.used_window_pooling)
+        return describe_mamba(module)
 
     def build_lm(self, tokenizer: Any) -> Network:
         """Build a randomly initialized language model that predicts the next token."""
-        module = MambaLM(self._build_config(tokenizer), scan_backend=self.scan_backend)
-        return describe_mamba(module, None, "", None)
+        return describe_mamba(MambaLM(self._build_config(tokenizer), self.scan_backend))
 
     def _build_config(self, tokenizer: Any) -> AnyConfig:
         return MambaConfig(**self._config_options(tokenizer))

@@ -50,16 +50,13 @@ CONFIGS = {
 
 def network(name: str) -> Network:
     """Build a random encoder of this type with our pooling and head."""
-    config = CONFIGS[name]
-    return build_pooled_network(AutoModel.from_config(config), config, 2, "mean", [], None, None)
+    return build_pooled_network(AutoModel.from_config(CONFIGS[name]), 2, "mean")
 
 
 def with_its_own_head(name: str, head: list[str]) -> Network:
     """Build a random classifier of `transformers` of this type."""
     module = AutoModelForSequenceClassification.from_config(CONFIGS[name])
-    return describe_encoder(
-        module, CONFIGS[name], HuggingFaceLayout(), head, set(), None, None, "pooler"
-    )
+    return describe_encoder(module, HuggingFaceLayout(), head, pooling="pooler")
 
 
 @functools.cache

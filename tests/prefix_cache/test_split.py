@@ -67,12 +67,9 @@ def split_classifier(
 ) -> tuple[SplitNetwork, nn.Module, dict[str, torch.Tensor]]:
     """Return a split classifier of Hugging Face, the classifier, and a batch of reviews."""
     torch.manual_seed(0)
-    config = FAMILY[name]
-    module = AutoModelForSequenceClassification.from_config(config)
+    module = AutoModelForSequenceClassification.from_config(FAMILY[name])
     heads = ["classifier", "pre_classifier", "head"]
-    network = describe_encoder(
-        module, config, HuggingFaceLayout(), heads, set(), None, None, "pooler"
-    )
+    network = describe_encoder(module, HuggingFaceLayout(), heads, pooling="pooler")
     generator = torch.Generator().manual_seed(0)
     lengths = (40, 25, 9, 3)
     ids = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
