@@ -39,6 +39,14 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
     return "valid names: " + ", ".join(names.values())
 
 
+def check_name(value: object, valid: Iterable[str], option: str) -> None:
+    """Raise UserError if the value of an option is not one of the valid names."""
+    if value not in (names := list(valid)):
+        raise UserError(
+            f"{option} cannot be {value!r}", where=option, fix=suggest_name(str(value), names)
+        )
+
+
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra (optional dependencies) of this package."""
     return f"pip install -e '.[{extra}]' (in the checkout)"

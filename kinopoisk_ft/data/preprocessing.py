@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import check_name
 
 # `room` is the number of tokens or characters to keep. Each function returns how many of them come
 # from the head (start) of a text; the others come from its tail (end). For head_tail, Sun et al.
@@ -85,12 +85,7 @@ class Preprocessing:
     text_prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.truncation not in TRUNCATIONS:
-            raise UserError(
-                f"data.truncation cannot be {self.truncation!r}",
-                where="data.truncation",
-                fix=suggest_name(str(self.truncation), TRUNCATIONS),
-            )
+        check_name(self.truncation, TRUNCATIONS, "data.truncation")
 
     @property
     def reads_windows(self) -> bool:

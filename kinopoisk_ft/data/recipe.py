@@ -27,7 +27,7 @@ from kinopoisk_ft.data.splits import (
     group_rows,
     split_rows,
 )
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import UserError, check_name
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def check_options(recipe: Any) -> None:
     """Raise UserError if an option is invalid or contradicts another option."""
     for name, valid in _NAMES.items():
         # Only the recipes that read tables have the option `quoting`.
-        if (value := getattr(recipe, name, None)) is not None and value not in valid:
-            raise option_error(name, value, suggest_name(str(value), valid))
+        if (value := getattr(recipe, name, None)) is not None:
+            check_name(value, valid, f"data.{name}")
     for name in ("limit", "max_length", "max_characters", "window_stride", "max_windows"):
         value = getattr(recipe, name)
         if value is not None and value < 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kinopoisk_ft.models.checkpoints import build_encoder
@@ -51,7 +51,11 @@ class PooledClassifier(nn.Module):
         nn.Module.__init__(self)
         self.encoder, self.pooling = encoder, pooling
         config: Any = encoder.config
-        self.dropout = nn.Dropout(read_head_dropout(config) if dropout is None else dropout)
+        if dropout is None:
+            dropout = getattr(config, "classifier_dropout", None)
+        if dropout is None:
+            dropout = getattr(config, "hidden_dropout_prob", 0.1)
+        self.dropout = nn.Dropout(dropout)
         # Longformer and LED classify with global attention at the first token.
         forward = inspect.signature(encoder.forward).parameters
         self.attends_globally = "global_attention_mask" in forward
@@ -81,12 +85,6 @@ class PooledClassifier(nn.Module):
         if self.window_pooling is not None:
             vectors = self.window_pooling(vectors, attention_mask)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(vectors)))
-
-
-def read_head_dropout(config: PreTrainedConfig) -> float:
-    """Return the dropout probability for the head of a transformers classifier."""
-    own = getattr(config, "classifier_dropout", None)
-    return own if own is not None else getattr(config, "hidden_dropout_prob", 0.1)
 
 
 class SavedClassifier(PreTrainedModel):

@@ -9,7 +9,6 @@ Shapes: B batch, L length, D d_model, E d_inner, N d_state, R dt_rank.
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, TypeAlias
 
 import torch
@@ -18,10 +17,10 @@ from transformers import FalconMambaConfig, Mamba2Config, MambaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
-from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.mamba2 import Mamba2Mixer
+from kinopoisk_ft.errors import UserError, check_name
+from kinopoisk_ft.models.mamba2 import Mamba2Mixer, initialize_mixer
 from kinopoisk_ft.models.norms import RMSNorm
-from kinopoisk_ft.models.pooling import check_pooling, pool
+from kinopoisk_ft.models.pooling import POOLINGS, pool
 from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
@@ -73,8 +72,8 @@ class MambaMixer(nn.Module):
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
         if self.norm_eps is not None:
             dt, B, C = (rms_norm(x.float(), None, self.norm_eps, dtype=x.dtype) for x in (dt, B, C))
-        # delta is near -5, where bf16 rounds to multiples of 0.03. The step size, softplus(delta),
-        # would then have an error of 1 to 2 %.
+        # delta is near -5, where bf16 rounds to multiples of 0.03. This would change the step size,
+        # softplus(delta), by 1 to 2 %.
         with disable_autocast(dt.device):
             delta = self.dt_proj(dt.float())
         A = -torch.exp(self.A_log.float())
@@ -90,28 +89,13 @@ class MambaMixer(nn.Module):
         # A = -(1, 2, …, N) in each channel: the S4D-Real initialization (section 3.6 of the paper).
         rows = torch.arange(1, config.state_size + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rows).expand_as(self.A_log))
-        nn.init.ones_(self.D)
         bound = int(config.time_step_rank) ** -0.5 * config.time_step_scale
         if config.time_step_init_scheme == "constant":
             nn.init.constant_(self.dt_proj.weight, bound)
         else:
             nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        # softplus(bias) is log-uniform between time_step_min and time_step_max.
-        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-        dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
-        dt = dt.clamp(min=config.time_step_floor)
-        # This is the inverse of softplus.
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
-        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
-        # GPT-2's initialization: the variance of the residual stream does not grow with depth.
-        if config.rescale_prenorm_residual:
-            self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
-        for layer in (self.in_proj, self.x_proj):
-            nn.init.normal_(layer.weight, std=config.initializer_range)
-        for bias in (self.in_proj.bias, self.out_proj.bias, self.conv1d.bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
+        initialize_mixer(self, self.dt_proj.bias, config)
+        nn.init.normal_(self.x_proj.weight, std=config.initializer_range)
 
 
 class MambaBlock(GradientCheckpointingLayer):
@@ -220,7 +204,8 @@ class MambaClassifier(nn.Module):
     ) -> None:
         # The subclass is also a PreTrainedModel, whose initializer is called with a config.
         nn.Module.__init__(self)
-        self.mamba_config, self.pooling = config, check_pooling(pooling)
+        check_name(pooling, POOLINGS, "model.pooling")
+        self.mamba_config, self.pooling = config, pooling
         if pooling == "last_position" and window_pooling is not None:
             raise UserError(
                 "model.pooling=last_position does not work with windows: it would pool the last "

@@ -7,6 +7,7 @@ H heads, P head_dim, G groups, N d_state.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +68,28 @@ class Mamba2Mixer(nn.Module):
         # A = -(1, 2, …, H), one decay per head.
         numbers = torch.arange(1, count + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(numbers))
-        nn.init.ones_(self.D)
-        # softplus(bias) is log-uniform between time_step_min and time_step_max.
-        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-        dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
-        dt = dt.clamp(min=config.time_step_floor)
-        # This is the inverse of softplus.
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
-        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
-        if config.rescale_prenorm_residual:
-            self.out_proj.weight /= math.sqrt(config.num_hidden_layers)
-        nn.init.normal_(self.in_proj.weight, std=config.initializer_range)
-        for bias in (self.in_proj.bias, self.out_proj.bias, self.conv1d.bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
+        initialize_mixer(self, self.dt_bias, config)
+
+
+def initialize_mixer(mixer: Any, dt_bias: Tensor, config: Any) -> None:
+    """Initialize in place the weights that the mixers of Mamba and Mamba-2 have in common.
+
+    Args:
+        dt_bias: the bias of the step size, which is a parameter of the mixer.
+    """
+    nn.init.ones_(mixer.D)
+    # softplus(bias) is log-uniform between time_step_min and time_step_max.
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    dt = torch.empty_like(dt_bias).uniform_(low, high).exp()
+    dt = dt.clamp(min=config.time_step_floor)
+    # This is the inverse of softplus.
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+    nn.init.kaiming_uniform_(mixer.conv1d.weight, a=math.sqrt(5))
+    nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+    # GPT-2's initialization: the variance of the residual stream does not grow with depth.
+    if config.rescale_prenorm_residual:
+        mixer.out_proj.weight /= math.sqrt(config.num_hidden_layers)
+    nn.init.normal_(mixer.in_proj.weight, std=config.initializer_range)
+    for bias in (mixer.in_proj.bias, mixer.out_proj.bias, mixer.conv1d.bias):
+        if bias is not None:
+            nn.init.zeros_(bias)

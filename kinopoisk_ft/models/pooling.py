@@ -5,18 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import check_name
 
 POOLINGS = ("cls", "mean", "last", "last_position")
-
-
-def check_pooling(kind: str) -> str:
-    """Return `kind` if it is a known pooling method; otherwise raise UserError."""
-    if kind not in POOLINGS:
-        raise UserError(
-            f"unknown pooling '{kind}'", where="model.pooling", fix=suggest_name(kind, POOLINGS)
-        )
-    return kind
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
@@ -31,7 +22,7 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
     Raises:
         UserError: `kind` has another value.
     """
-    check_pooling(kind)
+    check_name(kind, POOLINGS, "model.pooling")
     if kind == "cls":
         return hidden[:, 0]
     if kind == "last_position":

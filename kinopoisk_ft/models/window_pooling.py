@@ -1,8 +1,8 @@
 """Encode the windows of a review as separate texts, and pool their vectors.
 
-A batch of reviews with windows has the shape (batch, windows, length). Windows without any real
-token are padding, which the encoder does not compute. A graph of torch.export computes these
-windows, too, because its shapes depend on sizes and not on values.
+A batch of reviews with windows has the shape (batch, windows, length). Windows without a real token
+are padding, and the encoder does not compute them. A graph of torch.export computes them, because
+the shapes in such a graph cannot depend on the values of the mask.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.data.preprocessing import find_omitted
 from kinopoisk_ft.data.windows import Windows
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import check_name
 
 WINDOW_POOLINGS = ("mean", "max", "attention")
 
 
 def find_filled_windows(attention_mask: Tensor) -> Tensor:
-    """Return which windows contain a text, (batch, windows), bool.
+    """Find the windows that contain text; return a mask (batch, windows), bool.
 
-    The first window of a review always counts, so that a review without tokens has a window.
+    The first window of a review is always in the mask, so that every review has a window.
 
     Args:
         attention_mask: (batch, windows, length), padded on the right.
@@ -96,12 +96,7 @@ class WindowPooling(nn.Module):
 
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
-        if kind not in WINDOW_POOLINGS:
-            raise UserError(
-                f"unknown window pooling '{kind}'",
-                where="model.window_pooling",
-                fix=suggest_name(kind, WINDOW_POOLINGS),
-            )
+        check_name(kind, WINDOW_POOLINGS, "model.window_pooling")
         self.kind = kind
         if kind == "attention":
             self.score = nn.Linear(d_model, 1, bias=False)
