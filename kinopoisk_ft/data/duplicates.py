@@ -1,10 +1,10 @@
-"""Find near-duplicates, which are copies of a review with small changes."""
+"""Find near-duplicates: copies of a review with small changes."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from kinopoisk_ft.text import normalize_nfc, to_one_line
 
 log = logging.getLogger(__name__)
 
-# Number of letters compared at each end of a text. So many letters are equal only in copies.
+# Number of letters that are compared at each end of a text. In practice, only copies have so many
+# equal letters.
 MATCHED_LETTERS = 120
-# Fraction of the rows. If more rows are dropped, a warning shows examples.
+# If more than this fraction of the rows is dropped, a warning shows examples.
 WARNING_SHARE = 0.01
 _MAX_EXAMPLES = 3
 # Maximum length of an example in characters.
@@ -46,31 +47,24 @@ def compute_match_keys(text: str) -> tuple[str | None, str | None]:
     """Return two keys of a text. Near-duplicates have an equal first or an equal second key.
 
     The keys are the first and the last 120 letters and digits. If the text has fewer, both keys are
-    the whole text with normalized white space. Keys are in lower case, with ё replaced with е. For
-    a blank text, both keys are None.
+    the whole text with normalized white space. Keys are in lower case, and ё is replaced with е.
+    The keys of a blank text are None.
     """
-    head = _fold_end(text, _take_head)
+    head = _fold_end(text, at_start=True)
     # NFC makes "й" one character, which a text can also encode as "и" and a combining breve.
     if head is None or len(head) < MATCHED_LETTERS:
         whole = " ".join(normalize_nfc(text).casefold().replace("ё", "е").split()) or None
         return whole, whole
-    return head, _fold_end(text, _take_tail)
+    return head, _fold_end(text, at_start=False)
 
 
-def _take_head(text: str, characters: int) -> str:
-    return text[:characters]
-
-
-def _take_tail(text: str, characters: int) -> str:
-    return text[-characters:]
-
-
-def _fold_end(text: str, take: Callable[[str, int], str]) -> str | None:
-    # In most texts, 360 characters contain 120 letters, so folding the whole text is not needed.
-    letters = fold_text(take(text, 3 * MATCHED_LETTERS))
+def _fold_end(text: str, at_start: bool) -> str | None:
+    # In most texts, 360 characters contain 120 letters, so the whole text need not be folded.
+    characters = 3 * MATCHED_LETTERS
+    letters = fold_text(text[:characters] if at_start else text[-characters:])
     if len(letters) < MATCHED_LETTERS:
         letters = fold_text(text)
-    return take(letters, MATCHED_LETTERS) or None
+    return (letters[:MATCHED_LETTERS] if at_start else letters[-MATCHED_LETTERS:]) or None
 
 
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -12,10 +12,10 @@ from kinopoisk_ft.data.cleaning import clean_text
 from kinopoisk_ft.data.written_grades import strip_scores
 from kinopoisk_ft.errors import check_name
 
-# `room` is the number of tokens or characters to keep. Each function returns how many of them come
-# from the head (start) of a text; the others come from its tail (end). For head_tail, Sun et al.
-# (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510 best, so the head gets a quarter,
-# rounded up. With windows, a text is truncated only if it exceeds max_characters or max_windows.
+# Each function takes the number of tokens or characters to keep, and returns how many of them are
+# from the head (start) of a text. The others are from its tail (end). With head_tail, the head gets
+# a quarter, rounded up: Sun et al. (2019, https://arxiv.org/abs/1905.05583) found 128 + 382 of 510
+# best. With windows, a text is truncated only if it exceeds max_characters or max_windows.
 TRUNCATIONS: dict[str, Callable[[int], int]] = {
     "head": lambda room: room,
     "tail": lambda room: 0,
@@ -46,21 +46,6 @@ def find_omitted(length: int, left: int, right: int, room: int | None, truncatio
     return range(left + head, max(left + head, length - right - tail))
 
 
-def cut_text(text: str, characters: int | None, truncation: str) -> str:
-    """Truncate a text to `characters` characters; if None, keep the whole text.
-
-    If `truncation` is "head_tail" or "windows", the start and the end of the text are kept. A space
-    separates them, so that two incomplete words do not form a new word. The space counts as a
-    character.
-    """
-    if characters is None or len(text) <= characters:
-        return text
-    head, tail = split_room(characters, truncation)
-    if head and tail:
-        return f"{text[:head]} {text[len(text) - tail + 1 :]}"
-    return text[:head] or text[len(text) - tail :]
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """The preprocessing options of a model.
@@ -72,8 +57,8 @@ class Preprocessing:
         max_characters: maximum number of characters, also for TF-IDF; None for no limit.
         strip_scores: whether to remove grades that are written in a text, such as "8 из 10".
         window_stride, max_windows: see `Windows`; used only with truncation="windows".
-        text_prefix: text that is put before each text, or before each of its windows, when it is
-            tokenized. Its tokens count toward `max_length`, and truncation never removes them.
+        text_prefix: text before each text, or before each of its windows, for tokenization only.
+            Its tokens count toward `max_length`, and truncation never removes them.
     """
 
     max_length: int
@@ -98,8 +83,17 @@ class Preprocessing:
         return strip_scores(text) if self.strip_scores else text
 
     def cut(self, text: str) -> str:
-        """Truncate a cleaned text to `max_characters`."""
-        return cut_text(text, self.max_characters, self.truncation)
+        """Truncate a cleaned text to `max_characters`.
+
+        A space separates the start of a text from its end, so that two incomplete words do not form
+        a new word. The space counts as a character.
+        """
+        if self.max_characters is None or len(text) <= self.max_characters:
+            return text
+        head, tail = split_room(self.max_characters, self.truncation)
+        if head and tail:
+            return f"{text[:head]} {text[len(text) - tail + 1 :]}"
+        return text[:head] or text[len(text) - tail :]
 
     def texts(self, texts: Iterable[str]) -> list[str]:
         """Truncate cleaned texts to `max_characters`."""

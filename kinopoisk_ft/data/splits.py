@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -39,33 +40,40 @@ _ALIASES = {"validation": "val", "valid": "val", "dev": "val"}
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def split_randomly(
-    labels: np.ndarray,
-    *,
-    class_names: tuple[str, ...],
-    test_size: float,
-    val_size: float,
-    seed: int,
-) -> Parts:
-    """Split rows at random, stratified by label; return the row positions of each split.
+@dataclass(frozen=True)
+class Shares:
+    """The sizes of the splits, and the seed of random splits.
 
-    scikit-learn's `train_test_split` holds out the test rows first, then the validation rows.
+    The test rows are held out first, then the validation rows.
 
     Args:
-        test_size: fraction of all rows.
+        test_size: fraction of all rows; ignored if `folds` is set.
         val_size: fraction of the rows that are not in test.
+        folds: number of cross-validation folds; None for a single split.
+        fold: number of the test fold, from 0.
+    """
+
+    test_size: float
+    val_size: float
+    seed: int
+    folds: int | None = None
+    fold: int | None = None
+
+
+def split_randomly(labels: np.ndarray, class_names: tuple[str, ...], shares: Shares) -> Parts:
+    """Split rows at random with scikit-learn's `train_test_split`, stratified by label.
+
+    Returns:
+        The positions of the rows in train, validation and test.
 
     Raises:
         UserError: a split would have no row of some class.
     """
     counts = check_classes(labels, class_names)
+    hold_out = partial(train_test_split, random_state=shares.seed)
     try:
-        rest, test = train_test_split(
-            np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels
-        )
-        train, val = train_test_split(
-            rest, test_size=val_size, random_state=seed, stratify=labels[rest]
-        )
+        rest, test = hold_out(np.arange(len(labels)), test_size=shares.test_size, stratify=labels)
+        train, val = hold_out(rest, test_size=shares.val_size, stratify=labels[rest])
     except ValueError as error:
         # A split would have fewer rows than there are classes, or a class has only one row.
         raise too_few_rows_error(counts, class_names) from error
@@ -93,14 +101,12 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
     """
     counts = np.bincount(labels, minlength=len(class_names))
     if counts.min() == 0 or len(counts) < 2:
-        absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
+        found = f"all {len(labels):,} rows have the label '{class_names[0]}'"
+        if counts.min() == 0:
+            absent = class_names[counts.argmin()]
+            found = f"none of the {len(labels):,} rows has the label '{absent}'"
         raise UserError(
-            (
-                f"none of the {len(labels):,} rows has the label '{absent[0]}'"
-                if absent
-                else f"all {len(labels):,} rows have the label '{class_names[0]}'"
-            )
-            + "; a classifier needs at least two classes, and rows of each class",
+            f"{found}; a classifier needs at least two classes, and rows of each class",
             fix="check the labels, data.classes and data.limit (the first data.limit rows may lack "
             "a class)",
         )
@@ -146,26 +152,6 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
     return pd.factorize(components[:size])[0]
 
 
-@dataclass(frozen=True)
-class Shares:
-    """The sizes of the splits.
-
-    The test rows are held out first, then the validation rows.
-
-    Args:
-        test_size: fraction of all rows; ignored if `folds` is set.
-        val_size: fraction of the rows that are not in test.
-        folds: number of cross-validation folds; None for a single split.
-        fold: number of the test fold, from 0.
-    """
-
-    test_size: float
-    val_size: float
-    seed: int
-    folds: int | None = None
-    fold: int | None = None
-
-
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
     """Group rows that should be in the same split.
 
@@ -201,8 +187,8 @@ def split_rows(
 ) -> Parts:
     """Return the positions of the rows in train, validation and test.
 
-    A random split without folds is made by `split_randomly`, as in the original study, and its
-    positions are not sorted. Only this split and a predefined split may separate near-duplicates.
+    Random splits without folds are made by `split_randomly`, as in the original study. They and
+    predefined splits may separate near-duplicates; the other splits do not.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.
@@ -214,8 +200,7 @@ def split_rows(
     """
     labels = frame["label"].to_numpy()
     if kind == "random" and shares.folds is None:
-        sizes = {"test_size": shares.test_size, "val_size": shares.val_size}
-        return split_randomly(labels, class_names=class_names, **sizes, seed=shares.seed)
+        return split_randomly(labels, class_names, shares)
     check_classes(labels, class_names)
     if kind == PREDEFINED:
         parts = _split_by_column(frame)

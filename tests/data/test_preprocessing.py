@@ -16,7 +16,7 @@ from networks import NAMES, make
 from transformers import AutoTokenizer
 
 from kinopoisk_ft.data import tokens
-from kinopoisk_ft.data.preprocessing import Preprocessing, TextCoverage, cut_text, split_room
+from kinopoisk_ft.data.preprocessing import Preprocessing, TextCoverage, split_room
 from kinopoisk_ft.data.tokens import encode, tokenize
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
@@ -102,9 +102,9 @@ def test_characters_are_cut_before_tokens_and_counted_of_the_whole() -> None:
     st.sampled_from(["head", "tail", "head_tail"]),
 )
 def test_cut_texts_keep_to_their_budget(text: str, characters: int, way: str) -> None:
-    cut = cut_text(text, characters, way)
+    cut = Preprocessing(1, way, characters).cut(text)
     assert len(cut) == min(len(text), characters)
-    assert cut_text(text, None, way) == text
+    assert Preprocessing(1, way).cut(text) == text
     if len(text) > characters:
         head, tail = split_room(characters, way)
         assert cut[:head] == text[:head]

@@ -22,7 +22,7 @@ from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.data.local import LocalFile
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.data.splits import digest_rows, split_randomly
+from kinopoisk_ft.data.splits import Shares, digest_rows, split_randomly
 from kinopoisk_ft.errors import UserError
 
 SHARES = {"test_size": 0.2, "val_size": 0.2, "seed": 42}
@@ -65,7 +65,7 @@ def every_row(split: DataSplit) -> pd.DataFrame:
 def test_split_has_the_sizes_and_rows_of_scikit_learn() -> None:
     labels = (np.random.default_rng(0).random(32_015) < 0.8).astype(np.int64)
     names = ("Bad", "Good")
-    train, val, test = split_randomly(labels, class_names=names, **SHARES)
+    train, val, test = split_randomly(labels, names, Shares(**SHARES))
     assert (len(train), len(val), len(test)) == (20_489, 5_123, 6_403)
     stated = labels.tolist()
     rest, expected_test, y_rest, _ = train_test_split(
