@@ -49,12 +49,8 @@ def log_trainable(module: nn.Module) -> None:
         if parameter.requires_grad:
             kind = ".".join("*" if part.isdigit() else part for part in name.split("."))
             kinds[kind] = kinds.get(kind, 0) + 1
-    log.info(
-        "trainable parameters: %s of %s (%.2f%%)",
-        f"{trainable:,}",
-        f"{total:,}",
-        100 * trainable / total,
-    )
+    share = 100 * trainable / total
+    log.info("trainable parameters: %s of %s (%.2f%%)", f"{trainable:,}", f"{total:,}", share)
     names = [f"{name} x{n}" if n > 1 else name for name, n in kinds.items()]
     log.debug("names of all trainable parameters: %s", ", ".join(names))
 
@@ -100,10 +96,10 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
 
 
 def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
-    """Return by how many layers each parameter is below the head.
+    """Return the distance of each parameter from the head, in layers.
 
-    This is 1 for the last block. For the parameters below the first block, it is the number of
-    blocks plus 1. Parameters above the blocks are left out.
+    It is 1 for the last block, and the number of blocks plus 1 for parameters below the first
+    block. Parameters above the blocks are left out.
 
     Args:
         module: the network with its adapter; the names of its parameters are the keys.
@@ -115,7 +111,7 @@ def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
     depths: dict[Tensor, int] = {}
     for i, block in enumerate(blocks):
         depths |= dict.fromkeys(block.parameters(), len(blocks) - i)
-    # Blocks may share parameters with what is below them, such as a bias of relative attention.
+    # Blocks may share parameters, such as a bias of relative attention, with layers below them.
     below = find_trainable_below(network, 0)
     for name in network.embeddings:
         below |= set(network.module.get_submodule(name).parameters())
@@ -152,8 +148,8 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
         ):
             run_example_batch(network.module)
     except (UserError, RuntimeError) as error:
-        # The config names an operator that needs a GPU, and this module is still on the CPU. Or the
-        # module is on the meta device, and its forward pass reads values.
+        # An operator may need a GPU while the module is on the CPU. On the meta device, the forward
+        # pass may read values.
         log.warning(
             "cannot check whether all weights below the frozen layers are frozen: %s", error
         )

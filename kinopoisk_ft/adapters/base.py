@@ -13,9 +13,9 @@ class Adapter:
             `trainer.head_lr`.
     """
 
-    # Whether weights of the base model stay frozen, which is useless if they are random.
+    # Whether weights of the base model stay frozen. If they are random, a warning is logged.
     freezes = True
-    # Whether saving the adapter leaves out the base model, so that a random one is saved first.
+    # Whether the saved adapter lacks the base model. A base with random weights is then also saved.
     needs_saved_base = False
     # FLOPs of a training step for each weight and token: 2 forward, 2 for the gradients of the
     # activations, and 2 for the gradients of trained weights.

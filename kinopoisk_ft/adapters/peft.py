@@ -111,7 +111,7 @@ def _add_head(network: Network, chosen: Iterable[str] | None) -> list[str]:
     names = list(chosen or [])
     for name in _find_unmatched(network, names):
         raise UserError(
-            f"the module '{name}' to train and save is not in the model",
+            f"the model has no module '{name}', which should be trained and saved",
             where="adapter.config.modules_to_save",
             fix="use the end of a module's name, for example embeddings.LayerNorm",
         )
@@ -162,7 +162,7 @@ def choose_targets(network: Network, config: Any) -> None:
 def find_linear_layers(network: Network) -> list[str]:
     """Return the names of the linear layers below the head that an adapter can change.
 
-    Layers that the forward pass does not call are left out, as there are in Zamba2.
+    Layers that the forward pass does not call, as in Zamba2, are left out.
     """
     heads = tuple(f"{head}." for head in network.head)
     layers = {
@@ -177,7 +177,7 @@ def find_linear_layers(network: Network) -> list[str]:
         with torch.no_grad(), record_outputs([*layers.values()]) as outputs:
             run_example_batch(network.module)
     except UserError as error:
-        # The config names an operator that needs a GPU, and this module is still on the CPU.
+        # The module may need a GPU for an operator, but it is still on the CPU.
         log.warning("cannot check which linear layers the model calls: %s", error.what)
         return [*layers]
     return [name for name, part in layers.items() if part in outputs]
@@ -222,8 +222,8 @@ def _list_linear_layers(network: Network) -> str:
 
 
 def _write_full_names(config: Any, names: list[str]) -> None:
-    # With short names, PEFT would load the saved adapter into a classifier of `transformers`, leave
-    # the head random, and report no error. Only this project's networks match the full names.
+    # With short names, PEFT would load the adapter into a classifier of `transformers`, and leave
+    # the head random without an error. Only this project's networks have the full names.
     if hasattr(config, "target_modules") and names:
         config.target_modules = set(names)
     feedforward = getattr(config, "feedforward_modules", None)

@@ -17,7 +17,6 @@ FORMAT = 5
 # Format 1 has the encoder in the model folder itself, not in a subfolder. Format 3 adds `recipe`,
 # format 4 adds windows. Format 5 adds `dtype`, `text_prefix`, and a config.json with which
 # transformers can load the classifier.
-READABLE_FORMATS = (1, 2, 3, 4, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Card:
         window_pooling: see `WindowPooling`; None if the model reads no windows.
         base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
         dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
-        note: how other tools preprocess texts differently; "" if there is no difference.
-        recipe: if `kind` is "recipe", options of the `ModelRecipe` that rebuilds the network.
+        note: how the preprocessing of other tools differs; "" if it does not.
+        recipe: if `kind` is "recipe", options of the `ModelRecipe` that builds the network again.
     """
 
     # A card may come from an untrusted folder, so only exactly these fields and types are valid.
@@ -85,7 +84,7 @@ def read_card(folder: Path) -> Card:
             where=str(file),
             fix="copy or download the whole model folder again",
         ) from error
-    if card.format not in READABLE_FORMATS:
+    if not 1 <= card.format <= FORMAT:
         raise UserError(
             f"the model folder has format {card.format}, but this version of kinopoisk_ft reads "
             f"only formats 1 to {FORMAT}",

@@ -78,7 +78,7 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
             this project's head.
     """
     with access_hub("model", name, HUB_FIX):
-        # For an adapter, `from_pretrained` would load the base model and attach the adapter to it.
+        # If the name is an adapter, `from_pretrained` would load the config of its base model.
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is not None:
             refuse_adapter(adapter, name)
@@ -97,8 +97,8 @@ def load_config(name: str, revision: str | None) -> PreTrainedConfig:
             # nn.Embedding rejects this padding_idx. `match_tokenizer` sets the right one later.
             part.pad_token_id = None
     if getattr(config, "attention_type", None) == "block_sparse":
-        # BigBird would select sparse or full attention by the padded length of a batch, so the
-        # logits of a text would depend on the other texts in the batch.
+        # BigBird chooses sparse or full attention by the padded length of a batch. The logits of a
+        # text would then depend on the other texts in the batch.
         config.attention_type = "original_full"
     return config
 
@@ -145,8 +145,8 @@ def set_dropout(config: PreTrainedConfig, dropout: float, name: str) -> None:
 def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
     """Return the config keys of dropout probabilities, such as `attention_dropout`.
 
-    Keys with the value None are omitted, because the model then uses another key. Boolean flags,
-    such as ESM's `token_dropout`, are also omitted.
+    Keys with the value None are left out, because the model then uses another key. Flags, such as
+    ESM's `token_dropout`, are also left out.
     """
     return [
         key

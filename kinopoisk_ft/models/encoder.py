@@ -65,15 +65,15 @@ Pooling = Literal["auto", "pooler", "cls", "mean", "last"]
 
 @dataclass(kw_only=True, eq=False)
 class Encoder(CheckpointRecipe):
-    """A recipe for a classifier with a Hugging Face encoder (model=encoder, bert or bert_tiny).
+    """A recipe for a classifier with a Hugging Face encoder (model=encoder, bert and others).
 
     Args:
         pooling: "pooler" uses the classifier of transformers. "cls", "mean" and "last" use this
-            project's classification head. "auto" chooses "pooler" if the checkpoint contains all
-            weights of the transformers classifier except for the last layer, otherwise "mean". For
-            windows, "pooler" is not available, and "auto" chooses "mean".
+            project's classification head. "auto" chooses "pooler" if the checkpoint lacks at most
+            the last layer of the transformers classifier, otherwise "mean". With windows, "pooler"
+            is not available, and "auto" chooses "mean".
         dropout: probability for all dropout layers. If None, the values in config.json are used.
-        dtype: how the weights are stored while an adapter of PEFT keeps them frozen.
+        dtype: how weights that an adapter of PEFT keeps frozen are stored.
     """
 
     pooling: Pooling
@@ -202,8 +202,7 @@ class Encoder(CheckpointRecipe):
         self, config: PreTrainedConfig, original_names: list[str]
     ) -> Network | None:
         with access_hub("model", self.name, HUB_FIX):
-            # The last layer may have been trained for another number of classes, so its shape may
-            # differ from the config.
+            # If the last layer was trained for another number of classes, its shape differs.
             module, info = AutoModelForSequenceClassification.from_pretrained(
                 self.name, config=config, revision=self.revision, dtype=DTYPES[self.dtype],
                 trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,

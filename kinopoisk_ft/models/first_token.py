@@ -65,7 +65,7 @@ class FirstTokenAttention(nn.Module):
 
 
 def shorten_last_block(network: Network) -> Network:
-    """Limit the last block to the first token, if the head reads no other token."""
+    """Limit the last block to the first token, if the head reads only this token."""
     if network.layers and network.pooling in ("pooler", "cls"):
         limit_to_first_token(network.module, list_blocks(network)[-1])
     return network
@@ -87,7 +87,7 @@ def limit_to_first_token(module: nn.Module, block: nn.Module) -> bool:
         return False
     expected = _compute_logits(module)
     block.attention = FirstTokenAttention(attention).train(attention.training)
-    # Blocks of other architectures fail here in various ways. They keep their own attention.
+    # Blocks of other architectures raise various errors. They keep their own attention.
     try:
         logits = _compute_logits(module)
         same = bool((logits - expected).abs().max() <= TOLERANCE * expected.abs().max())

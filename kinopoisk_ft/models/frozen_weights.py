@@ -1,8 +1,8 @@
 """Store the frozen matrices of a base model in bf16, and compute with them in any precision.
 
-Half of the memory of these weights is saved. Norms, biases and all trained weights stay fp32, and
-so do the hidden states between the layers. Under autocast with bf16, each product rounds its matrix
-to bf16 anyway, so only the stored embeddings are less precise than those of an fp32 base.
+This halves the memory of these weights. Norms, biases, all trained weights, and the hidden states
+between the layers stay fp32. Under autocast with bf16, each product rounds its matrix to bf16 in
+any case, so only the embeddings are less precise than in an fp32 base.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Bf16Linear(nn.Linear):
     """A linear layer whose weight may be stored in bf16."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute (..., out) from (..., in) in the dtype of the input, or in that of autocast."""
+        """Compute (..., out) from (..., in) in the dtype of autocast, or else of the input."""
         return _multiply(input, self.weight, self.bias)
 
 
@@ -63,7 +63,7 @@ class Bf16Conv1D(Conv1D):
     """The linear layer of GPT-2 with a weight (in, out) that may be stored in bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (..., out) from (..., in) in the dtype of the input, or in that of autocast."""
+        """Compute (..., out) from (..., in) in the dtype of autocast, or else of the input."""
         return _multiply(x, self.weight.T, self.bias)
 
 
@@ -79,9 +79,9 @@ STORED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Bf16Linear, Conv1D:
 
 
 def store_in_bf16(model: Any) -> None:
-    """Store the matrices of linear layers and token embeddings in bf16, and all the rest in fp32.
+    """Store the matrices of linear layers and token embeddings in bf16, and other weights in fp32.
 
-    The rest includes embeddings of positions, and embeddings that scale their output, as in Gemma.
+    Embeddings of positions, and embeddings that scale their output (Gemma), also stay fp32.
 
     Args:
         model: a model of `transformers`.
@@ -121,7 +121,7 @@ def check_stored(module: nn.Module, name: str) -> None:
 
 
 def find_dtype(module: nn.Module) -> Dtype:
-    """Return whether `store_in_bf16` changed a module."""
+    """Return the dtype in which the matrices of a module are stored."""
     return "bf16" if any(p.dtype == torch.bfloat16 for p in module.parameters()) else "fp32"
 
 

@@ -91,8 +91,8 @@ class PooledLayout(EncoderLayout):
 
     def save(self, module: Any, folder: Path) -> None:
         """Save the encoder and the head."""
-        # With the weight names of the original checkpoint, transformers could not tell for each
-        # architecture, for example GTE, which weights belong to the encoder.
+        # If the weights had the names of the original checkpoint, transformers could not tell for
+        # some architectures, such as GTE, which weights belong to the encoder.
         module.encoder.save_pretrained(folder / ENCODER, save_original_format=False)
         head = {name: w for name, w in module.state_dict().items() if not name.startswith(BODY)}
         # transformers reads only files with this metadata.

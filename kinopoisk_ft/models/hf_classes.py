@@ -90,8 +90,8 @@ class PooledClassifier(nn.Module):
 class SavedClassifier(PreTrainedModel):
     """Base class of the classifiers that transformers loads from a model folder."""
 
-    # Loads the network of a folder that holds an adapter. The module `saving` imports this one, so
-    # it sets this attribute.
+    # Loads the network of a folder that holds an adapter. `kinopoisk_ft.models.saving` sets this
+    # function, because it imports this module.
     load_adapted: Callable[[Path], Any]
 
     @classmethod

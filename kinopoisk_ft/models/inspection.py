@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-# Relative to the largest logit. Rounding errors are far smaller, and the effect of a wrong hidden
-# state is far larger.
+# Maximum difference between equal logits, relative to the largest logit. Rounding errors are far
+# smaller. A wrong hidden state changes logits far more.
 TOLERANCE = 1e-4
 
 
@@ -55,9 +55,9 @@ def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tenso
 
 @contextmanager
 def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the floating-point tensors of a module's first call, including items of tuples.
+    """Record the floating-point arguments of a module's first call, including items of tuples.
 
-    ALBERT calls a block again with the block's own output.
+    Later calls are ignored, because ALBERT calls a block again with the block's own output.
     """
     inputs: list[Tensor] = []
 

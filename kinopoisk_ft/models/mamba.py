@@ -18,8 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from kinopoisk_ft.errors import UserError, check_name
-from kinopoisk_ft.models.mamba2 import Mamba2Mixer, initialize_mixer
-from kinopoisk_ft.models.norms import RMSNorm
+from kinopoisk_ft.models.mamba2 import Mamba2Mixer, RMSNorm, initialize_mixer
 from kinopoisk_ft.models.pooling import POOLINGS, pool
 from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
 from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend

@@ -1,7 +1,8 @@
-"""Define the mixer of Mamba-2 (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060).
+"""Define the mixer of Mamba-2, and RMS norms and the initialization, which Mamba also uses.
 
-The weights are named as in `transformers`. Shapes: B batch, L length, D d_model, E d_inner,
-H heads, P head_dim, G groups, N d_state.
+Mamba-2: Dao & Gu, 2024, https://arxiv.org/abs/2405.21060. RMS norm: Zhang & Sennrich, 2019,
+https://arxiv.org/abs/1910.07467. The weights are named as in `transformers`. Shapes: B batch,
+L length, D d_model, E d_inner, H heads, P head_dim, G groups, N d_state.
 """
 
 from __future__ import annotations
@@ -13,9 +14,31 @@ import torch
 from torch import Tensor, nn
 from transformers import Mamba2Config
 
-from kinopoisk_ft.models.norms import GatedRMSNorm
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
+from kinopoisk_ft.ops.rms_norm.op import rms_norm
 from kinopoisk_ft.ops.ssd.op import ssd
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS normalization of the last dimension, with this project's operator."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalize x (..., width); the output has the dtype of x unless `dtype` is given."""
+        return rms_norm(x, self.weight, self.eps, dtype=dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS normalization of y * silu(z), separately in each channel group."""
+
+    def __init__(self, size: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate and normalize y (B, L, E) in float32; the gate z has the same shape."""
+        gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
+        return self.weight * rms_norm(gated, eps=self.eps).flatten(-2)
 
 
 class Mamba2Mixer(nn.Module):

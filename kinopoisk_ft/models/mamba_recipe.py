@@ -39,10 +39,7 @@ Backend = Literal["auto", "reference", "torch", "numba", "cuda"]
 
 @dataclass(kw_only=True, eq=False)
 class Mamba(CheckpointRecipe):
-    """A recipe for a classifier with a pretrained Mamba, Falcon Mamba or Mamba-2.
-
-    It is used by model=mamba, mamba2, mamba_ru and falcon_mamba.
-    """
+    """A recipe for a pretrained Mamba, Falcon Mamba or Mamba-2 (model=mamba, mamba2 and others)."""
 
     pooling: Pooling
     scan_backend: Backend
@@ -182,7 +179,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
-    """Load all safetensors weights of a local folder or Hub repository, one file or shards.
+    """Load all safetensors weights of a local folder or Hub repository.
 
     Raises:
         UserError: a file is missing or damaged, or cannot be downloaded.

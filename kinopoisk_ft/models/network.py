@@ -20,8 +20,8 @@ WEIGHTS = "model.safetensors"
 class Layout:
     """Saves and loads the weights of a network.
 
-    This default layout saves one safetensors file, and rebuilds the network from the `ModelRecipe`
-    options in the card. Subclasses define layouts that other tools can read.
+    This default layout saves one safetensors file. To load it, the network is built again from the
+    `ModelRecipe` options in the card. Subclasses define layouts that other tools can read.
     """
 
     name = "recipe"
@@ -29,7 +29,7 @@ class Layout:
     peft_task: str | None = None
     # Name of the submodule whose output our head pools; "" if there is no such submodule.
     backbone = ""
-    # Whether the module that other tools load divides long texts as training did.
+    # Whether the module that other tools load divides long texts as in training.
     divides_long_texts = False
 
     def backbone_output(self, hidden: Tensor) -> Any:

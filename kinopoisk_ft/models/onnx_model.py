@@ -17,7 +17,7 @@ ONNX = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 INSTALL = install_extra("onnx")
-# Of onnxruntime: print errors, and no warnings about what the exporter leaves in the file.
+# Log level of onnxruntime. Its warnings about exported files are harmless.
 ERRORS_ONLY = 3
 
 
@@ -47,7 +47,7 @@ class OnnxModel(nn.Module):
             self.session = onnxruntime.InferenceSession(
                 file, options, providers=["CPUExecutionProvider"]
             )
-        # The errors of onnxruntime have no other common base class.
+        # The exceptions of onnxruntime have no other base class in common.
         except Exception as error:
             raise RuntimeError(error) from error
 
@@ -63,7 +63,7 @@ class OnnxModel(nn.Module):
 
 
 class OnnxLayout(Layout):
-    """Loads a folder of `kinopoisk-ft export`, which cannot be trained or saved again."""
+    """Loads a folder that `kinopoisk-ft export` wrote, which cannot be trained or saved again."""
 
     name = "onnx"
 

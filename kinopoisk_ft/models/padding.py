@@ -13,7 +13,7 @@ from kinopoisk_ft.models.checkpoints import list_configs
 from kinopoisk_ft.models.inspection import run_example_batch
 from kinopoisk_ft.models.tokenizers import check_ids
 
-# Relative to the largest logit. Rounding in fp32 causes differences of about 1e-6.
+# Maximum difference, relative to the largest logit. Rounding in fp32 changes logits by about 1e-6.
 TOLERANCE = 1e-3
 
 

@@ -1,18 +1,16 @@
 """Save and load model folders: weights in safetensors, the rest in JSON.
 
-The card `kinopoisk_ft.json` describes the folder. The folders are written so that other tools never
-use a randomly initialized head. What other tools can load depends on the network:
+The card `kinopoisk_ft.json` describes the folder. Other tools load the same classifier or refuse
+the folder; they never use a randomly initialized head. What they can load depends on the network:
 
-- A classifier of `transformers`: `AutoModelForSequenceClassification`, `pipeline` and, for an
-  adapter, PEFT compute the logits of this project.
-- An encoder or Mamba with this project's head: `transformers` computes the logits only after
-  `import kinopoisk_ft`, and otherwise refuses the folder; see `kinopoisk_ft.models.hf_classes`. It
-  can load the encoder without the head from the subfolder `encoder`, and `MambaModel` can load
-  Mamba's backbone.
-- An adapter of a network with this project's head: `transformers` merges it into the network, which
-  needs `import kinopoisk_ft`, too. PEFT refuses it, because other models lack the modules that the
-  adapter lists.
-- A network of a user-defined `ModelRecipe`: no other tool can load it.
+- A classifier of `transformers`: `AutoModelForSequenceClassification` and `pipeline` load it, and
+  PEFT loads its adapters.
+- An encoder or Mamba with this project's head: `transformers` loads it after `import kinopoisk_ft`;
+  see `kinopoisk_ft.models.hf_classes`. It loads the encoder without the head from the subfolder
+  `encoder`, and `MambaModel` loads Mamba's backbone.
+- An adapter of such a network: `transformers` merges it into the network after
+  `import kinopoisk_ft`. PEFT refuses it, because other models lack the modules that it lists.
+- A network of a user-defined `ModelRecipe`: no other tool loads it.
 """
 
 from __future__ import annotations
@@ -62,8 +60,7 @@ def make_card(
     """Create the card of a trained network.
 
     Args:
-        recipe: options of the `ModelRecipe`; stored only if loading needs them to rebuild the
-            network.
+        recipe: options of the `ModelRecipe`; stored only if the network is built from them again.
         preprocessing: the options of `Preprocessing`.
     """
     layout: Any = network.layout.name

@@ -32,8 +32,8 @@ from kinopoisk_ft.training.progress import Progress
 log = logging.getLogger(__name__)
 
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-# Metrics of the time to build the cache for each data split. Every run that uses the cache logs
-# them, and the report adds them to the times of training and evaluation.
+# Names of the metrics for the time to build the cache of each split. Every run that uses the cache
+# logs them, and the report adds them to the times of training and evaluation.
 SECONDS = {
     "train": "prefix_build_seconds",
     "val": "prefix_val_build_seconds",
@@ -100,10 +100,9 @@ class CachedData:
     Args:
         split: the network, separated into frozen and trained layers.
         pad_id: id of the padding token.
-        parts: examples by name. The names are train, val and test.
+        parts: examples by name: train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
-        build_seconds: time to build the cache of each data split. The keys are metric names, such
-            as "prefix_val_build_seconds".
+        build_seconds: {name of the metric in SECONDS: time to build the cache of this split}.
     """
 
     split: SplitNetwork
@@ -143,7 +142,7 @@ class PrefixCache:
 
         Args:
             module: the network with its adapter.
-            parts: examples by name. The names are train, val and test.
+            parts: examples by name: train, val and test.
 
         Raises:
             UserError: no layer is frozen, the model cannot be split, or the disk is too full.

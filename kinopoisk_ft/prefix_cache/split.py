@@ -1,7 +1,7 @@
 """Split a network into frozen lower layers and trained upper layers.
 
-To run the upper layers, the whole model is called, but during the call the frozen layers do nothing
-except return the cached activations. Masks, positions, pooling, head and adapters work as usual.
+To run only the upper layers, the whole model is called, and each frozen layer returns the cached
+activations. Masks, positions, pooling, head and adapters work as usual.
 """
 
 from __future__ import annotations
@@ -148,11 +148,11 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        batch: any reviews. A forward pass on the reviews finds the weights that affect the
-            activations. The digest does not depend on the reviews.
+        A forward pass on `batch` finds these weights. The digest does not depend on the reviews in
+        the batch.
         """
         config = _read_config(self.network.module)
-        # The class used to be called Seam. The same text finds the files of earlier versions.
+        # Earlier versions called this class Seam. The text stays, so that their files are found.
         point = f"Seam(layer={self.layer}, backbone={self.backbone!r}, pooling={self.pooling!r})"
         text = f"{point} {type(self.network.module).__name__} {sorted(config.items())}"
         found = hashlib.sha256(text.encode())
@@ -197,7 +197,7 @@ def _read_config(module: nn.Module) -> dict[str, Any]:
 
 
 def check_split(network: Network, module: nn.Module) -> SplitNetwork:
-    """Check that the architecture allows to cache the layers that an adapter leaves frozen.
+    """Check that the output of the layers that an adapter leaves frozen can be cached.
 
     Args:
         module: the network with its adapter, in evaluation mode; it may be on the meta device.
@@ -238,8 +238,8 @@ def check_split(network: Network, module: nn.Module) -> SplitNetwork:
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
     """Split a network into frozen layers, whose output can be cached, and trained layers.
 
-    If all layers are frozen and one vector per review gives the same logits for `batch`, only this
-    vector is cached. Otherwise, one vector per token is cached. The model is left in evaluation
+    Only one vector per review is cached if all layers are frozen and this vector gives the same
+    logits for `batch`. Otherwise, one vector per token is cached. The model is left in evaluation
     mode.
 
     Args:
@@ -289,8 +289,8 @@ def _find_frozen(network: Network, module: nn.Module) -> SplitNetwork:
 
 
 def _candidates(whole: SplitNetwork) -> Iterator[SplitNetwork]:
-    # Yield the smallest cache first.
-    # If the backbone or all blocks are frozen, one vector per review may be enough.
+    # The candidate with the smallest cache comes first. If the backbone or all blocks are frozen,
+    # one vector per review may be enough.
     pooling = whole.network.pooling
     if whole.backbone:
         yield replace(whole, pooling=pooling)

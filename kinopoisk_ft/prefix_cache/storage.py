@@ -1,8 +1,7 @@
 """Store the activations of all reviews on disk as one memory-mapped array.
 
 The array contains the vectors of all reviews in order, without padding. A `.json` file contains the
-checksum of the array. The `.json` file is written last, so an array without this file is
-incomplete.
+checksum of the array. This file is written last, so an array without it is incomplete.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Version of the file format. It is hashed into the folder name, so a new version uses new folders.
 VERSION = "1"
-# Bytes to leave free on the disk for checkpoints, the model folder and the MLflow store of the run.
+# Bytes that stay free on the disk for checkpoints, the model folder and the MLflow store.
 MARGIN = 2**30
 
 

@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> None:
     """Check without data and weights that the architecture supports the adapter and the cache.
 
-    PEFT and adapters of the user may name modules by the layout of the head, which depends on the
-    weights, so they are checked later.
+    PEFT and user-defined adapters are checked later, because they may name modules of the head,
+    which depends on the weights.
 
     Raises:
         UserError: the architecture does not support them.
@@ -173,18 +173,15 @@ def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap |
     if overlap is None:
         log.info("the pretraining texts of the base model are unknown and may include test reviews")
     elif overlap.shared:
-        message = (
-            "the base model was pretrained on %d of the %d test reviews: scores may be too high"
-        )
-        log.warning(message, overlap.shared, overlap.total)
+        log.warning(
+            "the base model was pretrained on %d of the %d test reviews: scores may be too high",
+            overlap.shared, overlap.total,
+        )  # fmt: skip
     return overlap
 
 
 def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
-    """Return digests of the training inputs.
-
-    A run resumes from a checkpoint only if both have the same digests.
-    """
+    """Return digests of the inputs; a run resumes only from a checkpoint with the same digests."""
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
 

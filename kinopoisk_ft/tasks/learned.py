@@ -73,7 +73,7 @@ def _compare_losses(fitted: Fitted) -> str:
         return ""
     quarter = len(losses) // 4
     first, last = np.mean(losses[:quarter]), np.mean(losses[-quarter:])
-    # The comparison is false for NaN, which is not a fall.
+    # The comparison is false for NaN.
     if last < first:
         return ""
     return (

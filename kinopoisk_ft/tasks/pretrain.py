@@ -56,7 +56,7 @@ def pretrain(
     precision, clock = trainer.open(checkpoints)
     preprocessing = data.preprocessing
     with main_first():
-        tokenizer = recipe.load_tokenizer([preprocessing.cut(text) for text in data.train["text"]])
+        tokenizer = recipe.load_tokenizer(preprocessing.texts(data.train["text"]))
         network = recipe.build_lm(tokenizer)
         check_length(preprocessing.max_length, network.max_positions)
         windows = find_windows(tokenizer, preprocessing)
@@ -110,7 +110,7 @@ def _check_trainer(trainer: Any) -> None:
 
 
 def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) -> None:
-    # The validation texts are recorded too, because they selected the weights.
+    # The validation texts are also recorded, because they selected the weights.
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
     with write_folder_atomically(folder, "config.json") as part:

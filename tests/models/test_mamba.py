@@ -20,7 +20,7 @@ from transformers import (
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import mamba
 from kinopoisk_ft.models.mamba import MambaBackbone, MambaClassifier, MambaLM
-from kinopoisk_ft.models.norms import RMSNorm
+from kinopoisk_ft.models.mamba2 import RMSNorm
 
 PUBLISHED = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}
 

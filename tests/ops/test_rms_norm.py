@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.models.norms import RMSNorm
+from kinopoisk_ft.models.mamba2 import RMSNorm
 from kinopoisk_ft.ops.rms_norm.cpu import ROWS
 from kinopoisk_ft.ops.rms_norm.op import rms_norm
 
