@@ -29,8 +29,8 @@ _FIX = (
     "use data.quoting=none (predict: --quoting none) to read quotes as ordinary characters, or "
     "data.quoting=csv if each of these fields is one text"
 )
-# A small Parquet file can repeat a value any number of times. A file with more cells than this, and
-# more cells than bytes, is rejected before it fills the memory.
+# A small Parquet file can contain any number of copies of a value. A file with more cells than
+# this, and more cells than bytes, is refused before it fills the memory.
 MAX_CELLS = 10**7
 
 # The values by column name, and the 1-based number of the line on which each row starts.
@@ -209,8 +209,8 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. A sign of this is a multi-line row in which each line has as many fields as the
-    header. If most multi-line rows look like this, a warning is logged.
+    multi-line row, in which each line has as many fields as the header. If most multi-line rows
+    look like this, a warning is logged.
 
     Args:
         lines: number of the first line of each row.
@@ -267,6 +267,7 @@ def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:
+    """Return {column number: its values} for the columns with few distinct values."""
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
     return {i: values for i, (size, values) in enumerate(distinct) if 2 * len(values) <= size}

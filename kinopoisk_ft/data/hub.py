@@ -14,7 +14,7 @@ from kinopoisk_ft.data.tables import SUFFIXES, Table, find_suffix, read_table
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.hub_access import access_hub
 
-# Metadata files that the library `datasets` saves next to the tables.
+# Metadata files that the library `datasets` writes next to tables.
 _NOT_TABLES = ["dataset_info*.json", "*/dataset_info*.json"]
 
 

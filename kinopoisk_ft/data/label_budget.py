@@ -58,8 +58,8 @@ def limit_rows(
 
 
 def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    # The ranks of each class are spread evenly over (0, 1). The first rows therefore have about the
-    # same class proportions as all rows, however many rows are kept.
+    # The ranks of each class are spread evenly over (0, 1). Any number of first rows therefore has
+    # about the same class proportions as all rows.
     ranks = np.empty(len(labels))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))

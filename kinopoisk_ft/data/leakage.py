@@ -19,8 +19,8 @@ from kinopoisk_ft.text import fold_name
 
 log = logging.getLogger(__name__)
 
-# A warning is logged if predicting each film's majority label is more accurate than predicting the
-# majority class, by more than MIN_GAIN and with a p-value below MAX_P_VALUE.
+# A warning is logged if the accuracy of predicting each film's majority label exceeds the accuracy
+# of predicting the majority class by more than MIN_GAIN, with a p-value below MAX_P_VALUE.
 MIN_GAIN = 0.05
 MAX_P_VALUE = 0.01
 # File in the folder of a model that this project pretrained, and the name of its tensor.
@@ -74,11 +74,7 @@ class Leakage:
 
     @property
     def film_predicts_label(self) -> bool:
-        """Return whether knowing the film of a review helps to predict the label.
-
-        This is the case if the accuracy `film_guess` exceeds the accuracy `majority` by more than
-        0.05, with p < 0.01.
-        """
+        """Return whether `film_guess` is significantly higher than `majority`."""
         gain = (self.film_guess or 0.0) - self.majority
         return gain > MIN_GAIN and self.p_value < MAX_P_VALUE
 
@@ -172,14 +168,11 @@ class PretrainingTexts:
 
     @classmethod
     def of(cls, base: str | None) -> PretrainingTexts:
-        """Load the record of the texts on which a model was pretrained.
+        """Load the record of a model.
 
         Args:
-            base: folder or Hub id of the model; None for random weights.
-
-        Returns:
-            The record. For random weights it is empty and complete, because they have seen no text.
-            For a model without a readable record, it is empty and marked as incomplete.
+            base: folder or Hub id of the model; None for random weights. Their record is empty and
+                complete. If a model has no readable record, the result is empty and incomplete.
         """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)
@@ -195,21 +188,18 @@ class PretrainingTexts:
             return cls(nothing, complete=False)
 
     def add(self, texts: Iterable[str]) -> PretrainingTexts:
-        """Return a copy of this record of pretraining texts, with `texts` added."""
-        return PretrainingTexts(
-            np.union1d(self.digests, _digest_texts(texts).ravel()), self.complete
-        )
+        """Return a copy of this record, with `texts` added."""
+        digests = np.union1d(self.digests, _digest_texts(texts).ravel())
+        return PretrainingTexts(digests, self.complete)
 
     def write(self, folder: Path) -> None:
-        """Write the digests of the pretraining texts to a model folder."""
+        """Write this record to a model folder."""
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
         """Count how many of `texts` the model saw in pretraining, including near-duplicates.
 
-        Returns:
-            The overlap. None if it is unknown, because not all pretraining texts were recorded and
-            none of the recorded ones is in `texts`.
+        The result is None if the record is incomplete and contains none of the texts.
         """
         shared = 0
         if len(self.digests):
@@ -218,15 +208,12 @@ class PretrainingTexts:
 
 
 def _digest_texts(texts: Iterable[str]) -> np.ndarray:
-    """Hash the two keys that `compute_match_keys` returns for each of N texts; returns (N, 2)."""
-    # A blank text has no keys, so the text itself is hashed.
-    digests = [
-        [
-            _digest(f"{side}{end or text}")
-            for side, end in zip("<>", compute_match_keys(text), strict=True)
-        ]
-        for text in texts
-    ]
+    """Return hashes (N, 2) of the two keys of each of N texts; see `compute_match_keys`."""
+    digests = []
+    for text in texts:
+        head, tail = compute_match_keys(text)
+        # A blank text has no keys, so the text itself is hashed.
+        digests.append([_digest(f"<{head or text}"), _digest(f">{tail or text}")])
     return np.array(digests, dtype=np.int64).reshape(-1, 2)
 
 

@@ -1,14 +1,14 @@
 """Define rules for splitting rows: at random, by group, and by date.
 
-A rule holds out a fraction of the rows, or divides all rows into folds. Every rule keeps
-near-duplicates together.
+A rule holds out a fraction of the rows, or divides all rows into folds. Rows are sorted integer
+positions, from 0. Every rule keeps near-duplicates together. If there are too few rows or groups, a
+rule raises ValueError.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import date
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,26 +26,6 @@ from kinopoisk_ft.errors import UserError
 DRAWS = 300
 
 
-class Rule(Protocol):
-    """Interface for a split rule; rows are sorted integer positions, from 0."""
-
-    def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select about a fraction `share` of `rows` to hold out.
-
-        Raises:
-            ValueError: there are too few rows or groups.
-        """
-        ...
-
-    def folds(self, count: int) -> list[np.ndarray]:
-        """Divide all rows into `count` folds.
-
-        Raises:
-            ValueError: there are too few rows or groups.
-        """
-        ...
-
-
 class RandomRule:
     """Splits near-duplicate groups at random, stratified by the first label of each group."""
 
@@ -53,7 +33,7 @@ class RandomRule:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw groups of near-duplicates at random, and select all their rows."""
+        """Draw about a fraction `share` of the near-duplicate groups, and select their rows."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
         _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
@@ -74,7 +54,7 @@ class GroupRule:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw random sets of groups, and return the rows of the best set.
+        """Draw random sets of groups, and select the rows of the best set.
 
         The best set minimizes the sum of |held-out fraction of a class - `share`| over all classes.
         """
@@ -111,7 +91,7 @@ class DateRule:
         self.order = np.lexsort((near, newest))
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select the newest rows."""
+        """Select about a fraction `share` of the rows, the newest ones."""
         ordered = self.order[np.isin(self.order, rows)]
         cut = len(ordered) - int(np.ceil(share * len(ordered)))
         return np.sort(ordered[self._move_cut_between_groups(ordered, cut) :])
@@ -119,9 +99,8 @@ class DateRule:
     def folds(self, count: int) -> list[np.ndarray]:
         """Divide the rows into periods of time with about equal numbers of rows."""
         size = len(self.order)
-        cuts = [
-            self._move_cut_between_groups(self.order, size * i // count) for i in range(1, count)
-        ]
+        starts = (size * i // count for i in range(1, count))
+        cuts = [self._move_cut_between_groups(self.order, start) for start in starts]
         return [np.sort(part) for part in np.split(self.order, cuts)]
 
     def _move_cut_between_groups(self, ordered: np.ndarray, cut: int) -> int:
@@ -130,10 +109,13 @@ class DateRule:
         return cut
 
 
+# "мар" (March) is listed before "ма" (May, "мая"), so that "марта" means March.
 _MONTHS = ("янв", "фев", "мар", "апр", "ма", "июн", "июл", "авг", "сен", "окт", "ноя", "дек")
-_ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
-_DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:\D.*)?")
-_WRITTEN = re.compile(r"(\d{1,2})\s+([а-я]+)\s+(\d{4})(?:\D.*)?", re.IGNORECASE)
+_DATES = (
+    re.compile(r"(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})(?:[T ].*)?"),
+    re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?:\D.*)?"),
+    re.compile(r"(?P<day>\d{1,2})\s+(?P<month>[а-я]+)\s+(?P<year>\d{4})(?:\D.*)?", re.IGNORECASE),
+)
 
 
 def parse_date(text: object) -> date | None:
@@ -144,23 +126,17 @@ def parse_date(text: object) -> date | None:
     """
     if not isinstance(text, str):
         return None
-    text = text.strip()
+    matches = (pattern.fullmatch(text.strip()) for pattern in _DATES)
+    if (match := next(filter(None, matches), None)) is None:
+        return None
+    name = match["month"].lower()
+    months = (number for number, start in enumerate(_MONTHS, 1) if name.startswith(start))
+    month = int(name) if name.isdigit() else next(months, 0)
     # `date` raises ValueError for 31 February, and for month 0, which stands for an unknown name.
     try:
-        if match := _ISO.fullmatch(text):
-            year, month, day = map(int, match.groups())
-            return date(year, month, day)
-        if match := _DOTTED.fullmatch(text):
-            day, month, year = map(int, match.groups())
-            return date(year, month, day)
-        if match := _WRITTEN.fullmatch(text):
-            name = match[2].lower()
-            # "мар" (March) is listed before "ма" (May, "мая"), so that "марта" means March.
-            month = next((i for i, m in enumerate(_MONTHS, 1) if name.startswith(m)), 0)
-            return date(int(match[3]), month, int(match[1]))
+        return date(int(match["year"]), month, int(match["day"]))
     except ValueError:
         return None
-    return None
 
 
 def read_days(frame: pd.DataFrame) -> np.ndarray:

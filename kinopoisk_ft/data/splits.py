@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
 
 from kinopoisk_ft.data.cleaning import list_first
-from kinopoisk_ft.data.split_rules import DateRule, GroupRule, RandomRule, Rule
+from kinopoisk_ft.data.split_rules import DateRule, GroupRule, RandomRule
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.text import fold_name
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PARTS = ("train", "val", "test")
 PREDEFINED = "predefined"
 # Maps the value of data.split to the column that it needs and to its split rule.
-RULES: dict[str, tuple[str, Callable[[pd.DataFrame, np.ndarray, int], Rule]]] = {
+RULES: dict[str, tuple[str, type[RandomRule | GroupRule | DateRule]]] = {
     "random": ("label", RandomRule),
     "film": ("film", GroupRule),
     "author": ("author", GroupRule),
@@ -130,8 +130,8 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
     """Group rows that are linked by common keys, directly or transitively.
 
     Args:
-        keys: sequences (N,) of keys. Two rows are linked if they have the same key in the same
-            sequence, unless this key is None.
+        keys: sequences (N,) of keys. Two rows are linked if a sequence has the same key for both,
+            unless this key is None.
 
     Returns:
         The group number of each row, (N,).
@@ -155,8 +155,8 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
     """Group rows that should be in the same split.
 
-    Near-duplicates are in the same group. For a split by film or author, all rows with the same
-    film or author are also in the same group.
+    Near-duplicates are in the same group. In a split by film or author, rows with the same film or
+    author are also in the same group.
 
     Args:
         near: near-duplicate group number of each row, (N,).
