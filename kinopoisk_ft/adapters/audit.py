@@ -119,24 +119,6 @@ def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
     return {name: depths[p] for name, p in module.named_parameters() if p in depths}
 
 
-def check_frozen(network: Network, layers: int) -> None:
-    """Check that the embeddings and the first `layers` blocks are frozen.
-
-    Raises:
-        UserError: a pretrained weight of these modules is trainable.
-    """
-    below = find_trainable_below(network, layers)
-    named = network.module.named_parameters()
-    names = [name for name, p in named if p in below and name not in network.fresh]
-    if names:
-        raise UserError(
-            f"adapter.layers={layers} should freeze the embeddings and the first {layers} layers, "
-            f"but {len(names)} of their weights would still be trained: {names[0]}, …",
-            where="adapter.layers",
-            fix="use adapter=head, lora or none with this model",
-        )
-
-
 def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
     blocks = list_blocks(network)
     all_below = layers == len(blocks)

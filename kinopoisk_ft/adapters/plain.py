@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinopoisk_ft.adapters.audit import check_frozen, find_trainable_below
+from kinopoisk_ft.adapters.audit import find_trainable_below
 from kinopoisk_ft.adapters.base import Adapter, train_fresh
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Adapted, Network, list_blocks
@@ -45,16 +45,29 @@ class Freeze(Adapter):
                 where="adapter.layers",
                 fix=f"set adapter.layers to a number from 0 to {len(blocks)}",
             )
-        for name in network.embeddings:
-            network.module.get_submodule(name).requires_grad_(False)
-        for block in blocks[: self.layers]:
-            block.requires_grad_(False)
         # In some models, the modules of the embeddings and blocks do not contain all weights below
         # the boundary: positions, token types, projections, biases of relative attention.
-        for parameter in find_trainable_below(network, self.layers):
+        frozen = find_trainable_below(network, self.layers)
+        embeddings = [network.module.get_submodule(name) for name in network.embeddings]
+        for part in (*embeddings, *blocks[: self.layers]):
+            frozen |= set(part.parameters())
+        for parameter in frozen:
             parameter.requires_grad_(False)
         adapted = train_fresh(network)
-        check_frozen(network, self.layers)
+        # A head that contains some of these weights makes them trainable again.
+        trained = [
+            name
+            for name, parameter in network.module.named_parameters()
+            if parameter in frozen and parameter.requires_grad and name not in network.fresh
+        ]
+        if trained:
+            raise UserError(
+                f"adapter.layers={self.layers} should freeze the embeddings and the first "
+                f"{self.layers} layers, but {len(trained)} of their weights would still be "
+                f"trained: {trained[0]}, …",
+                where="adapter.layers",
+                fix="use adapter=head, lora or none with this model",
+            )
         return adapted
 
 

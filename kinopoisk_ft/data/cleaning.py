@@ -12,7 +12,7 @@ from kinopoisk_ft.errors import UserError
 
 # An unpaired surrogate is half of a UTF-16 surrogate pair. It cannot be encoded as UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Maximum number of names in an error message. A longer list would hide what to do.
+# Maximum number of names in an error message. A longer list would hide the advice.
 _MAX_LISTED = 5
 
 

@@ -46,7 +46,7 @@ class Overlap:
     def metrics(self, name: str) -> dict[str, float]:
         """Return {MLflow metric name: value} for `shared` and for its fraction of `total`.
 
-        `name` says what is counted, for example "films".
+        `name` is a kind in `Leakage.overlaps`, for example "films".
         """
         return {f"leakage_{name}": self.shared, f"leakage_{name}_share": self.share}
 

@@ -145,7 +145,7 @@ def read_lines(path: Path, stream: BinaryIO | None = None) -> Table:
     Blank lines contain no text and are skipped.
 
     Args:
-        stream: what to read instead of the file, for example the standard input.
+        stream: a stream to read instead of the file, for example the standard input.
 
     Raises:
         UserError: the file cannot be read, or has no text.

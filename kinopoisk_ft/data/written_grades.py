@@ -44,7 +44,7 @@ _WRITTEN = re.compile(
         (?:\s+(?:{_POINTS}|возможных\b))?(?!\s+{_COUNTED})
     # "7 барабанных перепонок из 10."
     | {_GRADE}(?:\s+(?!{_COUNTED}|из\b)[а-яё-]+){{1,4}}\s+из\s+(?:10|десяти)\b{_END}
-    # "3 из 5.", "8,6 из 11.": such numbers are as often counts, so the phrase must end here
+    # "3 из 5.", "8,6 из 11.": such numbers are often counts, so the phrase must end after them
     | {_ALONE}(?:[0-5](?:[.,]\d)?[+-]?|100)\s+из\s+(?:5|пяти|100)\b{_END}
     | {_ALONE}\d[.,]\d{{1,2}}\s+из\s+\d{{1,2}}\b{_END}
     | {_ALONE}(?:10|\d(?:[.,]\d{{1,2}})?)\s?[/\\]\s?10(?!\s?[/\\]|[.,]?\d)

@@ -137,7 +137,7 @@ class PooledLayout(EncoderLayout):
 
 def make_config(encoder: Any, card: Any, windows: Windows | None = None) -> PooledConfig:
     """Create the config of a classifier from its encoder; see `describe_classifier`."""
-    # The folder of a base model would be of no use in the config.json of the classifier.
+    # The path of the base model has no meaning in the config.json of the classifier.
     described = {**encoder.config.to_dict(), "_name_or_path": ""}
     return PooledConfig(
         encoder_config=described,

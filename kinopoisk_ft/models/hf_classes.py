@@ -145,7 +145,7 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
             self, encoder, config.num_labels, config.pooling, None, config.window_pooling
         )
         config.encoder_config = encoder.config
-        # The folder of a base model would be of no use in the config.json of the classifier.
+        # The path of the base model has no meaning in the config.json of the classifier.
         encoder.config.name_or_path = ""
         if is_new:
             pad_for_funnel(self, encoder.config.pad_token_id)
