@@ -47,6 +47,13 @@ def check_name(value: object, valid: Iterable[str], option: str) -> None:
         )
 
 
+def check_positive(value: float | None, option: str) -> None:
+    """Raise UserError if the value of an option is less than 1; None is valid."""
+    if value is not None and value < 1:
+        fix = f"set {option} to a positive number"
+        raise UserError(f"{option} cannot be {value!r}", where=option, fix=fix)
+
+
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra (optional dependencies) of this package."""
     return f"pip install -e '.[{extra}]' (in the checkout)"

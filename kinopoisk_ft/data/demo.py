@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kinopoisk_ft.data.recipe import DataRecipe
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, check_positive
 
 FILE = Path(__file__).with_name("demo_reviews.jsonl.gz")
 
@@ -39,12 +39,7 @@ class Demo(DataRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reviews < 1:
-            raise UserError(
-                f"data.reviews cannot be {self.reviews!r}",
-                where="data.reviews",
-                fix="set data.reviews to a positive number",
-            )
+        check_positive(self.reviews, "data.reviews")
 
     def read(self) -> pd.DataFrame:
         """Return a frame with the columns text, label, film, author, date, title, grade10 and row.

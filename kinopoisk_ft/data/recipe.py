@@ -27,7 +27,7 @@ from kinopoisk_ft.data.splits import (
     group_rows,
     split_rows,
 )
-from kinopoisk_ft.errors import UserError, check_name
+from kinopoisk_ft.errors import UserError, check_name, check_positive
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ def check_options(recipe: Any) -> None:
         if (value := getattr(recipe, name, None)) is not None:
             check_name(value, valid, f"data.{name}")
     for name in ("limit", "max_length", "max_characters", "window_stride", "max_windows"):
-        value = getattr(recipe, name)
-        if value is not None and value < 1:
-            raise option_error(name, value, f"set data.{name} to a positive number")
+        check_positive(getattr(recipe, name), f"data.{name}")
     limit = recipe.train_limit
     # For infinity, the remainder is NaN.
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit % 1 == 0)):

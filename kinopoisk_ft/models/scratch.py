@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import BertConfig, BertForMaskedLM, BertModel, Mamba2Config, MambaConfig
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, check_positive
 from kinopoisk_ft.models.checkpoints import check_dropout
 from kinopoisk_ft.models.first_token import shorten_last_block
 from kinopoisk_ft.models.heads import (
@@ -27,12 +27,7 @@ from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 def check_sizes(recipe: ModelRecipe, *names: str) -> None:
     """Raise UserError if one of the options `names` is less than 1."""
     for name in names:
-        if (size := getattr(recipe, name)) < 1:
-            raise UserError(
-                f"model.{name} cannot be {size}",
-                where=f"model.{name}",
-                fix=f"set model.{name} to a positive integer",
-            )
+        check_positive(getattr(recipe, name), f"model.{name}")
 
 
 @dataclass(kw_only=True, eq=False)
