@@ -25,7 +25,7 @@ from kinopoisk_ft.config.help import (
     explain_error,
     is_composition_error,
 )
-from kinopoisk_ft.console import guard_output, prepare_output
+from kinopoisk_ft.console import handle_errors, prepare_output
 from kinopoisk_ft.errors import RunError, UserError
 from kinopoisk_ft.files import prepare_caches
 from kinopoisk_ft.training.distributed import torchrun
@@ -66,7 +66,7 @@ VERSIONED = ("kinopoisk-ft", "torch", "transformers", "peft", "mlflow")
 STATUSES = {0: "FINISHED", 130: "KILLED", 143: "KILLED"}
 
 
-@guard_output
+@handle_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 

@@ -1,4 +1,4 @@
-"""Keep a command running when its output cannot be written."""
+"""Set up output, log messages and garbage collection of a command."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TextIO
 
+from kinopoisk_ft.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -30,11 +32,12 @@ ERROR_HANDLER = "kinopoisk_ft.plain"
 DEFAULT_THRESHOLDS = gc.get_threshold()
 
 
-def guard_output(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command so that it continues after a write error.
+def handle_errors(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Wrap a command so that it prints a UserError, and continues after a write error.
 
-    A pipe that its reader closes early (`| head`) does not change the exit code. Any other write
-    error, such as a full disk, is printed and makes the exit code nonzero.
+    The exit code is 1 after a UserError, and 0 if the command returns None. A pipe that its reader
+    closes early (`| head`) does not change the exit code. Any other write error, such as a full
+    disk, is printed and makes the exit code nonzero.
     """
 
     @wraps(main)
@@ -45,7 +48,10 @@ def guard_output(main: Callable[P, int]) -> Callable[P, int]:
             collect_rarely()
         prepare_output()
         try:
-            code = main(*args, **kwargs)
+            code = main(*args, **kwargs) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
         finally:
             sys.stdout.flush()
         if _Output.failure:
@@ -67,7 +73,7 @@ def prepare_output() -> None:
     """Let standard output and standard error accept any character.
 
     In addition, output to a file or a pipe no longer raises write errors. After such an error, the
-    remaining output is discarded (see `guard_output`). Output to a terminal or a notebook still
+    remaining output is discarded (see `handle_errors`). Output to a terminal or a notebook still
     raises write errors. Repeated calls are safe.
     """
     _open_closed_descriptors()

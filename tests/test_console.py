@@ -17,8 +17,8 @@ from kinopoisk_ft.console import ERROR_HANDLER, open_terminal
 # A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
 import pathlib, sys
-from kinopoisk_ft.console import guard_output
-@guard_output
+from kinopoisk_ft.console import handle_errors
+@handle_errors
 def main():
     for _ in range(3000):
         print("0,91 ± 0,02 − Фильм ∀")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError, suggest_name
 
 if TYPE_CHECKING:
@@ -22,8 +21,9 @@ DESCRIPTION = """\
 Compare prediction files, and report whether each approach is as good as the best one.
 
 A file (.parquet, .csv, .tsv, .jsonl) has the columns `label` and `predicted` and one row per test
-example. Optional columns: `row` (identifies the example; without it, all files must have the same
-order), and `group` or `film` (examples that depend on each other are resampled together).
+example. Two columns are optional. `row` identifies the example; without this column, all files must
+have the same order. `group` or `film` marks examples that depend on each other and are resampled
+together.
 """
 EXAMPLE = """\
 example with three seeds of one approach:
@@ -31,9 +31,9 @@ example with three seeds of one approach:
 """
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Compare prediction files. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Compare prediction files."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft compare", description=DESCRIPTION, epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,12 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="NAME",
                         help="compare with this approach (default: the best one)")  # fmt: skip
     args = parser.parse_args(argv)
-    try:
-        print(_compare(args.files, args.margin, args.reference))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(_compare(args.files, args.margin, args.reference))
 
 
 def _compare(arguments: Sequence[str], margin: float | None, reference: str | None) -> str:

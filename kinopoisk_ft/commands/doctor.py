@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from kinopoisk_ft.checks.finding import Finding, format_error
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 
 # Module and function of each section. Each module is imported separately, so that a package that
 # cannot be imported breaks only one section.
@@ -29,7 +29,7 @@ SECTIONS = {
 REINSTALL = "make setup, or: pip install --editable ."
 
 
-@guard_output
+@handle_errors
 def main(argv: list[str] | None = None) -> int:
     """Check this machine. Return 1 if something that a run needs does not work, else 0."""
     parser = argparse.ArgumentParser(

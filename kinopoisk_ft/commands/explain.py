@@ -1,4 +1,4 @@
-"""Implement `kinopoisk-ft explain`, which shows which words led to the answer of a model."""
+"""Implement `kinopoisk-ft explain`, which shows the words that decided a prediction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.console import guard_output
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.files import check_writable, prepare_caches, write_atomically
 
 if TYPE_CHECKING:
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Show which words made a model prefer its answer to the second most probable class.
 
-For a network, the scores are integrated gradients (extra 'explain'); for TF-IDF, they are the
-summands of the logit. Their sum is the difference of the logits with and without the words.
+For a network, the scores of the words are integrated gradients (extra 'explain'). For TF-IDF, they
+are the terms of the logit. Their sum shows how much the words change the difference of both logits.
 """
 # Number of words in the printed table.
 MOST_WORDS = 12
@@ -45,37 +44,32 @@ span {{ border-radius: .2rem; }}
 """
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Explain predictions. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Explain the prediction for one review."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft explain", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="run id in the MLflow store, or a model folder")
+    parser.add_argument("model", help="output_dir of a run, model folder, or run id")
     parser.add_argument("text", help="the review to explain")
     parser.add_argument("--html", type=Path, metavar="FILE", help="page to write")
     parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
-    try:
-        if args.html:
-            check_writable(args.html, "--html")
-        prepare_caches()
-        from kinopoisk_ft.serving.attributions import explain
-        from kinopoisk_ft.serving.locate import find_model_folder
-        from kinopoisk_ft.serving.predictor import Predictor
+    if args.html:
+        check_writable(args.html, "--html")
+    prepare_caches()
+    from kinopoisk_ft.serving.attributions import explain
+    from kinopoisk_ft.serving.locate import find_model_folder
+    from kinopoisk_ft.serving.predictor import Predictor
 
-        predictor = Predictor(find_model_folder(args.model, args.uri), args.device)
-        found = explain(predictor, args.text)
-        print(format_explanation(found, colours=sys.stdout.isatty()))
-        if args.html:
-            write_atomically(args.html, as_page(found))
-            print(f"written to {args.html}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    predictor = Predictor(find_model_folder(args.model, args.uri), args.device)
+    found = explain(predictor, args.text)
+    print(format_explanation(found, colours=sys.stdout.isatty()))
+    if args.html:
+        write_atomically(args.html, as_page(found))
+        print(f"written to {args.html}")
 
 
 def _summarize(found: Explanation) -> str:

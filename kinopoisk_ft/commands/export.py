@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from kinopoisk_ft.console import guard_output
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.files import prepare_caches
 
 DESCRIPTION = """\
 Export a trained network to ONNX, with its tokenizer, preprocessing and class names.
 
-The graph accepts any batch size and length. The command compares its logits in onnxruntime with
-those of PyTorch on texts, prints the largest difference, and leaves no wrong model. `kinopoisk-ft
-predict` reads the exported folder. It needs the extra 'onnx'.
+The graph accepts any batch size and length. The command compares the logits of onnxruntime and
+PyTorch on bundled reviews and prints the largest difference. A model with wrong logits is not
+written. `kinopoisk-ft predict` reads the exported folder. The command needs the extra 'onnx'.
 """
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Export a model. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Export a model."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft export", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="run folder, model folder, or run id in the MLflow store")
+    parser.add_argument("model", help="output_dir of a run, model folder, or run id")
     parser.add_argument("--to", default="onnx", choices=["onnx"], help="format (default: onnx)")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER",
@@ -42,15 +40,6 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     args = parser.parse_args(argv)
-    try:
-        _export(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _export(args: argparse.Namespace) -> None:
     prepare_caches()
     from kinopoisk_ft.serving.locate import find_model_folder
     from kinopoisk_ft.serving.onnx_export import check_packages, export_onnx

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import check_writable, prepare_caches
 from kinopoisk_ft.text import to_one_line
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 COLUMN_PREFIX = "predicted_"
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Classify reviews. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Classify reviews."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft predict",
         description="Classify reviews with a trained model, with the same preprocessing as in its "
         "training.",
     )
-    parser.add_argument("model", help="run id in the MLflow store, or a model folder")
+    parser.add_argument("model", help="output_dir of a run, model folder, or run id")
     parser.add_argument("texts", nargs="*", metavar="text", help="reviews to classify")
     parser.add_argument(
         "--input", type=Path, metavar="FILE",
         help="table of reviews (.jsonl, .csv, .parquet …) or text file (.txt) with a review per "
-        "line; - reads such lines from the standard input",
+        "line; - reads such lines from standard input",
     )  # fmt: skip
     parser.add_argument(
         "--text-column", default="text", help="column of --input with the reviews (default: text)"
@@ -44,31 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     args = parser.parse_args(argv)
-    try:
-        _predict(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _predict(args: argparse.Namespace) -> None:
     prepare_caches()
-    if bool(args.texts) == bool(args.input):
-        raise UserError(
-            "no reviews are given" if args.input is None else "reviews and --input are both given",
-            where="the command line",
-            fix="pass either reviews as arguments or a table with --input",
-        )
-    for text in args.texts:
-        if _is_file(text):
-            raise UserError(
-                f"'{text}' is the name of a file, not a review; did you mean --input?",
-                where="the command line",
-                fix=f"kinopoisk-ft predict {args.model} --input {shlex.quote(text)}",
-            )
-    if args.output:
-        _check_output(args.output)
+    _check_arguments(args)
     table, texts = _read_texts(args)
     taken = [name for name in table.frame.columns if str(name).startswith(COLUMN_PREFIX)]
     if taken:
@@ -96,6 +73,30 @@ def _predict(args: argparse.Namespace) -> None:
         print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 
+def _check_arguments(args: argparse.Namespace) -> None:
+    if bool(args.texts) == bool(args.input):
+        raise UserError(
+            "no reviews are given" if args.input is None else "reviews and --input are both given",
+            where="the command line",
+            fix="pass either reviews as arguments or a table with --input",
+        )
+    for text in args.texts:
+        if _is_file(text):
+            raise UserError(
+                f"'{text}' is the name of a file, not a review; did you mean --input?",
+                where="the command line",
+                fix=f"kinopoisk-ft predict {args.model} --input {shlex.quote(text)}",
+            )
+    if args.output:
+        if args.output.suffix not in (".jsonl", ".csv", ".parquet"):
+            raise UserError(
+                f"cannot write '{args.output.suffix}' files",
+                where=str(args.output),
+                fix="set --output to a file name that ends in .jsonl, .csv or .parquet",
+            )
+        check_writable(args.output, "--output")
+
+
 def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     import pandas as pd
 
@@ -105,7 +106,7 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
         table = Table(Path("the command line"), pd.DataFrame({"text": args.texts}), None)
         return table, args.texts
     if args.input == Path("-"):
-        table = read_lines(Path("the standard input"), sys.stdin.buffer)
+        table = read_lines(Path("standard input"), sys.stdin.buffer)
         return table, table.frame["text"].tolist()
     if args.input.suffix.lower() == ".txt":
         table = read_lines(args.input)
@@ -122,13 +123,3 @@ def _is_file(text: str) -> bool:
     # Reviews may be longer than a file name can be.
     except (OSError, ValueError):
         return False
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise UserError(
-            f"cannot write '{output.suffix}' files",
-            where=str(output),
-            fix="set --output to a file name that ends in .jsonl, .csv or .parquet",
-        )
-    check_writable(output, "--output")

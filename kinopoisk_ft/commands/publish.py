@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import prepare_caches
 from kinopoisk_ft.run_folder import UNFINISHED
@@ -23,9 +22,9 @@ predictions and no paths of this machine. To change the card, edit README.md in 
 TEMPLATE_MARK = "[More Information Needed]"
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Publish a model. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Publish a model."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft publish", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,16 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--uri", help="MLflow store (default: the store of this folder)")
     args = parser.parse_args(argv)
-    try:
-        prepare_caches()
-        _publish(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _publish(args: argparse.Namespace) -> None:
+    prepare_caches()
     from kinopoisk_ft.hub_access import check_repository, upload
     from kinopoisk_ft.reporting.model_card import README
     from kinopoisk_ft.serving.locate import find_model_folder
@@ -98,7 +88,7 @@ def _check_finished(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _complete_card(folder: Path) -> None:
-    """Write the model card if an earlier version of this project did not write it."""
+    """Write the model card if an earlier version of this package trained the model."""
     from kinopoisk_ft.models.card import read_card
     from kinopoisk_ft.reporting.model_card import README, write_model_card
 

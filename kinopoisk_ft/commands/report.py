@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError, suggest_name
 from kinopoisk_ft.files import prepare_caches
 
@@ -23,16 +23,48 @@ if TYPE_CHECKING:
 OPTIONS = ("uri", "experiment", "parent", "output", "language", "explain")
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """Compare finished runs. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """Compare finished runs."""
+    options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
+    prepare_caches()
+    # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow's default of 7 retries takes minutes if no server answers.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow.exceptions import MlflowException
+
+    from kinopoisk_ft.reporting.document import build
+    from kinopoisk_ft.reporting.folds import pool_folds
+    from kinopoisk_ft.reporting.locale import Locale
+    from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
+    from kinopoisk_ft.reporting.run_files import load_run_files
+    from kinopoisk_ft.reporting.runs import collect
+    from kinopoisk_ft.reporting.summary import as_summary
+    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
+
+    locale = Locale(options.language)
+    uri = options.uri or default_uri()
     try:
-        options = _build_parser().parse_args(_add_dashes(sys.argv[1:] if argv is None else argv))
-        _write_report(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        client = open_store(uri)
+        collected = collect(client, options.experiment, options.parent)
+        collected, files = pool_folds(collected, load_run_files(client, collected.runs))
+    except MlflowException as error:
+        reason = textwrap.shorten(error.message, 200, placeholder=" …")
+        raise UserError(
+            f"MLflow cannot read the store: {reason}",
+            where=hide_password(uri),
+            fix="check --uri and MLFLOW_TRACKING_URI",
+        ) from error
+    document = build(collected, files.predictions, options.parent, locale)
+    if options.explain:
+        files = _explain(document, files, options.explain, client, uri)
+    paths = write(document, files, locale, options.output)
+    page = next(path for path in paths if path.suffix == ".html")
+    print(f"{as_summary(document, locale)}\n\n{locale('written', page=page, count=len(paths) - 1)}")
+    if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
+        log_report(client, parent, document, paths, locale)
+        print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -85,47 +117,6 @@ def _add_dashes(args: list[str]) -> list[str]:
         else:
             raise UserError(f"there is no option '{name}'", fix=suggest_name(name, OPTIONS))
     return dashed
-
-
-def _write_report(options: argparse.Namespace) -> None:
-    prepare_caches()
-    # Otherwise MLflow prints a progress bar for each small file, between the lines of the table.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's default of 7 retries takes minutes if no server answers.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    from mlflow.exceptions import MlflowException
-
-    from kinopoisk_ft.reporting.document import build
-    from kinopoisk_ft.reporting.folds import pool_folds
-    from kinopoisk_ft.reporting.locale import Locale
-    from kinopoisk_ft.reporting.output import FOLDER, log_report, parent_of, write
-    from kinopoisk_ft.reporting.run_files import load_run_files
-    from kinopoisk_ft.reporting.runs import collect
-    from kinopoisk_ft.reporting.summary import as_summary
-    from kinopoisk_ft.tracking.store import default_uri, hide_password, open_store
-
-    locale = Locale(options.language)
-    uri = options.uri or default_uri()
-    try:
-        client = open_store(uri)
-        collected = collect(client, options.experiment, options.parent)
-        collected, files = pool_folds(collected, load_run_files(client, collected.runs))
-    except MlflowException as error:
-        reason = textwrap.shorten(error.message, 200, placeholder=" …")
-        raise UserError(
-            f"MLflow cannot read the store: {reason}",
-            where=hide_password(uri),
-            fix="check --uri and MLFLOW_TRACKING_URI",
-        ) from error
-    document = build(collected, files.predictions, options.parent, locale)
-    if options.explain:
-        files = _explain(document, files, options.explain, client, uri)
-    paths = write(document, files, locale, options.output)
-    page = next(path for path in paths if path.suffix == ".html")
-    print(f"{as_summary(document, locale)}\n\n{locale('written', page=page, count=len(paths) - 1)}")
-    if not options.no_log and (parent := options.parent or parent_of(collected.runs)):
-        log_report(client, parent, document, paths, locale)
-        print(locale("logged", parent=parent, folder=FOLDER, view=locale("view")))
 
 
 def summarize_sweep(uri: str, parent: str) -> str:

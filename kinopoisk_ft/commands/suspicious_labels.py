@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinopoisk_ft.console import guard_output
+from kinopoisk_ft.console import handle_errors
 from kinopoisk_ft.errors import UserError, install_extra
 from kinopoisk_ft.files import check_writable
 from kinopoisk_ft.text import escape_formula, to_one_line
@@ -34,9 +33,9 @@ FILE = "predictions.parquet"
 MOST_ROWS, CHARACTERS = 20, 70
 
 
-@guard_output
-def main(argv: list[str] | None = None) -> int:
-    """List suspicious labels. Return 1 after a UserError, else 0."""
+@handle_errors
+def main(argv: list[str] | None = None) -> None:
+    """List suspicious labels."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft suspicious-labels", description=DESCRIPTION, epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,19 +44,14 @@ def main(argv: list[str] | None = None) -> int:
                         help=f"output_dir of a run, or its {FILE}")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="table to write, all rows")
     args = parser.parse_args(argv)
-    try:
-        if args.output:
-            check_writable(args.output, "--output")
-        found, count = find_suspicious(args.runs)
-        print(_format(found, count))
-        if args.output:
-            text = found.map(escape_formula).to_csv(index=False, lineterminator="\n")
-            args.output.write_text(text, encoding="utf-8")
-            print(f"{len(found)} rows written to {args.output}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.output:
+        check_writable(args.output, "--output")
+    found, count = find_suspicious(args.runs)
+    print(_format(found, count))
+    if args.output:
+        text = found.map(escape_formula).to_csv(index=False, lineterminator="\n")
+        args.output.write_text(text, encoding="utf-8")
+        print(f"{len(found)} rows written to {args.output}")
 
 
 def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:

@@ -9,13 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from kinopoisk_ft.console import guard_output
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.console import handle_errors
 
 
-@guard_output
+@handle_errors
 def main(argv: list[str] | None = None) -> int:
-    """Send missing runs. Return 1 if something was not sent, 130 after Ctrl-C, else 0."""
+    """Send missing runs. Return 1 if an event was not sent, 130 after Ctrl-C, else 0."""
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft sync",
         description="Send runs to MLflow that were made offline (tracking=offline) or while the "
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(synced.text, flush=True)
             counts[synced.status] += 1
             refused += synced.refused
-    except (UserError, OSError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -6,11 +6,10 @@ import argparse
 import subprocess
 import sys
 
-from kinopoisk_ft.console import guard_output
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.console import handle_errors
 
 
-@guard_output
+@handle_errors
 def main(argv: list[str] | None = None) -> int:
     """Run the MLflow UI until it is interrupted, and return its exit code."""
     parser = argparse.ArgumentParser(
@@ -25,11 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     from kinopoisk_ft.tracking.store import absolute_uri, ensure_store, hide_password
 
     uri = absolute_uri(args.uri)
-    try:
-        ensure_store(uri)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    ensure_store(uri)
     # The last part of the address selects the menu for model training.
     address = f"http://{args.host}:{args.port}/#/experiments?workflowType=machine_learning"
     print(f"{address} shows {hide_password(uri)}; press Ctrl-C to stop", flush=True)
