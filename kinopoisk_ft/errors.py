@@ -54,6 +54,11 @@ def check_positive(value: float | None, option: str) -> None:
         raise UserError(f"{option} cannot be {value!r}", where=option, fix=fix)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error message, or the type of an error without a message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra (optional dependencies) of this package."""
     return f"pip install -e '.[{extra}]' (in the checkout)"

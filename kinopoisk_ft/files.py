@@ -21,6 +21,8 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.text import replace_controls
 from kinopoisk_ft.training.distributed import torchrun
 
+# The folder of this package.
+PACKAGE = Path(__file__).resolve().parent
 CACHE_VARIABLE = "KINOPOISK_FT_CACHE"
 # Environment variables that set the cache folders of libraries, with their names in ~/.cache.
 LIBRARY_VARIABLES = {

@@ -20,12 +20,11 @@ import psutil
 from hydra.utils import get_object
 
 from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.files import compute_sha256
+from kinopoisk_ft.files import PACKAGE, compute_sha256
 
 if TYPE_CHECKING:
     import torch
 
-PACKAGE = Path(__file__).resolve().parent
 PACKAGES = (
     "kinopoisk-ft", "torch", "transformers", "peft", "datasets", "tokenizers", "mlflow",
     "hydra-core", "numba", "numpy", "scikit-learn",

@@ -21,7 +21,7 @@ from kinopoisk_ft.run_folder import RunFolder
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.tasks.record import write_json
 from kinopoisk_ft.tasks.result import Result
-from kinopoisk_ft.tracking.base import NoTracker, Tracker
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import close_killed
 from kinopoisk_ft.tracking.sweep import read_parent
 from kinopoisk_ft.training.distributed.processes import (
@@ -104,7 +104,7 @@ def _run_worker(prepared: Prepared) -> None:
     freeze_imported_objects()
     # Rank 0 logs the same messages.
     logging.disable(logging.WARNING)
-    tracker = NoTracker(uri=None, experiment="")
+    tracker = Tracker(uri=None, experiment="")
     with StopSignals(), tempfile.TemporaryDirectory(prefix="kinopoisk_ft_") as folder:
         instantiate(prepared.cfg.task)(prepared.cfg, tracker, "", Path(folder))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# How the comments begin that are for Hydra and for editors.
+from kinopoisk_ft.files import PACKAGE
+
+# Beginnings of comments that are meant for Hydra or for editors.
 _MACHINE_COMMENTS = ("# @package", "# yaml-language-server:")
 
 
@@ -14,8 +15,8 @@ def get_conf_dir() -> Path:
 
     An installed package contains this folder. In the repository, the folder is next to the package.
     """
-    inside = _PACKAGE / "conf"
-    return inside if inside.is_dir() else _PACKAGE.parent / "conf"
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
 
 
 def list_options(folder: Path) -> dict[str, dict[str, str]]:

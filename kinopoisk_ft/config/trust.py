@@ -32,6 +32,7 @@ MOVED = {
     "kinopoisk_ft.run.finetune": "kinopoisk_ft.tasks.finetune.finetune",
     "kinopoisk_ft.pretraining.pretrain": "kinopoisk_ft.tasks.pretrain.pretrain",
     "kinopoisk_ft.models.baseline.Tfidf": "kinopoisk_ft.models.tfidf.Tfidf",
+    "kinopoisk_ft.tracking.base.NoTracker": "kinopoisk_ft.tracking.base.Tracker",
 }
 
 # Packages that the user trusted when the command line started; None outside `freeze_trust`.

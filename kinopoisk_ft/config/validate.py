@@ -22,7 +22,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, build_command, read_environment_values
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten, get_overrides
 from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import UserError, first_line, suggest_name
 from kinopoisk_ft.provenance import compute_identity, make_tags
 from kinopoisk_ft.training.distributed import torchrun
 
@@ -96,7 +96,7 @@ def _resolve(cfg: DictConfig, experiment: str | None, conf: Path) -> dict[str, A
         )
     except OmegaConfBaseException as error:
         raise UserError(
-            f"the config cannot be resolved: {str(error).splitlines()[0]}",
+            f"the config cannot be resolved: {first_line(error)}",
             where=f"key {error.full_key}" if error.full_key else None,
             fix=f"set it on the command line: {error.full_key}=…" if error.full_key else None,
         ) from error

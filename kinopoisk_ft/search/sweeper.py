@@ -166,8 +166,8 @@ class Search(Sweeper):
         composed = loader.load_sweep_config(self.config, self._job_overrides(best))
         comment = f"Trial {best.number} of a search: {value}."
         write_best(loader, composed, self.folder, comment, self.trials.count_finished())
-        self.parent.tags({"best_trial": str(best.number), "best_validation": value})
-        self.parent.artifact(self.folder / BEST)
+        self.parent.tracker.tags({"best_trial": str(best.number), "best_validation": value})
+        self.parent.tracker.artifact(self.folder / BEST)
         params = "\n".join(f"  {override}" for override in format_overrides(best.params))
         print(f"best: trial {best.number}, {value}\n{params}")
         print(f"to run it: {format_command(composed, self.folder)}")

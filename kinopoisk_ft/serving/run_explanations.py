@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
 from kinopoisk_ft.data.recipe import DataSplit
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.serving.attributions import Explanation, explain
 from kinopoisk_ft.serving.locate import find_model_folder
 from kinopoisk_ft.serving.predictor import Predictor
@@ -55,7 +55,7 @@ def _read_texts(client: MlflowClient, run_id: str) -> dict[int, str]:
         plain: Any = rename_moved_targets(OmegaConf.to_container(cfg.data))
     except (MlflowException, OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
-            f"the config of the run cannot be read: {str(error).splitlines()[0]}",
+            f"the config of the run cannot be read: {first_line(error)}",
             where=f"run {run_id}",
             fix="make the report without --explain",
         ) from error

@@ -1,24 +1,27 @@
-"""Define the `Tracker` protocol, and a tracker that records nothing."""
+"""Define the methods of trackers, which record runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
-class Tracker(Protocol):
-    """An object that records runs.
+class Tracker:
+    """A tracker that records nothing; the base class of trackers that record runs.
 
     Each tracker class needs a config file in conf/tracking.
     """
 
+    def __init__(self, *, uri: None, experiment: str) -> None:
+        """Ignore the options, which only other trackers use."""
+
     def find(self, tags: dict[str, str]) -> dict[str, str] | None:
         """Return all tags of the newest finished run with the given tags, or None."""
-        ...
+        return None
 
     def get_uri(self) -> str | None:
         """Return the URI of the MLflow store to which runs are sent; None if there is none."""
-        ...
+        return None
 
     def start(
         self,
@@ -38,23 +41,19 @@ class Tracker(Protocol):
             resume: the id of an unfinished run to resume. Values already recorded are skipped.
             folder: the output folder of the run.
         """
-        ...
+        return ""
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         """Record metric values at an optimizer step."""
-        ...
 
     def flush(self) -> None:
         """Sync all recorded values to disk before a checkpoint is saved."""
-        ...
 
     def tags(self, values: dict[str, str]) -> None:
         """Set tags of the run."""
-        ...
 
     def artifact(self, path: Path) -> None:
         """Record a file or subfolder of the run's folder."""
-        ...
 
     def dataset(self, context: str, values: dict[str, str]) -> None:
         """Record a part of the data that the run uses.
@@ -64,59 +63,9 @@ class Tracker(Protocol):
             values: the fields digest, source_type, source, schema and profile of an MLflow data
                 set. The last three are JSON.
         """
-        ...
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
         """Record a model folder, and the Python file that serves the model."""
-        ...
 
     def finish(self, status: str) -> None:
         """End the run with the status FINISHED, FAILED or KILLED."""
-        ...
-
-
-class NoTracker:
-    """A tracker that records nothing."""
-
-    def __init__(self, *, uri: None, experiment: str) -> None:
-        self.uri, self.experiment = uri, experiment
-
-    def find(self, tags: dict[str, str]) -> None:
-        """Return None, because no run was recorded."""
-
-    def get_uri(self) -> None:
-        """Return None, because runs are sent nowhere."""
-
-    def start(
-        self,
-        name: str,
-        config: dict[str, Any],
-        tags: dict[str, str],
-        parent: str | None = None,
-        resume: str | None = None,
-        *,
-        folder: Path,
-    ) -> str:
-        """Return an empty run id."""
-        return ""
-
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Do nothing."""
-
-    def artifact(self, path: Path) -> None:
-        """Do nothing. The file stays in the run's folder."""
-
-    def dataset(self, context: str, values: dict[str, str]) -> None:
-        """Do nothing."""
-
-    def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Do nothing. The model stays in the run's folder."""
-
-    def finish(self, status: str) -> None:
-        """Do nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.tracking.replay import Replay
 from kinopoisk_ft.tracking.store_schema import UnreachableError
 
@@ -95,8 +95,7 @@ class Delivery:
     def _fail(self, error: Exception) -> None:
         self._failures += 1
         if self.error is None and self._tried.is_set():
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             text = "training continues, but the MLflow store does not answer: %s"
-            log.warning(text, reason[:300])
+            log.warning(text, first_line(error)[:300])
         self.error = error
         self._tried.set()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
@@ -302,9 +303,6 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def _read_state(file: Path) -> ReplayState:
     try:
-        state = ReplayState(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return TypeAdapter(ReplayState).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValueError):
         return ReplayState()
-    types = [type(value) for value in vars(state).values()]
-    valid = types == [str, str, int, dict] and {*map(type, state.refused.values())} <= {str}
-    return state if valid else ReplayState()

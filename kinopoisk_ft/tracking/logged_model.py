@@ -30,9 +30,10 @@ from mlflow.types.schema import ColSpec, Schema
 from mlflow.utils import requirements_utils
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_VERSIONS
 
+from kinopoisk_ft.files import PACKAGE
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.tracking.mlflow_names import flat_metrics
-from kinopoisk_ft.tracking.offline import NOTE_TAG, PACKAGE
+from kinopoisk_ft.tracking.offline import NOTE_TAG
 
 # The review that MLflow shows as an example of the model's input.
 EXAMPLE = ["Фильм понравился, смотрели всей семьёй."]

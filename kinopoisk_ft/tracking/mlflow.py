@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.offline import OfflineTracker, sync_command
 from kinopoisk_ft.tracking.replay import Replay, Target
@@ -52,30 +50,19 @@ class MlflowTracker(OfflineTracker):
         except (UnreachableError, MlflowException) as error:
             if isinstance(error, MlflowException) and not is_temporary(error, uri):
                 raise
-            reason = str(error).splitlines()[0]
-            log.warning("the MLflow store cannot be searched for finished runs: %s", reason)
+            text = "the MLflow store cannot be searched for finished runs: %s"
+            log.warning(text, first_line(error))
             return None
         return dict(found[0].data.tags) if found else None
 
-    def start(
-        self,
-        name: str,
-        config: dict[str, Any],
-        tags: dict[str, str],
-        parent: str | None = None,
-        resume: str | None = None,
-        *,
-        folder: Path,
-    ) -> str:
-        """Start or resume a run.
+    def _assign_id(self) -> str:
+        """Connect to the store, and return the run's id there.
 
-        Returns:
-            The run's id in the store, or a local id if the store does not answer in time.
+        If the store does not answer in time, the result is the local id.
 
         Raises:
             UserError: the store cannot be opened, or does not contain the parent run.
         """
-        local_id = super().start(name, config, tags, parent, resume, folder=folder)
         target = Target(self.uri, self.experiment, self.artifacts)
         self._replay = Replay(self._log, target)
         self._delivery = Delivery(self._replay)
@@ -91,18 +78,15 @@ class MlflowTracker(OfflineTracker):
                 self._log.close()
             raise error
         if error is not None or not answered:
-            reason = str(error).splitlines()[0] if error else f"no answer in {seconds:.0f} s"
+            reason = first_line(error) if error else f"no answer in {seconds:.0f} s"
             log.warning("training starts without the MLflow store: %s", reason[:300])
-        self._run_id = self._replay.run_id or local_id
+        self._run_id = self._replay.run_id or self._log.local_id
         return self._run_id
 
     def get_uri(self) -> str | None:
         return absolute_uri(self.uri)
 
-    def finish(self, status: str) -> None:
-        """Record the end of the run, and send unsent events for a limited time."""
-        self._stop_monitor()
-        self._log.append("finish", status=status)
+    def _send_rest(self, status: str) -> None:
         seconds = END[status] + (self._model_bytes() / MIN_RATE if status == "FINISHED" else 0)
         complete = self._delivery.close(seconds)
         state, command = self._log.state, sync_command(self._log.folder)
@@ -114,7 +98,6 @@ class MlflowTracker(OfflineTracker):
         if state.refused:
             text = "not sent to the MLflow store: %s; to try again: %s"
             log.warning(text, "; ".join(state.refused.values())[:1000], command)
-        self._close()
 
     def _model_bytes(self) -> int:
         files = (self._log.folder / "model").rglob("*") if self.log_model else ()
@@ -126,4 +109,4 @@ def _get_reason(error: Exception | None) -> str:
         return "it did not answer in time"
     if isinstance(error, UserError):
         return f"{error.what} (to do: {error.fix})"
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return first_line(error)[:300]

@@ -11,6 +11,7 @@ from typing import Any
 
 from kinopoisk_ft.config.prepared import flatten
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import PACKAGE
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.event_log import EventLog, find_logs
 
@@ -22,10 +23,9 @@ LOCK_PATIENCE = 10.0
 PARENT_TAG = "mlflow.parentRunId"
 # MLflow's user interface shows this tag as the description of a run or model, in Markdown.
 NOTE_TAG = "mlflow.note.content"
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class OfflineTracker:
+class OfflineTracker(Tracker):
     """A tracker that writes an event log in the run's folder.
 
     `kinopoisk-ft sync <folder>` sends the log to MLflow.
@@ -48,10 +48,6 @@ class OfflineTracker:
         self._recorded: set[tuple[str, int]] = set()
         self._has_artifacts = False
 
-    def find(self, tags: dict[str, str]) -> dict[str, str] | None:
-        """Return None, because this tracker does not search a store."""
-        return None
-
     def start(
         self,
         name: str,
@@ -62,7 +58,11 @@ class OfflineTracker:
         *,
         folder: Path,
     ) -> str:
-        """Start or resume a run in an event log, and return the local id of the run."""
+        """Start or resume a run in an event log.
+
+        Returns:
+            The id of the run. Its event log has a local id, which the store may replace.
+        """
         found = _find_log(folder, resume) if resume else None
         if resume and found is None:
             log.warning("%s has no event log of run %s, so a new run is created", folder, resume)
@@ -85,6 +85,9 @@ class OfflineTracker:
         self._log.sync()
         if self.system_metrics:
             self._start_monitor()
+        return self._assign_id()
+
+    def _assign_id(self) -> str:
         return self._log.local_id
 
     def get_uri(self) -> str | None:
@@ -123,15 +126,12 @@ class OfflineTracker:
             self._log.append("metrics", values=new, step=step)
 
     def flush(self) -> None:
-        """Write all events to disk, and call fsync."""
         self._log.sync()
 
     def tags(self, values: dict[str, str]) -> None:
-        """Set tags of the run."""
         self._log.append("tags", values=values)
 
     def artifact(self, path: Path) -> None:
-        """Record a file or subfolder of the run's folder."""
         if not self._has_artifacts:
             _warn_if_replaced(self._log)
             self._has_artifacts = True
@@ -143,7 +143,6 @@ class OfflineTracker:
         self._log.append("dataset", context=context, values={"name": name, **values})
 
     def model(self, folder: Path, code: Path, class_names: tuple[str, ...]) -> None:
-        """Record a model folder, and the Python file that serves the model."""
         # Without `log_model`, the model is only in the run's folder.
         if self.log_model:
             path, code_path = (portable_path(one, self._log.folder) for one in (folder, code))
@@ -152,16 +151,15 @@ class OfflineTracker:
                 self._log.append("register", name=self.register)
 
     def finish(self, status: str) -> None:
-        """Record the end of the run, and log the command that sends the run to MLflow."""
         self._stop_monitor()
         self._log.append("finish", status=status)
-        self._close()
-        log.info("to send this run to MLflow: %s", sync_command(self._log.folder))
-
-    def _close(self) -> None:
+        self._send_rest(status)
         if lost := self._log.count_lost():
             log.error("%d events are lost: the disk is full and no MLflow store has them", lost)
         self._log.close()
+
+    def _send_rest(self, status: str) -> None:
+        log.info("to send this run to MLflow: %s", sync_command(self._log.folder))
 
 
 def _check_register(name: str | None, log_model: bool) -> None:

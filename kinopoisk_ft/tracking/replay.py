@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, ReplayState
 from kinopoisk_ft.tracking.logged_model import (
     link_metrics,
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 # MLflow tag with the id of the event log from which a run was created.
 LOG_TAG = "kinopoisk_ft.events"
-# Longest param value that MLflow stores, in characters. Longer ones go to long_params.json.
-MAX_PARAM = MAX_PARAM_VAL_LENGTH
 # Size in bytes of the largest JSON artifact in which the run's local id is replaced.
 MAX_JSON = 2**20
 # Tags of a run that say who made it with which code.
@@ -133,7 +131,7 @@ class Replay:
                 for event in batch:
                     self._send(client, [event])
                 return
-            self._refuse(batch[0], str(error).splitlines()[0] if str(error) else repr(error))
+            self._refuse(batch[0], first_line(error))
         else:
             for event in batch:
                 state.refused.pop(str(event["seq"]), None)
@@ -201,7 +199,8 @@ class Replay:
 
     def _write_params(self, client: MlflowClient, texts: dict[str, str]) -> None:
         texts = texts if self._has_flat_names else readable_params(texts)
-        long = {key: text for key, text in texts.items() if len(text) > MAX_PARAM}
+        # MLflow does not store longer values, so they go to long_params.json.
+        long = {key: text for key, text in texts.items() if len(text) > MAX_PARAM_VAL_LENGTH}
         short = texts | dict.fromkeys(long, "in long_params.json")
         for part in _split([Param(*item) for item in short.items()], MAX_PARAMS):
             client.log_batch(self.run_id, params=part)

@@ -28,7 +28,7 @@ from mlflow.utils.mlflow_tags import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.files import sync_to_disk, temporary_path
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.tracking.mlflow_names import to_mlflow
@@ -156,7 +156,7 @@ def _explain_errors(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         kind = UnreachableError if is_temporary(error, uri) else UserError
         raise kind(
-            f"the MLflow store cannot be opened: {str(error).splitlines()[0]}",
+            f"the MLflow store cannot be opened: {first_line(error)}",
             where=f"tracking.uri={hide_password(uri)}",
             fix="check this address and its permissions, or use tracking=offline",
         ) from error

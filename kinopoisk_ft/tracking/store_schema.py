@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 REMOTE = ("http", "https", "databricks")
@@ -70,8 +70,8 @@ def check_database(uri: str, fix: str = FIX_MISSING) -> None:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:
         kind = UnreachableError if is_temporary(error, uri) else UserError
-        reason = str(error).splitlines()[0]
-        raise kind(f"the store cannot be read: {reason}", where=where, fix=fix) from error
+        what = f"the store cannot be read: {first_line(error)}"
+        raise kind(what, where=where, fix=fix) from error
     if is_unfinished:
         raise UnfinishedError(
             "the store is incomplete and empty: its creation was interrupted",

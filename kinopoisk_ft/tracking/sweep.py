@@ -67,11 +67,11 @@ class ParentRun(Callback):
         self.by_sweeper = by_sweeper
         self.sweep_dir = Path()
         self.run_id: str | None = None
-        self._tracker: Tracker | None = None
+        self.tracker = Tracker(uri=None, experiment="")
 
     def __getstate__(self) -> dict[str, Any]:
         # Launchers pickle callbacks for worker processes, which do not need the tracker.
-        return {**self.__dict__, "_tracker": None}
+        return {**self.__dict__, "tracker": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the options of the sweep, and start the parent run unless the sweeper starts it."""
@@ -117,7 +117,7 @@ class ParentRun(Callback):
 
     def _start(self, config: DictConfig, resume: str | None) -> str | None:
         try:
-            self._tracker = instantiate(config.tracking)
+            self.tracker = instantiate(config.tracking)
         except InstantiationException:
             # Each job validates its config and reports the error.
             return None
@@ -125,26 +125,15 @@ class ParentRun(Callback):
         name = next((str(choices[k]) for k in ("sweep", "experiment") if choices.get(k)), "sweep")
         tags = {"kinopoisk_ft.kind": "sweep", "overrides": " ".join(get_overrides(config.hydra))}
         # Unfinished jobs of a killed parent run become children of this run when they are resumed.
-        close_killed(self._tracker, self.sweep_dir, resume)
-        return self._tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Set tags of the parent run."""
-        if self._tracker is not None:
-            self._tracker.tags(values)
-
-    def artifact(self, file: Path) -> None:
-        """Record a file in the sweep's folder as an artifact of the parent run."""
-        if self._tracker is not None:
-            self._tracker.artifact(file)
+        close_killed(self.tracker, self.sweep_dir, resume)
+        return self.tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
     def find_store(self) -> tuple[str, str] | None:
         """Return the URI of the MLflow store and the id of the parent run, if it is recorded."""
-        uri = None if self._tracker is None else self._tracker.get_uri()
+        uri = self.tracker.get_uri()
         return (uri, self.run_id) if uri and self.run_id else None
 
     def close(self, status: str) -> None:
         """End the parent run with the status FINISHED, FAILED or KILLED."""
-        if self._tracker is not None:
-            self._tracker.finish(status)
+        self.tracker.finish(status)
         ParentRun.opened = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.tracking.delivery import Delivery
 from kinopoisk_ft.tracking.event_log import OFFLINE, Event, EventLog, find_logs
 from kinopoisk_ft.tracking.offline import PARENT_TAG
@@ -141,9 +141,8 @@ def _send(replay: Replay) -> None:
     if isinstance(delivery.error, UserError):
         raise delivery.error
     if delivery.error is not None:
-        reason = next(iter(str(delivery.error).splitlines()), type(delivery.error).__name__)
         raise UserError(
-            f"some records could not be sent to the store: {reason[:300]}",
+            f"some records could not be sent to the store: {first_line(delivery.error)[:300]}",
             where=hide_password(replay.uri),
             fix="run the same command again later; it sends only the missing records",
         ) from delivery.error

@@ -15,7 +15,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 # MLflow's UI shows metrics with this prefix on the tab "System metrics".
 PREFIX = "system/"
-# Seconds between two samples, which MLflow uses by default, too.
+# Seconds between two samples, as in MLflow by default.
 INTERVAL = 10.0
 
 
@@ -47,17 +47,13 @@ class SystemMonitor:
 
     def _run(self) -> None:
         interval = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL
-        while True:
+        is_last = False
+        while not is_last:
             is_last = self._stopped.wait(interval)
-            self._sample()
-            if is_last:
-                return
-
-    def _sample(self) -> None:
-        found: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            found |= monitor.aggregate_metrics()
-            monitor.clear_metrics()
-        self._record({f"{PREFIX}{name}": value for name, value in found.items()}, self._step)
-        self._step += 1
+            found: dict[str, float] = {}
+            for monitor in self._monitors:
+                monitor.collect_metrics()
+                found |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            self._record({f"{PREFIX}{name}": value for name, value in found.items()}, self._step)
+            self._step += 1

@@ -30,7 +30,7 @@ from kinopoisk_ft.models.saving import make_card, save_network
 from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.finetune import finetune
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.precision import Precision
 
@@ -173,7 +173,7 @@ def outcome(check: Callable[[], object], overrides: Iterable[str]) -> str:
         return "works"
     cfg = compose_config([*overrides, "data=file", "data.path=not_read.csv"])
     with pytest.raises(UserError) as early:
-        finetune(cfg, NoTracker(uri=None, experiment=""), "", Path("unused"))
+        finetune(cfg, Tracker(uri=None, experiment=""), "", Path("unused"))
     assert early.value.what == refusal
     return "refused"
 

@@ -35,7 +35,7 @@ from kinopoisk_ft.models.frozen_weights import (
 from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.finetune import finetune
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import Examples, pad
 from kinopoisk_ft.training.objective import Classification
 
@@ -231,7 +231,7 @@ def test_refused_before_data_are_read(
     cfg = compose_config(["data=demo", "model=encoder", f"model.name={tiny.bert()}", BF16,
                           *overrides])  # fmt: skip
     with pytest.raises(UserError, match=message):
-        finetune(cfg, NoTracker(uri=None, experiment="none"), "run", tmp_path)
+        finetune(cfg, Tracker(uri=None, experiment="none"), "run", tmp_path)
 
 
 def test_pretraining_is_refused() -> None:

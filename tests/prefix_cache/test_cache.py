@@ -31,7 +31,7 @@ from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.fit_network import FitInputs, fit_network
 from kinopoisk_ft.tasks.pretrain import pretrain
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
@@ -187,7 +187,7 @@ def test_impossible_cache_is_refused_with_the_reason(
         apply(kind, "fp32", *adapter)
 
 
-class Notebook(NoTracker):
+class Notebook(Tracker):
     """A tracker that keeps metrics and tags."""
 
     def __init__(self) -> None:

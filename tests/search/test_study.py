@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.study import open_study
 from kinopoisk_ft.search.trial import Pruned, TrialTracker
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 
 
 def test_evaluations_are_counted_and_reported_once(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_evaluations_are_counted_and_reported_once(tmp_path: Path) -> None:
     pruner = DictConfig({"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1})
     study = open_study(tmp_path, pruner, "minimize")
     study.set_user_attr("metric", "loss")
-    none: Any = NoTracker(uri=None, experiment="")
+    none: Any = Tracker(uri=None, experiment="")
     study.ask()
     first = TrialTracker(none, study, 0)
     for step in (10, 20, 20, 30):

@@ -17,7 +17,7 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.trial import watch_trial
 from kinopoisk_ft.sweeps.jobs import read_outcomes
 from kinopoisk_ft.tasks.result import Result
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 
 Score = Callable[[Prepared], float]
 
@@ -28,7 +28,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, score: Score) -> list[tuple[Path, f
 
     def run(prepared: Prepared, out_dir: Path) -> Result:
         seen.append((out_dir, prepared.cfg.trainer.lr))
-        tracker = watch_trial(NoTracker(uri=None, experiment=""), prepared.job)
+        tracker = watch_trial(Tracker(uri=None, experiment=""), prepared.job)
         tracker.start("", {}, {"overrides": ""}, folder=Path())
         found = score(prepared)
         for step in (1, 2, 3):

@@ -51,7 +51,7 @@ def test_a_damaged_note_of_the_parent_is_reported(
     config = OmegaConf.create({
         "hydra": {"sweep": {"dir": str(tmp_path)}, "runtime": {"choices": {}},
                   "overrides": {"task": []}},
-        "tracking": {"_target_": "kinopoisk_ft.tracking.base.NoTracker", "uri": None,
+        "tracking": {"_target_": "kinopoisk_ft.tracking.base.Tracker", "uri": None,
                      "experiment": ""},
     })  # fmt: skip
     note = notes_folder(tmp_path) / "parent.json"

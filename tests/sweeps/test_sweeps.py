@@ -158,9 +158,9 @@ def test_a_killed_sweep_that_resumes_has_all_its_jobs(
 def test_workers_get_the_parent_without_its_tracker(place: Path) -> None:
     callback = ParentRun()
     uri = f"sqlite:///{place / 'mlflow.db'}"
-    callback._tracker = MlflowTracker(uri=uri, artifacts=None, experiment="handed", log_model=False)
-    callback._tracker.start("sweep", {}, {}, folder=place / "handed")
-    assert pickle.loads(pickle.dumps(callback))._tracker is None
+    callback.tracker = MlflowTracker(uri=uri, artifacts=None, experiment="handed", log_model=False)
+    callback.tracker.start("sweep", {}, {}, folder=place / "handed")
+    assert pickle.loads(pickle.dumps(callback)).tracker is None
     callback.close("FINISHED")
 
 

@@ -11,7 +11,7 @@ from networks import model_overrides
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tasks.finetune import finetune
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ from kinopoisk_ft.tracking.base import NoTracker
 def test_data_are_read_last(overrides: list[str], message: str) -> None:
     cfg = compose_config([*overrides, "data=file", "data.path=missing.csv"])
     with pytest.raises(UserError, match=message):
-        finetune(cfg, NoTracker(uri=None, experiment=""), "", Path("unused"))
+        finetune(cfg, Tracker(uri=None, experiment=""), "", Path("unused"))

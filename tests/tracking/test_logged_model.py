@@ -14,9 +14,10 @@ from syncing import runs_of
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import PACKAGE
 from kinopoisk_ft.tracking import logged_model
 from kinopoisk_ft.tracking.event_log import find_logs
-from kinopoisk_ft.tracking.offline import PACKAGE, OfflineTracker
+from kinopoisk_ft.tracking.offline import OfflineTracker
 
 CODE = PACKAGE / "serving" / "pyfunc.py"
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tasks.finetune import finetune
-from kinopoisk_ft.tracking.base import NoTracker
+from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.training import memory
 from kinopoisk_ft.training.acceleration import unpadded
 from kinopoisk_ft.training.acceleration.dropout import replace_dropout
@@ -231,7 +231,7 @@ def test_refused_before_data_are_read(
     monkeypatch.setattr("kinopoisk_ft.data.demo.Demo.load", fail)
     cfg = compose_config(["data=demo", ON, *overrides])
     with pytest.raises(UserError, match=message):
-        finetune(cfg, NoTracker(uri=None, experiment="none"), "run", tmp_path)
+        finetune(cfg, Tracker(uri=None, experiment="none"), "run", tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["bert_scratch", "mamba_scratch"])
