@@ -187,7 +187,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     out_dir, job = get_output_dir(), get_job()
     try:
-        prepared = prepare(cfg, get_conf_dir(), read_seed(out_dir, cfg.get("resume", "auto")))
+        prepared = prepare(cfg, read_seed(out_dir, cfg.get("resume", "auto")))
         if job:
             from kinopoisk_ft.sweeps.jobs import run_job
 

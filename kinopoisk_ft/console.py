@@ -164,7 +164,7 @@ def open_terminal(stream: Any) -> Console:
 
 def silence_libraries() -> None:
     """Turn off the progress bars and loading messages of libraries."""
-    # The libraries read these variables when they are imported, which a run of TF-IDF does not do.
+    # Libraries that are not imported yet read these variables on import. TF-IDF never imports them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -184,22 +184,21 @@ def silence_libraries() -> None:
 
 
 @contextmanager
-def silence_package() -> Iterator[None]:
-    """Drop all log messages of this package below ERROR inside the `with` block."""
-    package = logging.getLogger("kinopoisk_ft")
-    level = package.level
-    package.setLevel(logging.ERROR)
+def silence_logs() -> Iterator[None]:
+    """Drop all log messages below ERROR inside the `with` block."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        package.setLevel(level)
+        logging.disable(level)
 
 
 def collect_rarely() -> None:
-    """Let garbage collection run a hundredth as often, until `freeze_imported_objects`.
+    """Run garbage collection 100 times less often, until `freeze_imported_objects` is called.
 
-    Imports create about a million objects and almost no garbage. Without this function, they take
-    a quarter longer.
+    Imports create about a million objects and almost no garbage. This saves a
+    fifth of the time of all imports.
     """
     gc.set_threshold(100 * DEFAULT_THRESHOLDS[0], *DEFAULT_THRESHOLDS[1:])
 

@@ -54,7 +54,7 @@ def run(prepared: Prepared, out_dir: Path) -> Result:
         name, resumed_id = f"{tags['approach']}, seed {tags['seed']}", folder.find_run()
         # An earlier process that was killed in this folder could not end its run in the store.
         close_killed(instantiate(cfg.tracking), out_dir, resumed_id)
-        parent_id = _find_parent_run(prepared)
+        parent_id = read_parent(prepared.job.sweep_dir) if prepared.job else None
         run_id = tracker.start(name, plain, tags, parent_id, resumed_id, folder=out_dir)
         try:
             folder.mark_started(run_id)
@@ -130,7 +130,3 @@ def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> No
 def _log_traceback(tracker: Tracker, file: Path) -> None:
     file.write_text(traceback.format_exc(), encoding="utf-8")
     tracker.artifact(file)
-
-
-def _find_parent_run(prepared: Prepared) -> str | None:
-    return read_parent(prepared.job.sweep_dir) if prepared.job else None

@@ -94,8 +94,8 @@ class RunFolder:
     def find_run(self) -> str | None:
         """Return the id of the run to resume, or None if a new run must start.
 
-        With resume=never, the result is always None. If the result is None, checkpoints of earlier
-        runs are deleted.
+        With resume=never, the result is always None. Before a new run, checkpoints of earlier runs
+        are deleted.
 
         Raises:
             UserError: the unfinished run has checkpoints but another config, or its record cannot
@@ -180,28 +180,28 @@ SHOWN_CHARACTERS = 60
 
 def check_sweep_folders(config: DictConfig) -> None:
     """Raise UserError if a folder name of a sweep or of its jobs is too long."""
-    _check_name_lengths(str(config.hydra.sweep.dir), "output_dir", "choose a shorter output_dir")
+    if error := _explain_long_name(str(config.hydra.sweep.dir)):
+        raise error
     plain: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if "override_dirname" in str(plain["subdir"]):
         # A user's config may interpolate values that exist only inside a job.
         with suppress(OmegaConfBaseException):
-            _check_name_lengths(
+            error = _explain_long_name(
                 _compose_longest_folder(config.copy()),
                 f"hydra.sweep.subdir={plain['subdir']}",
                 "exclude long overrides from the names, for example with "
                 "hydra.job.config.override_dirname.exclude_keys=[data.path], or number the jobs "
                 "with 'hydra.sweep.subdir=${hydra.job.num}'",
             )
+            if error:
+                raise error
 
 
 def explain_folder_error(error: OSError) -> UserError:
     """Explain why Hydra could not create or open a folder or file."""
-    folder = str(error.filename)
-    if _has_long_name(folder):
-        return _explain_long_name(folder, "output_dir", "choose a shorter output_dir")
-    return UserError(
+    return _explain_long_name(str(error.filename)) or UserError(
         f"cannot create or open this path: {error.strerror}",
-        where=folder,
+        where=str(error.filename),
         fix="choose another output_dir in a writable folder",
     )
 
@@ -227,17 +227,13 @@ def _compose_longest_folder(config: DictConfig) -> str:
     return str(config.hydra.sweep.subdir)
 
 
-def _check_name_lengths(folder: str, where: str, fix: str) -> None:
-    if _has_long_name(folder):
-        raise _explain_long_name(folder, where, fix)
-
-
-def _has_long_name(folder: str) -> bool:
-    return any(_count_bytes(name) > MAX_NAME for name in Path(folder).parts)
-
-
-def _explain_long_name(folder: str, where: str, fix: str) -> UserError:
-    name = max(Path(folder).parts, key=_count_bytes)
+def _explain_long_name(
+    folder: str, where: str = "output_dir", fix: str = "choose a shorter output_dir"
+) -> UserError | None:
+    """Return an error if a part of a path is too long for a file system, else None."""
+    name = max(Path(folder).parts, key=_count_bytes, default="")
+    if _count_bytes(name) <= MAX_NAME:
+        return None
     return UserError(
         f"the folder name '{name[:SHOWN_CHARACTERS]}…' is {_count_bytes(name)} bytes long; "
         f"file systems allow at most {MAX_NAME}",

@@ -96,10 +96,10 @@ def _build_config_flags(hydra: Any) -> list[str]:
     if hydra.job.config_name != MAIN_CONFIG:
         flags += ["--config-name", hydra.job.config_name]
     if "command-line" in folders:
-        flags += ["--config-dir", _make_relative(folders["command-line"], hydra.runtime.cwd)]
+        path, home = Path(folders["command-line"]), hydra.runtime.cwd
+        flags += [
+            "--config-dir",
+            str(path.relative_to(home) if path.is_relative_to(home) else path),
+        ]
     flags += [o for o in hydra.overrides.hydra if _get_key(o) == "hydra.searchpath"]
     return flags + (["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else [])
-
-
-def _make_relative(path: str, home: str) -> str:
-    return str(Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path

@@ -44,7 +44,7 @@ def build_schemas() -> dict[str, Schema]:
     groups = {folder for folder in conf.rglob("*") if [*folder.glob("*.yaml")]}
     names = {folder.relative_to(conf).as_posix(): folder for folder in sorted(groups)}
     schemas = {
-        name.replace("/", "_"): _describe_group(folder)
+        name.replace("/", "_"): _make_header() | _describe_node(*read_group(folder))
         for name, folder in names.items()
         if name not in ("experiment", "sweep")
     }
@@ -62,7 +62,7 @@ def write_schemas(folder: Path) -> None:
 def read_comments(file: Path) -> dict[str, str]:
     """Return {dotted key: comment} for a YAML file.
 
-    The comment is in the lines above the key, behind its value, or both. The first comment of a
+    The comment stands in the lines above the key, behind the value, or both. The first comment of a
     file describes the file and belongs to no key.
     """
     found: dict[str, str] = {}
@@ -108,10 +108,6 @@ def _describe_main(conf: Path) -> Schema:
     return {**_make_header(), "properties": properties, "additionalProperties": False}
 
 
-def _describe_group(folder: Path) -> Schema:
-    return {**_make_header(), **_describe_node(*read_group(folder))}
-
-
 def _make_header() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -121,7 +117,11 @@ def _make_header() -> Schema:
 
 
 def _describe_node(nodes: Sequence[Schema], comments: dict[str, str]) -> Schema:
-    """Return the schema of a node, for which `nodes` are all examples in the group."""
+    """Return the schema of a config node.
+
+    Args:
+        nodes: the node in each file of the group.
+    """
     targets = sorted({node["_target_"] for node in nodes if "_target_" in node})
     if not targets:
         # Launchers belong to plugins of Hydra, which checks their options itself.

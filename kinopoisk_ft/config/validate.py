@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT, build_command, read_environment_values
+from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Job, Prepared, flatten, get_overrides
 from kinopoisk_ft.config.trust import check_targets, rename_moved_targets
 from kinopoisk_ft.errors import UserError, first_line, suggest_name
@@ -47,11 +48,10 @@ OUTPUT_KEYS = ("output_dir=", "result_json=", "tracking.", "tracking=")
 GROUPS = ("task", "model", "adapter", "data", "trainer", "tracking")
 
 
-def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Prepared:
+def prepare(cfg: DictConfig, resumed_seed: int | None = None) -> Prepared:
     """Resolve and validate a composed config.
 
     Args:
-        conf: folder of the project's config groups, for error messages.
         resumed_seed: seed of the unfinished run in the output folder; None if there is no such run.
             This seed replaces a null seed in the config.
 
@@ -61,37 +61,43 @@ def prepare(cfg: DictConfig, conf: Path, resumed_seed: int | None = None) -> Pre
     hydra = HydraConfig.get()
     cfg = cfg.copy()
     _set_seed(cfg, resumed_seed)
-    plain = _resolve(cfg, hydra.runtime.choices.get("experiment"), conf)
+    plain = _resolve(cfg, hydra.runtime.choices.get("experiment"))
     resolved = DictConfig(plain)
     # No later code may change the config, because it is recorded as it is now.
     OmegaConf.set_readonly(resolved, True)
     job = get_job()
-    choices = _read_choices(hydra)
+    choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra" not in k}
+    relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
+    identity = compute_identity(relevant, choices)
+    fixed = {**read_environment_values(cfg, plain), "seed": plain["seed"]}
+    command = build_command(hydra, fixed)
     return Prepared(
         cfg=resolved,
         choices=choices,
-        tags=_make_tags(hydra, plain, choices, read_environment_values(cfg, plain)),
+        tags=make_tags(choices, plain["seed"], identity, get_overrides(hydra), command),
         result_file=_name_result_file(resolved.result_json, job),
         job=job,
     )
 
 
-def check_config(composed: DictConfig, conf: Path) -> None:
+def check_config(composed: DictConfig) -> None:
     """Raise UserError if the config that Hydra composed for a run is invalid."""
-    cfg = composed.copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
+    cfg = _copy_without_hydra(composed)
     if cfg.get("seed") is None:
         # The run itself draws a seed.
         cfg.seed = 0
-    _resolve(cfg, composed.hydra.runtime.choices.get("experiment"), conf)
+    _resolve(cfg, composed.hydra.runtime.choices.get("experiment"))
 
 
-def _resolve(cfg: DictConfig, experiment: str | None, conf: Path) -> dict[str, Any]:
-    """Return the config as a dict with resolved interpolations; raise UserError for errors."""
+def _resolve(cfg: DictConfig, experiment: str | None) -> dict[str, Any]:
+    """Return the config as a dict with resolved interpolations.
+
+    Raises:
+        UserError: the config is invalid.
+    """
     _check_restarts(cfg)
     try:
-        plain: Any = rename_moved_targets(
+        plain: dict[str, Any] = rename_moved_targets(
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         )
     except OmegaConfBaseException as error:
@@ -103,32 +109,22 @@ def _resolve(cfg: DictConfig, experiment: str | None, conf: Path) -> dict[str, A
     errors = find_errors(plain)
     if errors:
         where = "the command line" + (f", or experiment '{experiment}'" if experiment else "")
-        fix = f"correct these options; see --help and the config groups in {conf}"
+        fix = f"correct these options; see --help and the config groups in {get_conf_dir()}"
         raise UserError("\n".join(errors), where=where, fix=fix)
-    resolved: dict[str, Any] = plain
-    return resolved
+    return plain
 
 
-def prepare_composed(composed: DictConfig, conf: Path) -> Prepared:
+def prepare_composed(composed: DictConfig) -> Prepared:
     """Validate the config that a sweeper composed for one job."""
     HydraConfig.instance().set_config(composed)
+    return prepare(_copy_without_hydra(composed))
+
+
+def _copy_without_hydra(composed: DictConfig) -> DictConfig:
     cfg = composed.copy()
     with open_dict(cfg):
         del cfg["hydra"]
-    return prepare(cfg, conf)
-
-
-def _read_choices(hydra: Any) -> dict[str, str]:
-    return {key: str(value) for key, value in hydra.runtime.choices.items() if "hydra" not in key}
-
-
-def _make_tags(
-    hydra: Any, plain: dict[str, Any], choices: dict[str, str], environment: dict[str, Any]
-) -> dict[str, str]:
-    relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
-    identity = compute_identity(relevant, choices)
-    command = build_command(hydra, {**environment, "seed": plain["seed"]})
-    return make_tags(choices, plain["seed"], identity, get_overrides(hydra), command)
+    return cfg
 
 
 def get_output_dir() -> Path:

@@ -15,7 +15,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.config.command import KEYS_WITHOUT_EFFECT
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared, flatten
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best_trial import BEST, format_command, write_best
@@ -183,7 +182,7 @@ def _prepare(composed: DictConfig) -> Prepared:
     # The import is local: Hydra imports this module at every start, and `validate` imports torch.
     from kinopoisk_ft.config.validate import prepare_composed
 
-    return prepare_composed(composed, get_conf_dir())
+    return prepare_composed(composed)
 
 
 def _describe_search(prepared: Prepared) -> dict[str, Any]:

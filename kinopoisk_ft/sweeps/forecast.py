@@ -17,7 +17,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kinopoisk_ft.adapters.base import Adapter
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare_composed
 from kinopoisk_ft.data.preprocessing import Preprocessing
@@ -92,7 +91,7 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
 def _prepare(job: DictConfig) -> Prepared:
     state = HydraConfig.instance().cfg
     try:
-        return prepare_composed(job, get_conf_dir())
+        return prepare_composed(job)
     finally:
         HydraConfig.instance().cfg = state
 

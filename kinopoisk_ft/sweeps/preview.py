@@ -14,7 +14,6 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.help import explain_error
 from kinopoisk_ft.config.prepared import get_overrides, name_checkpoint
 from kinopoisk_ft.config.validate import check_config
@@ -48,7 +47,7 @@ class Check(Callback):
         if not is_dry and torchrun.rank() == 0:
             print(_describe_run(config), flush=True)
         try:
-            check_config(config, get_conf_dir())
+            check_config(config)
         except UserError as error:
             _exit(error, 1)
         if is_dry:
@@ -66,7 +65,7 @@ class Check(Callback):
             if not config.get("dry_run"):
                 print(f"sweep of {len(Check.jobs)} jobs, in {config.hydra.sweep.dir}", flush=True)
             for job in Check.jobs:
-                check_config(job, get_conf_dir())
+                check_config(job)
         except UserError as error:
             _exit(error, 1)
         except (HydraException, ValueError) as error:

@@ -19,7 +19,7 @@ from kinopoisk_ft.adapters.audit import (
 )
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.adapters.plain import BitFit, Freeze, Full, Head
-from kinopoisk_ft.console import silence_package
+from kinopoisk_ft.console import silence_logs
 from kinopoisk_ft.data.leakage import Overlap, PretrainingTexts
 from kinopoisk_ft.data.preprocessing import TextCoverage
 from kinopoisk_ft.data.recipe import DataSplit
@@ -63,7 +63,7 @@ def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> No
         UserError: the architecture does not support them.
     """
     # Building a network draws random numbers.
-    with torch.random.fork_rng(), silence_package():
+    with torch.random.fork_rng(), silence_logs():
         network = recipe.build_skeleton()
         if network is None or not isinstance(adapter, Full | Freeze | Head | BitFit):
             return

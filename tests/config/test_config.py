@@ -181,28 +181,28 @@ def test_the_smallest_and_the_largest_seed_are_valid() -> None:
 def test_seeds_are_reported_with_the_other_mistakes() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=-1", "data.split_seed=-2", "data.classes=x"])
     with pytest.raises(UserError) as caught:
-        prepare(cfg, get_conf_dir())
+        prepare(cfg)
     found = str(caught.value)
     assert [found.count(key) for key in ("seed=-1", "split_seed=-2", "data.classes")] == [1, 1, 1]
 
 
 def test_a_missing_value_is_reported_with_its_key() -> None:
     with pytest.raises(UserError, match=r"model\.name"):
-        prepare(compose_config(["model=encoder"]), get_conf_dir())
+        prepare(compose_config(["model=encoder"]))
 
 
 def test_a_null_seed_is_replaced_by_a_random_one() -> None:
     cfg = compose_config(["model=bert_scratch", "seed=null"])
-    prepared = prepare(cfg, get_conf_dir())
+    prepared = prepare(cfg)
     assert isinstance(prepared.cfg.seed, int)
     assert prepared.cfg.trainer.seed == prepared.cfg.seed
 
 
 def test_seed_zero_is_a_seed() -> None:
-    assert prepare(compose_config(["model=bert_scratch", "seed=0"]), get_conf_dir()).cfg.seed == 0
+    assert prepare(compose_config(["model=bert_scratch", "seed=0"])).cfg.seed == 0
 
 
 def test_frozen_config_cannot_be_changed() -> None:
-    prepared = prepare(compose_config(["model=bert_scratch"]), get_conf_dir())
+    prepared = prepare(compose_config(["model=bert_scratch"]))
     with pytest.raises(Exception, match="read-only"):
         prepared.cfg.seed = 1

@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 from quick import quick
 
 from kinopoisk_ft.cli import main
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.help import is_composition_error
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import SETTINGS, prepare
@@ -80,7 +79,7 @@ def built(choice: tuple[str, ...], changes: list[str]) -> Prepared | None:
             return None
         raise
     try:
-        prepared = prepare(cfg, get_conf_dir())
+        prepared = prepare(cfg)
         for group in ("model", "adapter", "data", "trainer"):
             instantiate(prepared.cfg[group])
     except UserError as error:

@@ -18,7 +18,6 @@ from sweeping import _here as _here
 from sweeping import place as place
 
 from kinopoisk_ft import cli, provenance
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
@@ -173,7 +172,7 @@ def test_a_store_that_cannot_be_opened_ends_a_sweep_at_once(
 
 
 def prepared(*overrides: str) -> Prepared:
-    return prepare(compose_config([*DATA, "model=tfidf", *overrides]), get_conf_dir())
+    return prepare(compose_config([*DATA, "model=tfidf", *overrides]))
 
 
 def identity(*overrides: str) -> str:

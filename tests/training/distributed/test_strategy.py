@@ -11,7 +11,6 @@ from composing import compose_config
 from distributed_child import environment
 from omegaconf import OmegaConf
 
-from kinopoisk_ft.config.groups import get_conf_dir
 from kinopoisk_ft.config.validate import prepare
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.sweep import ParentRun
@@ -65,11 +64,11 @@ def test_a_sweep_is_refused(
 def test_restarts_need_a_folder_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in environment(0, 2, 1).items():
         monkeypatch.setenv(key, value)
-    prepare(compose_config(), get_conf_dir())
+    prepare(compose_config())
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    prepare(compose_config(["output_dir=run"]), get_conf_dir())
+    prepare(compose_config(["output_dir=run"]))
     with pytest.raises(UserError, match=r"max-restarts 3(.|\n)*to do: .*output_dir=outputs/run1"):
-        prepare(compose_config(), get_conf_dir())
+        prepare(compose_config())
 
 
 @pytest.mark.parametrize(
