@@ -191,7 +191,7 @@ def _job(cfg: DictConfig) -> float | None:
         if job:
             from kinopoisk_ft.sweeps.jobs import run_job
 
-            return run_job(prepared, out_dir)
+            return run_job(prepared, job, out_dir)
         from kinopoisk_ft.run import run_together
 
         return run_together(prepared, out_dir)

@@ -24,8 +24,6 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
-
-
 # Selects the code path with dropout, but is so small that no value of the self-test is dropped.
 TINY_DROPOUT = 1e-9
 

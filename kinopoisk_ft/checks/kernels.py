@@ -29,39 +29,34 @@ TIMING_SECONDS = 0.15
 CPU = torch.device("cpu")
 
 
+def _check_operator(
+    name: str, run: Callable[..., Tensor], names: tuple[str, ...], subject: SelfTest
+) -> Iterator[Finding]:
+    device = choose_device("auto")
+    taken = backends.choose_backend(name, "auto", names, device, torch.float32)
+    yield Finding("auto", "ok", f"selects '{taken}' on {device.type}", needed=True)
+    if "numba" in names:
+        yield check_numba(subject, partial(run, backend="numba"))
+    chunked = partial(run, backend="torch")
+    yield compare_with_reference("torch", subject, chunked, device, needed=True)
+    yield check_gpu_package(backends.GPU_PACKAGES[name], device)
+
+
 def check_scan() -> Iterator[Finding]:
     """Check the backends of Mamba's selective scan."""
-    subject, device = scan_reference.SELF_TEST, choose_device("auto")
-    yield _check_auto("selective_scan", scan_op.BACKENDS, device)
-    yield check_numba(subject, partial(scan_op.selective_scan, backend="numba"))
-    chunked = partial(scan_op.selective_scan, backend="torch")
-    yield compare_with_reference("torch", subject, chunked, device, needed=True)
-    yield check_gpu_package(backends.GPU_PACKAGES["selective_scan"], device)
+    run, names = scan_op.selective_scan, scan_op.BACKENDS
+    return _check_operator("selective_scan", run, names, scan_reference.SELF_TEST)
 
 
 def check_ssd() -> Iterator[Finding]:
     """Check the backends of Mamba-2's scan (SSD)."""
-    subject, device = ssd_reference.SELF_TEST, choose_device("auto")
-    yield _check_auto("ssd", ssd_op.BACKENDS, device)
-    yield compare_with_reference(
-        "torch", subject, partial(ssd_op.ssd, backend="torch"), device, needed=True
-    )
-    yield check_gpu_package(backends.GPU_PACKAGES["ssd"], device)
+    return _check_operator("ssd", ssd_op.ssd, ssd_op.BACKENDS, ssd_reference.SELF_TEST)
 
 
 def check_convolution() -> Iterator[Finding]:
     """Check the backends of the causal convolution."""
-    subject, device = conv_reference.SELF_TEST, choose_device("auto")
-    yield _check_auto("causal_conv1d", conv_op.BACKENDS, device)
-    yield check_numba(subject, partial(conv_op.causal_conv1d, backend="numba"))
-    plain = partial(conv_op.causal_conv1d, backend="torch")
-    yield compare_with_reference("torch", subject, plain, device, needed=True)
-    yield check_gpu_package(backends.GPU_PACKAGES["causal_conv1d"], device)
-
-
-def _check_auto(operator: str, names: tuple[str, ...], device: torch.device) -> Finding:
-    taken = backends.choose_backend(operator, "auto", names, device, torch.float32)
-    return Finding("auto", "ok", f"selects '{taken}' on {device.type}", needed=True)
+    run, names = conv_op.causal_conv1d, conv_op.BACKENDS
+    return _check_operator("causal_conv1d", run, names, conv_reference.SELF_TEST)
 
 
 def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:

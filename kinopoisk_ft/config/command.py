@@ -97,9 +97,7 @@ def _build_config_flags(hydra: Any) -> list[str]:
         flags += ["--config-name", hydra.job.config_name]
     if "command-line" in folders:
         path, home = Path(folders["command-line"]), hydra.runtime.cwd
-        flags += [
-            "--config-dir",
-            str(path.relative_to(home) if path.is_relative_to(home) else path),
-        ]
+        path = path.relative_to(home) if path.is_relative_to(home) else path
+        flags += ["--config-dir", str(path)]
     flags += [o for o in hydra.overrides.hydra if _get_key(o) == "hydra.searchpath"]
     return flags + (["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from kinopoisk_ft.console import silence_logs
 from kinopoisk_ft.data.demo import read_example_texts
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import check_writable, write_folder_atomically
@@ -198,14 +198,8 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
     # The exporter logs packages that text models do not need, and its own code causes warnings.
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with silence_logs(), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def _quantize(file: Path) -> None:

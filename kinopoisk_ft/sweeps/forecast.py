@@ -1,12 +1,12 @@
-"""Show how many jobs a sweep has, how many are finished, and how long the others will take."""
+"""Estimate how long the unfinished jobs of a sweep will take."""
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,17 +19,21 @@ from omegaconf import DictConfig, OmegaConf
 from kinopoisk_ft.adapters.base import Adapter
 from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import prepare_composed
+from kinopoisk_ft.console import silence_logs
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
 from kinopoisk_ft.data.windows import Windows
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.provenance import IDENTITY, RESULT
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.base import Tracker
 from kinopoisk_ft.tracking.offline import find_unsent
+from kinopoisk_ft.tracking.sweep import notes_folder
 from kinopoisk_ft.training.device import choose_device
 from kinopoisk_ft.training.precision import DTYPES, choose_precision, synchronize
 from kinopoisk_ft.training.settings import Settings
 
+FORECAST = "forecast.json"
 # 256 tokens of a Russian subword vocabulary hold about 900 characters of a review.
 CHARACTERS_PER_TOKEN = 3.5
 # FLOPs per weight and token, forward (Kaplan et al., 2020, https://arxiv.org/abs/2001.08361).
@@ -37,20 +41,22 @@ FORWARD = 2
 # A training step reaches about this fraction of the speed of a matrix product; see
 # benchmarks/results/profile-bert.md.
 EFFICIENCY = 0.4
-# Seconds to read the data and to load and save a model; seconds that TF-IDF takes per character.
-START_SECONDS, TFIDF_SECONDS = 8, 1e-6
+# Seconds to read the data, and to load and save a model.
+START_SECONDS = 8
+# Seconds that TF-IDF takes per character.
+TFIDF_SECONDS = 1e-6
 # `measure_rate` multiplies square matrices of this size for this number of seconds.
 MATRIX, TIMED_SECONDS = 1024, 0.3
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is expected of a job.
+    """The forecast for one job.
 
     Args:
-        is_finished: whether its result already exists.
-        seconds: its time on this machine: 0 if it is finished, None if the size of the model is
-            unknown.
+        is_finished: whether the result already exists.
+        seconds: estimated time on this machine; 0 if the job is finished, None if the size of the
+            model is unknown.
     """
 
     approach: str
@@ -59,7 +65,7 @@ class Expected:
 
 
 def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
-    """Return what is expected of each job, in order."""
+    """Return the forecast for each job, in order."""
     found = []
     seen: set[str] = set()
     for job in jobs:
@@ -74,11 +80,26 @@ def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
     return found
 
 
+def write_forecast(expected: Sequence[Expected], sweep_dir: Path) -> None:
+    """Save the forecast for the jobs, which may run in other processes."""
+    file = notes_folder(sweep_dir) / FORECAST
+    write_atomically(file, json.dumps([asdict(one) for one in expected]))
+
+
+def read_forecast(sweep_dir: Path) -> list[Expected]:
+    """Read the forecast of a sweep; [] if there is none, as in a search."""
+    try:
+        values = json.loads((notes_folder(sweep_dir) / FORECAST).read_text(encoding="utf-8"))
+        return [Expected(**value) for value in values]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def find_finished(prepared: Prepared, folder: Path) -> Result | None:
-    """Return the result of a finished training that is identical to this one, or None.
+    """Return the result of an identical training run that has finished, or None.
 
     Args:
-        folder: a folder of runs that may not have been sent to the store yet.
+        folder: a folder with runs that have perhaps not been sent to the store yet.
     """
     if prepared.tags["kinopoisk_ft.kind"] != "train":
         return None
@@ -98,7 +119,7 @@ def _prepare(job: DictConfig) -> Prepared:
 
 def estimate_seconds(cfg: DictConfig) -> float | None:
     """Estimate the seconds that a run takes on this machine; None if the model size is unknown."""
-    texts = _read_texts(cfg.data)
+    texts = _read_lengths(OmegaConf.to_yaml(cfg.data))
     model = instantiate(cfg.model)
     if not model.is_network:
         characters = sum(int(part.sum()) for part in texts.values())
@@ -124,7 +145,7 @@ def count_flops(
     reviews: int,
     tokens: Mapping[str, float],
 ) -> float:
-    """Return the FLOPs of a run, which trains, evaluates and tests a model.
+    """Return the FLOPs of training, evaluations and test in a run.
 
     Args:
         size: number of blocks, and total number of weights in these blocks.
@@ -139,7 +160,7 @@ def count_flops(
     )
     every = per_epoch if trainer.eval_every == "epoch" else trainer.eval_every
     evaluations = math.ceil(epochs * per_epoch / every)
-    # The tokens that pass through each block during training, and in evaluations and the test.
+    # Tokens that pass through each block in training, and in the evaluations and the test.
     trained = epochs * tokens["train"]
     evaluated = evaluations * tokens["val"] + tokens["test"]
     share = adapter.count_forward_blocks(blocks) / blocks
@@ -170,18 +191,11 @@ def count_tokens(characters: np.ndarray, preprocessing: Preprocessing) -> float:
     return float(windows.count_tokens(np.minimum(tokens, most)).sum())
 
 
-def _read_texts(data: DictConfig) -> dict[str, np.ndarray]:
-    return _read_lengths(OmegaConf.to_yaml(data))
-
-
+# The argument is YAML, because the key of a cache must be hashable.
 @cache
 def _read_lengths(data: str) -> dict[str, np.ndarray]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with silence_logs():
         split: DataSplit = instantiate(OmegaConf.create(data)).load()
-    finally:
-        logging.disable(level)
     return {name: part["text"].str.len().to_numpy() for name, part in split.parts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep, skip finished jobs, and record all outcomes."""
+"""Run the jobs of a sweep, skip finished jobs, and print and record the outcomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +22,13 @@ from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.run import run
 from kinopoisk_ft.search.trial import Pruned, watch_trial
 from kinopoisk_ft.statistics.metrics import HEADLINE
-from kinopoisk_ft.sweeps.forecast import find_finished
-from kinopoisk_ft.sweeps.job_lines import format_job, number_job, quiet_console, read_forecast
+from kinopoisk_ft.sweeps.forecast import (
+    Expected,
+    find_finished,
+    format_time,
+    read_forecast,
+    sum_seconds,
+)
 from kinopoisk_ft.tasks.result import Result
 from kinopoisk_ft.tracking.sweep import SAME_AS, notes_folder, read_parent
 from kinopoisk_ft.training.progress import JOB
@@ -104,7 +109,7 @@ def format_outcomes(found: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def run_job(prepared: Prepared, out_dir: Path) -> float | None:
+def run_job(prepared: Prepared, job: Job, out_dir: Path) -> float | None:
     """Run a job, or use the result of an identical run that has finished.
 
     With `rerun`, the job always runs.
@@ -112,61 +117,86 @@ def run_job(prepared: Prepared, out_dir: Path) -> float | None:
     Returns:
         The validation score; None if the job was pruned.
     """
-    job = _get_job(prepared)
-    quiet_console()
-    JOB.set(number_job(job.number, read_forecast(job.sweep_dir)))
+    _quiet_console()
+    expected = read_forecast(job.sweep_dir)
+    JOB.set(number_job(job.number, expected))
     note: dict[str, Any] = {"job": job.number, "overrides": job.overrides}
     Outcome(**note, status="unfinished").write(job.sweep_dir)
     started = time.monotonic()
     result = None if prepared.cfg.rerun else find_finished(prepared, job.sweep_dir)
+    is_skipped = result is not None
     if result is None:
         try:
-            result = _train(prepared, out_dir)
+            result = _train(prepared, job, out_dir)
         except Pruned as pruned:
             note |= {"status": "pruned", "message": str(pruned), "run_id": pruned.run_id}
-            note["seconds"] = time.monotonic() - started
-            Outcome(**note).write(job.sweep_dir)
+            Outcome(**note, seconds=time.monotonic() - started).write(job.sweep_dir)
             return None
-        note["status"] = "done"
     else:
-        _record_skipped(result.run_id, prepared, out_dir)
+        _record_skipped(result.run_id, prepared, job, out_dir)
         log.info("skipped, because the identical run %s is finished", result.run_id)
         if prepared.result_file is not None:
             result.write(prepared.result_file)
-        note["status"] = "skipped"
-    note |= {"run_id": result.run_id, "objective": result.objective, "message": result.warning}
-    note["seconds"] = time.monotonic() - started
-    score = result.scores.get(HEADLINE)
-    Outcome(**note, test_score=score).write(job.sweep_dir)
-    _print_line(prepared, job, score, note)
+    seconds, score = time.monotonic() - started, result.scores.get(HEADLINE)
+    Outcome(
+        **note, status="skipped" if is_skipped else "done", run_id=result.run_id, test_score=score,
+        objective=result.objective, message=result.warning, seconds=seconds,
+    ).write(job.sweep_dir)  # fmt: skip
+    name = f"{prepared.label}, seed {prepared.tags['seed']}"
+    took = {o.job: o.seconds for o in read_outcomes(job.sweep_dir) if o.seconds is not None}
+    same_as = result.run_id if is_skipped else ""
+    print(format_job(job.number, name, score, seconds, expected, took, same_as), flush=True)
+    if result.warning:
+        # The first sentence is enough here; run.log contains the whole message.
+        log.info("%s", result.warning)
+        print(f"  {result.warning.partition('. ')[0]}.", flush=True)
     return result.objective
 
 
-def _print_line(prepared: Prepared, job: Job, score: float | None, note: Mapping[str, Any]) -> None:
-    took = {one.job: one.seconds for one in read_outcomes(job.sweep_dir)}
-    name = f"{prepared.label}, seed {prepared.tags['seed']}"
-    print(
-        format_job(
-            job.number, name, score, note["seconds"], read_forecast(job.sweep_dir),
-            {number: seconds for number, seconds in took.items() if seconds is not None},
-            note["run_id"] if note["status"] == "skipped" else "",
-        ),
-        flush=True,
-    )  # fmt: skip
-    if note["message"]:
-        # The first sentence is enough here; run.log contains the whole message.
-        log.info("%s", note["message"])
-        print(f"  {note['message'].partition('. ')[0]}.", flush=True)
+def _quiet_console() -> None:
+    # Print only warnings from now on; run.log contains all messages.
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.WARNING)
 
 
-def _get_job(prepared: Prepared) -> Job:
-    if prepared.job is None:
-        raise ValueError("this run is not a job of a sweep")
-    return prepared.job
+def number_job(number: int, expected: Sequence[Expected]) -> str:
+    """Return "3/5" for job 2 of 5; "3" if the number of jobs is unknown, as in a search."""
+    return f"{number + 1}/{len(expected)}" if expected else str(number + 1)
 
 
-def _train(prepared: Prepared, out_dir: Path) -> Result:
-    job = _get_job(prepared)
+def format_job(
+    number: int,
+    name: str,
+    score: float | None,
+    seconds: float,
+    expected: Sequence[Expected],
+    took: dict[int, float],
+    same_as: str = "",
+) -> str:
+    """Return a line such as "3/5 bert + lora, seed 0: F1 0.921 in 50 s, about 2 min left".
+
+    Args:
+        number: number of the job, from 0.
+        seconds: how long this job took.
+        took: {number: seconds} of all jobs that have ended. These times correct the forecast.
+        same_as: id of the earlier run whose result the job uses; "" if the job has trained.
+    """
+    text = f"{number_job(number, expected)} {name}: "
+    text += "finished" if score is None else f"test {HEADLINE} {score:.3f}"
+    text += f" (skipped: identical to run {same_as})" if same_as else f" in {format_time(seconds)}"
+    left = [one for i, one in enumerate(expected) if i not in took]
+    guess = sum_seconds(left)
+    # Jobs whose results already existed say nothing about the speed.
+    trained = {i: expected[i].seconds or 0.0 for i in took if i < len(expected)}
+    trained = {i: value for i, value in trained.items() if value}
+    if left and guess and trained:
+        speed = sum(took[i] for i in trained) / sum(trained.values())
+        text += f", about {format_time(guess * speed)} left"
+    return text
+
+
+def _train(prepared: Prepared, job: Job, out_dir: Path) -> Result:
     device = reserve_device(notes_folder(job.sweep_dir)) if job.parallel else nullcontext()
     try:
         with device:
@@ -204,13 +234,10 @@ def reserve_device(folder: Path) -> Iterator[int | None]:
         return
 
 
-def _record_skipped(run_id: str, prepared: Prepared, out_dir: Path) -> None:
-    tracker = watch_trial(instantiate(prepared.cfg.tracking), prepared.job)
+def _record_skipped(run_id: str, prepared: Prepared, job: Job, out_dir: Path) -> None:
+    tracker = watch_trial(instantiate(prepared.cfg.tracking), job)
     # Reports find the finished run through these tags.
     pointer = {**prepared.tags, "kinopoisk_ft.kind": "skipped", SAME_AS: run_id}
-    name, parent = (
-        f"skipped: {prepared.tags['approach']}",
-        read_parent(_get_job(prepared).sweep_dir),
-    )
+    name, parent = f"skipped: {prepared.tags['approach']}", read_parent(job.sweep_dir)
     tracker.start(name, {}, pointer, parent, folder=out_dir)
     tracker.finish("FINISHED")

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,9 +20,6 @@ from kinopoisk_ft.config.validate import check_config
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.provenance import name_approach
 from kinopoisk_ft.training.distributed import torchrun
-
-if TYPE_CHECKING:
-    from kinopoisk_ft.sweeps.forecast import Expected
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +80,11 @@ class Announce(Callback):
         """Print the forecast, and save it for the jobs."""
         if not Check.jobs:
             return
-        from kinopoisk_ft.sweeps.forecast import format_forecast
-        from kinopoisk_ft.sweeps.job_lines import write_forecast
+        # This module imports torch and scikit-learn, and the first line of a run is printed before.
+        from kinopoisk_ft.sweeps.forecast import forecast, format_forecast, write_forecast
 
         try:
-            expected = _forecast(Check.jobs)
+            expected = forecast(Check.jobs)
         except Exception as error:
             # The jobs themselves report what is wrong.
             log.debug("no forecast: %s", error)
@@ -107,18 +104,11 @@ def _describe_run(config: DictConfig) -> str:
     return f"{task} {approach} on {data}, seed {seed}, in {config.hydra.run.dir}"
 
 
-def _forecast(jobs: Sequence[DictConfig]) -> list[Expected]:
-    # This module imports torch and scikit-learn, and the first line of a run is printed before.
-    from kinopoisk_ft.sweeps.forecast import forecast
-
-    return forecast(jobs)
-
-
 def _print_forecast(jobs: Sequence[DictConfig]) -> NoReturn:
-    from kinopoisk_ft.sweeps.forecast import format_forecast
+    from kinopoisk_ft.sweeps.forecast import forecast, format_forecast
 
     try:
-        print(format_forecast(_forecast(jobs)))
+        print(format_forecast(forecast(jobs)))
     except Exception as error:
         # Hydra wraps the errors of the objects that it creates.
         _exit(error.__cause__ if isinstance(error, InstantiationException) else error, 1)

@@ -47,13 +47,17 @@ class SystemMonitor:
 
     def _run(self) -> None:
         interval = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL
-        is_last = False
-        while not is_last:
+        while True:
             is_last = self._stopped.wait(interval)
-            found: dict[str, float] = {}
-            for monitor in self._monitors:
-                monitor.collect_metrics()
-                found |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
-            self._record({f"{PREFIX}{name}": value for name, value in found.items()}, self._step)
-            self._step += 1
+            self._sample()
+            if is_last:
+                return
+
+    def _sample(self) -> None:
+        found: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            found |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        self._record({f"{PREFIX}{name}": value for name, value in found.items()}, self._step)
+        self._step += 1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kinopoisk_ft.sweeps.forecast import Expected
-from kinopoisk_ft.sweeps.job_lines import FORECAST, format_job, read_forecast, write_forecast
+from kinopoisk_ft.sweeps.forecast import FORECAST, Expected, read_forecast, write_forecast
+from kinopoisk_ft.sweeps.jobs import format_job
 from kinopoisk_ft.tracking.sweep import notes_folder
 
 JOBS = [
