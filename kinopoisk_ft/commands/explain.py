@@ -86,7 +86,7 @@ def format_explanation(found: Explanation, colours: bool) -> str:
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
     lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
     if colours and found.in_order:
-        from kinopoisk_ft.serving.shading import scale_scores
+        from kinopoisk_ft.serving.attributions import scale_scores
 
         levels = scale_scores(found.words)
         shaded = (_shade(word.text, level) for word, level in zip(found.words, levels, strict=True))
@@ -96,7 +96,7 @@ def format_explanation(found: Explanation, colours: bool) -> str:
 
 def _shade(text: str, level: float) -> str:
     shades = FOR if level > 0 else AGAINST
-    # A third of the largest score or less has the weakest shade, if it is not near zero.
+    # Scores of up to a third of the largest score have the weakest shade.
     strength = min(len(shades) - 1, int(abs(level) * len(shades)))
     if abs(level) < 0.05:
         return text
@@ -105,7 +105,7 @@ def _shade(text: str, level: float) -> str:
 
 def as_page(found: Explanation) -> str:
     """Return an HTML page with the words shaded green (for the answer) or red (against it)."""
-    from kinopoisk_ft.serving.shading import shade_html
+    from kinopoisk_ft.serving.attributions import shade_html
 
     summary = escape(_summarize(found))
     return PAGE.format(title=escape(found.label), summary=summary, text=shade_html(found))

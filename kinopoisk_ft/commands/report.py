@@ -155,8 +155,8 @@ def _explain(
     document: Document, files: RunFiles, count: int, client: MlflowClient, uri: str
 ) -> RunFiles:
     from kinopoisk_ft.reporting.page.hardest_reviews import find_hardest
+    from kinopoisk_ft.serving.attributions import shade_html
     from kinopoisk_ft.serving.run_explanations import explain_runs
-    from kinopoisk_ft.serving.shading import shade_html
 
     shaded: dict[tuple[str, int], str] = {}
     for section in document.sections:

@@ -208,11 +208,6 @@ def _range_error(override: Override, why: str) -> UserError:
     return UserError(why, where=str(override.input_line), fix=f"write for example {EXAMPLE}")
 
 
-def describe_space(space: dict[str, BaseDistribution]) -> dict[str, str]:
-    """Return the distribution of each key as a string, to compare search spaces."""
-    return {key: str(dist) for key, dist in space.items()}
-
-
 def format_space(space: dict[str, BaseDistribution]) -> Iterable[str]:
     """Yield a log line for each searched key."""
     from optuna.distributions import CategoricalDistribution
@@ -230,8 +225,8 @@ def sample_latin_hypercube(
 ) -> list[dict[str, Any]]:
     """Return `count` points of a Latin hypercube (McKay, Beckman and Conover, 1979).
 
-    The range of each key is divided into `count` equal intervals. Each interval contains the value
-    of one point.
+    The range of each key is divided into `count` equal intervals, and each interval contains the
+    value of exactly one point.
     """
     rng = np.random.default_rng(seed)
     fractions = {key: (rng.permutation(count) + rng.random(count)) / count for key in space}

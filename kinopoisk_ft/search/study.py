@@ -42,11 +42,6 @@ def require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def has_study(folder: Path) -> bool:
-    """Return whether the folder contains a study."""
-    return (folder / JOURNAL).is_file()
-
-
 def open_study(
     folder: Path,
     pruner: DictConfig | None,
@@ -126,7 +121,7 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
 
 
 class TrialQueue:
-    """Supplies the trials of a search, interrupted trials first.
+    """The trials of a search that are still to run; interrupted trials come first.
 
     The seed of the sampler depends on the number of the trial. An interrupted search therefore
     continues with the same trials.
@@ -191,7 +186,7 @@ class TrialQueue:
         trials = self.study.trials
         waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
         number = waiting[0] if waiting else len(trials)
-        # Trials that repeat a failed one do not count.
+        # Trials that repeat a failed trial are not counted.
         fresh = sum(RETRY_OF not in trial.user_attrs for trial in trials)
         if not waiting and fresh < len(self.first):
             self.study.enqueue_trial(self.first[fresh])

@@ -20,7 +20,6 @@ from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.search.best_trial import BEST, format_command, write_best
 from kinopoisk_ft.search.space import (
     build_space,
-    describe_space,
     format_overrides,
     format_space,
     list_corners,
@@ -33,7 +32,6 @@ from kinopoisk_ft.search.study import (
     METRIC,
     TrialQueue,
     check_study,
-    has_study,
     open_study,
     require_optuna,
 )
@@ -103,7 +101,9 @@ class Search(Sweeper):
         search = parse_overrides(OverridesParser.create(loader), self.params, arguments)
         base = loader.load_sweep_config(self.config, search.fixed)
         space = build_space(search, base)
-        about = _describe_search(_prepare(base)) | {"space": describe_space(space)}
+        about = _describe_search(_prepare(base)) | {
+            "space": {key: str(distribution) for key, distribution in space.items()}
+        }
         # A value of the wrong type must be reported here, and not in each trial.
         for corner in list_corners(space):
             overrides = [*search.fixed, *format_overrides(corner)]
@@ -138,7 +138,7 @@ class Search(Sweeper):
         self.folder.mkdir(parents=True, exist_ok=True)
         if start_over:
             (self.folder / JOURNAL).unlink(missing_ok=True)
-        resumed = has_study(self.folder)
+        resumed = (self.folder / JOURNAL).is_file()
         study = open_study(self.folder, self.pruner, _get_direction(self.metric))
         check_study(study, about)
         study.set_user_attr(METRIC, self.metric)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kinopoisk_ft.config.prepared import Job
@@ -54,20 +53,13 @@ class TrialTracker:
         return getattr(self.tracker, name)
 
     def start(
-        self,
-        name: str,
-        config: dict[str, Any],
-        tags: dict[str, str],
-        parent: str | None = None,
-        resume: str | None = None,
-        *,
-        folder: Path,
+        self, name: str, config: dict[str, Any], tags: dict[str, str], *args: Any, **options: Any
     ) -> str:
         """Start a run with the number and the parameters of the trial as tags."""
         mine = {f"trial.{key}": str(value) for key, value in self.trial.params.items()}
         mine["trial"] = str(self.number)
         name = f"trial {self.number}: {name}"
-        self.run_id = self.tracker.start(name, config, tags | mine, parent, resume, folder=folder)
+        self.run_id = self.tracker.start(name, config, tags | mine, *args, **options)
         return self.run_id
 
     def metrics(self, values: dict[str, float], step: int) -> None:

@@ -7,8 +7,9 @@ the token embeddings. For TF-IDF, the summands of the logit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from kinopoisk_ft.training.batching import Examples
 # Points at which the gradients are computed, and how many of them run in one batch. With 100
 # points, the attributions of the tested models sum to the logit difference within 1%.
 STEPS, BATCH_SIZE = 100, 10
+# Number of n-grams of TF-IDF that are shown as HTML. They have no order in the text.
+MOST_NGRAMS = 20
 WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word or n-gram, and how much it raises the logit difference."""
+    """A word or n-gram; the score is its contribution to the logit difference."""
 
     text: str
     score: float
@@ -42,13 +45,13 @@ class Explanation:
 
     Args:
         label: the predicted class.
-        other: the class with the next highest probability.
+        other: the second most probable class.
         probability: probability of `label`.
         difference: logit of `label` minus logit of `other`.
-        baseline: this difference without the words. `difference` is about the sum of `baseline` and
-            the scores of the words.
-        words: the words of the text, or the n-grams of TF-IDF, the largest score first.
-        in_order: whether `words` are the whole text in its order.
+        baseline: this difference for a text without words. The sum of `baseline` and the scores of
+            the words approximates `difference`.
+        words: all words of the text in order, or the n-grams of TF-IDF, largest scores first.
+        in_order: whether `words` are in the order of the text.
     """
 
     label: str
@@ -109,7 +112,7 @@ def _explain_network(
     batch = Examples([ids], None, windows).pad([0], tokenizer.pad_token_id)
     batch = {key: value.to(device) for key, value in batch.items()}
     special = [span is None for span in spans]
-    # Positions in `ids`, divided into windows as the ids are.
+    # Divide the positions in `ids` into the same windows as the ids.
     places = [list(range(len(ids)))] if windows is None else windows.cut(range(len(ids)))
     scores, baseline, difference = _integrate(
         module, batch, [[special[i] for i in window] for window in places],
@@ -173,10 +176,10 @@ def _integrate(
 def _join_words(
     text: str, spans: list[tuple[int, int] | None], scores: np.ndarray
 ) -> Iterator[Word]:
-    """Yield the words of a text with the sums of their tokens' scores.
+    """Yield the words of a text; the score of a word is the sum of its tokens' scores.
 
-    Special tokens have no place in the text, and their embeddings equal the baseline's, so that
-    their scores are 0.
+    Special tokens have no span. Their scores are 0, because their embeddings equal those of the
+    baseline.
     """
     words = [(match.start(), match.end()) for match in WORD.finditer(text)]
     sums, last = np.zeros(len(words)), 0
@@ -188,3 +191,20 @@ def _join_words(
             sums[last] += score
     for (start, end), score in zip(words, sums.tolist(), strict=True):
         yield Word(text[start:end], score)
+
+
+def scale_scores(words: Sequence[Word]) -> list[float]:
+    """Divide the score of each word by the largest absolute score; the results are from -1 to 1."""
+    largest = max((abs(word.score) for word in words), default=0.0) or 1.0
+    return [word.score / largest for word in words]
+
+
+def shade_html(found: Explanation) -> str:
+    """Return the words as HTML, green for the answer and red against it, with scores as titles."""
+    words = found.words if found.in_order else found.words[:MOST_NGRAMS]
+    parts = []
+    for word, level in zip(words, scale_scores(words), strict=True):
+        colour = "0, 150, 90" if level > 0 else "210, 60, 40"
+        style = f"background: rgba({colour}, {0.6 * abs(level):.2f})"
+        parts.append(f'<span style="{style}" title="{word.score:+.3f}">{escape(word.text)}</span>')
+    return " ".join(parts)

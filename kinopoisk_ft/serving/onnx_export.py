@@ -25,25 +25,25 @@ from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.serving.predictor import Predictor
 
-# Relative to the largest logit, or to 0.1 if all logits are smaller. Rounding in fp32 causes
-# differences of about 1e-6.
+# Largest allowed difference of the logits, relative to the largest logit, or to 0.1 if all logits
+# are smaller. Rounding in fp32 causes differences of about 1e-6.
 TOLERANCE = 1e-4
-# Of an int8 model, whose weights and activations have at most 256 values. Logits of a trained
-# encoder differ by 5% on average and by 22% at most, those of a trained Mamba by 1% and 3%.
+# The same for an int8 model. Its logits differ by 5% on average and by at most 22% for a trained
+# encoder, and by 1% and 3% for a trained Mamba.
 INT8_TOLERANCE = 0.5
 # Matrix products and embeddings hold almost all weights. Other operators need fp32: a convolution
 # of Mamba has only four weights per channel.
 QUANTIZED = ["MatMul", "Gemm", "Gather"]
-# Tokens of the example that is traced: more than a chunk of Mamba-2 (64 tokens), because an example
-# with one chunk would give a graph for one chunk.
+# Number of tokens in the traced example. The graph of an example with a single chunk of Mamba-2 (64
+# tokens) would work only for a single chunk.
 EXAMPLE_LENGTH = 130
-# Bundled reviews on which both models are compared.
+# Number of bundled reviews on which both models are compared.
 CHECKED_REVIEWS = 24
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported model differs from the original on some texts.
+    """The differences between an exported model and the original model.
 
     Args:
         texts: number of texts.
@@ -59,7 +59,7 @@ class Check:
 
 
 class _OnlyLogits(nn.Module):
-    # The output of a graph is a tensor.
+    # A graph returns tensors, not the output object of the model.
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
@@ -72,13 +72,14 @@ class _OnlyLogits(nn.Module):
 def export_onnx(
     folder: Path, output: Path, int8: bool = False, keep_adapter: bool = False
 ) -> Check:
-    """Export the network of a model folder; leave nothing in `output` if the export is wrong.
+    """Export the network of a model folder.
 
-    The output folder has the model (any batch size and length), the tokenizer, and the card with
-    preprocessing and class names. `Predictor` reads it like the model folder.
+    The output folder contains the model, which accepts any batch size and length, the tokenizer,
+    and the card with preprocessing and class names. `Predictor` reads it like a model folder. A
+    wrong model is not written.
 
     Args:
-        int8: whether to quantize weights to 8 bits; activations are quantized while the model runs.
+        int8: whether to quantize the weights to 8 bits. Activations are quantized at run time.
         keep_adapter: whether the adapter stays a separate part of the graph; False merges it.
 
     Raises:
@@ -87,11 +88,11 @@ def export_onnx(
     check_packages()
     card = read_card(folder)
     _check_request(folder, card, output, keep_adapter)
-    # A file next to the output folder, which is not created before the export succeeds.
+    # Test a file next to the output folder, which is created only after a successful export.
     check_writable(output.with_name(f"{output.name}.new"), "--output")
     original = Predictor(folder, "cpu")
     module, tokenizer, _ = load_network(folder)
-    # Base weights may be stored in bf16. A merged adapter would be rounded to it.
+    # Base weights may be stored in bf16, and merging would round the adapter to bf16.
     module.float()
     if card.is_peft and not keep_adapter:
         module = _merge_adapter(module, folder)
@@ -188,7 +189,7 @@ def _write_graph(module: nn.Module, card: Card, file: Path, folder: Path) -> Non
             where=str(folder),
             fix="use it with kinopoisk-ft predict, or export another architecture",
         ) from error
-    # The exporter notes the call stack of each node, with paths of this machine.
+    # The exporter records the call stack of each node, which contains paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     # Weights of more than 1.5 GiB are in a file next to the model.
     with _silence_exporter():
@@ -211,7 +212,7 @@ def _quantize(file: Path) -> None:
             file, file, op_types_to_quantize=QUANTIZED, per_channel=True, reduce_range=True,
             weight_type=QuantType.QInt8,
         )  # fmt: skip
-    # Weights in fp32 of a large model.
+    # The fp32 weights of a large model are in this file.
     file.with_name(f"{ONNX}.data").unlink(missing_ok=True)
 
 
@@ -219,7 +220,7 @@ def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
     """Compare the logits of both models.
 
     Raises:
-        UserError: they differ by more than `tolerance`, relative to the largest logit.
+        UserError: the logits differ by more than `tolerance`, relative to the largest logit.
     """
     exported = Predictor(folder, "cpu")
     reviews = read_example_texts(CHECKED_REVIEWS)

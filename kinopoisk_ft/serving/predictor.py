@@ -39,24 +39,14 @@ def check_texts(texts: Sequence[object], where: str) -> None:
         )
 
 
-def _check_cpu(device: str) -> str:
-    if device not in ("auto", "cpu"):
-        raise UserError(
-            f"an exported model runs on the CPU, not on '{device}'",
-            where="--device",
-            fix="leave out --device, or use the model folder from which it was exported",
-        )
-    return "cpu"
-
-
 def _is_text(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and not has_lone_surrogate(text)
 
 
 class Predictor:
-    """Loads a model folder once, and classifies lists of texts.
+    """A saved model that classifies texts.
 
-    A network has a module and a tokenizer. An estimator such as TF-IDF has neither of them.
+    A network has the attributes `module` and `tokenizer`. For TF-IDF, `estimator` is not None.
 
     Args:
         folder: a model folder with the card `kinopoisk_ft.json`, or a folder of `export_onnx`.
@@ -82,7 +72,13 @@ class Predictor:
         from kinopoisk_ft.models.saving import load_network
 
         if self.card.kind == OnnxLayout.name:
-            device = _check_cpu(device)
+            if device not in ("auto", "cpu"):
+                raise UserError(
+                    f"an exported model runs on the CPU, not on '{device}'",
+                    where="--device",
+                    fix="leave out --device, or use the model folder from which it was exported",
+                )
+            device = "cpu"
         self.precision = Precision("fp32", choose_device(device))
         module, self.tokenizer, _ = load_network(folder)
         self.module = module.to(self.precision.device)

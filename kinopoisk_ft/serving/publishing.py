@@ -109,7 +109,7 @@ def _check_private(text: str, file: Path, folder: Path) -> None:
         for place in places
         if place != Path(place.anchor) and re.search(re.escape(str(place)) + r"(?![\w-])", text)
     ]
-    # A token such as "/" or "/dev" exists too, but tells nothing.
+    # Short paths such as "/dev" exist on every machine.
     found += [path for path in PATHS.findall(text) if len(Path(path).parts) > 2 and _exists(path)]
     if found:
         raise UserError(
