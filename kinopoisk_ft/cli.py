@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Overrides for all torchrun processes but rank 0, so that only rank 0 writes files and logs.
+# Overrides for all torchrun processes except rank 0, so that only rank 0 writes files and logs.
 NO_OUTPUT = [
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
@@ -50,13 +50,13 @@ FLAGS_WITH_VALUE = {
 # Subcommands besides `train`; each one is a module of kinopoisk_ft.commands.
 COMMANDS = {
     "report": "compare finished runs on one page",
-    "compare": "say from prediction files of any tool whether an approach is as good as another",
+    "compare": "decide from prediction files of any tool if an approach is as good as another",
     "predict": "classify reviews with a trained model",
     "explain": "show which words decided an answer",
     "export": "write a model that runs without PyTorch (ONNX)",
     "suspicious-labels": "find labels that are probably wrong",
     "publish": "upload a model to the Hugging Face hub",
-    "sync": "send runs to MLflow that were recorded without a network",
+    "sync": "send runs that were recorded offline to MLflow",
     "doctor": "check this machine",
     "ui": "open the MLflow UI",
 }
@@ -179,7 +179,7 @@ def _move_flags_first(args: list[str]) -> list[str]:
 
 
 def _job(cfg: DictConfig) -> float | None:
-    # A worker process of a sweep starts here and not in `main`, so this is not done yet.
+    # A worker process of a sweep starts here and not in `main`.
     prepare_output()
     prepare_caches()
     from kinopoisk_ft.config.validate import get_job, get_output_dir, prepare

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 from kinopoisk_ft.text import replace_controls
 
@@ -62,6 +64,21 @@ def first_line(error: BaseException) -> str:
 def install_extra(extra: str) -> str:
     """Return the command that installs an extra (optional dependencies) of this package."""
     return f"pip install -e '.[{extra}]' (in the checkout)"
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that belongs to an extra of this package.
+
+    Raises:
+        UserError: the module is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"the package {package} is not installed: {error}", fix=install_extra(extra)
+        ) from error
 
 
 class RunError(Exception):

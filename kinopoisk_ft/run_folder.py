@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from kinopoisk_ft.config.prepared import flatten, get_overrides
+from kinopoisk_ft.config.prepared import flatten, get_overrides, list_differences
 from kinopoisk_ft.config.trust import rename_moved_targets
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.files import write_atomically
@@ -162,14 +162,11 @@ def _list_differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     # By default, data.train_seed equals the seed.
     added = {**ADDED, "data.train_seed": now.get("seed")}
     before = {key: value for key, value in added.items() if key in after} | flatten(kept)
-    keys = [k for k in sorted({*before, *after}) if not k.startswith(MAY_DIFFER)]
-    # None is a valid value, so absent keys need another marker.
-    missing = object()
-    return [
-        f"{key}: {before.get(key, 'not set')!r} in this folder, {after.get(key, 'not set')!r} now"
-        for key in keys
-        if before.get(key, missing) != after.get(key, missing)
-    ]
+    relevant = (
+        {key: value for key, value in one.items() if not key.startswith(MAY_DIFFER)}
+        for one in (before, after)
+    )
+    return list_differences(*relevant)
 
 
 # Longest file name in bytes on ext4, XFS and btrfs. NTFS and APFS allow 255 characters.

@@ -12,7 +12,7 @@ import unicodedata
 from decimal import Decimal
 from typing import Any
 
-# All control characters but tab and line feed, also direction overrides and lone surrogates.
+# Control characters except tab and line feed, direction overrides, and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t")
 # An absolute path, or one that leaves the working directory, in a value such as `[/data/a.csv]`.

@@ -132,7 +132,7 @@ def test_a_run_is_resumed_only_with_the_same_config(tmp_path: Path) -> None:
     other = {**config, "trainer": {"lr": 0.2}}
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000001"
     checkpoint.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"trainer.lr: 0.1 in this folder, 0.2 now"):
+    with pytest.raises(UserError, match=r"trainer.lr: 0.1 before, 0.2 now"):
         RunFolder(tmp_path, other).find_run()
     assert checkpoint.exists()
     assert RunFolder(tmp_path, {**other, "resume": "never"}).find_run() is None

@@ -156,7 +156,6 @@ LATE_IMPORTS = {
     "checks.machine": "the doctor reports what cannot be imported",
     "models.onnx_model": "onnxruntime is an extra",
     "provenance": "a run prints its first line before torch is imported",
-    "serving.attributions": "captum is an extra",
     "serving.locate": "a model folder needs no MLflow",
     "serving.onnx_export": "onnx is an extra",
     "serving.predictor": "TF-IDF needs neither PEFT nor transformers",

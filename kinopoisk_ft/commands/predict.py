@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -81,7 +82,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
             fix="pass either reviews as arguments or a table with --input",
         )
     for text in args.texts:
-        if _is_file(text):
+        # `Path.is_file` would raise an error for reviews that are longer than a file name can be.
+        if os.path.isfile(text):
             raise UserError(
                 f"'{text}' is the name of a file, not a review; did you mean --input?",
                 where="the command line",
@@ -115,11 +117,3 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
 
     table = read_table(args.input, args.quoting)
     return table, read_texts(table, args.text_column, "set --text-column").tolist()
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    # Reviews may be longer than a file name can be.
-    except (OSError, ValueError):
-        return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinopoisk_ft.console import handle_errors
-from kinopoisk_ft.errors import UserError, install_extra
+from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.files import check_writable
 from kinopoisk_ft.text import escape_formula, to_one_line
 
@@ -63,13 +63,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     Raises:
         UserError: cleanlab is missing, a file cannot be read, or the runs cannot be combined.
     """
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError as error:
-        raise UserError(
-            "the package cleanlab, which finds suspicious labels, is not installed",
-            fix=install_extra("explain"),
-        ) from error
+    find_label_issues = import_extra("cleanlab.filter", "explain").find_label_issues
     import numpy as np
     import pandas as pd
 

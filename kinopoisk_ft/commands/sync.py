@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kinopoisk-ft sync",
         description="Send runs to MLflow that were made offline (tracking=offline) or while the "
-        "store did not answer. A run keeps its times, and nothing is sent twice, however often "
-        "this command is run or interrupted.",
+        "store did not answer. Runs keep their times. Nothing is sent twice, even if this command "
+        "is interrupted and run again.",
         epilog="Exit code: 0 if the store has everything, else 1. Runs in progress are skipped.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="folder",

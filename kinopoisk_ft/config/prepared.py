@@ -82,6 +82,17 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def list_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each key whose values differ, such as "trainer.lr: 0.1 before, 0.2 now"."""
+    # None is a valid value, so absent keys need another marker.
+    missing = object()
+    return [
+        f"{key}: {before.get(key, 'not set')!r} before, {now.get(key, 'not set')!r} now"
+        for key in sorted({*before, *now})
+        if before.get(key, missing) != now.get(key, missing)
+    ]
+
+
 def get_overrides(hydra: Any) -> list[str]:
     """Return the overrides of a run as the user wrote them, also those that contain ${...}."""
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)

@@ -17,7 +17,8 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from kinopoisk_ft.errors import UserError, install_extra
+from kinopoisk_ft.config.prepared import flatten, list_differences
+from kinopoisk_ft.errors import UserError, import_extra
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,14 +32,7 @@ START_OVER = "choose another output_dir, or start over in this one with rerun=tr
 
 def require_optuna() -> None:
     """Raise UserError if Optuna is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(
-            f"a search needs Optuna: {error}",
-            where="sweep=lr_search",
-            fix=install_extra("search"),
-        ) from error
+    optuna = import_extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -102,15 +96,10 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
     if kept is None:
         study.set_user_attr(ABOUT, now)
         return
-    missing = "not set"
-    differing = [
-        f"{part}{'.' * bool(key)}{key}: {kept[part].get(key, missing)} before, "
-        f"{now[part].get(key, missing)} now"
-        for part in ("config", "space")
-        for key in sorted({*kept[part], *now[part]})
-        if kept[part].get(key, missing) != now[part].get(key, missing)
-    ]
-    if not differing and kept["identity"] != now["identity"]:
+    before, after = flatten(kept), flatten(now)
+    is_same = before.pop("identity") == after.pop("identity")
+    differing = list_differences(before, after)
+    if not (differing or is_same):
         differing = ["code, data, packages or hardware have changed"]
     if differing:
         raise UserError(

@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.data.tokens import encode_with_spans, find_windows
-from kinopoisk_ft.errors import UserError, install_extra
+from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.models.onnx_model import OnnxLayout
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor, check_texts
@@ -134,13 +133,7 @@ def _integrate(
     steps: int,
 ) -> tuple[np.ndarray, float, float]:
     """Return attributions (windows, length), and the logit difference of baseline and text."""
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        raise UserError(
-            "the package captum, which explains networks, is not installed",
-            fix=install_extra("explain"),
-        ) from error
+    integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
     ids, mask = batch["input_ids"], batch["attention_mask"]
     kept = torch.zeros_like(ids, dtype=torch.bool)
@@ -165,8 +158,7 @@ def _integrate(
         # The baseline is a text of padding tokens between the special tokens.
         text, empty = embedding(ids), embedding(torch.where(kept, ids, pad_id))
         difference, baseline = float(compare(text)), float(compare(empty))
-    method: Any = IntegratedGradients(compare)
-    found = method.attribute(
+    found = integrated_gradients(compare).attribute(
         text, baselines=empty, n_steps=steps, internal_batch_size=BATCH_SIZE * text.shape[0]
     )
     scores: np.ndarray = found.sum(-1).reshape(-1, ids.shape[-1]).detach().cpu().double().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,15 +26,11 @@ def find_model_folder(name: str, uri: str | None = None) -> Path:
         UserError: the folder or run does not exist, or has no model.
     """
     folder = Path(name).expanduser()
-    try:
-        for candidate in (folder, folder / "model"):
-            if (candidate / CARD).is_file():
-                return candidate
-        is_folder = folder.is_dir()
-    # The name is too long for a file name, or contains a null character.
-    except (OSError, ValueError):
-        is_folder = False
-    if is_folder:
+    # The methods of `Path` would raise an error for names that are longer than a file name can be.
+    for candidate in (folder, folder / "model"):
+        if os.path.isfile(candidate / CARD):
+            return candidate
+    if os.path.isdir(folder):
         raise UserError(
             f"there is no model in '{name}': neither it nor its subfolder `model` contains {CARD}",
             where=str(folder),

@@ -16,11 +16,11 @@ from torch.export import Dim
 
 from kinopoisk_ft.console import silence_logs
 from kinopoisk_ft.data.demo import read_example_texts
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, import_extra
 from kinopoisk_ft.files import check_writable, write_folder_atomically
 from kinopoisk_ft.models.card import CARD, FORMAT, Card, read_card
 from kinopoisk_ft.models.mamba_recipe import MambaLayout
-from kinopoisk_ft.models.onnx_model import INPUTS, INSTALL, ONNX, OUTPUT, OnnxLayout
+from kinopoisk_ft.models.onnx_model import INPUTS, ONNX, OUTPUT, OnnxLayout
 from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tfidf import load_estimator
 from kinopoisk_ft.serving.predictor import Predictor
@@ -112,16 +112,8 @@ def export_onnx(
 
 def check_packages() -> None:
     """Raise UserError if a package that the export needs is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "the packages onnx, onnxscript and onnxruntime, which export models, are not all "
-            f"installed ({error})",
-            fix=INSTALL,
-        ) from error
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        import_extra(package, "onnx")
 
 
 def _check_request(folder: Path, card: Card, output: Path, keep_adapter: bool) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -109,18 +109,13 @@ def _check_private(text: str, file: Path, folder: Path) -> None:
         for place in places
         if place != Path(place.anchor) and re.search(re.escape(str(place)) + r"(?![\w-])", text)
     ]
+    # `Path.exists` would raise an error for texts that are longer than a file name can be.
+    paths = [path for path in PATHS.findall(text) if os.path.exists(path)]
     # Short paths such as "/dev" exist on every machine.
-    found += [path for path in PATHS.findall(text) if len(Path(path).parts) > 2 and _exists(path)]
+    found += [path for path in paths if len(Path(path).parts) > 2]
     if found:
         raise UserError(
             f"{file.name} contains the path '{found[0]}' of this machine",
             where=str(file),
             fix="remove the path from this file, and publish again",
         )
-
-
-def _exists(path: str) -> bool:
-    # The text can be too long for a file name.
-    with suppress(OSError, ValueError):
-        return Path(path).exists()
-    return False

@@ -66,7 +66,7 @@ class Check(Callback):
         except UserError as error:
             _exit(error, 1)
         except (HydraException, ValueError) as error:
-            # The explanation composes a config, too.
+            # `explain_error` composes a config, which needs a cleared global state.
             GlobalHydra.instance().clear()
             _exit(explain_error(error, sys.argv[1:]), 2)
         if config.get("dry_run"):
@@ -80,7 +80,7 @@ class Announce(Callback):
         """Print the forecast, and save it for the jobs."""
         if not Check.jobs:
             return
-        # This module imports torch and scikit-learn, and the first line of a run is printed before.
+        # This imports torch and scikit-learn, and the first line of output must not wait for them.
         from kinopoisk_ft.sweeps.forecast import forecast, format_forecast, write_forecast
 
         try:

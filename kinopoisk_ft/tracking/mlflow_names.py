@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# In these groups, the group replaces a prefix: `test_loss` is `test/loss`.
+# The names of these groups replace the prefix of a metric: `test_loss` is `test/loss`.
 PREFIXED = ("test", "val", "train", "majority", "leakage")
 # All other metrics keep their whole name after the slash.
 GROUPS = {
@@ -26,7 +26,7 @@ GROUPS = {
 }  # fmt: skip
 SECONDS = "_seconds"
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-# Keys of a config that say how Hydra calls an object.
+# Config keys that tell Hydra how to call an object.
 HYDRA_KEYS = ("_partial_", "_convert_", "_recursive_")
 TARGET = "_target_"
 
@@ -52,7 +52,7 @@ def from_mlflow(key: str) -> str:
 
 
 def flat_metrics(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of an MLflow run by flat name, sorted."""
+    """Return {flat name: value} for the metrics of an MLflow run, sorted by name."""
     return dict(sorted((from_mlflow(key), value) for key, value in values.items()))
 
 

@@ -52,7 +52,7 @@ EXPERIMENT_TAGS = {
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_NAME: to_mlflow(f"test_{HEADLINE}"),
     MLFLOW_EXPERIMENT_PRIMARY_METRIC_GREATER_IS_BETTER: "True",
 }
-# After this number of seconds without a change, no process is creating the store file any more.
+# A store file that has not changed for this number of seconds is not being created any more.
 SETTLED = 3.0
 
 

@@ -101,19 +101,18 @@ class ParentRun(Callback):
         """
         self.sweep_dir = Path(config.hydra.sweep.dir).absolute()
         notes = notes_folder(self.sweep_dir)
-        parent = self._read_parent() if resumed else None
-        for old in [] if resumed else notes.glob("[0-9]*.json"):
-            old.unlink()
+        parent = None
+        if resumed:
+            try:
+                parent = read_parent(self.sweep_dir)
+            except UserError as error:
+                log.warning("a new parent run is created, because %s", error.what)
+        else:
+            for old in notes.glob("[0-9]*.json"):
+                old.unlink()
         self.run_id = self._start(config, parent)
         write_atomically(notes / PARENT, json.dumps(self.run_id))
         ParentRun.opened = self
-
-    def _read_parent(self) -> str | None:
-        try:
-            return read_parent(self.sweep_dir)
-        except UserError as error:
-            log.warning("a new parent run is created, because %s", error.what)
-            return None
 
     def _start(self, config: DictConfig, resume: str | None) -> str | None:
         try:

@@ -142,7 +142,7 @@ def test_another_config_is_refused_and_never_starts_over(here: Path) -> None:
     assert child(command, args, here, ("backward", 7)) == 143
     assert child(command, [*args, "trainer.lr=0.5"], here, None) == 1
     error = (here / "stderr.txt").read_text()
-    assert "trainer.lr: 0.01 in this folder, 0.5 now" in error
+    assert "trainer.lr: 0.01 before, 0.5 now" in error
     assert "resume=never" in error
     assert child(command, [*args, "trainer.lr=0.5", "resume=never"], here, None) == 0
 
