@@ -15,8 +15,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# The types of the classifiers with this project's head, in config.json, so they are a part of the
-# format of model folders. transformers quotes an unknown type in its error message.
+# Model types in config.json for classifiers with this project's head. They are part of the format
+# of model folders. transformers quotes an unknown type in its error message, so it shows the hint.
 _HINT = "(of kinopoisk_ft: run `import kinopoisk_ft` first, or `kinopoisk-ft predict`)"
 MODEL_TYPES = {name: f"{name} {_HINT}" for name in ("pooled", "mamba", "mamba2")}
 # The module of transformers that defines AutoConfig.

@@ -31,7 +31,7 @@ LIBRARY_VARIABLES = {
     "TRITON_CACHE_DIR": "triton",
 }
 
-# While this reference exists, the temporary folder is kept. Python deletes the folder at exit.
+# Keeps the temporary folder until Python exits and deletes it.
 _temporary: tempfile.TemporaryDirectory[str] | None = None
 
 

@@ -80,7 +80,7 @@ def check_repository(name: str) -> None:
     """Raise UserError if a name is not the name of a repository with its owner."""
     try:
         validate_repo_id(name)
-        # Versions before 2 accept letters of all alphabets, which the hub refuses.
+        # Versions before 2 accept letters of all alphabets, but the hub does not.
         valid = "/" in name and name.isascii()
     except HFValidationError:
         valid = False

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
     check_packages()
     folder = find_model_folder(args.model, args.uri)
-    # The model of a run id lies in a temporary folder.
+    # For a run id, the model folder is temporary.
     beside = folder.parent if Path(args.model).is_dir() else Path()
     output: Path = args.output or beside / "onnx"
     check = export_onnx(folder, output, args.int8, args.keep_adapter)

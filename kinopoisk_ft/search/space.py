@@ -249,5 +249,5 @@ def _value_at(dist: Any, fraction: float) -> Any:
     if dist.step is None:
         return dist.low + (dist.high - dist.low) * fraction
     value = dist.low + dist.step * int(fraction * (round((dist.high - dist.low) / dist.step) + 1))
-    # A rounding error must not exceed the upper bound.
+    # Rounding must not give a value above the upper bound.
     return value if whole else min(value, dist.high)

@@ -216,8 +216,8 @@ def _compare(original: Predictor, folder: Path, tolerance: float) -> Check:
     """
     exported = Predictor(folder, "cpu")
     reviews = read_example_texts(CHECKED_REVIEWS)
-    # One batch each: the shortest text alone, a text that is truncated or has several windows, and
-    # reviews of several lengths.
+    # Three batches: the shortest text, a text that is truncated or has several windows, and reviews
+    # of different lengths.
     batches = (["Да"], [" ".join(reviews)], reviews)
     pairs = [[model.logits(texts).numpy() for model in (original, exported)] for texts in batches]
     ours, theirs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))

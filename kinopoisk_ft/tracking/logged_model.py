@@ -186,8 +186,8 @@ def _save(
     model: LoggedModel, run_id: str, folder: Path, code: Path, class_names: list[str], to: Path
 ) -> None:
     probabilities = [ColSpec("double", f"p_{name}") for name in class_names]
-    # Otherwise, MLflow reads the file lists of all packages for half a second, to check whether
-    # the requirements are installed. They have the installed versions.
+    # Otherwise, MLflow spends half a second on checking that the requirements are installed. The
+    # requirements name the installed versions, so no check is necessary.
     requirements_utils._MODULES_TO_PACKAGES = {}
     mlflow.pyfunc.save_model(
         str(to),

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 LOG_TAG = "kinopoisk_ft.events"
 # Size in bytes of the largest JSON artifact in which the run's local id is replaced.
 MAX_JSON = 2**20
-# Tags of a run that say who made it with which code.
+# Tags of a run that name the user and the source code.
 SOURCE_TAGS = ("mlflow.user", "mlflow.source.")
 # MLflow's limits per request: https://mlflow.org/docs/latest/rest-api.html#log-batch
 MAX_PARAMS = MAX_TAGS = 100

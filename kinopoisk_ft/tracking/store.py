@@ -43,6 +43,7 @@ from kinopoisk_ft.tracking.store_schema import (
 
 log = logging.getLogger(__name__)
 
+SQLITE = "sqlite:///"
 # Failed requests are retried by `Delivery`. MLflow's own seven retries would take minutes.
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 # Without the first tag, MLflow's UI opens an experiment in its layout for language-model apps.
@@ -72,8 +73,8 @@ def default_uri() -> str:
 def absolute_uri(uri: str | None) -> str:
     """Make the SQLite path in a store URI absolute; if the URI is None, use `default_uri()`."""
     uri = uri or default_uri()
-    if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return uri
 
 
@@ -103,15 +104,13 @@ def open_store(uri: str) -> MlflowClient:
         raise UserError(what, where=hide_password(uri), fix=fix) from error
 
 
-def open_experiment(
-    uri: str | None, experiment: str, artifacts: str | None
-) -> tuple[MlflowClient, str]:
+def open_experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
     """Open a store and an experiment for writing.
 
     A missing SQLite store and a missing experiment are created.
 
     Args:
-        uri: the URI of the store; if None, `default_uri()` is used.
+        uri: the URI of the store, from `absolute_uri`.
         artifacts: the artifact location of a new experiment. If None, artifacts go to the folder
             `mlartifacts` next to an SQLite file, or to the server's default location.
 
@@ -122,17 +121,13 @@ def open_experiment(
         UnreachableError: the store does not answer now.
         UserError: the store cannot be opened, or the experiment is deleted.
     """
-    uri = absolute_uri(uri)
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
-    with _explain_errors(uri):
-        if not uri.startswith("sqlite:///"):
-            client = MlflowClient(tracking_uri=uri)
-            return client, _open_experiment(client, experiment, artifacts, uri)
-        with _hold_database(uri) as file:
-            artifacts = artifacts or (file.parent / "mlartifacts").as_uri()
-            client = MlflowClient(tracking_uri=uri)
-            return client, _open_experiment(client, experiment, artifacts, uri)
+    if uri.startswith(SQLITE):
+        artifacts = artifacts or (_get_file(uri).parent / "mlartifacts").as_uri()
+    with _explain_errors(uri), _hold_database(uri):
+        client = MlflowClient(tracking_uri=uri)
+        return client, _open_experiment(client, experiment, artifacts, uri)
 
 
 def ensure_store(uri: str) -> None:
@@ -141,9 +136,8 @@ def ensure_store(uri: str) -> None:
     Raises:
         UserError: the store cannot be created, or belongs to another MLflow version.
     """
-    if uri.startswith("sqlite:///"):
-        with _explain_errors(uri), _hold_database(uri):
-            pass
+    with _explain_errors(uri), _hold_database(uri):
+        pass
 
 
 @contextmanager
@@ -163,13 +157,23 @@ def _explain_errors(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_database(uri: str) -> Iterator[Path]:
-    """Lock an SQLite store for a `with` block, create it if it is missing, and yield its file."""
-    file = Path(make_url(uri).database or "")
+def _hold_database(uri: str) -> Iterator[None]:
+    """Lock an SQLite store for a `with` block, and create it if it is missing.
+
+    Nothing is done for other stores.
+    """
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    file = _get_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         _ensure_database(uri, file)
-        yield file
+        yield
+
+
+def _get_file(uri: str) -> Path:
+    return Path(make_url(uri).database or "")
 
 
 def _open_experiment(client: MlflowClient, name: str, artifacts: str | None, uri: str) -> str:
