@@ -26,6 +26,9 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import hypothesis  # noqa: E402
 from hub_server import HubServer  # noqa: E402
+from parsed_configs import parse_once  # noqa: E402
+
+parse_once()
 
 # A busy machine takes longer than the default of 200 ms for an example.
 hypothesis.settings.register_profile("kinopoisk_ft", deadline=None)
