@@ -102,10 +102,10 @@ def compare_int8(
         [predictors[name].logits(texts).numpy().argmax(1) for name in (FP32, INT8)]
     )
     classes = len(predictors[PYTORCH].card.class_names)
-    sample = resample(labels, predicted, classes, groups=reviews["film"].to_numpy())
-    before, after = sample.observed[METRIC].tolist()
+    scored = resample(labels, predicted, classes, groups=reviews["film"].to_numpy())
+    before, after = scored[METRIC].observed.tolist()
     assert np.isclose(before, f1_score(labels, predicted[0], average="weighted"))
-    drawn = sample.resampled[METRIC]
+    drawn = scored[METRIC].resampled
     change = percentiles(after - before, drawn[:, 1] - drawn[:, 0])
     return {
         "reviews": len(reviews),

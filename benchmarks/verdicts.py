@@ -25,7 +25,6 @@ from kinopoisk_ft.statistics.bootstrap import resample
 from kinopoisk_ft.statistics.equivalence import MARGIN, STRICT_MARGIN, Decision, decide
 from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion, scores
 from kinopoisk_ft.statistics.pairs import Difference, difference
-from kinopoisk_ft.statistics.seeds import Seeds
 
 RUNS = Path("docs/comparison/runs")
 SPLITS = ("random", "film")
@@ -79,14 +78,11 @@ class World:
         for name in (a, b):
             seeds = rng.integers(0, len(self.predicted[name]), SEEDS)
             runs.append(self.predicted[name][seeds][:, rows])
-        sample = resample(
+        scored = resample(
             self.labels[rows], np.concatenate(runs), 2, groups=groups, seed=number,
             resamples=RESAMPLES,
         )  # fmt: skip
-        observed, resampled = sample.observed[HEADLINE], sample.resampled[HEADLINE]
-        one, other = (
-            Seeds(observed[part], resampled[:, part]) for part in (slice(SEEDS), slice(SEEDS, None))
-        )
+        one, other = (scored[HEADLINE].select(part) for part in (slice(SEEDS), slice(SEEDS, None)))
         return difference(one, other, same_seeds=False)
 
 

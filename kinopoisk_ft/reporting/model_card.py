@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kinopoisk_ft.config.prepared import TAGS, flatten
 from kinopoisk_ft.files import write_atomically
-from kinopoisk_ft.statistics.bootstrap import percentiles, resample
+from kinopoisk_ft.statistics.bootstrap import estimate_mean, resample_approaches
 from kinopoisk_ft.statistics.metrics import COUNTED, headline_first, shown_in
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.text import shorten_paths, to_one_line
@@ -102,13 +102,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return name, value, 95% interval and score of the majority class for each metric."""
-    sample = resample(
-        found.labels, found.predicted[None], len(found.class_names), groups=found.groups
-    )
+    (scored,) = resample_approaches([[found]])
     rows = []
     for metric in headline_first(COUNTED):
-        value = float(sample.observed[metric.name][0])
-        interval = percentiles(value, sample.resampled[metric.name][:, 0])
+        interval = estimate_mean(scored[metric.name])
         majority = metrics.get(f"majority_{metric.name}")
         rows.append({"name": metric.name, "interval": interval, "majority": majority})
     return rows

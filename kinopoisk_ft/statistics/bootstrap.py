@@ -8,12 +8,15 @@ its percentile intervals are too narrow. Therefore, the intervals are widened (s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from kinopoisk_ft.statistics.metrics import Scores, count_confusion, scores
+from kinopoisk_ft.statistics.metrics import count_confusion, scores
+from kinopoisk_ft.statistics.predictions import Predictions
+from kinopoisk_ft.statistics.seeds import RunScores, total
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -32,20 +35,6 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Scores of several runs, by metric.
-
-    Args:
-        observed: (runs,) scores on the test reviews.
-        resampled: (resamples, runs) scores on bootstrap resamples. Each resample contains the same
-            reviews for all runs, so that differences between runs are paired.
-    """
-
-    observed: Scores
-    resampled: Scores
-
-
 def resample(
     labels: np.ndarray,
     predicted: np.ndarray,
@@ -54,8 +43,10 @@ def resample(
     groups: np.ndarray | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Sample:
+) -> dict[str, RunScores]:
     """Score several runs on the test reviews, and on bootstrap resamples of these reviews.
+
+    Returns the scores by metric.
 
     Args:
         labels: (N,) true classes.
@@ -92,7 +83,30 @@ def resample(
     if groups is not None:
         factor = widening(np.bincount(places))
         resampled = {m: observed[m] + factor * (v - observed[m]) for m, v in resampled.items()}
-    return Sample(observed, resampled)
+    return {m: RunScores(observed[m], resampled[m]) for m in observed}
+
+
+def resample_approaches(
+    approaches: Sequence[Sequence[Predictions]], seed: int = 0
+) -> list[dict[str, RunScores]]:
+    """Score the runs of several approaches on the same resamples of their test reviews.
+
+    Args:
+        approaches: the runs of each approach. All runs must have the same test reviews.
+
+    Returns:
+        For each approach, the scores by metric.
+    """
+    runs = [run for approach in approaches for run in approach]
+    first, predicted = runs[0], np.stack([run.predicted for run in runs])
+    classes = len(first.class_names)
+    scored = resample(first.labels, predicted, classes, groups=first.groups, seed=seed)
+    found, start = [], 0
+    for approach in approaches:
+        here = slice(start, start + len(approach))
+        found.append({metric: values.select(here) for metric, values in scored.items()})
+        start += len(approach)
+    return found
 
 
 def widening(sizes: np.ndarray) -> float:
@@ -116,6 +130,12 @@ def percentiles(mean: float, resampled: np.ndarray) -> Interval:
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # Scores and their differences are in [-1, 1], but the ends of a widened interval may not be.
     return Interval(mean, max(-1.0, float(low)), min(1.0, float(high)))
+
+
+def estimate_mean(scores: RunScores) -> Interval:
+    """Return the mean over seeds with its interval for other reviews and other seeds."""
+    found = total([(1.0, scores)])
+    return percentiles(found.mean, found.resampled)
 
 
 def p_value(resampled: np.ndarray) -> float:

@@ -23,8 +23,8 @@ from kinopoisk_ft.statistics.metrics import (
 )
 from kinopoisk_ft.statistics.predictions import Predictions
 
-# Bounds of the temperature. Only if all predictions are correct, or if all are uninformative, the
-# optimum lies outside of them.
+# Bounds of the temperature. The optimum lies outside of them only if all predictions are correct,
+# or if all are uninformative.
 TEMPERATURES = (0.05, 20.0)
 # Replaces probabilities of 0, whose logarithm is infinite.
 SMALLEST = float(np.finfo(np.float64).tiny)

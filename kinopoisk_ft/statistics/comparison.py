@@ -8,12 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from kinopoisk_ft.statistics.bootstrap import Interval, Sample, percentiles, resample
+from kinopoisk_ft.statistics.bootstrap import Interval, estimate_mean, resample_approaches
 from kinopoisk_ft.statistics.calibration import Bin, before_and_after
-from kinopoisk_ft.statistics.metrics import COUNTED
 from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
-from kinopoisk_ft.statistics.seeds import Seeds, total
+from kinopoisk_ft.statistics.seeds import RunScores
 from kinopoisk_ft.statistics.slices import SLICED_BY, Slice, slices
 
 
@@ -90,10 +89,7 @@ class _Drawn:
     name: str
     seeds: tuple[str, ...]
     runs: list[Predictions]
-    sample: Sample
-
-    def scores(self, metric: str) -> Seeds:
-        return Seeds(self.sample.observed[metric], self.sample.resampled[metric])
+    scores: dict[str, RunScores]
 
     @property
     def groups(self) -> int:
@@ -121,7 +117,7 @@ def compare(approaches: list[Approach]) -> Comparison:
             problems.append(Problem("unpaired", (a.name, b.name), reason))
         if reason != "classes":
             pairs.append(_pair(a, b, paired=reason is None))
-    means = {one.name: {m.name: _mean(one.scores(m.name)) for m in COUNTED} for one in drawn}
+    means = {one.name: {m: estimate_mean(s) for m, s in one.scores.items()} for one in drawn}
     known = {by for one in drawn for by in one.runs[0].facts}
     return Comparison(
         means=means,
@@ -167,37 +163,20 @@ def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
             group.append(item)
     drawn = {}
     for seed, group in enumerate(groups):
-        first = group[0][1][0]
-        predicted = np.stack([run.predicted for _, runs in group for run in runs])
-        classes = len(first.class_names)
-        sample = resample(first.labels, predicted, classes, groups=first.groups, seed=seed)
-        start = 0
-        for one, runs in group:
-            here = slice(start, start + len(runs))
-            drawn[one.name] = _Drawn(one.name, one.seeds, runs, _columns(sample, here))
-            start += len(runs)
+        scored = resample_approaches([runs for _, runs in group], seed)
+        for (one, runs), scores in zip(group, scored, strict=True):
+            drawn[one.name] = _Drawn(one.name, one.seeds, runs, scores)
     return [drawn[one.name] for one, _ in usable]
-
-
-def _columns(sample: Sample, here: slice) -> Sample:
-    observed = {metric: values[here] for metric, values in sample.observed.items()}
-    return Sample(observed, {metric: v[:, here] for metric, v in sample.resampled.items()})
-
-
-def _mean(seeds: Seeds) -> Interval:
-    found = total([(1.0, seeds)])
-    return percentiles(found.mean, found.resampled)
 
 
 def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
     seeds = set(a.seeds)
     same = paired and seeds == set(b.seeds) and len(a.seeds) == len(b.seeds) == len(seeds)
     order = [b.seeds.index(seed) for seed in a.seeds] if same else list(range(len(b.runs)))
-    differences = {}
-    for name in (metric.name for metric in COUNTED):
-        other = b.scores(name)
-        other = Seeds(other.observed[order], other.resampled[:, order])
-        differences[name] = difference(a.scores(name), other, same_seeds=same)
+    differences = {
+        metric: difference(scores, b.scores[metric].select(order), same_seeds=same)
+        for metric, scores in a.scores.items()
+    }
     test = None
     if paired:
         groups = a.runs[0].groups

@@ -25,8 +25,8 @@ from kinopoisk_ft.statistics.pairs import Difference, Pair, correct_holm
 MARGIN, STRICT_MARGIN = 0.02, 0.01
 # The needed numbers of reviews and seeds are those with which a verdict has this probability.
 POWER = 0.8
-# Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed loss is close to the
-# margin.
+# Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed deficit is close to
+# the margin.
 LARGEST = 100.0
 
 Verdict = Literal["as good", "worse", "undecided"]
@@ -34,21 +34,21 @@ Verdict = Literal["as good", "worse", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The verdict on whether a is as good as b. The loss is b - a.
+    """The verdict on whether a is as good as b. The deficit of a is b - a.
 
     Args:
-        verdict: "as good" if a test rejects that the loss is at least the margin, "worse" if a test
-            rejects that the loss is at most the margin, otherwise "undecided".
-        p_as_good: p-value for the null hypothesis that the loss is at least the margin.
-        p_worse: p-value for the null hypothesis that the loss is at most the margin.
+        verdict: "as good" if a test rejects that the deficit is at least the margin, "worse" if a
+            test rejects that the deficit is at most the margin, otherwise "undecided".
+        p_as_good: p-value for the null hypothesis that the deficit is at least the margin.
+        p_worse: p-value for the null hypothesis that the deficit is at most the margin.
         p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
         more_reviews: factor by which the number of test reviews must grow to make a verdict likely,
-            if the true difference is equal to the observed one. None if there is a verdict already,
-            or if no realistic number of reviews would be enough.
-        more_seeds: the same factor for the number of seeds, with the same meaning of None.
+            if the true difference equals the observed one. None if there is a verdict already, or
+            if no realistic number of reviews would be enough.
+        more_seeds: the same for the number of seeds.
         low, high: simultaneous 95% bounds of a - b, each of them one-sided. They agree with the
-            verdict: "as good" if both are at least -margin, "worse" if both are at most -margin,
-            and otherwise -margin is between them. See `_lower_bounds`.
+            verdict: both are at least -margin if a is as good, both are at most -margin if a is
+            worse, and -margin is between them if the verdict is undecided. See `_lower_bounds`.
     """
 
     verdict: Verdict
@@ -115,26 +115,25 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
 
     Args:
         differences: a - b in the same metric for each a.
-        margin: the smallest loss that matters, for example 0.02.
+        margin: the smallest deficit that matters, for example 0.02.
     """
     if not differences:
         return []
     resampled = [d.total.resampled for d in differences]
-    losses = [-one for one in resampled]
+    deficits = [-one for one in resampled]
     as_good = correct_holm([_p_above(one, -margin) for one in resampled])
-    worse = correct_holm([_p_above(one, margin) for one in losses])
+    worse = correct_holm([_p_above(one, margin) for one in deficits])
     lows = _lower_bounds(resampled, as_good, -margin)
-    highs = [-low for low in _lower_bounds(losses, worse, margin)]
+    highs = [-low for low in _lower_bounds(deficits, worse, margin)]
     found = []
-    for difference, p_as_good, p_worse, low, high in zip(
-        differences, as_good, worse, lows, highs, strict=True
+    for difference, drawn, p_as_good, p_worse, low, high in zip(
+        differences, resampled, as_good, worse, lows, highs, strict=True
     ):
         verdict: Verdict = "undecided"
         if p_as_good <= ALPHA:
             verdict = "as good"
         elif p_worse <= ALPHA:
             verdict = "worse"
-        drawn = difference.total.resampled
         reviews, seeds = (None, None) if verdict != "undecided" else _needed(difference, margin)
         found.append(
             Decision(
@@ -155,11 +154,11 @@ def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: fl
     """Return simultaneous lower 95% bounds that agree with Holm's tests.
 
     Each test has the null hypothesis that a difference is at most `edge`. The probability that all
-    bounds hold is 95%. They are those of Strassburger, K. and Bretz, F. (2008), Compatible
-    simultaneous lower confidence bounds for the Holm procedure: if k hypotheses are not rejected,
-    the bounds of their differences have the level 5% / k, so they are not above the edge. The
-    other bounds are the edge itself, because Holm's procedure proves no more about them. If all
-    hypotheses are rejected, each bound has the level 5% / m, but is not below the edge.
+    bounds hold is 95%. If k hypotheses are not rejected, the bounds of their differences have the
+    level 5% / k, so they are not above the edge. The other bounds are the edge itself, because
+    Holm's procedure proves no more about them. If all hypotheses are rejected, each bound has the
+    level 5% / m, but is not below the edge. Strassburger, K. and Bretz, F. (2008). Compatible
+    simultaneous lower confidence bounds for the Holm procedure.
 
     Args:
         resampled: (resamples,) of each of m differences.

@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kinopoisk_ft.statistics.bootstrap import LEVEL, Interval, percentiles, resample
+from kinopoisk_ft.statistics.bootstrap import (
+    LEVEL,
+    Interval,
+    estimate_mean,
+    percentiles,
+    resample_approaches,
+)
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.predictions import Predictions
-from kinopoisk_ft.statistics.seeds import Seeds, Total, total
+from kinopoisk_ft.statistics.seeds import RunScores, subtract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class Point:
     limit: str
     labels: float
     seeds: tuple[str, ...]
-    scores: Seeds
+    scores: RunScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +49,7 @@ class Curve:
     @property
     def intervals(self) -> list[Interval]:
         """Return the mean of the headline metric with its interval, for each point."""
-        found = (total([(1.0, point.scores)]) for point in self.points)
-        return [percentiles(one.mean, one.resampled) for one in found]
+        return [estimate_mean(point.scores) for point in self.points]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +76,13 @@ def draw_curves(
         runs: for each approach, its points as (limit, labels, seeds, predictions of each seed). All
             runs must have the same test reviews.
     """
-    everything = [run for points in runs.values() for *_, found in points for run in found]
-    first, predicted = everything[0], np.stack([run.predicted for run in everything])
-    classes = len(first.class_names)
-    sample = resample(first.labels, predicted, classes, groups=first.groups)
-    observed, resampled = sample.observed[HEADLINE], sample.resampled[HEADLINE]
-    curves, start = [], 0
+    scored = iter(resample_approaches([found for points in runs.values() for *_, found in points]))
+    curves = []
     for name, points in runs.items():
-        found = []
-        for limit, labels, seeds, predictions in points:
-            here = slice(start, start + len(predictions))
-            scores = Seeds(observed[here], resampled[:, here])
-            found.append(Point(limit=limit, labels=labels, seeds=seeds, scores=scores))
-            start += len(predictions)
+        found = [
+            Point(limit=limit, labels=labels, seeds=seeds, scores=next(scored)[HEADLINE])
+            for limit, labels, seeds, _ in points
+        ]
         found.sort(key=lambda point: point.labels)
         curves.append(Curve(name=name, points=tuple(found)))
     return curves
@@ -100,7 +99,7 @@ def find_crossing(a: Curve, b: Curve) -> Crossing | None:
     if len(pairs) < 2:
         return None
     differences = [
-        _subtract(one.scores, other.scores, one.seeds == other.seeds, stream)
+        subtract(one.scores, other.scores, same_seeds=one.seeds == other.seeds, stream=stream)
         for stream, (one, other) in enumerate(pairs)
     ]
     labels = np.array([one.labels for one, _ in pairs])
@@ -138,13 +137,9 @@ def estimate_gain(curve: Curve, more: int) -> Interval | None:
     before, last = curve.points[-2:]
     if before.labels == last.labels:
         return None
-    change = _subtract(last.scores, before.scores, last.seeds == before.seeds, 0)
+    change = subtract(last.scores, before.scores, same_seeds=last.seeds == before.seeds)
     factor = np.log1p(more / last.labels) / np.log(last.labels / before.labels)
     return percentiles(change.mean * factor, change.resampled * factor)
-
-
-def _subtract(a: Seeds, b: Seeds, same_seeds: bool, stream: int) -> Total:
-    return total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)], stream)
 
 
 def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:

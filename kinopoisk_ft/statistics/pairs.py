@@ -9,7 +9,7 @@ import numpy as np
 from statsmodels.stats.contingency_tables import mcnemar
 
 from kinopoisk_ft.statistics.bootstrap import Interval, p_value, percentiles
-from kinopoisk_ft.statistics.seeds import Seeds, Total, total
+from kinopoisk_ft.statistics.seeds import RunScores, Total, subtract
 
 # With fewer discordant reviews, the chi-squared approximation is poor and the test is exact.
 FEW = 25
@@ -88,12 +88,12 @@ class Pair:
         return replace(self, a=self.b, b=self.a, differences=differences, mcnemar=test)
 
 
-def difference(a: Seeds, b: Seeds, *, same_seeds: bool) -> Difference:
+def difference(a: RunScores, b: RunScores, *, same_seeds: bool) -> Difference:
     """Return mean(a) - mean(b) with an interval and a p-value.
 
     With `same_seeds`, a and b must have the same seeds in the same order.
     """
-    found = total([(1.0, a - b)] if same_seeds else [(1.0, a), (-1.0, b)])
+    found = subtract(a, b, same_seeds=same_seeds)
     interval = percentiles(found.mean, found.resampled)
     p = p_value(found.resampled)
     return Difference(found.mean, interval.low, interval.high, p=p, p_holm=p, total=found)
@@ -121,16 +121,16 @@ def mcnemar_of(
             test.
     """
     if same_seeds:
-        meetings = list(zip(right_a, right_b, strict=True))
+        run_pairs = list(zip(right_a, right_b, strict=True))
     else:
-        meetings = [(a, b) for a in right_a for b in right_b]
-    only_a = np.array([np.sum(a & ~b) for a, b in meetings])
-    only_b = np.array([np.sum(b & ~a) for a, b in meetings])
+        run_pairs = [(a, b) for a in right_a for b in right_b]
+    only_a = np.array([np.sum(a & ~b) for a, b in run_pairs])
+    only_b = np.array([np.sum(b & ~a) for a, b in run_pairs])
     if groups is None:
         ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
     else:
         _, places = np.unique(groups, return_inverse=True)
-        ps = [_flipped(np.bincount(places, a * 1.0 - b)) for a, b in meetings]
+        ps = [_flip_signs(np.bincount(places, a * 1.0 - b)) for a, b in run_pairs]
     p = ps[0] if len(ps) == 1 else min(1.0, 2 * float(np.median(ps)))
     return McNemar(only_a=float(only_a.mean()), only_b=float(only_b.mean()), p=p, p_holm=p)
 
@@ -140,7 +140,7 @@ def _mcnemar(only_a: int, only_b: int) -> float:
     return float(mcnemar(table, exact=only_a + only_b < FEW, correction=True).pvalue)
 
 
-def _flipped(differences: np.ndarray) -> float:
+def _flip_signs(differences: np.ndarray) -> float:
     """Return the exact p-value of a sign-flip permutation test.
 
     `differences` is (groups,): in each group, the number of reviews that only approach A classifies

@@ -23,10 +23,13 @@ STREAM = 1
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """One metric for S seeds of an approach.
+class RunScores:
+    """The scores of several runs in one metric.
 
-    `observed` is (S,), and `resampled` is (resamples, S).
+    Args:
+        observed: (runs,) scores on the test reviews.
+        resampled: (resamples, runs) scores on bootstrap resamples. Each resample contains the same
+            reviews for all runs, so that differences between runs are paired.
     """
 
     observed: np.ndarray
@@ -34,11 +37,11 @@ class Seeds:
 
     @property
     def own_variance(self) -> float:
-        """Return the variance between resamples that is specific to each seed.
+        """Return the variance between resamples that is specific to each run.
 
-        A resample of the reviews changes the scores of all seeds by a common amount, and the score
-        of each seed by an additional amount. The result is the variance of the additional amounts.
-        With one seed, it cannot be estimated, and the result is 0.
+        A resample of the reviews changes the scores of all runs by a common amount, and the score
+        of each run by an additional amount. The result is the variance of the additional amounts.
+        With one run, it cannot be estimated, and the result is 0.
         """
         n = len(self.observed)
         if n == 1:
@@ -46,9 +49,9 @@ class Seeds:
         own = self.resampled - self.resampled.mean(axis=1, keepdims=True)
         return float(own.var(axis=0).mean() * n / (n - 1))
 
-    def __sub__(self, other: Seeds) -> Seeds:
-        """Subtract seed by seed."""
-        return Seeds(self.observed - other.observed, self.resampled - other.resampled)
+    def select(self, runs: slice | list[int]) -> RunScores:
+        """Return the scores of some of the runs."""
+        return RunScores(self.observed[runs], self.resampled[:, runs])
 
 
 class Total(NamedTuple):
@@ -67,7 +70,20 @@ class Total(NamedTuple):
     seed_variance: float
 
 
-def total(sides: Sequence[tuple[float, Seeds]], stream: int = 0) -> Total:
+def subtract(a: RunScores, b: RunScores, *, same_seeds: bool, stream: int = 0) -> Total:
+    """Return mean(a) - mean(b) with resamples.
+
+    Args:
+        same_seeds: whether a and b have the same seeds in the same order, so that they are paired.
+        stream: see `total`.
+    """
+    if same_seeds:
+        paired = RunScores(a.observed - b.observed, a.resampled - b.resampled)
+        return total([(1.0, paired)], stream)
+    return total([(1.0, a), (-1.0, b)], stream)
+
+
+def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
     """Return a mean over seeds, or the difference of two such means, with resamples.
 
     The resamples vary with the choice of test reviews and with the choice of seeds. An approach

@@ -97,21 +97,21 @@ def _slice(
 ) -> Slice:
     n, classes = int(here.sum()), len(first.class_names)
     groups = None if first.groups is None else first.groups[here]
-    sample = resample(first.labels[here], predicted, classes, groups=groups, resamples=RESAMPLES)
+    scored = resample(first.labels[here], predicted, classes, groups=groups, resamples=RESAMPLES)
     found = {}
     for metric in shown_in("slices"):
-        mean = float(sample.observed[metric.name].mean())
-        resampled = sample.resampled[metric.name]
+        mean = float(scored[metric.name].observed.mean())
+        resampled = scored[metric.name].resampled
         if metric.proportion:
-            worth = n if groups is None else _worth(mean, resampled, groups)
-            ends = proportion_confint(mean * worth, worth, alpha=1 - LEVEL, method="wilson")
+            size = n if groups is None else _effective_size(mean, resampled, groups)
+            ends = proportion_confint(mean * size, size, alpha=1 - LEVEL, method="wilson")
             found[metric.name] = Interval(mean, *map(float, ends))
         else:
             found[metric.name] = percentiles(mean, resampled.mean(axis=1))
     return Slice(by=by, value=value, n=n, scores=found)
 
 
-def _worth(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
+def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
     This is the number of independent reviews that would give the accuracy the same variance.

@@ -54,8 +54,8 @@ def _compare_with_majority(
     majority = int(np.bincount(data.train["label"]).argmax())
     predicted = np.stack([probabilities.argmax(axis=1), np.full(len(labels), majority)])
     groups = part["group"].to_numpy() if "group" in part else None
-    sample = resample(labels, predicted[:1], classes, groups=groups, resamples=RESAMPLES)
-    p = float((1 + np.sum(sample.resampled[CORRELATION] <= 0)) / (RESAMPLES + 1))
+    scored = resample(labels, predicted[:1], classes, groups=groups, resamples=RESAMPLES)
+    p = float((1 + np.sum(scored[CORRELATION].resampled <= 0)) / (RESAMPLES + 1))
     if p <= ALPHA:
         return ""
     model, floor = scores(count_confusion(labels, predicted, classes))[HEADLINE]

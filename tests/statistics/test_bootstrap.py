@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample, widening
 from kinopoisk_ft.statistics.comparison import compare
 from kinopoisk_ft.statistics.metrics import count_confusion, scores
-from kinopoisk_ft.statistics.seeds import Seeds, total
+from kinopoisk_ft.statistics.seeds import RunScores, total
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -44,7 +44,7 @@ def test_bootstrap_is_that_of_scipy(classes: int) -> None:
     a, b = (
         np.where(rng.random(150) < w, rng.integers(0, classes, 150), labels) for w in (0.2, 0.4)
     )
-    sample = resample(labels, np.stack([a, b]), classes)
+    scored = resample(labels, np.stack([a, b]), classes)
 
     def weighted_f1(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
         both = scores(count_confusion(y, np.stack([a, b]), classes))["f1_weighted"]
@@ -54,7 +54,7 @@ def test_bootstrap_is_that_of_scipy(classes: int) -> None:
         (labels, a, b), weighted_f1, paired=True, vectorized=False, n_resamples=3000,
         method="percentile", rng=np.random.default_rng(0),
     )  # fmt: skip
-    drawn = sample.resampled["f1_weighted"]
+    drawn = scored["f1_weighted"].resampled
     found = percentiles(weighted_f1(labels, a, b), drawn[:, 0] - drawn[:, 1])
     assert np.std(drawn[:, 0] - drawn[:, 1]) == pytest.approx(expected.standard_error, rel=0.05)
     ends = expected.confidence_interval
@@ -63,10 +63,10 @@ def test_bootstrap_is_that_of_scipy(classes: int) -> None:
 
 def test_accuracy_of_one_run_has_the_binomial_error() -> None:
     run = answers(1000)
-    drawn = resample(run.labels, run.predicted[None], 2).resampled["accuracy"][:, 0]
+    drawn = resample(run.labels, run.predicted[None], 2)["accuracy"].resampled[:, 0]
     accuracy = np.mean(run.labels == run.predicted)
     assert drawn.std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 1000), rel=0.03)
-    again = resample(run.labels, run.predicted[None], 2).resampled["accuracy"][:, 0]
+    again = resample(run.labels, run.predicted[None], 2)["accuracy"].resampled[:, 0]
     assert np.array_equal(drawn, again)
 
 
@@ -77,7 +77,7 @@ def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
     right = rng.random(len(groups)) < np.repeat(rng.beta(4, 1, 25), sizes)
     labels = rng.integers(0, 2, len(groups))
     predicted = np.where(right, labels, 1 - labels)
-    widened = resample(labels, predicted[None], 2, groups=groups).resampled["accuracy"][:, 0]
+    widened = resample(labels, predicted[None], 2, groups=groups)["accuracy"].resampled[:, 0]
     drawn = right.mean() + (widened - right.mean()) / widening(sizes)
     hits, all_of = np.bincount(groups, right), np.bincount(groups)
     expected = stats.bootstrap(
@@ -88,7 +88,7 @@ def test_bootstrap_of_groups_is_scipys_over_groups() -> None:
     assert drawn.std() == pytest.approx(expected.standard_error, rel=0.05)
     ends = expected.confidence_interval
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.01)
-    alone = resample(labels, predicted[None], 2).resampled["accuracy"][:, 0]
+    alone = resample(labels, predicted[None], 2)["accuracy"].resampled[:, 0]
     # The answers to all reviews of a film are right, or all are wrong.
     assert drawn.std() > 1.5 * alone.std()
 
@@ -102,7 +102,7 @@ def test_widening_is_students_t_with_the_effective_number_of_groups() -> None:
 def test_groups_of_one_are_reviews() -> None:
     run = answers(400)
     alone, each = (
-        resample(run.labels, run.predicted[None], 2, groups=groups).resampled["f1_macro"]
+        resample(run.labels, run.predicted[None], 2, groups=groups)["f1_macro"].resampled
         for groups in (None, np.arange(400))
     )
     assert each.std() == pytest.approx(alone.std(), rel=0.05)
@@ -123,7 +123,7 @@ def test_p_value_agrees_with_the_interval() -> None:
 def test_seeds_alone_give_students_interval(seeds: int) -> None:
     """With infinitely many reviews, only seeds vary; the oracle is SciPy's interval."""
     observed = np.random.default_rng(seeds).normal(0.9, 0.01, seeds)
-    mean, drawn, *_ = total([(1.0, Seeds(observed, np.tile(observed, (200_000, 1))))])
+    mean, drawn, *_ = total([(1.0, RunScores(observed, np.tile(observed, (200_000, 1))))])
     low, high = stats.t.interval(0.95, seeds - 1, loc=observed.mean(), scale=stats.sem(observed))
     found = percentiles(mean, drawn)
     assert (found.low - mean, found.high - mean) == pytest.approx(

@@ -10,14 +10,14 @@ from test_simulated_coverage import SKILL, World, within
 from kinopoisk_ft.statistics.equivalence import Decision, decide
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import Difference, difference
-from kinopoisk_ft.statistics.seeds import Seeds
+from kinopoisk_ft.statistics.seeds import RunScores
 
 
 def normal(mean: float, error: float) -> Difference:
     """Return a difference whose resamples are the quantiles of a normal distribution."""
     drawn = mean + error * stats.norm.ppf((np.arange(9999) + 0.5) / 9999)
-    a = Seeds(np.array([mean]), drawn[:, None])
-    return difference(a, Seeds(np.zeros(1), np.zeros((9999, 1))), same_seeds=True)
+    a = RunScores(np.array([mean]), drawn[:, None])
+    return difference(a, RunScores(np.zeros(1), np.zeros((9999, 1))), same_seeds=True)
 
 
 def alone(mean: float, error: float, margin: float = 0.02) -> Decision:

@@ -16,7 +16,7 @@ from kinopoisk_ft.statistics.label_curve import (
     find_crossing,
     find_crossings,
 )
-from kinopoisk_ft.statistics.seeds import Seeds
+from kinopoisk_ft.statistics.seeds import RunScores
 
 LABELS = (100.0, 1000.0, 10000.0)
 
@@ -29,7 +29,7 @@ def curve(name: str, scores: tuple[float, ...], spread: float = 0.0, seed: int =
             limit=f"{labels:.0f}",
             labels=labels,
             seeds=("0",),
-            scores=Seeds(np.array([score]), score + spread * rng.normal(size=(4000, 1))),
+            scores=RunScores(np.array([score]), score + spread * rng.normal(size=(4000, 1))),
         )
         for labels, score in zip(LABELS, scores, strict=True)
     )

@@ -19,7 +19,7 @@ from scipy.special import expit
 from kinopoisk_ft.statistics.bootstrap import percentiles, resample
 from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion, scores, shown_in
 from kinopoisk_ft.statistics.pairs import Difference, Pair, difference, holm, mcnemar_of
-from kinopoisk_ft.statistics.seeds import Seeds, total
+from kinopoisk_ft.statistics.seeds import RunScores, total
 
 METRICS = tuple(metric.name for metric in shown_in("differences"))
 
@@ -65,29 +65,25 @@ class World:
         found = scores(np.stack(cells, axis=-1).reshape(*skill.shape, 2, 2))
         return {metric: values @ weights for metric, values in found.items()}
 
-    def draws(self, times: int) -> Iterator[tuple[dict[str, list[Seeds]], np.ndarray]]:
+    def draws(self, times: int) -> Iterator[tuple[dict[str, list[RunScores]], np.ndarray]]:
         """Draw data; yield the seeds of each approach by metric, and which answers are right."""
         for number in range(times):
             labels, predicted = self.answers(np.random.default_rng((7, number)), REVIEWS)
             flat = predicted.reshape(-1, REVIEWS)
-            sample = resample(labels, flat, 2, seed=number, resamples=RESAMPLES)
+            scored = resample(labels, flat, 2, seed=number, resamples=RESAMPLES)
             n = self.seeds
             yield (
                 {
-                    metric: [
-                        Seeds(
-                            sample.observed[metric][i : i + n],
-                            sample.resampled[metric][:, i : i + n],
-                        )
-                        for i in range(0, len(flat), n)
-                    ]
+                    metric: [scored[metric].select(slice(i, i + n)) for i in range(0, len(flat), n)]
                     for metric in METRICS
                 },
                 predicted == labels,
             )
 
 
-def pair_of(world: World, found: dict[str, list[Seeds]], i: int, j: int, metric: str) -> Difference:
+def pair_of(
+    world: World, found: dict[str, list[RunScores]], i: int, j: int, metric: str
+) -> Difference:
     """Return the difference of two approaches in a metric."""
     same = world.shared or world.seeds == 1
     return difference(found[metric][i], found[metric][j], same_seeds=same)
@@ -144,13 +140,12 @@ def check_coverage_of_films(films: int, times: int) -> None:
     covered = []
     for number in range(times):
         drawn = np.random.default_rng((6, number)).choice(4000, films)
-        sample = resample(
+        scored = resample(
             np.concatenate([labels[i] for i in drawn]),
             np.concatenate([predicted[i] for i in drawn], axis=1),
             2, groups=np.repeat(np.arange(films), sizes[drawn]), seed=number, resamples=RESAMPLES,
         )  # fmt: skip
-        a, b = (Seeds(sample.observed[HEADLINE][[i]], sample.resampled[HEADLINE][:, [i]])
-                for i in (0, 1))  # fmt: skip
+        a, b = (scored[HEADLINE].select([i]) for i in (0, 1))
         found = difference(a, b, same_seeds=True)
         covered.append(found.low <= truth <= found.high)
     assert within(float(np.mean(covered)), times, 0.93, 0.97), np.mean(covered)
