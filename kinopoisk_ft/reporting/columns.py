@@ -16,6 +16,9 @@ Kind = Literal["score", "seconds", "count", "share"]
 # `page` is the main table of the HTML page, `view` is the table of runs in the MLflow UI. The
 # others are tables of the Markdown report.
 Shown = Literal["results", "sizes", "page", "view", "calibration"]
+TIME, TRAINABLE = "train_seconds", "trainable_parameters"
+# Columns that measure a cost, with the name of the limit on this cost; see `Choice.limit`.
+COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 MAIN: tuple[Shown, ...] = ("results", "page", "view")
 SIZES: tuple[Shown, ...] = ("sizes", "page", "view")
 
@@ -30,10 +33,10 @@ class Column:
         kind: number format. Only scores and times are shown with a standard deviation.
         unit: unit, such as "MB"; empty for pure numbers.
         shown_in: the tables that show the column.
-        best: whether the maximum or the minimum is the best value. None if no value is marked.
+        best: whether the maximum or the minimum is the best value; None if no value is marked.
         mark: name of the CSV and JSON column that marks the row with the best value.
-        charged: a second metric that is added to the value; empty if there is none. For example,
-            the time to fill a cache is added to the training time.
+        charged: name of a second metric that is added to the value, such as the time to fill a
+            cache; empty if there is none.
         expected: True if a note lists the rows without a value.
         interval: True if the report contains a confidence interval of the value.
     """
@@ -49,10 +52,6 @@ class Column:
     expected: bool = False
     interval: bool = False
     digits: int = 4
-
-    def better(self, values: list[float]) -> float:
-        """Return the minimum of a non-empty list if `best` is "min", otherwise the maximum."""
-        return min(values) if self.best == "min" else max(values)
 
 
 def _score(metric: Metric) -> Column:
@@ -85,11 +84,11 @@ COLUMNS = {
     column.name: column
     for column in (
         *(_score(metric) for metric in METRICS if "results" in metric.shown_in),
-        Column("train_seconds", kind="seconds", unit="s", shown_in=MAIN, best="min",
+        Column(TIME, kind="seconds", unit="s", shown_in=MAIN, best="min",
                mark="min_time", charged="prefix_build_seconds", expected=True),
         Column("eval_seconds", kind="seconds", unit="s", shown_in=MAIN,
                charged="prefix_test_build_seconds", expected=True),
-        Column("trainable_parameters", kind="count", shown_in=MAIN, expected=True),
+        Column(TRAINABLE, kind="count", shown_in=MAIN, expected=True),
         Column("total_parameters", kind="count", shown_in=SIZES, expected=True),
         Column("peak_memory_mb", kind="count", unit="MB", shown_in=SIZES),
         Column("tokens_per_second", kind="count", shown_in=SIZES),

@@ -1,30 +1,24 @@
-"""Write the conclusions and recommendations of the report.
-
-Approaches that have not learned are left out.
-"""
+"""Write the conclusions and recommendations, which leave out approaches that have not learned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.columns import BEST, COLUMNS
+from kinopoisk_ft.reporting.columns import BEST, COLUMNS, COSTS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
-from kinopoisk_ft.reporting.table import Table, write_value
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.equivalence import MARGIN, Decision
 from kinopoisk_ft.statistics.metrics import HEADLINE
 from kinopoisk_ft.statistics.pairs import Pair
 
-# A sentence names at most this many undecided approaches, and counts more of them.
+# A sentence names at most this many undecided approaches. Otherwise, it only counts them.
 MOST_NAMED = 2
 # The adapter config that trains all weights.
 FULL = "none"
 # The adapters that the original study compares with full fine-tuning, in this order.
 CHEAPER = ("lora", "freeze")
-TIME, TRAINABLE = "train_seconds", "trainable_parameters"
-# Columns that measure a cost, with the name of the limit (`Choice.limit`) on that cost.
-COSTS = {TIME: "time", TRAINABLE: "parameters", "peak_memory_mb": "memory"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,7 @@ class Choice:
             recommendation ignores costs.
         number: the cost of the approach, or its weighted F1.
         reason: why the approach is recommended, in a few words.
-        badge: key of the verdict in the locale, or ""; see `badge`.
+        badge: verdict on the approach; see `Table.verdict`.
     """
 
     limit: str
@@ -47,19 +41,6 @@ class Choice:
     badge: str
 
 
-def badge(table: Table, row: Row) -> str:
-    """Return the key of the verdict on a row: best, as good, worse, undecided or not learned.
-
-    The result is "" if the row was not compared with the best row.
-    """
-    if not row.learned:
-        return "not_learned"
-    if row is table.rows[0]:
-        return "reference"
-    decision = table.decisions[MARGIN].get(row.name)
-    return decision.verdict.replace(" ", "_") if decision else ""
-
-
 def answer(table: Table, locale: Locale) -> str:
     """Return one sentence on which approach to take."""
     rows = table.learned
@@ -68,27 +49,26 @@ def answer(table: Table, locale: Locale) -> str:
     best, *others = rows
     if not others:
         return locale("only", **_numbers(best, locale))
-    badges = {row.name: badge(table, row) for row in others}
-    alike = [row for row in others if badges[row.name] == "as_good"]
+    verdicts = {row.name: table.verdict(row) for row in others}
+    as_good = [row for row in others if verdicts[row.name] == "as_good"]
     column = next((name for name in COSTS if name in best.values), None)
-    cheapest = _cheapest([best, *alike], column) if column else best
+    cheapest = _cheapest([best, *as_good], column) if column else best
     margin = locale.number(MARGIN, 2)
     parts = {"name": best.name, "f1": _round(best, locale), "margin": margin}
     if column and cheapest and cheapest is not best:
-        costs = [write_value(row.values[column].mean, COLUMNS[column], locale)
+        costs = [locale.value(row.values[column].mean, COLUMNS[column])
                  for row in (cheapest, best)]  # fmt: skip
         return locale(
             f"answer_{COSTS[column]}", **parts | {"name": cheapest.name}, best=best.name,
             low=_round(cheapest, locale), a=costs[0], b=costs[1],
         )  # fmt: skip
-    undecided = [name for name, found in badges.items() if found == "undecided"]
+    undecided = [name for name, verdict in verdicts.items() if verdict == "undecided"]
     if undecided:
-        few = len(undecided) <= MOST_NAMED
-        names = locale.listed(undecided) if few else locale(
-            "count_of_others", count=len(undecided), total=len(others)
-        )  # fmt: skip
+        names = locale.listed(undecided)
+        if len(undecided) > MOST_NAMED:
+            names = locale("count_of_others", count=len(undecided), total=len(others))
         return locale("answer_undecided", names=names, **parts)
-    known = "unmeasured" if not all(badges.values()) else "as_good" if alike else "worse"
+    known = "unmeasured" if not all(verdicts.values()) else "as_good" if as_good else "worse"
     return locale(f"answer_{known}", **parts)
 
 
@@ -197,9 +177,8 @@ def _faster(key: str, table: Table, row: Row, locale: Locale) -> str:
 
 
 def _full_training(table: Table, row: Row) -> Row | None:
-    full = [
-        r for r in table.learned if r.first.model == row.first.model and r.first.adapter == FULL
-    ]
+    model = row.first.model
+    full = [r for r in table.learned if r.first.model == model and r.first.adapter == FULL]
     return min(full, key=lambda r: len(differing_settings([row, r])), default=None)
 
 
@@ -209,13 +188,11 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
         a, b = row.mean(name), other.mean(name)
         if a is not None and b:
             column = COLUMNS[name]
-            ratio = (
-                locale.percent(a / b)
-                if column.kind == "count"
-                else locale.percent(a / b - 1, signed=True)
-            )
-            values = [write_value(value, column, locale) for value in (a, b)]
-            facts.append(locale(f"fact_{name}", a=values[0], b=values[1], change=ratio))
+            change = locale.percent(a / b - 1, signed=True)
+            if column.kind == "count":
+                change = locale.percent(a / b)
+            parts = {"a": locale.value(a, column), "b": locale.value(b, column)}
+            facts.append(locale(f"fact_{name}", change=change, **parts))
     facts.append(locale("fact_f1", **_difference(table, row, other, locale)))
     return "; ".join(facts)
 
@@ -225,7 +202,7 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
     others = [r for r in table.learned if "mamba" not in r.first.model and r.is_network]
     if mamba is None or not others:
         return []
-    # Prefer networks that are pretrained alike: that matters more than the architecture.
+    # Pretraining matters more than the architecture, so compare networks with the same start.
     other = min(others, key=lambda row: row.starts_randomly != mamba.starts_randomly)
     facts = _facts(table, mamba, other, (TIME, "eval_seconds"), locale)
     key = "mamba_from_scratch" if mamba.starts_randomly and other.starts_randomly else "mamba"
@@ -233,18 +210,12 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
 
 
 def _leakage(table: Table, locale: Locale) -> list[str]:
-    keys = {
-        "share": "leakage_films_share",
-        "guess": "leakage_film_guess_accuracy",
-        "majority": "leakage_majority_accuracy",
-    }
-    found = {part: table.leakage.get(key) for part, key in keys.items()}
-    parts = {part: value for part, value in found.items() if value is not None}
-    said = []
-    if len(parts) == len(keys):
-        share = locale.percent(parts.pop("share"))
-        scores = {part: locale.score(value) for part, value in parts.items()}
-        said.append(locale("leakage_said", share=share, **scores))
+    found, said = table.leakage, []
+    if {"leakage_films_share", "leakage_film_guess_accuracy"} <= found.keys():
+        share = locale.percent(found["leakage_films_share"])
+        guess = locale.score(found["leakage_film_guess_accuracy"])
+        majority = locale.score(found["leakage_majority_accuracy"])
+        said.append(locale("leakage_said", share=share, guess=guess, majority=majority))
     for row in table.rows:
         count, part = row.pretrained_on_test or (0, 0)
         if count:
@@ -253,15 +224,10 @@ def _leakage(table: Table, locale: Locale) -> list[str]:
     return said
 
 
-def recommendations(table: Table, locale: Locale) -> list[str]:
-    """Return the text of each recommendation."""
-    return [choice.text for choice in choices(table, locale)]
-
-
 def choices(table: Table, locale: Locale) -> list[Choice]:
     """Return one recommendation for each measured cost, then one for quality.
 
-    The result is empty if fewer than two approaches have `learned` (see `run_rows`).
+    The result is empty if fewer than two approaches have learned.
     """
     if len(table.learned) < 2:
         return []
@@ -282,20 +248,17 @@ def _limited(table: Table, column: str, locale: Locale) -> Choice | None:
     network = _cheapest_network(table, column)
     if network and not cheapest.is_network:
         text += " " + locale("limit_network", **_costs(table, network, column, locale))
-    limit, value = COSTS[column], cheapest.values[column].mean
-    short = (
-        locale.short(value) if column == TRAINABLE else write_value(value, COLUMNS[column], locale)
-    )
-    number = locale(f"cost_{limit}", value=short)
+    limit, brief = COSTS[column], locale.brief(cheapest.values[column].mean, COLUMNS[column])
+    number = locale(f"cost_{limit}", value=brief)
     reason = locale(f"card_{limit}", f1=_round(cheapest, locale))
-    return Choice(limit, cheapest.name, text, number, reason, badge(table, cheapest))
+    return Choice(limit, cheapest.name, text, number, reason, table.verdict(cheapest))
 
 
 def _costs(table: Table, row: Row, column: str, locale: Locale) -> dict[str, str]:
     best, against = table.learned[0], ""
     if row is not best:
         against = locale("from_best", best=best.name, **_difference(table, row, best, locale))
-    value = write_value(row.values[column].mean, COLUMNS[column], locale)
+    value = locale.value(row.values[column].mean, COLUMNS[column])
     cost = locale(f"cost_{COSTS[column]}", value=value)
     return _numbers(row, locale) | {"cost": cost, "from_best": against}
 
@@ -304,15 +267,13 @@ def _quality(table: Table, locale: Locale) -> str:
     best, *others = table.learned
     scores = {name: locale.score(best.values[name].mean) for name in BEST if name in best.values}
     text = [locale("limit_quality", **_numbers(best, locale), **scores)]
-    decisions = {row.name: table.decide(row.name, best.name) for row in others}
-    for verdict in ("as good", "undecided", "worse"):
-        group = [row for row in others if (d := decisions[row.name]) and d.verdict == verdict]
+    for verdict in ("as_good", "undecided", "worse"):
+        group = [row for row in others if table.verdict(row) == verdict]
         if not group:
             continue
         names, fastest = locale.listed([row.name for row in group]), ""
-        if verdict == "as good" and (found := _cheapest([best, *group], TIME)):
+        if verdict == "as_good" and (found := _cheapest([best, *group], TIME)):
             fastest = locale("group_fastest", **_numbers(found, locale))
-        key = f"group_{verdict.replace(' ', '_')}"
         margin = locale.number(MARGIN, 2)
-        text.append(locale(key, names=names, margin=margin, fastest=fastest))
+        text.append(locale(f"group_{verdict}", names=names, margin=margin, fastest=fastest))
     return " ".join(text)

@@ -36,10 +36,7 @@ LATEX_HEAD = r"""% In the preamble: \usepackage{booktabs}, \usepackage{graphicx}
 
 
 def as_csv(document: Document) -> str:
-    """Return CSV with one line per row of each table.
-
-    The last line of each table is the majority-class baseline.
-    """
+    """Return CSV with a line for each row of each table, with the majority-class baseline last."""
     return _csv(_record(s.table, row) for s in document.sections for row in _all_rows(s))
 
 
@@ -98,10 +95,7 @@ def _slices(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def as_json(document: Document, language: str) -> str:
-    """Return the whole report as JSON.
-
-    Unknown values are null.
-    """
+    """Return the whole report as JSON, in which unknown values are null."""
     whole = {
         "experiment": document.experiment,
         "parent": document.parent,
@@ -145,7 +139,7 @@ def _json_table(section: Section) -> dict[str, Any]:
         "caveats": [caveat.text for caveat in section.caveats],
         "notes": section.notes,
         "conclusions": section.conclusions,
-        "recommendations": section.recommendations,
+        "recommendations": [choice.text for choice in section.choices],
     }
 
 
@@ -155,7 +149,7 @@ def _json_curves(found: LabelCurves) -> dict[str, Any]:
         for curve in found.curves
         for point, interval in zip(curve.points, curve.intervals, strict=True)
     ]
-    # JSON has no infinity; null means "not with the most labels".
+    # JSON has no infinity. Null stands for it; see `Crossing`.
     crossings = [
         {key: None if value == math.inf else value for key, value in asdict(crossing).items()}
         for crossing in found.crossings
@@ -168,10 +162,9 @@ def _all_rows(section: Section) -> list[Row | None]:
 
 
 def _record(table: Table, row: Row | None) -> dict[str, Any]:
-    """Return the values of a row by CSV column.
+    """Return the values of a row, or of the majority-class baseline if `row` is None.
 
-    If `row` is None, return the values of the majority-class baseline. Unknown values are empty
-    strings.
+    Keys are CSV columns. Unknown values are empty strings.
     """
     record: dict[str, Any] = {
         "data": table.data,
@@ -194,7 +187,7 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
         if name not in PARAMETERS:
             record[f"{name}_std"] = "" if spread is None or spread.std is None else spread.std
         if column.interval:
-            interval = table.comparison.means.get(row.name, {}).get(name) if row else None
+            interval = table.interval(row, name) if row else None
             record[f"{name}_low"] = interval.low if interval else ""
             record[f"{name}_high"] = interval.high if interval else ""
     for margin, decisions in table.decisions.items():

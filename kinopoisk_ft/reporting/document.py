@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from kinopoisk_ft.reporting.conclusions import answer, conclusions, recommendations
+from kinopoisk_ft.reporting.conclusions import Choice, answer, choices, conclusions
 from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.label_curves import LabelCurves, label_curves
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
@@ -18,31 +18,32 @@ from kinopoisk_ft.reporting.runs import Collected, FailedRun
 from kinopoisk_ft.reporting.table import Table, tables
 from kinopoisk_ft.statistics.predictions import Predictions
 
+# File name of the report without suffix.
+STEM = "comparison"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """One table of the report, with its figures and texts.
 
-    `pictures` contains file names without suffix, by kind of figure. `caveats` are to be shown
-    before everything else. `answer` is one sentence.
+    Args:
+        pictures: file names without suffix, by kind of figure.
+        choices: the recommendations.
+        answer: one sentence on which approach to take.
     """
 
     table: Table
     pictures: dict[str, str]
     notes: list[str]
     conclusions: list[str]
-    recommendations: list[str]
+    choices: list[Choice]
     caveats: list[Caveat]
     answer: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The failed runs of one approach with the same cause.
-
-    `kind` is the kind of failure, such as "killed". `detail` is the error message or the names of
-    missing metrics and tags, if any.
-    """
+    """The failed runs of one approach with the same cause; see `FailedRun`."""
 
     approach: str
     kind: str
@@ -79,24 +80,23 @@ def build(
 ) -> Document:
     """Build the report from the runs.
 
-    `predictions` are keyed by run id. `parent` is the run id of a sweep, or None if the report
-    covers a whole experiment.
+    Args:
+        predictions: {run id: predictions}.
+        parent: run id of a sweep; None if the report covers a whole experiment.
     """
     found = tables(collected.runs, predictions)
-    names = (
-        ["comparison"] if len(found) == 1 else [f"comparison-{i + 1}" for i in range(len(found))]
-    )
+    stems = [STEM] if len(found) == 1 else [f"{STEM}-{i + 1}" for i in range(len(found))]
     sections = [
         Section(
             table=table,
-            pictures=_pictures(table, name),
+            pictures=_pictures(table, stem),
             notes=table_notes(table, locale),
             conclusions=conclusions(table, locale),
-            recommendations=recommendations(table, locale),
+            choices=choices(table, locale),
             caveats=caveats(table, locale),
             answer=answer(table, locale),
         )
-        for table, name in zip(found, names, strict=True)
+        for table, stem in zip(found, stems, strict=True)
     ]
     return Document(
         experiment=collected.experiment,
@@ -117,27 +117,19 @@ def _pictures(table: Table, stem: str) -> dict[str, str]:
     return found
 
 
-def name_curves(number: int) -> str:
-    """Return the file name, without suffix, of a figure of label curves.
-
-    `number` counts these figures from 1.
-    """
-    return f"labels-{number}"
-
-
 def _failures(failed: list[FailedRun]) -> list[Failure]:
     groups: dict[tuple[str, str, str], list[FailedRun]] = defaultdict(list)
     for run in failed:
         groups[run.approach, run.kind, run.detail].append(run)
     return [
         Failure(
-            approach=key[0],
-            kind=key[1],
-            detail=key[2],
+            approach=approach,
+            kind=kind,
+            detail=detail,
             seeds=sorted({run.seed for run in runs if run.seed}, key=lambda s: (len(s), s)),
             run_ids=[run.run_id for run in runs],
         )
-        for key, runs in sorted(groups.items())
+        for (approach, kind, detail), runs in sorted(groups.items())
     ]
 
 

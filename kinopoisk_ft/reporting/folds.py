@@ -26,8 +26,8 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
 
     Runs stay separate if a fold or its predictions are missing. The single run has the run id of
     the first fold. Scores of the predicted classes, such as F1, are computed from all test reviews.
-    Counts of leaked reviews are sums over the folds. Other metrics, such as the time to train one
-    model, are means over the folds. Temperatures are left out, because each fold has its own.
+    Counts of leaked reviews are summed over the folds. Other metrics, such as the training time,
+    are averaged. The temperature is left out, because each fold has a different one.
     """
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
     runs = []

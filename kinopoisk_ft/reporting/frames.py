@@ -12,13 +12,7 @@ import pandas as pd
 from kinopoisk_ft.reporting.columns import BEST, MARKS, columns_in
 from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import (
-    Table,
-    unknown_pretraining,
-    write_mean,
-    write_measured,
-    write_value,
-)
+from kinopoisk_ft.reporting.table import Table, unknown_pretraining, write_mean, write_measured
 from kinopoisk_ft.statistics.bootstrap import ALPHA
 from kinopoisk_ft.statistics.metrics import headline_first, shown_in
 from kinopoisk_ft.statistics.pairs import Pair
@@ -45,7 +39,7 @@ def results(table: Table, locale: Locale) -> pd.DataFrame:
         for row in table.rows
     ]
     majority = [
-        write_value(table.majority[c.name], c, locale) if c.name in table.majority else NOTHING
+        locale.value(table.majority[c.name], c) if c.name in table.majority else NOTHING
         for c in columns
     ]
     headings = verdict_headings(table, locale)
@@ -60,14 +54,8 @@ def verdict_headings(table: Table, locale: Locale) -> list[str]:
 
 def verdicts(table: Table, row: Row, locale: Locale) -> list[str]:
     """Return a verdict for each margin: whether a row is as good as the best row."""
-    if not row.learned:
-        return [locale("not_learned")] * len(table.decisions)
-    if row is table.rows[0]:
-        return [locale("reference")] * len(table.decisions)
-    found = (decisions.get(row.name) for decisions in table.decisions.values())
-    return [
-        locale(decision.verdict.replace(" ", "_")) if decision else NOTHING for decision in found
-    ]
+    keys = [table.verdict(row, margin) for margin in table.decisions]
+    return [locale(key) if key else NOTHING for key in keys]
 
 
 def sizes(table: Table, locale: Locale) -> pd.DataFrame:
@@ -98,7 +86,7 @@ def against_best(table: Table, locale: Locale) -> pd.DataFrame:
 
 def _distances(found: dict[str, float], locale: Locale) -> list[str]:
     return [
-        write_value(found[name], column, locale, signed=True) if name in found else NOTHING
+        locale.value(found[name], column, signed=True) if name in found else NOTHING
         for name, column in BEST.items()
     ]
 
@@ -121,12 +109,11 @@ def _difference(pair: Pair, locale: Locale) -> list[str]:
     cells = [name if pair.paired else locale("unpaired_mark", name=name)]
     for metric in headline_first(shown_in("differences")):
         found = pair.differences[metric.name]
-        text = f"{locale.score(found.mean, signed=True)} {locale.interval(found, signed=True)}"
         corrected = locale.p_value(found.p_holm)
         if len(cells) == 1:
             key = "significant" if found.p_holm <= ALPHA else "not_significant"
             corrected = locale(key, p=locale.p_equation(found.p_holm))
-        cells += [text, locale.p_value(found.p), corrected]
+        cells += [locale.estimate(found, signed=True), locale.p_value(found.p), corrected]
     test = pair.mcnemar
     tested = [locale.p_value(test.p), locale.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
     return [*cells, *tested]
@@ -135,11 +122,8 @@ def _difference(pair: Pair, locale: Locale) -> list[str]:
 def calibration(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of calibration metrics before and after temperature scaling."""
     rows = [row for row in table.rows if "temperature" in row.values]
-    columns = [
-        column
-        for column in columns_in("calibration")
-        if any(column.name in row.values for row in rows)
-    ]
+    known = {name for row in rows for name in row.values}
+    columns = [column for column in columns_in("calibration") if column.name in known]
     cells = [[row.name, *(write_mean(row, column, locale) for column in columns)] for row in rows]
     return frame_of([locale("approach"), *map(locale.heading, columns)], cells)
 
@@ -155,10 +139,12 @@ def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
     rows = []
     for _, here in sorted(places.items()):
         counts = sorted({one.n for one in here.values()})
-        cells = [_slice_score(here.get(name), metric, locale) for name in names]
-        rows.append(
-            [_slice_name(next(iter(here.values())), locale), _counts(counts, locale), *cells]
-        )
+        cells = [
+            locale.estimate(here[name].scores[metric], digits=3) if name in here else NOTHING
+            for name in names
+        ]
+        first = next(iter(here.values()))
+        rows.append([_slice_name(first, locale), _counts(counts, locale), *cells])
     return frame_of([locale("slice"), locale("reviews"), *names], rows)
 
 
@@ -167,13 +153,6 @@ def _slice_name(one: Slice, locale: Locale) -> str:
         return locale("no_grade")
     shown = locale(one.value) if one.value in SEEN else locale.range(one.value)
     return f"{locale(f'by_{one.by}')}: {shown}"
-
-
-def _slice_score(one: Slice | None, metric: str, locale: Locale) -> str:
-    if one is None:
-        return NOTHING
-    found = one.scores[metric]
-    return f"{locale.number(found.mean, 3)} {locale.interval(found, digits=3)}"
 
 
 def _counts(counts: list[int], locale: Locale) -> str:

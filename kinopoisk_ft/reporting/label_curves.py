@@ -33,10 +33,12 @@ class LabelCurves:
     """The curves of the approaches with the same data and test reviews.
 
     Args:
+        stem: file name of the figure without suffix.
         tables: the tables of these approaches, one for each number of labels.
         baselines: names of the approaches that are not neural networks.
     """
 
+    stem: str
     tables: list[Table]
     curves: list[Curve]
     crossings: list[Crossing]
@@ -57,7 +59,7 @@ def label_curves(
     tables: Sequence[Table], predictions: Mapping[str, Predictions]
 ) -> list[LabelCurves]:
     """Return the curves of the approaches that were trained with several numbers of labels."""
-    found = []
+    found: list[LabelCurves] = []
     for _, group in groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
         same_split = list(group)
         runs = _collect(same_split, predictions)
@@ -66,6 +68,7 @@ def label_curves(
             rows = [row for table in same_split for row in table.rows]
             found.append(
                 LabelCurves(
+                    stem=f"labels-{len(found) + 1}",
                     tables=same_split,
                     curves=curves,
                     crossings=find_crossings(curves),
@@ -138,11 +141,9 @@ def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
     for curve in found.curves:
         cells = dict.fromkeys(columns, NOTHING)
         for point, interval in zip(curve.points, curve.intervals, strict=True):
-            cells[point.limit] = f"{locale.score(interval.mean)} {locale.interval(interval)}"
+            cells[point.limit] = locale.estimate(interval)
         gain = estimate_gain(curve, MORE)
-        written = NOTHING
-        if gain:
-            written = f"{locale.score(gain.mean, signed=True)} {locale.interval(gain, signed=True)}"
+        written = locale.estimate(gain, signed=True) if gain else NOTHING
         rows.append([curve.name, *cells.values(), written])
     counts = [locale("with_labels", count=locale.number(n, 0)) for n in columns.values()]
     return frame_of([locale("approach"), *counts, locale("gain", more=MORE)], rows)

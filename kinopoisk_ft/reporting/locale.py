@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from datetime import date
-from importlib.resources import files
+from pathlib import Path
 
 import yaml
 
 from kinopoisk_ft.errors import UserError, suggest_name
-from kinopoisk_ft.reporting.columns import Column
+from kinopoisk_ft.reporting.columns import TRAINABLE, Column
 from kinopoisk_ft.statistics.bootstrap import Interval
 
-# Shown instead of a value that was not measured.
+# This replaces a value that was not measured.
 NOTHING = "-"
 LANGUAGES = ("en", "ru")
 MINUS = "\N{MINUS SIGN}"
@@ -20,15 +20,15 @@ EN_DASH = "\N{EN DASH}"
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 # p-values have three decimals. Smaller ones are shown as "<0.001".
 SMALLEST_P = 0.001
-# Units for large counts on an axis, such as 10 M.
+# Units of large counts, such as M in 10 M.
 SCALES = ((1_000_000_000, "billion"), (1_000_000, "million"), (1_000, "thousand"))
 
 
 @functools.cache
 def phrases(language: str) -> dict[str, str]:
     """Load the phrases of a language from locale/<language>.yaml."""
-    file = files("kinopoisk_ft.reporting").joinpath(f"locale/{language}.yaml")
-    found: dict[str, str] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file = Path(__file__).with_name("locale") / f"{language}.yaml"
+    found: dict[str, str] = yaml.safe_load(file.read_text("utf-8"))
     return found
 
 
@@ -37,9 +37,8 @@ class Locale:
 
     def __init__(self, language: str) -> None:
         if language not in LANGUAGES:
-            fix = suggest_name(language, LANGUAGES)
             what = f"the report is not available in the language '{language}'"
-            raise UserError(what, where="--language", fix=fix)
+            raise UserError(what, where="--language", fix=suggest_name(language, LANGUAGES))
         self.language = language
 
     def __call__(self, key: str, **parts: object) -> str:
@@ -56,10 +55,7 @@ class Locale:
         return f"{label}, {self(f'unit_{column.unit}')}" if column.unit else label
 
     def number(self, value: float, digits: int, *, signed: bool = False) -> str:
-        """Format a number with `digits` decimals.
-
-        Examples are 1,234.50 in English and 1 234,50 in Russian.
-        """
+        """Format a number with `digits` decimals: 1,234.50 in English, 1 234,50 in Russian."""
         text = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", MINUS)
         # A number that rounds to zero has no sign.
         if not float(f"{value:.{digits}f}"):
@@ -77,11 +73,13 @@ class Locale:
         low, high = (self.number(end, digits, signed=signed) for end in (found.low, found.high))
         return self("interval", low=low, high=high)
 
-    def p_value(self, p: float) -> str:
-        """Format a p-value with three decimals.
+    def estimate(self, found: Interval, *, digits: int = 4, signed: bool = False) -> str:
+        """Format a mean with its interval, such as "0.9104 [0.8950, 0.9260]"."""
+        mean = self.number(found.mean, digits, signed=signed)
+        return f"{mean} {self.interval(found, digits=digits, signed=signed)}"
 
-        Values below 0.001 become "<0.001".
-        """
+    def p_value(self, p: float) -> str:
+        """Format a p-value with three decimals; a value below 0.001 becomes "<0.001"."""
         if p < SMALLEST_P:
             return self("below", value=self.number(SMALLEST_P, 3))
         return self.number(p, 3)
@@ -93,12 +91,24 @@ class Locale:
         return self("p_less" if small else "p_equals", value=value)
 
     def range(self, text: str) -> str:
-        """Replace the hyphen of a range, for example `213-540`, with an en dash."""
+        """Replace the hyphen of a range, such as "213-540", with an en dash."""
         return text.replace("-", EN_DASH)
 
     def seconds(self, value: float, *, signed: bool = False) -> str:
         """Format a time in seconds."""
         return self.number(value, time_digits(value), signed=signed)
+
+    def value(self, value: float, column: Column, *, signed: bool = False) -> str:
+        """Format a value in the number format of a column."""
+        if column.kind == "seconds":
+            return self.seconds(value, signed=signed)
+        if column.kind == "share":
+            return self.percent(value, signed=signed)
+        return self.number(value, column.digits if column.kind == "score" else 0, signed=signed)
+
+    def brief(self, value: float, column: Column) -> str:
+        """Format a value of a column, with a unit such as M if it is a number of parameters."""
+        return self.short(value) if column.name == TRAINABLE else self.value(value, column)
 
     def percent(self, share: float, *, signed: bool = False, digits: int | None = None) -> str:
         """Format a fraction as a percentage.

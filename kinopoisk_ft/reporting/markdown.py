@@ -5,24 +5,26 @@ from __future__ import annotations
 import re
 
 import pandas as pd
-from tabulate import tabulate
 
 from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST
-from kinopoisk_ft.reporting.document import Document, Section, failures, name_curves
+from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.table import Table, data_line, write_value
+from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import shown_in
 
 
 def as_markdown(document: Document, locale: Locale) -> str:
     """Return the report as Markdown, with links to the figures."""
     notes = [_escape(note) for note in document.notes]
-    parts = [f"# {locale('title')}", _escape(_heading(document, locale)), *notes]
-    for number, curves in enumerate(document.curves, start=1):
+    heading = locale("experiment", name=document.experiment)
+    if document.parent:
+        heading += "  \n" + locale("sweep", parent=document.parent)
+    parts = [f"# {locale('title')}", _escape(heading), *notes]
+    for curves in document.curves:
         parts.append(f"## {locale('curves_by_labels')}")
         parts += [_escape(line) for line in label_curves.sentences(curves, locale)]
-        parts.append(f"![{locale('curves_by_labels')}]({name_curves(number)}.png)")
+        parts.append(f"![{locale('curves_by_labels')}]({curves.stem}.png)")
         parts.append(_piped(label_curves.scores_frame(curves, locale)))
         parts += _titled("crossings", label_curves.crossings_frame(curves, locale), locale)
         parts.append(_escape(locale("note_curves")))
@@ -34,7 +36,7 @@ def as_markdown(document: Document, locale: Locale) -> str:
         parts.append(_best_line(section.table, locale))
         parts += _evidence(section, locale)
     if document.failures:
-        title = _failed_title(document, locale)
+        title = locale("failed", count=sum(len(f.run_ids) for f in document.failures))
         parts.append(f"## {title}\n\n{_piped(failures(document, locale))}")
     return "\n\n".join(parts) + "\n"
 
@@ -67,7 +69,7 @@ def _summary(section: Section, locale: Locale) -> list[str]:
         f"## {_escape(data_line(section.table, locale))}",
         f"**{_escape(section.answer)}**",
         *_listed("caveats", [caveat.text for caveat in section.caveats], locale),
-        *_listed("answer", section.recommendations[::-1], locale),
+        *_listed("answer", [choice.text for choice in section.choices[::-1]], locale),
         *_listed("conclusions", section.conclusions, locale),
         *_titled("results", frames.results(section.table, locale), locale),
     ]
@@ -93,16 +95,9 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
     return parts
 
 
-def _heading(document: Document, locale: Locale) -> str:
-    lines = [locale("experiment", name=document.experiment)]
-    if document.parent:
-        lines.append(locale("sweep", parent=document.parent))
-    return "  \n".join(lines)
-
-
 def _best_line(table: Table, locale: Locale) -> str:
     written = {
-        name: write_value(table.best[name], column, locale) if name in table.best else NOTHING
+        name: locale.value(table.best[name], column) if name in table.best else NOTHING
         for name, column in BEST.items()
     }
     return locale("best_values", **written)
@@ -117,25 +112,10 @@ def _titled(title: str, frame: pd.DataFrame, locale: Locale) -> list[str]:
     return [f"### {locale(title)}\n\n{_piped(frame)}"] if len(frame) else []
 
 
-def _failed_title(document: Document, locale: Locale) -> str:
-    return locale("failed", count=sum(len(failure.run_ids) for failure in document.failures))
-
-
 def _piped(frame: pd.DataFrame) -> str:
-    return _tabulate(frame.map(_escape).rename(columns=_escape), "pipe", 1)
-
-
-def _tabulate(frame: pd.DataFrame, form: str, left: int) -> str:
-    sides = ["left"] * left + ["right"] * (len(frame.columns) - left)
-    return str(
-        tabulate(
-            frame.to_numpy().tolist(),
-            headers=list(frame.columns),
-            tablefmt=form,
-            colalign=sides,
-            disable_numparse=True,
-        )
-    )
+    sides = ["left", *["right"] * (len(frame.columns) - 1)]
+    escaped = frame.map(_escape).rename(columns=_escape)
+    return escaped.to_markdown(index=False, colalign=sides, disable_numparse=True)
 
 
 def _escape(text: str) -> str:

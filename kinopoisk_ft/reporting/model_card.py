@@ -26,8 +26,8 @@ from kinopoisk_ft.text import shorten_paths, to_one_line
 
 README = "README.md"
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.j2"
-# Data sets of Russian film reviews; the language of other data is unknown.
 SYNTHETIC = "kinopoisk_ft.data.demo.Demo"
+# Data sets in Russian. The language of other data is unknown.
 RUSSIAN = ("kinopoisk_ft.data.kinopoisk.Kinopoisk", SYNTHETIC)
 DATA_OPTIONS = (
     "classes", "split", "folds", "fold", "limit", "train_limit", "near_duplicates", "strip_scores",
@@ -56,8 +56,8 @@ def write_model_card(
     Args:
         out_dir: output folder of the run.
         card: the contents of kinopoisk_ft.json.
-        metrics: the final metrics of the run by their names in MLflow. Without them, the card has
-            no score of the majority class and no overlap with pretraining texts.
+        metrics: the final metrics of the run. Without them, the card has no score of the majority
+            class and no overlap with pretraining texts.
         warning: the reason why the scores must not be compared; "" if there is none.
     """
     tags = _read_json(out_dir / TAGS) if (out_dir / TAGS).is_file() else {}
@@ -101,7 +101,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return name, value, 95% interval and score of the majority class for each metric."""
+    """Return name, 95% interval and score of the majority class for each metric."""
     (scored,) = resample_approaches([[found]])
     rows = []
     for metric in headline_first(COUNTED):
@@ -112,7 +112,7 @@ def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, A
 
 
 def _name_data(data: Mapping[str, Any]) -> str:
-    """Return the hub name or the file name of the data, or the class that reads them."""
+    """Return the hub name or file name of the data, or the name of the class that reads them."""
     if data.get("path"):
         return shorten_paths(str(data["path"]))
     if data["_target_"] == SYNTHETIC:
@@ -155,24 +155,22 @@ def _make_metadata(
 
 
 def _list_settings(config: Mapping[str, Any], is_network: bool) -> list[tuple[str, str]]:
-    """Return (option, value) of the options that decide how the model was trained."""
+    """Return (option, value) of the options that determined how the model was trained."""
     windows = config["data"].get("truncation") == "windows"
-    names = [
-        name
+    listed = {
+        f"data.{name}": config["data"].get(name)
         for name in DATA_OPTIONS
         if (windows or "window" not in name) and (is_network or name not in TOKEN_OPTIONS)
-    ]
-    listed = {f"data.{name}": config["data"].get(name) for name in names}
+    }
     if is_network:
         listed |= {f"adapter.{key}": value for key, value in flatten(config["adapter"]).items()}
         listed |= {f"trainer.{name}": config["trainer"].get(name) for name in TRAINER_OPTIONS}
     else:
         listed |= {f"model.{key}": value for key, value in flatten(config["model"]).items()}
     listed["seed"] = config["seed"]
-    flat = flatten(listed).items()
     return [
         (key.removesuffix("._target_"), shorten_paths(str(value)))
-        for key, value in flat
+        for key, value in flatten(listed).items()
         if value not in (None, [], "") and not key.endswith(("._partial_", "._convert_"))
     ]
 

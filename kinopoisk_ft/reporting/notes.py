@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from kinopoisk_ft.reporting.columns import COLUMNS
-from kinopoisk_ft.reporting.conclusions import TIME
+from kinopoisk_ft.reporting.columns import COLUMNS, TIME
 from kinopoisk_ft.reporting.folds import FOLD, FOLDS
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import BUDGETS, SETTINGS_IN_NAME, Row, differing_settings
@@ -16,19 +15,17 @@ from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
+# The ratio of the longest to the shortest time, from which a note says not to rely on the times.
 # On an idle machine, training times with the same settings differ by only a few percent.
 DOUBTFUL_RATIO = 1.5
-# A smaller difference between the shares of characters that two approaches read does not matter.
+# The fractions of the texts that approaches read may differ by less than this without a caveat.
 UNEQUAL_SHARE = 0.02
-# If more rows than this share the most common value, a note calls them "the others".
+# If more rows than this have the most common value, a note calls them "the others".
 MOST_NAMED = 3
 
 
 def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
-    """Return the notes on the whole report.
-
-    `count` is the number of tables.
-    """
+    """Return the notes on the whole report, which has `count` tables."""
     notes = []
     if count > 1:
         notes.append(locale("note_tables", count=count))
@@ -41,7 +38,7 @@ def collection_notes(collected: Collected, count: int, locale: Locale) -> list[s
 
 @dataclass(frozen=True)
 class Caveat:
-    """A reason to doubt the comparison. `short` is a few words, and `text` the whole sentences."""
+    """A reason to doubt the comparison, in a few words (`short`) and in sentences (`text`)."""
 
     short: str
     text: str
@@ -49,33 +46,23 @@ class Caveat:
 
 def caveats(table: Table, locale: Locale) -> list[Caveat]:
     """Return the reasons to doubt the comparison: seeds, unequal texts and budgets, not learned."""
-    single = [row.name for row in table.rows if len(row.runs) == 1]
-    everyone = len(single) == len(table.rows)
-    names = {"names": locale.listed(single)}
-    unlearned = {"names": locale.listed([row.name for row in table.rows if not row.learned])}
-    budgets = [
-        _differs(parts, locale(key), locale)
-        for key, parts in differing_settings(table.rows).items()
-        if key in BUDGETS
-    ]
     found = []
-    if single:
-        text = locale("one_seed" if everyone else "one_seed_for", **names)
-        found.append(
-            Caveat(locale("short_one_seed" if everyone else "short_one_seed_for", **names), text)
-        )
+    if single := [row.name for row in table.rows if len(row.runs) == 1]:
+        key = "one_seed" if len(single) == len(table.rows) else "one_seed_for"
+        names = locale.listed(single)
+        found.append(Caveat(locale(f"short_{key}", names=names), locale(key, names=names)))
     if text := _unequal_texts(table, locale):
         found.append(Caveat(locale("short_unequal_texts"), text))
-    if budgets:
+    differing = differing_settings(table.rows)
+    if budgets := [_differs(differing[key], key, locale) for key in differing if key in BUDGETS]:
         found.append(Caveat(locale("short_unequal_budgets"), " ".join(budgets)))
-    if unlearned["names"]:
-        text = locale("note_not_learned", **unlearned)
-        found.append(Caveat(locale("short_not_learned", **unlearned), text))
+    if names := locale.listed([row.name for row in table.rows if not row.learned]):
+        text = locale("note_not_learned", names=names)
+        found.append(Caveat(locale("short_not_learned", names=names), text))
     return found
 
 
 def _unequal_texts(table: Table, locale: Locale) -> str:
-    """Return "" if the approaches read almost equal shares, or if these were not recorded."""
     shares = {row.name: row.mean("characters_seen_share") for row in table.rows}
     known = {name: share for name, share in shares.items() if share is not None}
     if not known or max(known.values()) - min(known.values()) < UNEQUAL_SHARE:
@@ -96,13 +83,12 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         notes.append(locale("note_no_majority"))
     if table.majority_differs:
         notes.append(locale("note_majority_differs"))
-    for key, parts in differing_settings(table.rows).items():
-        if key not in BUDGETS:
-            notes.append(_differs(parts, locale(key), locale))
+    differing = differing_settings(table.rows)
+    notes += [_differs(differing[key], key, locale) for key in differing if key not in BUDGETS]
     networks = [row for row in table.rows if row.is_network]
-    unlearned = [row.name for row in networks if row.starts_randomly]
-    if 0 < len(unlearned) < len(networks):
-        notes.append(locale("note_random_start", names=locale.listed(unlearned)))
+    random = [row.name for row in networks if row.starts_randomly]
+    if 0 < len(random) < len(networks):
+        notes.append(locale("note_random_start", names=locale.listed(random)))
     charged = {column.charged for column in COLUMNS.values() if column.charged}
     if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
         notes.append(locale("note_owed", names=", ".join(names)))
@@ -130,9 +116,8 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
     if comparison.means:
         notes.append(locale("note_intervals"))
     if comparison.groups:
-        notes.append(
-            locale("note_groups", count=locale.listed([str(n) for n in comparison.groups]))
-        )
+        count = locale.listed([str(n) for n in comparison.groups])
+        notes.append(locale("note_groups", count=count))
     if comparison.pairs:
         notes.append(locale("note_verdicts", margin=locale.number(MARGIN, 2)))
         notes.append(locale("note_pairs"))
@@ -161,7 +146,7 @@ def _cut_differently(comparison: Comparison) -> bool:
     return len(sizes) > 1
 
 
-def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
+def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
         names[value or NOTHING][name] = None
@@ -170,7 +155,7 @@ def _differs(parts: list[tuple[str, str]], what: str, locale: Locale) -> str:
     if len(names[most]) > MOST_NAMED:
         groups[most] = locale("others")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
-    return locale("note_differs", what=what, groups=listed)
+    return locale("note_differs", what=locale(setting), groups=listed)
 
 
 def _times(rows: tuple[Row, ...], locale: Locale) -> list[str]:

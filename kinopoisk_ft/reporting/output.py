@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.reporting.data_files import as_csv, as_json, as_latex, differences_csv, slices_csv
-from kinopoisk_ft.reporting.document import Document, name_curves
+from kinopoisk_ft.reporting.document import STEM, Document
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.markdown import as_markdown
 from kinopoisk_ft.reporting.page.render import as_html
-from kinopoisk_ft.reporting.plots import calibration_plot, forest, label_curve_plot, scatter
+from kinopoisk_ft.reporting.plots import comparison_plots, scatter
 from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.reporting.plots.run_plots import save_both
 from kinopoisk_ft.reporting.run_files import RunFiles
@@ -27,14 +27,14 @@ from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.reporting.saved_view import describe_sweep
 from kinopoisk_ft.reporting.table import Table
 
-STEM = "comparison"
 PREFIX = ".report-"
-# In seconds. A report takes about a minute, so an older temporary folder is from a killed process.
+# Age in seconds from which a temporary folder must be from a killed process. A report takes about a
+# minute.
 LEFT_OVER = 3600.0
 FIGURES: dict[str, Callable[[Table, Locale, Looks], Figure]] = {
     "comparison": scatter.draw,
-    "differences": forest.draw,
-    "calibration": calibration_plot.draw,
+    "differences": comparison_plots.draw_differences,
+    "calibration": comparison_plots.draw_calibration,
 }
 FOLDER = "report"
 
@@ -42,8 +42,10 @@ FOLDER = "report"
 def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> list[Path]:
     """Write the files of the report, and return their paths.
 
-    Files of an earlier report are replaced only after all new files are complete. Raises UserError
-    if the folder cannot be written.
+    Files of an earlier report are replaced only after all new files are complete.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,19 +67,18 @@ def write(document: Document, files: RunFiles, locale: Locale, folder: Path) -> 
                 parts[-1].write_text(text, encoding="utf-8", newline="\n")
             for section in document.sections:
                 for what, stem in section.pictures.items():
-                    parts += save_both(
-                        FIGURES[what](section.table, locale, document.looks), made, stem
-                    )
-            for number, curves in enumerate(document.curves, start=1):
-                figure = label_curve_plot.draw(curves, locale, document.looks)
-                parts += save_both(figure, made, name_curves(number))
+                    figure = FIGURES[what](section.table, locale, document.looks)
+                    parts += save_both(figure, made, stem)
+            for curves in document.curves:
+                figure = comparison_plots.draw_label_curves(curves, locale, document.looks)
+                parts += save_both(figure, made, curves.stem)
             for part in parts:
                 os.replace(part, folder / part.name)
     except OSError as error:
-        reason = error.strerror or str(error)
-        fix = "set --output to a writable folder"
         raise UserError(
-            f"the report cannot be written: {reason}", where=str(folder), fix=fix
+            f"the report cannot be written: {error.strerror or error}",
+            where=str(folder),
+            fix="set --output to a writable folder",
         ) from error
     return [folder / part.name for part in parts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """The records of one run for the HTML page.
-
-    Fields are empty if nothing was recorded.
+    """The records of one run for the HTML page; what was not recorded is empty.
 
     Args:
         history: points of the learning curves. Each has `step` (optimizer steps) and one of
@@ -51,8 +50,8 @@ class RunFiles:
 
     Args:
         predictions, details: {run id: content}.
-        shaded: {(run id, row number of a review): HTML}. The HTML shows the words of the review,
-            shaded by their effect on the prediction.
+        shaded: {(run id, row number of a review): HTML}. The HTML contains the words of the
+            review, shaded by their effect on the prediction.
     """
 
     predictions: Mapping[str, Predictions]
@@ -61,17 +60,13 @@ class RunFiles:
 
 
 def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles:
-    """Download and read the files of runs.
-
-    Raises UserError if a file is unreadable.
-    """
+    """Download and read the files of runs; raise UserError if a file is unreadable."""
     predictions, details = {}, {}
     for run in runs:
         files = {file.path for file in client.list_artifacts(run.run_id)}
         if PREDICTIONS in files:
-            where = f"{PREDICTIONS} of run {run.run_id} ({run.approach}, seed {run.seed or '-'})"
             table = _read(client, run, PREDICTIONS, pd.read_parquet)
-            predictions[run.run_id] = Predictions.of(table, where)
+            predictions[run.run_id] = Predictions.of(table, f"{PREDICTIONS} of {_describe(run)}")
         described = {
             name: _read(client, run, f"{name}.json", _read_json)
             for name in ("data", "environment")
@@ -88,8 +83,7 @@ def _history(client: MlflowClient, run: TrainedRun) -> list[HistoryRow]:
             # Earlier versions recorded metrics under their flat names.
             points = client.get_metric_history(run.run_id, to_mlflow(key))
             points = points or client.get_metric_history(run.run_id, key)
-            # Division that rounds up, to keep at most MOST_POINTS.
-            stride = -(-len(points) // MOST_POINTS)
+            stride = math.ceil(len(points) / MOST_POINTS)
             rows += [{"step": point.step, key: point.value} for point in points[::stride]]
     return rows
 
@@ -101,9 +95,13 @@ def _read(client: MlflowClient, run: TrainedRun, name: str, read: Callable[[Path
     except (MlflowException, OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise UserError(
             f"{name} cannot be read: {str(error).splitlines()[0]}",
-            where=f"run {run.run_id} ({run.approach}, seed {run.seed or '-'})",
+            where=_describe(run),
             fix="repeat this run, or delete it from the store",
         ) from error
+
+
+def _describe(run: TrainedRun) -> str:
+    return f"run {run.run_id} ({run.approach}, seed {run.seed or '-'})"
 
 
 def _read_json(file: Path) -> dict[str, Any]:

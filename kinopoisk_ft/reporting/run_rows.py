@@ -12,7 +12,7 @@ from kinopoisk_ft.reporting.runs import BASELINE, TrainedRun
 
 # A row with more distinguishing settings has a number in its name instead of the settings.
 SETTINGS_IN_NAME = 2
-# Settings that change the review texts, also for the TF-IDF baseline.
+# Settings that change the review texts. They also apply to the TF-IDF baseline.
 TEXTS = ("data.strip_scores", "data.max_characters")
 BUDGET = (
     "data.max_length", "trainer.epochs", "data.truncation", "trainer.budget", "trainer.max_steps",
@@ -23,10 +23,10 @@ BUDGET = (
 SEARCH = "search"
 # Settings that decide how long an approach trains, or how much was tried for it.
 BUDGETS = (*(key for key in BUDGET if key.startswith("trainer.")), SEARCH)
-# Read from the run and not from its settings, where `auto` depends on the machine.
+# Fields of `TrainedRun`. The settings may contain `auto`, whose meaning depends on the machine.
 OF_RUNS = ("device", "precision")
 COMPARED = (*TEXTS, *BUDGET, SEARCH, *OF_RUNS)
-# The usual spelling of adapters whose option is written otherwise.
+# Usual spelling of adapters, by name of their option.
 ADAPTERS = {
     "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "ia3": "(IA)³", "bitfit": "BitFit",
 }  # fmt: skip
@@ -39,20 +39,16 @@ LIMITS = ("trainer.epochs", "trainer.max_steps")
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean and a standard deviation over n seeds.
-
-    `std` is the sample standard deviation (ddof=1), or None for one seed.
-    """
+    """A mean over seeds with the sample standard deviation (ddof=1), which is None for one seed."""
 
     mean: float
     std: float | None
-    n: int
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
         """Compute the spread of a non-empty list of values."""
         std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), std, len(values))
+        return cls(statistics.fmean(values), std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +69,7 @@ class Row:
 
     @property
     def first(self) -> TrainedRun:
-        """Return the first run.
-
-        All runs of a row have the same model, adapter and settings.
-        """
+        """Return the first run; all runs of a row have the same model, adapter and settings."""
         return self.runs[0]
 
     @property
@@ -86,7 +79,7 @@ class Row:
 
     @property
     def learned(self) -> bool:
-        """Return whether no run has the mark `not_learned`, which `tasks.learned` sets."""
+        """Return whether no run has failed a check of `tasks.learned`."""
         return not any(run.not_learned for run in self.runs)
 
     @property
@@ -99,8 +92,8 @@ class Row:
     def pretrained_on_test(self) -> tuple[float, float] | None:
         """Return the number and the fraction of test reviews that were used for pretraining.
 
-        The result is the maximum over runs. If the maximum is 0 but some runs have no record, the
-        result is None.
+        Both are maxima over the runs. The result is None if they may be too low, because the
+        maximum is 0 and some runs recorded nothing.
         """
         keys = ("leakage_pretraining", "leakage_pretraining_share")
         found = [tuple(run.metrics.get(key) for key in keys) for run in self.runs]
@@ -114,10 +107,10 @@ class Row:
         return "" if found == "None" else found
 
     def compared(self, key: str) -> str:
-        """Return the value of a setting, for comparison with other rows; "" if there is none.
+        """Return the value of a setting for comparison with other rows; "" if there is none.
 
         Args:
-            key: name of a setting, or "search", "device" or "precision", which are read from the
+            key: name of a setting, or "search", "device" or "precision", which are fields of the
                 runs. Several devices or precisions are joined, as in "bf16, fp32".
         """
         if key in OF_RUNS:
@@ -137,19 +130,15 @@ class Row:
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row is the best in a column of the table.
-
-        mark: mark of the column, for example "best_f1" for weighted F1.
-        """
+        """Return whether the row has the best value of the column with this `Column.mark`."""
         return self.learned and self.from_best.get(MARKS[mark]) == 0
 
 
 def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
-    """Return the settings that differ between rows, or between runs of one row.
+    """Return {setting: [(row name, value)]} for settings that differ between rows or runs.
 
-    The result maps each of these settings to a list of (row name, value). The TF-IDF baseline is
-    compared only in settings that change the review texts, because all others apply only to
-    networks.
+    The TF-IDF baseline is compared only in settings that change the review texts, because all
+    others apply only to networks.
     """
     found = {}
     for key in COMPARED:
@@ -162,10 +151,7 @@ def differing_settings(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
 
 
 def rows_of(runs: list[TrainedRun]) -> list[Row]:
-    """Group runs into rows by approach and settings.
-
-    `Row.from_best` is left empty; the caller has to fill it.
-    """
+    """Group runs into rows by approach and settings. `Row.from_best` is left empty."""
     by_approach: dict[str, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         by_approach[run.approach][str(run.settings)].append(run)
@@ -176,12 +162,9 @@ def rows_of(runs: list[TrainedRun]) -> list[Row]:
         for number, (group, settings) in enumerate(zip(groups, own, strict=True), start=1):
             group.sort(key=lambda run: (len(run.seed), run.seed, run.run_id))
             row = Row(
-                name=_name(_title(group), settings, number),
-                runs=tuple(group),
-                values=_values(group),
-                own_settings=settings,
-                from_best={},
-            )
+                name=_name(_title(group), settings, number), runs=tuple(group),
+                values=_values(group), own_settings=settings, from_best={},
+            )  # fmt: skip
             rows.append(row)
     return rows
 
@@ -210,17 +193,17 @@ def _own_settings(recipes: list[dict[str, str]]) -> list[dict[str, str]]:
 def _title(runs: Sequence[TrainedRun]) -> str:
     """Return the name of an approach with its size, such as "e5-small-ru 34M + LoRA r=8"."""
     first = runs[0]
-    if not first.approach.startswith(BASELINE):
-        model, plus, adapter = first.approach.partition(" + ")
-        rank = first.settings.get(RANK, "")
-        size = first.metrics.get("total_parameters", 0.0)
-        if adapter in ADAPTERS:
-            # Without the parameters that the adapter adds to the base model.
-            size -= first.metrics.get("trainable_parameters", 0.0)
-        written = f" {write_size(size)}" if size >= SMALLEST_NAMED else ""
-        detail = f" r={rank}" if rank and adapter == first.adapter else ""
-        return f"{model}{written}{plus}{ADAPTERS.get(adapter, adapter)}{detail}"
-    return first.approach.replace(BASELINE, "TF-IDF", 1)
+    if first.approach.startswith(BASELINE):
+        return first.approach.replace(BASELINE, "TF-IDF", 1)
+    model, plus, adapter = first.approach.partition(" + ")
+    rank = first.settings.get(RANK, "")
+    size = first.metrics.get("total_parameters", 0.0)
+    if adapter in ADAPTERS:
+        # The size is that of the base model, without the parameters of the adapter.
+        size -= first.metrics.get("trainable_parameters", 0.0)
+    written = f" {write_size(size)}" if size >= SMALLEST_NAMED else ""
+    detail = f" r={rank}" if rank and adapter == first.adapter else ""
+    return f"{model}{written}{plus}{ADAPTERS.get(adapter, adapter)}{detail}"
 
 
 def write_size(count: float) -> str:
@@ -237,7 +220,7 @@ def _name(approach: str, own: dict[str, str], number: int) -> str:
     if len(own) > SETTINGS_IN_NAME:
         return f"{approach} #{number}"
     short = {key: key.rpartition(".")[2] for key in own}
-    # Keys such as model.lr and trainer.lr stay in full, because both are `lr` without the group.
+    # Without its group, model.lr could not be distinguished from trainer.lr.
     if len(set(short.values())) < len(short):
         short = {key: key for key in own}
     parts = [f"no {short[k]}" if v == "None" else f"{short[k]}={v}" for k, v in own.items()]

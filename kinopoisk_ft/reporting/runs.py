@@ -25,18 +25,18 @@ from kinopoisk_ft.tracking.sweep import SAME_AS
 
 # The only model that is not a neural network.
 BASELINE = "tfidf"
-# MLflow tags that have the same names as fields of `TrainedRun`.
+# MLflow tags with the same names as fields of `TrainedRun`.
 TAGS = (
     "model", "data", "split_digest", "source_digest", "device", "commit", "experiment",
     "overrides", "precision",
 )  # fmt: skip
 GROUPS = ("model", "adapter", "data", "trainer")
-# These keys do not change what is learned. All other keys of the groups distinguish rows.
+# Keys that do not change what is learned. All other keys of the groups distinguish rows.
 NOT_SETTINGS = (
     "trainer.seed", "trainer.device", "trainer.log_every", "trainer.eval_batch_size",
     "data.train_seed", "model.text_prefix",
 )  # fmt: skip
-# Settings that only a model that reads windows uses.
+# Settings that have an effect only with data.truncation=windows.
 OF_WINDOWS = ("data.window_stride", "data.max_windows", "model.window_pooling")
 # Prefixes of keys that TF-IDF does not use, because it is fitted on words in one pass.
 NOT_ITS_SETTINGS = (
@@ -48,8 +48,8 @@ SAME_AS_MISSING = {
     "data.train_limit": "None", "data.text_prefix": "",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
-# Settings that change how reviews are read. If one of them differs, a run does not replace an older
-# run.
+# Settings that change how reviews are read. Runs that differ in one of them do not repeat each
+# other.
 READ = (
     "data.max_length", "data.truncation", "data.max_characters", "data.strip_scores",
     "data.train_limit", "data.window_stride", "data.max_windows", "data.text_prefix",
@@ -64,13 +64,13 @@ class TrainedRun:
     Args:
         start_time: milliseconds since the Unix epoch.
         settings: config values that distinguish rows of the report.
-        experiment: name of the selected config in conf/experiment.
-        overrides: config overrides from the command line.
+        experiment: chosen option of conf/experiment.
+        overrides: overrides of the config from the command line.
         command: command that repeats the run.
         parent: run id of the sweep.
         not_learned: the checks that the model has failed, such as "test, training loss".
-        searched: "trial" for a trial of a hyperparameter search. "experiment=best" for a run with
-            the best settings of a search. Otherwise empty.
+        searched: "trial" for a trial of a hyperparameter search, "experiment=best" for a run with
+            the best settings of a search, otherwise empty.
     """
 
     run_id: str
@@ -106,10 +106,9 @@ class FailedRun:
 
     Args:
         kind: "raised" if the run recorded an error, "killed" if it was killed, "no_traceback" if it
-            failed without a recorded error, or "incomplete" if it finished without some metrics or
-            tags.
-        detail: the error message for "raised". The names of missing metrics and tags for
-            "incomplete". Otherwise empty.
+            failed without a recorded error, or "incomplete" if metrics or tags are missing.
+        detail: the error message for "raised", the names of the missing metrics and tags for
+            "incomplete", otherwise empty.
     """
 
     run_id: str
@@ -124,7 +123,7 @@ class Collected:
     """The runs of a report.
 
     Args:
-        superseded: number of runs that were left out because a newer run repeats them.
+        superseded: number of finished runs that a newer run repeats.
         unfinished: number of runs that have not ended.
     """
 
@@ -135,11 +134,11 @@ class Collected:
     unfinished: int = 0
 
 
-def read_missing(run: Run) -> str:
-    """Return the names of missing metrics and tags, or "" for a complete run."""
+def _list_missing(run: Run) -> str:
     metrics = flat_metrics(run.data.metrics)
     found = [n for n in NEEDED_METRICS if not math.isfinite(metrics.get(n, math.nan))]
-    found += [tag for tag in ("split_digest",) if not run.data.tags.get(tag)]
+    if not run.data.tags.get("split_digest"):
+        found.append("split_digest")
     return ", ".join(found)
 
 
@@ -160,6 +159,7 @@ def read_trained(run: Run) -> TrainedRun:
     ignored = NOT_ITS_SETTINGS if tags.get("model") == BASELINE else NOT_SETTINGS
     if params.get("data.truncation") != "windows":
         ignored = (*ignored, *OF_WINDOWS)
+    best = f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
     # With a digest of the data, its path does not matter.
     if tags.get("source_digest"):
         ignored = (*ignored, "data.path")
@@ -171,7 +171,7 @@ def read_trained(run: Run) -> TrainedRun:
         # The command is not reduced to single spaces, because spaces in quotes matter.
         command=replace_controls(run.data.tags.get("command", "")),
         parent=tags.get("mlflow.parentRunId", ""),
-        searched=_searched(tags),
+        searched="trial" if "trial" in tags else best,
         # Earlier versions used another tag.
         not_learned=tags.get("not_learned") or tags.get("not_above_majority", ""),
         start_time=run.info.start_time,
@@ -187,14 +187,7 @@ def read_trained(run: Run) -> TrainedRun:
     )
 
 
-def _searched(tags: dict[str, str]) -> str:
-    if "trial" in tags:
-        return "trial"
-    return f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
-
-
-def read_failed(run: Run, kind: str, detail: str) -> FailedRun:
-    """Convert an MLflow run without a result to a `FailedRun` with this kind and detail."""
+def _read_failed(run: Run, kind: str, detail: str) -> FailedRun:
     tags, params = _plain(run.data.tags), _plain(run.data.params)
     seed, name = tags.get("seed") or params.get("seed", ""), _approach(tags, params)
     return FailedRun(run_id=run.info.run_id, approach=name, seed=seed, kind=kind, detail=detail)
@@ -204,25 +197,26 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     """Read the training runs of an experiment or of a sweep.
 
     If several runs repeat each other, only the newest is kept. Such runs have the same approach,
-    seed, data and splits. In an experiment, they also have the same settings that change how
-    reviews are read, such as the maximum length. In a sweep, which may compare settings of one
-    approach, they have the same values of all settings.
-
-    Raises UserError if the experiment or sweep does not exist, or if no run has finished.
+    seed, data and split. In an experiment, they also have the same settings of how reviews are
+    read, such as the maximum length. In a sweep, which may compare settings of one approach, they
+    have the same values of all settings.
 
     Args:
         parent: run id of the sweep. If given, `experiment` is ignored.
+
+    Raises:
+        UserError: the experiment or sweep does not exist, or no run has finished.
     """
     found = _experiment(client, experiment) if parent is None else _sweep_home(client, parent)
     raw = _runs(client, found.experiment_id, parent)
+    raw.sort(key=lambda run: (run.info.start_time, run.info.run_id))
     trained, failed = [], []
     for run in raw:
         if run.info.status in ("FAILED", "KILLED"):
-            failed.append(read_failed(run, *_cause(client, run)))
+            failed.append(_read_failed(run, *_cause(client, run)))
         elif run.info.status == "FINISHED":
-            missing = read_missing(run)
-            if missing:
-                failed.append(read_failed(run, "incomplete", missing))
+            if missing := _list_missing(run):
+                failed.append(_read_failed(run, "incomplete", missing))
             else:
                 trained.append(read_trained(run))
     unfinished = sum(run.info.status in ("RUNNING", "SCHEDULED") for run in raw)
@@ -290,15 +284,18 @@ def _sweep_home(client: MlflowClient, parent: str) -> Experiment:
 
 def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[Run]:
     if parent is None:
-        return _search(client, experiment_id, ["tags.`kinopoisk_ft.kind` = 'train'"])
-    of_sweep = f"tags.`mlflow.parentRunId` = '{parent}'"
+        return _search(client, experiment_id, "tags.`kinopoisk_ft.kind` = 'train'")
     runs, skipped = (
-        _search(client, experiment_id, [f"tags.`kinopoisk_ft.kind` = '{kind}'", of_sweep])
+        _search(
+            client,
+            experiment_id,
+            f"tags.`kinopoisk_ft.kind` = '{kind}' and tags.`mlflow.parentRunId` = '{parent}'",
+        )
         for kind in ("train", "skipped")
     )
     try:
         # A job is skipped if an identical run has finished. That run may belong to another sweep.
-        runs += [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
+        return runs + [client.get_run(run) for run in {job.data.tags[SAME_AS] for job in skipped}]
     except MlflowException as error:
         raise UserError(
             "a job of this sweep was skipped because an identical run existed, but that run is "
@@ -306,18 +303,15 @@ def _runs(client: MlflowClient, experiment_id: str, parent: str | None) -> list[
             where=f"sweep {parent}",
             fix="run the sweep again to train the missing run",
         ) from error
-    return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
 
 
-def _search(client: MlflowClient, experiment_id: str, terms: list[str]) -> list[Run]:
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], " and ".join(terms), page_token=token)
+def _search(client: MlflowClient, experiment_id: str, terms: str) -> list[Run]:
+    page = client.search_runs([experiment_id], terms)
+    runs = [*page]
+    while page.token:
+        page = client.search_runs([experiment_id], terms, page_token=page.token)
         runs += page
-        token = page.token
-        if not token:
-            return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
+    return runs
 
 
 def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
@@ -341,7 +335,8 @@ def _cause(client: MlflowClient, run: Run) -> tuple[str, str]:
 
 def _newest(runs: list[TrainedRun], *, by_settings: bool) -> list[TrainedRun]:
     kept: dict[tuple[str, ...], TrainedRun] = {}
-    for run in sorted(runs, key=lambda r: (r.start_time, r.run_id)):
+    # The oldest run comes first, so newer ones replace it.
+    for run in runs:
         key = (run.approach, run.seed, run.data, run.source_digest, run.split_digest)
         read = {name: run.settings.get(name) for name in READ}
         kept[(*key, str(run.settings if by_settings else read))] = run

@@ -24,19 +24,19 @@ from kinopoisk_ft.tracking.mlflow_names import GROUPS, PREFIXED, to_mlflow
 KEY = "kinopoisk_ft"
 VIEW = f"mlflow.sharedViewState.{KEY}"
 SCORE, SECONDS = to_mlflow(f"test_{HEADLINE}"), to_mlflow(COLUMNS["train_seconds"].name)
-# Without this part of an address, MLflow's UI may show the menu for language-model apps.
+# Without this part of an address, the MLflow UI may show its menu for language-model apps.
 MODEL_TRAINING = "workflowType=machine_learning"
-# Name of the section of charts that is not folded.
+# Id of the section of charts that is not folded.
 CHARTS = "comparison"
 
 
 def describe_sweep(
     client: MlflowClient, parent: str, document: Document, locale: Locale, has_files: bool
 ) -> None:
-    """Show the result of a sweep in MLflow's UI.
+    """Show the result of a sweep in the MLflow UI.
 
-    The parent run gets the scores of the best run and a description with the result table. The
-    experiment gets a saved view, and a description with links to it unless it has a description.
+    The parent run gets the scores of the best run and a description with the table of results. The
+    experiment gets a saved view. If it has no description yet, it gets one with links to the view.
 
     Args:
         has_files: whether the files of the report are artifacts of the parent run.
@@ -111,7 +111,7 @@ def _make_charts() -> list[dict[str, Any]]:
 
 
 def _make_sections(name: str) -> list[dict[str, Any]]:
-    # MLflow's UI adds a chart for each other metric to the section of its group; these are folded.
+    # The MLflow UI adds a chart of each other metric to the section of its group, which is folded.
     folded = sorted({*PREFIXED, *GROUPS} - {"system"})
     names = {CHARTS: name} | {one: one for one in (*folded, "System metrics")}
     return [

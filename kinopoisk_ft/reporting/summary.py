@@ -10,14 +10,12 @@ from rich.console import JustifyMethod
 from rich.table import Table as Grid
 
 from kinopoisk_ft.console import format_for_terminal
-from kinopoisk_ft.reporting import frames
-from kinopoisk_ft.reporting.columns import COLUMNS
-from kinopoisk_ft.reporting.conclusions import choices
+from kinopoisk_ft.reporting.columns import COLUMNS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.label_curves import sentences
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, data_line, write_value
+from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 WIDTH = 80
@@ -35,7 +33,7 @@ RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 
 def as_summary(document: Document, locale: Locale) -> str:
     """Return for each table the scores, the verdicts and up to three sentences of advice."""
-    parts = [*map(_wrap, document.notes)]
+    parts = [_wrap(note) for note in document.notes]
     parts += ["\n".join(map(_wrap, sentences(curves, locale))) for curves in document.curves]
     for section in document.sections:
         parts += _summarize(section, locale)
@@ -45,21 +43,15 @@ def as_summary(document: Document, locale: Locale) -> str:
 
 
 def _summarize(section: Section, locale: Locale) -> list[str]:
-    table = section.table
-    found = {choice.limit: choice.text for choice in choices(table, locale)}
+    parts = [_wrap(data_line(section.table, locale))]
+    if section.caveats:
+        short = "; ".join(caveat.short for caveat in section.caveats)
+        parts.append(_wrap(f"{locale('caveats')}: {short}."))
+    parts.append(_results(section.table, locale))
+    found = {choice.limit: choice.text for choice in section.choices}
     # The report has the other sentences of each recommendation.
     texts = [_cut(found[limit]) for limit in SHOWN if limit in found] or section.conclusions
-    return [
-        _wrap(data_line(table, locale)),
-        *_caveats(section, locale),
-        _results(table, locale),
-        "\n".join(map(_wrap, texts)),
-    ]
-
-
-def _caveats(section: Section, locale: Locale) -> list[str]:
-    short = "; ".join(caveat.short for caveat in section.caveats)
-    return [_wrap(f"{locale('caveats')}: {short}.")] if short else []
+    return [*parts, "\n".join(map(_wrap, texts))]
 
 
 def _results(table: Table, locale: Locale) -> str:
@@ -70,16 +62,15 @@ def _results(table: Table, locale: Locale) -> str:
             locale(key), justify=justify, max_width=width, no_wrap=width is None, overflow="fold"
         )
     for row in table.rows:
-        seconds, trainable = row.mean("train_seconds"), row.mean("trainable_parameters")
-        # The first of the verdicts is the one for the usual margin.
-        verdict = frames.verdicts(table, row, locale)[0]
+        seconds, trainable = row.mean(TIME), row.mean(TRAINABLE)
+        verdict = table.verdict(row)
         shown.add_row(
             row.name,
             _score(table, row, locale),
-            NOTHING if seconds is None else write_value(seconds, COLUMNS["train_seconds"], locale),
-            NOTHING if trainable is None else _short(trainable, locale),
-            verdict,
-            style="bold" if verdict == locale("reference") else None,
+            NOTHING if seconds is None else locale.value(seconds, COLUMNS[TIME]),
+            NOTHING if trainable is None else locale.short(float(f"{trainable:.2g}")),
+            locale(verdict) if verdict else NOTHING,
+            style="bold" if verdict == "reference" else None,
         )
     if HEADLINE in table.majority:
         shown.add_row(locale("majority"), locale.number(table.majority[HEADLINE], 3))
@@ -87,17 +78,13 @@ def _results(table: Table, locale: Locale) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return the first sentence."""
+    """Cut a text after its first sentence."""
     return re.split(r"(?<=\.) (?=[A-ZА-ЯЁ])", text, maxsplit=1)[0]
-
-
-def _short(count: float, locale: Locale) -> str:
-    return locale.short(float(f"{count:.2g}"))
 
 
 def _score(table: Table, row: Row, locale: Locale) -> str:
     score = locale.number(row.values[HEADLINE].mean, 3)
-    interval = table.comparison.means.get(row.name, {}).get(HEADLINE)
+    interval = table.interval(row, HEADLINE)
     return f"{score} {locale.interval(interval, digits=3)}" if interval else score
 
 

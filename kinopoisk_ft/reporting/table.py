@@ -16,15 +16,10 @@ from kinopoisk_ft.statistics.equivalence import (
     MARGIN,
     STRICT_MARGIN,
     Decision,
-    Verdict,
     decide,
     decide_together,
 )
-from kinopoisk_ft.statistics.metrics import (
-    HEADLINE,
-    count_confusion,
-    scores,
-)
+from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion, scores
 from kinopoisk_ft.statistics.predictions import Predictions
 
 DIGEST_CHARACTERS = 12
@@ -36,23 +31,18 @@ DEMO = "demo"
 class Against:
     """The difference of an approach from the best one in weighted F1.
 
-    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`.
+    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` is a key
+    of the locale; see `Table.verdict`.
     """
 
     name: str
     interval: Interval
-    verdict: Verdict
-
-
-# Data set, digest of its texts and labels, digest of its split.
-Key = tuple[str, str, str]
+    verdict: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows with the same test reviews, sorted by the headline metric.
-
-    Rows that have not learned come last.
+    """Rows with the same test reviews, sorted by weighted F1. Rows that have not learned come last.
 
     Args:
         best: best mean, by column. Rows that have not learned count only if no row has learned.
@@ -60,7 +50,7 @@ class Table:
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows. Its approach names are the row names.
         decisions: whether a row is as good as the first one, by margin and row name. Rows that have
-            not learned are missing. The p-values are corrected for multiple tests, over all tables
+            not learned are missing. The p-values are corrected for multiple tests over all tables
             with the same test reviews.
         train_limit: the setting data.train_limit; "" if all reviews of the train split are used.
     """
@@ -84,16 +74,33 @@ class Table:
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row a is as good as row b; None if they cannot be compared.
 
-        If b is the best row, the p-values are corrected for multiple tests, over all rows of the
-        tables with the same test reviews. Otherwise, they are not corrected.
+        If b is the best row, this is a decision of `decisions`. Otherwise, it is a single test, and
+        its p-values are not corrected for multiple tests.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]
         pair = self.comparison.pair(a, b)
         return decide([pair.differences[HEADLINE]])[0] if pair else None
 
+    def verdict(self, row: Row, margin: float = MARGIN) -> str:
+        """Return the verdict on a row as a key of the locale, or "" if the row was not compared.
+
+        The keys are "reference" (for the best row), "as_good", "worse", "undecided" and
+        "not_learned".
+        """
+        if not row.learned:
+            return "not_learned"
+        if row is self.rows[0]:
+            return "reference"
+        decision = self.decisions[margin].get(row.name)
+        return decision.verdict.replace(" ", "_") if decision else ""
+
+    def interval(self, row: Row, column: str) -> Interval | None:
+        """Return the mean of a column with its 95% interval, or None without predictions."""
+        return self.comparison.means.get(row.name, {}).get(column)
+
     def against_best(self) -> list[Against]:
-        """Return the differences of the other rows from the best one, in the order of the rows."""
+        """Return the differences of the rows from the best row, in the order of the rows."""
         found = []
         for row in self.learned[1:]:
             decision = self.decisions[MARGIN].get(row.name)
@@ -101,18 +108,18 @@ class Table:
             if decision and pair:
                 mean = pair.differences[HEADLINE].mean
                 interval = Interval(mean, decision.low, decision.high)
-                found.append(Against(row.name, interval, decision.verdict))
+                found.append(Against(row.name, interval, self.verdict(row)))
         return found
 
     def holder(self, column: str) -> Row | None:
-        """Return the row with the best value of a column, or None if no row has a value."""
+        """Return the row with the best value of a column; None if no row has a value."""
         return next((row for row in self.learned if row.from_best.get(column) == 0), None)
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return all metrics of the first run that has leakage metrics, or {} if no run has them.
+        """Return all metrics of a run that has leakage metrics; {} if no run has them.
 
-        One run is enough, because all runs have the same splits and therefore the same leakage.
+        All runs have the same split, and therefore the same leakage.
         """
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
@@ -121,18 +128,19 @@ class Table:
 def tables(runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> list[Table]:
     """Return one table for each combination of data set, split and number of labels.
 
-    `predictions` are keyed by run id. Runs without predictions have scores but no intervals.
+    `predictions` is {run id: predictions}. Runs without predictions have scores but no intervals.
     """
-    groups: dict[Key, dict[str, list[TrainedRun]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, ...], dict[str, list[TrainedRun]]]
+    groups = defaultdict(lambda: defaultdict(list))
     for run in runs:
         limit = run.settings.get("data.train_limit", "None")
         known = _add_scores(run, predictions.get(run.run_id))
         key = (run.data, run.source_digest, run.split_digest)
         groups[key]["" if limit == "None" else limit].append(known)
     found = []
-    for key, limits in sorted(groups.items()):
+    for _, limits in sorted(groups.items()):
         order = sorted(limits, key=lambda limit: -float(limit or "inf"))
-        found += _decide([_table(key, limit, limits[limit], predictions) for limit in order])
+        found += _decide([_table(limit, limits[limit], predictions) for limit in order])
     return found
 
 
@@ -157,26 +165,23 @@ def _add_scores(run: TrainedRun, predictions: Predictions | None) -> TrainedRun:
     return replace(run, metrics=metrics | run.metrics)
 
 
-def _table(
-    key: Key, limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predictions]
-) -> Table:
+def _table(limit: str, runs: list[TrainedRun], predictions: Mapping[str, Predictions]) -> Table:
     rows = rows_of(runs)
     learned = [row for row in rows if row.learned] or rows
     best = {}
     for name, column in BEST.items():
         if means := [row.values[name].mean for row in learned if name in row.values]:
-            best[name] = column.better(means)
+            best[name] = min(means) if column.best == "min" else max(means)
     rows = [
         replace(row, from_best={c: row.values[c].mean - best[c] for c in best if c in row.values})
         for row in rows
     ]
     rows.sort(key=lambda row: (not row.learned, -row.values[HEADLINE].mean, row.name))
     majority, differs = _majority(runs)
-    data, source_digest, split_digest = key
     return Table(
-        data=data,
-        split_digest=split_digest,
-        source_digest=source_digest,
+        data=runs[0].data,
+        split_digest=runs[0].split_digest,
+        source_digest=runs[0].source_digest,
         rows=tuple(rows),
         best=best,
         majority=majority,
@@ -206,7 +211,7 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 
 
 def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
-    """Return a line that describes the data and the split, with or without the split's digest."""
+    """Describe the data and the split in one line, with or without the digest of the split."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
     rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
     rows = ", " + write_digest(table, locale) if digest else ""
@@ -220,24 +225,12 @@ def write_digest(table: Table, locale: Locale) -> str:
     return locale("test_rows", digest=table.split_digest[:DIGEST_CHARACTERS])
 
 
-def write_value(value: float, column: Column, locale: Locale, *, signed: bool = False) -> str:
-    """Format a value in the number format of a column."""
-    if column.kind == "seconds":
-        return locale.seconds(value, signed=signed)
-    if column.kind == "share":
-        return locale.percent(value, signed=signed)
-    return locale.number(value, column.digits if column.kind == "score" else 0, signed=signed)
-
-
 def write_mean(row: Row, column: Column, locale: Locale) -> str:
-    """Format mean ± standard deviation.
-
-    For a single seed, and for columns other than scores and times, only the mean is written.
-    """
+    """Format mean ± standard deviation, or only the mean for one seed, a count or a share."""
     spread = row.values.get(column.name)
     if spread is None:
         return NOTHING
-    mean = write_value(spread.mean, column, locale)
+    mean = locale.value(spread.mean, column)
     if spread.std is None or column.kind in ("count", "share"):
         return mean
     digits = time_digits(spread.mean) if column.kind == "seconds" else column.digits
@@ -246,8 +239,8 @@ def write_mean(row: Row, column: Column, locale: Locale) -> str:
 
 def write_interval(table: Table, row: Row, column: Column, locale: Locale) -> str:
     """Format the 95% interval of a mean, or return "" if there is none."""
-    found = table.comparison.means.get(row.name, {}).get(column.name)
-    return locale.interval(found) if found and column.interval else ""
+    found = table.interval(row, column.name)
+    return locale.interval(found) if found else ""
 
 
 def write_measured(table: Table, row: Row, column: Column, locale: Locale) -> str:

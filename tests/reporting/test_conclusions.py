@@ -7,12 +7,17 @@ from dataclasses import replace
 import pytest
 from report_rows import one_table, trained
 
-from kinopoisk_ft.reporting.conclusions import answer, badge, choices, conclusions, recommendations
+from kinopoisk_ft.reporting.conclusions import answer, choices, conclusions
 from kinopoisk_ft.reporting.frames import verdicts
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.notes import table_notes
+from kinopoisk_ft.reporting.table import Table
 
 EN = Locale("en")
+
+
+def recommendations(table: Table) -> list[str]:
+    return [choice.text for choice in choices(table, EN)]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ def test_each_verdict_has_its_words(skill: float, words: str, group: str) -> Non
             for s in range(3)]  # fmt: skip
     table = one_table(*runs, answered={"bert": [skill] * 3, "gru": [3.05] * 3})
     assert words in " ".join(conclusions(table, EN))
-    assert group in recommendations(table, EN)[-1]
+    assert group in recommendations(table)[-1]
 
 
 def test_what_would_decide_is_said() -> None:
@@ -51,7 +56,7 @@ def test_what_would_decide_is_said() -> None:
         doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
         assert needed in conclusions(doubtful, EN)[0]
         assert "do not decide whether its lead over bert is smaller" in answer(doubtful, EN)
-        assert "Undecided: bert." in recommendations(doubtful, EN)[-1]
+        assert "Undecided: bert." in recommendations(doubtful)[-1]
 
 
 def test_what_has_not_learned_takes_no_part() -> None:
@@ -59,15 +64,15 @@ def test_what_has_not_learned_takes_no_part() -> None:
     lucky = trained("mamba", test_f1_weighted=0.99, train_seconds=0.1, not_learned="training loss")
     table = one_table(trained(), trained("gru", test_f1_weighted=0.91), lucky)
     assert [row.name for row in table.rows] == ["gru", "bert", "mamba"]
-    said = " ".join([*conclusions(table, EN), *recommendations(table, EN)])
+    said = " ".join([*conclusions(table, EN), *recommendations(table)])
     assert "mamba" not in said
     assert table.best["f1_weighted"] == 0.91
     assert verdicts(table, table.rows[-1], EN) == ["not learned", "not learned"]
     alone = one_table(replace(trained(), not_learned="test"), lucky)
     assert conclusions(alone, EN)[-1] == "No approach has learned, so nothing can be concluded."
     assert answer(alone, EN) == conclusions(alone, EN)[-1]
-    assert recommendations(alone, EN) == []
-    assert [badge(table, row) for row in table.rows] == ["reference", "", "not_learned"]
+    assert recommendations(alone) == []
+    assert [table.verdict(row) for row in table.rows] == ["reference", "", "not_learned"]
 
 
 def test_without_predictions_chance_is_not_measured() -> None:
@@ -76,7 +81,7 @@ def test_without_predictions_chance_is_not_measured() -> None:
     assert "whether that is chance was not measured" in answer(table, EN)
     notes = " ".join(table_notes(table, EN))
     assert "bert: no predictions.parquet (seeds 0)" in notes
-    assert "As good" not in recommendations(table, EN)[-1]
+    assert "As good" not in recommendations(table)[-1]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_a_single_approach_has_nothing_to_compare() -> None:
     said = " ".join(conclusions(table, EN))
     assert "bert is the only approach that has learned" in said
     assert answer(table, EN) in said
-    assert recommendations(table, EN) == []
+    assert recommendations(table) == []
 
 
 def test_networks_from_random_weights_are_compared_with_each_other() -> None:
@@ -146,4 +151,4 @@ def test_rivals_are_named_without_times() -> None:
     for run in runs:
         run.metrics.pop("train_seconds")
     table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
-    assert recommendations(table, EN)[-1].endswith("As good within 0.02: gru.")
+    assert recommendations(table)[-1].endswith("As good within 0.02: gru.")

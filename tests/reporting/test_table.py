@@ -13,7 +13,7 @@ from report_store import ANSWERED, Store, answers, filled_store, report
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.plots import calibration_plot, forest
+from kinopoisk_ft.reporting.plots.comparison_plots import draw_calibration, draw_differences
 from kinopoisk_ft.reporting.plots.looks import assign_looks
 from kinopoisk_ft.reporting.run_files import load_run_files
 from kinopoisk_ft.reporting.runs import collect
@@ -139,7 +139,7 @@ def test_pictures_are_linked_and_made(answered: tuple, folder: Path) -> None:
 
 def test_forest_has_a_row_an_approach_that_agrees_with_its_verdict(table: Table) -> None:
     looks = assign_looks(row.name for row in table.rows)
-    figure = forest.draw(table, EN, looks)
+    figure = draw_differences(table, EN, looks)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
@@ -161,7 +161,7 @@ def test_forest_has_a_row_an_approach_that_agrees_with_its_verdict(table: Table)
 
 def test_calibration_has_a_panel_an_approach(table: Table) -> None:
     looks = assign_looks(row.name for row in table.rows)
-    figure = calibration_plot.draw(table, EN, looks)
+    figure = draw_calibration(table, EN, looks)
     figure.draw_without_rendering()
     assert {axes.get_title(loc="left") for axes in figure.axes} == NAMES
     for axes in figure.axes:

@@ -14,18 +14,13 @@ from matplotlib.figure import Figure
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.label_curves import LabelCurves
-from kinopoisk_ft.reporting.locale import Locale
-from kinopoisk_ft.reporting.plots import (
-    calibration_plot,
-    label_curve_plot,
-    learning_curve_plot,
-    scatter,
-)
-from kinopoisk_ft.reporting.plots.calibration_plot import ERROR
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.plots import comparison_plots, run_plots, scatter
+from kinopoisk_ft.reporting.plots.comparison_plots import ERROR
 from kinopoisk_ft.reporting.plots.looks import COLOURS, Looks
-from kinopoisk_ft.reporting.plots.run_plots import GREY, INK
+from kinopoisk_ft.reporting.plots.run_plots import GREY, INK, Histories
 from kinopoisk_ft.reporting.run_files import Details
-from kinopoisk_ft.reporting.table import Table, write_value
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.calibration import CALIBRATED
 from kinopoisk_ft.statistics.metrics import HEADLINE, count_confusion
 from kinopoisk_ft.statistics.predictions import Predictions
@@ -43,8 +38,8 @@ class PageFigure:
 class Confusion:
     """The confusion matrix of an approach, which the page shows as a table.
 
-    `cells` are rows of true classes; each cell has a count, a percentage of the true class, and the
-    same percentage as a number.
+    `cells` has a row for each true class. Each cell has a count, its percentage of the true class
+    as text, and the same percentage as a number.
     """
 
     name: str
@@ -53,14 +48,14 @@ class Confusion:
 
 
 def costs(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
-    """Return plots of weighted F1 against each cost, the training time first."""
+    """Return a plot of weighted F1 against each cost, with the training time first."""
     found = []
     for column in scatter.measured(table):
         rows = [row for row in table.rows if column in row.values]
         points = [(row.values[column].mean, row.values[HEADLINE].mean) for row in rows]
         said = {
             scatter.name_point(row, table): locale(
-                "alt_point", name=row.name, x=write_value(x, COLUMNS[column], locale),
+                "alt_point", name=row.name, x=locale.value(x, COLUMNS[column]),
                 f1=locale.score(y),
             )
             for row, (x, y) in zip(rows, points, strict=True)
@@ -73,7 +68,7 @@ def costs(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFig
     return found
 
 
-def label_curves(found: LabelCurves, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
+def label_curves(found: LabelCurves, locale: Locale, looks: Looks) -> list[PageFigure]:
     """Return the plot of weighted F1 against the number of labels."""
     title = locale("curves_by_labels")
     said = []
@@ -81,8 +76,8 @@ def label_curves(found: LabelCurves, stem: str, locale: Locale, looks: Looks) ->
         points = zip(curve.points, curve.intervals, strict=True)
         scores = (f"{locale.number(p.labels, 0)}: {locale.score(i.mean)}" for p, i in points)
         said.append(f"{curve.name} {', '.join(scores)}")
-    figure = label_curve_plot.draw(found, locale, looks, legend=False)
-    return [PageFigure(title, inline(figure, stem, f"{title}. {'; '.join(said)}."))]
+    figure = comparison_plots.draw_label_curves(found, locale, looks, legend=False)
+    return [PageFigure(title, inline(figure, found.stem, f"{title}. {'; '.join(said)}."))]
 
 
 def calibration(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
@@ -90,28 +85,32 @@ def calibration(table: Table, stem: str, locale: Locale, looks: Looks) -> list[P
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
-            ece = (row.mean(ERROR), row.mean(f"{ERROR}{CALIBRATED}"))
-            before, after = ("-" if value is None else locale.number(value, 3) for value in ece)
+            before, after = (
+                NOTHING if value is None else locale.number(value, 3)
+                for value in (row.mean(ERROR), row.mean(f"{ERROR}{CALIBRATED}"))
+            )
             alt = locale("alt_calibration", name=row.name, before=before, after=after)
-            figure = calibration_plot.draw(table, locale, looks, only=row.name)
+            figure = comparison_plots.draw_calibration(table, locale, looks, only=row.name)
             found.append(PageFigure(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))
     return found
 
 
-def curves(
-    table: Table, details: Mapping[str, Details], stem: str, locale: Locale, looks: Looks
-) -> list[PageFigure]:
-    """Return one plot for each metric of training, with the curves of all approaches."""
+def histories_of(table: Table, details: Mapping[str, Details]) -> Histories:
+    """Return the training histories of the runs of each approach that has recorded them."""
     histories = {
         row.name: [details[run.run_id].history for run in row.runs if run.run_id in details]
         for row in table.rows
     }
+    return {name: runs for name, runs in histories.items() if any(runs)}
+
+
+def curves(histories: Histories, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
+    """Return one plot for each metric of training, with the curves of all approaches."""
     found = []
-    histories = {name: runs for name, runs in histories.items() if any(runs)}
-    for key in learning_curve_plot.measured(histories):
-        title = locale(learning_curve_plot.TITLES[key])
+    for key in run_plots.measured_curves(histories):
+        title = locale(f"axis_{key}")
         alt = locale("alt_curves", title=title, names=locale.listed(list(histories)))
-        figure = learning_curve_plot.draw(histories, key, locale, looks)
+        figure = run_plots.draw_learning_curves(histories, key, locale, looks)
         found.append(PageFigure(title, inline(figure, f"{stem}-curve-{key}", alt)))
     return found
 
@@ -140,7 +139,7 @@ def confusion(
     return found
 
 
-# Replaces colours with CSS variables, which the page defines for the light and the dark scheme.
+# CSS variables that replace the colours. The page defines them for the light and dark schemes.
 INKS = {
     INK: "--ink", "#000000": "--ink", GREY: "--faint", "#e4e4e4": "--line", "#ffffff": "--card",
     **{colour: f"--a{number}" for number, colour in enumerate(COLOURS)},

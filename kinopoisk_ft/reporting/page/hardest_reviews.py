@@ -52,12 +52,8 @@ def find_hardest(
 ) -> tuple[list[int], dict[str, str]]:
     """Return the row numbers of the hardest reviews, and {approach: run id of its first seed}."""
     answered = _find_answers(table, predictions)
-    if not answered:
-        return [], {}
-    chosen = _choose(answered, count)
-    first = _first(answered)
-    runs = {row.name: row.runs[0].run_id for row in table.rows if row.name in answered}
-    return [int(first.rows[i]) for i in chosen], runs
+    rows = [int(_first(answered).rows[i]) for i in _choose(answered, count)]
+    return rows, {row.name: row.runs[0].run_id for row in table.rows if row.name in answered}
 
 
 def hardest(
@@ -66,35 +62,33 @@ def hardest(
     locale: Locale,
     shaded: Mapping[tuple[str, int], str],
 ) -> list[HardReview]:
-    """Return the reviews that more than half of the approaches misclassify.
+    """Return at most `MOST_SHOWN` reviews that more than half of the approaches misclassify.
 
     The reviews are sorted by the number of approaches that misclassify them, highest first. If
     these numbers are equal, the review with the lower mean probability of the true class comes
-    first. Only the first `MOST_SHOWN` reviews are returned.
+    first.
     """
     answered = _find_answers(table, predictions)
-    if not answered:
+    chosen = _choose(answered, MOST_SHOWN)
+    if not chosen:
         return []
     first, means = _first(answered), _average(answered)
-    # Predicted classes, (approaches, N).
-    guesses = means.argmax(axis=2)
     runs = {row.name: row.runs[0].run_id for row in table.rows}
-
-    def describe(i: int) -> HardReview:
-        row = int(first.rows[i])
+    found = []
+    for i in chosen:
+        row, label = int(first.rows[i]), int(first.labels[i])
         answers = [
             Answer(
                 name=name,
-                label=first.class_names[guesses[k, i]],
-                probability=locale.percent(float(means[k, i, guesses[k, i]])),
-                right=bool(guesses[k, i] == first.labels[i]),
+                label=first.class_names[mean.argmax()],
+                probability=locale.percent(float(mean.max())),
+                right=bool(mean.argmax() == label),
                 words=Markup(shaded.get((runs[name], row), "")),
             )
-            for k, name in enumerate(answered)
+            for name, mean in zip(answered, means[:, i], strict=True)
         ]
-        return HardReview(row, first.class_names[first.labels[i]], _excerpt(first, i), answers)
-
-    return [describe(i) for i in _choose(answered, MOST_SHOWN)]
+        found.append(HardReview(row, first.class_names[label], _excerpt(first, i), answers))
+    return found
 
 
 def _find_answers(
@@ -121,6 +115,8 @@ def _average(answered: Mapping[str, list[Predictions]]) -> np.ndarray:
 
 def _choose(answered: Mapping[str, list[Predictions]], count: int) -> list[int]:
     """Return the positions of the hardest reviews, the hardest first."""
+    if not answered:
+        return []
     labels, means = _first(answered).labels, _average(answered)
     wrong = (means.argmax(axis=2) != labels).sum(axis=0)
     given = means[:, np.arange(len(labels)), labels].mean(axis=0)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
-from importlib.resources import files as resources
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST, Column, columns_in
-from kinopoisk_ft.reporting.conclusions import choices
-from kinopoisk_ft.reporting.document import Document, Section, failures, name_curves
+from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.page import figures, results
 from kinopoisk_ft.reporting.page.hardest_reviews import hardest
@@ -27,44 +26,25 @@ from kinopoisk_ft.reporting.page.reproduce import (
 from kinopoisk_ft.reporting.plots.looks import COLOURS, DARK_COLOURS, Looks
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import (
-    Table,
-    data_line,
-    write_interval,
-    write_mean,
-    write_value,
-)
+from kinopoisk_ft.reporting.table import Table, data_line, write_interval, write_mean
 from kinopoisk_ft.statistics.metrics import shown_in
 
-# The files that a report consists of; see `output.write`.
+SCRIPT = Path(__file__).parents[1] / "templates" / "page.js"
+# The files of a report; see `output.write`.
 MACHINE_READABLE = ("csv", "differences", "slices", "json", "tex", "figures")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table with all columns.
-
-    `mark` is a label for the best value of a column, or "" for other values.
-    """
+    """A cell of the table with all columns. `mark` is a label for the best value, or ""."""
 
     text: str
     under: tuple[str, ...] = ()
     mark: str = ""
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row of the table with all columns: one approach, or the majority-class baseline."""
-
-    name: str
-    cells: list[Cell]
-
-
 def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
-    """Return the report as one HTML page.
-
-    The page has no external resources. Its one script is optional.
-    """
+    """Return the report as one HTML page without external resources, with an optional script."""
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
         autoescape=True,
@@ -79,16 +59,16 @@ def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
     ]
     curves = [
         {
-            "id": name_curves(number),
+            "id": found.stem,
             "sentences": label_curves.sentences(found, locale),
             "names": [curve.name for curve in found.curves],
-            "figures": figures.label_curves(found, name_curves(number), locale, looks),
+            "figures": figures.label_curves(found, locale, looks),
             "scores": label_curves.scores_frame(found, locale),
             "crossings": label_curves.crossings_frame(found, locale),
         }
-        for number, found in enumerate(document.curves, start=1)
+        for found in document.curves
     ]
-    script = resources("kinopoisk_ft.reporting").joinpath("templates/page.js").read_text("utf-8")
+    script = SCRIPT.read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
         document=document, curves=curves, sections=sections, failed=failures(document, locale),
@@ -105,13 +85,14 @@ def _view(
     slices = [
         (f"slices_{m.name}", frames.slices(table, m.name, locale)) for m in shown_in("slices")
     ]
+    histories = figures.histories_of(table, files.details)
     return {
         "id": stem,
         "title": data_line(table, locale, digest=False),
         "facts": describe_runs(table, files.details, locale),
         "section": section,
         "names": [row.name for row in table.rows],
-        "cards": sorted(choices(table, locale), key=lambda card: card.limit != "quality"),
+        "cards": sorted(section.choices, key=lambda card: card.limit != "quality"),
         "results": results.results(table, locale, looks),
         "costs": figures.costs(table, stem, locale, looks),
         "forest": results.differences(table, locale, looks),
@@ -120,8 +101,8 @@ def _view(
                     *map(locale.heading, columns)],
         "lines": [*(_line(table, row, columns, locale) for row in table.rows),
                   _majority_line(table, columns, locale)],
-        "curve_names": [row.name for row in table.rows if _has_history(row, files)],
-        "curves": figures.curves(table, files.details, stem, locale, looks),
+        "curve_names": list(histories),
+        "curves": figures.curves(histories, stem, locale, looks),
         "calibration": figures.calibration(table, stem, locale, looks),
         "calibration_table": frames.calibration(table, locale),
         "slices": [(title, frame) for title, frame in slices if len(frame)],
@@ -136,39 +117,33 @@ def _view(
     }  # fmt: skip
 
 
-def _has_history(row: Row, files: RunFiles) -> bool:
-    return any(run.run_id in files.details and files.details[run.run_id].history
-               for run in row.runs)  # fmt: skip
-
-
-def _line(table: Table, row: Row, columns: list[Column], locale: Locale) -> Line:
+def _line(table: Table, row: Row, columns: list[Column], locale: Locale) -> tuple[str, list[Cell]]:
     verdicts = [Cell(text) for text in frames.verdicts(table, row, locale)]
     cells = [_cell(table, row, column, locale) for column in columns]
-    return Line(row.name, [Cell(str(len(row.runs))), *verdicts, *cells])
+    return row.name, [Cell(str(len(row.runs))), *verdicts, *cells]
 
 
 def _cell(table: Table, row: Row, column: Column, locale: Locale) -> Cell:
     under = [interval] if (interval := write_interval(table, row, column, locale)) else []
     best = bool(column.mark) and row.marked(column.mark)
     if column.name in row.from_best and not best:
-        under.append(f"Δ {write_value(row.from_best[column.name], column, locale, signed=True)}")
+        under.append(f"Δ {locale.value(row.from_best[column.name], column, signed=True)}")
     mark = locale(f"mark_{column.mark}") if best else ""
     return Cell(write_mean(row, column, locale), tuple(under), mark)
 
 
-def _majority_line(table: Table, columns: list[Column], locale: Locale) -> Line:
+def _majority_line(table: Table, columns: list[Column], locale: Locale) -> tuple[str, list[Cell]]:
     nothing = [Cell(NOTHING)] * (1 + len(table.decisions))
-    return Line(locale("majority"), [*nothing, *(_majority(table, c, locale) for c in columns)])
+    return locale("majority"), [*nothing, *(_majority(table, c, locale) for c in columns)]
 
 
 def _majority(table: Table, column: Column, locale: Locale) -> Cell:
     if column.name not in table.majority:
         return Cell(NOTHING)
-    value, under = table.majority[column.name], []
+    value, under = table.majority[column.name], ""
     if column.name in BEST:
-        distance = value - table.best[column.name]
-        under.append(f"Δ {write_value(distance, column, locale, signed=True)}")
-    return Cell(write_value(value, column, locale), tuple(under))
+        under = f"Δ {locale.value(value - table.best[column.name], column, signed=True)}"
+    return Cell(locale.value(value, column), (under,) if under else ())
 
 
 def _leakage_p(data: dict[str, Any], locale: Locale) -> str:

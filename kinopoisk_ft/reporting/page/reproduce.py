@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,7 @@ from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
-from kinopoisk_ft.reporting.table import Table, write_digest, write_measured, write_value
+from kinopoisk_ft.reporting.table import Table, write_digest, write_measured
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 # The config group whose options start many runs at once.
@@ -46,10 +46,7 @@ class Recipe:
 
 
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return a table of the training settings of each approach.
-
-    Settings that are empty for all approaches are left out.
-    """
+    """Return the table of training settings, without settings that are empty for all approaches."""
     keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
         locale(key): [
@@ -71,10 +68,9 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
 
 
 def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) -> list[str]:
-    """Return what all rows have in common, in a few words each.
+    """Describe in a few words each the split, the seeds, the dates, the hardware and the versions.
 
-    These are the sizes of the parts of the data, the seeds, the dates, the hardware and the
-    versions. What was not recorded is left out.
+    What was not recorded is left out.
     """
     runs = [run for row in table.rows for run in row.runs]
     environments = [details.get(run.run_id, Details()).environment for run in runs]
@@ -84,21 +80,21 @@ def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) 
         for part in ("train", "val", "test")
         if part in counts
     ]
-    seeds = dict.fromkeys(sorted({run.seed for run in runs}, key=lambda s: (len(s), s)))
+    seeds = ", ".join(sorted({run.seed for run in runs}, key=lambda s: (len(s), s)))
     days = [date.fromtimestamp(run.start_time / 1000) for run in runs if run.start_time]
-    found = {
-        "sizes": " / ".join(parts),
-        "fact_seeds": ", ".join(seeds),
-        "fact_date": locale.dates(min(days), max(days)) if days else "",
-        "fact_hardware": _all(_hardware(one, locale) for one in environments),
-        "fact_versions": _all(map(_versions, environments)),
-    }
-    said = [locale(key, value=value) for key, value in found.items() if value]
-    return [*said, write_digest(table, locale)]
+    facts = [
+        locale("sizes", value=" / ".join(parts)) if parts else "",
+        locale("fact_seeds", value=seeds) if seeds else "",
+        locale.dates(min(days), max(days)) if days else "",
+        _all(_hardware(one, locale) for one in environments),
+        _all(map(_versions, environments)),
+        write_digest(table, locale),
+    ]
+    return [fact for fact in facts if fact]
 
 
 def _size(count: Any) -> float:
-    # A dict contains the counts by class.
+    # A dict has the counts by class.
     return float(sum(count.values()) if isinstance(count, dict) else count)
 
 
@@ -125,9 +121,7 @@ def recipes(table: Table, details: Mapping[str, Details], locale: Locale) -> lis
             row.name,
             [_command(run) for run in row.runs if run.command or run.overrides],
             any(run.overrides and not COMMAND.match(run.command) for run in row.runs),
-            _facts(
-                row, [details.get(run.run_id, Details()).environment for run in row.runs], locale
-            ),
+            _facts(row, details, locale),
         )
         for row in table.rows
     ]
@@ -139,22 +133,20 @@ def _command(run: TrainedRun) -> str:
         if start:
             # Words are quoted, because anyone with write access to the store can set the command.
             return shlex.join([*shlex.split(start[0]), *shlex.split(run.command[start.end() :])])
-        kept = [
-            o
-            for o in shlex.split(run.overrides)
-            if get_top_key(o) not in {SWEEP, *KEYS_WITHOUT_EFFECT}
-        ]
+        dropped = {SWEEP, *KEYS_WITHOUT_EFFECT}
+        kept = [one for one in shlex.split(run.overrides) if get_top_key(one) not in dropped]
     except ValueError:
         # Unbalanced quotes.
         return run.overrides
     return f"python -m kinopoisk_ft {shlex.join(kept)}"
 
 
-def _facts(row: Row, environments: list[dict[str, Any]], locale: Locale) -> list[tuple[str, str]]:
+def _facts(row: Row, details: Mapping[str, Details], locale: Locale) -> list[tuple[str, str]]:
+    environments = [details.get(run.run_id, Details()).environment for run in row.runs]
     facts = {
         locale("seeds"): _all(run.seed for run in row.runs),
         locale("commit"): _all(run.commit for run in row.runs),
-        locale("device"): _all([*(e.get("device") for e in environments)])
+        locale("device"): _all(e.get("device") for e in environments)
         or _all(run.device for run in row.runs),
         locale("precision"): _all(run.precision for run in row.runs),
         locale("machine"): _all(
@@ -175,27 +167,21 @@ def _all(values: Iterable[Any]) -> str:
 
 @functools.cache
 def published_figures() -> dict[str, Any]:
-    """Load the results of the original study.
-
-    Keys are names of configs in conf/experiment.
-    """
-    file = files("kinopoisk_ft.reporting.page").joinpath("study_reference.json")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """Load the results of the original study, by option of conf/experiment."""
+    file = Path(__file__).with_name("study_reference.json")
+    found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
 
 
 def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table that compares the original study with this report.
-
-    The table is empty if no row of `table` repeats the study.
-    """
-    ours = {row.first.experiment: row for row in table.rows if same_recipe(row)}
+    """Return the table that compares the original study with the rows that repeat it, if any."""
+    ours = {row.first.experiment: row for row in table.rows if _repeats_study(row)}
     study = published_figures()
     # Columns that the study did not measure are left out.
     columns = [c for c in columns_in("results") if all(c.name in found for found in study.values())]
     rows = []
     for experiment, found in study.items() if ours else ():
-        theirs = [write_value(found[column.name], column, locale) for column in columns]
+        theirs = [locale.value(found[column.name], column) for column in columns]
         rows.append([found["name"], locale("source_study"), *theirs])
         row = ours.get(experiment)
         cells = [write_measured(table, row, c, locale) if row else NOTHING for c in columns]
@@ -204,14 +190,9 @@ def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
     return frame_of(headings, rows)
 
 
-def same_recipe(row: Row) -> bool:
+def _repeats_study(row: Row) -> bool:
     """Return whether a row repeats an experiment of the original study with unchanged settings."""
-    # Prefixes of overrides such as model.lr=1, model=bert and model/name=x.
-    recipe = (*GROUPS, *(f"{group[:-1]}{mark}" for group in GROUPS for mark in "=/"))
-    changed = [
-        part
-        for run in row.runs
-        for part in run.overrides.split()
-        if part.lstrip("+~'\"").startswith(recipe)
-    ]
+    overrides = [part.lstrip("+~'\"") for run in row.runs for part in run.overrides.split()]
+    # Overrides of the settings are for example model.lr=1, model=bert and model/name=x.
+    changed = any(part.startswith(GROUPS) for part in overrides)
     return row.first.experiment in published_figures() and not changed

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from kinopoisk_ft.reporting.columns import COLUMNS
-from kinopoisk_ft.reporting.conclusions import TRAINABLE, badge
+from kinopoisk_ft.reporting.columns import COLUMNS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.plots import scatter
-from kinopoisk_ft.reporting.plots.forest import Axis
 from kinopoisk_ft.reporting.plots.looks import Look, Looks
-from kinopoisk_ft.reporting.table import Table, write_value
+from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 TICKS = 5
+# Fraction of the axis that is left free at each end, for the markers.
+PADDING = 0.04
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The horizontal axis of the bars, from `low` to `high`."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, intervals: Sequence[Interval]) -> Axis:
+        """Create an axis that contains all intervals."""
+        low, high = min(one.low for one in intervals), max(one.high for one in intervals)
+        pad = PADDING * (high - low) or PADDING
+        return cls(low - pad, high + pad)
+
+    def place(self, value: float) -> str:
+        """Return the position of a value as a CSS length."""
+        return f"{100 * (value - self.low) / (self.high - self.low):.2f}%"
+
+    def bar(self, one: Interval) -> str:
+        """Return the CSS variables that place the bar of an interval."""
+        places = ("low", one.low), ("at", one.mean), ("high", one.high)
+        return "; ".join(f"--{name}: {self.place(value)}" for name, value in places)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell with a formatted value, and the number by which the table is sorted."""
+    """A cell with a formatted value, the number that sorts the table, and text below the value."""
 
     text: str
     number: float | str
@@ -31,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One approach in a table with bars. `verdict` is a key of the locale or ""."""
+    """One approach in a table with bars. `bar` is CSS; see `Table.verdict` for `verdict`."""
 
     name: str
     look: Look | None
@@ -43,7 +68,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bars:
-    """A table with bars. `ticks` are pairs of a CSS length and a label; `band` is CSS."""
+    """A table with bars. `ticks` are pairs of a CSS length and a label. `band` is CSS."""
 
     headings: list[str]
     lines: list[Line]
@@ -53,23 +78,20 @@ class Bars:
 
 def results(table: Table, locale: Locale, looks: Looks) -> Bars:
     """Return the table of results: F1 with a bar, time, trainable parameters and verdict."""
-    # The study may have no times, for example because its machine was busy.
-    cost = next(name for name in (*scatter.measured(table), scatter.COSTS[0]) if name != TRAINABLE)
-    means = {
-        row.name: table.comparison.means.get(row.name, {}).get(
-            HEADLINE, Interval(*[row.values[HEADLINE].mean] * 3)
-        )
+    # The times may be missing, for example because the machine was busy.
+    cost = next(name for name in (*scatter.measured(table), TIME) if name != TRAINABLE)
+    means = [
+        table.interval(row, HEADLINE) or Interval(*[row.values[HEADLINE].mean] * 3)
         for row in table.rows
-    }
-    axis = Axis.of(list(means.values()))
+    ]
+    axis = Axis.of(means)
     lines = []
-    for row in table.rows:
-        one = means[row.name]
+    for row, one in zip(table.rows, means, strict=True):
         under = locale.interval(one, digits=3) if one.low < one.high else ""
         cells = tuple(_cell(row.mean(name), name, locale) for name in (cost, TRAINABLE))
         score = Cell(locale.number(one.mean, 3), one.mean, under)
-        line = Line(row.name, looks[row.name], score, axis.bar(one), cells, badge(table, row))
-        lines.append(line)
+        look, verdict = looks[row.name], table.verdict(row)
+        lines.append(Line(row.name, look, score, axis.bar(one), cells, verdict))
     if HEADLINE in table.majority:
         floor = table.majority[HEADLINE]
         nothing = (Cell(NOTHING, ""), Cell(NOTHING, ""))
@@ -81,11 +103,7 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
 
 
 def _cell(value: float | None, column: str, locale: Locale) -> Cell:
-    if value is None:
-        return Cell(NOTHING, "")
-    short = column == TRAINABLE
-    text = locale.short(value) if short else write_value(value, COLUMNS[column], locale)
-    return Cell(text, value)
+    return Cell(NOTHING, "") if value is None else Cell(locale.brief(value, COLUMNS[column]), value)
 
 
 def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
@@ -100,9 +118,8 @@ def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
             locale.number(interval.mean, 3, signed=True), interval.mean,
             locale.interval(interval, digits=3, signed=True),
         )  # fmt: skip
-        verdict = one.verdict.replace(" ", "_")
         name = f"{one.name} \N{MINUS SIGN} {table.rows[0].name}"
-        lines.append(Line(name, looks[one.name], score, axis.bar(interval), (), verdict))
+        lines.append(Line(name, looks[one.name], score, axis.bar(interval), (), one.verdict))
     values = [float(v) for v in MaxNLocator(TICKS).tick_values(axis.low, axis.high)]
     values = [value for value in values if axis.low <= value <= axis.high]
     ticks = zip(map(axis.place, values), locale.ticks(values), strict=True)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# Colours on a light and on a dark background. Each has a contrast of at least 3:1 there. The first
-# five are close to the Okabe-Ito palette, which colour-blind readers can distinguish.
+# Colours on a light and on a dark background, with a contrast of at least 3:1. The first five are
+# close to the Okabe-Ito palette, which colour-blind readers can distinguish.
 COLOURS = (
     "#0072b2", "#d55e00", "#00875f", "#c05a97", "#a06a00", "#6a4fb3", "#8a5a44", "#5f6368",
 )  # fmt: skip
 DARK_COLOURS = (
     "#56b4e9", "#ff8a3d", "#35c495", "#e39cc7", "#e6b143", "#b09cf0", "#c99b7d", "#b5bac0",
 )  # fmt: skip
-# Markers of Matplotlib, with the characters that stand for them in HTML. There is one less than
-# there are colours, so that 56 approaches have different pairs.
+# Markers of Matplotlib, with similar characters for HTML. They are one fewer than the colours, so
+# that 56 approaches have different pairs of colour and marker.
 MARKERS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖"}
 
 
 @dataclass(frozen=True)
 class Look:
-    """The colour and the marker of an approach; `number` is the place of the colour."""
+    """The colour and the marker of an approach. `number` is the index of the colour."""
 
     number: int
     marker: str

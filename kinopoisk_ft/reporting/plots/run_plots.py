@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import Looks
@@ -22,12 +22,13 @@ from kinopoisk_ft.statistics.metrics import HEADLINE
 
 INK = "#222222"
 GREY = "#8a8a8a"
-# Of the curves on the training set and on the validation set.
+# Colours of the curves on the train split and on the validation split.
 TRAINING, VALIDATION = "#0072b2", "#d55e00"
 DPI = 200
 # With more classes, the cells of a confusion matrix have no room for numbers.
 MOST_LABELLED_CLASSES = 12
 VAL_SCORE = f"val_{HEADLINE}"
+# Metrics of a training run, with the label and the colour of their curves.
 CURVES = {
     "train_loss": ("curve_training", TRAINING),
     "val_loss": ("curve_validation", VALIDATION),
@@ -37,8 +38,10 @@ PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 FONT = 9
 FEW_POINTS = 30
 LONGEST_NAME = 40
-CONFUSION_NAMES = ("true", "predicted", "share of the true class")
+# Widths in inches of a figure of its own, and of a figure that the HTML page shows beside others.
+WIDTH, NARROW_WIDTH = 8.0, 4.6
 HistoryRow = Mapping[str, float | None]
+Histories = Mapping[str, Sequence[Sequence[HistoryRow]]]
 
 
 def new_figure(
@@ -76,23 +79,20 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, max_length: int = LONGEST_NAME) -> str:
-    """Truncate a name to `max_length` characters, and escape $.
-
-    Matplotlib would read $ as the start of a formula.
-    """
+    """Truncate a name to `max_length` characters, and escape $, with which a formula starts."""
     cut = name if len(name) <= max_length else f"{name[: max_length - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
 
-def add_legend(figure: Figure, names: Sequence[str], looks: Looks, columns: int = 2) -> None:
-    """Add a legend of approaches below the axes of a figure."""
+def add_legend(figure: Figure, names: Sequence[str], looks: Looks) -> None:
+    """Add a legend of the approaches in two columns below the axes of a figure."""
     handles = [
         Line2D([], [], color=looks[name].colour, marker=looks[name].marker, linestyle="",
                markersize=7, label=literal(name))
         for name in names
     ]  # fmt: skip
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=FONT
     )
 
 
@@ -103,24 +103,8 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def plot_confusion(
-    matrix: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path
-) -> None:
-    """Save a plot of a confusion matrix (true, predicted)."""
-    save(draw_confusion(np.asarray(matrix), class_names), Path(path))
-
-
-def draw_confusion(
-    counts: np.ndarray,
-    class_names: Sequence[str],
-    names: tuple[str, str, str] = CONFUSION_NAMES,
-) -> Figure:
-    """Draw a confusion matrix.
-
-    Args:
-        counts: (true class, predicted class).
-        names: the label of the vertical axis, of the horizontal axis and of the colour bar.
-    """
+def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Save a plot of a confusion matrix (true class, predicted class)."""
     size = len(class_names)
     if counts.shape != (size, size):
         raise ValueError(f"confusion matrix of shape {counts.shape} for {size} class names")
@@ -137,8 +121,8 @@ def draw_confusion(
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), labels)
-    axes.set_ylabel(names[0])
-    axes.set_xlabel(names[1])
+    axes.set_ylabel("true")
+    axes.set_xlabel("predicted")
     axes.spines[:].set_visible(False)
     if size <= MOST_LABELLED_CLASSES:
         for row, column in np.ndindex(size, size):
@@ -153,65 +137,79 @@ def draw_confusion(
                 fontsize=12 if size <= 4 else 9,
             )
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}")
-    bar.set_label(names[2])
+    bar.set_label("share of the true class")
     bar.outline.set_visible(False)
-    return figure
+    save(figure, path)
 
 
-def plot_learning_curve(history: Sequence[HistoryRow], path: str | Path) -> None:
+def plot_learning_curve(history: Sequence[HistoryRow], path: Path) -> None:
     """Save a plot of the losses and the validation F1 of one run.
 
     Each row of `history` has `step` (optimizer steps) and some of `train_loss`, `val_loss` and
     `val_f1_weighted`. Values that are missing or None are skipped.
     """
-    figure = _draw_curves(history)
-    if points_of(history, VAL_SCORE):
-        _mark_best(figure.axes[-1], history)
-    save(figure, Path(path))
-
-
-def _draw_curves(history: Sequence[HistoryRow]) -> Figure:
     locale = Locale("en")
     panels = {title: keys for title, keys in PANELS.items() if points_of(history, *keys)}
-    figure = new_figure(8.0, 0.8 + 2.6 * max(1, len(panels)))
-    drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    count = max(1, len(panels))
+    figure = new_figure(WIDTH, 0.8 + 2.6 * count)
+    drawn = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     if not panels:
         drawn[0].text(0.5, 0.5, "nothing was measured", ha="center", color=GREY)
     for axes, (title, keys) in zip(drawn, panels.items(), strict=False):
         for key in keys:
             label, colour = CURVES[key]
             if points := points_of(history, key):
-                draw_line(axes, points, color=colour, label=locale(label))
+                _draw_line(axes, points, color=colour, label=locale(label))
         axes.set_ylabel(locale(title), fontsize=FONT)
         if len(keys) > 1:
             axes.legend(frameon=False, fontsize=FONT)
-    format_steps(drawn[-1], [step for step, _ in points_of(history, *CURVES)], locale)
+    bottom = drawn[-1]
+    bottom.set_xlim(0, 1.03 * max([1.0, *(step for step, _ in points_of(history, *CURVES))]))
+    bottom.set_xlabel(locale("axis_step"), fontsize=FONT)
+    bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    bottom.xaxis.set_major_formatter(lambda value, _: locale.number(value, 0))
     for axes in drawn:
-        format_values(axes, locale)
+        _format_values(axes, locale)
+    if scores := [p for p in points_of(history, VAL_SCORE) if math.isfinite(p[1])]:
+        step, value = max(scores, key=lambda p: p[1])
+        bottom.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)
+        bottom.set_title(f"best {value:.4f} at step {step:,.0f}", fontsize=10, loc="right")
+    save(figure, path)
+
+
+def measured_curves(histories: Histories) -> list[str]:
+    """Return the metrics that at least one run has recorded twice."""
+    runs = [run for found in histories.values() for run in found]
+    return [key for key in CURVES if any(len(points_of(run, key)) > 1 for run in runs)]
+
+
+def draw_learning_curves(histories: Histories, key: str, locale: Locale, looks: Looks) -> Figure:
+    """Draw one metric of all approaches, with one line per run.
+
+    Figures of different metrics have the same horizontal axis.
+
+    Args:
+        histories: the histories of the runs of each approach.
+        key: name of the metric.
+    """
+    figure = new_figure(NARROW_WIDTH, 2.9)
+    axes = figure.add_subplot()
+    steps: list[float] = []
+    for name, runs in histories.items():
+        for run in runs:
+            steps += [step for step, _ in points_of(run, *CURVES)]
+            if points := points_of(run, key):
+                _draw_line(axes, points, color=looks[name].colour, alpha=0.8)
+    axes.set_ylabel(locale(f"axis_{key}"), fontsize=FONT)
+    # On a linear axis, the approach with the most steps leaves no room for the others.
+    axes.set_xscale("log")
+    axes.set_xlim(0.9 * min(steps, default=1.0), 1.1 * max(steps, default=1.0))
+    axes.set_xlabel(locale("axis_log_step"), fontsize=FONT)
+    axes.xaxis.set_major_locator(LogLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: locale.number(value, 0))
+    _format_values(axes, locale)
     return figure
-
-
-def draw_line(axes: Axes, points: list[tuple[float, float]], **look: Any) -> None:
-    """Draw (step, value) points of a run as a line."""
-    # Few points need markers to be recognized, and a single point has no line.
-    marker = "o" if len(points) <= FEW_POINTS else ""
-    x, y = [step for step, _ in points], [value for _, value in points]
-    axes.plot(x, y, marker=marker, ms=4, lw=1.2, **look)
-
-
-def format_steps(axes: Axes, steps: Sequence[float], locale: Locale) -> None:
-    """Label the horizontal axis with optimizer steps."""
-    axes.set_xlim(0, 1.03 * max([1.0, *steps]))
-    axes.set_xlabel(locale("axis_step"), fontsize=FONT)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 0)))
-
-
-def format_values(axes: Axes, locale: Locale) -> None:
-    """Format the vertical axis."""
-    axes.tick_params(labelsize=FONT)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
-    tidy(axes)
 
 
 def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
@@ -220,9 +218,14 @@ def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, fl
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
 
-def _mark_best(axes: Axes, history: Sequence[HistoryRow]) -> None:
-    points = [p for p in points_of(history, VAL_SCORE) if math.isfinite(p[1])]
-    if points:
-        step, value = max(points, key=lambda p: p[1])
-        axes.plot(step, value, marker="o", markersize=11, fillstyle="none", color=INK, zorder=3)
-        axes.set_title(f"best {value:.4f} at step {step:,.0f}", fontsize=10, loc="right")
+def _draw_line(axes: Axes, points: list[tuple[float, float]], **look: Any) -> None:
+    # A few points are hard to see without markers, and a single point has no line.
+    marker = "o" if len(points) <= FEW_POINTS else ""
+    x, y = [step for step, _ in points], [value for _, value in points]
+    axes.plot(x, y, marker=marker, ms=4, lw=1.2, **look)
+
+
+def _format_values(axes: Axes, locale: Locale) -> None:
+    axes.tick_params(labelsize=FONT)
+    axes.yaxis.set_major_formatter(lambda value, _: locale.number(value, 3))
+    tidy(axes)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
+from kinopoisk_ft.reporting.columns import COSTS, TIME, TRAINABLE
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.reporting.plots.run_plots import (
     GREY,
     INK,
+    NARROW_WIDTH,
+    WIDTH,
     add_legend,
     literal,
     new_figure,
@@ -25,7 +28,7 @@ from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
 # Sizes in inches.
-WIDTH, NARROW_WIDTH, PANEL_HEIGHT, LEGEND_HEIGHT = 8.0, 4.6, 3.0, 0.2
+PANEL_HEIGHT, LEGEND_HEIGHT = 3.0, 0.2
 FONT = 9.5
 # Diameter of a marker in points.
 MARKER = 8.0
@@ -34,7 +37,6 @@ STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 ENOUGH_TICKS = 3
 # Fraction of the logarithmic axis that is reserved for zero.
 ZERO_SHARE = 0.14
-COSTS = ("train_seconds", "trainable_parameters", "peak_memory_mb")
 
 
 def draw(table: Table, locale: Locale, looks: Looks) -> Figure:
@@ -61,12 +63,12 @@ def draw_one(table: Table, column: str, locale: Locale, looks: Looks) -> Figure:
 
 
 def measured(table: Table) -> list[str]:
-    """Return the columns of costs, such as training time, that are not empty.
+    """Return the costs that at least one row has, such as the training time.
 
-    If all are empty, return the training time, because a figure needs at least one panel.
+    If there are none, return the training time, because a figure needs at least one panel.
     """
     known = [cost for cost in COSTS if any(cost in row.values for row in table.rows)]
-    return known or [COSTS[0]]
+    return known or [TIME]
 
 
 def name_point(row: Row, table: Table) -> str:
@@ -76,40 +78,33 @@ def name_point(row: Row, table: Table) -> str:
 
 def _panel(axes: Axes, table: Table, column: str, looks: Looks, locale: Locale) -> None:
     rows = [row for row in table.rows if column in row.values]
-    number = locale.short if column.endswith("parameters") else None
-    positions = _log_axis(axes, [row.values[column].mean for row in rows], number, locale)
-    scores = []
+    positions = _log_axis(axes, [row.values[column].mean for row in rows], column, locale)
+    points = []
     for row, x in zip(rows, positions, strict=True):
         f1 = row.values[HEADLINE].mean
-        found = table.comparison.means.get(row.name, {}).get(HEADLINE, Interval(f1, f1, f1))
-        scores += [(x, f1)]
+        found = table.interval(row, HEADLINE) or Interval(f1, f1, f1)
+        points.append((x, f1))
         look = looks[row.name]
         axes.plot([x, x], [found.low, found.high], color=look.colour, linewidth=1.4, zorder=2)
         axes.plot(x, f1, color=look.colour, marker=look.marker, markersize=MARKER, linestyle="",
                   markeredgecolor="white", zorder=3, gid=name_point(row, table))  # fmt: skip
-    _front(axes, scores)
+    front = [points[i] for i in pareto_front(points)]
+    axes.step([x for x, _ in front], [f1 for _, f1 in front], where="post", color=GREY,
+              linewidth=1.2, linestyle="--", zorder=1)  # fmt: skip
     tidy(axes)
     axes.margins(y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: locale.number(value, 3)))
+    axes.yaxis.set_major_formatter(lambda value, _: locale.number(value, 3))
     axes.set_ylabel(locale("axis_f1_interval"), fontsize=FONT)
     axes.set_xlabel(locale(f"axis_{column}"), fontsize=FONT)
 
 
-def _front(axes: Axes, points: list[tuple[float, float]]) -> None:
-    kept = [points[i] for i in pareto_front(points)]
-    x, y = [x for x, _ in kept], [y for _, y in kept]
-    axes.step(x, y, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
-
-
-def _log_axis(
-    axes: Axes, values: list[float], number: Callable[[float], str] | None, locale: Locale
-) -> list[float]:
+def _log_axis(axes: Axes, values: list[float], column: str, locale: Locale) -> list[float]:
     """Prepare the horizontal axis, and return the positions of the values on it."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.8, max(positive) * 1.8
     ticks = _ticks(low, high)
-    labels = [number(tick) for tick in ticks] if number else locale.ticks(ticks)
+    labels = [*map(locale.short, ticks)] if column == TRAINABLE else locale.ticks(ticks)
     axes.set_xscale("log")
     zero = low
     # Zero has no logarithm, so it is drawn at the left end of the axis.

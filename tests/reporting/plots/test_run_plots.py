@@ -25,7 +25,7 @@ def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
 
 def test_confusion_matrix_must_fit_its_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 class names"):
-        plot_confusion([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "m.png")
+        plot_confusion(np.eye(2), ["a", "b", "c"], tmp_path / "m.png")
     assert list(tmp_path.iterdir()) == []
 
 
