@@ -28,6 +28,7 @@ POWER = 0.8
 # Maximum of `more_reviews` and `more_seeds`, which can be huge if the observed deficit is close to
 # the margin.
 LARGEST = 100.0
+NO_MORE = (None, None)
 
 Verdict = Literal["as good", "worse", "undecided"]
 
@@ -43,9 +44,9 @@ class Decision:
         p_worse: p-value for the null hypothesis that the deficit is at most the margin.
         p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
         more_reviews: factor by which the number of test reviews must grow to make a verdict likely,
-            if the true difference equals the observed one. None if there is a verdict already, or
-            if no realistic number of reviews would be enough.
-        more_seeds: the same for the number of seeds.
+            after Holm's correction, if the true difference is equal to the observed one. None if
+            there is a verdict already, or if no realistic number of reviews would be enough.
+        more_seeds: the same factor for the number of seeds, with the same meaning of None.
         low, high: simultaneous 95% bounds of a - b, each of them one-sided. They agree with the
             verdict: both are at least -margin if a is as good, both are at most -margin if a is
             worse, and -margin is between them if the verdict is undecided. See `_lower_bounds`.
@@ -123,6 +124,7 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
     deficits = [-one for one in resampled]
     as_good = correct_holm([_p_above(one, -margin) for one in resampled])
     worse = correct_holm([_p_above(one, margin) for one in deficits])
+    levels = _level(as_good), _level(worse)
     lows = _lower_bounds(resampled, as_good, -margin)
     highs = [-low for low in _lower_bounds(deficits, worse, margin)]
     found = []
@@ -134,7 +136,8 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
             verdict = "as good"
         elif p_worse <= ALPHA:
             verdict = "worse"
-        reviews, seeds = (None, None) if verdict != "undecided" else _needed(difference, margin)
+        level = levels[0] if difference.mean > -margin else levels[1]
+        reviews, seeds = _needed(difference, margin, level) if verdict == "undecided" else NO_MORE
         found.append(
             Decision(
                 verdict=verdict,
@@ -165,13 +168,21 @@ def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: fl
         ps: corrected p-values of the m tests.
     """
     rejected = [p <= ALPHA for p in ps]
-    level = ALPHA / (rejected.count(False) or len(ps))
+    level = _level(ps)
     if not all(rejected):
         return [
             edge if known else _bound(one, level)
             for one, known in zip(resampled, rejected, strict=True)
         ]
     return [max(edge, _bound(one, level)) for one in resampled]
+
+
+def _level(ps: Sequence[float]) -> float:
+    """Return the level at which Holm's procedure rejects the next of these hypotheses.
+
+    `ps` are the corrected p-values. If all hypotheses are rejected, the level is 5% / m.
+    """
+    return ALPHA / (sum(p > ALPHA for p in ps) or len(ps))
 
 
 def _bound(resampled: np.ndarray, level: float) -> float:
@@ -186,13 +197,15 @@ def _p_above(resampled: np.ndarray, bound: float) -> float:
     return float((1 + np.sum(resampled <= bound)) / (len(resampled) + 1))
 
 
-def _needed(difference: Difference, margin: float) -> tuple[float | None, float | None]:
-    """Return `more_reviews` and `more_seeds` of a `Decision`.
+def _needed(
+    difference: Difference, margin: float, level: float
+) -> tuple[float | None, float | None]:
+    """Return `more_reviews` and `more_seeds` of a `Decision`, for a test at this level.
 
     Each factor is enough if the other number does not grow.
     """
     found = difference.total
-    sigmas = stats.norm.ppf(1 - ALPHA) + stats.norm.ppf(POWER)
+    sigmas = stats.norm.ppf(1 - level) + stats.norm.ppf(POWER)
     target = ((found.mean + margin) / sigmas) ** 2
     return (
         _factor(found.review_variance, target - found.seed_variance),

@@ -91,6 +91,32 @@ def test_the_needed_number_of_reviews_decides() -> None:
     assert alone(-0.0201, 0.01).more_reviews is None
 
 
+@pytest.mark.parametrize(
+    ("others", "level"), [([-0.02] * 3, 0.05 / 4), ([0.1, -0.02, -0.02], 0.05 / 3)]
+)
+def test_the_needed_number_is_for_the_corrected_verdict(others: list[float], level: float) -> None:
+    """The oracle is the sample size for a one-sided z-test at the level of Holm's next step."""
+    first, *_ = decide([normal(0.0, 0.03), *(normal(mean, 0.005) for mean in others)])
+    sigmas = stats.norm.isf(level) + stats.norm.isf(0.2)
+    assert first.more_reviews == pytest.approx((0.03 * sigmas / 0.02) ** 2, rel=0.01)
+    error = 0.03 / np.sqrt(first.more_reviews)
+    rng = np.random.default_rng(0)
+    verdicts = [
+        decide([normal(rng.normal(0.0, error), error), *(normal(m, 0.005) for m in others)])
+        for _ in range(200)
+    ]
+    decided = np.mean([found[0].verdict == "as good" for found in verdicts])
+    assert decided == pytest.approx(0.8, abs=0.08)
+
+
+def test_the_needed_number_is_for_the_verdict_that_is_close() -> None:
+    """One of two losses is decided, so the other one has the level of a single test."""
+    found, _ = decide([normal(-0.05, 0.02), normal(-0.2, 0.01)])
+    assert found.verdict == "undecided"
+    sigmas = stats.norm.isf(0.05) + stats.norm.isf(0.2)
+    assert found.more_reviews == pytest.approx((0.02 * sigmas / 0.03) ** 2, rel=0.01)
+
+
 def count_as_good(world: World, times: int) -> float:
     """Return how often b is called as good as a, if it is worse by exactly the margin."""
     a, b = world.truth[HEADLINE]
