@@ -41,7 +41,8 @@ class MambaMixer(nn.Module):
         self.sizes = (int(rank), states, states)
         self.scan_backend = scan_backend
         self.conv_backend = match_conv_backend(scan_backend)
-        self.norm_eps = config.mixer_rms_eps if isinstance(config, FalconMambaConfig) else None
+        # Only the configs of Falcon Mamba have this attribute.
+        self.norm_eps = getattr(config, "mixer_rms_eps", None)
         self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=config.use_bias)
         self.conv1d = nn.Conv1d(
             inner, inner, config.conv_kernel, groups=inner, bias=config.use_conv_bias

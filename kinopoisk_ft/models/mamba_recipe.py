@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Mamba2Config, MambaConfig
+from transformers import FalconMambaConfig, Mamba2Config, MambaConfig
 
 from kinopoisk_ft.data.windows import Windows
 from kinopoisk_ft.errors import UserError
@@ -175,7 +175,8 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
             where="model.name",
             fix="use model=encoder for BERT-like models",
         )
-    return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else MambaConfig)
+    kind = FalconMambaConfig if hasattr(config, "mixer_rms_eps") else MambaConfig
+    return convert_config(config, Mamba2Config if isinstance(config, Mamba2Config) else kind)
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:

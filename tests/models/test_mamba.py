@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -19,8 +20,10 @@ from transformers import (
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models import mamba
+from kinopoisk_ft.models.card import Card
 from kinopoisk_ft.models.mamba import MambaBackbone, MambaClassifier, MambaLM
 from kinopoisk_ft.models.mamba2 import RMSNorm
+from kinopoisk_ft.models.mamba_recipe import make_config, read_config
 
 PUBLISHED = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}
 
@@ -84,6 +87,25 @@ def test_values_and_gradients_equal_those_of_transformers(oracle: Any, backend: 
     for name, parameter in ours.named_parameters():
         scale = want[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, want[name].grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_the_config_of_a_checkpoint_keeps_the_norms_of_falcon_mamba(
+    oracle: Any, tmp_path: Path
+) -> None:
+    oracle.save_pretrained(tmp_path / "checkpoint")
+    config = read_config(str(tmp_path / "checkpoint"), None)
+    card = Card("mamba", ["Bad", "Good"], 8, pooling="last")
+    make_config(config, card).save_pretrained(tmp_path / "model")
+    ids = tokens(2, 9)
+    for folder in ("checkpoint", "model"):
+        known = read_config(str(tmp_path / folder), None)
+        assert type(known) is type(oracle.config)
+        ours = MambaBackbone(known)
+        ours.load_state_dict(oracle.state_dict())
+        torch.testing.assert_close(ours(ids), oracle(ids).last_hidden_state, rtol=1e-5, atol=1e-5)
+    classifier = MambaBackbone(make_config(config, card))
+    classifier.load_state_dict(oracle.state_dict())
+    torch.testing.assert_close(classifier(ids), ours(ids))
 
 
 def test_language_model_equals_that_of_transformers() -> None:
