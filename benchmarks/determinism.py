@@ -33,9 +33,7 @@ def of_scan(length: int, device: torch.device) -> tuple[Sequence[str], Backward]
     """Return the names of the scan's inputs, and a function that computes their gradients."""
     inputs = [x.detach().to(device).requires_grad_() for x in draw(length)]
     grad = torch.randn(BATCH, length, WIDTH).to(device)
-    return NAMES, lambda: torch.autograd.grad(
-        selective_scan(*inputs, delta_softplus=True), inputs, grad
-    )
+    return NAMES, lambda: torch.autograd.grad(selective_scan(*inputs), inputs, grad)
 
 
 def of_model(length: int, device: torch.device) -> tuple[Sequence[str], Backward]:

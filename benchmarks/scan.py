@@ -88,7 +88,7 @@ def stopping(rounds: int) -> Section:
     length, lengths = max(ROWS), torch.tensor(ROWS)
     ideal = len(ROWS) * length / sum(ROWS)
     inputs, grad = draw(length), torch.randn(BATCH, length, WIDTH)
-    whole = partial(selective_scan, delta_softplus=True, backend="numba")
+    whole = partial(selective_scan, backend="numba")
     ways: dict[str, Job] = {
         "padded": partial(differentiate, whole, inputs, grad),
         "stopping": partial(differentiate, partial(whole, lengths=lengths), inputs, grad),

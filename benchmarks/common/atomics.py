@@ -46,7 +46,7 @@ def _gradients(inputs: Sequence[Tensor], grad: Tensor, row: int, i: int) -> dict
     block = [u[rows, :, channel], delta[rows, :, channel], A[channel], B[rows], C[rows],
              D[channel], z[rows, :, channel]]  # fmt: skip
     block = [x.requires_grad_() for x in block]
-    out = selective_scan(*block, delta_softplus=True)
+    out = selective_scan(*block)
     found = torch.autograd.grad(out, block, grad[rows, :, channel])
     return dict(zip(NAMES, found, strict=True))
 

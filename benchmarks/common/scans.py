@@ -37,7 +37,7 @@ def differentiate(scan: Scan, inputs: Sequence[Tensor], grad: Tensor) -> list[Te
 def scans() -> dict[str, Scan]:
     """Return every implementation that is installed."""
     found: dict[str, Scan] = {
-        name: partial(selective_scan, delta_softplus=True, backend=backend)
+        name: partial(selective_scan, backend=backend)
         for name, backend in ((OURS, "numba"), (LOOP, "reference"), (CHUNKED, "torch"))
     }
     others = {MAMBAPY: mambapy_scan(), TRANSFORMERS: transformers_scan()}

@@ -78,9 +78,8 @@ class MambaMixer(nn.Module):
             delta = self.dt_proj(dt.float())
         A = -torch.exp(self.A_log.float())
         y = selective_scan(
-            u, delta, A, B, C, self.D.float(), z,
-            delta_softplus=True, lengths=lengths, backend=self.scan_backend,
-        )  # fmt: skip
+            u, delta, A, B, C, self.D.float(), z, lengths=lengths, backend=self.scan_backend
+        )
         return self.out_proj(y)
 
     @torch.no_grad()

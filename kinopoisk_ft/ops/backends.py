@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,8 +32,6 @@ GPU_PACKAGES = {
     "ssd": ssd_cuda.PACKAGE,
     "causal_conv1d": conv_cuda.PACKAGE,
 }
-# The choices that were already logged: operator, backend and device type.
-_logged: set[tuple[str, str, str]] = set()
 
 
 def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> None:
@@ -90,7 +89,7 @@ def choose_backend(
             )
     # Logging would cause a graph break in torch.compile.
     if not torch.compiler.is_compiling():
-        _log_once(operator, chosen, device)
+        _log_once(operator, chosen, device.type)
     return chosen
 
 
@@ -149,8 +148,7 @@ def _suggest_fix(operator: str, backend: str) -> str:
     return f"run {command} on a machine with an NVIDIA GPU, or set the backend to 'auto'"
 
 
-def _log_once(operator: str, backend: str, device: torch.device) -> None:
-    key = (operator, backend, device.type)
-    if key not in _logged:
-        _logged.add(key)
-        log.debug("%s uses backend '%s' on %s", operator, backend, device.type)
+# The cache makes repeated calls with the same arguments do nothing.
+@cache
+def _log_once(operator: str, backend: str, device: str) -> None:
+    log.debug("%s uses backend '%s' on %s", operator, backend, device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,13 +25,11 @@ class SelfTest:
         reference: the reference implementation. It must support float64.
         draw: function of (batch, length, width, generator). It returns random CPU tensors by
             argument name. The first tensor must have the shape of the output.
-        options: further keyword arguments of each call.
         tolerance: maximum error of an element x, relative to |x| + max(|tensor|).
     """
 
     reference: Callable[..., Tensor]
     draw: Callable[[int, int, int, torch.Generator], dict[str, Tensor]]
-    options: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
 
     def draw_inputs(
@@ -52,7 +50,7 @@ class SelfTest:
         The output has the key "values", and a gradient has a key such as "gradient of x".
         """
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-        out = function(**leaves, **self.options)
+        out = function(**leaves)
         grads = torch.autograd.grad(out, list(leaves.values()), grad)
         named = {f"gradient of {name}": x for name, x in zip(leaves, grads, strict=True)}
         return {"values": out.detach(), **named}

@@ -1,9 +1,22 @@
-"""Make masks for padded batches."""
+"""Check the shapes of an operator's inputs, and mask the padding of batches."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def check_shapes(expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raise ValueError if a tensor, unless it is None, does not have its expected shape.
+
+    expected: tensor and shape by argument name.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be of shape {shape}, not {tuple(tensor.shape)}")
 
 
 def make_length_mask(lengths: Tensor, length: int) -> Tensor:
@@ -13,3 +26,20 @@ def make_length_mask(lengths: Tensor, length: int) -> Tensor:
     """
     # (length,) < (batch, 1) is broadcast to (batch, length).
     return torch.arange(length, device=lengths.device) < lengths[:, None]
+
+
+def zero_beyond_lengths(lengths: Tensor | None, *tensors: Tensor | None) -> list[Any]:
+    """Set the padding of tensors (batch, length, ...) to zero; None stays None.
+
+    Without `lengths`, nothing is padding.
+    """
+    if lengths is None:
+        return list(tensors)
+    masked: list[Any] = []
+    for x in tensors:
+        if x is not None:
+            # (batch, length, 1, ...)
+            mask = make_length_mask(lengths, x.shape[1])[(..., *[None] * (x.dim() - 2))]
+            x = torch.where(mask, x, 0)
+        masked.append(x)
+    return masked

@@ -46,7 +46,7 @@ def test_parts_of_blocks_make_up_the_gradients(script: ModuleType) -> None:
     parts = atomics.parts_of_blocks([*inputs.values()], grad)
 
     leaves = {name: x.double().requires_grad_() for name, x in inputs.items()}
-    out = selective_scan(**leaves, delta_softplus=True, backend="reference")
+    out = selective_scan(**leaves, backend="reference")
     whole = torch.autograd.grad(out, [*leaves.values()], grad.double())
     for name, gradient in zip(scans.NAMES, whole, strict=True):
         if name in parts:

@@ -26,7 +26,6 @@ def draw(batch: int, length: int, width: int, states: int, seed: int = 0) -> dic
         "C": normal(batch, length, states),
         "D": normal(width),
         "z": normal(batch, length, width),
-        "delta_bias": normal(width),
     }
 
 

@@ -20,10 +20,13 @@ MAMBA_SSM = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interfa
 def mamba_ssm(monkeypatch: pytest.MonkeyPatch, skip_scale: float = 1.0) -> None:
     """Install a fake mamba-ssm with its layout (time last)."""
 
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-             bias: Tensor, softplus: bool) -> Tensor:  # fmt: skip
+    def scan(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+        *, delta_bias: None, delta_softplus: bool,
+    ) -> Tensor:  # fmt: skip
+        assert delta_softplus
         u, delta, B, C, z = (x.transpose(1, 2) for x in (u, delta, B, C, z))
-        y = selective_scan_reference(u, delta, A, B, C, D * skip_scale, z, bias, softplus)
+        y = selective_scan_reference(u, delta, A, B, C, D * skip_scale, z)
         return y.transpose(1, 2)
 
     for name in MAMBA_SSM:

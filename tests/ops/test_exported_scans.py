@@ -43,10 +43,10 @@ def trace(operator: nn.Module, inputs: dict[str, Tensor]) -> nn.Module:
 
 
 def test_selective_scan() -> None:
-    traced = trace(Operator(selective_scan, delta_softplus=True), draw(2, 130, 12, 4))
+    traced = trace(Operator(selective_scan), draw(2, 130, 12, 4))
     for length in LENGTHS:
         inputs = draw(3, length, 12, 4)
-        want = selective_scan_reference(**inputs, delta_softplus=True)
+        want = selective_scan_reference(**inputs)
         torch.testing.assert_close(traced(inputs), want, atol=1e-4, rtol=1e-4)
 
 

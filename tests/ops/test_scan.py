@@ -40,28 +40,11 @@ def place(
 
 
 @pytest.mark.parametrize(("backend", "device"), PLACES)
-@pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (3, 37, 20, 5), (2, 64, 130, 16), (1, 33, 7, 1)])
-def test_agrees_with_float64(
-    backend: str, device: str, softplus: bool, shape: tuple[int, ...], place: Any
-) -> None:
-    inputs = draw(*shape)
-    if not softplus:
-        inputs["delta"] = inputs["delta"].exp()
-        inputs["delta_bias"] = inputs["delta_bias"].abs()
-    grad = torch.randn(shape[:3])
-    options = {"delta_softplus": softplus, "backend": backend}
-    got = run(selective_scan, place(inputs), grad.to(device), **options)
-    assert_close(got, expected(inputs, grad, delta_softplus=softplus), TOLERANCES[device])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("absent", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
-def test_optional_inputs_may_be_absent(backend: str, absent: tuple[str, ...]) -> None:
-    inputs = {name: x for name, x in draw(2, 35, 24, 4).items() if name not in absent}
-    grad = torch.randn(2, 35, 24)
-    got = run(selective_scan, inputs, grad, delta_softplus=True, backend=backend)
-    assert_close(got, expected(inputs, grad, delta_softplus=True))
+def test_agrees_with_float64(backend: str, device: str, shape: tuple[int, ...], place: Any) -> None:
+    inputs, grad = draw(*shape), torch.randn(shape[:3])
+    got = run(selective_scan, place(inputs), grad.to(device), backend=backend)
+    assert_close(got, expected(inputs, grad), TOLERANCES[device])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -69,22 +52,19 @@ def test_optional_inputs_may_be_absent(backend: str, absent: tuple[str, ...]) ->
     batch=st.integers(1, 4), length=st.integers(1, 70), width=st.integers(1, 140),
     states=st.integers(1, 18), seed=st.integers(0, 99), data=st.data(),
     backend=st.sampled_from(["numba", "torch"]), level=st.sampled_from([0, 0, -28, 20, 90]),
-    absent=st.sets(st.sampled_from(["D", "z", "delta_bias", "lengths", "softplus"])),
+    padded=st.booleans(),
 )  # fmt: skip
 def test_agrees_on_random_problems(
     batch: int, length: int, width: int, states: int, seed: int, data: st.DataObject, backend: str,
-    level: float, absent: set[str],
+    level: float, padded: bool,
 ) -> None:  # fmt: skip
-    """Try rows without a token, steps from 1e-13 to 90, and absent optional inputs."""
+    """Try rows without a token, and steps from 1e-13 to 90."""
     inputs, grad = draw(batch, length, width, states, seed), torch.randn(batch, length, width)
     inputs["delta"] += level
-    if "softplus" in absent:
-        inputs["delta"], inputs["delta_bias"] = inputs["delta"].abs(), inputs["delta_bias"].abs()
-    options: dict[str, object] = {"delta_softplus": "softplus" not in absent}
-    if "lengths" not in absent:
+    options: dict[str, object] = {}
+    if padded:
         rows = st.lists(st.integers(0, length), min_size=batch, max_size=batch)
         options["lengths"] = torch.tensor(data.draw(rows), dtype=torch.int32)
-    inputs = {name: x for name, x in inputs.items() if name not in absent}
     got = run(selective_scan, inputs, grad, backend=backend, **options)
     want = expected(inputs, grad, **options)
     # A sum of few terms may cancel.
@@ -101,9 +81,9 @@ def test_outputs_and_gradients_are_zero_beyond_lengths(
     for name in ("u", "delta", "B", "C", "z"):
         for row, length in enumerate(lengths):
             padded[name][row, length:] = float("nan")
-    options: dict[str, Any] = {"delta_softplus": True, "backend": backend}
+    options: dict[str, Any] = {"backend": backend}
     got = run(selective_scan, place(padded), grad.to(device), lengths=lengths.to(device), **options)
-    want = expected(inputs, grad, delta_softplus=True, lengths=lengths)
+    want = expected(inputs, grad, lengths=lengths)
     assert_close(got, want, TOLERANCES[device])
     assert not got["out"][2, 13:].any()
     assert not got["u"][2, 13:].any()
@@ -119,8 +99,8 @@ def test_outputs_and_gradients_are_zero_beyond_lengths(
 def test_tiny_and_huge_steps(backend: str, level: float) -> None:
     inputs, grad = draw(2, 40, 16, 8), torch.randn(2, 40, 16)
     inputs["delta"] = torch.full((2, 40, 16), level)
-    got = run(selective_scan, inputs, grad, delta_softplus=True, backend=backend)
-    assert_close(got, expected(inputs, grad, delta_softplus=True))
+    got = run(selective_scan, inputs, grad, backend=backend)
+    assert_close(got, expected(inputs, grad))
 
 
 def test_long_memory() -> None:
@@ -128,15 +108,14 @@ def test_long_memory() -> None:
     inputs, grad = draw(1, 4000, 16, 2), torch.randn(1, 4000, 16)
     inputs["A"] = torch.full((16, 2), -1e-2)
     inputs["delta"] = torch.full((1, 4000, 16), -4.0)
-    inputs["delta_bias"] = torch.zeros(16)
-    got = run(selective_scan, inputs, grad, delta_softplus=True, backend="numba")
-    assert_close(got, expected(inputs, grad, delta_softplus=True), tolerance=1e-4)
+    got = run(selective_scan, inputs, grad, backend="numba")
+    assert_close(got, expected(inputs, grad), tolerance=1e-4)
 
 
 def test_nan_is_passed_on() -> None:
     inputs = draw(1, 4, 16, 4)
     inputs["delta"][0, 1, 3] = float("nan")
-    out = selective_scan(**inputs, delta_softplus=True, backend="numba")
+    out = selective_scan(**inputs, backend="numba")
     assert out[0, 1:, 3].isnan().all()
     assert out[..., 4:].isfinite().all()
 
@@ -151,9 +130,9 @@ def test_strided_inputs(backend: str) -> None:
     strided = {**plain, "u": u, "z": z, "B": B, "C": C, "delta": transposed}
     leaves = {name: x.detach().requires_grad_() for name, x in strided.items()}
     assert not leaves["u"].is_contiguous()
-    out = selective_scan(**leaves, delta_softplus=True, backend=backend)
+    out = selective_scan(**leaves, backend=backend)
     grads = torch.autograd.grad(out, list(leaves.values()), grad)
-    want = expected(strided, grad, delta_softplus=True)
+    want = expected(strided, grad)
     assert_close({"out": out, **dict(zip(leaves, grads, strict=True))}, want)
 
 
@@ -161,7 +140,7 @@ def test_strided_inputs(backend: str) -> None:
 def test_constant_gradient_of_a_sum(backend: str) -> None:
     inputs = draw(2, 5, 16, 4)
     u = inputs.pop("u").requires_grad_()
-    selective_scan(u, **inputs, delta_softplus=True, backend=backend).sum().backward()
+    selective_scan(u, **inputs, backend=backend).sum().backward()
     assert u.grad is not None
     assert u.grad.isfinite().all()
 
@@ -173,7 +152,7 @@ def test_result_does_not_depend_on_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            options = {"delta_softplus": True, "lengths": lengths, "backend": "numba"}
+            options = {"lengths": lengths, "backend": "numba"}
             results.append(run(selective_scan, inputs, grad, **options))
     finally:
         torch.set_num_threads(simd_threads)
@@ -192,7 +171,7 @@ def test_memory_does_not_grow_with_length_times_states(backend: str, most: float
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        selective_scan(**inputs, delta_softplus=True, backend=backend)
+        selective_scan(**inputs, backend=backend)
     u = inputs["u"]
     assert sum(saved.values()) < most * u.numel() * u.element_size()
 
@@ -203,13 +182,13 @@ def test_threads_without_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, grad = draw(2, 40, 160, 4), torch.randn(2, 40, 160)
     monkeypatch.setattr(simd_threads, "_find_openmp", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    got = run(selective_scan, inputs, grad, delta_softplus=True, backend="numba")
-    assert_close(got, expected(inputs, grad, delta_softplus=True))
+    got = run(selective_scan, inputs, grad, backend="numba")
+    assert_close(got, expected(inputs, grad))
 
 
 def test_reference_and_torch_pass_gradcheck() -> None:
     inputs = [x.double().requires_grad_() for x in draw(2, 3, 2, 2).values()]
-    assert torch.autograd.gradcheck(lambda *x: selective_scan_reference(*x, True), inputs)
+    assert torch.autograd.gradcheck(selective_scan_reference, inputs)
     assert torch.autograd.gradcheck(
-        lambda *x: selective_scan(*x, True, lengths=torch.tensor([3, 1]), backend="torch"), inputs
+        lambda *x: selective_scan(*x, lengths=torch.tensor([3, 1]), backend="torch"), inputs
     )

@@ -25,21 +25,16 @@ def _seed() -> None:
 def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype) -> None:
     inputs = {name: x.to(dtype) for name, x in draw(2, 40, 16, 4).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = run(
-            selective_scan, inputs, torch.ones(2, 40, 16), delta_softplus=True, backend=backend
-        )
+        got = run(selective_scan, inputs, torch.ones(2, 40, 16), backend=backend)
     assert all(x.dtype == dtype for x in got.values())
-    want = expected(inputs, torch.ones(2, 40, 16), delta_softplus=True)
+    want = expected(inputs, torch.ones(2, 40, 16))
     assert_close(got, want, tolerance=1e-2)
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_bfloat16_is_rounded_only_where_it_is_read_and_written(gated: bool) -> None:
+def test_bfloat16_is_rounded_only_where_it_is_read_and_written() -> None:
     inputs, grad = draw(2, 40, 18, 4), torch.randn(2, 40, 18).bfloat16()
-    if not gated:
-        del inputs["z"]
     short = {name: x.bfloat16() if name in ("u", "z") else x for name, x in inputs.items()}
-    options: dict[str, object] = {"delta_softplus": True, "lengths": torch.tensor([40, 13])}
+    options: dict[str, object] = {"lengths": torch.tensor([40, 13])}
     got = run(selective_scan, short, grad, backend="numba", **options)
     widened = {name: x.float() for name, x in short.items()}
     want = run(selective_scan, widened, grad.float(), backend="numba", **options)
@@ -54,23 +49,20 @@ def test_bfloat16_is_rounded_only_where_it_is_read_and_written(gated: bool) -> N
 def test_operator_passes_opcheck() -> None:
     from kinopoisk_ft.ops.scan.cpu import scan
 
-    for absent in (False, True):
-        inputs = draw(2, 9, 18, 3)
-        tensors = [None if absent and name in ("D", "z") else x for name, x in inputs.items()]
-        leaves = [None if x is None else x.requires_grad_() for x in tensors]
-        checks = ("test_schema", "test_autograd_registration", "test_faketensor",
-                  "test_aot_dispatch_static")  # fmt: skip
-        lengths = torch.tensor([9, 4]) if absent else None
-        torch.library.opcheck(scan, (*leaves, lengths, True, True), test_utils=checks)
-        leaves[0] = inputs["u"].detach().bfloat16().requires_grad_()
-        leaves[6] = None if absent else inputs["z"].detach().bfloat16().requires_grad_()
-        torch.library.opcheck(scan, (*leaves, lengths, True, True), test_utils=checks)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor",
+              "test_aot_dispatch_static")  # fmt: skip
+    for lengths in (None, torch.tensor([9, 4])):
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = draw(2, 9, 18, 3)
+            inputs |= {name: inputs[name].to(dtype) for name in ("u", "z")}
+            leaves = [x.requires_grad_() for x in inputs.values()]
+            torch.library.opcheck(scan, (*leaves, lengths, True), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 def test_meta_tensors(backend: str) -> None:
     inputs = {name: x.to("meta").requires_grad_() for name, x in draw(2, 9, 18, 3).items()}
-    out = selective_scan(**inputs, delta_softplus=True, backend=backend)
+    out = selective_scan(**inputs, backend=backend)
     assert out.shape == (2, 9, 18)
     assert out.device.type == "meta"
     out.sum().backward()
@@ -80,12 +72,12 @@ def test_meta_tensors(backend: str) -> None:
 def test_compiles_without_graph_breaks() -> None:
     inputs, grad = draw(2, 9, 18, 3), torch.randn(2, 9, 18)
     compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
-    options = {"delta_softplus": True, "lengths": torch.tensor([9, 4])}
+    options = {"lengths": torch.tensor([9, 4])}
     assert_close(run(compiled, inputs, grad, **options), expected(inputs, grad, **options))
 
 
 def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
-    backends._logged.clear()
+    backends._log_once.cache_clear()
     with caplog.at_level("DEBUG"):
         for _ in range(2):
             selective_scan(**draw(1, 2, 3, 4))

@@ -121,7 +121,7 @@ def test_equals_the_selective_scan_with_one_decay_per_head() -> None:
     """With one group and shared decays it is the scan of Mamba, which is implemented separately."""
     plain = draw(2, 90, 12, 5)
     heads, head_dim = 4, 3
-    dt, A = plain["delta"][..., :heads], plain["A"][:heads, 0]
+    dt, A, gate = plain["delta"][..., :heads], plain["A"][:heads, 0], plain["z"]
     ours = ssd(
         plain["u"].unflatten(-1, (heads, head_dim)), dt, A,
         plain["B"][:, :, None], plain["C"][:, :, None], plain["D"][:heads], **OPTIONS,
@@ -129,9 +129,11 @@ def test_equals_the_selective_scan_with_one_decay_per_head() -> None:
     theirs = selective_scan(
         plain["u"], dt.repeat_interleave(head_dim, 2),
         A.repeat_interleave(head_dim)[:, None].expand(-1, 5), plain["B"], plain["C"],
-        plain["D"][:heads].repeat_interleave(head_dim), delta_softplus=True,
+        plain["D"][:heads].repeat_interleave(head_dim), gate,
     )  # fmt: skip
-    torch.testing.assert_close(ours.flatten(-2), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.flatten(-2) * nn.functional.silu(gate), theirs, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_half_precision_is_computed_in_float32() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.gpu_package import GpuPackage
-from kinopoisk_ft.ops.lengths import make_length_mask
 from kinopoisk_ft.ops.self_test import SelfTest
+from kinopoisk_ft.ops.shapes import make_length_mask
 
 # Number of heads in the self-test.
 HEADS = 2

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose_backend, disable_autocast
 from kinopoisk_ft.ops.conv.cuda import TAPS, causal_conv1d_cuda
 from kinopoisk_ft.ops.conv.reference import causal_conv1d_torch
-from kinopoisk_ft.ops.lengths import make_length_mask
+from kinopoisk_ft.ops.shapes import check_shapes, zero_beyond_lengths
 
 if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.conv.cpu import FORWARD, conv
@@ -49,9 +47,7 @@ def causal_conv1d(
             "x must be of shape (batch, length, d_inner) and weight (d_inner, width), "
             f"not {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    for name, tensor, size in (("bias", bias, x.shape[2]), ("lengths", lengths, x.shape[0])):
-        if tensor is not None and tuple(tensor.shape) != (size,):
-            raise ValueError(f"{name} must be of shape {(size,)}, not {tuple(tensor.shape)}")
+    check_shapes({"bias": (bias, (x.shape[2],)), "lengths": (lengths, (x.shape[0],))})
     # Compute in float32, or in float64 if x or weight is float64.
     dtype = torch.promote_types(torch.float32, torch.promote_types(x.dtype, weight.dtype))
     taps = weight.shape[1]
@@ -64,7 +60,9 @@ def causal_conv1d(
             readable = x if x.dtype in FORWARD else x.to(dtype)
             out: Tensor = conv(readable, weight, bias, lengths)
         else:
-            out = _mask_beyond_lengths(_WITHOUT_LENGTHS[chosen], x.to(dtype), weight, bias, lengths)
+            # Zeros beyond the lengths make outputs and gradients zero there.
+            (masked,) = zero_beyond_lengths(lengths, x.to(dtype))
+            (out,) = zero_beyond_lengths(lengths, _WITHOUT_LENGTHS[chosen](masked, weight, bias))
         return out.to(x.dtype)
 
 
@@ -76,18 +74,3 @@ def match_conv_backend(scan_backend: str) -> str:
     installed without the convolution's package (causal-conv1d).
     """
     return {"cuda": "auto", "reference": "torch"}.get(scan_backend, scan_backend)
-
-
-def _mask_beyond_lengths(
-    conv1d: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lengths: Tensor | None,
-) -> Tensor:
-    if lengths is None:
-        return conv1d(x, weight, bias)
-    # (batch, length, 1)
-    mask = make_length_mask(lengths, x.shape[1])[..., None]
-    # Zeros beyond the lengths make outputs and gradients zero there.
-    return torch.where(mask, conv1d(torch.where(mask, x, 0), weight, bias), 0)

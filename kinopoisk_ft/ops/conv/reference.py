@@ -9,16 +9,7 @@ from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a causal convolution to each channel separately, then SiLU.
-
-    Args:
-        x: (batch, length, d_inner).
-        weight: (d_inner, width), where width is the kernel size.
-        bias: (d_inner,).
-
-    Returns:
-        (batch, length, d_inner) in the dtype of the inputs.
-    """
+    """Apply a causal convolution, then SiLU. Arguments and result are those of `causal_conv1d`."""
     # Zeros before the first step make the convolution causal: (batch, d_inner, width - 1 + length).
     padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     out = nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose_backend
+from kinopoisk_ft.ops.shapes import check_shapes
 
 if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.rms_norm.cpu import FORWARD, normalize
@@ -40,10 +41,7 @@ def rms_norm(
         ValueError: the shapes of x and weight do not match.
         UserError: the backend is unknown or cannot process these tensors.
     """
-    if weight is not None and weight.shape != x.shape[-1:]:
-        raise ValueError(
-            f"weight must be of shape {tuple(x.shape[-1:])}, not {tuple(weight.shape)}"
-        )
+    check_shapes({"weight": (weight, (x.shape[-1],))})
     dtypes = {y.dtype for y in (x, weight) if y is not None}
     chosen = choose_backend("rms_norm", backend, BACKENDS, x.device, x.dtype)
     if chosen == "torch" or dtypes != {torch.float32}:

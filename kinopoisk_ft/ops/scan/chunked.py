@@ -136,23 +136,9 @@ def scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
 
 
 def selective_scan_torch(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
-    """Compute the selective scan in chunks. Arguments are as in `selective_scan_reference`."""
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = nn.functional.softplus(delta)
+    """Compute Mamba's scan in chunks. Arguments and result are those of `selective_scan`."""
     compute = scan_as_graph if torch.compiler.is_exporting() else ChunkedScan.apply
-    y = compute(u, delta, A, B, C)
-    if D is not None:
-        y = y + D * u
-    return y if z is None else y * nn.functional.silu(z)
+    y: Tensor = compute(u, nn.functional.softplus(delta), A, B, C) + D * u
+    return y * nn.functional.silu(z)

@@ -3,19 +3,19 @@
 A task is one row of the batch and one block of channels. The chunks of a row are processed backward
 in time.
 
-The gradients of B and C are sums over channels, and the gradients of A, D and bias are sums over
-rows, so several tasks contribute to each of them. Each task writes its partial sums to separate
-memory. After the last task, the partial sums are added in a fixed order, so that the result does
-not depend on the number of threads.
+The gradients of B and C are sums over channels, and the gradients of A and D are sums over rows, so
+several tasks contribute to each of them. Each task writes its partial sums to separate memory.
+After the last task, the partial sums are added in a fixed order, so that the result does not depend
+on the number of threads.
 
 The int64 table of the kernel (see simd/threads.py) contains:
 
 - 0: the number of started tasks
-- 1 to 22: the fields of `ScanInputs`
-- 23: the address of the saved states
-- 24 to 33: the fields of `Gradients`
-- 34: the number of finished tasks
-- 35 to 41: the fields of `GradientSums`
+- 1 to 19: the fields of `ScanInputs`
+- 20: the address of the saved states
+- 21 to 30: the fields of `Gradients`
+- 31: the number of finished tasks
+- 32 to 37: the fields of `GradientSums`
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Gradients(NamedTuple):
     # One gradient per block of channels: (blocks, batch, length, states).
     B: Any
     C: Any
-    # One gradient of D and one of bias per row: (batch, 2, width).
-    sums: Any
+    # One gradient per row: (batch, width).
+    D: Any
 
 
 class GradientSums(NamedTuple):
-    """The shape of A, and pointers to the final gradients of A, B, C, D and bias."""
+    """The shape of A, and pointers to the final gradients of A, B, C and D."""
 
     d_inner: int
     d_state: int
@@ -88,7 +88,6 @@ class GradientSums(NamedTuple):
     C: Any
     # (width,).
     D: Any
-    bias: Any
 
 
 class Scratch(NamedTuple):
@@ -109,8 +108,8 @@ class Scratch(NamedTuple):
     # For one task: (states, BLOCK). grad_h is passed on from chunk to chunk.
     grad_h: Any
     grad_a: Any
-    # For one task: the gradients of D and bias, (2, BLOCK).
-    sums: Any
+    # For one task: (BLOCK,).
+    grad_d: Any
 
 
 @njit(forceinline=True)
@@ -119,7 +118,7 @@ def _allocate_scratch(states: int) -> Scratch:
     return Scratch(
         allocate(wide), allocate(wide), allocate(wide), allocate(wide), allocate(wide),
         allocate(wide), allocate(group + GROUP * LANES), allocate(group), allocate(group),
-        allocate(group), allocate(states * BLOCK), allocate(states * BLOCK), allocate(2 * BLOCK),
+        allocate(group), allocate(states * BLOCK), allocate(states * BLOCK), allocate(BLOCK),
     )  # fmt: skip
 
 
@@ -130,11 +129,9 @@ def _load_gradient(inputs: ScanInputs, chunk: Chunk, grads: Gradients, scratch: 
     for t in range(chunk.steps):
         for j in range(0, chunk.channels, LANES):
             prefetch(grads.out, at + (t - CHUNK) * grads.out_step + j)
-            value = load(grads.out, at + t * grads.out_step + j)
-            if inputs.has_gate:
-                prefetch(inputs.z, z_at + (t - CHUNK) * inputs.z_step + j)
-                z = load(inputs.z, z_at + t * inputs.z_step + j)
-                value = value * z * sigmoid(z)
+            prefetch(inputs.z, z_at + (t - CHUNK) * inputs.z_step + j)
+            z = load(inputs.z, z_at + t * inputs.z_step + j)
+            value = load(grads.out, at + t * grads.out_step + j) * z * sigmoid(z)
             i = locate_in_scratch(t, j)
             store(scratch.grad_y, i, value)
             store(scratch.grad_inflow, i, splat(_f(0)))
@@ -166,26 +163,22 @@ def _store_input_gradients(
     delta_at = locate_in_tensor(chunk, inputs.delta_row, inputs.delta_step)
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
     for j in range(0, chunk.channels, LANES):
-        D, bias = load(inputs.D, chunk.origin + j), load(inputs.bias, chunk.origin + j)
-        sum_D, sum_bias = load(scratch.sums, j), load(scratch.sums, BLOCK + j)
+        D, grad_D = load(inputs.D, chunk.origin + j), load(scratch.grad_d, j)
         for t in range(chunk.steps):
             i, k = locate_in_scratch(t, j), out_at + t * inputs.width + j
             u = load(inputs.u, u_at + t * inputs.u_step + j)
             grad_y, grad_inflow = load(scratch.grad_y, i), load(scratch.grad_inflow, i)
-            # grad_dt is log2(e) times the gradient that reaches dt through the decay. dt also has
-            # a gradient through inflow = dt u.
-            grad_delta = load(scratch.grad_dt, i) * splat(LN_2) + grad_inflow * u
-            if inputs.has_softplus:
-                # The derivative of softplus is the sigmoid.
-                delta = load(inputs.delta, delta_at + t * inputs.delta_step + j)
-                grad_delta = grad_delta * sigmoid(delta + bias)
+            # scratch.grad_dt is log2(e) times the gradient of dt through the decay. The second term
+            # is the gradient of dt through inflow = dt u.
+            grad_dt = load(scratch.grad_dt, i) * splat(LN_2) + grad_inflow * u
+            # The derivative of softplus is the sigmoid.
+            delta = load(inputs.delta, delta_at + t * inputs.delta_step + j)
             prefetch(grads.u, k - CHUNK * inputs.width)
             prefetch(grads.delta, k - CHUNK * inputs.width)
             store(grads.u, k, grad_inflow * load(scratch.dt, i) + grad_y * D)
-            store(grads.delta, k, grad_delta)
-            sum_D, sum_bias = grad_y * u + sum_D, sum_bias + grad_delta
-        store(scratch.sums, j, sum_D)
-        store(scratch.sums, BLOCK + j, sum_bias)
+            store(grads.delta, k, grad_dt * sigmoid(delta))
+            grad_D = grad_y * u + grad_D
+        store(scratch.grad_d, j, grad_D)
 
 
 @njit(**OPTIONS)
@@ -213,8 +206,7 @@ def _backpropagate_chunk(
         at = (row * inputs.length + chunk.start) * inputs.states + n
         store_lane_sums(scratch.grad_b, grads.B, at, inputs.states, chunk.steps)
         store_lane_sums(scratch.grad_c, grads.C, at, inputs.states, chunk.steps)
-    if inputs.has_gate:
-        _store_gate_gradient(inputs, chunk, grads, scratch.y)
+    _store_gate_gradient(inputs, chunk, grads, scratch.y)
     _store_input_gradients(inputs, chunk, grads, scratch)
 
 
@@ -226,28 +218,25 @@ def _store_row_gradients(
     block, blocks = origin // BLOCK, (width + BLOCK - 1) // BLOCK
     zero_padding(grads.u, row, length, width, real, block, blocks)
     zero_padding(grads.delta, row, length, width, real, block, blocks)
-    if inputs.has_gate:
-        zero_padding(grads.z, row, length, width, real, block, blocks)
+    zero_padding(grads.z, row, length, width, real, block, blocks)
     zero_padding(grads.B, block * inputs.batch + row, length, inputs.states, real, 0, 1)
     zero_padding(grads.C, block * inputs.batch + row, length, inputs.states, real, 0, 1)
     for j in range(0, channels, LANES):
         for n in range(inputs.states):
             at = (row * inputs.states + n) * width + origin + j
             store(grads.A, at, load(scratch.grad_a, n * BLOCK + j))
-        for i in range(2):
-            at = (row * 2 + i) * width + origin + j
-            store(grads.sums, at, load(scratch.sums, i * BLOCK + j))
+        store(grads.D, row * width + origin + j, load(scratch.grad_d, j))
 
 
 @njit(**OPTIONS)
 def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: Any) -> None:
     mode = flush_denormals()
-    inputs, saved = unpack_inputs(table, u, z), as_float32(table[23])
+    inputs, saved = unpack_inputs(table, u, z), as_float32(table[20])
     scratch = _allocate_scratch(inputs.states)
     # `out` is the gradient of the output.
     grads = Gradients(
-        out, table[25], table[26], grad_u, as_float32(table[28]), grad_z,
-        as_float32(table[30]), as_float32(table[31]), as_float32(table[32]), as_float32(table[33]),
+        out, table[22], table[23], grad_u, as_float32(table[25]), grad_z,
+        as_float32(table[27]), as_float32(table[28]), as_float32(table[29]), as_float32(table[30]),
     )  # fmt: skip
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     tasks = inputs.batch * blocks
@@ -257,18 +246,18 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
         channels, real = min(BLOCK, inputs.width - origin), inputs.lengths[row]
         scratch.grad_h[:] = 0
         scratch.grad_a[:] = 0
-        scratch.sums[:] = 0
+        scratch.grad_d[:] = 0
         # The last chunk of the row comes first. A row of length 0 has no chunk.
         for start in range((real - 1) // CHUNK * CHUNK, -1, -CHUNK):
             chunk = Chunk(row, origin, channels, start, min(CHUNK, real - start))
             _backpropagate_chunk(inputs, chunk, grads, scratch, saved)
         _store_row_gradients(inputs, row, origin, channels, grads, scratch)
-        finish_task(table, 34)
+        finish_task(table, 31)
         task = take_task(table)
-    wait_for_tasks(table, 34, tasks)
+    wait_for_tasks(table, 31, tasks)
     sums = GradientSums(
-        table[35], table[36], as_float32(table[37]), as_float32(table[38]), as_float32(table[39]),
-        as_float32(table[40]), as_float32(table[41]),
+        table[32], table[33], as_float32(table[34]), as_float32(table[35]), as_float32(table[36]),
+        as_float32(table[37]),
     )  # fmt: skip
     # Task numbers from `tasks` on are parts of the final sums.
     while _add_parts(inputs, grads, task - tasks, sums):
@@ -279,16 +268,16 @@ def _scan_backward(table: Any, u: Any, z: Any, out: Any, grad_u: Any, grad_z: An
 def scan_backward_float32(table: Any) -> None:
     """Run the backward pass for float32 u and z."""
     _scan_backward(
-        table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]),
-        as_float32(table[27]), as_float32(table[29]),
+        table, as_float32(table[7]), as_float32(table[13]), as_float32(table[21]),
+        as_float32(table[24]), as_float32(table[26]),
     )  # fmt: skip
 
 
 def scan_backward_bfloat16(table: Any) -> None:
     """Run the backward pass for bfloat16 u and z."""
     _scan_backward(
-        table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]),
-        as_bfloat16(table[27]), as_bfloat16(table[29]),
+        table, as_bfloat16(table[7]), as_bfloat16(table[13]), as_bfloat16(table[21]),
+        as_bfloat16(table[24]), as_bfloat16(table[26]),
     )  # fmt: skip
 
 
@@ -320,8 +309,7 @@ def _add_rows(
 ) -> None:
     batch, width = inputs.batch, inputs.width
     for j in range(block * BLOCK, min((block + 1) * BLOCK, width), LANES):
-        store(sums.D, j, _add_vectors(grads.sums, batch, 2 * width, j))
-        store(sums.bias, j, _add_vectors(grads.sums, batch, 2 * width, width + j))
+        store(sums.D, j, _add_vectors(grads.D, batch, width, j))
         for n in range(sums.d_state):
             total = _add_vectors(grads.A, batch, inputs.states * width, n * width + j)
             # The result has the shape (d_inner, d_state), in which channels are not contiguous.

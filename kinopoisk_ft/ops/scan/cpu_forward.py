@@ -38,12 +38,10 @@ def _store_output(inputs: ScanInputs, chunk: Chunk, y: Any, out: Any) -> None:
     out_at = locate_in_tensor(chunk, inputs.length * inputs.width, inputs.width)
     for t in range(chunk.steps):
         for j in range(0, chunk.channels, LANES):
-            value = load(y, locate_in_scratch(t, j))
-            if inputs.has_gate:
-                prefetch(inputs.z, z_at + (t + CHUNK) * inputs.z_step + j)
-                z = load(inputs.z, z_at + t * inputs.z_step + j)
-                value = value * z * sigmoid(z)
+            prefetch(inputs.z, z_at + (t + CHUNK) * inputs.z_step + j)
+            z = load(inputs.z, z_at + t * inputs.z_step + j)
             prefetch(out, out_at + (t + CHUNK) * inputs.width + j)
+            value = load(y, locate_in_scratch(t, j)) * z * sigmoid(z)
             store(out, out_at + t * inputs.width + j, value)
 
 
@@ -68,9 +66,9 @@ def _scan_chunk(
 def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
     mode = flush_denormals()
     inputs = unpack_inputs(table, u, z)
-    # Fields of this kernel: [23] saved states (batch, chunks, states, width), [24] `out` (batch,
-    # length, width), which the caller has converted to a pointer, [25] whether to save states.
-    saved, save = as_float32(table[23]), table[25] != 0
+    # Fields of this kernel: [20] saved states (batch, chunks, states, width), [21] `out` (batch,
+    # length, width), which the caller has converted to a pointer, [22] whether to save states.
+    saved, save = as_float32(table[20]), table[22] != 0
     blocks = (inputs.width + BLOCK - 1) // BLOCK
     dt, inflow, y = allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK), allocate(CHUNK * BLOCK)
     h = allocate(inputs.states * BLOCK)
@@ -90,9 +88,9 @@ def _scan_forward(table: Any, u: Any, z: Any, out: Any) -> None:
 
 def scan_forward_float32(table: Any) -> None:
     """Run the forward pass for float32 u and z."""
-    _scan_forward(table, as_float32(table[9]), as_float32(table[15]), as_float32(table[24]))
+    _scan_forward(table, as_float32(table[7]), as_float32(table[13]), as_float32(table[21]))
 
 
 def scan_forward_bfloat16(table: Any) -> None:
     """Run the forward pass for bfloat16 u and z."""
-    _scan_forward(table, as_bfloat16(table[9]), as_bfloat16(table[15]), as_bfloat16(table[24]))
+    _scan_forward(table, as_bfloat16(table[7]), as_bfloat16(table[13]), as_bfloat16(table[21]))

@@ -1,7 +1,7 @@
 """Unpack and load the inputs of the selective scan's CPU kernels.
 
-A kernel gets one table of int64. Entry 0 counts the started tasks, and entries 1 to 22 are the
-fields of `ScanInputs`. From entry 23 on, the forward and the backward kernel have different fields.
+A kernel gets one table of int64. Entry 0 counts the started tasks, and entries 1 to 19 are the
+fields of `ScanInputs`. From entry 20 on, the forward and the backward kernel have different fields.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ class ScanInputs(NamedTuple):
     width: int
     # Number of states per channel, padded to whole groups.
     states: int
-    has_softplus: bool
-    has_gate: bool
     # int64 (batch,): the row numbers, with the longest row first, and the length of each row.
     order: Any
     lengths: Any
@@ -52,7 +50,6 @@ class ScanInputs(NamedTuple):
     C: Any
     # (width,).
     D: Any
-    bias: Any
 
 
 class Chunk(NamedTuple):
@@ -74,11 +71,10 @@ def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
     u, z: pointers to these inputs. The table contains their addresses, but not their dtype.
     """
     return ScanInputs(
-        table[1], table[2], table[3], table[4], table[5] != 0, table[6] != 0,
-        as_int64(table[7]), as_int64(table[8]), u, table[10], table[11],
-        as_float32(table[12]), table[13], table[14], z, table[16], table[17],
-        as_float32(table[18]), as_float32(table[19]), as_float32(table[20]),
-        as_float32(table[21]), as_float32(table[22]),
+        table[1], table[2], table[3], table[4], as_int64(table[5]), as_int64(table[6]),
+        u, table[8], table[9], as_float32(table[10]), table[11], table[12],
+        z, table[14], table[15], as_float32(table[16]), as_float32(table[17]),
+        as_float32(table[18]), as_float32(table[19]),
     )  # fmt: skip
 
 
@@ -119,7 +115,7 @@ def locate_in_scratch(t: int, j: int) -> int:
 
 @njit(**OPTIONS)
 def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: Any, y: Any) -> None:
-    """Compute dt = softplus(delta + bias), inflow = dt u and y = D u for a chunk.
+    """Compute dt = softplus(delta), inflow = dt u and y = D u for a chunk.
 
     ahead: distance in steps to the chunk to prefetch. It is negative in the backward pass.
     """
@@ -130,10 +126,7 @@ def load_chunk(inputs: ScanInputs, chunk: Chunk, ahead: int, dt: Any, inflow: An
             prefetch(inputs.u, u_at + (t + ahead) * inputs.u_step + j)
             prefetch(inputs.delta, delta_at + (t + ahead) * inputs.delta_step + j)
             u = load(inputs.u, u_at + t * inputs.u_step + j)
-            step = load(inputs.delta, delta_at + t * inputs.delta_step + j)
-            step = step + load(inputs.bias, chunk.origin + j)
-            if inputs.has_softplus:
-                step = softplus(step)
+            step = softplus(load(inputs.delta, delta_at + t * inputs.delta_step + j))
             i = locate_in_scratch(t, j)
             store(dt, i, step)
             store(inflow, i, step * u)

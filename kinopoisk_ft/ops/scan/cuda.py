@@ -9,23 +9,14 @@ from kinopoisk_ft.ops.scan.reference import SELF_TEST
 
 
 def selective_scan_cuda(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
-    """Run the mamba-ssm kernel; the arguments are those of `selective_scan_reference`."""
+    """Run the kernel of mamba-ssm. Arguments and result are those of `selective_scan`."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     # The kernel expects time as the last dimension.
-    u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
-    z = None if z is None else z.transpose(1, 2).contiguous()
-    y = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    u, delta, B, C, z = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C, z))
+    y = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias=None, delta_softplus=True)
     return y.transpose(1, 2)
 
 

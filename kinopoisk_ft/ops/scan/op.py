@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinopoisk_ft.ops.backends import NUMBA_ERROR, choose_backend, disable_autocast
-from kinopoisk_ft.ops.lengths import make_length_mask
 from kinopoisk_ft.ops.scan.chunked import selective_scan_torch
 from kinopoisk_ft.ops.scan.cuda import selective_scan_cuda
 from kinopoisk_ft.ops.scan.reference import selective_scan_reference
+from kinopoisk_ft.ops.shapes import check_shapes, zero_beyond_lengths
 
 if NUMBA_ERROR is None:
     from kinopoisk_ft.ops.scan.cpu import selective_scan_numba
 
 BACKENDS = ("auto", "cuda", "numba", "torch", "reference")
 # Backends that do not support `lengths`, so that the tensors are masked instead.
-_WITHOUT_LENGTHS: dict[str, Any] = {
+_WITHOUT_LENGTHS = {
     "cuda": selective_scan_cuda,
     "torch": selective_scan_torch,
     "reference": selective_scan_reference,
@@ -32,23 +31,21 @@ def selective_scan(
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
+    D: Tensor,
+    z: Tensor,
     lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Compute the selective scan of Mamba (Gu & Dao, 2023, https://arxiv.org/abs/2312.00752).
 
-    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t;  y_t = C_t h_t + D u_t;  out = y silu(z)
+    dt = softplus(delta);  h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t;  y_t = C_t h_t + D u_t;
+    out = y silu(z)
 
     Args:
-        u, delta, z: (batch, length, d_inner). If z is None, out = y.
+        u, delta, z: (batch, length, d_inner).
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
-        D, delta_bias: (d_inner,).
-        delta_softplus: whether delta_t is softplus(delta + delta_bias), not delta + delta_bias.
+        D: (d_inner,).
         lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
         backend: auto (the fastest), cuda (mamba-ssm), numba (on a CPU), torch (in chunks) or
             reference (step by step).
@@ -60,39 +57,26 @@ def selective_scan(
         ValueError: the shapes do not match.
         UserError: the backend is unknown or cannot process these tensors.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias, lengths)
-    tensors: list[Any] = [u, delta, A, B, C, D, z, delta_bias]
-    dtypes = {x.dtype for x in tensors if x is not None}
+    _check_shapes(u, delta, A, B, C, D, z, lengths)
+    tensors = (u, delta, A, B, C, D, z)
     # Compute in float32, or in float64 if an input is float64.
-    dtype = reduce(torch.promote_types, dtypes, torch.float32)
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
     chosen = choose_backend("selective_scan", backend, BACKENDS, u.device, dtype)
     # With autocast enabled, the matrix products of the chunked scan would round to half precision.
     with disable_autocast(u.device):
         if chosen == "numba":
-            out = selective_scan_numba(tensors, delta_softplus, lengths)
+            out = selective_scan_numba(*tensors, lengths)
         else:
-            tensors = [None if x is None else x.to(dtype) for x in tensors]
-            tensors = _mask_beyond_lengths(tensors, lengths)
-            out = _WITHOUT_LENGTHS[chosen](*tensors, delta_softplus)
+            values, delta, A, B, C, D, z = (x.to(dtype) for x in tensors)
+            # Zeros beyond the lengths make outputs and gradients zero there.
+            values, delta, B, C, z = zero_beyond_lengths(lengths, values, delta, B, C, z)
+            out = _WITHOUT_LENGTHS[chosen](values, delta, A, B, C, D, z)
         return out.to(u.dtype)
 
 
-def _mask_beyond_lengths(tensors: list[Any], lengths: Tensor | None) -> list[Any]:
-    if lengths is None:
-        return tensors
-    u, delta, A, B, C, D, z, delta_bias = tensors
-    # (batch, length, 1)
-    mask = make_length_mask(lengths, u.shape[1])[..., None]
-    # Zeros beyond the lengths make outputs and gradients zero there.
-    u, delta, B, C, z = (
-        None if x is None else torch.where(mask, x, 0) for x in (u, delta, B, C, z)
-    )
-    return [u, delta, A, B, C, D, z, delta_bias]
-
-
 def _check_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, lengths: Tensor | None,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    lengths: Tensor | None,
 ) -> None:  # fmt: skip
     if u.dim() != 3 or A.dim() != 2 or not u.shape[1]:
         raise ValueError(
@@ -100,16 +84,14 @@ def _check_shapes(
             f"not {tuple(u.shape)} and {tuple(A.shape)}"
         )
     batch, length, d_inner = u.shape
-    expected = {
-        "delta": (delta, (batch, length, d_inner)),
-        "A": (A, (d_inner, A.shape[1])),
-        "B": (B, (batch, length, A.shape[1])),
-        "C": (C, (batch, length, A.shape[1])),
-        "D": (D, (d_inner,)),
-        "z": (z, (batch, length, d_inner)),
-        "delta_bias": (delta_bias, (d_inner,)),
-        "lengths": (lengths, (batch,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be of shape {shape}, not {tuple(tensor.shape)}")
+    check_shapes(
+        {
+            "delta": (delta, (batch, length, d_inner)),
+            "A": (A, (d_inner, A.shape[1])),
+            "B": (B, (batch, length, A.shape[1])),
+            "C": (C, (batch, length, A.shape[1])),
+            "D": (D, (d_inner,)),
+            "z": (z, (batch, length, d_inner)),
+            "lengths": (lengths, (batch,)),
+        }
+    )

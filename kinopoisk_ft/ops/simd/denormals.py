@@ -12,6 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 _ARCHITECTURE = llvm.get_process_triple().split("-")[0]
@@ -20,21 +21,18 @@ _ARCHITECTURE = llvm.get_process_triple().split("-")[0]
 _FLUSH_BITS = {"x86_64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 24}.get(_ARCHITECTURE, 0)
 
 
-def _get_function(module: Any, kind: Any, name: str) -> Any:
-    return module.globals.get(name) or ir.Function(module, kind, name)
-
-
 def _read_mode(builder: Any) -> Any:
     wide, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     if _ARCHITECTURE == "x86_64":
         # The instruction can write MXCSR only to memory.
         memory = builder.alloca(ir.IntType(32))
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer])
-        function = _get_function(builder.module, kind, "llvm.x86.sse.stmxcsr")
+        function = get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr")
         builder.call(function, [builder.bitcast(memory, byte_pointer)])
         return builder.zext(builder.load(memory), wide)
     kind = ir.FunctionType(wide, [])
-    return builder.call(_get_function(builder.module, kind, "llvm.aarch64.get.fpcr"), [])
+    function = get_or_insert_function(builder.module, kind, "llvm.aarch64.get.fpcr")
+    return builder.call(function, [])
 
 
 def _write_mode(builder: Any, mode: Any) -> None:
@@ -43,11 +41,12 @@ def _write_mode(builder: Any, mode: Any) -> None:
         memory = builder.alloca(ir.IntType(32))
         builder.store(builder.trunc(mode, ir.IntType(32)), memory)
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer])
-        function = _get_function(builder.module, kind, "llvm.x86.sse.ldmxcsr")
+        function = get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr")
         builder.call(function, [builder.bitcast(memory, byte_pointer)])
     else:
         kind = ir.FunctionType(ir.VoidType(), [wide])
-        builder.call(_get_function(builder.module, kind, "llvm.aarch64.set.fpcr"), [mode])
+        function = get_or_insert_function(builder.module, kind, "llvm.aarch64.set.fpcr")
+        builder.call(function, [mode])
 
 
 @intrinsic

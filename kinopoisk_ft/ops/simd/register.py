@@ -24,7 +24,7 @@ def _count_native_lanes() -> int:
 
 # Number of float32 values in a vector: 512 bits with AVX-512, else 256 bits.
 LANES = _count_native_lanes()
-# LLVM types of a vector of floats, and of integers for their bits or for the indices of a shuffle.
+# LLVM types of vectors. Integers hold the bits of floats, or the indices of a shuffle.
 FLOAT_VECTOR = ir.VectorType(ir.FloatType(), LANES)
 INT_VECTOR = ir.VectorType(ir.IntType(32), LANES)
 

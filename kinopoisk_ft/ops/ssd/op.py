@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.ops.backends import choose_backend, disable_autocast
-from kinopoisk_ft.ops.lengths import make_length_mask
+from kinopoisk_ft.ops.shapes import check_shapes, zero_beyond_lengths
 from kinopoisk_ft.ops.ssd.chunked import ssd_torch
 from kinopoisk_ft.ops.ssd.cuda import ssd_cuda
 from kinopoisk_ft.ops.ssd.reference import ssd_reference
@@ -62,17 +62,13 @@ def ssd(
     with disable_autocast(x.device):
         values, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
         dt = _compute_steps(dt, dt_bias, dt_softplus, dt_limit)
-        if lengths is not None:
-            # Zeros beyond the lengths make outputs and gradients zero there. The mask is first
-            # (batch, length, 1), then (batch, length, 1, 1).
-            mask = make_length_mask(lengths, x.shape[1])[..., None]
-            dt = torch.where(mask, dt, 0)
-            mask = mask[..., None]
-            values, B, C = (torch.where(mask, tensor, 0) for tensor in (values, B, C))
+        # Zeros beyond the lengths make outputs and gradients zero there.
+        values, dt, B, C = zero_beyond_lengths(lengths, values, dt, B, C)
         y = _SCANS[chosen](values, dt, A, B, C)
         if D is not None:
             y = y + D[:, None] * values
-        return y.to(x.dtype)
+        out: Tensor = y.to(x.dtype)
+        return out
 
 
 def _compute_steps(
@@ -98,15 +94,14 @@ def _check_shapes(
     batch, length, heads, _ = x.shape
     if heads % B.shape[2]:
         raise ValueError(f"{heads} heads cannot be divided into {B.shape[2]} equal groups")
-    expected = {
-        "dt": (dt, (batch, length, heads)),
-        "A": (A, (heads,)),
-        "B": (B, (batch, length, *B.shape[2:])),
-        "C": (C, tuple(B.shape)),
-        "D": (D, (heads,)),
-        "dt_bias": (dt_bias, (heads,)),
-        "lengths": (lengths, (batch,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be of shape {shape}, not {tuple(tensor.shape)}")
+    check_shapes(
+        {
+            "dt": (dt, (batch, length, heads)),
+            "A": (A, (heads,)),
+            "B": (B, (batch, length, *B.shape[2:])),
+            "C": (C, tuple(B.shape)),
+            "D": (D, (heads,)),
+            "dt_bias": (dt_bias, (heads,)),
+            "lengths": (lengths, (batch,)),
+        }
+    )

@@ -9,18 +9,9 @@ from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute Mamba-2's scan (Dao & Gu, 2024, https://arxiv.org/abs/2405.21060) step by step.
+    """Compute Mamba-2's scan step by step. Arguments and result are those of `ssd` without D.
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t
-
-    Args:
-        x: (batch, length, heads, head_dim).
-        dt: (batch, length, heads).
-        A: (heads,).
-        B, C: (batch, length, groups, d_state). Consecutive heads share a group.
-
-    Returns:
-        (batch, length, heads, head_dim) in the dtype of the inputs.
+    dt is the final step size, and consecutive heads share a group of B and C.
     """
     heads_per_group = x.shape[2] // B.shape[2]
     # (batch, length, heads, d_state)
