@@ -221,15 +221,12 @@ def check_multiline_fields(
             many fields as the header and, in columns with few distinct values such as labels, only
             values that also occur in single-line rows.
     """
-    candidates = [row for row in last_lines if _may_hold_rows(rows[row], delimiter)]
-    if not candidates:
-        return
     known = _known_values(rows, last_lines)
     swallowing, doubtful = [], []
-    for row in candidates:
+    for row, last_line in last_lines.items():
         plain = delimiter.join(rows[row]).splitlines()[:_CHECKED_LINES]
         split = [fields for line in plain if len(fields := line.split(delimiter)) == len(rows[row])]
-        place = f"{path}:{lines[row]}-{last_lines[row]}"
+        place = f"{path}:{lines[row]}-{last_line}"
         if known and sum(_is_row(fields, known) for fields in split) >= 2:
             swallowing.append(place)
         elif len(split) == len(plain):
@@ -250,20 +247,6 @@ def check_multiline_fields(
             list_first(doubtful),
             _FIX,
         )
-
-
-def _may_hold_rows(fields: list[str], delimiter: str) -> bool:
-    # This check of the first two lines is quick, because it does not copy the texts.
-    before, last = 0, len(fields) - 1
-    for field in fields:
-        end = field.find("\n")
-        if end >= 0:
-            second = field.find("\n", end + 1)
-            return before + field.count(delimiter, 0, end) == last and (
-                second < 0 or field.count(delimiter, end, second) == last
-            )
-        before += field.count(delimiter) + 1
-    return True
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:

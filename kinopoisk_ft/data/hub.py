@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import filter_repo_objects
 
 from kinopoisk_ft.data.local import LabelledTables
 from kinopoisk_ft.data.tables import SUFFIXES, Table, find_suffix, read_table
@@ -56,7 +56,11 @@ class HubDataset(LabelledTables):
             )
         # The folder may also contain files that an earlier run downloaded with other patterns.
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        chosen = [p for p in paths if _matches(p, patterns) and not _matches(p, _NOT_TABLES)]
+        chosen = list(
+            filter_repo_objects(
+                paths, allow_patterns=patterns, ignore_patterns=_NOT_TABLES, key=Path.as_posix
+            )
+        )
         self._check_formats(chosen, patterns)
         return [read_table(folder / path, self.quoting) for path in chosen]
 
@@ -75,7 +79,3 @@ class HubDataset(LabelledTables):
                 where="data.files",
                 fix=f"choose one format, for example data.files='*{formats[0]}'",
             )
-
-
-def _matches(path: Path, patterns: list[str]) -> bool:
-    return any(fnmatchcase(path.as_posix(), pattern) for pattern in patterns)
