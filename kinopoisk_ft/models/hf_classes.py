@@ -25,9 +25,13 @@ from kinopoisk_ft.models.hf_configs import (
 )
 from kinopoisk_ft.models.mamba import MambaClassifier
 from kinopoisk_ft.models.padding import pad_for_funnel
-from kinopoisk_ft.models.pooling import pool
+from kinopoisk_ft.models.pooling import (
+    WindowPooling,
+    divide_long_texts,
+    flatten_windows,
+    pool,
+)
 from kinopoisk_ft.models.untrusted import ADAPTER
-from kinopoisk_ft.models.window_pooling import WindowPooling, divide_long_texts, flatten_windows
 
 
 class PooledClassifier(nn.Module):

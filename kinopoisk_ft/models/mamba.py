@@ -19,8 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 
 from kinopoisk_ft.errors import UserError, check_name
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer, RMSNorm, initialize_mixer
-from kinopoisk_ft.models.pooling import POOLINGS, pool
-from kinopoisk_ft.models.window_pooling import WindowPooling, flatten_windows
+from kinopoisk_ft.models.pooling import POOLINGS, WindowPooling, flatten_windows, pool
 from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
 from kinopoisk_ft.ops.rms_norm.op import rms_norm

@@ -27,8 +27,7 @@ from kinopoisk_ft.models.inspection import (
     run_example_batch,
 )
 from kinopoisk_ft.models.network import Network, list_blocks
-from kinopoisk_ft.models.pooling import pool
-from kinopoisk_ft.models.window_pooling import find_filled_windows
+from kinopoisk_ft.models.pooling import find_filled_windows, pool
 
 log = logging.getLogger(__name__)
 

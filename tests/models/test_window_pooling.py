@@ -18,8 +18,8 @@ from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.tokens import encode_ids, find_windows
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.models.pooling import WINDOW_POOLINGS, WindowPooling
 from kinopoisk_ft.models.saving import load_network, make_card, save_base, save_network
-from kinopoisk_ft.models.window_pooling import WINDOW_POOLINGS, WindowPooling
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.training.batching import Examples, split_batch
 from kinopoisk_ft.training.evaluate import evaluate
