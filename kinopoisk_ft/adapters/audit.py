@@ -103,9 +103,6 @@ def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
 
     Args:
         module: the network with its adapter; the names of its parameters are the keys.
-
-    Raises:
-        UserError: the architecture does not have a single list of blocks.
     """
     blocks = list_blocks(network)
     depths: dict[Tensor, int] = {}

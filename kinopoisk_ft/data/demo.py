@@ -42,11 +42,7 @@ class Demo(DataRecipe):
         check_positive(self.reviews, "data.reviews")
 
     def read(self) -> pd.DataFrame:
-        """Return a frame with the columns text, label, film, author, date, title, grade10 and row.
-
-        Raises:
-            UserError: `reviews` is larger than the number of bundled reviews.
-        """
+        """Return the first reviews of the data set, which is shuffled if `seed` is not 0."""
         frame = pd.read_json(FILE, lines=True, dtype=False)
         if self.reviews > len(frame):
             raise UserError(

@@ -31,13 +31,10 @@ def fold_text(text: str) -> str:
 
 
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Group texts that have the same first 120 letters or the same last 120 letters.
+    """Return group numbers (N,) for texts with the same first or the same last 120 letters.
 
     Shorter texts are compared as a whole, with punctuation and emoji. In a short text, one
     character can reverse the meaning: "Фильм :)" and "Фильм :(".
-
-    Returns:
-        The group number of each text, (N,).
     """
     keys = [compute_match_keys(text) for text in texts]
     return group_linked_rows([head for head, _ in keys], [tail for _, tail in keys])

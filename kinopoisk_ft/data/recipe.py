@@ -193,11 +193,7 @@ class DataRecipe(ABC):
         return GRADES if self.classes == 3 else ("Bad", "Good")
 
     def load(self) -> DataSplit:
-        """Read, clean and split the texts, and measure the leakage from train to test.
-
-        Raises:
-            UserError: the data cannot be read, cleaned or split.
-        """
+        """Read, clean and split the texts, and measure the leakage from train to test."""
         frame = self.read()
         if "place" not in frame:
             frame = frame.assign(place="row " + frame["row"].astype(str))

@@ -63,9 +63,6 @@ class Shares:
 def split_randomly(labels: np.ndarray, class_names: tuple[str, ...], shares: Shares) -> Parts:
     """Split rows at random with scikit-learn's `train_test_split`, stratified by label.
 
-    Returns:
-        The positions of the rows in train, validation and test.
-
     Raises:
         UserError: a split would have no row of some class.
     """
@@ -127,14 +124,11 @@ def too_few_rows_error(
 
 
 def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
-    """Group rows that are linked by common keys, directly or transitively.
+    """Return group numbers (N,) for rows that are linked by common keys, directly or transitively.
 
     Args:
         keys: sequences (N,) of keys. Two rows are linked if a sequence has the same key for both,
             unless this key is None.
-
-    Returns:
-        The group number of each row, (N,).
     """
     size = len(keys[0])
     rows, nodes, first = [], [], size
@@ -153,7 +147,7 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
 
 
 def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
-    """Group rows that should be in the same split.
+    """Return group numbers (N,) for rows that should be in the same split.
 
     Near-duplicates are in the same group. In a split by film or author, rows with the same film or
     author are also in the same group.
@@ -161,9 +155,6 @@ def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
     Args:
         near: near-duplicate group number of each row, (N,).
         kind: one of SPLITS.
-
-    Returns:
-        The group number of each row, (N,).
 
     Raises:
         UserError: the column for a split by film or author is missing or empty.

@@ -38,7 +38,7 @@ class PooledClassifier(nn.Module):
     """A text classifier with an encoder, pooling over the tokens, dropout and one linear layer.
 
     Args:
-        pooling: "cls", "mean", "last" or "last_position"; see `kinopoisk_ft.models.pooling.pool`.
+        pooling: see `pool`.
         dropout: dropout probability before the linear layer. If None, the config's value is used.
         window_pooling: see `WindowPooling`; None if reviews have no windows.
     """

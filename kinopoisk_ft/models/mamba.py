@@ -149,9 +149,6 @@ class MambaBackbone(nn.Module):
         Args:
             input_ids: token ids (B, L).
             attention_mask: (B, L), with ones before zeros in each row; None if there is no padding.
-
-        Raises:
-            ValueError: there is padding on the left or between tokens.
         """
         lengths = None if attention_mask is None else right_padded_lengths(attention_mask)
         hidden = self.embeddings(input_ids)
@@ -182,10 +179,8 @@ def right_padded_lengths(attention_mask: Tensor) -> Tensor:
 class MambaClassifier(nn.Module):
     """A text classifier with a Mamba backbone, pooling and a linear head.
 
-    With pooling="last_position", padding is read as ordinary tokens, and the hidden state of the
-    last position is used, even if this is padding.
-
     Args:
+        pooling: see `pool`. With "last_position", the backbone reads padding as ordinary tokens.
         window_pooling: see `WindowPooling`; None if reviews have no windows.
 
     Raises:

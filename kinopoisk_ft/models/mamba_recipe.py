@@ -180,11 +180,7 @@ def read_config(name: str, revision: str | None) -> AnyConfig:
 
 
 def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
-    """Load all safetensors weights of a local folder or Hub repository.
-
-    Raises:
-        UserError: a file is missing or damaged, or cannot be downloaded.
-    """
+    """Load all safetensors weights of a local folder or Hub repository."""
     if Path(name).is_dir():
         index = Path(name) / INDEX
         names = read_shard_names(index) if index.exists() else [WEIGHTS]

@@ -29,9 +29,6 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, kind: str) -> Tensor:
         kind: "cls" selects the first position. "mean" averages the real tokens. "last" selects the
             last real token. "last_position" selects the last position, even if this is padding.
             Without real tokens, "mean" and "last" return zeros.
-
-    Raises:
-        UserError: `kind` has another value.
     """
     check_name(kind, POOLINGS, "model.pooling")
     if kind == "cls":
@@ -121,9 +118,6 @@ class WindowPooling(nn.Module):
     Args:
         kind: "mean", "max" (of each element), or "attention": a mean whose weights are a softmax of
             learned scores. The scores start at 0, so that all windows have the same weight.
-
-    Raises:
-        UserError: `kind` has another value.
     """
 
     def __init__(self, kind: str, d_model: int) -> None:

@@ -246,8 +246,7 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
         batch: input_ids and attention_mask of a few short and long reviews.
 
     Raises:
-        UserError: the first block depends on a trained parameter, or the logits cannot be computed
-            from cached activations.
+        UserError: `check_split` fails, or cached activations do not give the same logits.
     """
     whole = check_split(network, module.eval())
     for split in _candidates(whole):
