@@ -1,4 +1,4 @@
-"""Divide the tokens of a long review into overlapping windows."""
+"""Divide the tokens of a long review into overlapping windows, and pad reviews and windows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kinopoisk_ft.errors import UserError
 
@@ -89,3 +91,29 @@ class Windows:
         """Number the windows of all reviews from 0, and return the numbers for each review."""
         bounds = np.concatenate([[0], np.cumsum(self.count(lengths))])
         return [range(start, end) for start, end in pairwise(bounds.tolist())]
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Pad rows of token ids on the right.
+
+    Returns:
+        The tensors input_ids and attention_mask, each (batch, longest row).
+    """
+    length = max(1, max(len(row) for row in rows))
+    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        attention_mask[i, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def pad_windows(reviews: Sequence[list[list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Pad the windows of reviews on the right, and pad each review with empty windows.
+
+    Returns:
+        The tensors input_ids and attention_mask, each (batch, windows, longest window).
+    """
+    most = max(map(len, reviews))
+    filled = [window for windows in reviews for window in windows + [[]] * (most - len(windows))]
+    return {key: rows.unflatten(0, (-1, most)) for key, rows in pad(filled, pad_id).items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinopoisk_ft.data.preprocessing import find_omitted
-from kinopoisk_ft.data.windows import Windows
+from kinopoisk_ft.data.windows import Windows, pad_windows
 from kinopoisk_ft.errors import check_name
 
 POOLINGS = ("cls", "mean", "last", "last_position")
@@ -102,14 +102,10 @@ def divide_long_texts(
         row = ids[mask != 0].tolist()
         omitted = find_omitted(len(row), sizes.left, sizes.right, sizes.max_tokens, "windows")
         divided.append(sizes.cut(row[: omitted.start] + row[omitted.stop :]))
-    most = max(map(len, divided))
-    filled = [torch.tensor(w) for part in divided for w in part + [[]] * (most - len(part))]
-    ids = nn.utils.rnn.pad_sequence(filled, batch_first=True, padding_value=pad_id)
-    ones = [torch.ones_like(window) for window in filled]
-    mask = nn.utils.rnn.pad_sequence(ones, batch_first=True)
-    if most > 1:
-        ids, mask = ids.unflatten(0, (-1, most)), mask.unflatten(0, (-1, most))
-    return ids.long().to(input_ids.device), mask.long().to(input_ids.device)
+    padded = pad_windows(divided, pad_id)
+    # The dimension of windows is removed if each text has one window.
+    ids, mask = (rows.squeeze(1).to(input_ids.device) for rows in padded.values())
+    return ids, mask
 
 
 class WindowPooling(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kinopoisk_ft.data.windows import Windows
+from kinopoisk_ft.data.windows import Windows, pad, pad_windows
 
 # Evaluation batches of short reviews have up to MAX_ROWS_FACTOR * batch_size rows.
 MAX_ROWS_FACTOR = 8
@@ -64,10 +64,7 @@ class Examples:
         chosen = [self.input_ids[i] for i in rows]
         if self.windows is None:
             return pad(chosen, pad_id)
-        divided = [self.windows.cut(ids) for ids in chosen]
-        most = max(map(len, divided))
-        filled = [window for part in divided for window in part + [[]] * (most - len(part))]
-        return {key: ids.unflatten(0, (-1, most)) for key, ids in pad(filled, pad_id).items()}
+        return pad_windows([self.windows.cut(ids) for ids in chosen], pad_id)
 
     def split_windows(self) -> Examples:
         """Return all windows as single examples without labels, in the order of the reviews."""
@@ -206,21 +203,6 @@ def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
         sizes.append(min(limit // lengths[start], len(lengths) - start))
         start += sizes[-1]
     return sizes
-
-
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows of token ids on the right.
-
-    Returns:
-        The tensors input_ids and attention_mask, each (batch, longest row).
-    """
-    length = max(1, max(len(row) for row in rows))
-    input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
-        attention_mask[i, : len(row)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 class _Failure:

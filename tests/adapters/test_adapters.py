@@ -18,11 +18,11 @@ from transformers import BertConfig, BertForSequenceClassification
 from kinopoisk_ft.adapters.audit import check_gradients, count_parameters
 from kinopoisk_ft.adapters.peft import Peft
 from kinopoisk_ft.adapters.plain import Freeze
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.heads import HuggingFaceLayout
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.optim import has_weight_decay
 
 

@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 from kinopoisk_ft.data import tokens
 from kinopoisk_ft.data.preprocessing import Preprocessing, TextCoverage, split_room
 from kinopoisk_ft.data.tokens import encode, tokenize
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import Card, read_card
 from kinopoisk_ft.models.saving import make_card, save_network
 from kinopoisk_ft.models.tfidf import Tfidf
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.training.batching import pad
 
 TEXTS = [*tiny.reviews(20)[0], "", "фильм", "[SEP] отличный [CLS] " * 30]
 

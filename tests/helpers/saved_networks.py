@@ -10,9 +10,9 @@ import torch
 from forks import CHILDREN
 from networks import NAMES, make
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.models.saving import make_card, save_base, save_network
 from kinopoisk_ft.serving.predictor import Predictor
-from kinopoisk_ft.training.batching import pad
 
 TEXTS = [tiny.GOOD, "фильм", f"{tiny.BAD} {tiny.GOOD} {tiny.BAD}"]
 

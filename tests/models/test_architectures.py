@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from kinopoisk_ft.adapters.audit import check_gradients
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.inspection import record_inputs
 from kinopoisk_ft.models.network import Adapted, Network, list_blocks
@@ -31,7 +32,7 @@ from kinopoisk_ft.prefix_cache.cache import PrefixCache
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.finetune import finetune
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.precision import Precision
 
 MODELS = {"Mamba": "mamba", "FalconMamba": "falcon_mamba", "Mamba2": "mamba2"}

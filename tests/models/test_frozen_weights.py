@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kinopoisk_ft.adapters.audit import check_gradients
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.models.frozen_weights import (
@@ -36,7 +37,7 @@ from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.finetune import finetune
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.objective import Classification
 
 BF16 = "model.dtype=bf16"

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from saved_networks import TEXTS, save, train_a_little
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.checkpoints import load_config
 from kinopoisk_ft.models.heads import HEAD
 from kinopoisk_ft.models.hf_configs import MambaClassifierConfig, PooledConfig
 from kinopoisk_ft.models.mamba_recipe import read_config
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
-from kinopoisk_ft.training.batching import pad
 
 OURS = ("pooled", "mamba", "mamba2", "bert_scratch")
 

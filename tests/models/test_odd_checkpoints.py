@@ -25,11 +25,11 @@ from transformers import (
     XLNetModel,
 )
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Network
 from kinopoisk_ft.models.padding import match_tokenizer
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
-from kinopoisk_ft.training.batching import pad
 
 
 def built(folder: str | Path, adapter: str = "none", *more: str) -> tuple[Network, Any, Any]:

@@ -19,11 +19,11 @@ from quick import quick
 from saved_networks import TEXTS, run_fork, save, train_a_little
 from transformers import AutoModel, AutoModelForSequenceClassification, MambaModel, pipeline
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.card import read_card
 from kinopoisk_ft.models.saving import load_network
 from kinopoisk_ft.models.tfidf import Tfidf
-from kinopoisk_ft.training.batching import pad
 
 MAMBA_TARGETS = ["in_proj", "x_proj", "dt_proj", "out_proj"]
 

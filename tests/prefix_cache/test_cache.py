@@ -20,6 +20,7 @@ from kinopoisk_ft.adapters.audit import check_gradients
 from kinopoisk_ft.data.leakage import Leakage
 from kinopoisk_ft.data.preprocessing import Preprocessing
 from kinopoisk_ft.data.recipe import DataSplit
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.models.network import Adapted, Network, list_blocks
 from kinopoisk_ft.models.saving import load_network, make_card, save_network
@@ -32,7 +33,6 @@ from kinopoisk_ft.serving.predictor import Predictor
 from kinopoisk_ft.tasks.fit_network import FitInputs, fit_network
 from kinopoisk_ft.tasks.pretrain import pretrain
 from kinopoisk_ft.tracking.base import Tracker
-from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification

@@ -22,9 +22,9 @@ from transformers import (
 )  # fmt: skip
 
 from kinopoisk_ft.adapters.plain import Freeze, Head
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.models.heads import HuggingFaceLayout, describe_encoder
 from kinopoisk_ft.prefix_cache.split import SplitNetwork, find_split
-from kinopoisk_ft.training.batching import pad
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,10 @@ from hydra.utils import instantiate
 from networks import make
 from torch import nn
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.training.acceleration.dropout import Dropout
-from kinopoisk_ft.training.batching import Examples, pad
+from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.evaluate import evaluate
 from kinopoisk_ft.training.loop import Trainer
 from kinopoisk_ft.training.objective import Classification

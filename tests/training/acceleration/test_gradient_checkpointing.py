@@ -19,6 +19,7 @@ from quick import quick
 from short_fit import short_fit, weights
 from torch import Tensor, nn
 
+from kinopoisk_ft.data.windows import pad
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tasks.finetune import finetune
 from kinopoisk_ft.tracking.base import Tracker
@@ -27,7 +28,6 @@ from kinopoisk_ft.training.acceleration import unpadded
 from kinopoisk_ft.training.acceleration.dropout import replace_dropout
 from kinopoisk_ft.training.acceleration.gradient_checkpointing import recompute_activations
 from kinopoisk_ft.training.acceleration.unpadded import use_unpadded_attention
-from kinopoisk_ft.training.batching import pad
 from kinopoisk_ft.training.precision import Precision
 
 CPU = torch.device("cpu")
