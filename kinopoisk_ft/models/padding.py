@@ -122,8 +122,8 @@ def check_padding(module: nn.Module, pad_id: int, name: str) -> None:
     difference, size = float((alone - batched).abs().max()), float(alone.abs().max())
     if not difference <= TOLERANCE * size:
         raise UserError(
-            f"padding changes the logits of '{name}': a padded text gets logits that differ by "
-            f"{difference:.2g} from those without padding (the largest logit is {size:.2g})",
+            f"padding changes the logits of '{name}' by {difference:.2g} (the largest logit is "
+            f"{size:.2g})",
             where="model.name",
             fix="use model.pooling=mean, or choose another model",
         )

@@ -51,7 +51,7 @@ class Tfidf(ModelRecipe):
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError, because this model has no layers."""
         raise UserError(
-            "the TF-IDF baseline has no layers to compute again",
+            "gradient checkpointing would have no effect, because TF-IDF has no layers",
             where="trainer.gradient_checkpointing",
             fix="use trainer.gradient_checkpointing=false",
         )
