@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,9 +20,7 @@ MAX_ROWS_FACTOR = 8
 # Batches that are sorted by length together: more save padding, but make the order less random.
 BATCHES_PER_BUCKET = 32
 # Number of batches prepared ahead; a larger number would only need more memory.
-PREFETCH_DEPTH = 2
-# The thread of `prefetch` puts this object into its queue after the last item.
-_END = object()
+PREFETCH_DEPTH = 3
 
 T = TypeVar("T")
 
@@ -173,7 +171,7 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
 
 def _trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     real = batch["attention_mask"].any(0)
-    # The dimensions behind the batch: (length), or (windows, length).
+    # The dimensions after the batch: (length,), or (windows, length).
     others = [real.any(1), real.any(0)] if real.dim() == 2 else [real]
     kept = (slice(None), *(slice(max(1, int(other.sum()))) for other in others))
     return {key: value[kept] if value.dim() > 1 else value for key, value in batch.items()}
@@ -205,59 +203,26 @@ def _pack_rows(lengths: Sequence[int], limit: int) -> list[int]:
     return sizes
 
 
-class _Failure:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
 @contextmanager
-def prefetch(items: Iterable[T], depth: int = PREFETCH_DEPTH) -> Iterator[Iterator[T]]:
-    """Iterate over `items` while a background thread prepares up to `depth` items ahead.
+def prefetch(items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Iterate over `items` while a background thread prepares the next PREFETCH_DEPTH items.
 
     If the thread raises an exception, the iterator raises this exception after the earlier items.
     At the end of the `with` block, the thread ends, and `items` is closed if it is a generator.
     """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+    source, end, thread = iter(items), object(), ThreadPoolExecutor(1, "batches")
+    ready: deque[Future[Any]] = deque(
+        thread.submit(next, source, end) for _ in range(PREFETCH_DEPTH)
+    )
 
-    # The timeout lets the thread notice that the consumer has stopped.
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def take() -> Iterator[T]:
+        while (item := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, source, end))
+            yield item
 
-    def produce() -> None:
-        source = iter(items)
-        last: object = _END
-        try:
-            for item in source:
-                if not put(item):
-                    break
-        except BaseException as error:
-            last = _Failure(error)
-        finally:
-            if hasattr(source, "close"):
-                source.close()
-        put(last)
-
-    producer = threading.Thread(target=produce, name="batches", daemon=True)
-    producer.start()
     try:
-        yield _consume(ready)
+        yield take()
     finally:
-        stop.set()
-        producer.join()
-
-
-def _consume(ready: queue.Queue[Any]) -> Iterator[Any]:
-    while True:
-        item = ready.get()
-        if item is _END:
-            return
-        if isinstance(item, _Failure):
-            raise item.error
-        yield item
+        thread.shutdown(cancel_futures=True)
+        if hasattr(source, "close"):
+            source.close()

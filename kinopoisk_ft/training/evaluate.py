@@ -57,12 +57,11 @@ def evaluate(
             stop the evaluation.
     """
     model.eval()
-
-    def attempt(rows: int) -> tuple[dict[str, float], Tensor]:
-        return _evaluate(model, examples, objective, precision, rows, check)
-
     (scores, outputs), rows = halve_on_out_of_memory(
-        attempt, batch_size, precision.device, "evaluation"
+        lambda rows: _evaluate(model, examples, objective, precision, rows, check),
+        batch_size,
+        precision.device,
+        "evaluation",
     )
     return Evaluation(scores, outputs, rows)
 
@@ -94,7 +93,7 @@ def _evaluate(
     if examples.labels is not None:
         shards = [rows[rank() :: world_size()] for rows in batches]
         # The rows of other ranks are zero here, so the sum over all ranks contains each row once.
-        outputs = all_reduce_sum(_restore_order(outputs, shards, len(examples)))
+        outputs = all_reduce_sum(restore_order(outputs, shards, len(examples)))
         scores |= objective.scores(outputs, examples.labels)
     return scores, outputs
 
@@ -109,11 +108,13 @@ def predict(
 ) -> Tensor:
     """Return the logits (N, classes) of examples without labels, fp32, on the CPU."""
     model.eval()
-
-    def attempt(rows: int) -> Tensor:
-        return _predict(model, examples, objective, precision, rows)
-
-    return halve_on_out_of_memory(attempt, batch_size, precision.device, "prediction")[0]
+    logits, _ = halve_on_out_of_memory(
+        lambda rows: _predict(model, examples, objective, precision, rows),
+        batch_size,
+        precision.device,
+        "prediction",
+    )
+    return logits
 
 
 def _predict(
@@ -131,10 +132,11 @@ def _predict(
             with precision.autocast():
                 output = model(**to_device(batch, precision.device)).logits
             logits.append(output.float().cpu())
-    return _restore_order(torch.cat(logits), batches, len(examples))
+    return restore_order(torch.cat(logits), batches, len(examples))
 
 
-def _restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
+def restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
+    """Sort the outputs of batches of row indices by row, (count, ...); missing rows are zero."""
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored

@@ -1,4 +1,4 @@
-"""Fit the output layer before training, so that the first steps do not spoil the layers below it.
+"""Fit the output layer before training, so that the first steps do not distort the layers below it.
 
 Kumar, A. et al. (2022). Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution, https://arxiv.org/abs/2202.10054.
@@ -21,6 +21,7 @@ from kinopoisk_ft.training.batching import Examples, batch_by_length
 from kinopoisk_ft.training.device import to_device
 from kinopoisk_ft.training.distributed.processes import broadcast_from_main
 from kinopoisk_ft.training.distributed.sharding import shard_like
+from kinopoisk_ft.training.evaluate import restore_order
 from kinopoisk_ft.training.memory import halve_on_out_of_memory
 from kinopoisk_ft.training.state import State
 
@@ -101,10 +102,7 @@ def _compute_inputs(
                 state.objective.loss_sum(state.model, batch)
     finally:
         hook.remove()
-    found = torch.cat(inputs).numpy()
-    restored = np.empty_like(found)
-    restored[np.concatenate(batches)] = found
-    return restored
+    return restore_order(torch.cat(inputs), batches, len(examples)).numpy()
 
 
 def _fit(

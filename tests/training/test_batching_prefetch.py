@@ -11,7 +11,7 @@ from kinopoisk_ft.training.batching import prefetch
 
 
 def threads() -> int:
-    return sum(thread.name == "batches" for thread in threading.enumerate())
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 def test_items_come_in_order() -> None:
@@ -31,9 +31,9 @@ def test_items_are_made_ahead_but_not_too_far() -> None:
                 third.set()
             yield i
 
-    with prefetch(source(), depth=2) as items:
+    with prefetch(source()) as items:
         assert next(items) == 0
-        # One item is taken, two are in the queue, and the thread holds one.
+        # One item is taken, and three are prepared.
         assert third.wait(10)
         assert len(made) <= 4
     assert threads() == 0
