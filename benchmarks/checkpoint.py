@@ -20,6 +20,7 @@ from common import allocator
 from common.report import Section, command_line, publish
 from common.shapes import BASE, SMALL, TINY2
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertConfig, BertForSequenceClassification
 
 from kinopoisk_ft.training.budget import Budget, Meter
@@ -29,7 +30,6 @@ from kinopoisk_ft.training.checkpoint.folder import Checkpoint
 from kinopoisk_ft.training.checkpoint.manager import MIN_RATIO, SECONDS, CheckpointManager
 from kinopoisk_ft.training.clock import Clock
 from kinopoisk_ft.training.objective import Classification
-from kinopoisk_ft.training.optim import make_scheduler
 from kinopoisk_ft.training.precision import Precision
 from kinopoisk_ft.training.schedule import constant
 from kinopoisk_ft.training.state import State
@@ -51,7 +51,7 @@ def prepare(model: nn.Module) -> State:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     meter = Meter(Budget("steps", 100), Clock(), 100)
-    schedule = make_scheduler(optimizer, constant, 0, meter.total, meter.schedule_step)
+    schedule = LambdaLR(optimizer, lambda step: constant(step, warmup=0, total=meter.total))
     return State(
         model, model, Classification(0), precision, optimizer, schedule, meter, 100, BATCH, BATCH
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from kinopoisk_ft.training.acceleration.compile import compile_model, warm_up_compile
 from kinopoisk_ft.training.acceleration.gradient_checkpointing import recompute_activations
@@ -46,7 +47,7 @@ from kinopoisk_ft.training.memory import (
 )
 from kinopoisk_ft.training.monitor import Monitor, Recorder
 from kinopoisk_ft.training.objective import Objective
-from kinopoisk_ft.training.optim import build_param_groups, make_scheduler
+from kinopoisk_ft.training.optim import build_param_groups
 from kinopoisk_ft.training.precision import Precision, choose_precision, synchronize
 from kinopoisk_ft.training.progress import Progress
 from kinopoisk_ft.training.settings import Settings
@@ -137,7 +138,7 @@ class Trainer(Settings):
                 micro_batches = next(batches)
                 with signals.defer():
                     self._step(state, micro_batches, audit)
-                    self._log_if_due(state, micro_batches, monitor, folder)
+                    self._log_if_due(state, micro_batches, monitor)
                 self._evaluate_if_due(state, train, val, monitor, clock, signals)
                 manager.save_if_due()
             signals.check()
@@ -194,8 +195,9 @@ class Trainer(Settings):
             layer_decay=self.layer_decay, depths=depths,
         )  # fmt: skip
         optimizer = self.optimizer(groups, lr=self.lr)
-        schedule = make_scheduler(
-            optimizer, self.schedule, warmup, meter.total, meter.schedule_step
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: self.schedule(meter.schedule_step(step), warmup=warmup, total=meter.total),
         )
         if steps is None:
             log.info("budget %s, %.0f%% of it is warm-up", self.budget, 100 * self.warmup_share)
@@ -215,10 +217,8 @@ class Trainer(Settings):
             state.micro_batch_size = self.initial_micro_batch_size
         elif state.step != state.steps:
             with clock.section("probe"):
-                rows, state.micro_batch_size = (
-                    state.micro_batch_size,
-                    fit_rows_to_memory(state, train),
-                )
+                rows = state.micro_batch_size
+                state.micro_batch_size = fit_rows_to_memory(state, train)
             if state.step and state.micro_batch_size < rows:
                 log.warning(
                     "less memory is available than before the run was stopped, so training "
@@ -259,12 +259,12 @@ class Trainer(Settings):
         state.losses.append(total)
 
     def _log_if_due(
-        self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor, folder: Path
+        self, state: State, micro_batches: list[dict[str, Tensor]], monitor: Monitor
     ) -> None:
         # Reading a value from a GPU waits for its queued work, so read losses only to log them.
         due = state.step % self.log_every == 0 or state.step == state.steps
         if due or state.precision.device.type == "cpu":
-            monitor.check_finite(state, micro_batches, folder)
+            monitor.check_finite(state, micro_batches)
         if due:
             monitor.log_losses(state)
 
@@ -341,9 +341,8 @@ def compute_gradients(
         part = to_device(part, state.precision.device)
         with sync_gradients(state.wrapped_model, number == len(parts)):
             with state.precision.autocast():
-                loss = (
-                    state.objective.loss_sum(state.wrapped_model, part)[0] / (count or 1) * counts
-                )
+                loss, _ = state.objective.loss_sum(state.wrapped_model, part)
+                loss = loss / (count or 1) * counts
             # DDP and FSDP average gradients over the ranks, but the loss needs their sum.
             state.precision.backward(loss * world_size())
         total += loss.detach()

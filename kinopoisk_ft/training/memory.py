@@ -7,7 +7,6 @@ so the memory use of training is predicted.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -143,7 +142,7 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
         return rows
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
         row = PEAK_FACTOR * _count_saved_bytes(state, train)
-    weights = sum(math.prod(p.shape) * p.element_size() for p in trained_parameters(state.model))
+    weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
     # Gradients and moments. In a resumed run, the moments are already allocated.
     fixed = weights * (1 if state.optimizer.state else 1 + MOMENTS)
     left, fitting = measure_available_memory(), rows
@@ -209,11 +208,6 @@ def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> T
     batch = state.objective.collate(train, chosen, np.random.default_rng(0))
     with state.precision.autocast():
         return state.objective.loss_sum(model, to_device(batch, state.precision.device))[0]
-
-
-def trained_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that require gradients."""
-    return (p for p in model.parameters() if p.requires_grad)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -27,7 +26,7 @@ BAD_BATCH = "bad_batch.safetensors"
 # A logged loss counts as a spike if it exceeds SPIKE_FACTOR times the median of the last WINDOW
 # logged losses. It is a mean over trainer.log_every steps, which varies less than a single loss.
 SPIKE_FACTOR = 3
-# A smaller loss is not reported as a spike, because almost all answers are right.
+# A smaller loss is not a spike, because the model still predicts almost all labels correctly.
 MIN_SPIKE = 0.1
 WINDOW = 20
 # The median of fewer logged losses is not reliable.
@@ -50,7 +49,7 @@ class Monitor:
     """Records losses and evaluations, and saves the weights of the best evaluation.
 
     Args:
-        settings: those of the run; `best_metric` and `max_bad_steps` are used.
+        settings: the settings of the run, of which `best_metric` and `max_bad_steps` are used.
     """
 
     def __init__(
@@ -116,16 +115,13 @@ class Monitor:
         log.info("step %d of %s: %s", state.step, state.length, text)
         self.progress.to(state.step, **{f"val_{self.best_metric}": f"{value:.4f}"})
 
-    def check_finite(
-        self, state: State, micro_batches: list[dict[str, Tensor]], folder: Path
-    ) -> None:
+    def check_finite(self, state: State, micro_batches: list[dict[str, Tensor]]) -> None:
         """Stop the run after too many consecutive steps with a non-finite loss or gradient.
 
         This method waits for the device.
 
         Args:
-            micro_batches: the batches of the last step.
-            folder: where these batches are saved before the error is raised.
+            micro_batches: the batches of the last step, which are saved before the error is raised.
 
         Raises:
             UserError: there were at least `max_bad_steps` such steps.
@@ -140,13 +136,14 @@ class Monitor:
             for key, value in batch.items()
         }
         about = {"step": state.step, "lr": state.schedule.get_last_lr(), "keys": sorted(tensors)}
-        with wrap_checkpoint_errors(folder):
-            write_tensors(tensors, folder / BAD_BATCH)
-            write_json_durably(about, (folder / BAD_BATCH).with_suffix(".json"))
+        file = self.best.folder / BAD_BATCH
+        with wrap_checkpoint_errors(file.parent):
+            write_tensors(tensors, file)
+            write_json_durably(about, file.with_suffix(".json"))
         raise UserError(
             f"the loss or a gradient was NaN or infinite in {longest} consecutive steps, detected "
             f"at step {state.step} (trainer.max_bad_steps={self.max_bad_steps})",
-            where=f"the batch of step {state.step}, saved in {folder / BAD_BATCH}",
+            where=f"the batch of step {state.step}, saved in {file}",
             fix="lower trainer.lr, increase trainer.warmup_share or use trainer.precision=fp32 or "
             "bf16, and start over with resume=never",
         )

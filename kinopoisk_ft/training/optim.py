@@ -1,13 +1,11 @@
-"""Build the optimizer's parameter groups and the learning-rate scheduler."""
+"""Build the optimizer's parameter groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 # Weight decay pulls parameters towards zero, which is not a neutral value for these. `A_log` is the
 # logarithm of a selective scan's state matrix. Its skip connection `D` and IA3 scales start at 1.
@@ -60,20 +58,3 @@ def build_param_groups(
         }
         for (is_fresh, decaying, depth), parameters in groups.items()
     ]
-
-
-def make_scheduler(
-    optimizer: Optimizer,
-    schedule: Callable[..., float],
-    warmup: int,
-    total: int,
-    schedule_step: Callable[[int], int],
-) -> LambdaLR:
-    """Build a scheduler that multiplies all learning rates by the value of `schedule`.
-
-    Args:
-        schedule_step: converts an optimizer step to the unit of `warmup` and `total`.
-    """
-    return LambdaLR(
-        optimizer, lambda step: schedule(schedule_step(step), warmup=warmup, total=total)
-    )

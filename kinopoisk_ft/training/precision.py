@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from kinopoisk_ft.errors import UserError
 
-Kind = Literal["auto", "fp32", "bf16", "fp16"]
+Chosen = Literal["fp32", "bf16", "fp16"]
+Kind = Literal["auto", Chosen]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Status of a step that was skipped in fp16 because a gradient, but not the loss, was not finite.
 OVERFLOW = 1
@@ -99,9 +100,7 @@ class Precision:
             self._scaler.load_state_dict(state)
 
 
-def choose_precision(
-    kind: Kind, device: torch.device
-) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+def choose_precision(kind: Kind, device: torch.device) -> tuple[Chosen, str]:
     """Return the precision to use, and the reason for this choice.
 
     The choice for "auto" depends on the hardware and not on measured times. All runs on a machine
@@ -126,7 +125,7 @@ def choose_precision(
     return kind, "as requested"
 
 
-def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+def _choose_for_cuda(device: torch.device) -> tuple[Chosen, str]:
     if torch.version.hip:
         return "bf16", "an AMD GPU with ROCm"
     # The CUDA C++ Programming Guide lists the precisions that tensor cores support.
@@ -139,7 +138,7 @@ def _choose_for_cuda(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp1
     return "fp32", f"{capability}, but bf16 needs 8.0 and fp16 needs 7.0"
 
 
-def _choose_for_cpu(device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+def _choose_for_cpu(device: torch.device) -> tuple[Chosen, str]:
     if device.type != "cpu":
         return "fp32", f"bf16 is not known to be faster on {device.type}"
     if not torch.backends.mkldnn.is_available():

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import TextIO
 
 from rich import progress as bars
@@ -56,12 +55,7 @@ class Progress:
                     handler.setStream(new)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handler, stream in self._streams:
             handler.setStream(stream)
         self._bars.stop()

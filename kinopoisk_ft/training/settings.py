@@ -60,17 +60,9 @@ class Settings:
     sampling: Literal["shuffled", "balanced"]
 
     def __post_init__(self) -> None:
-        counts = (
-            "epochs",
-            "max_steps",
-            "min_steps",
-            "batch_size",
-            "accumulate",
-            "micro_batch_size",
-            "eval_batch_size",
-            "eval_every",
-        )
-        for key in (*counts, "patience", "log_every", "max_bad_steps"):
+        for key in ("epochs", "max_steps", "min_steps", "batch_size", "accumulate",
+                    "micro_batch_size", "eval_batch_size", "eval_every", "patience", "log_every",
+                    "max_bad_steps"):  # fmt: skip
             value = getattr(self, key)
             if isinstance(value, int) and value < 1:
                 raise UserError(f"trainer.{key}={value} is not valid; the value must be 1 or more")

@@ -37,7 +37,7 @@ def check(state: State, most: int, folder: Path) -> None:
     settings: Any = SimpleNamespace(best_metric="loss", max_bad_steps=most)
     with Progress(0, None) as progress:
         monitor = Monitor(Recorder(), progress, BestWeights(folder), settings, 1)
-        monitor.check_finite(state, BATCH, folder)
+        monitor.check_finite(state, BATCH)
 
 
 def leave(state: State, statuses: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -60,20 +60,13 @@ def attention_forward(
     return attended.transpose(1, 2).contiguous(), None
 
 
-def attention_without_dropout(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Compute attention with PyTorch's SDPA, without dropout."""
-    out: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, 0.0, **kwargs
-    )
-    return out
+def ignore_dropout(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an attention function for `transformers` that calls `attend` without dropout."""
+
+    def attend_without_dropout(*inputs: Any, dropout: float = 0.0, **kwargs: Any) -> Any:
+        return attend(*inputs, **kwargs)
+
+    return attend_without_dropout
 
 
 @contextmanager
@@ -101,8 +94,9 @@ def replace_dropout(
         _check_attention_dropout_off(model, encoders)
     if not on_cpu and attention_dropout == "keep":
         encoders = []
-    for key, function in ((ATTENTION, attention_forward), (NO_DROPOUT, attention_without_dropout)):
-        AttentionInterface.register(key, function)
+    AttentionInterface.register(ATTENTION, attention_forward)
+    AttentionInterface.register(NO_DROPOUT, ignore_dropout(sdpa_attention_forward))
+    for key in (ATTENTION, NO_DROPOUT):
         AttentionMaskInterface.register(key, sdpa_mask)
     try:
         for parent, name, child in slots:

@@ -1,8 +1,8 @@
 """Compute the activations of layers again in the backward pass, instead of storing them.
 
-This is gradient checkpointing (Chen et al., 2016, https://arxiv.org/abs/1604.06174). Between the
-two passes, a layer keeps only its inputs. The random state of the forward pass is restored, so that
-dropout draws the same masks and the gradients stay the same.
+This is gradient checkpointing (Chen et al., 2016, https://arxiv.org/abs/1604.06174). After the
+forward pass, a layer keeps only its inputs. The backward pass restores the random state of the
+forward pass, so that dropout draws the same masks and the gradients stay the same.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def recompute_activations(model: nn.Module, enabled: bool) -> Iterator[None]:
             config.use_cache = False
         for part in parts:
             part.gradient_checkpointing = True
-            # The other implementation of PyTorch loses gradients if a layer's inputs need none, as
-            # above frozen embeddings.
+            # The reentrant implementation computes no gradients if the inputs of a layer need none,
+            # for example if the embeddings below it are frozen.
             part._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         yield
     finally:

@@ -19,7 +19,7 @@ from transformers.masking_utils import (
 
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.attention.cuda import PACKAGE, RealTokens, attention_unpadded
-from kinopoisk_ft.training.acceleration.dropout import NO_DROPOUT, find_sdpa_models
+from kinopoisk_ft.training.acceleration.dropout import NO_DROPOUT, find_sdpa_models, ignore_dropout
 from kinopoisk_ft.training.precision import DTYPES, Precision
 
 log = logging.getLogger(__name__)
@@ -73,19 +73,6 @@ def attention_forward(
     return attention_unpadded(q, k, v, attention_mask, dropout, scaling).to(given), None
 
 
-def attention_without_dropout(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | RealTokens | None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Compute attention like `attention_forward`, but without dropout."""
-    return attention_forward(module, query, key, value, attention_mask, 0.0, **kwargs)
-
-
 @contextmanager
 def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[None]:
     """Replace SDPA attention with unpadded attention during a `with` block.
@@ -99,9 +86,9 @@ def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[N
         log.debug("attention uses PyTorch's kernels on padded batches, because %s", problem)
         parts = []
     before = [part.config._attn_implementation for part in parts]
-    functions = ((UNPADDED, attention_forward), (UNPADDED_NO_DROPOUT, attention_without_dropout))
-    for key, function in functions:
-        AttentionInterface.register(key, function)
+    AttentionInterface.register(UNPADDED, attention_forward)
+    AttentionInterface.register(UNPADDED_NO_DROPOUT, ignore_dropout(attention_forward))
+    for key in (UNPADDED, UNPADDED_NO_DROPOUT):
         AttentionMaskInterface.register(key, mask_forward)
     try:
         for part, name in zip(parts, before, strict=True):

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,10 +84,11 @@ class CheckpointManager:
         device, precision = state.precision.device.type, state.precision.kind
         self.about = {**(about or {}), "device": device, "precision": precision}
         self._frozen_digest = ""
+        # The step and the last evaluation that the last checkpoint contains.
         self._saved = (0, 0)
-        self._since = time.monotonic()
+        self._saved_at = time.monotonic()
         # The duration of the last write in seconds.
-        self._took = 0.0
+        self._write_seconds = 0.0
 
     def resume(self) -> None:
         """Resume from the last valid checkpoint, if there is one.
@@ -139,10 +139,9 @@ class CheckpointManager:
             )
 
     def _check_room(self) -> None:
-        weights = _count_trained_bytes(self.state.model)
+        weights = sum(value.nbytes for value in trained_tensors(self.state.model).values())
         with wrap_checkpoint_errors(self.checkpoints.folder):
-            needed = (1 + NUMBERS_PER_WEIGHT * self.writes) * weights
-            check_space(self.checkpoints.folder, needed)
+            check_space(self.checkpoints.folder, (1 + NUMBERS_PER_WEIGHT * self.writes) * weights)
 
     def save_if_due(self) -> None:
         """Write a checkpoint if enough steps or enough time have passed."""
@@ -167,8 +166,8 @@ class CheckpointManager:
             log.warning("could not write a checkpoint after the last step: %s", error)
 
     def _is_due_by_clock(self) -> bool:
-        interval = max(SECONDS, MIN_RATIO * self._took)
-        return bool(broadcast(time.monotonic() - self._since >= interval))
+        interval = max(SECONDS, MIN_RATIO * self._write_seconds)
+        return bool(broadcast(time.monotonic() - self._saved_at >= interval))
 
     def save(self) -> None:
         """Write a checkpoint if there is a new step or evaluation since the last checkpoint."""
@@ -187,27 +186,19 @@ class CheckpointManager:
                 self.checkpoints.write(tensors, plain, external)
             self.best.discard()
         self._saved = position
-        self._since = time.monotonic()
-        self._took = self._since - started
-        log.debug("checkpoint after step %d in %.2f s", self.state.step, self._took)
+        self._saved_at = time.monotonic()
+        self._write_seconds = self._saved_at - started
+        log.debug("checkpoint after step %d in %.2f s", self.state.step, self._write_seconds)
 
     def __enter__(self) -> CheckpointManager:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Stopped) and not error.mid_step:
             self.save()
-            resumable = self._saved > (0, 0) or self.writes
-            hint = (
-                "run the same command again to continue"
-                if resumable
-                else "no checkpoint was written"
-            )
+            hint = "no checkpoint was written"
+            if self._saved > (0, 0) or self.writes:
+                hint = "run the same command again to continue"
             log.warning("%s after step %d of %s: %s",
                         error, self.state.step, self.state.length, hint)  # fmt: skip
 
@@ -236,10 +227,6 @@ class CheckpointManager:
 def _get_about(checkpoint: Checkpoint | None) -> dict[str, Any]:
     about = checkpoint.plain.get("about") if checkpoint else None
     return about if isinstance(about, dict) else {}
-
-
-def _count_trained_bytes(model: nn.Module) -> int:
-    return sum(value.nbytes for value in trained_tensors(model).values())
 
 
 def read_precision(folder: Path) -> Kind | None:
