@@ -84,21 +84,26 @@ class Comparison:
         return None
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    name: str
-    seeds: tuple[str, ...]
+@dataclass
+class _Scored:
+    """An approach, its runs, and their scores by metric."""
+
+    approach: Approach
     runs: list[Predictions]
-    scores: dict[str, RunScores]
+    scores: dict[str, RunScores] = field(default_factory=dict)
 
     @property
-    def groups(self) -> int:
-        groups = self.runs[0].groups
-        return 0 if groups is None else len(np.unique(groups))
+    def name(self) -> str:
+        return self.approach.name
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         return np.stack([run.predicted == run.labels for run in self.runs])
+
+    def bin_confidences(self) -> tuple[list[Bin], list[Bin]] | None:
+        temperatures = [t for t in self.approach.temperatures if t is not None]
+        complete = len(temperatures) == len(self.runs)
+        return before_and_after(self.runs, temperatures) if complete else None
 
 
 def compare(approaches: list[Approach]) -> Comparison:
@@ -108,36 +113,29 @@ def compare(approaches: list[Approach]) -> Comparison:
     `problems` of the result lists approaches that were left out, and pairs that were compared as
     independent samples or not at all.
     """
-    usable, problems = _usable(approaches)
-    drawn = _draw(usable)
+    usable, problems = _find_usable(approaches)
+    _score(usable)
     pairs = []
-    for a, b in itertools.combinations(drawn, 2):
+    for a, b in itertools.combinations(usable, 2):
         reason = a.runs[0].mismatch(b.runs[0])
         if reason:
             problems.append(Problem("unpaired", (a.name, b.name), reason))
         if reason != "classes":
             pairs.append(_pair(a, b, paired=reason is None))
-    means = {one.name: {m: estimate_mean(s) for m, s in one.scores.items()} for one in drawn}
-    known = {by for one in drawn for by in one.runs[0].facts}
+    groups = [groups for one in usable if (groups := one.runs[0].groups) is not None]
+    known = {by for one in usable for by in one.runs[0].facts}
     return Comparison(
-        means=means,
+        means={one.name: {m: estimate_mean(s) for m, s in one.scores.items()} for one in usable},
         pairs=tuple(holm(pairs)),
-        slices={one.name: slices(one.runs) for one in drawn},
-        reliability={one.name: bins for one, runs in usable if (bins := _reliability(one, runs))},
-        absent_slices=tuple(by for by in SLICED_BY if drawn and by not in known),
-        groups=tuple(sorted({n for one in drawn if (n := one.groups)})),
+        slices={one.name: slices(one.runs) for one in usable},
+        reliability={one.name: bins for one in usable if (bins := one.bin_confidences())},
+        absent_slices=tuple(by for by in SLICED_BY if usable and by not in known),
+        groups=tuple(sorted({len(np.unique(numbers)) for numbers in groups})),
         problems=tuple(problems),
     )
 
 
-def _reliability(one: Approach, runs: list[Predictions]) -> tuple[list[Bin], list[Bin]] | None:
-    temperatures = [t for t in one.temperatures if t is not None]
-    return before_and_after(runs, temperatures) if len(temperatures) == len(runs) else None
-
-
-def _usable(
-    approaches: list[Approach],
-) -> tuple[list[tuple[Approach, list[Predictions]]], list[Problem]]:
+def _find_usable(approaches: list[Approach]) -> tuple[list[_Scored], list[Problem]]:
     usable, problems = [], []
     for one in approaches:
         lacking = [seed for seed, run in zip(one.seeds, one.runs, strict=True) if run is None]
@@ -148,31 +146,29 @@ def _usable(
         elif reasons:
             problems.append(Problem("own_mismatch", (one.name,), reasons[0]))
         else:
-            usable.append((one, runs))
+            usable.append(_Scored(one, runs))
     return usable, problems
 
 
-def _draw(usable: list[tuple[Approach, list[Predictions]]]) -> list[_Drawn]:
+def _score(approaches: list[_Scored]) -> None:
     # Approaches with the same test reviews share resamples, so that differences are paired.
-    groups: list[list[tuple[Approach, list[Predictions]]]] = []
-    for item in usable:
-        group = next((g for g in groups if not g[0][1][0].mismatch(item[1][0])), None)
+    groups: list[list[_Scored]] = []
+    for one in approaches:
+        group = next((g for g in groups if not g[0].runs[0].mismatch(one.runs[0])), None)
         if group is None:
-            groups.append([item])
+            groups.append([one])
         else:
-            group.append(item)
-    drawn = {}
+            group.append(one)
     for seed, group in enumerate(groups):
-        scored = resample_approaches([runs for _, runs in group], seed)
-        for (one, runs), scores in zip(group, scored, strict=True):
-            drawn[one.name] = _Drawn(one.name, one.seeds, runs, scores)
-    return [drawn[one.name] for one, _ in usable]
+        found = resample_approaches([one.runs for one in group], seed)
+        for one, scores in zip(group, found, strict=True):
+            one.scores = scores
 
 
-def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
-    seeds = set(a.seeds)
-    same = paired and seeds == set(b.seeds) and len(a.seeds) == len(b.seeds) == len(seeds)
-    order = [b.seeds.index(seed) for seed in a.seeds] if same else list(range(len(b.runs)))
+def _pair(a: _Scored, b: _Scored, *, paired: bool) -> Pair:
+    seeds, others = a.approach.seeds, b.approach.seeds
+    same = paired and set(seeds) == set(others) and len(seeds) == len(others) == len(set(seeds))
+    order = [others.index(seed) for seed in seeds] if same else list(range(len(b.runs)))
     differences = {
         metric: difference(scores, b.scores[metric].select(order), same_seeds=same)
         for metric, scores in a.scores.items()
@@ -180,7 +176,7 @@ def _pair(a: _Drawn, b: _Drawn, *, paired: bool) -> Pair:
     test = None
     if paired:
         groups = a.runs[0].groups
-        test = mcnemar_of(a.right, b.right[order], same_seeds=same, groups=groups)
+        test = mcnemar_of(a.correct, b.correct[order], same_seeds=same, groups=groups)
     return Pair(
         a=a.name,
         b=b.name,
