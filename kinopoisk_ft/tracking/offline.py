@@ -61,7 +61,7 @@ class OfflineTracker(Tracker):
         """Start or resume a run in an event log.
 
         Returns:
-            The id of the run. Its event log has a local id, which the store may replace.
+            The id of the run: its local id, or its id in the store if the store has assigned one.
         """
         found = _find_log(folder, resume) if resume else None
         if resume and found is None:
