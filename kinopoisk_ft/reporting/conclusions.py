@@ -77,7 +77,7 @@ def _round(row: Row, locale: Locale) -> str:
 
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
-    """Return the conclusions from one table as sentences."""
+    """Return the conclusions from one table, each as one or two sentences."""
     rows = table.learned
     if not rows:
         return [locale("none_learned")]
@@ -158,7 +158,7 @@ def _cheapest_network(table: Table, column: str) -> Row | None:
 
 
 def _fastest(table: Table, locale: Locale) -> list[str]:
-    best, fastest = table.learned[0], table.holder(TIME)
+    best, fastest = table.learned[0], _cheapest(table.learned, TIME)
     if fastest is None:
         return []
     if fastest is best:

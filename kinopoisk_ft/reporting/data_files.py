@@ -197,10 +197,10 @@ def _record(table: Table, row: Row | None) -> dict[str, Any]:
     record["learned"] = _yes(row.learned) if row else ""
     for mark in MARKS:
         record[mark] = _yes(row is not None and row.marked(mark))
+    from_best = row.from_best if row else table.majority_from_best
     for name in BEST:
-        best, mean = table.best.get(name), record[name]
-        record[f"{name}_best"] = "" if best is None else best
-        record[f"{name}_from_best"] = "" if best is None or mean == "" else mean - best
+        record[f"{name}_best"] = table.best.get(name, "")
+        record[f"{name}_from_best"] = from_best.get(name, "")
     return record
 
 

@@ -75,13 +75,10 @@ def against_best(table: Table, locale: Locale) -> pd.DataFrame:
     for row in table.rows:
         marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
         rows.append([row.name, *marks, *_distances(row.from_best, locale)])
-    majority = {
-        c: table.majority[c] - best for c, best in table.best.items() if c in table.majority
-    }
-    rows.append([locale("majority"), *[locale("no")] * len(MARKS), *_distances(majority, locale)])
-    return frame_of(
-        [locale("approach"), *MARKS, *(locale(f"{name}_from_best") for name in BEST)], rows
-    )
+    distances = _distances(table.majority_from_best, locale)
+    rows.append([locale("majority"), *[locale("no")] * len(MARKS), *distances])
+    headings = [locale("approach"), *MARKS, *(locale(f"{name}_from_best") for name in BEST)]
+    return frame_of(headings, rows)
 
 
 def _distances(found: dict[str, float], locale: Locale) -> list[str]:

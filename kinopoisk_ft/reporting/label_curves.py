@@ -103,8 +103,8 @@ def _collect(
 def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return sentences on how many labels an approach needs to score higher than another one.
 
-    If there are baselines, only comparisons with a baseline are described. The last sentences list
-    approaches with runs that have the mark `not_learned`.
+    If there are baselines, only comparisons with a baseline are described. The last sentences name
+    the approaches that have not learned.
     """
     named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
     return [
@@ -169,6 +169,6 @@ def _place(labels: float, found: LabelCurves, locale: Locale) -> str:
         return locale("fewer_than", count=locale.number(found.fewest, 0))
     if math.isinf(labels):
         return locale("more_than", count=locale.number(found.most, 0))
-    # The intervals are wide, so more than two digits would say too much.
+    # The intervals are wide, so more than two digits would suggest too much precision.
     digits = 1 - math.floor(math.log10(labels))
     return locale.number(round(labels, digits), 0)

@@ -15,10 +15,11 @@ from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
 
-# The ratio of the longest to the shortest time, from which a note says not to rely on the times.
-# On an idle machine, training times with the same settings differ by only a few percent.
+# A note warns about an approach whose longest training time exceeds its shortest by this factor. On
+# an idle machine, training times with the same settings differ by only a few percent.
 DOUBTFUL_RATIO = 1.5
-# The fractions of the texts that approaches read may differ by less than this without a caveat.
+# A caveat says that the approaches read different fractions of the texts if the highest and the
+# lowest fraction differ by at least this much.
 UNEQUAL_SHARE = 0.02
 # If more rows than this have the most common value, a note calls them "the others".
 MOST_NAMED = 3

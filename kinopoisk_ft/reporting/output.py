@@ -28,8 +28,7 @@ from kinopoisk_ft.reporting.saved_view import describe_sweep
 from kinopoisk_ft.reporting.table import Table
 
 PREFIX = ".report-"
-# Age in seconds from which a temporary folder must be from a killed process. A report takes about a
-# minute.
+# Temporary folders of more than this age, in seconds, are from killed processes.
 LEFT_OVER = 3600.0
 FIGURES: dict[str, Callable[[Table, Locale, Looks], Figure]] = {
     "comparison": scatter.draw,

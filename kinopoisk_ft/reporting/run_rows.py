@@ -19,9 +19,9 @@ BUDGET = (
     "trainer.batch_size", "trainer.eval_every", "trainer.patience", "trainer.class_weights",
     "trainer.sampling", "data.window_stride", "data.max_windows", "trainer.min_steps",
 )  # fmt: skip
-# Stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
+# This key stands for `TrainedRun.searched`: whether a hyperparameter search found the settings.
 SEARCH = "search"
-# Settings that decide how long an approach trains, or how much was tried for it.
+# Settings that decide how long an approach trains and how many settings were tried.
 BUDGETS = (*(key for key in BUDGET if key.startswith("trainer.")), SEARCH)
 # Fields of `TrainedRun`. The settings may contain `auto`, whose meaning depends on the machine.
 OF_RUNS = ("device", "precision")

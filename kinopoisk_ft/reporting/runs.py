@@ -160,7 +160,7 @@ def read_trained(run: Run) -> TrainedRun:
     if params.get("data.truncation") != "windows":
         ignored = (*ignored, *OF_WINDOWS)
     best = f"experiment={BEST.stem}" if tags.get("experiment") == BEST.stem else ""
-    # With a digest of the data, its path does not matter.
+    # If the digest of the data is known, their path does not matter.
     if tags.get("source_digest"):
         ignored = (*ignored, "data.path")
     return TrainedRun(
@@ -197,9 +197,9 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     """Read the training runs of an experiment or of a sweep.
 
     If several runs repeat each other, only the newest is kept. Such runs have the same approach,
-    seed, data and split. In an experiment, they also have the same settings of how reviews are
-    read, such as the maximum length. In a sweep, which may compare settings of one approach, they
-    have the same values of all settings.
+    seed, data and split. In an experiment, they also have the same settings that change how reviews
+    are read (`READ`). In a sweep, which may compare settings of one approach, all their settings
+    are the same.
 
     Args:
         parent: run id of the sweep. If given, `experiment` is ignored.

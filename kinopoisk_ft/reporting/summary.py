@@ -32,13 +32,13 @@ RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def as_summary(document: Document, locale: Locale) -> str:
-    """Return for each table the scores, the verdicts and up to three sentences of advice."""
+    """Return the scores, the verdicts and up to three recommendations of each table."""
     parts = [_wrap(note) for note in document.notes]
     parts += ["\n".join(map(_wrap, sentences(curves, locale))) for curves in document.curves]
     for section in document.sections:
         parts += _summarize(section, locale)
-    for _, failure in failures(document, locale).iterrows():
-        parts.append(_wrap(locale("failed_line", name=failure.iloc[0], cause=failure.iloc[3])))
+    for name, _, _, cause in failures(document, locale).to_numpy():
+        parts.append(_wrap(locale("failed_line", name=name, cause=cause)))
     return "\n\n".join(parts)
 
 

@@ -111,9 +111,10 @@ class Table:
                 found.append(Against(row.name, interval, self.verdict(row)))
         return found
 
-    def holder(self, column: str) -> Row | None:
-        """Return the row with the best value of a column; None if no row has a value."""
-        return next((row for row in self.learned if row.from_best.get(column) == 0), None)
+    @property
+    def majority_from_best(self) -> dict[str, float]:
+        """Return the score of the majority class minus the best mean, by column."""
+        return {c: self.majority[c] - best for c, best in self.best.items() if c in self.majority}
 
     @property
     def leakage(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kinopoisk_ft.reporting import frames, label_curves
-from kinopoisk_ft.reporting.columns import BEST, Column, columns_in
+from kinopoisk_ft.reporting.columns import Column, columns_in
 from kinopoisk_ft.reporting.document import Document, Section, failures
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.page import figures, results
@@ -140,10 +140,10 @@ def _majority_line(table: Table, columns: list[Column], locale: Locale) -> tuple
 def _majority(table: Table, column: Column, locale: Locale) -> Cell:
     if column.name not in table.majority:
         return Cell(NOTHING)
-    value, under = table.majority[column.name], ""
-    if column.name in BEST:
-        under = f"Δ {locale.value(value - table.best[column.name], column, signed=True)}"
-    return Cell(locale.value(value, column), (under,) if under else ())
+    text, distance = locale.value(table.majority[column.name], column), table.majority_from_best
+    if column.name not in distance:
+        return Cell(text)
+    return Cell(text, (f"Δ {locale.value(distance[column.name], column, signed=True)}",))
 
 
 def _leakage_p(data: dict[str, Any], locale: Locale) -> str:

@@ -68,7 +68,7 @@ def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
 
 
 def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) -> list[str]:
-    """Describe in a few words each the split, the seeds, the dates, the hardware and the versions.
+    """Describe the split, the seeds, the dates, the hardware and the versions in a few words each.
 
     What was not recorded is left out.
     """
@@ -94,7 +94,7 @@ def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) 
 
 
 def _size(count: Any) -> float:
-    # A dict has the counts by class.
+    # A dict contains the counts by class.
     return float(sum(count.values()) if isinstance(count, dict) else count)
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from kinopoisk_ft.files import temporary_path
 from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -38,7 +39,7 @@ PANELS = {"axis_loss": ("train_loss", "val_loss"), "axis_f1": (VAL_SCORE,)}
 FONT = 9
 FEW_POINTS = 30
 LONGEST_NAME = 40
-# Widths in inches of a figure of its own, and of a figure that the HTML page shows beside others.
+# Widths in inches of a separate figure, and of a figure that the HTML page shows next to others.
 WIDTH, NARROW_WIDTH = 8.0, 4.6
 HistoryRow = Mapping[str, float | None]
 Histories = Mapping[str, Sequence[Sequence[HistoryRow]]]
@@ -60,7 +61,7 @@ def save(figure: Figure, path: Path) -> None:
     The file is written atomically. Equal figures give equal files.
     """
     form = path.suffix.removeprefix(".")
-    part = path.with_name(f".{path.name}.part")
+    part = temporary_path(path)
     metadata = {"Date": None} if form == "svg" else {}
     try:
         with matplotlib.rc_context({"svg.hashsalt": path.stem}):
@@ -79,7 +80,7 @@ def save_both(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def literal(name: str, max_length: int = LONGEST_NAME) -> str:
-    """Truncate a name to `max_length` characters, and escape $, with which a formula starts."""
+    """Truncate a name to `max_length` characters, and escape $, which would start a formula."""
     cut = name if len(name) <= max_length else f"{name[: max_length - 1].rstrip()}…"
     return cut.replace("$", r"\$")
 
@@ -106,8 +107,6 @@ def tidy(axes: Axes) -> None:
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
     """Save a plot of a confusion matrix (true class, predicted class)."""
     size = len(class_names)
-    if counts.shape != (size, size):
-        raise ValueError(f"confusion matrix of shape {counts.shape} for {size} class names")
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = min(3.2 + 0.8 * size, 14)
@@ -178,7 +177,7 @@ def plot_learning_curve(history: Sequence[HistoryRow], path: Path) -> None:
 
 
 def measured_curves(histories: Histories) -> list[str]:
-    """Return the metrics that at least one run has recorded twice."""
+    """Return the metrics that at least one run has recorded more than once."""
     runs = [run for found in histories.values() for run in found]
     return [key for key in CURVES if any(len(points_of(run, key)) > 1 for run in runs)]
 
