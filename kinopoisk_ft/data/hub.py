@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from kinopoisk_ft.data.local import LabelledTables
 from kinopoisk_ft.data.tables import SUFFIXES, Table, find_suffix, read_table
