@@ -242,14 +242,8 @@ class DataRecipe(ABC):
         counts["dropped_neutral"] = int((~chosen).sum())
         frame = frame[chosen]
         if self.near_duplicates == "drop":
-            before = len(frame)
             frame, dropped = drop_near_duplicates(frame)
             counts |= dropped
-            if len(frame) < before / 2:
-                log.warning(
-                    "more than half of the reviews are near-duplicates: %d of %d remain; "
-                    "set data.near_duplicates=keep to keep all", len(frame), before,
-                )  # fmt: skip
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
         number = {name: label for label, name in enumerate(class_names)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -99,21 +99,17 @@ class CachedData:
 
     Args:
         split: the network, separated into frozen and trained layers.
-        pad_id: id of the padding token.
+        make_objective: creates the training objective from keyword arguments of `Classification`.
         parts: examples by name: train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
         build_seconds: {name of the metric in SECONDS: time to build the cache of this split}.
     """
 
     split: SplitNetwork
-    pad_id: int
+    make_objective: Callable[..., CachedClassification]
     parts: dict[str, CachedExamples]
     origin: Literal["built", "found"]
     build_seconds: dict[str, float]
-
-    def make_objective(self, **options: Any) -> CachedClassification:
-        """Return the training objective. `options` are keyword arguments of `Classification`."""
-        return CachedClassification(self.split, self.pad_id, **options)
 
     def record(self, tracker: Tracker) -> None:
         """Log whether the cache was built or found, and how long it took to build."""
@@ -183,7 +179,8 @@ class PrefixCache:
             )
             for name, part in parts.items()
         }
-        return CachedData(split, self.pad_id, examples, "built" if missing else "found", seconds)
+        make_objective = partial(CachedClassification, split, self.pad_id)
+        return CachedData(split, make_objective, examples, "built" if missing else "found", seconds)
 
     def _locate(
         self, split: SplitNetwork, batch: Batch, parts: dict[str, Examples]
