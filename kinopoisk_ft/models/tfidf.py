@@ -19,6 +19,8 @@ from kinopoisk_ft.models.network import ModelRecipe
 
 # `kind` in the card of a model folder.
 KIND: Literal["tfidf"] = "tfidf"
+# The options that a model folder stores.
+SETTINGS = ("ngrams", "min_df", "sublinear_tf", "C", "class_weight")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,15 +102,9 @@ class Tfidf(ModelRecipe):
     def save(self, folder: Path) -> None:
         """Save the settings and the vocabulary as JSON, and the arrays as safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "ngrams": self.ngrams,
-            "min_df": self.min_df,
-            "sublinear_tf": self.sublinear_tf,
-            "C": self.C,
-            "class_weight": self.class_weight,
-            "num_classes": self.num_classes,
-            "vocabulary": {word: int(i) for word, i in self.vectorizer.vocabulary_.items()},
-        }
+        settings = {key: getattr(self, key) for key in SETTINGS}
+        settings["num_classes"] = self.num_classes
+        settings["vocabulary"] = {word: int(i) for word, i in self.vectorizer.vocabulary_.items()}
         (folder / "tfidf.json").write_text(json.dumps(settings, ensure_ascii=False), "utf-8")
         arrays = {
             "idf": self.vectorizer.idf_,
@@ -126,8 +122,7 @@ class Tfidf(ModelRecipe):
         """Load an estimator that was saved with `save`."""
         settings = json.loads((folder / "tfidf.json").read_text("utf-8"))
         arrays = load_file(folder / "tfidf.safetensors")
-        keys = ("ngrams", "min_df", "sublinear_tf", "C", "class_weight")
-        model = cls(**{key: settings[key] for key in keys})
+        model = cls(**{key: settings[key] for key in SETTINGS})
         model.num_classes = settings["num_classes"]
         model.vectorizer = model._build_vectorizer(settings["vocabulary"])
         model.vectorizer.idf_ = arrays["idf"]
