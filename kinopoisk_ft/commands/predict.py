@@ -102,6 +102,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
     import pandas as pd
 
+    from kinopoisk_ft.data.local import read_texts
     from kinopoisk_ft.data.tables import Table, read_lines, read_table
 
     if not args.input:
@@ -109,11 +110,9 @@ def _read_texts(args: argparse.Namespace) -> tuple[Table, list[str]]:
         return table, args.texts
     if args.input == Path("-"):
         table = read_lines(Path("standard input"), sys.stdin.buffer)
-        return table, table.frame["text"].tolist()
-    if args.input.suffix.lower() == ".txt":
+    elif args.input.suffix.lower() == ".txt":
         table = read_lines(args.input)
-        return table, table.frame["text"].tolist()
-    from kinopoisk_ft.data.local import read_texts
-
-    table = read_table(args.input, args.quoting)
-    return table, read_texts(table, args.text_column, "set --text-column").tolist()
+    else:
+        table = read_table(args.input, args.quoting)
+        return table, read_texts(table, args.text_column, "set --text-column").tolist()
+    return table, table.frame["text"].tolist()

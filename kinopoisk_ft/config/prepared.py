@@ -1,4 +1,4 @@
-"""Define what a run needs from Hydra: config, chosen options, tags and job."""
+"""Define what a run needs from Hydra: config, tags and job."""
 
 from __future__ import annotations
 
@@ -38,15 +38,13 @@ class Prepared:
 
     Args:
         cfg: resolved, validated and read-only config.
-        choices: {config group: chosen option}, for example {"model": "bert"}.
-        tags: tags that are set when the tracked run starts.
+        tags: tags of the tracked run, such as the chosen option of each config group.
         result_file: file for a copy of result.json, from the option `result_json`; None if this
             option is not set.
         job: job of a sweep; None for a single run.
     """
 
     cfg: DictConfig
-    choices: dict[str, str]
     tags: dict[str, str]
     result_file: Path | None
     job: Job | None
@@ -55,7 +53,7 @@ class Prepared:
     def label(self) -> str:
         """Return the approach, with the name of the checkpoint instead of "encoder"."""
         name = str(self.cfg.model.get("name") or "")
-        return name_checkpoint(self.tags["approach"], self.choices["model"], name)
+        return name_checkpoint(self.tags["approach"], self.tags["model"], name)
 
 
 def name_checkpoint(approach: str, model: str, name: str) -> str:

@@ -73,7 +73,6 @@ def prepare(cfg: DictConfig, resumed_seed: int | None = None) -> Prepared:
     command = build_command(hydra, fixed)
     return Prepared(
         cfg=resolved,
-        choices=choices,
         tags=make_tags(choices, plain["seed"], identity, get_overrides(hydra), command),
         result_file=_name_result_file(resolved.result_json, job),
         job=job,
@@ -116,8 +115,13 @@ def _resolve(cfg: DictConfig, experiment: str | None) -> dict[str, Any]:
 
 def prepare_composed(composed: DictConfig) -> Prepared:
     """Validate the config that a sweeper composed for one job."""
-    HydraConfig.instance().set_config(composed)
-    return prepare(_copy_without_hydra(composed))
+    holder = HydraConfig.instance()
+    state = holder.cfg
+    holder.set_config(composed)
+    try:
+        return prepare(_copy_without_hydra(composed))
+    finally:
+        holder.cfg = state
 
 
 def _copy_without_hydra(composed: DictConfig) -> DictConfig:

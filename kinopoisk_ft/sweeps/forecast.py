@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -69,7 +68,7 @@ def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
     found = []
     seen: set[str] = set()
     for job in jobs:
-        prepared = _prepare(job)
+        prepared = prepare_composed(job)
         identity = prepared.tags[IDENTITY]
         # Of two identical jobs, the second one uses the result of the first.
         is_known = identity in seen or find_finished(prepared, Path(job.hydra.sweep.dir))
@@ -107,14 +106,6 @@ def find_finished(prepared: Prepared, folder: Path) -> Result | None:
     wanted = {"kinopoisk_ft.kind": "train", IDENTITY: prepared.tags[IDENTITY]}
     found = tracker.find(wanted) or find_unsent(folder, wanted)
     return Result.read(found[RESULT]) if found else None
-
-
-def _prepare(job: DictConfig) -> Prepared:
-    state = HydraConfig.instance().cfg
-    try:
-        return prepare_composed(job)
-    finally:
-        HydraConfig.instance().cfg = state
 
 
 def estimate_seconds(cfg: DictConfig) -> float | None:
