@@ -48,7 +48,7 @@ def test_a_run_without_a_configurable_loss_is_resumed(tmp_path: Path) -> None:
         return RunFolder(tmp_path, {**CONFIG, "trainer": settings})
 
     assert now("cross_entropy").find_run() == "old run"
-    with pytest.raises(UserError, match=r"trainer\.loss\._target_: .*cross_entropy.* in this"):
+    with pytest.raises(UserError, match=r"trainer\.loss\._target_: .*cross_entropy.* before"):
         now("focal").find_run()
 
 

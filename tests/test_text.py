@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from kinopoisk_ft.data.duplicates import (
     _fold_end,
-    _take_head,
-    _take_tail,
     drop_near_duplicates,
     fold_text,
     group_near_duplicates,
@@ -122,7 +120,7 @@ def test_folding_the_ends_of_a_text_equals_folding_the_text(pieces: list[tuple[s
     text = "".join(piece * count for piece, count in pieces)
     letters = fold_text(text)
     ends = [letters[:120] or None, letters[-120:] or None]
-    assert [_fold_end(text, _take_head), _fold_end(text, _take_tail)] == ends
+    assert [_fold_end(text, at_start) for at_start in (True, False)] == ends
 
 
 def test_dropping_near_duplicates() -> None:
