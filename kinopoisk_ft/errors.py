@@ -58,7 +58,7 @@ def check_positive(value: float | None, option: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the type of an error without a message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def install_extra(extra: str) -> str:

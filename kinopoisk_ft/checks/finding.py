@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kinopoisk_ft.errors import first_line
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -27,4 +29,4 @@ class Finding:
 
 def format_error(error: Exception) -> str:
     """Return the type of an exception and the first line of the message."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 from kinopoisk_ft.errors import UserError, check_name
 from kinopoisk_ft.models.mamba2 import Mamba2Mixer, RMSNorm, initialize_mixer
 from kinopoisk_ft.models.pooling import POOLINGS, WindowPooling, flatten_windows, pool
-from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype, validate_backend
+from kinopoisk_ft.ops.backends import disable_autocast, get_matmul_dtype
 from kinopoisk_ft.ops.conv.op import causal_conv1d, match_conv_backend
 from kinopoisk_ft.ops.rms_norm.op import rms_norm
 from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
@@ -130,10 +130,8 @@ class MambaBackbone(nn.Module):
                 where="model.name",
                 fix="choose a checkpoint with hidden_act 'silu'",
             )
-        if isinstance(config, Mamba2Config):
-            validate_backend("ssd", scan_backend, SSD_BACKENDS)
-        else:
-            validate_backend("selective_scan", scan_backend, BACKENDS)
+        backends = SSD_BACKENDS if isinstance(config, Mamba2Config) else BACKENDS
+        check_name(scan_backend, backends, "model.scan_backend")
         # The attribute is not named `config`, because PEFT would read its model_type "mamba" and
         # then refuse to adapt some layers.
         self.mamba_config = config

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kinopoisk_ft.errors import UserError, suggest_name
+from kinopoisk_ft.errors import UserError, check_name
 from kinopoisk_ft.ops import gpu_package
 from kinopoisk_ft.ops.conv import cuda as conv_cuda
 from kinopoisk_ft.ops.scan import cuda as scan_cuda
@@ -34,20 +34,6 @@ GPU_PACKAGES = {
 }
 
 
-def validate_backend(operator: str, backend: str, valid: tuple[str, ...]) -> None:
-    """Check the name of a backend.
-
-    Raises:
-        UserError: the name is not in `valid`.
-    """
-    if backend not in valid:
-        raise UserError(
-            f"unknown backend '{backend}' for the operator {operator}",
-            where=WHERE,
-            fix=suggest_name(backend, valid),
-        )
-
-
 def choose_backend(
     operator: str,
     backend: str,
@@ -70,7 +56,7 @@ def choose_backend(
     Raises:
         UserError: the backend is unknown or cannot process these tensors.
     """
-    validate_backend(operator, backend, valid)
+    check_name(backend, valid, f"the backend of {operator}")
     if backend == "auto":
         fastest = "cuda" if device.type == "cuda" else "numba"
         works = (

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from kinopoisk_ft.errors import first_line
 from kinopoisk_ft.ops.self_test import SelfTest, Size
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,7 @@ class GpuPackage:
             log.debug("%s fails its self-test on %s", self.name, device, exc_info=True)
             if importlib.util.find_spec(self.extension) is None:
                 return f"{self.name} is installed without its compiled module {self.extension}"
-            reason = next(iter(str(error).splitlines()), "")
-            return f"{self.name} fails on {device}: {type(error).__name__}: {reason}"
+            return f"{self.name} fails on {device}: {type(error).__name__}: {first_line(error)}"
         return mismatch and f"{self.name} fails its self-test on {device}: {mismatch}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.training.acceleration.gradient_checkpointing import replace_recomputation
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.device import release_freed_memory, to_device
@@ -75,7 +75,7 @@ def explain_out_of_memory(where: str) -> Iterator[None]:
         # Memory may have run out in this process only.
         kind = SingleRankError if world_size() > 1 else UserError
         raise kind(
-            f"memory ran out in {where}: {next(iter(str(error).splitlines()), 'no details')}",
+            f"memory ran out in {where}: {first_line(error)}",
             fix="lower data.max_length, use a smaller model, train fewer weights (adapter=lora, "
             "adapter=freeze), or use trainer.gradient_checkpointing=true or "
             "trainer.precision=bf16; if a GPU ran out of memory, check that no other program uses "

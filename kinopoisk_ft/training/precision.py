@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 
 Chosen = Literal["fp32", "bf16", "fp16"]
 Kind = Literal["auto", Chosen]
@@ -163,7 +163,7 @@ def _find_problem(kind: str, device: torch.device) -> str | None:
             loss = (torch.ones(2, 8, device=device) @ weight).sum()
         torch.amp.GradScaler(device.type, enabled=kind == "fp16").scale(loss).backward()
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, check_positive
 from kinopoisk_ft.statistics.metrics import BestMetric
 from kinopoisk_ft.training.acceleration.compile import Compile
 from kinopoisk_ft.training.budget import Budget
@@ -64,8 +64,7 @@ class Settings:
                     "micro_batch_size", "eval_batch_size", "eval_every", "patience", "log_every",
                     "max_bad_steps"):  # fmt: skip
             value = getattr(self, key)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"trainer.{key}={value} is not valid; the value must be 1 or more")
+            check_positive(None if value == "epoch" else value, f"trainer.{key}")
         for key in ("lr", "head_lr", "weight_decay", "clip_norm", "warmup_share", "warmup_steps",
                     "checkpoint_every"):  # fmt: skip
             value = getattr(self, key) or 0

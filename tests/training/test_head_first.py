@@ -158,7 +158,7 @@ def test_rates_decay_with_depth(kind: str, adapter: str) -> None:
     ("overrides", "message"),
     [
         (["trainer.layer_decay=1.5"], r"trainer.layer_decay=1.5 is not valid"),
-        (["trainer.min_steps=0"], r"trainer.min_steps=0 is not valid"),
+        (["trainer.min_steps=0"], r"trainer.min_steps cannot be 0"),
         (["trainer.min_steps=10", "trainer.max_steps=5"], r"contradicts trainer.max_steps=5"),
         (["trainer.min_steps=10", "trainer.budget=steps:9"], r"contradicts trainer.budget=steps:9"),
     ],

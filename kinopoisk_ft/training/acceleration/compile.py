@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.errors import UserError, first_line
 from kinopoisk_ft.training.batching import Examples
 from kinopoisk_ft.training.memory import preserve_state, run_longest
 from kinopoisk_ft.training.state import State
@@ -36,7 +36,7 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
     except Exception as error:
         raise UserError(
             f"torch.compile does not work on this machine: {type(error).__name__}: "
-            f"{next(iter(str(error).strip().splitlines()), '')}",
+            f"{first_line(error)}",
             where="trainer.compile",
             fix="install a C++ compiler (for a GPU also triton), or use trainer.compile=off",
         ) from error
