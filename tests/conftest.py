@@ -14,6 +14,8 @@ import pytest
 
 # Imports create so many objects that garbage collection takes a fifth of their time.
 gc.disable()
+# Tests create many objects, too, and little garbage.
+gc.set_threshold(10_000)
 
 # Set these before huggingface_hub is imported, because it reads them once.
 _HOME = tempfile.TemporaryDirectory(prefix="kinopoisk_ft_hub_", ignore_cleanup_errors=True)
@@ -45,6 +47,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
+def _no_garbage_of_another_file() -> None:
+    """Exclude the objects of earlier files from garbage collection, with which trainings start.
+
+    Each collection would soon take half a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _no_store_of_another_file() -> None:
     """Remove the variables that MLflow and the command line leave for later test files.
 
@@ -63,7 +75,25 @@ def _stores_from_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _new_processes_are_forks(_stores_from_a_template: None) -> None:
+def _few_pixels() -> Iterator[None]:
+    """Leave the figures of runs empty, and halve the resolution of those of reports.
+
+    The figures of a run take a third of a second. One run in tests/cli/test_cli_runs.py draws them.
+    """
+    from kinopoisk_ft.reporting.plots import run_plots
+
+    def draw(*given: object) -> None:
+        Path(str(given[-1])).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_confusion", "plot_learning_curve"):
+            patch.setattr(run_plots, name, draw)
+        patch.setattr(run_plots, "DPI", 100)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _new_processes_are_forks(_stores_from_a_template: None, _few_pixels: None) -> None:
     from forks import start_server
 
     start_server()

@@ -11,8 +11,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from forks import CHILDREN
+from hub_child import ask_in_a_fork
 from hub_server import GATED, HubServer
 from huggingface_hub import constants, hf_hub_download, snapshot_download
+from places import HELPERS
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from kinopoisk_ft import hub_access
@@ -22,48 +25,6 @@ from kinopoisk_ft.hub_access import access_hub
 FIX = "give a folder"
 BASE = {"limit": None, "max_length": 8, "empty": "drop"}
 COLUMNS = {"text_column": "text", "label_column": "label", "classes": None}
-
-# Runs in another process, because huggingface_hub reads its environment once. Each argument is a
-# pair in JSON: a class of data and its options, "model" and a name, "offline" and a boolean, or
-# "wait": print the results, wait for a line of input, and ask the hub again.
-# The results are printed as JSON.
-CHECK = """
-import json, sys
-from huggingface_hub import constants
-from kinopoisk_ft.data.hub import HubDataset
-from kinopoisk_ft.data.kinopoisk import Kinopoisk
-from kinopoisk_ft import hub_access
-from kinopoisk_ft.errors import UserError
-from kinopoisk_ft.hub_access import access_hub
-
-def model(name):
-    from transformers import AutoModel, AutoTokenizer
-    with access_hub("model", name, "give model.name=<folder>"):
-        tokens = AutoTokenizer.from_pretrained(name)("да нет")["input_ids"]
-    with access_hub("model", name, "give model.name=<folder>"):
-        return tokens, sum(p.numel() for p in AutoModel.from_pretrained(name).parameters())
-
-def data(kind, options):
-    split = {"Kinopoisk": Kinopoisk, "HubDataset": HubDataset}[kind](**options).load()
-    return split.counts["rows_read"], split.class_names, split.split_digest
-
-results = []
-for kind, argument in map(json.loads, sys.argv[1:]):
-    if kind == "offline":
-        constants.HF_HUB_OFFLINE = argument
-        continue
-    if kind == "wait":
-        print(json.dumps(results), flush=True)
-        input()
-        hub_access._answers.clear()
-        results = []
-        continue
-    try:
-        results.append(model(argument) if kind == "model" else data(kind, argument))
-    except UserError as error:
-        results.append([error.what, error.where, error.fix])
-print(json.dumps(results))
-"""
 
 
 def write_model(folder: Path) -> None:
@@ -98,41 +59,60 @@ def write_data(hub: HubServer) -> None:
     table.to_csv(folder / "old" / "train.csv")
 
 
-def arguments(*checks: tuple[str, Any]) -> list[str]:
-    return [json.dumps(check) for check in checks]
-
-
-WARM = arguments(
+WARM = [
     ("model", "some/bert"),
     ("Kinopoisk", {**BASE, "classes": 2}),
     ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "subset": "ru"}),
     ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "files": "en/*train*"}),
-)
-COLD = arguments(
+]
+COLD = [
     ("model", "other/bert"),
     ("Kinopoisk", {**BASE, "classes": 2, "name": "other/kinopoisk"}),
     ("HubDataset", {**BASE, **COLUMNS, "name": "other/tables"}),
-)
-ODD = arguments(
+]
+ODD = [
     ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables"}),
     ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "subset": "de"}),
     ("HubDataset", {**BASE, **COLUMNS, "name": "some/tables", "revision": "v2"}),
-)
+]
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the results of a process with a hub that answers, without one, and offline."""
+def fork(hub: HubServer, file: Path, checks: list[tuple[str, Any]]) -> None:
+    """Ask the hub in a fork, and write the answers to a file."""
+    args = (hub.url, hub.root / "home", checks, file)
+    process = CHILDREN.Process(target=ask_in_a_fork, args=args)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def interpret(hub: HubServer, file: Path, checks: list[tuple[str, Any]]) -> None:
+    """Do what `fork` does in a new interpreter; huggingface_hub reads its environment once."""
+    code = f"import runpy, sys; sys.path.append({str(HELPERS)!r}); "
+    code += "runpy.run_module('hub_child', run_name='__main__')"
+    process = hub.run(code, json.dumps(checks), str(file))
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
+@pytest.fixture(
+    scope="module", params=[fork, pytest.param(interpret, marks=pytest.mark.slow)],
+    ids=lambda ask: ask.__name__,
+)  # fmt: skip
+def seen(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, Any]:
+    """Return the answers of a hub, and those of its cache without the hub and offline."""
+    ask = request.param
     with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         write_model(hub.repo("some/bert"))
         write_data(hub)
-        dead = [*WARM, *COLD, *arguments(("offline", True)), *WARM, *COLD]
-        process = hub.run(CHECK, *WARM, *COLD, *ODD, *arguments(("wait", None)), *dead)
-        live = json.loads(process.stdout.readline() or "[]")
+        file = hub.root / "answers.json"
+        ask(hub, file, [*WARM, *COLD, *ODD])
+        live = json.loads(file.read_text())
         hub.stop()
-        stdout, stderr = process.communicate("\n", timeout=120)
-        assert process.returncode == 0, stderr
-        later = json.loads(stdout)
+        ask(hub, file, [*WARM, *COLD, ("offline", True), *WARM, *COLD])
+        later = json.loads(file.read_text())
         half = len(later) // 2
         return {"url": hub.url, "live": live, "dead": later[:half], "offline": later[half:]}
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 import tiny
-from command_line import BERT, DATA, SMALL, run
+from command_line import BERT, DATA, SMALL, complete, run
 from command_line import _here as _here
 from command_line import place as place
+from forks import CHILDREN
 from mlflow import MlflowClient
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -23,23 +26,42 @@ from kinopoisk_ft.statistics.calibration import calibration_metrics
 from kinopoisk_ft.tracking.mlflow_names import flat_metrics
 
 
-@pytest.fixture(scope="module")
-def finished(place: Path) -> dict[str, object]:
-    """Return the result of one complete run with a store, in a new process."""
-    env = {**os.environ, "KINOPOISK_FT_CACHE": str(place / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "kinopoisk_ft", *DATA, *SMALL, *BERT, "adapter=lora",
-         "output_dir=first", "result_json=first.json", "seed=3", "tuning_trials=8"],
-        cwd=place, env=env, check=True, capture_output=True, text=True,
+def complete_anew(args: Sequence[str], folder: Path) -> None:
+    """Do what `complete` does in a new interpreter, which takes seconds to import everything."""
+    env = {**os.environ, "KINOPOISK_FT_CACHE": str(folder / "cache")}
+    with (folder / "stdout.txt").open("w") as out, (folder / "stderr.txt").open("w") as err:
+        command = [sys.executable, "-m", "kinopoisk_ft", *args]
+        subprocess.run(command, cwd=folder, env=env, check=True, stdout=out, stderr=err)
+
+
+def complete_in_a_fork(args: Sequence[str], folder: Path) -> None:
+    process = CHILDREN.Process(target=complete, args=(args, folder))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 0, (folder / "stderr.txt").read_text("utf-8")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[complete_in_a_fork, pytest.param(complete_anew, marks=pytest.mark.slow)],
+    ids=["a fork", "a new interpreter"],
+)
+def finished(place: Path, request: pytest.FixtureRequest) -> dict[str, object]:
+    """Return the result of one complete run with a store, in another process."""
+    shutil.rmtree(place / "first", ignore_errors=True)
+    request.param(
+        [*DATA, *SMALL, *BERT, "adapter=lora", "output_dir=first", "result_json=first.json",
+         "seed=3", "tuning_trials=8", "rerun=true"], place,
     )  # fmt: skip
-    assert "Warning: " not in done.stderr
-    assert "mlflow.pyfunc" not in done.stderr
-    assert "test f1_weighted " in done.stdout
-    assert "(always predicting the majority class: 0." in done.stdout
-    assert "kinopoisk-ft predict" in done.stdout
+    out, err = (place / "stdout.txt").read_text("utf-8"), (place / "stderr.txt").read_text("utf-8")
+    assert "Warning: " not in err
+    assert "mlflow.pyfunc" not in err
+    assert "test f1_weighted " in out
+    assert "(always predicting the majority class: 0." in out
+    assert "kinopoisk-ft predict" in out
     # Details are only in the log file.
     details = "names of all trainable parameters"
-    assert details not in done.stdout + done.stderr
+    assert details not in out + err
     assert details in (place / "first" / "run.log").read_text("utf-8")
     result: dict[str, object] = json.loads((place / "first.json").read_text())
     return result

@@ -19,7 +19,7 @@ from kinopoisk_ft.config.prepared import Prepared
 from kinopoisk_ft.config.validate import SETTINGS, prepare
 from kinopoisk_ft.errors import UserError
 
-QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 DEEP = settings(
     max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )

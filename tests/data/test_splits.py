@@ -11,6 +11,7 @@ from composing import compose_config
 from hydra.utils import instantiate
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from quick import quick
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from kinopoisk_ft.data.splits import Parts, Shares, group_rows, split_rows
@@ -55,10 +56,7 @@ def alone(number: int) -> np.ndarray:
     way=st.sampled_from(WAYS),
     folds=st.sampled_from([None, 2, 3]),
 )
-@settings(max_examples=150, deadline=None)
-def test_no_film_and_no_duplicate_on_both_sides(
-    films: list[int], near: list[int], seed: int, way: str, folds: int | None
-) -> None:
+def check_sides(films: list[int], near: list[int], seed: int, way: str, folds: int | None) -> None:
     """Each row is in exactly one part, and groups stay together, for any rows."""
     rng = np.random.default_rng(seed)
     number = len(films)
@@ -80,6 +78,11 @@ def test_no_film_and_no_duplicate_on_both_sides(
     for values in [pd.Series(groups), *([ties[way]] if way in ties else [])]:
         sides = [set(values.iloc[part]) for part in parts]
         assert sum(map(len, sides)) == len(set().union(*sides))
+
+
+@pytest.mark.parametrize("examples", quick([40, 150], 1))
+def test_no_film_and_no_duplicate_on_both_sides(examples: int) -> None:
+    settings(max_examples=examples)(check_sides)()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -112,7 +115,7 @@ def test_random_is_the_studys_with_duplicates_or_without() -> None:
     assert [part.tolist() for part in found] == [train, val, test]
 
 
-@pytest.mark.parametrize("choice", ["data=kinopoisk", "experiment=study_bert_lora"])
+@pytest.mark.parametrize("choice", quick(["experiment=study_bert_lora", "data=kinopoisk"], 1))
 def test_the_studys_sizes_through_the_config(tmp_path: Path, choice: str) -> None:
     """Repeated texts with different labels also stay together."""
     grades = np.random.default_rng(0).choice(["Good", "Bad"], 32_015, p=[0.8, 0.2])

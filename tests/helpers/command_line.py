@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,8 @@ import pytest
 import tiny
 
 from kinopoisk_ft.cli import main
+from kinopoisk_ft.reporting.plots import run_plots
+from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning_curve
 
 DATA = ["data=file", "data.path=reviews.jsonl", "data.text_column=text", "data.label_column=mark"]
 SMALL = [
@@ -51,3 +55,18 @@ def run(*args: str, data: Sequence[str] = DATA) -> int:
         return int(stop.code or 0)
     finally:
         sys.argv = before
+
+
+def complete(args: Sequence[str], folder: Path) -> None:
+    """Run the command line in `folder`, with figures, and write what it prints to two files."""
+    run_plots.plot_confusion, run_plots.plot_learning_curve = plot_confusion, plot_learning_curve
+    os.chdir(folder)
+    os.environ["KINOPOISK_FT_CACHE"] = str(folder / "cache")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with (
+        (folder / "stdout.txt").open("w") as out,
+        (folder / "stderr.txt").open("w") as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        sys.exit(main([*args]))

@@ -41,10 +41,10 @@ from kinopoisk_ft.training.state import State
 
 CASES = [
     ("bert", ("freeze",), 2, ""),
+    ("mamba", ("head",), 3, "last"),
     ("bert", ("head",), 3, "cls"),
     ("bert", ("lora", UPPER), 2, ""),
     ("mamba", ("freeze",), 2, ""),
-    ("mamba", ("head",), 3, "last"),
     ("pooled", ("head",), 3, "mean"),
     ("pooled", ("freeze",), 2, ""),
     ("pooled", ("lora", UPPER), 2, ""),
@@ -96,7 +96,7 @@ def trained(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize(("kind", "adapter", "layer", "pooling"), quick(CASES, 3))
+@pytest.mark.parametrize(("kind", "adapter", "layer", "pooling"), quick(CASES, 2))
 def test_run_equals_the_run_through_the_whole_model(
     kind: str, adapter: tuple[str, ...], layer: int, pooling: str, tmp_path: Path
 ) -> None:
@@ -117,7 +117,7 @@ def test_run_equals_the_run_through_the_whole_model(
     torch.testing.assert_close(through_cache.outputs, through_model.outputs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "pooled", "mamba"])
+@pytest.mark.parametrize("kind", quick(["bert", "pooled", "mamba"], 1))
 def test_half_precision_on_disk_moves_logits_by_a_thousandth(kind: str) -> None:
     _, adapted, cached, tokenizer = apply(kind, "fp16", "freeze")
     test = cached.parts["test"]

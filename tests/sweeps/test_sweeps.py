@@ -87,7 +87,7 @@ def test_a_failed_job_is_reported_and_runs_again(
     ("raised", "code", "status"),
     [
         (KeyboardInterrupt(), 130, "KILLED"),
-        (Stopped(signal.SIGTERM), 143, "KILLED"),
+        pytest.param(Stopped(signal.SIGTERM), 143, "KILLED", marks=pytest.mark.slow),
         (Unforeseen(), None, "FAILED"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

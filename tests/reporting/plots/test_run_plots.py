@@ -9,11 +9,15 @@ import pytest
 from matplotlib.image import imread
 from quick import quick
 
-from kinopoisk_ft.reporting.plots.run_plots import plot_confusion, plot_learning_curve
+from kinopoisk_ft.reporting.plots import run_plots
+from kinopoisk_ft.reporting.plots.run_plots import DPI, plot_confusion, plot_learning_curve
 
 
 @pytest.mark.parametrize("size", quick([15, 2, 6], 1))
-def test_confusion_matrix_picture(size: int, tmp_path: Path) -> None:
+def test_confusion_matrix_picture(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_plots, "DPI", DPI)
     matrix = np.eye(size, dtype=int) * 50 + 1
     # One class has no test rows.
     matrix[0] = 0
