@@ -31,7 +31,7 @@ class Column:
         name: name in CSV and JSON, and in the locale files.
         metric: name of the MLflow metric; empty if equal to `name`.
         kind: number format. Only scores and times are shown with a standard deviation.
-        unit: unit, such as "MB"; empty for pure numbers.
+        unit: unit, such as "MiB"; empty for pure numbers.
         shown_in: the tables that show the column.
         best: whether the maximum or the minimum is the best value; None if no value is marked.
         mark: name of the CSV and JSON column that marks the row with the best value.
@@ -90,7 +90,7 @@ COLUMNS = {
                charged="prefix_test_build_seconds", expected=True),
         Column(TRAINABLE, kind="count", shown_in=MAIN, expected=True),
         Column("total_parameters", kind="count", shown_in=SIZES, expected=True),
-        Column("peak_memory_mb", kind="count", unit="MB", shown_in=SIZES),
+        Column("peak_memory_mb", kind="count", unit="MiB", shown_in=SIZES),
         Column("tokens_per_second", kind="count", shown_in=SIZES),
         Column("characters_seen_share", kind="share", shown_in=SIZES),
         Column("tuning_trials", kind="count", shown_in=SIZES),

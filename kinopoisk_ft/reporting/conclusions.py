@@ -62,14 +62,22 @@ def answer(table: Table, locale: Locale) -> str:
             f"answer_{COSTS[column]}", **parts | {"name": cheapest.name}, best=best.name,
             low=_round(cheapest, locale), a=costs[0], b=costs[1],
         )  # fmt: skip
-    undecided = [name for name, verdict in verdicts.items() if verdict == "undecided"]
+    undecided, worse = (
+        _few([name for name, verdict in verdicts.items() if verdict == one], len(others), locale)
+        for one in ("undecided", "worse")
+    )
     if undecided:
-        names = locale.listed(undecided)
-        if len(undecided) > MOST_NAMED:
-            names = locale("count_of_others", count=len(undecided), total=len(others))
-        return locale("answer_undecided", names=names, **parts)
+        said = [locale("answer_undecided", names=undecided, **parts)]
+        said += [locale("group_worse", names=worse, margin=margin)] if worse else []
+        return " ".join(said)
     known = "unmeasured" if not all(verdicts.values()) else "as_good" if as_good else "worse"
     return locale(f"answer_{known}", **parts)
+
+
+def _few(names: list[str], total: int, locale: Locale) -> str:
+    if len(names) <= MOST_NAMED:
+        return locale.listed(names)
+    return locale("count_of_others", count=len(names), total=total)
 
 
 def _round(row: Row, locale: Locale) -> str:
@@ -118,9 +126,10 @@ def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
     pair, decision = table.comparison.pair(a, b), table.decide(a, b)
     if pair is None or decision is None:
         return locale("verdict_none")
-    found = pair.differences[HEADLINE]
-    low, high = (locale.score(end, signed=True) for end in (found.low, found.high))
-    parts = {"low": low, "high": high, "margin": locale.number(MARGIN, 2)}
+    low, high = (locale.score(end, signed=True) for end in (decision.low, decision.high))
+    # The table of the other pairs has their intervals.
+    bounds = locale("bounds", low=low, high=high) if b == table.learned[0].name else ""
+    parts = {"bounds": bounds, "margin": locale.number(MARGIN, 2)}
     if decision.verdict == "undecided":
         parts["needed"] = _needed(decision, pair, locale)
     return locale(f"verdict_{decision.verdict.replace(' ', '_')}", **parts)
@@ -141,7 +150,8 @@ def _floor(table: Table, locale: Locale) -> list[str]:
         found.append(locale("above_majority", name=best.name, f1=locale.score(floor), delta=delta))
     if not best.is_network and others:
         found.append(locale("tfidf_best"))
-    for row in others:
+    # The sentence `best` is on the first one.
+    for row in others[1:]:
         if not row.is_network:
             against = _difference(table, row, best, locale)
             found.append(locale("tfidf", best=best.name, **_numbers(row, locale), **against))
@@ -193,7 +203,11 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
                 change = locale.percent(a / b)
             parts = {"a": locale.value(a, column), "b": locale.value(b, column)}
             facts.append(locale(f"fact_{name}", change=change, **parts))
-    facts.append(locale("fact_f1", **_difference(table, row, other, locale)))
+    found = _difference(table, row, other, locale)
+    if row is table.learned[0]:
+        # The verdict on this pair is the one on the other row, which other sentences contain.
+        found["verdict"] = ""
+    facts.append(locale("fact_f1", **found))
     return "; ".join(facts)
 
 
@@ -211,11 +225,14 @@ def _mamba(table: Table, locale: Locale) -> list[str]:
 
 def _leakage(table: Table, locale: Locale) -> list[str]:
     found, said = table.leakage, []
-    if {"leakage_films_share", "leakage_film_guess_accuracy"} <= found.keys():
+    # Without shared films, a film has no training labels, and the guess is the majority class.
+    if found.get("leakage_films_share") and "leakage_film_guess_accuracy" in found:
         share = locale.percent(found["leakage_films_share"])
         guess = locale.score(found["leakage_film_guess_accuracy"])
         majority = locale.score(found["leakage_majority_accuracy"])
         said.append(locale("leakage_said", share=share, guess=guess, majority=majority))
+    if authors := found.get("leakage_authors_share"):
+        said.append(locale("leakage_authors_said", share=locale.percent(authors)))
     for row in table.rows:
         count, part = row.pretrained_on_test or (0, 0)
         if count:

@@ -10,14 +10,15 @@ from collections import defaultdict
 import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, MARKS, columns_in
-from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale
+from kinopoisk_ft.reporting.locale import EN_DASH, MINUS, NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, unknown_pretraining, write_mean, write_measured
-from kinopoisk_ft.statistics.bootstrap import ALPHA
+from kinopoisk_ft.reporting.table import Table, write_mean, write_measured
 from kinopoisk_ft.statistics.metrics import headline_first, shown_in
 from kinopoisk_ft.statistics.pairs import Pair
-from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, Slice
+from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, TRUNCATED, Slice
 
+# Keys of the locale for the values `TRUNCATED` of slices.
+CUTS = ("cut_none", "cut_less", "cut_more")
 LEAKAGE_KINDS = ("near_duplicates", "films", "authors")
 
 
@@ -73,12 +74,14 @@ def against_best(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table that compares each row with the best values."""
     rows = []
     for row in table.rows:
-        marks = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
-        rows.append([row.name, *marks, *_distances(row.from_best, locale)])
+        answers = [locale("yes" if row.marked(mark) else "no") for mark in MARKS]
+        rows.append([row.name, *answers, *_distances(row.from_best, locale)])
     distances = _distances(table.majority_from_best, locale)
     rows.append([locale("majority"), *[locale("no")] * len(MARKS), *distances])
-    headings = [locale("approach"), *MARKS, *(locale(f"{name}_from_best") for name in BEST)]
-    return frame_of(headings, rows)
+    marks = [f"{locale.label(name)}: {locale(f'mark_{mark}')}" for mark, name in MARKS.items()]
+    return frame_of(
+        [locale("approach"), *marks, *(locale(f"{name}_from_best") for name in BEST)], rows
+    )
 
 
 def _distances(found: dict[str, float], locale: Locale) -> list[str]:
@@ -88,17 +91,37 @@ def _distances(found: dict[str, float], locale: Locale) -> list[str]:
     ]
 
 
+def from_best(table: Table, locale: Locale) -> pd.DataFrame:
+    """Return the table of differences in weighted F1 from the best approach, with verdicts."""
+    rows = [
+        [
+            f"{one.name} {MINUS} {table.rows[0].name}",
+            locale.estimate(one.interval, signed=True),
+            locale(one.verdict.replace(" ", "_")),
+        ]
+        for one in table.against_best()
+    ]
+    return frame_of([locale("pair"), locale("difference_f1"), locale("verdict")], rows)
+
+
 def differences(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table of differences between pairs of approaches, with intervals and p-values."""
+    """Return the table of differences between approaches, with intervals and p-values.
+
+    Differences with a verdict, which are in the table `from_best`, are left out.
+    """
     headings = [locale("pair")]
     for metric in headline_first(shown_in("differences")):
-        headings += [
-            locale("difference", metric=locale.label(metric.name)),
-            locale("p"),
-            locale("p_holm" if len(headings) > 1 else "significance"),
-        ]
+        name = locale.label(metric.name)
+        headings += [locale(key, metric=name) for key in ("difference", "p", "p_holm")]
     headings += [locale("mcnemar"), locale("mcnemar_holm")]
-    return frame_of(headings, [_difference(pair, locale) for pair in table.comparison.pairs])
+    decided = {frozenset((table.rows[0].name, one.name)) for one in table.against_best()}
+    # Reversed, so that the higher score is subtracted, as in the other table.
+    rows = [
+        _difference(pair.reversed(), locale)
+        for pair in table.comparison.pairs
+        if frozenset((pair.a, pair.b)) not in decided
+    ]
+    return frame_of(headings, rows)
 
 
 def _difference(pair: Pair, locale: Locale) -> list[str]:
@@ -106,11 +129,8 @@ def _difference(pair: Pair, locale: Locale) -> list[str]:
     cells = [name if pair.paired else locale("unpaired_mark", name=name)]
     for metric in headline_first(shown_in("differences")):
         found = pair.differences[metric.name]
-        corrected = locale.p_value(found.p_holm)
-        if len(cells) == 1:
-            key = "significant" if found.p_holm <= ALPHA else "not_significant"
-            corrected = locale(key, p=locale.p_equation(found.p_holm))
-        cells += [locale.estimate(found, signed=True), locale.p_value(found.p), corrected]
+        ps = [locale.p_value(found.p), locale.p_value(found.p_holm)]
+        cells += [locale.estimate(found, signed=True), *ps]
     test = pair.mcnemar
     tested = [locale.p_value(test.p), locale.p_value(test.p_holm)] if test else [NOTHING, NOTHING]
     return [*cells, *tested]
@@ -130,32 +150,43 @@ def slices(table: Table, metric: str, locale: Locale) -> pd.DataFrame:
     found = table.comparison.slices
     names = [row.name for row in table.rows if row.name in found]
     places: dict[tuple[int, float], dict[str, Slice]] = defaultdict(dict)
+    values: dict[str, set[str]] = defaultdict(set)
     for name in names:
         for one in found[name]:
             places[one.place][name] = one
+            values[one.by].add(one.value)
     rows = []
     for _, here in sorted(places.items()):
+        first = next(iter(here.values()))
+        # The only slice of its kind is the whole test set.
+        if len(values[first.by]) == 1:
+            continue
         counts = sorted({one.n for one in here.values()})
         cells = [
             locale.estimate(here[name].scores[metric], digits=3) if name in here else NOTHING
             for name in names
         ]
-        first = next(iter(here.values()))
-        rows.append([_slice_name(first, locale), _counts(counts, locale), *cells])
+        # Models that truncate differently have slices of different sizes.
+        rows.append([_slice_name(first, locale), _range(counts, locale), *cells])
     return frame_of([locale("slice"), locale("reviews"), *names], rows)
 
 
 def _slice_name(one: Slice, locale: Locale) -> str:
     if one.by == "grade10" and one.value == NO_GRADE:
         return locale("no_grade")
-    shown = locale(one.value) if one.value in SEEN else locale.range(one.value)
+    if one.by == "truncated":
+        key = CUTS[TRUNCATED.index(one.value)]
+        shown = locale(key, half=locale.percent(0.5)) if key != CUTS[0] else locale(key)
+    elif one.value in SEEN:
+        shown = locale(one.value)
+    else:
+        shown = _range([int(end) for end in one.value.split("-")], locale)
     return f"{locale(f'by_{one.by}')}: {shown}"
 
 
-def _counts(counts: list[int], locale: Locale) -> str:
-    # Models that truncate differently have slices of different sizes.
-    ends = dict.fromkeys((counts[0], counts[-1]))
-    return locale.range("-".join(locale.number(n, 0) for n in ends))
+def _range(numbers: list[int], locale: Locale) -> str:
+    ends = dict.fromkeys((numbers[0], numbers[-1]))
+    return EN_DASH.join(locale.number(n, 0) for n in ends)
 
 
 def leakage(table: Table, locale: Locale) -> pd.DataFrame:
@@ -170,26 +201,11 @@ def leakage(table: Table, locale: Locale) -> pd.DataFrame:
         for kind in LEAKAGE_KINDS
         if f"leakage_{kind}_share" in found and f"leakage_{kind}" in found
     ]
-    if "leakage_film_guess_accuracy" in found:
-        majority = locale.score(found["leakage_majority_accuracy"])
-        guess = locale.score(found["leakage_film_guess_accuracy"])
-        rows.append([locale("leakage_film_guess", majority=majority), guess, ""])
-    rows += _pretraining(table, locale)
+    rows += [
+        [locale("pretraining", names=row.name), locale.number(used[0], 0), locale.percent(used[1])]
+        for row in table.rows
+        if (used := row.pretrained_on_test) and used[0]
+    ]
     return frame_of(
         [locale("leakage_what"), locale("leakage_shared"), locale("leakage_share")], rows
     )
-
-
-def _pretraining(table: Table, locale: Locale) -> list[list[str]]:
-    rows = [
-        [
-            locale("pretraining", names=row.name),
-            locale.number(found[0], 0),
-            locale.percent(found[1]),
-        ]
-        for row in table.rows
-        if (found := row.pretrained_on_test) and found[0]
-    ]
-    if names := unknown_pretraining(table):
-        rows.append([locale("pretraining", names=locale.listed(names)), locale("unknown"), ""])
-    return rows

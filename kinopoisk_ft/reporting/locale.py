@@ -90,10 +90,6 @@ class Locale:
         value = self.number(SMALLEST_P if small else p, 3)
         return self("p_less" if small else "p_equals", value=value)
 
-    def range(self, text: str) -> str:
-        """Replace the hyphen of a range, such as "213-540", with an en dash."""
-        return text.replace("-", EN_DASH)
-
     def seconds(self, value: float, *, signed: bool = False) -> str:
         """Format a time in seconds."""
         return self.number(value, time_digits(value), signed=signed)
@@ -105,6 +101,15 @@ class Locale:
         if column.kind == "share":
             return self.percent(value, signed=signed)
         return self.number(value, column.digits if column.kind == "score" else 0, signed=signed)
+
+    def with_unit(self, value: float, column: Column) -> str:
+        """Format a value of a column with its unit, if it has one."""
+        unit = f"{NO_BREAK_SPACE}{self(f'unit_{column.unit}')}" if column.unit else ""
+        return self.value(value, column) + unit
+
+    def setting(self, value: str) -> str:
+        """Format the value of a setting: truth values in words, others unchanged."""
+        return self({"True": "yes", "False": "no"}[value]) if value in ("True", "False") else value
 
     def brief(self, value: float, column: Column) -> str:
         """Format a value of a column, with a unit such as M if it is a number of parameters."""

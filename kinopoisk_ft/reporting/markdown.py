@@ -9,7 +9,7 @@ import pandas as pd
 from kinopoisk_ft.reporting import frames, label_curves
 from kinopoisk_ft.reporting.columns import BEST
 from kinopoisk_ft.reporting.document import Document, Section, failures
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.table import Table, data_line
 from kinopoisk_ft.statistics.metrics import shown_in
 
@@ -79,7 +79,8 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
     table = section.table
     found = {
         "sizes_table": frames.sizes(table, locale),
-        "differences": frames.differences(table, locale),
+        "differences": frames.from_best(table, locale),
+        "other_pairs": frames.differences(table, locale),
         "calibration": frames.calibration(table, locale),
         **{
             f"slices_{metric.name}": frames.slices(table, metric.name, locale)
@@ -97,7 +98,9 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
 
 def _best_line(table: Table, locale: Locale) -> str:
     written = {
-        name: locale.value(table.best[name], column) if name in table.best else NOTHING
+        name: locale.with_unit(table.best[name], column)
+        if name in table.best
+        else locale("not_recorded")
         for name, column in BEST.items()
     }
     return locale("best_values", **written)

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import COLUMNS, TIME
 from kinopoisk_ft.reporting.folds import FOLD, FOLDS
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
-from kinopoisk_ft.reporting.run_rows import BUDGETS, SETTINGS_IN_NAME, Row, differing_settings
+from kinopoisk_ft.reporting.locale import Locale
+from kinopoisk_ft.reporting.run_rows import (
+    BUDGETS,
+    SETTINGS_IN_NAME,
+    TEXTS,
+    Row,
+    differing_settings,
+)
 from kinopoisk_ft.reporting.runs import Collected
 from kinopoisk_ft.reporting.table import Table, unknown_pretraining
-from kinopoisk_ft.statistics.comparison import Comparison
 from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
+from kinopoisk_ft.statistics.slices import NO_GRADE
 
 # A note warns about an approach whose longest training time exceeds its shortest by this factor. On
 # an idle machine, training times with the same settings differ by only a few percent.
@@ -23,6 +29,8 @@ DOUBTFUL_RATIO = 1.5
 UNEQUAL_SHARE = 0.02
 # If more rows than this have the most common value, a note calls them "the others".
 MOST_NAMED = 3
+# Fewer reviews with a written grade hardly change a score.
+GRADED_SHARE = 0.05
 
 
 def collection_notes(collected: Collected, count: int, locale: Locale) -> list[str]:
@@ -52,15 +60,31 @@ def caveats(table: Table, locale: Locale) -> list[Caveat]:
         key = "one_seed" if len(single) == len(table.rows) else "one_seed_for"
         names = locale.listed(single)
         found.append(Caveat(locale(f"short_{key}", names=names), locale(key, names=names)))
+    if share := _graded_share(table):
+        text = locale("written_grades", share=locale.percent(share))
+        found.append(Caveat(locale("short_written_grades"), text))
     if text := _unequal_texts(table, locale):
         found.append(Caveat(locale("short_unequal_texts"), text))
     differing = differing_settings(table.rows)
     if budgets := [_differs(differing[key], key, locale) for key in differing if key in BUDGETS]:
-        found.append(Caveat(locale("short_unequal_budgets"), " ".join(budgets)))
+        text = " ".join([*budgets, locale("longer_training")])
+        found.append(Caveat(locale("short_unequal_budgets"), text))
     if names := locale.listed([row.name for row in table.rows if not row.learned]):
         text = locale("note_not_learned", names=names)
         found.append(Caveat(locale("short_not_learned", names=names), text))
     return found
+
+
+def _graded_share(table: Table) -> float:
+    """Return the share of test reviews with a grade out of 10 that was not removed, or 0."""
+    if all(row.setting("data.strip_scores") != "False" for row in table.rows):
+        return 0.0
+    for slices in table.comparison.slices.values():
+        counts = {one.value: one.n for one in slices if one.by == "grade10"}
+        if counts:
+            share = 1 - counts.get(NO_GRADE, 0) / sum(counts.values())
+            return share if share >= GRADED_SHARE else 0.0
+    return 0.0
 
 
 def _unequal_texts(table: Table, locale: Locale) -> str:
@@ -69,7 +93,7 @@ def _unequal_texts(table: Table, locale: Locale) -> str:
     if not known or max(known.values()) - min(known.values()) < UNEQUAL_SHARE:
         return ""
     order = sorted(known.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{name} {locale.percent(share)}" for name, share in order)
+    listed = ", ".join(f"{name}: {locale.percent(share)}" for name, share in order)
     return locale("unequal_information", shares=listed)
 
 
@@ -80,6 +104,8 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         notes.append(locale("note_spread"))
     if all(row.is_network for row in table.rows):
         notes.append(locale("note_no_tfidf"))
+    else:
+        notes.append(locale("note_tfidf"))
     if HEADLINE not in table.majority:
         notes.append(locale("note_no_majority"))
     if table.majority_differs:
@@ -90,12 +116,13 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
     random = [row.name for row in networks if row.starts_randomly]
     if 0 < len(random) < len(networks):
         notes.append(locale("note_random_start", names=locale.listed(random)))
-    charged = {column.charged for column in COLUMNS.values() if column.charged}
-    if names := [r.name for r in table.rows if any(charged & set(run.metrics) for run in r.runs)]:
+    if names := [row.name for row in table.rows if _uses_prefix_cache(row)]:
         notes.append(locale("note_owed", names=", ".join(names)))
     if names := unknown_pretraining(table):
         notes.append(locale("note_pretraining_unknown", names=locale.listed(names)))
     notes += _settings(table.rows) + _times(table.rows, locale)
+    if any("peak_memory_mb" in row.values for row in table.rows):
+        notes.append(locale("note_memory"))
     missing: dict[str, list[str]] = defaultdict(list)
     for row in table.rows:
         expected = [column for column in COLUMNS.values() if column.expected]
@@ -103,28 +130,36 @@ def table_notes(table: Table, locale: Locale) -> list[str]:
         missing[", ".join(lacking)].append(row.name)
     for columns, names in missing.items():
         if columns:
-            notes.append(locale("note_missing", columns=columns, names=", ".join(names)))
+            listed = locale("everyone") if len(names) == len(table.rows) else ", ".join(names)
+            notes.append(locale("note_missing", columns=columns, names=listed))
     folds = {row.setting(FOLDS) for row in table.rows if FOLD not in row.first.settings} - {""}
     for count in sorted(folds):
         notes.append(locale("note_folds", count=count))
     if any("temperature" in row.values for row in table.rows):
         notes.append(locale("note_calibration"))
-    return notes + _comparison_notes(table.comparison, locale)
+    return notes + _comparison_notes(table, locale)
 
 
-def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
-    notes = []
+def _uses_prefix_cache(row: Row) -> bool:
+    charged = {column.charged for column in COLUMNS.values() if column.charged}
+    recorded = any(charged & set(run.metrics) for run in row.runs)
+    return recorded or row.setting("trainer.prefix_cache") not in ("", "off")
+
+
+def _comparison_notes(table: Table, locale: Locale) -> list[str]:
+    notes, comparison = [], table.comparison
     if comparison.means:
         notes.append(locale("note_intervals"))
     if comparison.groups:
+        by_author = {row.setting("data.split") for row in table.rows} == {"author"}
         count = locale.listed([str(n) for n in comparison.groups])
-        notes.append(locale("note_groups", count=count))
+        notes.append(locale(f"note_groups_{'author' if by_author else 'film'}", count=count))
     if comparison.pairs:
         notes.append(locale("note_verdicts", margin=locale.number(MARGIN, 2)))
         notes.append(locale("note_pairs"))
     if any(comparison.slices.values()):
         notes.append(locale("note_slices"))
-    if _cut_differently(comparison):
+    if _cut_differently(table):
         notes.append(locale("note_truncated"))
     for problem in comparison.problems:
         key, detail = f"note_{problem.kind}", problem.detail
@@ -139,10 +174,10 @@ def _comparison_notes(comparison: Comparison, locale: Locale) -> list[str]:
     return notes
 
 
-def _cut_differently(comparison: Comparison) -> bool:
+def _cut_differently(table: Table) -> bool:
     sizes = {
         tuple((one.value, one.n) for one in found if one.by == "truncated")
-        for found in comparison.slices.values()
+        for found in table.comparison.slices.values()
     }
     return len(sizes) > 1
 
@@ -150,11 +185,12 @@ def _cut_differently(comparison: Comparison) -> bool:
 def _differs(parts: list[tuple[str, str]], setting: str, locale: Locale) -> str:
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for name, value in parts:
-        names[value or NOTHING][name] = None
+        names[locale.setting(value) or locale("not_set")][name] = None
     groups = {value: ", ".join(named) for value, named in names.items()}
     most = max(names, key=lambda value: len(names[value]))
     if len(names[most]) > MOST_NAMED:
-        groups[most] = locale("others")
+        del groups[most]
+        groups[most] = locale("others" if setting in TEXTS else "other_networks")
     listed = "; ".join(f"{value} ({named})" for value, named in groups.items())
     return locale("note_differs", what=locale(setting), groups=listed)
 

@@ -223,5 +223,6 @@ def _name(approach: str, own: dict[str, str], number: int) -> str:
     # Without its group, model.lr could not be distinguished from trainer.lr.
     if len(set(short.values())) < len(short):
         short = {key: key for key in own}
-    parts = [f"no {short[k]}" if v == "None" else f"{short[k]}={v}" for k, v in own.items()]
-    return f"{approach} ({', '.join(parts)})"
+    # Settings that are not set are left out, so one row may have the plain name of the approach.
+    parts = [f"{short[k]}={v}" for k, v in own.items() if v != "None"]
+    return f"{approach} ({', '.join(parts)})" if parts else approach

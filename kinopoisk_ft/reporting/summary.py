@@ -25,7 +25,7 @@ NAME_WIDTH = 26
 SHOWN = ("quality", "time", "parameters")
 HEADINGS: dict[str, JustifyMethod] = {
     "approach": "left", HEADLINE: "left", "short_train_seconds": "right",
-    "short_trainable_parameters": "right", "short_within": "left",
+    "short_trainable_parameters": "right", "verdict": "left",
 }  # fmt: skip
 # A table without lines except for a rule of ASCII characters below the headings.
 RULE = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)

@@ -214,16 +214,17 @@ def _majority(runs: list[TrainedRun]) -> tuple[dict[str, float], bool]:
 def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
     """Describe the data and the split in one line, with or without the digest of the split."""
     rules = sorted({row.setting("data.split") for row in table.rows} - {""})
-    rule = locale("split_rule", rule=locale.listed(rules)) if rules else ""
-    rows = ", " + write_digest(table, locale) if digest else ""
+    names = [locale.label(f"split_{rule}").removeprefix("split_") for rule in rules]
+    rule = locale("split_rule", rule=locale.listed(names)) if names else ""
+    rows = ", " + locale("test_rows", digest=write_digest(table)) if digest else ""
     limit = locale("limited_to", limit=table.train_limit) if table.train_limit else ""
     name = f"{table.data} {locale('synthetic')}" if table.data == DEMO else table.data
     return locale("data", data=name, rule=rule) + rows + limit
 
 
-def write_digest(table: Table, locale: Locale) -> str:
+def write_digest(table: Table) -> str:
     """Return the start of the digest of the split, which identifies the test reviews."""
-    return locale("test_rows", digest=table.split_digest[:DIGEST_CHARACTERS])
+    return table.split_digest[:DIGEST_CHARACTERS]
 
 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:

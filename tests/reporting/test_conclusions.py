@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from report_rows import one_table, trained
 
+from kinopoisk_ft.reporting import frames
 from kinopoisk_ft.reporting.conclusions import answer, choices, conclusions
 from kinopoisk_ft.reporting.frames import verdicts
 from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
@@ -23,9 +25,9 @@ def recommendations(table: Table) -> list[str]:
 @pytest.mark.parametrize(
     ("skill", "words", "group"),
     [
-        (3.0, "as good within 0.02: 95% interval", "As good within 0.02: bert; of these"),
-        (1.2, "worse by more than 0.02: 95% interval", "Worse by more than 0.02: bert."),
-        (2.8, "undecided at a margin of 0.02: 95% interval", "Undecided: bert."),
+        (3.0, "as good at a margin of 0.02; 95% bounds", "As good at a margin of 0.02: bert; of"),
+        (1.2, "worse by more than 0.02; 95% bounds", "Worse by more than 0.02: bert."),
+        (2.8, "undecided at a margin of 0.02; 95% bounds", "Undecided: bert."),
     ],
 )
 def test_each_verdict_has_its_words(skill: float, words: str, group: str) -> None:
@@ -46,17 +48,48 @@ def test_what_would_decide_is_said() -> None:
         (
             2.0,
             3.0,
-            f"about {pair.reviews} more test reviews or about 2 more seeds are needed",
+            f"about {pair.reviews} more test reviews or about 2 more seeds would decide",
         ),
-        (2.0, None, f"to decide, about {pair.reviews} more test reviews are needed"),
-        (None, 3.0, "to decide, about 2 more seeds are needed"),
+        (2.0, None, f"; about {pair.reviews} more test reviews would decide"),
+        (None, 3.0, "; about 2 more seeds would decide"),
         (None, None, "neither more test reviews nor more seeds alone would decide"),
     ):
         weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
         doubtful = replace(table, decisions={0.02: {"bert": weak}, 0.01: {"bert": weak}})
         assert needed in conclusions(doubtful, EN)[0]
-        assert "do not decide whether its lead over bert is smaller" in answer(doubtful, EN)
+        assert "do not show whether its lead over bert is smaller or larger than 0.02" in answer(
+            doubtful, EN
+        )
         assert "Undecided: bert." in recommendations(doubtful)[-1]
+
+
+def test_one_difference_has_one_interval() -> None:
+    """Verdicts have the bounds of the decision; other pairs have their interval in one table."""
+    skills = {"bert": 3.05, "gru": 2.8, "bert + lora": 2.0}
+    runs = [trained("bert", test_f1_weighted=0.92), trained("gru", test_f1_weighted=0.91),
+            trained("bert", "lora", test_f1_weighted=0.9)]  # fmt: skip
+    table = one_table(*runs, answered={name: [skill] for name, skill in skills.items()})
+    decisions = table.decisions[0.02]
+    said = " ".join([*conclusions(table, EN), *recommendations(table)])
+    low, high = (EN.score(v, signed=True) for v in (decisions["gru"].low, decisions["gru"].high))
+    assert f"95% bounds {low} and {high}" in said
+    known = {(EN.score(d.low, signed=True), EN.score(d.high, signed=True))
+             for d in decisions.values()}  # fmt: skip
+    assert set(re.findall(r"95% bounds (\S+) and ([^\s;)]+)", said)) <= known
+    assert list(frames.differences(table, EN).iloc[:, 0]) == ["bert + LoRA − gru"]
+    assert [row[0] for row in frames.from_best(table, EN).to_numpy()] == [
+        "gru − bert", "bert + LoRA − bert"
+    ]  # fmt: skip
+
+
+def test_films_that_are_not_shared_say_nothing_of_a_guess() -> None:
+    leakage = {"leakage_film_guess_accuracy": 0.68, "leakage_majority_accuracy": 0.68,
+               "leakage_authors_share": 0.26}  # fmt: skip
+    for share, told in ((0.0, False), (0.4, True)):
+        runs = [trained(leakage_films_share=share, **leakage), trained("gru")]
+        said = " ".join(conclusions(one_table(*runs), EN))
+        assert ("most common training label of each film" in said) == told
+        assert "26% of the authors of the test set also wrote training reviews." in said
 
 
 def test_what_has_not_learned_takes_no_part() -> None:
@@ -92,7 +125,7 @@ def test_without_predictions_chance_is_not_measured() -> None:
          "and trains in 50.0\N{NO-BREAK SPACE}s instead of 100.0\N{NO-BREAK SPACE}s."),
         (3.0, 200.0, "Take gru: it has the highest weighted F1, 0.910, and costs least of those"),
         (1.2, 50.0, "Take gru: it has the highest weighted F1, 0.910, and all others are worse by"),
-        (2.8, 50.0, "gru has the highest weighted F1, 0.910, but these data do not decide whether"),
+        (2.8, 50.0, "No approach is recommended: gru has the highest weighted F1, 0.910, but"),
     ],
 )  # fmt: skip
 def test_the_answer_follows_the_verdict(skill: float, seconds: float, said: str) -> None:
@@ -151,4 +184,4 @@ def test_rivals_are_named_without_times() -> None:
     for run in runs:
         run.metrics.pop("train_seconds")
     table = one_table(*runs, answered={"bert": [3.0], "gru": [3.0]})
-    assert recommendations(table)[-1].endswith("As good within 0.02: gru.")
+    assert recommendations(table)[-1].endswith("As good at a margin of 0.02: gru.")

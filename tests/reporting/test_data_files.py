@@ -101,13 +101,14 @@ def test_failed_runs_are_apart_and_not_ranked(study: tuple) -> None:
 
 
 def test_conclusions_follow_from_the_numbers(study: tuple) -> None:
-    said = " ".join(study[1]["tables"][0]["conclusions"])
-    assert "bert 178M + LoRA has the highest weighted F1, 0.9509" in said
+    table = study[1]["tables"][0]
+    said = " ".join([*table["recommendations"], *table["conclusions"]])
+    assert "Best quality: bert 178M + LoRA, weighted F1 0.9509" in said
     assert "TF-IDF trains fastest, in 21.5 s" in said
-    assert "296,450 trainable parameters instead of 177,854,978 (0.17%)" in said
+    assert "296,450 trainable parameters instead of 177,854,978 (0.17% of them)" in said
     assert "Mamba (mamba 129M) against the best other network (bert 178M + LoRA)" in said
     # These runs kept no predictions, so no sentence may claim to know.
-    assert "weighted F1 −0.0264 (not tested" in said
+    assert "difference in weighted F1: −0.0264 (not tested" in said
 
 
 def test_recommendations_for_each_limit(study: tuple) -> None:
@@ -139,7 +140,7 @@ def test_other_test_rows_make_another_table(store: Store, tmp_path: Path) -> Non
         "bert 178M + LoRA (max_length=512)",
         "majority class",
     }
-    assert r"Different maximum tokens per review (data.max\_length): " in text
+    assert r'Different values of "maximum tokens per review (data.max\_length)": ' in text
     pictures = {f"comparison-{i}.{kind}" for i in (1, 2) for kind in ("png", "svg")}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
 

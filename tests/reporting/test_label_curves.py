@@ -58,7 +58,7 @@ def test_each_number_of_labels_has_a_table_with_equal_cost(document: Document) -
     assert [row.name for row in found[0].rows] == ["bert", "TF-IDF"]
     assert [row.name for row in found[2].rows] == ["TF-IDF", "bert"]
     text = as_summary(document, EN)
-    assert "split: film, test rows" in text
+    assert "split by film, test rows" in text
     assert "test rows a, 1000 training labels" in text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from report_rows import one_table, trained
@@ -28,7 +30,7 @@ def test_unequal_budgets_are_said_in_words() -> None:
             locale = Locale(language)
             notes = [*table_notes(table, locale), *(one.text for one in caveats(table, locale))]
             (said,) = [note for note in notes if locale(key) in note]
-            assert f"{value} (gru)" in said
+            assert f"{locale.setting(value)} (gru)" in said
             assert ("TF-IDF" in said) == (key in ("data.strip_scores", "data.max_characters"))
     even = one_table(trained(settings=common), trained("gru", settings=common))
     assert "Different " not in " ".join(table_notes(even, EN))
@@ -46,7 +48,7 @@ def test_rows_that_differ_in_much_get_a_number_and_a_note() -> None:
 def test_notes_name_unequal_devices_and_unequal_data() -> None:
     runs = [trained(), trained("gru", device="cuda", majority_f1_weighted=0.6)]
     notes = " ".join(table_notes(one_table(*runs), EN))
-    assert "Different device: cpu (bert); cuda (gru)." in notes
+    assert 'Different values of "device": cpu (bert); cuda (gru).' in notes
     assert "so the same row numbers stand for different data" in notes
 
 
@@ -86,7 +88,7 @@ def test_a_banner_names_unequal_information(language: str) -> None:
     for run, share in zip(runs, (0.381, 0.385, 1.0), strict=True):
         run.metrics["characters_seen_share"] = share
     said = _texts(one_table(*runs), locale)
-    assert f"TF-IDF {locale.percent(1.0)}, gru {locale.percent(0.385)}" in said
+    assert f"TF-IDF: {locale.percent(1.0)}, gru: {locale.percent(0.385)}" in said
     assert "data.max_characters" in said
     # A difference of less than two points, or no record, is no reason for a warning.
     assert "data.max_characters" not in _texts(one_table(*runs[:2]), locale)
@@ -95,6 +97,32 @@ def test_a_banner_names_unequal_information(language: str) -> None:
 
 def _texts(table: Table, locale: Locale) -> str:
     return " ".join(caveat.text for caveat in caveats(table, locale))
+
+
+@pytest.mark.parametrize("strip", ["False", "True"])
+def test_written_grades_are_a_caveat_if_they_are_in_the_texts(strip: str) -> None:
+    """All reviews of this example have a grade."""
+    run = trained(settings={"data.strip_scores": strip})
+    said = _texts(one_table(run, answered={"bert": [3.0]}), EN)
+    expected = "100% of the test reviews state a grade out of 10"
+    assert (expected in said) == (strip == "False")
+
+
+def test_frozen_layers_that_ran_once_are_named_without_times() -> None:
+    cached = trained("bert", "freeze", settings={"trainer.prefix_cache": "fp16"})
+    plain = trained(settings={"trainer.prefix_cache": "off"})
+    (note,) = [n for n in table_notes(one_table(cached, plain), EN) if "without dropout" in n]
+    assert "computed only once, without dropout: bert + freeze." in note
+
+
+@pytest.mark.parametrize(("split", "group"), [("film", "films"), ("author", "authors")])
+def test_notes_name_the_groups_of_the_split(split: str, group: str) -> None:
+    run = trained(settings={"data.split": split})
+    table = one_table(run, answered={"bert": [3.0]})
+    grouped = replace(table, comparison=replace(table.comparison, groups=(33,)))
+    (note,) = [note for note in table_notes(grouped, EN) if "The split keeps" in note]
+    assert f"33 test {group}" in note
+    assert note.endswith(f"must come from new {group}.")
 
 
 def test_each_caveat_is_said_once() -> None:

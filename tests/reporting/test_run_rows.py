@@ -49,6 +49,13 @@ def test_seeds_are_averaged_within_one_split_and_recipe_alone() -> None:
     ]
 
 
+def test_names_leave_out_what_is_not_set() -> None:
+    limits = ("None", "900")
+    runs = [trained("tfidf", settings={"data.max_characters": limit}) for limit in limits]
+    names = {row.name for row in one_table(*runs).rows}
+    assert names == {"TF-IDF", "TF-IDF (max_characters=900)"}
+
+
 @pytest.mark.parametrize(
     ("run", "name"),
     [

@@ -32,7 +32,7 @@ def test_the_parent_has_the_scores_of_the_best_run(store: Store, tmp_path: Path)
     assert len(client.get_metric_history(store.sweep, "test/f1_weighted")) == 1
     assert parent.data.tags["best_run"].rpartition(" ")[2] in {run.info.run_id for run in children}
     note = parent.data.tags["mlflow.note.content"]
-    assert "F1 weighted" in note
+    assert "weighted F1" in note
     assert "`report/comparison.html`" in note
 
 

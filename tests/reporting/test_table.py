@@ -64,7 +64,7 @@ def test_a_metric_that_a_run_did_not_record_comes_from_its_predictions(answered:
     expected = matthews_corrcoef(run["label"], run["predicted"])
     assert rows.loc["TF-IDF", "mcc"] == pytest.approx(expected)
     assert rows.loc["TF-IDF", "mcc_low"] < expected < rows.loc["TF-IDF", "mcc_high"]
-    assert "| F1 macro | MCC |" in answered[2]
+    assert "| macro F1 | MCC |" in answered[2]
     assert f"| {expected:.4f} [" in answered[2]
 
 
@@ -91,10 +91,10 @@ def test_sentences_follow_the_intervals(answered: tuple) -> None:
     assert near["low"] < 0 < near["high"]
     assert far["low"] > 0
     best, mamba = whole["conclusions"][0], whole["conclusions"][-1]
-    assert "The next one is bert 178M with a difference of" in best
-    assert "(as good within 0.02: 95% interval from" in best
-    assert "(worse by more than 0.02: 95% interval from" in mamba
-    assert "As good within 0.02: bert 178M; of these and the best," in whole["recommendations"][-1]
+    assert "Second is bert 178M; difference from bert 178M + LoRA: " in best
+    assert "(as good at a margin of 0.02; 95% bounds" in best
+    assert "(worse by more than 0.02; 95% bounds" in mamba
+    assert "As good at a margin of 0.02: bert 178M; of these and" in whole["recommendations"][-1]
     verdicts = {row["approach"]: row["verdict_0.02"] for row in whole["rows"]}
     assert verdicts["bert 178M"] == "as good"
     assert verdicts["mamba 178M"] == "worse"
@@ -126,7 +126,7 @@ def test_calibration_is_a_table(answered: tuple) -> None:
     assert (rows["nll_calibrated"] < rows["nll"]).all()
     assert (rows["temperature"] > 1).all()
     assert "### Calibration" in answered[2]
-    assert "the results above use neither" in answered[2]
+    assert "only the calibration section uses them" in answered[2]
     assert f"{rows.loc['TF-IDF', 'ece']:.4f}" in answered[2]
 
 

@@ -55,7 +55,7 @@ def costs(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFig
         points = [(row.values[column].mean, row.values[HEADLINE].mean) for row in rows]
         said = {
             scatter.name_point(row, table): locale(
-                "alt_point", name=row.name, x=locale.value(x, COLUMNS[column]),
+                "alt_point", name=row.name, x=locale.with_unit(x, COLUMNS[column]),
                 f1=locale.score(y),
             )
             for row, (x, y) in zip(rows, points, strict=True)
@@ -109,6 +109,7 @@ def curves(histories: Histories, stem: str, locale: Locale, looks: Looks) -> lis
     found = []
     for key in run_plots.measured_curves(histories):
         title = locale(f"axis_{key}")
+        title = title[:1].upper() + title[1:]
         alt = locale("alt_curves", title=title, names=locale.listed(list(histories)))
         figure = run_plots.draw_learning_curves(histories, key, locale, looks)
         found.append(PageFigure(title, inline(figure, f"{stem}-curve-{key}", alt)))

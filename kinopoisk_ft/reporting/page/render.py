@@ -26,7 +26,13 @@ from kinopoisk_ft.reporting.page.reproduce import (
 from kinopoisk_ft.reporting.plots.looks import COLOURS, DARK_COLOURS, Looks
 from kinopoisk_ft.reporting.run_files import RunFiles
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, data_line, write_interval, write_mean
+from kinopoisk_ft.reporting.table import (
+    Table,
+    data_line,
+    write_digest,
+    write_interval,
+    write_mean,
+)
 from kinopoisk_ft.statistics.metrics import shown_in
 
 SCRIPT = Path(__file__).parents[1] / "templates" / "page.js"
@@ -112,6 +118,7 @@ def _view(
         "leakage": frames.leakage(table, locale),
         "leakage_p": _leakage_p(data_of(table, files.details), locale),
         "budgets": budgets(table, locale),
+        "digest": write_digest(table),
         "recipes": recipes(table, files.details, locale),
         "study": study_reference(table, locale),
     }  # fmt: skip
@@ -147,7 +154,8 @@ def _majority(table: Table, column: Column, locale: Locale) -> Cell:
 
 
 def _leakage_p(data: dict[str, Any], locale: Locale) -> str:
-    p = data.get("leakage_film_guess_p_value")
-    if p is None or "leakage_film_guess_accuracy" not in data.get("leakage", {}):
+    p, leakage = data.get("leakage_film_guess_p_value"), data.get("leakage", {})
+    # Without shared films, the guess is the majority class.
+    if p is None or not leakage.get("leakage_films"):
         return ""
     return locale("leakage_p", p=locale.p_equation(p))

@@ -21,14 +21,13 @@ from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.run_files import Details
 from kinopoisk_ft.reporting.run_rows import BUDGET, SEARCH, TEXTS, Row
 from kinopoisk_ft.reporting.runs import GROUPS, TrainedRun
-from kinopoisk_ft.reporting.table import Table, write_digest, write_measured
+from kinopoisk_ft.reporting.table import Table, write_measured
 
 COMMAND = re.compile(r"(?:python|torchrun --nproc-per-node \d+) -m kinopoisk_ft(?= |$)")
 # The config group whose options start many runs at once.
 SWEEP = "sweep"
 # The packages whose versions are at the top of the page.
 MAIN = ("kinopoisk-ft", "torch", "transformers")
-MACHINE = ("processor", "cores", "memory_gib", "platform", "python")
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,23 @@ class Recipe:
 
 def budgets(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of training settings, without settings that are empty for all approaches."""
-    keys = (*BUDGET, SEARCH, *TEXTS)
     columns = {
         locale(key): [
-            row.compared(key) if row.is_network or key in TEXTS else "" for row in table.rows
+            locale.setting(row.compared(key)) if _applies(key, row) else "" for row in table.rows
         ]
-        for key in keys
+        for key in (*BUDGET, SEARCH, *TEXTS)
     }
     columns[locale("lr")] = [row.setting("trainer.lr") * row.is_network for row in table.rows]
     known = {heading: cells for heading, cells in columns.items() if any(cells)}
     names = [row.name for row in table.rows]
     rows = [[cell or NOTHING for cell in row] for row in zip(names, *known.values(), strict=True)]
     return frame_of([locale("approach"), *known], rows if known else [])
+
+
+def _applies(key: str, row: Row) -> bool:
+    # The TF-IDF baseline keeps the same part of a review as networks, if a limit is set.
+    cuts = key == "data.truncation" and bool(row.compared("data.max_characters"))
+    return row.is_network or key in TEXTS or cuts
 
 
 def data_of(table: Table, details: Mapping[str, Details]) -> dict[str, Any]:
@@ -88,7 +92,6 @@ def describe_runs(table: Table, details: Mapping[str, Details], locale: Locale) 
         locale.dates(min(days), max(days)) if days else "",
         _all(_hardware(one, locale) for one in environments),
         _all(map(_versions, environments)),
-        write_digest(table, locale),
     ]
     return [fact for fact in facts if fact]
 
@@ -149,9 +152,7 @@ def _facts(row: Row, details: Mapping[str, Details], locale: Locale) -> list[tup
         locale("device"): _all(e.get("device") for e in environments)
         or _all(run.device for run in row.runs),
         locale("precision"): _all(run.precision for run in row.runs),
-        locale("machine"): _all(
-            ", ".join(f"{key} {e[key]}" for key in MACHINE if e.get(key)) for e in environments
-        ),
+        locale("machine"): _all(", ".join(filter(None, _machine(e, locale))) for e in environments),
         locale("versions"): _all(
             ", ".join(f"{name} {v}" for name, v in e.get("packages", {}).items() if v)
             for e in environments
@@ -159,6 +160,18 @@ def _facts(row: Row, details: Mapping[str, Details], locale: Locale) -> list[tup
         locale("run_ids"): _all(run.run_id for run in row.runs),
     }
     return [(name, value or locale("not_recorded")) for name, value in facts.items()]
+
+
+def _machine(environment: dict[str, Any], locale: Locale) -> list[str]:
+    cores, gib = environment.get("cores"), environment.get("memory_gib")
+    python = environment.get("python")
+    return [
+        str(environment.get("processor") or ""),
+        locale("cores", count=cores) if cores else "",
+        locale("memory", gib=locale.plain(float(gib))) if gib else "",
+        str(environment.get("platform") or ""),
+        f"Python {python}" if python else "",
+    ]
 
 
 def _all(values: Iterable[Any]) -> str:
