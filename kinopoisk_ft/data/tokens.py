@@ -117,17 +117,18 @@ def encode(
     Returns:
         The column `input_ids`, and a column for each field of `TextCoverage`.
     """
-    cut = preprocessing.texts(texts)
+    cut, prefix = preprocessing.texts(texts), preprocessing.text_prefix
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
-    whole_counts = iter(_count_tokens(shortened, tokenizer, preprocessing.text_prefix))
+    encodings = (_encode_whole(batch, tokenizer, prefix) for batch in batch_texts(shortened))
+    whole = chain.from_iterable(encoding["input_ids"] for encoding in encodings)
     columns: dict[str, list[Any]] = {"input_ids": [], **{f.name: [] for f in fields(TextCoverage)}}
-    added = sum(count_added_tokens(tokenizer, preprocessing.text_prefix))
+    added = sum(count_added_tokens(tokenizer, prefix))
     rows = _truncate_and_encode(cut, tokenizer, preprocessing)
     for text, part, (ids, seen, count) in zip(texts, cut, rows, strict=True):
         columns["input_ids"].append(ids)
         columns["characters"].append(len(text))
         columns["characters_seen"].append(seen)
-        columns["tokens"].append(count if part == text else next(whole_counts))
+        columns["tokens"].append(count if part == text else len(next(whole)) - added)
         columns["tokens_seen"].append(len(ids) - added)
     return columns
 
@@ -224,12 +225,6 @@ def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None
         return None
     stride, number = preprocessing.window_stride, preprocessing.max_windows
     return Windows.of(room, stride, number, left, right)
-
-
-def _count_tokens(texts: Sequence[str], tokenizer: Any, prefix: str) -> list[int]:
-    added = sum(count_added_tokens(tokenizer, prefix))
-    encodings = (_encode_whole(b, tokenizer, prefix)["input_ids"] for b in batch_texts(texts))
-    return [len(ids) - added for ids in chain.from_iterable(encodings)]
 
 
 def _encode_whole(texts: Sequence[str], tokenizer: Any, prefix: str) -> Any:
