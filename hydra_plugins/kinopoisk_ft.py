@@ -89,14 +89,7 @@ class RayLauncher(EngineLauncher):
 
 @dataclass
 class RayConfig:
-    """The options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml explains them.
-
-    Args:
-        address: a running cluster; None for this machine's cluster, or a new local one.
-        num_cpus: the number of cores and threads of each job.
-        num_gpus: GPUs of each job, may be a fraction; None: 1 if the cluster has GPUs, otherwise 0.
-        max_retries: how often a job is restarted after its process or machine is lost.
-    """
+    """The options of `hydra/launcher=ray`; conf/hydra/launcher/ray.yaml explains them."""
 
     _target_: str = "hydra_plugins.kinopoisk_ft.RayLauncher"
     address: str | None = None

@@ -24,7 +24,7 @@ _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 class _LazyConfig:
-    """Represents all configs of this project in transformers until one of them is read."""
+    """A stand-in for all configs of this project in transformers, until one of them is read."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **options: Any) -> Any:

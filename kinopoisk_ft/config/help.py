@@ -85,7 +85,7 @@ SINGLE_VALUE_KEYS = ("output_dir", "result_json")
 
 
 def build_overview(commands: Mapping[str, str]) -> str:
-    """Return a short text about the commands, {name: description}."""
+    """Return an overview of the commands, which are given as {name: description}."""
     lines = (f"  {name:18} {text}" for name, text in commands.items())
     return OVERVIEW.format(commands="\n".join(lines))
 

@@ -114,7 +114,7 @@ def link_metrics(
     model_id: str,
     metrics: Iterable[tuple[str, float, int, int]],
 ) -> None:
-    """Log the test metrics of a run for its model and its test data, too.
+    """Also log the test metrics of a run for its model and its test data.
 
     Args:
         metrics: (name, value, time in ms, step). MLflow ignores values that the run already has.

@@ -42,7 +42,7 @@ def to_mlflow(name: str) -> str:
 
 
 def from_mlflow(key: str) -> str:
-    """Return the flat name of a metric in MLflow, whether grouped or flat."""
+    """Return the flat name of a metric whose MLflow name is grouped or flat."""
     group, _, rest = key.partition("/")
     if not rest or "/" in rest:
         return key

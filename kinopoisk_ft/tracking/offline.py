@@ -138,7 +138,7 @@ class OfflineTracker(Tracker):
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def dataset(self, context: str, values: dict[str, str]) -> None:
-        """Record a part of the data, under the name of the chosen option of the group data."""
+        """Record a part of the data; its name is the chosen option of the config group `data`."""
         name = self._log.tags.get("data", "data")
         self._log.append("dataset", context=context, values={"name": name, **values})
 
