@@ -112,7 +112,7 @@ def resample_approaches(
 def widening(sizes: np.ndarray) -> float:
     """Return the factor by which to widen an interval if groups are few or of unequal sizes.
 
-    The factor is the quantile of Student's t distribution, divided by that of the normal
+    The factor is a quantile of Student's t distribution, divided by the same quantile of the normal
     distribution. The degrees of freedom are the effective number of groups,
     sum(n)^2 / sum(n^2), minus one (Kish, L. (1965); Carter, A. V. et al. (2017). Asymptotic
     Behavior of a t-Test Robust to Cluster Heterogeneity).

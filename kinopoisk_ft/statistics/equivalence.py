@@ -78,7 +78,7 @@ def _count_more(factor: float | None, count: int) -> int | None:
 def decide_against(
     reference: str, names: Sequence[str], comparison: Comparison, margin: float = MARGIN
 ) -> dict[str, Decision]:
-    """Decide for each approach whether its weighted F1 is as good as that of the reference.
+    """Decide for each approach whether its weighted F1 is as good as the reference's.
 
     Approaches that were not compared with the reference are left out.
     """

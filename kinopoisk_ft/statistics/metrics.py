@@ -148,7 +148,7 @@ METRICS = (
     Metric("brier", None, _brier, lower_is_better=True, shown_in=("calibration",)),
     Metric("nll", None, log_loss_of, lower_is_better=True, unit="nats", shown_in=("calibration",)),
 )  # fmt: skip
-# Metrics that are computed from confusion matrices, also from those of many resamples at once.
+# Metrics that are computed from confusion matrices, also for many resamples at once.
 COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)
 # Matthews correlation coefficient: 0 for the majority class and for random answers.

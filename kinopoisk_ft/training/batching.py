@@ -185,7 +185,8 @@ def depends_on_padding(model: nn.Module) -> bool:
 def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
     # The lengths are in descending order. Padding counts as tokens.
     fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
-    # Find the lowest limit with the fewest micro-batches by bisection: their sizes differ least.
+    # Among the limits with the fewest micro-batches, the lowest one makes their sizes most similar.
+    # Find it by bisection.
     while low < high:
         middle = (low + high) // 2
         if len(_pack_rows(lengths, middle)) <= fewest:

@@ -250,7 +250,7 @@ def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
             root, names = cgroups, V2
         else:
             continue
-        # In a container the path may be that of the host, so that some folders do not exist.
+        # In a container, this may be the path on the host, so that some folders do not exist.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         # The limits of parent cgroups apply as well.
         for depth in range(len(parts), -1, -1):

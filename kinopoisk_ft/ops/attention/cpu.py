@@ -293,7 +293,7 @@ def attend_backward(
     grad_q, grad_k, grad_v = (torch.empty_like(y) for y in (x.q, x.k, x.v))
     buffers = x.allocate_scores(), x.allocate_scores()
     for chunk in x.split_chunks(len(buffers[0])):
-        # `slopes` first contains the gradient of the probabilities, then that of q k^T.
+        # `slopes` first contains the gradient of the probabilities, then the gradient of q k^T.
         scores, slopes = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
         torch.bmm(x.q[chunk], x.k[chunk].transpose(1, 2), out=scores)
         torch.bmm(grad[chunk], x.v[chunk].transpose(1, 2), out=slopes)

@@ -111,6 +111,6 @@ PACKAGE = GpuPackage(
     self_test=SelfTest(reference=_compute_reference, draw=draw, tolerance=2e-2),
     install=_BUILD,
     rebuild=f"FLASH_ATTENTION_FORCE_BUILD=TRUE {_BUILD} --force-reinstall --no-deps --no-cache-dir",
-    # The widths of a head, 32 and 64, are those of common encoders.
+    # The heads of common encoders have a width of 32 or 64.
     sizes=((2, 40, 32), (2, 300, 64)),
 )

@@ -12,7 +12,7 @@ TAPS = range(2, 5)
 
 
 def causal_conv1d_cuda(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Run the kernel of causal-conv1d. Arguments and result are those of `causal_conv1d`."""
+    """Run the kernel of causal-conv1d. See `causal_conv1d` for the arguments."""
     from causal_conv1d import causal_conv1d_fn
 
     # If channels were contiguous, the kernel would need a multiple of 8 of them. With contiguous

@@ -9,7 +9,7 @@ from kinopoisk_ft.ops.self_test import SelfTest
 
 
 def causal_conv1d_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a causal convolution, then SiLU. Arguments and result are those of `causal_conv1d`."""
+    """Apply a causal convolution, then SiLU. See `causal_conv1d` for the arguments."""
     # Zeros before the first step make the convolution causal: (batch, d_inner, width - 1 + length).
     padded = nn.functional.pad(x.transpose(1, 2), (weight.shape[1] - 1, 0))
     out = nn.functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0])

@@ -138,7 +138,7 @@ def scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
 def selective_scan_torch(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
-    """Compute Mamba's scan in chunks. Arguments and result are those of `selective_scan`."""
+    """Compute Mamba's scan in chunks. See `selective_scan` for the arguments."""
     compute = scan_as_graph if torch.compiler.is_exporting() else ChunkedScan.apply
     y: Tensor = compute(u, nn.functional.softplus(delta), A, B, C) + D * u
     return y * nn.functional.silu(z)

@@ -135,7 +135,7 @@ def _step_back(
     # exp(dt_t A), B_t, C_t, dt_t and x_t, where x_t is the inflow. g is the gradient of y_t. r is
     # A log2(e), so grad_d is log2(e) times the gradient of dt_t. m is the index of this step and
     # state in grad_B and grad_C.
-    # grad_h is the gradient of h_t without the part from y_t; the returned one is that of h_{t-1}.
+    # grad_h is the gradient of h_t without the part from y_t. The gradient of h_{t-1} is returned.
     # grad_a is summed over the steps, and grad_x and grad_d over the states.
     # Output of the step: y_t = C_t h_t + ...
     grad_h = g * splat(c) + grad_h

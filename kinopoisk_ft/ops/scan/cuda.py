@@ -11,7 +11,7 @@ from kinopoisk_ft.ops.scan.reference import SELF_TEST
 def selective_scan_cuda(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
-    """Run the kernel of mamba-ssm. Arguments and result are those of `selective_scan`."""
+    """Run the kernel of mamba-ssm. See `selective_scan` for the arguments."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     # The kernel expects time as the last dimension.

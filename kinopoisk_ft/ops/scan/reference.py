@@ -11,7 +11,7 @@ from kinopoisk_ft.ops.self_test import SelfTest
 def selective_scan_reference(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor
 ) -> Tensor:
-    """Compute Mamba's scan step by step. Arguments and result are those of `selective_scan`."""
+    """Compute Mamba's scan step by step. See `selective_scan` for the arguments."""
     dt = nn.functional.softplus(delta)
     # (batch, d_inner, d_state)
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])

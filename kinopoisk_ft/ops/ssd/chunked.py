@@ -203,7 +203,7 @@ def _sum_across_steps(effects: Tensor) -> Tensor:
 
 
 def ssd_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute Mamba-2's scan in chunks. Arguments and result are those of `ssd_reference`."""
+    """Compute Mamba-2's scan in chunks. See `ssd_reference` for the arguments."""
     rows, length = x.shape[:2]
     # An exported graph is the same for every length.
     exporting = torch.compiler.is_exporting()

@@ -14,7 +14,7 @@ CHUNK = 256
 
 
 def ssd_cuda(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Run the kernel of mamba-ssm. Arguments and result are those of `ssd_reference`."""
+    """Run the kernel of mamba-ssm. See `ssd_reference` for the arguments."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     y: Tensor = mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size=CHUNK)

@@ -78,7 +78,7 @@ def _compute_steps(
         dt = dt + dt_bias
     if dt_softplus:
         dt = nn.functional.softplus(dt)
-    # The limits are those of Mamba-2's config. The default limits have no effect.
+    # The config of a Mamba-2 model sets the limits. The default limits have no effect.
     return dt if dt_limit == (0.0, float("inf")) else dt.clamp(*dt_limit)
 
 
