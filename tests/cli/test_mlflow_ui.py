@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made.sweep = json.loads((folder / "sweep" / "jobs" / "parent.json").read_text())
-    report(made, folder / "report", f"parent={made.sweep}")
+    report(made, folder / "report", f"parent={made.sweep}", figures=True)
     return made
 
 

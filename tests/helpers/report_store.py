@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from scipy.special import expit
@@ -182,9 +184,24 @@ def unpadded(markdown: Path) -> str:
     return re.sub(" +", " ", markdown.read_text(encoding="utf-8"))
 
 
-def report(store: Store, output: Path, *args: str) -> tuple[pd.DataFrame, dict, str]:
-    """Run the command; return the CSV, the JSON, and the Markdown without padding in cells."""
-    assert main(["--uri", store.uri, f"output={output}", *args]) == 0
+def _save_nothing(_: Figure, folder: Path, stem: str) -> list[Path]:
+    paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def report(
+    store: Store, output: Path, *args: str, figures: bool = False
+) -> tuple[pd.DataFrame, dict, str]:
+    """Run the command; return the CSV, the JSON, and the Markdown without padding in cells.
+
+    Without `figures`, their files are empty, because each takes half a second.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr("kinopoisk_ft.reporting.output.save_both", _save_nothing)
+        assert main(["--uri", store.uri, f"output={output}", *args]) == 0
     text = unpadded(output / "comparison.md")
     whole = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
     return pd.read_csv(output / "comparison.csv", dtype={"split_digest": str}), whole, text

@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             store.client.set_tag(run_id, key, name if key != "data" else NAMES[0])
         store.client.log_batch(run_id, params=[Param("adapter.nice", name)])
     output = folder / "report"
-    report(store, output, "--experiment", f"evil {SCRIPT} | \x1b[31m")
+    report(store, output, "--experiment", f"evil {SCRIPT} | \x1b[31m", figures=True)
     return output, name
 
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answered(store: Store, folder: Path) -> tuple:
-    return report(store, folder, "experiment=answered")
+    return report(store, folder, "experiment=answered", figures=True)
 
 
 @pytest.fixture(scope="session")
