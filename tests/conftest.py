@@ -32,11 +32,16 @@ from parsed_configs import parse_once  # noqa: E402
 
 parse_once()
 
-# A busy machine takes longer than the default of 200 ms for an example.
-hypothesis.settings.register_profile("kinopoisk_ft", deadline=None)
-hypothesis.settings.load_profile("kinopoisk_ft")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `make test` try a third of the examples that Hypothesis makes in `make test-all`."""
+    examples = 33 if config.option.markexpr == "not slow" else 100
+    # A busy machine takes longer than the default of 200 ms for an example.
+    hypothesis.settings.register_profile("kinopoisk_ft", deadline=None, max_examples=examples)
+    hypothesis.settings.load_profile("kinopoisk_ft")
 
 
 def pytest_collection_finish() -> None:

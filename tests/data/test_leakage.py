@@ -159,6 +159,7 @@ def test_dropping_near_duplicates_ends_the_leak(tmp_path: Path) -> None:
     assert dropped.leakage.overlaps["near_duplicates"].shared == 0
 
 
+@pytest.mark.slow
 def test_films_of_real_reviews(shared: Path) -> None:
     """Train contains nearly all films of the test set in the random split, and none by film."""
     base: dict[str, Any] = {"limit": None, "classes": 2, "max_length": 8, "empty": "drop"}

@@ -79,6 +79,7 @@ def test_split_has_the_sizes_and_rows_of_scikit_learn() -> None:
     assert test.tolist() == expected_test
 
 
+@pytest.mark.slow
 def test_real_reviews_split_as_a_trainer_user_splits_them(shared: Path) -> None:
     source = shared / "bench" / "peer_hf_trainer.py"
     spec = importlib.util.spec_from_file_location("peer", source)
