@@ -10,7 +10,7 @@ import numpy as np
 import short_fit
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import make
 from torch import nn
@@ -44,7 +44,7 @@ def fit(
     prepare: Callable[[nn.Module], None] = lambda _: None,
     adapter: str = "none",
 ) -> State:
-    cfg = compose_config([*SMALL, "trainer.log_every=1", *overrides])
+    cfg = change_config([*SMALL, "trainer.log_every=1", *overrides])
     trainer = instantiate(cfg.trainer)
     precision, clock = trainer.open(folder)
     # As in a run, some time has passed before training.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from short_fit import Recorder
 from transformers import BertConfig, BertForSequenceClassification
@@ -48,7 +48,7 @@ def train(
 def _fit(
     folder: Path, count: int, length: int, recomputes: str = "false"
 ) -> tuple[State, Recorder]:
-    made = instantiate(compose_config([
+    made = instantiate(change_config([
         "model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu", "trainer.epochs=1",
         f"trainer.batch_size={ROWS}", "trainer.log_every=1",
         f"trainer.gradient_checkpointing={recomputes}",

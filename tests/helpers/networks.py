@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from quick import quick
 
@@ -41,7 +41,7 @@ def adapter_overrides(name: str) -> list[str]:
 
 def make(kind: str, adapter: str = "none", *more: str) -> tuple[Any, Any, Network, Any]:
     """Make the recipe, adapter, network and tokenizer as a run does."""
-    cfg = compose_config([*model_overrides(kind), *adapter_overrides(adapter), *more])
+    cfg = change_config([*model_overrides(kind), *adapter_overrides(adapter), *more])
     recipe, made = instantiate(cfg.model), instantiate(cfg.adapter)
     tokenizer = recipe.load_tokenizer(tiny.reviews(64)[0])
     return recipe, made, recipe.build(NAMES, tokenizer), tokenizer

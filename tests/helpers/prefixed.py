@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
 from omegaconf import DictConfig
@@ -28,7 +28,7 @@ UPPER = "+adapter.config.layers_to_transform=[2]"
 
 @functools.cache
 def config(*overrides: str) -> DictConfig:
-    return compose_config(overrides)
+    return change_config(overrides)
 
 
 def examples(tokenizer: Any, count: int, seed: int) -> Examples:

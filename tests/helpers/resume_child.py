@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import NAMES, adapter_overrides, model_overrides
 
@@ -118,7 +118,7 @@ def _train(folder: Path, kind: str, adapter: str, more: Sequence[str]) -> None:
     pretrains = adapter == "pretrain"
     overrides = [*model_overrides(kind), *adapter_overrides("none" if pretrains else adapter)]
     loss = ["trainer.best_metric=loss"] if pretrains else []
-    cfg = compose_config([*overrides, *SETTINGS, *loss, *more])
+    cfg = change_config([*overrides, *SETTINGS, *loss, *more])
     recipe, trainer = instantiate(cfg.model), instantiate(cfg.trainer)
     precision, clock = trainer.open(folder)
     tokenizer = recipe.load_tokenizer(tiny.reviews(64)[0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import make
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def short_fit(
     recorder: Recorder | None = None,
 ) -> tuple[State, Recorder]:
     """Train for 4 steps, on 46 reviews in batches of 12; the last batch is smaller."""
-    trainer: Trainer = instantiate(compose_config([*SHORT, *overrides]).trainer)
+    trainer: Trainer = instantiate(change_config([*SHORT, *overrides]).trainer)
     precision, clock = trainer.open(folder)
     # Mamba has no dropout.
     drops = [f"model.dropout={dropout}"] if "bert" in kind else []

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from architectures import SIZES, checkpoint
-from composing import compose_config
+from composing import change_config, compose_config
 from hydra.utils import instantiate
 from networks import NAMES
 from places import ROOT
@@ -61,7 +61,7 @@ class Made:
 
     def __init__(self, overrides: Iterable[str]) -> None:
         torch.manual_seed(0)
-        cfg = compose_config([*overrides])
+        cfg = change_config([*overrides])
         recipe = instantiate(cfg.model)
         self.tokenizer: Any = recipe.load_tokenizer([])
         self.network: Network = recipe.build(NAMES, self.tokenizer)

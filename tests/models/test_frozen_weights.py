@@ -12,7 +12,7 @@ import prefixed
 import pytest
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config, compose_config
 from hydra.utils import instantiate
 from networks import NAMES, make
 from peft import get_peft_model
@@ -92,7 +92,7 @@ def logits(module: nn.Module, tokenizer: Any) -> Tensor:
 
 
 def build(folder: str, *more: str) -> tuple[Any, Any]:
-    cfg = compose_config(["model=encoder", f"model.name={folder}", "adapter=lora", *more])
+    cfg = change_config(["model=encoder", f"model.name={folder}", "adapter=lora", *more])
     recipe = instantiate(cfg.model)
     tokenizer = recipe.load_tokenizer([])
     torch.manual_seed(0)

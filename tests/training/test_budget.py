@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import make
 from quick import quick
@@ -67,7 +67,7 @@ class Recorder:
 def trainer(*overrides: str) -> Trainer:
     base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu"]
     base += ["trainer.batch_size=8", "trainer.log_every=1", "trainer.lr=1.0", "model.head_lr=null"]
-    made: Trainer = instantiate(compose_config([*base, *overrides]).trainer)
+    made: Trainer = instantiate(change_config([*base, *overrides]).trainer)
     return made
 
 

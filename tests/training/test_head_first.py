@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composing import compose_config
+from composing import change_config, compose_config
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from networks import make
@@ -28,7 +28,7 @@ from kinopoisk_ft.training.state import State
 
 def prepare(kind: str, adapter: str, *overrides: str) -> tuple[State, Examples]:
     """Return the state before the first step, and the train split."""
-    trainer: Trainer = instantiate(compose_config([*SHORT, *overrides]).trainer)
+    trainer: Trainer = instantiate(change_config([*SHORT, *overrides]).trainer)
     precision, clock = trainer.open()
     _, made, network, tokenizer = make(kind, adapter, "+model.reads_windows=false")
     adapted = made.apply(network)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from composing import compose_config
+from composing import change_config
 from hydra.utils import instantiate
 from networks import make
 from torch import nn
@@ -41,7 +41,7 @@ class Recorder:
 
 def trainer(*overrides: str) -> Trainer:
     base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu"]
-    made: Trainer = instantiate(compose_config([*base, *overrides]).trainer)
+    made: Trainer = instantiate(change_config([*base, *overrides]).trainer)
     return made
 
 

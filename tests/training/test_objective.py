@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from composing import compose_config, plain
+from composing import change_config, compose_config, plain
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ LABELS = np.array([0] * 3 + [1] * 19)
 
 def trainer(*overrides: str) -> Trainer:
     base = ["model=bert_scratch", "trainer.precision=fp32", "trainer.device=cpu"]
-    made: Trainer = instantiate(compose_config([*base, *overrides]).trainer)
+    made: Trainer = instantiate(change_config([*base, *overrides]).trainer)
     return made
 
 
