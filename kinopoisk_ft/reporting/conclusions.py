@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kinopoisk_ft.reporting.columns import BEST, COLUMNS, COSTS, TIME, TRAINABLE
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.run_rows import Row, differing_settings
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.equivalence import MARGIN, Decision
@@ -85,7 +85,7 @@ def _round(row: Row, locale: Locale) -> str:
 
 
 def conclusions(table: Table, locale: Locale) -> list[str]:
-    """Return the conclusions from one table, each as one or two sentences."""
+    """Return the conclusions from one table, one or two sentences each."""
     rows = table.learned
     if not rows:
         return [locale("none_learned")]
@@ -106,11 +106,10 @@ def conclusions(table: Table, locale: Locale) -> list[str]:
 
 
 def _numbers(row: Row, locale: Locale) -> dict[str, str]:
-    time = row.mean(TIME)
     return {
         "name": row.name,
         "f1": locale.score(row.values[HEADLINE].mean),
-        "time": NOTHING if time is None else locale.seconds(time),
+        "time": locale.value(row.mean(TIME), COLUMNS[TIME]),
     }
 
 

@@ -24,6 +24,15 @@ from kinopoisk_ft.text import escape_formula
 
 MAJORITY_ROW = "majority class"
 PARAMETERS = ("trainable_parameters", "total_parameters")
+PAIR_FIELDS = (
+    "data", "split_digest", "train_limit", "a", "b", "paired", "same_seeds", "several_seeds",
+    "metric", "difference", "low", "high", "p", "p_holm", "only_a", "only_b", "mcnemar_p",
+    "mcnemar_p_holm",
+)  # fmt: skip
+SLICE_FIELDS = (
+    "data", "split_digest", "train_limit", "approach", "by", "value", "n", "metric", "mean", "low",
+    "high",
+)  # fmt: skip
 SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -48,17 +57,6 @@ def differences_csv(document: Document) -> str:
 def slices_csv(document: Document) -> str:
     """Return CSV with one line per approach, slice and metric."""
     return _csv((line for s in document.sections for line in _slices(s.table)), SLICE_FIELDS)
-
-
-PAIR_FIELDS = (
-    "data", "split_digest", "train_limit", "a", "b", "paired", "same_seeds", "several_seeds",
-    "metric", "difference", "low", "high", "p", "p_holm", "only_a", "only_b", "mcnemar_p",
-    "mcnemar_p_holm",
-)  # fmt: skip
-SLICE_FIELDS = (
-    "data", "split_digest", "train_limit", "approach", "by", "value", "n", "metric", "mean", "low",
-    "high",
-)  # fmt: skip
 
 
 def _csv(lines: Iterable[dict[str, Any]], fields: tuple[str, ...] | None = None) -> str:

@@ -39,10 +39,7 @@ def results(table: Table, locale: Locale) -> pd.DataFrame:
         ]
         for row in table.rows
     ]
-    majority = [
-        locale.value(table.majority[c.name], c) if c.name in table.majority else NOTHING
-        for c in columns
-    ]
+    majority = [locale.value(table.majority.get(c.name), c) for c in columns]
     headings = verdict_headings(table, locale)
     rows.append([locale("majority"), NOTHING, *[NOTHING] * len(headings), *majority])
     return frame_of([locale("approach"), "n", *headings, *map(locale.heading, columns)], rows)
@@ -85,10 +82,7 @@ def against_best(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def _distances(found: dict[str, float], locale: Locale) -> list[str]:
-    return [
-        locale.value(found[name], column, signed=True) if name in found else NOTHING
-        for name, column in BEST.items()
-    ]
+    return [locale.value(found.get(name), column, signed=True) for name, column in BEST.items()]
 
 
 def from_best(table: Table, locale: Locale) -> pd.DataFrame:

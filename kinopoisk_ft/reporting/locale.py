@@ -54,8 +54,13 @@ class Locale:
         label = self.label(column.name)
         return f"{label}, {self(f'unit_{column.unit}')}" if column.unit else label
 
-    def number(self, value: float, digits: int, *, signed: bool = False) -> str:
-        """Format a number with `digits` decimals: 1,234.50 in English, 1 234,50 in Russian."""
+    def number(self, value: float | None, digits: int, *, signed: bool = False) -> str:
+        """Format a number with `digits` decimals: 1,234.50 in English, 1 234,50 in Russian.
+
+        None becomes `NOTHING`.
+        """
+        if value is None:
+            return NOTHING
         text = f"{value:{'+' if signed else ''},.{digits}f}".replace("-", MINUS)
         # A number that rounds to zero has no sign.
         if not float(f"{value:.{digits}f}"):
@@ -94,11 +99,11 @@ class Locale:
         """Format a time in seconds."""
         return self.number(value, time_digits(value), signed=signed)
 
-    def value(self, value: float, column: Column, *, signed: bool = False) -> str:
-        """Format a value in the number format of a column."""
-        if column.kind == "seconds":
+    def value(self, value: float | None, column: Column, *, signed: bool = False) -> str:
+        """Format a value in the number format of a column; None becomes `NOTHING`."""
+        if value is not None and column.kind == "seconds":
             return self.seconds(value, signed=signed)
-        if column.kind == "share":
+        if value is not None and column.kind == "share":
             return self.percent(value, signed=signed)
         return self.number(value, column.digits if column.kind == "score" else 0, signed=signed)
 
@@ -111,9 +116,11 @@ class Locale:
         """Format the value of a setting: truth values in words, others unchanged."""
         return self({"True": "yes", "False": "no"}[value]) if value in ("True", "False") else value
 
-    def brief(self, value: float, column: Column) -> str:
-        """Format a value of a column, with a unit such as M if it is a number of parameters."""
-        return self.short(value) if column.name == TRAINABLE else self.value(value, column)
+    def brief(self, value: float | None, column: Column) -> str:
+        """Format a value like `value`, but write 10 M for ten million parameters."""
+        if value is not None and column.name == TRAINABLE:
+            return self.short(value)
+        return self.value(value, column)
 
     def percent(self, share: float, *, signed: bool = False, digits: int | None = None) -> str:
         """Format a fraction as a percentage.

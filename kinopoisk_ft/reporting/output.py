@@ -91,7 +91,7 @@ def _delete_left_over(folder: Path) -> None:
 def parent_of(runs: Iterable[TrainedRun]) -> str | None:
     """Return the run id of the sweep to which all runs belong, or None."""
     parents = {run.parent for run in runs}
-    return parents.pop() or None if len(parents) == 1 else None
+    return (parents.pop() or None) if len(parents) == 1 else None
 
 
 def log_report(

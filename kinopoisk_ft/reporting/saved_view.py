@@ -56,9 +56,9 @@ def describe_sweep(
 
 def _log_best(client: MlflowClient, parent: str, document: Document) -> None:
     rows = [row for section in document.sections for row in section.table.rows]
-    runs = [run for row in rows for run in row.runs if row.learned]
-    runs = runs or [run for row in rows for run in row.runs]
-    best = max(runs, key=lambda run: run.metrics.get(f"test_{HEADLINE}", 0.0))
+    rows = [row for row in rows if row.learned] or rows
+    runs = [run for row in rows for run in row.runs]
+    best = max(runs, key=lambda run: run.metrics[f"test_{HEADLINE}"])
     known, now = client.get_run(parent).data.metrics, int(time.time() * 1000)
     found = {to_mlflow(name): best.metrics[name] for name in _shown() if name in best.metrics}
     new = [Metric(name, value, now, 0) for name, value in found.items() if known.get(name) != value]

@@ -62,12 +62,11 @@ def _results(table: Table, locale: Locale) -> str:
             locale(key), justify=justify, max_width=width, no_wrap=width is None, overflow="fold"
         )
     for row in table.rows:
-        seconds, trainable = row.mean(TIME), row.mean(TRAINABLE)
-        verdict = table.verdict(row)
+        trainable, verdict = row.mean(TRAINABLE), table.verdict(row)
         shown.add_row(
             row.name,
             _score(table, row, locale),
-            NOTHING if seconds is None else locale.value(seconds, COLUMNS[TIME]),
+            locale.value(row.mean(TIME), COLUMNS[TIME]),
             NOTHING if trainable is None else locale.short(float(f"{trainable:.2g}")),
             locale(verdict) if verdict else NOTHING,
             style="bold" if verdict == "reference" else None,

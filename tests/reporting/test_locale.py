@@ -54,6 +54,7 @@ def test_numbers_as_each_language_writes_them() -> None:
     assert en.percent(0.00167) == "0.17%"
     assert en.percent(-0.311, signed=True) == "−31%"
     assert [en.short(n) for n in (100, 2000, 1_500_000)] == ["100", "2\xa0K", "1.5\xa0M"]
+    assert [en.number(None, 3), en.value(None, COLUMNS["train_seconds"])] == ["-", "-"]
     assert en.listed(["a", "b", "c"]) == "a, b and c"
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from kinopoisk_ft.reporting.columns import COLUMNS
 from kinopoisk_ft.reporting.label_curves import LabelCurves
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots import comparison_plots, run_plots, scatter
 from kinopoisk_ft.reporting.plots.comparison_plots import ERROR
 from kinopoisk_ft.reporting.plots.looks import COLOURS, Looks
@@ -85,10 +85,8 @@ def calibration(table: Table, stem: str, locale: Locale, looks: Looks) -> list[P
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
-            before, after = (
-                NOTHING if value is None else locale.number(value, 3)
-                for value in (row.mean(ERROR), row.mean(f"{ERROR}{CALIBRATED}"))
-            )
+            before = locale.number(row.mean(ERROR), 3)
+            after = locale.number(row.mean(f"{ERROR}{CALIBRATED}"), 3)
             alt = locale("alt_calibration", name=row.name, before=before, after=after)
             figure = comparison_plots.draw_calibration(table, locale, looks, only=row.name)
             found.append(PageFigure(row.name, inline(figure, f"{stem}-calibration-{number}", alt)))

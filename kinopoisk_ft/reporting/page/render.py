@@ -145,12 +145,11 @@ def _majority_line(table: Table, columns: list[Column], locale: Locale) -> tuple
 
 
 def _majority(table: Table, column: Column, locale: Locale) -> Cell:
-    if column.name not in table.majority:
-        return Cell(NOTHING)
-    text, distance = locale.value(table.majority[column.name], column), table.majority_from_best
-    if column.name not in distance:
+    text = locale.value(table.majority.get(column.name), column)
+    distance = table.majority_from_best.get(column.name)
+    if distance is None:
         return Cell(text)
-    return Cell(text, (f"Δ {locale.value(distance[column.name], column, signed=True)}",))
+    return Cell(text, (f"Δ {locale.value(distance, column, signed=True)}",))
 
 
 def _leakage_p(data: dict[str, Any], locale: Locale) -> str:

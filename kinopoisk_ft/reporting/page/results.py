@@ -103,7 +103,7 @@ def results(table: Table, locale: Locale, looks: Looks) -> Bars:
 
 
 def _cell(value: float | None, column: str, locale: Locale) -> Cell:
-    return Cell(NOTHING, "") if value is None else Cell(locale.brief(value, COLUMNS[column]), value)
+    return Cell(locale.brief(value, COLUMNS[column]), "" if value is None else value)
 
 
 def differences(table: Table, locale: Locale, looks: Looks) -> Bars:

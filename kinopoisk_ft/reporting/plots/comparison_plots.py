@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from kinopoisk_ft.reporting.label_curves import LabelCurves
-from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.locale import Locale
 from kinopoisk_ft.reporting.plots.looks import Looks
 from kinopoisk_ft.reporting.plots.run_plots import (
     FONT,
@@ -112,11 +112,8 @@ def _curve(axes: Axes, bins: list[Bin], colour: str, label: str) -> None:
 
 
 def _label(key: str, row: Row, column: str, locale: Locale) -> str:
-    ece, temperature = (
-        NOTHING if value is None else locale.number(value, 3)
-        for value in (row.mean(column), row.mean("temperature"))
-    )
-    return locale(key, ece=ece, temperature=temperature)
+    temperature = locale.number(row.mean("temperature"), 3)
+    return locale(key, ece=locale.number(row.mean(column), 3), temperature=temperature)
 
 
 def draw_label_curves(
