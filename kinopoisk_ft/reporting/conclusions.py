@@ -149,7 +149,7 @@ def _floor(table: Table, locale: Locale) -> list[str]:
         found.append(locale("above_majority", name=best.name, f1=locale.score(floor), delta=delta))
     if not best.is_network and others:
         found.append(locale("tfidf_best"))
-    # The sentence `best` is on the first one.
+    # The sentence `best` describes the first of them.
     for row in others[1:]:
         if not row.is_network:
             against = _difference(table, row, best, locale)
@@ -204,7 +204,7 @@ def _facts(table: Table, row: Row, other: Row, columns: tuple[str, ...], locale:
             facts.append(locale(f"fact_{name}", change=change, **parts))
     found = _difference(table, row, other, locale)
     if row is table.learned[0]:
-        # The verdict on this pair is the one on the other row, which other sentences contain.
+        # Other sentences contain the verdict on this pair.
         found["verdict"] = ""
     facts.append(locale("fact_f1", **found))
     return "; ".join(facts)

@@ -76,9 +76,8 @@ def against_best(table: Table, locale: Locale) -> pd.DataFrame:
     distances = _distances(table.majority_from_best, locale)
     rows.append([locale("majority"), *[locale("no")] * len(MARKS), *distances])
     marks = [f"{locale.label(name)}: {locale(f'mark_{mark}')}" for mark, name in MARKS.items()]
-    return frame_of(
-        [locale("approach"), *marks, *(locale(f"{name}_from_best") for name in BEST)], rows
-    )
+    headings = [locale("approach"), *marks, *(locale(f"{name}_from_best") for name in BEST)]
+    return frame_of(headings, rows)
 
 
 def _distances(found: dict[str, float], locale: Locale) -> list[str]:
@@ -91,7 +90,7 @@ def from_best(table: Table, locale: Locale) -> pd.DataFrame:
         [
             f"{one.name} {MINUS} {table.rows[0].name}",
             locale.estimate(one.interval, signed=True),
-            locale(one.verdict.replace(" ", "_")),
+            locale(one.verdict),
         ]
         for one in table.against_best()
     ]
@@ -169,8 +168,7 @@ def _slice_name(one: Slice, locale: Locale) -> str:
     if one.by == "grade10" and one.value == NO_GRADE:
         return locale("no_grade")
     if one.by == "truncated":
-        key = CUTS[TRUNCATED.index(one.value)]
-        shown = locale(key, half=locale.percent(0.5)) if key != CUTS[0] else locale(key)
+        shown = locale(CUTS[TRUNCATED.index(one.value)], half=locale.percent(0.5))
     elif one.value in SEEN:
         shown = locale(one.value)
     else:

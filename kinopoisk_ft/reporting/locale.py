@@ -113,8 +113,8 @@ class Locale:
         return self.value(value, column) + unit
 
     def setting(self, value: str) -> str:
-        """Format the value of a setting: truth values in words, others unchanged."""
-        return self({"True": "yes", "False": "no"}[value]) if value in ("True", "False") else value
+        """Format the value of a setting: "True" and "False" in words, others unchanged."""
+        return {"True": self("yes"), "False": self("no")}.get(value, value)
 
     def brief(self, value: float | None, column: Column) -> str:
         """Format a value like `value`, but write 10 M for ten million parameters."""

@@ -97,12 +97,8 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
 
 
 def _best_line(table: Table, locale: Locale) -> str:
-    written = {
-        name: locale.with_unit(table.best[name], column)
-        if name in table.best
-        else locale("not_recorded")
-        for name, column in BEST.items()
-    }
+    written = dict.fromkeys(BEST, locale("not_recorded"))
+    written |= {name: locale.with_unit(best, BEST[name]) for name, best in table.best.items()}
     return locale("best_values", **written)
 
 
