@@ -75,11 +75,11 @@ def _compare(arguments: Sequence[str], margin: float | None, reference: str | No
         if (pair := found.pair(name, best)) is None:
             rows.append([*row, "", "reference", ""])
             continue
-        difference = pair.differences[HEADLINE]
-        row.append(f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]")
-        rows.append([*row, decisions[name].verdict, strict[name].verdict])
-        if decisions[name].verdict == "undecided":
-            needed.append(f"{name}: undecided within {margin:g}; {_needed(decisions[name], pair)}")
+        decision, delta = decisions[name], pair.differences[HEADLINE].mean
+        row.append(f"{delta:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}]")
+        rows.append([*row, decision.verdict, strict[name].verdict])
+        if decision.verdict == "undecided":
+            needed.append(f"{name}: undecided at {margin:g}; {_needed(decision, pair)}")
     return _format(rows, best, margin, needed)
 
 
@@ -98,13 +98,14 @@ def _needed(decision: Decision, pair: Pair) -> str:
 def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) -> str:
     from tabulate import tabulate
 
-    headers = ["approach", "weighted F1", f"minus {best}", f"within {margin:g}",
-               f"within {margin / 2:g}"]  # fmt: skip
+    headers = ["approach", "weighted F1", f"minus {best}", f"at {margin:g}",
+               f"at {margin / 2:g}"]  # fmt: skip
     lines = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
     lines += needed
     lines.append(
-        "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds."
-        "\n'as good' and 'worse' are one-sided tests at 5%, corrected for the number of approaches."
+        "Intervals: 95%, bootstrap over examples (or whole groups) and Student's t over seeds.\n"
+        f"Those of differences are simultaneous one-sided bounds for the verdicts at {margin:g}.\n"
+        "'as good' and 'worse' are one-sided tests at 5%, corrected for the number of approaches."
     )
     return "\n".join(lines)
 

@@ -40,13 +40,16 @@ def test_approaches_get_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{scores[2]:.4f} [" in lines["c"]
     assert "reference" in lines["one"]
     assert lines["c"].split()[-2:] == ["worse", "worse"]
+    # The bounds agree with the verdict at the margin.
+    low, high = map(float, lines["c"].split("[")[2].split("]")[0].split(","))
+    assert low < high <= -0.05
 
 
 def test_a_chosen_reference_and_what_would_decide(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a.csv", "b.parquet", "--reference", "b"]) == 0
     shown = capsys.readouterr().out
     assert "minus b" in shown
-    assert "a: undecided within 0.02; about" in shown
+    assert "a: undecided at 0.02; about" in shown
     assert "more test examples would decide" in shown
 
 
