@@ -1,9 +1,9 @@
 """Run the last block of an encoder only for the first token, if the head reads no other token.
 
 Keys and values are still computed for all tokens. The query, attention output and feed-forward
-layer are computed only for the first token. In a BERT block, keys and values are 2 of the 12
-products with a d_model x d_model matrix per token, so about a sixth of the multiplications remain.
-Logits and gradients do not change.
+layer are computed only for the first token. Per token, a BERT block costs as much as 12 products
+with a d_model x d_model matrix. Keys and values are 2 of them, so about a sixth of the
+multiplications remain. Logits and gradients do not change.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
     """Load a network from a model folder.
 
     Returns:
-        The module (in evaluation mode; in fp32 except for `dtype` of the card), the tokenizer and
-        the card.
+        The module in evaluation mode, the tokenizer, and the card (the content of the folder's
+        kinopoisk_ft.json). Weights are fp32, except those that the card's `dtype` keeps in bf16.
 
     Raises:
         UserError: the folder is damaged or unsafe, or has no card.

@@ -105,7 +105,7 @@ class ScratchMamba(ModelRecipe):
         check_sizes(self, "vocab_size", "d_model", "num_layers", "d_state")
 
     def measure_layers(self) -> tuple[int, int]:
-        """Count the weights of the projections (6 d²); the scan takes a third of their time."""
+        """Count the weights of the projections (6 d²), and 2 d² for the scan, by its time."""
         return self.num_layers, 8 * self.num_layers * self.d_model**2
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:

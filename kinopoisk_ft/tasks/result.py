@@ -23,8 +23,8 @@ class Result:
         scores: test scores by metric name; empty for pretraining.
         objective: best validation value of `trainer.best_metric`.
         warning: the reason why the scores must not be compared; "" if there is none.
-        majority: the metric HEADLINE of always predicting the majority class; it is shown, but not
-            saved.
+        majority: weighted F1 of a classifier that always predicts the majority class; shown, but
+            not saved.
     """
 
     scores: dict[str, float]

@@ -97,7 +97,7 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
                 f"the run was recorded on another machine, for the store {hide_password(own)}; "
-                "it is not sent there without --uri, because a stranger may have chosen this store",
+                "somebody else may have written this address, so it is used only with --uri",
                 fix="pass --uri <uri> with this store, or with another one that you trust",
             )
         uri = own
