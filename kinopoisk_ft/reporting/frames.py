@@ -10,9 +10,9 @@ from collections import defaultdict
 import pandas as pd
 
 from kinopoisk_ft.reporting.columns import BEST, MARKS, columns_in
-from kinopoisk_ft.reporting.locale import EN_DASH, MINUS, NOTHING, Locale
+from kinopoisk_ft.reporting.locale import EN_DASH, NOTHING, Locale
 from kinopoisk_ft.reporting.run_rows import Row
-from kinopoisk_ft.reporting.table import Table, write_mean, write_measured
+from kinopoisk_ft.reporting.table import Table, write_mean, write_measured, write_pair
 from kinopoisk_ft.statistics.metrics import headline_first, shown_in
 from kinopoisk_ft.statistics.pairs import Pair
 from kinopoisk_ft.statistics.slices import NO_GRADE, SEEN, TRUNCATED, Slice
@@ -88,7 +88,7 @@ def from_best(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of differences in weighted F1 from the best approach, with verdicts."""
     rows = [
         [
-            f"{one.name} {MINUS} {table.rows[0].name}",
+            write_pair(one.name, table.rows[0].name, one.paired, locale),
             locale.estimate(one.interval, signed=True),
             locale(one.verdict),
         ]
@@ -118,8 +118,7 @@ def differences(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def _difference(pair: Pair, locale: Locale) -> list[str]:
-    name = f"{pair.a} {MINUS} {pair.b}"
-    cells = [name if pair.paired else locale("unpaired_mark", name=name)]
+    cells = [write_pair(pair.a, pair.b, pair.paired, locale)]
     for metric in headline_first(shown_in("differences")):
         found = pair.differences[metric.name]
         ps = [locale.p_value(found.p), locale.p_value(found.p_holm)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kinopoisk_ft.reporting.columns import BEST, MAJORITY, Column
-from kinopoisk_ft.reporting.locale import NOTHING, Locale, time_digits
+from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale, time_digits
 from kinopoisk_ft.reporting.run_rows import Row, rows_of
 from kinopoisk_ft.reporting.runs import TrainedRun
 from kinopoisk_ft.statistics.bootstrap import Interval
@@ -32,12 +32,13 @@ class Against:
     """The difference of an approach from the best one in weighted F1.
 
     The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` is a key
-    of the locale; see `Table.verdict`.
+    of the locale; see `Table.verdict`. `paired` is False if the test reviews differ.
     """
 
     name: str
     interval: Interval
     verdict: str
+    paired: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class Table:
             if decision and pair:
                 mean = pair.differences[HEADLINE].mean
                 interval = Interval(mean, decision.low, decision.high)
-                found.append(Against(row.name, interval, self.verdict(row)))
+                found.append(Against(row.name, interval, self.verdict(row), pair.paired))
         return found
 
     @property
@@ -225,6 +226,12 @@ def data_line(table: Table, locale: Locale, *, digest: bool = True) -> str:
 def write_digest(table: Table) -> str:
     """Return the start of the digest of the split, which identifies the test reviews."""
     return table.split_digest[:DIGEST_CHARACTERS]
+
+
+def write_pair(a: str, b: str, paired: bool, locale: Locale) -> str:
+    """Format the difference of two approaches, with a mark if their test reviews differ."""
+    name = f"{a} {MINUS} {b}"
+    return name if paired else locale("unpaired_mark", name=name)
 
 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:

@@ -176,9 +176,9 @@ def test_calibration_has_a_panel_an_approach(table: Table) -> None:
 def test_other_rows_are_compared_unpaired_with_a_note(store: Store, tmp_path: Path) -> None:
     _, whole, text = report(store, tmp_path, "experiment=mixed rows")
     notes = " ".join(whole["tables"][0]["notes"])
-    assert "bert 178M and mamba 178M: not the same test reviews (other rows)" in notes
-    assert "tfidf: no predictions.parquet (seeds 0)" in notes
+    assert "bert and mamba: not the same test reviews (different rows)" in notes
+    assert "TF-IDF: no predictions.parquet (seeds 0)" in notes
     (pair,) = whole["tables"][0]["comparison"]["pairs"]
     assert pair["paired"] is False
     assert pair["mcnemar"] is None
-    assert "mamba 178M (unpaired)" in text
+    assert "mamba − bert (unpaired)" in text

@@ -152,7 +152,7 @@ def _facts(row: Row, details: Mapping[str, Details], locale: Locale) -> list[tup
         locale("device"): _all(e.get("device") for e in environments)
         or _all(run.device for run in row.runs),
         locale("precision"): _all(run.precision for run in row.runs),
-        locale("machine"): _all(", ".join(filter(None, _machine(e, locale))) for e in environments),
+        locale("machine"): _all(_machine(e, locale) for e in environments),
         locale("versions"): _all(
             ", ".join(f"{name} {v}" for name, v in e.get("packages", {}).items() if v)
             for e in environments
@@ -162,16 +162,17 @@ def _facts(row: Row, details: Mapping[str, Details], locale: Locale) -> list[tup
     return [(name, value or locale("not_recorded")) for name, value in facts.items()]
 
 
-def _machine(environment: dict[str, Any], locale: Locale) -> list[str]:
-    cores, gib = environment.get("cores"), environment.get("memory_gib")
-    python = environment.get("python")
-    return [
-        str(environment.get("processor") or ""),
+def _machine(environment: dict[str, Any], locale: Locale) -> str:
+    keys = ("processor", "cores", "memory_gib", "platform", "python")
+    processor, cores, gib, platform, python = (environment.get(key) for key in keys)
+    parts = [
+        processor,
         locale("cores", count=cores) if cores else "",
         locale("memory", gib=locale.plain(float(gib))) if gib else "",
-        str(environment.get("platform") or ""),
+        platform,
         f"Python {python}" if python else "",
     ]
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _all(values: Iterable[Any]) -> str:

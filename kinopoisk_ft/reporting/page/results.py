@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 from kinopoisk_ft.reporting.columns import COLUMNS, TIME, TRAINABLE
-from kinopoisk_ft.reporting.locale import MINUS, NOTHING, Locale
+from kinopoisk_ft.reporting.locale import NOTHING, Locale
 from kinopoisk_ft.reporting.plots import scatter
 from kinopoisk_ft.reporting.plots.looks import Look, Looks
-from kinopoisk_ft.reporting.table import Table
+from kinopoisk_ft.reporting.table import Table, write_pair
 from kinopoisk_ft.statistics.bootstrap import Interval
 from kinopoisk_ft.statistics.equivalence import MARGIN
 from kinopoisk_ft.statistics.metrics import HEADLINE
@@ -118,7 +118,7 @@ def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
             locale.number(interval.mean, 3, signed=True), interval.mean,
             locale.interval(interval, digits=3, signed=True),
         )  # fmt: skip
-        name = f"{one.name} {MINUS} {table.rows[0].name}"
+        name = write_pair(one.name, table.rows[0].name, one.paired, locale)
         lines.append(Line(name, looks[one.name], score, axis.bar(interval), (), one.verdict))
     values = [float(v) for v in MaxNLocator(TICKS).tick_values(axis.low, axis.high)]
     values = [value for value in values if axis.low <= value <= axis.high]
