@@ -77,6 +77,8 @@ def answer(table: Table, locale: Locale) -> str:
 def _few(names: list[str], total: int, locale: Locale) -> str:
     if len(names) <= MOST_NAMED:
         return locale.listed(names)
+    if len(names) == total:
+        return locale("others")
     return locale("count_of_others", count=len(names), total=total)
 
 
@@ -136,7 +138,8 @@ def _verdict(table: Table, a: str, b: str, locale: Locale) -> str:
 
 def _needed(decision: Decision, pair: Pair, locale: Locale) -> str:
     counts = zip(("reviews", "seeds"), decision.count_more(pair), strict=True)
-    known = {name: locale.number(n, 0) for name, n in counts if n is not None}
+    # Two digits, because the estimate is rough.
+    known = {name: locale.number(float(f"{n:.2g}"), 0) for name, n in counts if n is not None}
     return locale("_".join(["needed", *known]), **known)
 
 

@@ -79,7 +79,7 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
     table = section.table
     found = {
         "sizes_table": frames.sizes(table, locale),
-        "differences": frames.from_best(table, locale),
+        "forest_title": frames.from_best(table, locale),
         "other_pairs": frames.differences(table, locale),
         "calibration": frames.calibration(table, locale),
         **{
@@ -91,8 +91,9 @@ def _evidence(section: Section, locale: Locale) -> list[str]:
     parts = []
     for title, frame in found.items():
         parts += _titled(title, frame, locale)
-        if title in section.pictures:
-            parts.append(f"![{locale(title)}]({section.pictures[title]}.png)")
+        picture = "differences" if title == "forest_title" else title
+        if picture in section.pictures:
+            parts.append(f"![{locale(title)}]({section.pictures[picture]}.png)")
     return parts
 
 
