@@ -75,7 +75,7 @@ def test_pads_that_a_model_reads_stay(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.of("train_loss"), expected.of("train_loss"), atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [0, 13])
-def test_a_micro_batch_out_of_range_is_refused(rows: int, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=f"trainer.micro_batch_size={rows}"):
+@pytest.mark.parametrize(("rows", "problem"), [(0, " cannot be 0"), (13, "=13 is larger")])
+def test_a_micro_batch_out_of_range_is_refused(rows: int, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=f"trainer.micro_batch_size{problem}"):
         short_fit(tmp_path, f"trainer.micro_batch_size={rows}")

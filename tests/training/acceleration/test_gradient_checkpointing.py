@@ -217,7 +217,7 @@ PREFIX = ["adapter=lora", "adapter.config._target_=peft.PrefixTuningConfig",
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=tfidf"], "TF-IDF baseline has no layers"),
+        (["model=tfidf"], "TF-IDF has no layers"),
         (["model=bert_scratch", "adapter=head"], "adapter=head freezes all layers"),
         (["model=bert_scratch", *PREFIX], "PrefixTuningConfig does not work with gradient"),
     ],
