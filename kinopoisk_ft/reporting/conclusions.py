@@ -1,4 +1,7 @@
-"""Write the conclusions and recommendations, which leave out approaches that have not learned."""
+"""Write the conclusions and recommendations.
+
+Approaches that failed a check of `tasks.learned` are left out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Choice:
     Args:
         limit: the scarce resource ("time", "parameters" or "memory"), or "quality" if the
             recommendation ignores costs.
-        number: the cost of the approach, or its weighted F1.
+        number: the cost of the approach; if `limit` is "quality", its weighted F1.
         reason: why the approach is recommended, in a few words.
         badge: verdict on the approach; see `Table.verdict`.
     """

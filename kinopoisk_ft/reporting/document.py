@@ -43,7 +43,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The failed runs of one approach with the same cause; see `FailedRun`."""
+    """Failed runs that have the same approach and the same cause; see `FailedRun`."""
 
     approach: str
     kind: str

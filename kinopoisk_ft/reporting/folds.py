@@ -1,6 +1,6 @@
 """Pool the test sets of cross-validation folds.
 
-The pooled test set can give a verdict where a single fold has too few reviews.
+A single fold may have too few test reviews for a verdict.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def pool_folds(collected: Collected, files: RunFiles) -> tuple[Collected, RunFil
     """Replace the runs of a cross-validation, one per fold, by a single run with all test reviews.
 
     Runs stay separate if a fold or its predictions are missing. The single run has the run id of
-    the first fold. Scores of the predicted classes, such as F1, are computed from all test reviews.
-    Counts of leaked reviews are summed over the folds. Other metrics, such as the training time,
-    are averaged. The temperature is left out, because each fold has a different one.
+    the first fold. Metrics that depend only on the predicted classes, such as F1, are computed from
+    all test reviews. Counts of leaked reviews are summed over the folds. Other metrics, such as the
+    training time, are averaged. The calibration temperature is left out, because each fold has a
+    different one.
     """
     trainings: dict[str, dict[int, TrainedRun]] = defaultdict(dict)
     runs = []
@@ -81,7 +82,7 @@ def _combine(name: str, values: list[float]) -> float:
 
 
 def _name_all_folds(command: str, first: TrainedRun) -> str:
-    """Replace the first fold by all folds in a command or in its overrides."""
+    """Change the command or the overrides of the first fold, so that they run all folds."""
     every = ",".join(map(str, range(int(first.settings[FOLDS]))))
     return command.replace(f"{FOLD}={first.settings[FOLD]}", f"-m {FOLD}={every}")
 

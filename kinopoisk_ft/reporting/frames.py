@@ -46,12 +46,12 @@ def results(table: Table, locale: Locale) -> pd.DataFrame:
 
 
 def verdict_headings(table: Table, locale: Locale) -> list[str]:
-    """Return the headings of the columns with verdicts against the best row."""
+    """Return the headings of the columns with verdicts, one for each margin."""
     return [locale("within", margin=locale.number(margin, 2)) for margin in table.decisions]
 
 
 def verdicts(table: Table, row: Row, locale: Locale) -> list[str]:
-    """Return a verdict for each margin: whether a row is as good as the best row."""
+    """Return, for each margin, the verdict on whether a row is as good as the best row."""
     keys = [table.verdict(row, margin) for margin in table.decisions]
     return [locale(key) if key else NOTHING for key in keys]
 
@@ -100,7 +100,7 @@ def from_best(table: Table, locale: Locale) -> pd.DataFrame:
 def differences(table: Table, locale: Locale) -> pd.DataFrame:
     """Return the table of differences between approaches, with intervals and p-values.
 
-    Differences with a verdict, which are in the table `from_best`, are left out.
+    Differences that are in the table `from_best` are left out.
     """
     headings = [locale("pair")]
     for metric in headline_first(shown_in("differences")):

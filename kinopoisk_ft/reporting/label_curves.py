@@ -1,4 +1,4 @@
-"""Show the scores by the number of training labels, and where the curves of approaches cross."""
+"""Show how scores depend on the number of training labels, and where two curves cross."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def scores_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
 
 
 def crossings_frame(found: LabelCurves, locale: Locale) -> pd.DataFrame:
-    """Return the table of how many labels an approach needs to score higher than another one."""
+    """Return the table of crossings: how many labels one approach needs to outscore another one."""
     rows = []
     for crossing in found.crossings:
         low, high = _interval(crossing, found, locale)

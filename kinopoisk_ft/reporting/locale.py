@@ -117,7 +117,7 @@ class Locale:
         return {"True": self("yes"), "False": self("no")}.get(value, value)
 
     def brief(self, value: float | None, column: Column) -> str:
-        """Format a value as `self.value` does, but write 10 M for ten million parameters."""
+        """Format a value like `self.value`, but shorten parameter counts, such as 10 M."""
         if value is not None and column.name == TRAINABLE:
             return self.short(value)
         return self.value(value, column)

@@ -56,8 +56,8 @@ def write_model_card(
     Args:
         out_dir: output folder of the run.
         card: the contents of kinopoisk_ft.json.
-        metrics: the final metrics of the run. Without them, the card has no score of the majority
-            class and no overlap with pretraining texts.
+        metrics: the final metrics of the run. Without them, the card lacks the score of the
+            majority class and the number of test reviews in the pretraining texts.
         warning: the reason why the scores must not be compared; "" if there is none.
     """
     tags = _read_json(out_dir / TAGS) if (out_dir / TAGS).is_file() else {}
@@ -101,7 +101,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return name, 95% interval and score of the majority class for each metric."""
+    """Return the name, the mean with 95% interval, and the majority-class score of each metric."""
     (scored,) = resample_approaches([[found]])
     rows = []
     for metric in headline_first(COUNTED):
@@ -112,7 +112,7 @@ def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, A
 
 
 def _name_data(data: Mapping[str, Any]) -> str:
-    """Return the hub name or file name of the data, or the name of the class that reads them."""
+    """Return the hub name or file name of the data set, or else the name of its Python class."""
     if data.get("path"):
         return shorten_paths(str(data["path"]))
     if data["_target_"] == SYNTHETIC:
@@ -155,7 +155,7 @@ def _make_metadata(
 
 
 def _list_settings(config: Mapping[str, Any], is_network: bool) -> list[tuple[str, str]]:
-    """Return (option, value) of the options that determined how the model was trained."""
+    """Return an (option, value) pair for each option that affected the training."""
     windows = config["data"].get("truncation") == "windows"
     listed = {
         f"data.{name}": config["data"].get(name)

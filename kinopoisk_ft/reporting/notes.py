@@ -54,7 +54,11 @@ class Caveat:
 
 
 def caveats(table: Table, locale: Locale) -> list[Caveat]:
-    """Return the reasons to doubt the comparison: seeds, unequal texts and budgets, not learned."""
+    """Return the reasons to doubt the comparison.
+
+    They concern approaches with one seed, grades in the texts, approaches that read different
+    fractions of the texts, unequal training budgets, and approaches that have not learned.
+    """
     found = []
     if single := [row.name for row in table.rows if len(row.runs) == 1]:
         key = "one_seed" if len(single) == len(table.rows) else "one_seed_for"
@@ -76,7 +80,10 @@ def caveats(table: Table, locale: Locale) -> list[Caveat]:
 
 
 def _graded_share(table: Table) -> float:
-    """Return the share of test reviews with a grade out of 10 that was not removed, or 0."""
+    """Return the share of test reviews whose text contains a grade out of 10.
+
+    The result is 0 if grades were removed from the texts, or if the share is too low to matter.
+    """
     if all(row.setting("data.strip_scores") != "False" for row in table.rows):
         return 0.0
     for slices in table.comparison.slices.values():

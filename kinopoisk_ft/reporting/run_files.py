@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """The records of one run for the HTML page; what was not recorded is empty.
+    """The records of one run for the HTML page. Fields that were not recorded are empty.
 
     Args:
         history: points of the learning curves. Each has `step` (optimizer steps) and one of

@@ -79,7 +79,7 @@ class Row:
 
     @property
     def learned(self) -> bool:
-        """Return whether no run has failed a check of `tasks.learned`."""
+        """True unless a run has failed a check of `tasks.learned`."""
         return not any(run.not_learned for run in self.runs)
 
     @property
@@ -90,10 +90,10 @@ class Row:
 
     @property
     def pretrained_on_test(self) -> tuple[float, float] | None:
-        """Return the number and the fraction of test reviews that were used for pretraining.
+        """The number and the fraction of test reviews that were used for pretraining.
 
-        Both are maxima over the runs. The result is None if they may be too low, because the
-        maximum is 0 and some runs recorded nothing.
+        Both are maxima over the runs. The value is None if this is unknown: some runs recorded
+        nothing, and no run recorded a number above 0.
         """
         keys = ("leakage_pretraining", "leakage_pretraining_share")
         found = [tuple(run.metrics.get(key) for key in keys) for run in self.runs]
@@ -130,7 +130,7 @@ class Row:
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row has the best value of the column with this `Column.mark`."""
+        """Return whether the row has the best value of the column whose `Column.mark` is `mark`."""
         return self.learned and self.from_best.get(MARKS[mark]) == 0
 
 

@@ -197,9 +197,9 @@ def collect(client: MlflowClient, experiment: str, parent: str | None = None) ->
     """Read the training runs of an experiment or of a sweep.
 
     If several runs repeat each other, only the newest is kept. Such runs have the same approach,
-    seed, data and split. In an experiment, they also have the same settings that change how reviews
-    are read (`READ`). In a sweep, which may compare settings of one approach, all their settings
-    are the same.
+    seed, data and split. In a sweep, all their settings must be the same, because a sweep may
+    compare settings of one approach. In an experiment, only the settings in `READ`, which change
+    how reviews are read, must be the same.
 
     Args:
         parent: run id of the sweep. If given, `experiment` is ignored.

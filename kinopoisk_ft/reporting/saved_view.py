@@ -1,4 +1,4 @@
-"""Show a sweep in the MLflow UI: a saved view with columns and charts, and the parent run."""
+"""Show a sweep in the MLflow UI, with a saved view and a description of the parent run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def describe_sweep(
     """Show the result of a sweep in the MLflow UI.
 
     The parent run gets the scores of the best run and a description with the table of results. The
-    experiment gets a saved view. If it has no description yet, it gets one with links to the view.
+    experiment gets a saved view. If the experiment has no description yet, it also gets a
+    description with links to the view.
 
     Args:
         has_files: whether the files of the report are artifacts of the parent run.

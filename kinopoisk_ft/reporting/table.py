@@ -50,9 +50,9 @@ class Table:
         majority: scores of the majority-class baseline, by column.
         majority_differs: True if the runs recorded different scores of this baseline.
         comparison: statistical comparison of the rows. Its approach names are the row names.
-        decisions: whether a row is as good as the first one, by margin and row name. Rows that have
-            not learned are missing. The p-values are corrected for multiple tests over all tables
-            with the same test reviews.
+        decisions: {margin: {row name: decision}}. A decision tells whether the row is as good as
+            the first row. Rows that have not learned are missing. The p-values are corrected for
+            multiple tests over all tables with the same test reviews.
         train_limit: the setting data.train_limit; "" if all reviews of the train split are used.
     """
 
@@ -73,10 +73,10 @@ class Table:
         return [row for row in self.rows if row.learned]
 
     def decide(self, a: str, b: str) -> Decision | None:
-        """Decide whether row a is as good as row b; None if they cannot be compared.
+        """Decide whether row a is as good as row b, or return None if they cannot be compared.
 
-        If b is the best row, this is a decision of `decisions`. Otherwise, it is a single test, and
-        its p-values are not corrected for multiple tests.
+        If b is the best row, the decision is taken from `decisions`. Otherwise, its p-values are
+        not corrected for multiple tests.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]
@@ -119,9 +119,9 @@ class Table:
 
     @property
     def leakage(self) -> dict[str, float]:
-        """Return all metrics of a run that has leakage metrics; {} if no run has them.
+        """All metrics of the first run that recorded leakage, or {} if no run did.
 
-        All runs have the same split, and therefore the same leakage.
+        One run is enough, because all runs have the same split, and therefore the same leakage.
         """
         runs = (run.metrics for row in self.rows for run in row.runs)
         return next((m for m in runs if any(key.startswith("leakage_") for key in m)), {})
@@ -235,7 +235,10 @@ def write_pair(a: str, b: str, paired: bool, locale: Locale) -> str:
 
 
 def write_mean(row: Row, column: Column, locale: Locale) -> str:
-    """Format mean ± standard deviation, or only the mean for one seed, a count or a share."""
+    """Format mean ± standard deviation.
+
+    Only the mean is written if there is one seed, or if the column contains counts or shares.
+    """
     spread = row.values.get(column.name)
     if spread is None:
         return NOTHING

@@ -2,8 +2,9 @@
 
 Efron, B. and Tibshirani, R. (1993). An Introduction to the Bootstrap, chapters 12 to 16.
 
-A cluster bootstrap draws whole films. If there are few films, or if their sizes are very different,
-its percentile intervals are too narrow. Therefore, the intervals are widened (see `widening`).
+If reviews are grouped, for example by film, whole groups are drawn (a cluster bootstrap). With few
+groups, or with groups of very different sizes, the percentile intervals would be too narrow.
+Therefore, they are widened (see `widening`).
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ def percentiles(mean: float, resampled: np.ndarray) -> Interval:
 
 
 def estimate_mean(scores: RunScores) -> Interval:
-    """Return the mean over seeds with its interval for other reviews and other seeds."""
+    """Return the mean over seeds with its 95% interval.
+
+    The interval includes the variance due to the choice of test reviews and of seeds.
+    """
     found = total([(1.0, scores)])
     return percentiles(found.mean, found.resampled)
 
@@ -141,7 +145,8 @@ def estimate_mean(scores: RunScores) -> Interval:
 def p_value(resampled: np.ndarray) -> float:
     """Return the two-sided p-value for the null hypothesis of no difference.
 
-    The test inverts the percentile interval. The smallest possible p-value is 2 / (resamples + 1).
+    The p-value agrees with the percentile interval: it is below 5% if the 95% interval excludes 0.
+    The smallest possible p-value is 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

@@ -87,7 +87,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
-    """Return the threshold that maximizes the headline metric for classes 0 and 1.
+    """Return the threshold that maximizes the headline metric (weighted F1) of a binary classifier.
 
     Class 1 is predicted if its probability is at least the threshold. If several thresholds are
     equally good, the one nearest to 0.5 is returned.

@@ -63,7 +63,8 @@ class Comparison:
         slices: scores on slices of the test set, such as long reviews, by approach name.
         reliability: bins before and after temperature scaling, by approach name.
         absent_slices: columns that could not be used for slices, because no run recorded them.
-        groups: the distinct numbers of groups, such as films, in the test sets.
+        groups: the number of groups, such as films, in the test set. There are several numbers if
+            approaches have different test sets.
     """
 
     means: dict[str, dict[str, Interval]] = field(default_factory=dict)
@@ -109,9 +110,9 @@ class _Scored:
 def compare(approaches: list[Approach]) -> Comparison:
     """Compare all pairs of approaches.
 
-    The runs of two approaches are paired by seed if both have the same seeds, each of them once.
-    `problems` of the result lists approaches that were left out, and pairs that were compared as
-    independent samples or not at all.
+    The runs of two approaches are paired by seed if both approaches have the same test reviews and
+    the same seeds, with one run per seed. The `problems` of the result list the approaches
+    that were left out, and the pairs that were compared as independent samples or not at all.
     """
     usable, problems = _find_usable(approaches)
     _score(usable)

@@ -43,10 +43,12 @@ class Decision:
         p_as_good: p-value for the null hypothesis that the deficit is at least the margin.
         p_worse: p-value for the null hypothesis that the deficit is at most the margin.
         p_equivalent: p-value for the null hypothesis that a and b differ by at least the margin.
-        more_reviews: factor by which the number of test reviews must grow to make a verdict likely,
-            after Holm's correction, if the true difference is equal to the observed one. None if
-            there is a verdict already, or if no realistic number of reviews would be enough.
-        more_seeds: the same factor for the number of seeds, with the same meaning of None.
+        more_reviews: factor by which the number of test reviews must grow to make a verdict likely.
+            It takes Holm's correction into account, and assumes that the true difference is equal
+            to the observed one. None if there is a verdict already, or if no realistic number of
+            reviews would be enough.
+        more_seeds: the factor for the number of seeds. None if there is a verdict already, or if no
+            realistic number of seeds would be enough.
         low, high: simultaneous 95% bounds of a - b, each of them one-sided. They agree with the
             verdict: both are at least -margin if a is as good, both are at most -margin if a is
             worse, and -margin is between them if the verdict is undecided. See `_lower_bounds`.
@@ -62,7 +64,7 @@ class Decision:
     high: float
 
     def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
-        """Return how many additional test reviews, or additional seeds, would be enough.
+        """Return how many more test reviews, or how many more seeds, would make a verdict likely.
 
         Each number is None if its factor, `more_reviews` or `more_seeds`, is None.
         """
@@ -110,12 +112,13 @@ def decide_together(
 
 
 def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[Decision]:
-    """Decide for each of several approaches a whether it is as good as b.
+    """Decide, for each difference a - b, whether approach a is as good as approach b.
 
-    The p-values of each of the two tests are corrected over all differences (Holm, S., 1979).
+    The p-values are corrected over all differences (Holm, S., 1979). The correction of `p_as_good`
+    is separate from that of `p_worse`.
 
     Args:
-        differences: a - b in the same metric for each a.
+        differences: the differences a - b, all in the same metric.
         margin: the smallest deficit that matters, for example 0.02.
     """
     if not differences:
@@ -156,15 +159,19 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
 def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: float) -> list[float]:
     """Return simultaneous lower 95% bounds that agree with Holm's tests.
 
-    Each test has the null hypothesis that a difference is at most `edge`. The probability that all
-    bounds hold is 95%. If k hypotheses are not rejected, the bounds of their differences have the
-    level 5% / k, so they are not above the edge. The other bounds are the edge itself, because
-    Holm's procedure proves no more about them. If all hypotheses are rejected, each bound has the
-    level 5% / m, but is not below the edge. Strassburger, K. and Bretz, F. (2008). Compatible
-    simultaneous lower confidence bounds for the Holm procedure.
+    Each test has the null hypothesis that a difference is at most `edge`. All bounds hold together
+    with a probability of 95%.
+
+    - If k hypotheses are not rejected, the bounds of their differences have the level 5% / k. These
+      bounds are at most `edge`. All other bounds are equal to `edge`, because Holm's procedure
+      shows only that these differences are above it.
+    - If all m hypotheses are rejected, each bound has the level 5% / m, but is at least `edge`.
+
+    Strassburger, K. and Bretz, F. (2008). Compatible simultaneous lower confidence bounds for the
+    Holm procedure.
 
     Args:
-        resampled: (resamples,) of each of m differences.
+        resampled: the resamples of each of the m differences, (resamples,) each.
         ps: corrected p-values of the m tests.
     """
     rejected = [p <= ALPHA for p in ps]
@@ -178,15 +185,19 @@ def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: fl
 
 
 def _level(ps: Sequence[float]) -> float:
-    """Return the level at which Holm's procedure rejects the next of these hypotheses.
+    """Return the significance level of the last step of Holm's procedure.
 
-    `ps` are the corrected p-values. If all hypotheses are rejected, the level is 5% / m.
+    The level is 5% divided by the number of hypotheses that are not rejected. If all m hypotheses
+    are rejected, the level is 5% / m. `ps` are the corrected p-values.
     """
     return ALPHA / (sum(p > ALPHA for p in ps) or len(ps))
 
 
 def _bound(resampled: np.ndarray, level: float) -> float:
-    """Return the largest bound that the test of `_p_above` does not exceed at this level."""
+    """Return the lower confidence bound of a difference, with the error probability `level`.
+
+    At this level, the test of `_p_above` rejects all smaller bounds.
+    """
     place = math.floor(level * (len(resampled) + 1))
     # With too few resamples for the level, nothing is known: scores are in [0, 1].
     return float(np.partition(resampled, place - 1)[place - 1]) if place else -1.0
@@ -202,7 +213,7 @@ def _needed(
 ) -> tuple[float | None, float | None]:
     """Return `more_reviews` and `more_seeds` of a `Decision`, for a test at this level.
 
-    Each factor is enough if the other number does not grow.
+    The factor for reviews assumes the present number of seeds, and vice versa.
     """
     found = difference.total
     sigmas = stats.norm.ppf(1 - level) + stats.norm.ppf(POWER)

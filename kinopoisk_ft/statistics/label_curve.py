@@ -54,10 +54,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """The number of labels from which approach a stays above approach b, with its 95% interval.
+    """The number of labels above which approach a always scores higher than approach b.
 
-    0 means that a is above b with every number of labels. Infinity means that a is not above b with
-    the largest number of labels.
+    `low` and `high` are the ends of the 95% interval. 0 means that a scores higher with every
+    number of labels. Infinity means that a does not score higher with the largest number of labels.
     """
 
     a: str
@@ -89,10 +89,10 @@ def draw_curves(
 
 
 def find_crossing(a: Curve, b: Curve) -> Crossing | None:
-    """Return the number of labels from which a stays above b.
+    """Return the number of labels above which a always scores higher than b.
 
-    Only limits that occur in both curves are compared. If there are fewer than two such limits, the
-    result is None.
+    Only points with a `limit` that occurs in both curves are compared. If there are fewer than two
+    such limits, the result is None.
     """
     limits = {point.limit: point for point in b.points}
     pairs = [(point, limits[point.limit]) for point in a.points if point.limit in limits]
@@ -143,11 +143,12 @@ def estimate_gain(curve: Curve, more: int) -> Interval | None:
 
 
 def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:
-    """Return the number of labels from which each row of differences stays positive, (N,).
+    """Return, for each row of differences, the number of labels above which it stays positive.
 
-    `labels` is (points,), and `differences` is (N, points). Between two points, differences are
-    interpolated linearly in the logarithm of the number of labels. The result is 0 for a row that
-    is positive at all points, and infinity for a row that is not positive at the last point.
+    `labels` is (points,), `differences` is (N, points), and the result is (N,). Between two points,
+    differences are interpolated linearly in the logarithm of the number of labels. The result is 0
+    for a row that is positive at all points, and infinity for a row that is not positive at the
+    last point.
     """
     x, last = np.log(labels), len(labels) - 1
     below = differences <= 0

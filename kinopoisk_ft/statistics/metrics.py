@@ -170,7 +170,7 @@ def shown_in(table: Shown) -> list[Metric]:
 
 
 def headline_first(metrics: Iterable[Metric]) -> list[Metric]:
-    """Move the headline metric to the front."""
+    """Return the metrics in the same order, but with the headline metric first."""
     return sorted(metrics, key=lambda metric: not metric.headline)
 
 

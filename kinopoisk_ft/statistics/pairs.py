@@ -33,7 +33,8 @@ class Difference(Interval):
 class McNemar:
     """The result of McNemar's test of two approaches a and b (McNemar, Q., 1947).
 
-    The test ignores the variance between seeds. Numbers of reviews are means over pairs of runs.
+    The test ignores the variance between seeds. With several pairs of runs, `only_a` and `only_b`
+    are means over these pairs.
 
     Args:
         only_a: number of reviews that a classifies correctly and b does not.
@@ -55,8 +56,9 @@ class Pair:
             treated as independent samples.
         same_seeds: True if runs are paired by seed.
         measured: True if both approaches have several seeds. Only then do the intervals include the
-            variance between seeds.
-        reviews, seeds: numbers of test reviews and seeds; the larger ones if a and b differ.
+            variance between the seeds of both approaches.
+        reviews, seeds: number of test reviews and number of seeds of each approach. If a and b
+            have different numbers, the larger number.
         mcnemar: None if the test reviews differ.
     """
 

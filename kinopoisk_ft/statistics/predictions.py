@@ -87,7 +87,8 @@ class Predictions:
             tables: (source, table) pairs; the source is for error messages.
 
         Raises:
-            UserError: a table has no such column, or there are fewer than two classes.
+            UserError: a table lacks one of the two columns or a value in them, or there are fewer
+                than two classes.
         """
         names: set[str] = set()
         for where, table in tables:
@@ -111,7 +112,9 @@ class Predictions:
     def from_names(
         cls, table: pd.DataFrame, class_names: tuple[str, ...], where: str
     ) -> Predictions:
-        """Create predictions from a table of any tool, with class names and no probabilities.
+        """Create predictions from a table that another tool may have written.
+
+        The table has class names, and no probabilities.
 
         Args:
             table: columns label and predicted; optionally row, group or film.

@@ -59,7 +59,7 @@ class Total(NamedTuple):
 
     Args:
         mean: value on the test reviews.
-        resampled: (resamples,) values with other reviews and other seeds.
+        resampled: (resamples,) values for simulated choices of test reviews and seeds.
         review_variance: variance due to the choice of test reviews.
         seed_variance: variance due to the choice of seeds; 0 if no approach has several seeds.
     """
@@ -92,8 +92,8 @@ def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
     Args:
         sides: [(1, a)] for the mean of a, or [(1, a), (-1, b)] for the mean of a minus the mean
             of b.
-        stream: number of the random stream for the error due to seeds. Several results that are
-            combined need different numbers.
+        stream: number of the random stream for the error due to seeds. If several results are
+            combined, each must use another stream, so that their errors are independent.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed

@@ -44,7 +44,7 @@ class Slice:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Return a sort key for slices."""
+        """The sort key of a slice: the position of its column, then the position of its value."""
         known = {"truncated": TRUNCATED, "film_in_train": SEEN}.get(self.by)
         at = known.index(self.value) if known else float(self.value.partition("-")[0])
         return SLICED_BY.index(self.by), at
@@ -114,7 +114,7 @@ def _slice(
 def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
-    This is the number of independent reviews that would give the accuracy the same variance.
+    With this number of independent reviews, the accuracy would have the same variance.
     """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.

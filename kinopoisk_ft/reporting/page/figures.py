@@ -81,7 +81,7 @@ def label_curves(found: LabelCurves, locale: Locale, looks: Looks) -> list[PageF
 
 
 def calibration(table: Table, stem: str, locale: Locale, looks: Looks) -> list[PageFigure]:
-    """Return a reliability diagram for each approach whose runs all have a temperature."""
+    """Return a reliability diagram for each approach whose runs all have a fitted temperature."""
     found = []
     for number, row in enumerate(table.rows):
         if row.name in table.comparison.reliability:
@@ -94,7 +94,7 @@ def calibration(table: Table, stem: str, locale: Locale, looks: Looks) -> list[P
 
 
 def histories_of(table: Table, details: Mapping[str, Details]) -> Histories:
-    """Return the training histories of the runs of each approach that has recorded them."""
+    """Return {approach: training histories of its runs}, without approaches that have none."""
     histories = {
         row.name: [details[run.run_id].history for run in row.runs if run.run_id in details]
         for row in table.rows

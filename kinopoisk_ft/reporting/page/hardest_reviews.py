@@ -50,7 +50,10 @@ class HardReview:
 def find_hardest(
     table: Table, predictions: Mapping[str, Predictions], count: int
 ) -> tuple[list[int], dict[str, str]]:
-    """Return the row numbers of the hardest reviews, and {approach: run id of its first seed}."""
+    """Return the row numbers of the hardest reviews, and one run of each approach.
+
+    The runs are {approach: run id of its first seed}.
+    """
     answered = _find_answers(table, predictions)
     rows = [int(_first(answered).rows[i]) for i in _choose(answered, count)]
     return rows, {row.name: row.runs[0].run_id for row in table.rows if row.name in answered}
@@ -109,7 +112,7 @@ def _first(answered: Mapping[str, list[Predictions]]) -> Predictions:
 
 
 def _average(answered: Mapping[str, list[Predictions]]) -> np.ndarray:
-    """Return the probabilities, averaged over seeds, (approaches, N, classes)."""
+    """Return (approaches, N, classes) probabilities, averaged over the seeds of each approach."""
     return np.stack([np.mean([r.probabilities for r in rs], axis=0) for rs in answered.values()])
 
 

@@ -42,7 +42,10 @@ MACHINE_READABLE = ("csv", "differences", "slices", "json", "tex", "figures")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table with all columns. `mark` is a label for the best value, or ""."""
+    """A cell of the page's main table.
+
+    `under` contains lines below the text. `mark` is a label if the value is the best one, else "".
+    """
 
     text: str
     under: tuple[str, ...] = ()
@@ -50,7 +53,10 @@ class Cell:
 
 
 def as_html(document: Document, files: RunFiles, locale: Locale) -> str:
-    """Return the report as one HTML page without external resources, with an optional script."""
+    """Return the report as one HTML page without external resources.
+
+    The page contains a script, for example to sort tables, but also works without it.
+    """
     environment = Environment(
         loader=PackageLoader("kinopoisk_ft.reporting"),
         autoescape=True,

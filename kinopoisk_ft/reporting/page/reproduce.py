@@ -181,14 +181,17 @@ def _all(values: Iterable[Any]) -> str:
 
 @functools.cache
 def published_figures() -> dict[str, Any]:
-    """Load the results of the original study, by option of conf/experiment."""
+    """Load the results of the original study: {option of conf/experiment: results}."""
     file = Path(__file__).with_name("study_reference.json")
     found: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return found
 
 
 def study_reference(table: Table, locale: Locale) -> pd.DataFrame:
-    """Return the table that compares the original study with the rows that repeat it, if any."""
+    """Return the table that compares the original study with the rows that repeat it.
+
+    The table is empty if no row repeats the study.
+    """
     ours = {row.first.experiment: row for row in table.rows if _repeats_study(row)}
     study = published_figures()
     # Columns that the study did not measure are left out.

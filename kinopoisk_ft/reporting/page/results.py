@@ -56,7 +56,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One approach in a table with bars. `bar` is CSS; see `Table.verdict` for `verdict`."""
+    """One approach in a table with bars.
+
+    `bar` contains the CSS variables that place the bar. `verdict` is a result of `Table.verdict`.
+    """
 
     name: str
     look: Look | None
@@ -68,7 +71,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Bars:
-    """A table with bars. `ticks` are pairs of a CSS length and a label. `band` is CSS."""
+    """A table with bars.
+
+    `ticks` are pairs of a CSS length and a label. `band` contains the CSS variables that place the
+    zero line and the shaded band from -margin to +margin, or "" if there are none.
+    """
 
     headings: list[str]
     lines: list[Line]
@@ -107,7 +114,7 @@ def _cell(value: float | None, column: str, locale: Locale) -> Cell:
 
 
 def differences(table: Table, locale: Locale, looks: Looks) -> Bars:
-    """Return the forest plot as a table: differences from the best approach, and verdicts."""
+    """Return the table of differences from the best approach, with interval bars and verdicts."""
     found = table.against_best()
     edge = Interval(0.0, -MARGIN, MARGIN)
     axis = Axis.of([*(one.interval for one in found), edge])

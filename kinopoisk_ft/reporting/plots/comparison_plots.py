@@ -1,4 +1,4 @@
-"""Draw differences as a forest plot, reliability diagrams, and weighted F1 by number of labels."""
+"""Draw forest plots, reliability diagrams, and curves of weighted F1 by number of labels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
 
 
 def draw_calibration(table: Table, locale: Locale, looks: Looks, only: str | None = None) -> Figure:
-    """Draw one panel per approach (or for one), before scaling in grey and after in its colour."""
+    """Draw a reliability diagram for each approach, or only for the approach `only`.
+
+    The curve before temperature scaling is grey. The curve after it has the approach's colour.
+    """
     known = table.comparison.reliability
     rows = [row for row in table.rows if row.name in known and only in (None, row.name)]
     columns = min(IN_A_LINE, len(rows))
@@ -121,7 +124,7 @@ def draw_label_curves(
 ) -> Figure:
     """Draw a line with a 95% band for each approach.
 
-    The HTML page has its own legend. A figure without a legend is narrower.
+    The HTML page uses a narrower figure without a legend, because the page has its own legend.
     """
     figure = new_figure(WIDTH if legend else NARROW_WIDTH, CURVES_HEIGHT)
     axes = figure.add_subplot()

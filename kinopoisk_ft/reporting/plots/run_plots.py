@@ -58,7 +58,7 @@ def new_figure(
 def save(figure: Figure, path: Path) -> None:
     """Save a figure as PNG or SVG, depending on the suffix.
 
-    The file is written atomically. Equal figures give equal files.
+    The file is written atomically. The same figure always gives the same bytes.
     """
     form = path.suffix.removeprefix(".")
     part = temporary_path(path)
@@ -212,7 +212,7 @@ def draw_learning_curves(histories: Histories, key: str, locale: Locale, looks: 
 
 
 def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
-    """Return (step, value) of some metrics of a run."""
+    """Return the (step, value) pairs of the metrics `keys` of a run."""
     rows = [(row["step"], row.get(key)) for key in keys for row in history]
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
