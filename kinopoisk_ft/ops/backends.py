@@ -47,7 +47,8 @@ def choose_backend(
     Args:
         operator: name of the operator.
         backend: name of a backend, or `auto` for the fastest one that works. While torch.export
-            traces a model, `auto` is `torch`: programs that open exported models lack our kernels.
+            traces a model, `auto` selects `torch`, because other programs that load the exported
+            model do not have this project's kernels.
         valid: names of the operator's backends.
         device, dtype: device and dtype of the tensors.
         unsupported: reason why the GPU package cannot process the shapes; None for supported

@@ -1,4 +1,4 @@
-"""Compile all CPU kernels in advance, so that no run has to wait.
+"""Compile all CPU kernels in advance, so that no run has to wait for the compiler.
 
 Usage:
     python -m kinopoisk_ft.ops.precompile

@@ -23,9 +23,10 @@ class SelfTest:
 
     Args:
         reference: the reference implementation. It must support float64.
-        draw: function of (batch, length, width, generator). It returns random CPU tensors by
-            argument name. The first tensor must have the shape of the output.
-        tolerance: maximum error of an element x, relative to |x| + max(|tensor|).
+        draw: function of (batch, length, width, generator). It returns a dict from argument names
+            to random CPU tensors. The first tensor must have the shape of the output.
+        tolerance: the error of an element may be up to tolerance * (|x| + m), where x is the
+            element in the reference tensor, and m is the largest absolute value in this tensor.
     """
 
     reference: Callable[..., Tensor]
@@ -60,8 +61,8 @@ class SelfTest:
     ) -> str | None:
         """Describe the first difference from the reference implementation, or return None.
 
-        The reference runs in float64. Exceptions raised by `function` are not caught. Inference
-        mode, no_grad and autocast of the caller have no effect.
+        The reference runs in float64. Exceptions raised by `function` are not caught. The test
+        does not depend on whether the caller uses inference mode, no_grad or autocast.
         """
         with (
             torch.inference_mode(False), torch.enable_grad(),

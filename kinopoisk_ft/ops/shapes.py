@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def check_shapes(expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
-    """Raise ValueError if a tensor, unless it is None, does not have its expected shape.
+    """Raise ValueError if a tensor does not have the expected shape.
 
-    expected: tensor and shape by argument name.
+    expected: {argument name: (tensor, expected shape)}. A tensor that is None is not checked.
     """
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
@@ -29,9 +29,9 @@ def make_length_mask(lengths: Tensor, length: int) -> Tensor:
 
 
 def zero_beyond_lengths(lengths: Tensor | None, *tensors: Tensor | None) -> list[Any]:
-    """Set the padding of tensors (batch, length, ...) to zero; None stays None.
+    """Return the tensors (batch, length, ...) with zeros at padding.
 
-    Without `lengths`, nothing is padding.
+    If `lengths` is None, there is no padding. A tensor that is None stays None.
     """
     if lengths is None:
         return list(tensors)

@@ -45,7 +45,7 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return how many tokens of each review the model reads, (N,).
+        """The number of tokens that the model reads in each review, (N,).
 
         A token in two windows counts twice.
         """
@@ -53,7 +53,7 @@ class Examples:
         return lengths if self.windows is None else self.windows.count_tokens(lengths)
 
     def pad(self, rows: Iterable[int], pad_id: int) -> dict[str, Tensor]:
-        """Pad the reviews with the row indices `rows` on the right.
+        """Select the reviews with the indices `rows`, and pad them on the right.
 
         Returns:
             The tensors input_ids and attention_mask, each (batch, length), or (batch, windows,
@@ -102,7 +102,7 @@ def group_by_length(
 def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) -> np.ndarray:
     """Return the N row indices of an epoch.
 
-    Each row occurs once, except that "balanced" sampling draws equally many rows of each class.
+    Each row occurs once. With "balanced" sampling, each class has the same number of rows instead.
     """
     if sampling == "balanced" and examples.labels is not None:
         return draw_balanced_rows(examples.labels, seed, epoch)
@@ -110,10 +110,10 @@ def select_epoch_rows(examples: Examples, sampling: str, seed: int, epoch: int) 
 
 
 def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Draw as many row indices as there are labels, equally many for each class.
+    """Draw N row indices for N labels, with the same number of rows for each class.
 
-    Rows of rare classes are repeated. Some rows of frequent classes are left out, different rows in
-    each epoch.
+    Rows of rare classes are repeated. Some rows of frequent classes are left out, and each epoch
+    leaves out different rows.
     """
     # The 2 makes this random stream independent of those that group reviews and mask tokens.
     rng = np.random.default_rng([seed, epoch, 2])
@@ -153,7 +153,7 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
 
     Args:
         rows: maximum number of rows in the micro-batch with the longest review. A micro-batch of
-            shorter reviews may have more rows with about the same total number of tokens.
+            shorter reviews may have more rows, but has about the same number of tokens.
         trim: whether to pad each micro-batch only to its longest review. This must be False if the
             output of the model depends on padding.
     """

@@ -76,10 +76,10 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """Return the length of the learning-rate schedule.
+        """The length of the learning-rate schedule.
 
-        The unit is a millionth of the budget if the budget is in tokens or seconds, otherwise an
-        optimizer step.
+        For a budget of tokens or seconds, the unit is a millionth of the budget. Otherwise, the
+        unit is an optimizer step.
         """
         return RESOLUTION if self.steps is None else self.steps
 

@@ -114,13 +114,14 @@ def _read_process_peak() -> float:
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Make glibc keep freed memory in the process, and return whether it is kept.
+    """Make glibc keep freed memory in the process, and return whether glibc does so.
 
-    By default, glibc returns the memory of each freed tensor above 1 MiB to the system, and the
-    next tensor causes a slow page fault for every 4 KiB. Memory that is kept can become fragmented:
-    with gradient checkpointing and glibc 2.36, fragments took three times the memory of all
-    tensors, because freed aligned memory was rarely reused
-    (https://sourceware.org/bugzilla/show_bug.cgi?id=14581).
+    If `keep` is false, glibc returns the memory of each freed tensor above 1 MiB to the system. The
+    next tensor then causes a slow page fault for every 4 KiB.
+
+    A disadvantage of keeping memory is fragmentation. With gradient checkpointing and glibc 2.36,
+    unused fragments took three times the memory of all tensors, because glibc rarely reused aligned
+    memory (https://sourceware.org/bugzilla/show_bug.cgi?id=14581).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

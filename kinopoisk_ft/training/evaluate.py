@@ -136,7 +136,16 @@ def _predict(
 
 
 def restore_order(outputs: Tensor, batches: list[np.ndarray], count: int) -> Tensor:
-    """Sort the outputs of batches of row indices by row, (count, ...); missing rows are zero."""
+    """Sort outputs by row index.
+
+    Args:
+        outputs: the outputs of all batches, in the order of the batches.
+        batches: the row indices of each batch.
+        count: number of rows in the result.
+
+    Returns:
+        (count, ...), with zeros in rows that are in no batch.
+    """
     restored = outputs.new_zeros(count, *outputs.shape[1:])
     restored[torch.from_numpy(np.concatenate(batches))] = outputs
     return restored

@@ -52,16 +52,19 @@ def find_output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def exclude_output_layer(fresh: Iterable[str], model: nn.Module) -> list[str]:
-    """Remove the output layer from the names of newly initialized parameters.
+    """Return the names of newly initialized parameters without those of the output layer.
 
-    A fitted layer does not need the higher learning rate of random weights.
+    The output layer is fitted before training. It therefore does not need the higher learning rate
+    that randomly initialized weights need.
     """
     fitted = f"{find_output_layer(model)[0]}."
     return [name for name in fresh if not name.startswith(fitted)]
 
 
 def fit_head(state: State, train: Examples, balanced: bool) -> None:
-    """Fit the output layer by logistic regression on its inputs, in evaluation mode.
+    """Fit the output layer by logistic regression on its inputs.
+
+    The inputs are computed in evaluation mode.
 
     Args:
         balanced: whether each class has the same total weight.
@@ -115,7 +118,11 @@ def _fit(
 
 
 def _as_linear(regression: Any, scaler: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight (classes, in_features) and bias (classes,) for inputs that are not scaled."""
+    """Convert a regression on scaled inputs to a linear layer for the original inputs.
+
+    Returns:
+        The weight (classes, in_features) and the bias (classes,) of the layer.
+    """
     coefficients, intercepts = regression.coef_, regression.intercept_
     if len(regression.classes_) == 2:
         # scikit-learn stores only the difference of the two logits.

@@ -105,7 +105,7 @@ class Trainer(Settings):
         about: Mapping[str, str] | None = None,
         depths: Mapping[str, int] | None = None,
     ) -> State:
-        """Train the model or resume exactly from a checkpoint, and load the best weights.
+        """Train the model, from a checkpoint if there is one, and load the best weights.
 
         Args:
             fresh, depths: see `build_param_groups`.
@@ -322,7 +322,7 @@ def training_batches(
 def compute_gradients(
     state: State, micro_batches: Sequence[dict[str, Tensor]], rows: int
 ) -> Tensor:
-    """Compute the gradients of the mean loss, and return this loss, ().
+    """Compute the gradients of the mean loss, and return this loss as a scalar.
 
     The mean is over all labels in `micro_batches`, with class weights if the objective has any.
     Each process computes a part of the rows.

@@ -57,7 +57,7 @@ def focal(
         gamma: at least 1; larger values reduce the loss of well-classified labels.
 
     Raises:
-        ValueError: gamma is below 1, for which the gradient is NaN at p = 1.
+        ValueError: gamma is below 1. The gradient would be NaN at p = 1.
     """
     if not gamma >= 1:
         raise ValueError(f"gamma={gamma} is too small; it must be 1 or more")

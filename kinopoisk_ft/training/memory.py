@@ -97,8 +97,8 @@ def halve_on_out_of_memory(
         The result of `work`, and the number of rows in the successful attempt.
 
     Raises:
-        UserError: memory ran out with a single row; or the run has several processes, in which case
-            one of them cannot halve its rows alone.
+        UserError: memory ran out with a single row, or in a run with several processes. A single
+            process cannot halve its rows alone.
     """
     # A process cannot retry alone, because the others would not take part.
     if world_size() > 1:

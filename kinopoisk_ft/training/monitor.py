@@ -41,7 +41,7 @@ class Recorder(Protocol):
         ...
 
     def flush(self) -> None:
-        """Write buffered values, which must happen before each checkpoint."""
+        """Write buffered values. Training calls this method before each checkpoint."""
         ...
 
 
@@ -150,11 +150,11 @@ class Monitor:
 
 
 def count_spike(state: State, loss: float, step: int) -> None:
-    """Count a loss spike, and log a warning, if the loss is far above the recent losses.
+    """Count a spike and log a warning if the loss is far above the recent losses.
 
     Args:
-        loss: mean loss over the steps since the last logged loss.
-        step: the step with the largest loss since then; only the warning needs this number.
+        loss: mean loss of the steps since the last logged loss.
+        step: the step with the largest of these losses. The warning names this step.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]
     if len(records) < MIN_RECORDS or loss <= max(

@@ -33,7 +33,7 @@ class Objective(Protocol):
         ...
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of a batch, (), and the outputs for `scores`."""
+        """Return the summed loss of a batch as a scalar, and the outputs for `scores`."""
         ...
 
     def scores(self, outputs: Tensor, labels: np.ndarray) -> dict[str, float]:
@@ -85,7 +85,7 @@ class Classification:
         )
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, (), and the detached logits, (batch, classes)."""
+        """Return the summed loss as a scalar, and the detached logits (batch, classes)."""
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self.loss(logits, batch["labels"], weights)[0], logits.detach()
@@ -120,7 +120,10 @@ class LanguageModel:
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, (), and a detached copy, (1,), in place of logits."""
+        """Return the summed loss as a scalar, and a detached copy (1,) of the loss.
+
+        The copy replaces the logits, which `scores` does not need.
+        """
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)

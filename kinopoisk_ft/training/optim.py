@@ -15,8 +15,8 @@ NO_DECAY = frozenset({"A_log", "D", "ia3_l"})
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     """Return whether weight decay applies to a parameter.
 
-    It applies to parameters with two or more dimensions, except those for which zero is not a
-    neutral value, such as IA3 scales.
+    Weight decay applies to parameters with two or more dimensions. Exceptions are parameters that
+    should not be pulled towards zero, such as IA3 scales.
     """
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
@@ -38,8 +38,9 @@ def build_param_groups(
     Args:
         fresh: names of newly initialized parameters.
         head_lr: learning rate of newly initialized parameters; `lr` if None.
-        layer_decay: factor by which the learning rate falls with each layer below the head (Clark,
-            K. et al., 2020, ELECTRA, appendix B). Newly initialized parameters are not affected.
+        layer_decay: the learning rate is multiplied by this factor once for each layer below the
+            head (Clark, K. et al., 2020, ELECTRA, appendix B). Newly initialized parameters are not
+            affected.
         depths: {parameter name: depth below the head, in layers}. Parameters that are not in this
             dict have depth 0.
     """

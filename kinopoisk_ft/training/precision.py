@@ -57,8 +57,8 @@ class Precision:
         The step is skipped if the loss or the gradient norm is not finite.
 
         Returns:
-            The status, () float: 0 if the step was taken, 1 (OVERFLOW) if it was skipped in fp16
-            although the loss was finite, and 2 if it was skipped in any other case.
+            The status as a float scalar: 0 if the step was taken, 1 (OVERFLOW) if it was skipped in
+            fp16 although the loss was finite, and 2 if it was skipped in any other case.
         """
         parameters = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

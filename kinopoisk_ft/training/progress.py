@@ -22,7 +22,7 @@ class Progress:
     """A progress bar with steps, time left and metrics.
 
     Args:
-        done: number of steps that an earlier process has done.
+        done: number of steps done before the start of the bar, for example in a resumed run.
         steps: number of all steps; None if it is unknown.
     """
 
@@ -74,10 +74,10 @@ class Progress:
     def show_part(
         self, name: str, steps: int, check: Callable[[], None]
     ) -> Iterator[Callable[[int], None]]:
-        """Show a second bar inside this context.
+        """Show a second bar during a `with` block.
 
         Args:
-            check: called after each move of this bar; can raise an exception.
+            check: called after each move of the second bar; can raise an exception.
 
         Yields:
             A function that moves the second bar by a number of steps.

@@ -108,7 +108,7 @@ class Settings:
 
     @property
     def training_budget(self) -> Budget:
-        """Return the budget from `budget` if set, otherwise from `epochs` and `max_steps`."""
+        """The budget from `budget` if it is set, otherwise from `epochs` and the step limits."""
         if self.budget is not None:
             return Budget.parse(self.budget)
         return Budget("epochs", self.epochs, self.max_steps, self.min_steps)

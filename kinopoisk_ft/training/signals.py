@@ -49,8 +49,8 @@ class StopSignals:
     short time (ECHO_SECONDS) after a signal, the child therefore ignores the same signal.
 
     Args:
-        agree: returns the maximum of its argument over all processes of the run. A signal to one
-            process then stops all processes at the same call of `check`.
+        agree: function of a number. It returns the maximum of this number over all processes of the
+            run, so that a signal to one process stops all processes at the same call of `check`.
     """
 
     # Times of the last signals, shared because a forwarded signal may arrive in an outer context.

@@ -80,7 +80,7 @@ class State:
 
     @property
     def length(self) -> str:
-        """Return the planned number of steps or the budget, as a text for log lines."""
+        """Text for log lines: the planned number of steps or, if it is unknown, the budget."""
         unit, amount = self.meter.budget.unit, self.meter.budget.amount
         return f"a budget of {amount:g} {unit}" if self.steps is None else str(self.steps)
 
@@ -109,7 +109,7 @@ class State:
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two steps, from which training resumes exactly.
+        """Return all values that training needs to resume exactly after the last step.
 
         Tensors are not copied. They are sharded if the model is sharded.
         """

@@ -1,10 +1,10 @@
 """Implement attention with dropout on a CPU with PyTorch's matrix products and numba kernels.
 
-In this file, a matrix contains the scores of one head of one review. Each row of a matrix belongs
-to one query. A chunk contains only as many matrices as fit in cache.
+In this file, a matrix contains the scores of one head of one review, with one row for each query.
+The matrices are processed in chunks that fit in cache.
 
-As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), the forward pass does not
-save the scores, but only one number per row. The backward pass computes the scores again.
+As in FlashAttention (Dao et al., 2022, https://arxiv.org/abs/2205.14135), the forward pass saves
+only one number per row, and the backward pass computes the scores again.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Replace the scores q k^T, in place, by the numerators of softmax after dropout.
+    """Apply softmax without its division, and then dropout, to the scores q k^T in place.
 
-    The largest logit and the softmax denominator of each row are written to the arrays whose
-    addresses are table[14] and table[15]. `attend` divides its output by the denominators.
+    The largest logit and the softmax denominator of each row are written to the arrays at the
+    addresses table[14] and table[15]. `attend` divides the attention output by the denominators.
     """
     rows, queries, first, width = table[1], table[2], table[4], table[5]
     key, threshold, bias, numbers = table[6], table[7], as_float32(table[8]), as_float32(table[12])
@@ -219,8 +219,8 @@ class _Inputs:
 def _make_bias(mask: Tensor | None, keys: int, padded_keys: int) -> Tensor:
     """Convert the mask to a bias (batch or 1, heads or 1, queries or 1, padded_keys) in float32.
 
-    The kernels add the bias to the logits. Like the logits, the bias includes the factor log2(e).
-    It is -inf for masked keys and for padding.
+    The kernels add the bias to the logits. Both are multiplied by log2(e), because the kernels
+    compute powers of two. The bias is -inf for masked keys and for padding.
     """
     if mask is None:
         bias = torch.zeros(1, 1, 1, keys)

@@ -28,7 +28,10 @@ class RealTokens:
 
     @classmethod
     def from_mask(cls, attention_mask: Tensor) -> RealTokens:
-        """Find the tokens with a nonzero mask (batch, length). The CPU has to wait for the GPU."""
+        """Find the tokens whose attention mask (batch, length) is not zero.
+
+        The CPU waits until the GPU has found the tokens.
+        """
         real = attention_mask != 0
         lengths = real.sum(1, dtype=torch.int32)
         cu_seqlens = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))

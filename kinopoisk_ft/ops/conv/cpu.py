@@ -48,9 +48,10 @@ _f = np.float32
 def _convolve(
     x: Any, at: int, stride: int, weight: Any, w_at: int, width: int, taps: int, t: int, total: Any
 ) -> Any:
-    """Return `total` plus the convolution of `LANES` channels at step t, counted from 0.
+    """Compute the convolution of `LANES` channels at time step t, and add it to `total`.
 
-    x[at] belongs to step t, and x[at - stride] to step t - 1. Steps before 0 count as zeros.
+    The first step is t = 0, and x is zero before it. x[at] is the first of the channels at step t.
+    x[at - stride] is the same channel at step t - 1.
     """
     # The last tap is multiplied by the current step, the first tap by the oldest one.
     for back in range(min(taps, t + 1)):
@@ -92,12 +93,12 @@ def _backpropagate_silu(
     start: int, grad: Any, grad_at: int, grad_step: int, grad_s: Any, sums: Any, channels: int,
     steps: int,
 ) -> None:  # fmt: skip
-    """Compute the gradients of weight, bias and s, the input of SiLU, for one chunk.
+    """Compute the gradients w.r.t. weight, bias and s for one chunk. s is the input of SiLU.
 
     Args:
         start: first step of the chunk.
-        grad_s: (steps, BLOCK). The gradient of s is written here.
-        sums: (taps + 1, BLOCK). The gradients of weight and bias are added here.
+        grad_s: (steps, BLOCK). The gradient w.r.t. s is written to this array.
+        sums: (taps + 1, BLOCK). The gradients w.r.t. weight and bias are added to this array.
     """
     for j in range(0, channels, LANES):
         for t in range(steps):

@@ -31,12 +31,13 @@ def causal_conv1d(
         x: (batch, length, d_inner).
         weight: (d_inner, width), where width is the kernel size.
         bias: (d_inner,).
-        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
+        lengths: (batch,), the number of steps in each row before the padding. At padding, outputs
+            and gradients are 0.
         backend: auto (the fastest), cuda (causal-conv1d, kernel sizes 2 to 4), numba (on a CPU) or
             torch (`nn.functional.conv1d`).
 
     Returns:
-        (batch, length, d_inner) in the dtype of x. Half precision is computed in float32.
+        (batch, length, d_inner) in the dtype of x. Half-precision inputs are processed in float32.
 
     Raises:
         ValueError: the shapes do not match.

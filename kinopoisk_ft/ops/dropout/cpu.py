@@ -85,7 +85,7 @@ def drop(x: Tensor, key: Tensor, p: float) -> Tensor:
 
     Args:
         x: tensor of any shape.
-        key: () int64. Equal keys give equal masks.
+        key: int64 scalar. Equal keys give equal masks.
         p: dropout probability, from 0 to 1.
 
     Returns:

@@ -1,7 +1,7 @@
 """Apply root mean square normalization with PyTorch or with a CPU kernel.
 
 On a CPU, PyTorch uses several operators, each of which reads and writes the whole tensor. The
-kernel does all their work row by row, while the row is in cache.
+kernel does the whole computation for one row at a time, while the row is in cache.
 """
 
 from __future__ import annotations

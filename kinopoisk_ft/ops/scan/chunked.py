@@ -42,7 +42,7 @@ def _run_recurrence_backward(decay: Tensor, grad: Tensor, grad_h: Tensor) -> Ten
 
 
 class ChunkedScan(torch.autograd.Function):
-    """The selective scan without D, gate and softplus.
+    """The selective scan without the skip connection D, the gate z and the softplus of delta.
 
     Only the state before each chunk is saved. The backward pass recomputes all other states.
     """
@@ -116,9 +116,10 @@ def _backpropagate_chunk(
 
 
 def scan_as_graph(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Compute the same as `ChunkedScan.forward` with one loop operator, for any length.
+    """Compute the same as `ChunkedScan.forward`, with an operator that torch.export supports.
 
-    torch.export unrolls loops of Python, so that a graph with them has a fixed length.
+    torch.export unrolls a Python loop, and the unrolled graph works for one length only. The loop
+    operator `scan` works for any length.
     """
     # (d_state, d_inner)
     A = A.t().contiguous()

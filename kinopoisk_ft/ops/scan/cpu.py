@@ -34,7 +34,7 @@ def selective_scan_numba(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
     lengths: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Compute the selective scan up to the length of each row."""
+    """Compute the selective scan of each row up to its padding. The output is zero at padding."""
     # The kernels can read u and z in bfloat16, but only if both have this dtype.
     if not u.dtype == z.dtype == torch.bfloat16:
         u, z = u.float(), z.float()
@@ -81,7 +81,10 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
     lengths: Tensor | None, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the output, and the state before each chunk (empty without `save`)."""
+    """Compute the output and, if `save` is true, the state before each chunk.
+
+    If `save` is false, the second result is an empty tensor.
+    """
     x = _Inputs(u, delta, A, B, C, D, z, lengths)
     out = u.new_empty(x.batch, x.length, x.width)
     saved = A.new_empty(_saved_shape(u, A) if save else 0)

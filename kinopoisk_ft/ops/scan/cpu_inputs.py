@@ -68,7 +68,8 @@ class Chunk(NamedTuple):
 def unpack_inputs(table: Any, u: Any, z: Any) -> ScanInputs:
     """Convert a kernel's table to `ScanInputs`.
 
-    u, z: pointers to these inputs. The table contains their addresses, but not their dtype.
+    u, z: pointers to float32 or bfloat16. The table contains only the addresses of u and z, which
+        do not tell the dtype.
     """
     return ScanInputs(
         table[1], table[2], table[3], table[4], as_int64(table[5]), as_int64(table[6]),

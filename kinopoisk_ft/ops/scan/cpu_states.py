@@ -71,7 +71,7 @@ def advance(
 ) -> None:
     """Advance a group of states by the steps of a chunk, and add C h to y at each step.
 
-    h: array that contains the group from index `at` on. The group is updated in place.
+    h: array of states. The group starts at index `at`, and is updated in place.
     """
     r0, r1, r2, r3 = _load_rates(inputs, chunk, n, j)
     h0, h1, h2, h3 = load_group(h, at, LANES)
@@ -165,7 +165,7 @@ def backpropagate(
         states, decays: written by `recompute`.
         grad_y: gradient of y.
         grad_inflow: gradient of inflow.
-        grad_dt: the part of the gradient of dt that comes from the decays exp(A dt), times log2(e).
+        grad_dt: gradient of dt through the decays exp(A dt), multiplied by log2(e).
         grad_h: gradient of the states after the chunk. It is overwritten with the gradient of the
             states before the chunk.
         grad_A: gradient of A.

@@ -46,12 +46,13 @@ def selective_scan(
         A: (d_inner, d_state).
         B, C: (batch, length, d_state).
         D: (d_inner,).
-        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
+        lengths: (batch,), the number of steps in each row before the padding. At padding, outputs
+            and gradients are 0.
         backend: auto (the fastest), cuda (mamba-ssm), numba (on a CPU), torch (in chunks) or
             reference (step by step).
 
     Returns:
-        (batch, length, d_inner) in the dtype of u. Half precision is computed in float32.
+        (batch, length, d_inner) in the dtype of u. Half-precision inputs are processed in float32.
 
     Raises:
         ValueError: the shapes do not match.

@@ -56,8 +56,9 @@ def sort_by_length(lengths: Tensor | None, x: Tensor) -> tuple[array[int], array
     """Compute the order of the rows of x (batch, length, width) by decreasing length.
 
     Returns:
-        The row numbers, longest row first; and `lengths` clipped to 0 .. x.shape[1], in the
-        original order of the rows. If `lengths` is None, all rows have length x.shape[1].
+        Two arrays: the row numbers, with the longest row first, and the length of each row, in the
+        original order. Each length is clipped to 0 .. x.shape[1]. If `lengths` is None, all rows
+        have length x.shape[1].
     """
     batch, length = x.shape[:2]
     # Use Python integers, because PyTorch's operators would take longer on so few numbers than the

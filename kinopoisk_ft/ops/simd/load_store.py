@@ -1,7 +1,7 @@
 """Load and store vectors, and allocate and clear memory for kernels.
 
-Memory is an array or a pointer to float32 or bfloat16. Indices count elements. Numba has no
-bfloat16, so uint16 represents the 16 bits. These bits are the upper half of a float32.
+The argument `memory` is an array or a pointer to float32 or bfloat16. Indices count elements. Numba
+has no bfloat16, so a uint16 holds the bits of a bfloat16, which are the upper half of a float32.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ def prefetch(typing_context: Any, memory: Any, index: Any) -> Any:
 
 
 def _add_halves(builder: Any, vectors: Any, parts: int) -> Any:
-    """Cut each vector into equal parts, and add the upper half of each part to its lower half.
+    """Divide each vector into equal parts, and add the two halves of each part.
 
-    With one part, the vector (a, b, c, d) becomes (a + c, b + d).
+    For example, the vector (a, b, c, d) becomes (a + c, b + d) if it is a single part.
 
     Args:
         vectors: one or two vectors of the same size.
         parts: number of parts of each vector.
 
     Returns:
-        The sums of all parts in one vector.
+        One vector with the sums of the first part, then those of the second part, and so on.
     """
     half = vectors[0].type.count // parts // 2
     low = [2 * half * part + i for part in range(len(vectors) * parts) for i in range(half)]
@@ -156,14 +156,13 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Set the padding in out[row] to zero. Several tasks may share this work.
+    """Set the calling task's share of the padding in out[row] to zero.
 
     Args:
         out: (batch, length, width).
         real: number of steps before the padding.
         task: number of the calling task, from 0 to `tasks` - 1.
-        tasks: number of tasks that share the work. Each of them calls this function, which clears
-            only the calling task's share.
+        tasks: number of tasks that share the padding. Each of them must call this function.
     """
     # Divide the padding by steps and not by channels, because whole steps are contiguous.
     padding, first = length - real, row * length + real

@@ -1,14 +1,14 @@
 """Draw random numbers that depend only on a key, a row and a column.
 
-SplitMix64 (Steele, Lea & Flood, 2014) combines the key of a call and the row number into a row key
-of 64 bits. The hash `triple32` (Wellons, https://nullprogram.com/blog/2018/07/31/) combines the row
-key and the column number into a draw of 32 bits. The lower half of the row key is added to the
-column. The upper half is added between the rounds of the hash, so that rows with similar lower
-halves get different draws.
+Each operator call has one key. SplitMix64 (Steele, Lea & Flood, 2014) combines this key and the row
+number into a row key of 64 bits. The hash `triple32` (Wellons,
+https://nullprogram.com/blog/2018/07/31/) combines the row key and the column number into a random
+number of 32 bits. The lower half of the row key is added to the column number. The upper half is
+added between two rounds of the hash, so that rows with similar lower halves get different numbers.
 
-Each element uses a whole draw. If two elements shared a draw, the dropout probability would be
-rounded to a multiple of 2**-16. Fewer draws would save little time anyway, because memory bandwidth
-limits the kernels.
+Each element uses a whole random number. If two elements shared one, each would get 16 bits, and the
+dropout probability would be rounded to a multiple of 2**-16. Sharing would save little time anyway,
+because memory bandwidth limits the kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 @njit(forceinline=True)
 def derive_row_key(key: Any, row: Any) -> Any:
-    """Derive the uint64 key of a row from the int64 key of a call and the int64 row number."""
+    """Compute the uint64 row key from the int64 key of an operator call and the row number."""
     # Advance SplitMix64 by row + 1 steps from the state `key`, then apply its output function.
     z = np.uint64(key) + np.uint64(row + 1) * _WEYL
     z = (z ^ (z >> _30)) * _MIX[0]

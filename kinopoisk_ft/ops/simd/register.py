@@ -3,8 +3,10 @@
 With this type, the states of a scan stay in vector registers. Numba's auto-vectorizer would keep
 the states in memory.
 
-The operators `+`, `-`, `*` and `/` act on each lane. LLVM may fuse `*` and `+` (FMA). Kernels call
-intrinsics without the first parameter `typing_context`, because numba passes this argument.
+The operators `+`, `-`, `*` and `/` act on each lane. LLVM may fuse `*` and `+` (FMA).
+
+Numba itself passes `typing_context`, the first argument of each intrinsic. Kernels therefore call
+intrinsics without this argument.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _define_operator(function: Any, instruction: str) -> None:
-    """Compile a Python operator on two vectors to one LLVM instruction."""
+    """Make numba compile a Python operator on two vectors to one LLVM instruction."""
 
     @intrinsic
     def apply(typing_context: Any, a: Any, b: Any) -> Any:

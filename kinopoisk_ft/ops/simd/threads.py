@@ -4,8 +4,9 @@ A kernel is a C function `void kernel(int64_t *table)`. Every thread calls the k
 table, and starts tasks until none is left. Entry 0 of the table counts the started tasks. The other
 entries are sizes, strides and addresses.
 
-Threads of another pool would be slowed down, because PyTorch's threads keep the cores busy for a
-while after they become idle. Another pool is used only if PyTorch's pool cannot be called.
+Another thread pool would be slower: after each operator, PyTorch's threads wait for new work in a
+busy loop, which occupies the cores for a while. Another pool is used only if PyTorch's pool cannot
+be called.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def take_task(typing_context: Any, table: Any) -> Any:
 def finish_task(typing_context: Any, table: Any, index: Any) -> Any:
     """Increment table[index], the number of finished tasks, atomically.
 
-    Threads that have called `wait_for_tasks` can read the results of the finished tasks.
+    After `wait_for_tasks`, other threads can read the results of the finished tasks.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

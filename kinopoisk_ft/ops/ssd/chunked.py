@@ -1,11 +1,11 @@
 """Compute the scan of Mamba-2 as matrix products of chunks, on any device.
 
-Within a chunk, the scan is like masked attention with queries C, keys B and values dt x. From chunk
-to chunk, one state per head is passed on (Dao & Gu, 2024, section 6,
+Within a chunk, the scan is computed like masked attention with queries C, keys B and values dt x.
+Each chunk passes one state per head to the next chunk (Dao & Gu, 2024, section 6,
 https://arxiv.org/abs/2405.21060).
 
-Letters in shapes: K for the number of chunks summed over all rows, T steps per chunk, G groups,
-H heads, P for head_dim, N for d_state, V for (H / G) * P.
+Shapes use these letters: K is the number of chunks in all rows, T the number of steps per chunk,
+G the number of groups, H the number of heads, P is head_dim, N is d_state, and V is (H / G) * P.
 """
 
 from __future__ import annotations

@@ -39,14 +39,16 @@ def ssd(
         dt: (batch, length, heads).
         A, D, dt_bias: (heads,).
         B, C: (batch, length, groups, d_state).
-        dt_softplus: whether dt_t is softplus(dt + dt_bias), not dt + dt_bias.
+        dt_softplus: if true, dt_t is softplus(dt + dt_bias); otherwise, it is dt + dt_bias.
         dt_limit: lower and upper limit of dt_t, applied after the softplus.
-        lengths: (batch,) numbers of real steps. At padding, outputs and gradients are 0.
+        lengths: (batch,), the number of steps in each row before the padding. At padding, outputs
+            and gradients are 0.
         backend: auto (the fastest), cuda (mamba-ssm), torch (matrix products of chunks) or
             reference (step by step).
 
     Returns:
-        (batch, length, heads, head_dim) in the dtype of x. Half precision is computed in float32.
+        (batch, length, heads, head_dim) in the dtype of x. Half-precision inputs are processed in
+        float32.
 
     Raises:
         ValueError: the shapes do not match.

@@ -11,7 +11,8 @@ from kinopoisk_ft.ops.self_test import SelfTest
 def ssd_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Compute Mamba-2's scan step by step, without D. See `ssd` for the arguments.
 
-    dt is used without bias, softplus and limits. Consecutive heads share a group of B and C.
+    dt must already include the bias, the softplus and the limits. Consecutive heads share a group
+    of B and C.
     """
     heads_per_group = x.shape[2] // B.shape[2]
     # (batch, length, heads, d_state)

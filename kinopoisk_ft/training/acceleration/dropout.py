@@ -75,8 +75,8 @@ def replace_dropout(
 ) -> Iterator[None]:
     """Replace the dropout and the attention of a model during a `with` block.
 
-    On a CPU, this project's kernels replace `nn.Dropout` and the SDPA attention. With
-    `attention_dropout="off"`, the attention is SDPA without dropout instead, on every device.
+    On a CPU, this project's kernels replace `nn.Dropout` and the SDPA attention. If
+    `attention_dropout` is "off", SDPA without dropout replaces the SDPA attention on every device.
     Parameter names and evaluation results do not change.
 
     Raises:

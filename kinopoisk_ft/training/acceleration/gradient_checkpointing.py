@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def recompute_activations(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Recompute the layers of a model in the backward pass during a `with` block.
+    """Use gradient checkpointing for the layers of a model during a `with` block.
 
-    Layers in evaluation mode are not affected.
+    If `enabled` is false, nothing changes. Layers in evaluation mode are not affected.
 
     Raises:
-        UserError: the model does not support this.
+        UserError: the model does not support gradient checkpointing.
     """
     parts = _find_parts(model) if enabled else []
     # Models that write a cache for generation would warn that they cannot do so here.
@@ -56,7 +56,8 @@ def replace_recomputation(model: nn.Module, function: Callable[..., Any]) -> Ite
     """Call a function instead of PyTorch's `checkpoint` during a `with` block.
 
     Args:
-        function: called with the forward method of a layer and its inputs; returns the output.
+        function: gets the forward method of a layer and the inputs of this method, and returns the
+            output of the layer.
     """
     parts: list[Any] = [
         part for part in model.modules() if getattr(part, "gradient_checkpointing", False)

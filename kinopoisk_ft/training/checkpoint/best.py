@@ -25,7 +25,8 @@ from kinopoisk_ft.training.distributed.sharding import gather_tensor, shard_like
 class BestWeights:
     """Saves and restores the trainable weights and the buffers of the best evaluation.
 
-    Each new best evaluation is saved to a new file, because a checkpoint may need the earlier file.
+    The weights of each new best evaluation are saved to a new file, because a checkpoint may need
+    the earlier file.
     """
 
     def __init__(self, folder: Path) -> None:

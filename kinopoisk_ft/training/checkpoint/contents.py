@@ -21,7 +21,7 @@ def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     All ranks must call this function together, because sharded tensors are gathered on rank 0.
 
     Args:
-        tensors: receives each tensor under its path in the state dict.
+        tensors: dict to which each tensor is added. The key is the tensor's path in the state dict.
 
     Returns:
         The other values as JSON values, with placeholders for the tensors. Tuples become lists, and
@@ -56,8 +56,8 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
 
     Args:
         expected: the state dict of a new run.
-        found: the state dict read from a checkpoint. Where `expected` has an empty entry, such as
-            the history, `found` may contain any numbers and tensors.
+        found: the state dict read from a checkpoint. If an entry of `expected` is empty, such as
+            the history of a new run, the entry in `found` may contain any numbers and tensors.
 
     Returns:
         The difference as text; None if there is none.

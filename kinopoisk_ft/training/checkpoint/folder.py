@@ -67,8 +67,8 @@ class CheckpointFolder:
 
         Args:
             plain: values for the JSON file.
-            external: SHA-256 digests of the files that the checkpoint needs but does not contain,
-                by name.
+            external: {name: SHA-256 digest} of each file that the checkpoint needs but does not
+                contain.
 
         Raises:
             UserError: the disk is full or the folder read-only. Earlier checkpoints stay valid.
@@ -97,8 +97,8 @@ class CheckpointFolder:
     def newest(self) -> Checkpoint | None:
         """Return the newest valid checkpoint, or None.
 
-        Damaged checkpoints that are newer than this one are deleted. A newer checkpoint that cannot
-        be read is skipped but not deleted, because it may be valid.
+        Checkpoints are tried from the newest to the oldest. A damaged checkpoint is deleted. A
+        checkpoint that cannot be read is skipped but not deleted, because it may be valid.
 
         Raises:
             UserError: a checkpoint cannot be read, and no other checkpoint is valid.

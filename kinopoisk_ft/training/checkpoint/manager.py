@@ -56,7 +56,7 @@ class CheckpointManager:
     """Writes the checkpoints of a run, and resumes the run from the last checkpoint.
 
     Training must run in a `with` block of the manager. If a signal stops the run between two steps,
-    a last checkpoint is then written.
+    the manager writes a last checkpoint at the end of this block.
 
     Args:
         every: number of optimizer steps between checkpoints. If None, checkpoints are written at
@@ -170,7 +170,7 @@ class CheckpointManager:
         return bool(broadcast(time.monotonic() - self._saved_at >= interval))
 
     def save(self) -> None:
-        """Write a checkpoint if there is a new step or evaluation since the last checkpoint."""
+        """Write a checkpoint if a step or an evaluation has ended since the last checkpoint."""
         position = (self.state.step, self.state.evaluated)
         if not self.writes or position == self._saved:
             return

@@ -71,7 +71,7 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
     rank 0. A rank that fails alone exits at once.
 
     Raises:
-        UserError: the strategy does not fit how the process was started, or the device is missing.
+        UserError: the strategy needs torchrun or does not allow torchrun, or the device is missing.
     """
     if not torchrun.is_launched() or (strategy == "none" and torchrun.world_size() == 1):
         if strategy in ("ddp", "fsdp"):

@@ -46,7 +46,10 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor, without importing this class, which takes a second."""
+    """Return whether a tensor is a DTensor.
+
+    This function does not import the class, because the import takes a second.
+    """
     return hasattr(tensor, "full_tensor")
 
 

@@ -33,7 +33,7 @@ def check_strategy(
     compile: str,
     precision: str,
 ) -> None:
-    """Raise UserError if the settings do not work together or with the number of processes."""
+    """Raise UserError if the settings contradict each other or the number of processes."""
     if micro_batch_size is not None and world_size() > 1:
         raise UserError(
             f"trainer.micro_batch_size={micro_batch_size} does not work with several processes, "
