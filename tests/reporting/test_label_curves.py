@@ -93,10 +93,11 @@ def test_the_crossing_is_said_with_its_interval(document: Document) -> None:
 
 
 @pytest.mark.parametrize("language", quick(LANGUAGES, 1))
-def test_every_format_has_the_curves(language: str, tmp_path: Path) -> None:
+def test_every_format_has_the_curves(language: str, document: Document, tmp_path: Path) -> None:
     locale = Locale(language)
     collected, predictions = made()
-    document = build(collected, predictions, None, locale)
+    if language != "en":
+        document = build(collected, predictions, None, locale)
     (said,) = sentences(document.curves[0], locale)
     assert said in " ".join(as_summary(document, locale).split())
     assert said in as_markdown(document, locale)
@@ -133,7 +134,7 @@ def test_runs_that_do_not_say_their_number_of_labels_have_no_curve() -> None:
     assert build(collected, predictions, None, EN).curves == []
 
 
-def test_curves_follow_the_settings_and_not_the_numbers_in_names() -> None:
+def test_curves_follow_the_settings_and_not_the_numbers_in_names(document: Document) -> None:
     """Two recipes of one approach have separate curves."""
     collected, predictions = made()
     runs, joined = [], {}
@@ -148,10 +149,7 @@ def test_curves_follow_the_settings_and_not_the_numbers_in_names() -> None:
     collected = replace(collected, runs=[run for run in runs if run.run_id.startswith("bert")])
     (found,) = build(collected, joined, None, EN).curves
     scores = {curve.name: [i.mean for i in curve.intervals] for curve in found.curves}
-    expected = {
-        tuple(i.mean for i in curve.intervals)
-        for curve in build(*made(), None, EN).curves[0].curves
-    }
+    expected = {tuple(i.mean for i in curve.intervals) for curve in document.curves[0].curves}
     assert {tuple(values) for values in scores.values()} == expected
 
 
