@@ -92,7 +92,7 @@ def _needed(decision: Decision, pair: Pair) -> str:
         ways.append(f"{seeds:,} more seed{'s' * (seeds > 1)}")
     if not ways:
         return "neither more test examples nor more seeds alone would decide"
-    return f"about {' or '.join(ways)} would decide"
+    return f"at least {' or '.join(ways)} are needed"
 
 
 def _format(rows: list[list[str]], best: str, margin: float, needed: list[str]) -> str:

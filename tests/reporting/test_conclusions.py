@@ -48,10 +48,10 @@ def test_what_would_decide_is_said() -> None:
         (
             2.0,
             3.0,
-            f"about {pair.reviews} more test reviews or about 2 more seeds would decide",
+            f"at least {pair.reviews} more test reviews or 2 more seeds are needed",
         ),
-        (2.0, None, f"; about {pair.reviews} more test reviews would decide"),
-        (None, 3.0, "; about 2 more seeds would decide"),
+        (2.0, None, f"; at least {pair.reviews} more test reviews are needed"),
+        (None, 3.0, "; at least 2 more seeds are needed"),
         (None, None, "neither more test reviews nor more seeds alone would decide"),
     ):
         weak = replace(decision, verdict="undecided", more_reviews=reviews, more_seeds=seeds)
