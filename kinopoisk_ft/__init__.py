@@ -1,7 +1,7 @@
 """Fine-tune text classifiers in different ways, and compare the results fairly.
 
-After `import kinopoisk_ft`, transformers opens saved models, for example
-`pipeline("text-classification", folder)`.
+After `import kinopoisk_ft`, transformers can load models that this project has saved, for example
+with `pipeline("text-classification", folder)`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 class _LazyConfig:
-    """A stand-in for all configs of this project in transformers, until one of them is read."""
+    """A placeholder for the config classes of this project's models in transformers.
+
+    When transformers reads a config, the real classes replace the placeholder.
+    """
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **options: Any) -> Any:
@@ -40,15 +43,16 @@ def _register(auto_config: ModuleType) -> None:
 
 
 class _RegisterAfterImport:
-    """A finder that registers the types when transformers defines AutoConfig.
+    """An import hook that registers this project's model types with AutoConfig.
 
-    Importing transformers here would make the start of every command ten times slower.
+    The hook waits until other code imports transformers. An import of transformers in this file
+    would make the start of every command ten times slower.
     """
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        """Return how to load the module that defines AutoConfig; None for all other modules.
+        """Return an import spec for the module that defines AutoConfig; None for other modules.
 
-        After the usual loading, the classifiers of this project are registered there.
+        The spec loads the module as usual, and then registers the model types of this project.
         """
         if name != _AUTO_CONFIG:
             return None

@@ -54,9 +54,9 @@ def write_atomically(file: Path, text: str) -> None:
 def write_folder_atomically(folder: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder, and move its files into `folder` afterwards.
 
-    The file named `last` marks a complete folder. Its old version is deleted first, and its new
-    version is moved last. Readers that require this file therefore never see a mixture of old and
-    new files, even after a crash. Other files in `folder` are kept.
+    Readers must treat `folder` as incomplete if it lacks the file whose name is `last`. The old
+    version of this file is deleted first, and the new version is moved last. Readers therefore
+    never see a mixture of old and new files, even after a crash. Other files in `folder` are kept.
     """
     part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
@@ -195,9 +195,9 @@ def get_cache_dir() -> Path:
 def prepare_caches() -> None:
     """Replace cache folders that are not writable with temporary folders, and print a warning.
 
-    A library's folder is only replaced if it does not exist and cannot be created. An existing
-    folder may be read-only but contain downloaded models, and a folder that the user set in a
-    variable such as HF_HOME is left alone.
+    The cache folder of a library is replaced only if it does not exist and cannot be created. An
+    existing folder is kept even if it is read-only, because it may contain downloaded models. A
+    folder that the user has set in a variable such as HF_HOME is also kept.
 
     Call this function before importing libraries, because they read their cache settings only on
     import.

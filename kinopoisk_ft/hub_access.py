@@ -1,6 +1,6 @@
-"""Load from and upload to the Hugging Face hub, and explain its errors.
+"""Download files from the Hugging Face hub, upload models to it, and explain errors.
 
-While the hub is unreachable, only its cache is used.
+While the hub cannot be reached, only files in the local cache are used.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def access_hub(kind: str, name: str, fix: str) -> Iterator[None]:
 
 
 def check_repository(name: str) -> None:
-    """Raise UserError if a name is not the name of a repository with its owner."""
+    """Raise UserError if a name is not a valid repository name of the form owner/name."""
     try:
         validate_repo_id(name)
         # Versions before 2 accept letters of all alphabets, but the hub does not.
@@ -100,7 +100,7 @@ def upload(
     Args:
         files: {name in the repository: local file or contents}.
         public: whether everyone may see the new repository.
-        update: whether the repository exists already; its visibility does not change.
+        update: whether to change an existing repository. Its visibility stays the same.
 
     Raises:
         UserError: there is no valid token, the repository exists (or, with `update`, does not
@@ -129,7 +129,7 @@ def upload(
 
 
 def _explain_upload(error: Exception, name: str, created: bool) -> tuple[str, str]:
-    """Return what happened, and how to correct it."""
+    """Return why the upload to `name` failed, and how the user can correct the problem."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on, so nothing can be uploaded", "unset HF_HUB_OFFLINE"

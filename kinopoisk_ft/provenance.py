@@ -69,12 +69,13 @@ def digest_content(path: Path, pattern: str = "*") -> str:
     is read again only if its size or modification time has changed.
 
     Raises:
-        UserError: the folder has more than MOST_FILES files, such as a home folder.
+        UserError: the folder has more than MOST_FILES files, so it was probably set by mistake.
     """
     files = sorted(islice(path.rglob(pattern), MOST_FILES + 1)) if path.is_dir() else [path]
     if len(files) > MOST_FILES:
         raise UserError(
-            f"the folder has more than {MOST_FILES:,} files, so it is no model and no data set",
+            f"the folder has more than {MOST_FILES:,} files, which is too many for a model or a "
+            "data set",
             where=str(path),
             fix="change the option that names this folder",
         )

@@ -32,9 +32,9 @@ def to_one_line(text: str) -> str:
 
 
 def shorten_paths(value: str) -> str:
-    """Replace absolute paths in a value by their last part, because they name the user's folders.
+    """Replace each absolute path in a value by its last part, to hide the user's folders.
 
-    A space is read as a part of the path. Therefore, call this function for each argument of a
+    A space is read as a part of a path. Therefore, call this function for each argument of a
     command separately.
     """
     return _PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\ "))[-1], value)
@@ -62,8 +62,8 @@ _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]{2,3})?")
 def clean_name(value: Any) -> str | None:
     """Normalize the name of a class, film or author.
 
-    Strip white space at both ends and convert to Unicode form NFC. Numbers become equal strings
-    whatever the file format: 1, 1.0 and "1.0" become "1". Blank strings, missing values, NaN and
+    Strip white space at both ends and convert to Unicode form NFC. A number becomes the same string
+    in all file formats: 1, 1.0 and "1.0" become "1". Blank strings, missing values, NaN and
     infinity become None.
     """
     # Convert NumPy scalars to Python numbers.

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Count the trainable parameters and all parameters. Tied parameters count once.
 
-    PEFT's untrained copies of the modules in `modules_to_save` do not count.
+    PEFT keeps an untrained original of each module in `modules_to_save`; it is not counted.
     """
     copies = tuple(
         f"{name}.original_module."
@@ -82,9 +82,10 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
-    """Find the trainable parameters that affect the inputs of block `layers`, counted from 0.
+    """Find the trainable parameters that affect the inputs of the block with the index `layers`.
 
-    If `layers` is the number of blocks, find those that affect the output of the last block.
+    If `layers` is the number of blocks, there is no such block. Then find the parameters that
+    affect the output of the last block.
     """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):
@@ -96,10 +97,10 @@ def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
 
 
 def count_depths(network: Network, module: nn.Module) -> dict[str, int]:
-    """Return the distance of each parameter from the head, in layers.
+    """Return the depth of each parameter: its distance from the head, in blocks.
 
-    It is 1 for the last block, and the number of blocks plus 1 for parameters below the first
-    block. Parameters above the blocks are left out.
+    With N blocks, the depth is 1 for the last block, N for the first one, and N + 1 for parameters
+    below the first block. Parameters above the blocks are left out.
 
     Args:
         module: the network with its adapter; the names of its parameters are the keys.
@@ -136,8 +137,8 @@ def _record_boundary_states(network: Network, layers: int) -> list[Tensor]:
     states = [*outputs.values()] if all_below else inputs
     if not states:
         raise UserError(
-            f"the model does not use its modules '{network.layers}' for texts, so freezing them "
-            "would have no effect",
+            f"the model does not use its modules '{network.layers}' when it classifies a text, so "
+            "freezing these modules would have no effect",
             where="adapter.layers",
             fix="use adapter=head, lora or none with this model",
         )

@@ -43,11 +43,11 @@ class Peft(Adapter):
         self.config = config
 
     def check_gradient_checkpointing(self) -> None:
-        """Raise UserError for methods that pass trained keys and values as a decoder's cache."""
+        """Raise UserError for PEFT methods that put trained keys and values into the KV cache."""
         if self.config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             raise UserError(
-                f"{type(self.config).__name__} does not work with gradient checkpointing, which "
-                "ignores its trained keys and values",
+                f"{type(self.config).__name__} does not work with gradient checkpointing, because "
+                "layers with checkpointing ignore the keys and values that this adapter trains",
                 where="trainer.gradient_checkpointing",
                 fix="use trainer.gradient_checkpointing=false, or another adapter",
             )
@@ -55,10 +55,12 @@ class Peft(Adapter):
     def apply(self, network: Network) -> Adapted:
         """Wrap the network's module in a `PeftModel`.
 
-        It also trains and saves the head and the config's `modules_to_save`.
+        PEFT also trains and saves the head and the modules that `modules_to_save` of the config
+        lists.
 
         Raises:
-            UserError: a name matches no module, or PEFT cannot adapt this network.
+            UserError: a module name in the config matches no module of the network, or PEFT cannot
+                adapt this network.
         """
         config: Any = self.config
         check_imports(vars(config), "adapter.config")
@@ -184,7 +186,7 @@ def find_linear_layers(network: Network) -> list[str]:
 
 
 def check_targets(network: Network, targets: Any) -> None:
-    """Raise UserError if a target matches no module or cannot have an adapter."""
+    """Raise UserError if a target matches no module, or an adapter on it has no effect."""
     if isinstance(targets, str) or targets is None:
         return
     for target in _find_unmatched(network, targets):

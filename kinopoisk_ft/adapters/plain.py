@@ -36,7 +36,8 @@ class Freeze(Adapter):
         """Freeze the first `layers` blocks and all pretrained weights below them.
 
         Raises:
-            UserError: the model has fewer blocks, or one of these weights would stay trainable.
+            UserError: the model has fewer than `layers` blocks, or one of the weights to freeze
+                belongs to the head, which is trained.
         """
         blocks = list_blocks(network)
         if not 0 <= self.layers <= len(blocks):
@@ -79,7 +80,7 @@ class Head(Adapter):
         return blocks
 
     def check_gradient_checkpointing(self) -> None:
-        """Raise UserError, because frozen layers keep nothing for the backward pass."""
+        """Raise UserError: frozen layers store no activations, so checkpointing has no effect."""
         raise UserError(
             "gradient checkpointing would have no effect, because adapter=head freezes all layers",
             where="trainer.gradient_checkpointing",

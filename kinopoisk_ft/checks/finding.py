@@ -14,7 +14,7 @@ class Finding:
 
     Args:
         needed: whether a run with the default config fails if the state is "missing" or "broken".
-        fix: command or instruction to correct the problem; None if there is none.
+        fix: command or instruction that corrects the problem; None if none is needed or known.
         speedup: time of the reference implementation, divided by the time of the kernel. Both times
             include the forward and the backward pass.
     """

@@ -60,7 +60,7 @@ def check_convolution() -> Iterator[Finding]:
 
 
 def check_numba(subject: SelfTest, run: Callable[..., Tensor]) -> Finding:
-    """Check whether numba can be used and its CPU kernel of an operator is correct."""
+    """Check whether numba can be used, and whether an operator's numba kernel is correct."""
     if backends.NUMBA_ERROR:
         return Finding("numba", "missing", backends.NUMBA_ERROR, fix=backends.NUMBA_FIX)
     fix = f"{backends.NUMBA_FIX} --force-reinstall --no-deps"

@@ -1,4 +1,4 @@
-"""Implement `kinopoisk-ft compare`, which compares prediction files of any tool."""
+"""Implement `kinopoisk-ft compare`, which compares files with predictions from any tool."""
 
 from __future__ import annotations
 

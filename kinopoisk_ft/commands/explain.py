@@ -82,7 +82,10 @@ def _summarize(found: Explanation) -> str:
 
 
 def format_explanation(found: Explanation, colours: bool) -> str:
-    """Return the summary, the words with the largest scores and, with `colours`, the text."""
+    """Return the summary and the words with the largest scores.
+
+    If `colours` is true, the whole text follows, with shaded words. TF-IDF has no such text.
+    """
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
     lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]
     if colours and found.in_order:

@@ -83,12 +83,15 @@ def _check_finished(args: argparse.Namespace, folder: Path) -> None:
         raise UserError(
             "the run is not finished",
             where=args.model,
-            fix="start its command again, which resumes the run, and publish it afterwards",
+            fix="resume the run with the same command, and publish the model when it has finished",
         )
 
 
 def _complete_card(folder: Path) -> None:
-    """Write the model card if an earlier version of this package trained the model."""
+    """Write the model card, unless the model folder already has a complete one.
+
+    Earlier versions of this package wrote no card, or only an empty template of PEFT.
+    """
     from kinopoisk_ft.models.card import read_card
     from kinopoisk_ft.reporting.model_card import README, write_model_card
 

@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> None:
 def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     """Return the reviews with suspicious labels, and the number of checked reviews.
 
-    The frame has the columns row, label and suggested (class names), p_label (probability of the
-    label) and, if known, film and text (the first characters).
+    The reviews are the rows of a frame. Its columns are row, label, suggested (the most probable
+    class), p_label (the probability of the label) and, if known, film and text (the first
+    characters).
 
     Raises:
         UserError: cleanlab is missing, a file cannot be read, or the runs cannot be combined.
@@ -73,11 +74,11 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     for run, part in zip(runs, parts, strict=True):
         if part.class_names != parts[0].class_names:
             raise UserError("the runs have different classes", where=str(run),
-                            fix="give the folds of one cross-validation")  # fmt: skip
+                            fix="pass only runs of the same cross-validation")  # fmt: skip
     rows = np.concatenate([part.rows for part in parts])
     if len(set(rows.tolist())) < len(rows):
         raise UserError("two runs predict the same review", where=", ".join(map(str, runs)),
-                        fix="give the folds of one cross-validation, with one seed")  # fmt: skip
+                        fix="pass one run per fold of a cross-validation (one seed)")  # fmt: skip
     labels = np.concatenate([part.labels for part in parts])
     if len(set(labels.tolist())) < 2:
         raise UserError("all reviews have the same label", where=", ".join(map(str, runs)),

@@ -132,7 +132,9 @@ def explain_error(error: Exception, args: list[str]) -> str:
 
 
 def suggest_key(key: str, known: Sequence[str]) -> str:
-    """Return up to three keys that the user may have meant, or else where to find the keys.
+    """Return up to three keys that the user may have meant.
+
+    If no key is similar, return a hint how to list all keys.
 
     Args:
         known: all keys, with their groups, such as "trainer.lr".

@@ -51,7 +51,10 @@ class Prepared:
 
     @property
     def label(self) -> str:
-        """Return the approach, with the name of the checkpoint instead of "encoder"."""
+        """Return the name of the approach, such as "rubert-tiny2 + lora" or "bert".
+
+        The name of the checkpoint replaces the word "encoder".
+        """
         name = str(self.cfg.model.get("name") or "")
         return name_checkpoint(self.tags["approach"], self.tags["model"], name)
 
@@ -60,8 +63,8 @@ def name_checkpoint(approach: str, model: str, name: str) -> str:
     """Replace "encoder" in the name of an approach by the last part of the checkpoint's name.
 
     Args:
-        model: the chosen option of the config group `model`. Only `encoder` stands for any
-            checkpoint.
+        model: the chosen option of the config group `model`. If it is not `encoder`, the name of
+            the approach does not change, because the option already names the checkpoint.
         name: hub id or folder of the checkpoint; "" if it is unknown.
     """
     checkpoint = PurePath(name).name
@@ -92,6 +95,6 @@ def list_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def get_overrides(hydra: Any) -> list[str]:
-    """Return the overrides of a run as the user wrote them, also those that contain ${...}."""
+    """Return the overrides of a run as the user wrote them; ${...} is not resolved."""
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return list(overrides)

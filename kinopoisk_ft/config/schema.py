@@ -1,9 +1,9 @@
-"""Build JSON schemas of the config groups, so that editors complete and check their files.
+"""Build JSON schemas of the config groups, with which editors complete and check config files.
 
     python -m kinopoisk_ft.config.schema
 
-writes one schema for each group to conf/schema. Names and types come from the same signatures that
-`validate` checks, and the descriptions from the comments in the files.
+writes one schema for each group to conf/schema. Names and types come from the signatures that
+`validate` also uses. Descriptions come from the comments in the config files.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _describe_node(nodes: Sequence[Schema], comments: dict[str, str]) -> Schema:
     """Return the schema of a config node.
 
     Args:
-        nodes: the node in each file of the group.
+        nodes: the values of this node in the files of the group.
     """
     targets = sorted({node["_target_"] for node in nodes if "_target_" in node})
     if not targets:

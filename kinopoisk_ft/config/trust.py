@@ -117,7 +117,7 @@ def get_trusted_packages() -> tuple[str, ...]:
 def freeze_trust() -> Iterator[None]:
     """Read KINOPOISK_FT_TARGETS now, and ignore later changes inside this context.
 
-    Otherwise, a config could trust itself by setting this variable.
+    Otherwise, a config could set this variable itself, and thereby allow any `_target_`.
     """
     global _frozen
     before, _frozen = _frozen, _read_trust()

@@ -30,7 +30,8 @@ class Demo(DataRecipe):
     """The bundled data set (data=demo).
 
     Args:
-        reviews: number of reviews to read; if `classes` is 2, Neutral reviews are dropped later.
+        reviews: number of reviews to read. If `classes` is 2, fewer remain, because the Neutral
+            reviews among them are dropped.
         seed: random seed for shuffling the reviews; if 0, they are not shuffled.
     """
 
@@ -42,7 +43,7 @@ class Demo(DataRecipe):
         check_positive(self.reviews, "data.reviews")
 
     def read(self) -> pd.DataFrame:
-        """Return the first reviews of the data set, which is shuffled if `seed` is not 0."""
+        """Shuffle the data set if `seed` is not 0, and return its first `reviews` reviews."""
         frame = pd.read_json(FILE, lines=True, dtype=False)
         if self.reviews > len(frame):
             raise UserError(

@@ -31,7 +31,9 @@ def fold_text(text: str) -> str:
 
 
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Return group numbers (N,) for texts with the same first or the same last 120 letters.
+    """Return the group number of each text, (N,); near-duplicates have the same number.
+
+    Near-duplicates have the same first, or the same last, 120 letters and digits.
 
     Shorter texts are compared as a whole, with punctuation and emoji. In a short text, one
     character can reverse the meaning: "Фильм :)" and "Фильм :(".
@@ -65,7 +67,7 @@ def _fold_end(text: str, at_start: bool) -> str | None:
 
 
 def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Keep the first row of each group of near-duplicates, or no row if their labels differ.
+    """Keep the first row of each near-duplicate group; drop groups with more than one label.
 
     If more than 1% of all rows are dropped, a warning shows examples.
 

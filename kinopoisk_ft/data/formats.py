@@ -76,7 +76,7 @@ def _json_error(path: Path, line: int, what: str) -> UserError:
 
 
 def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
-    """Parse comma- or tab-separated values; `quoting` is how to read quotes, one of QUOTING."""
+    """Parse comma- or tab-separated values; for `quoting`, see QUOTING."""
     # Some reviews are longer than the default limit of 131,072 characters per field.
     csv.field_size_limit(2**31 - 1)
     # With strict=True, an unclosed quote is an error. Otherwise it would join the remaining rows.
@@ -209,17 +209,17 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row, in which each line has as many fields as the header. If most multi-line rows
-    look like this, a warning is logged.
+    multi-line row. Each line of such a row has as many fields as the header. If this is true of
+    most multi-line rows, but the values do not prove it (see Raises), a warning is logged.
 
     Args:
         lines: number of the first line of each row.
         last_lines: {row index from 0: number of the last line} for multi-line rows.
 
     Raises:
-        UserError: at least two lines of a multi-line row look like rows of the table: they have as
-            many fields as the header and, in columns with few distinct values such as labels, only
-            values that also occur in single-line rows.
+        UserError: at least two lines of a multi-line row look like rows of the table. Such a line
+            has as many fields as the header. In columns with few distinct values, such as labels,
+            its values also occur in single-line rows.
     """
     known = _known_values(rows, last_lines)
     swallowing, doubtful = [], []
@@ -250,7 +250,7 @@ def check_multiline_fields(
 
 
 def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, set[str]]:
-    """Return {column number: its values} for the columns with few distinct values."""
+    """Return {column number: distinct values} for the columns with few distinct values."""
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
     return {i: values for i, (size, values) in enumerate(distinct) if 2 * len(values) <= size}

@@ -70,10 +70,11 @@ def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _order_groups(
     labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the rows of each group, in the order in which groups are added to the subset.
+    """Return the rows of each group, in the order in which `limit_rows` takes the groups.
 
-    Large groups come late, so that the subset does not grow in large steps. At each step, the group
-    that keeps the class proportions best is chosen from a few random groups.
+    Groups are taken one by one. Each step draws a few random groups, and takes the one that keeps
+    the class proportions of the taken rows best. Large groups come late, so that the number of
+    taken rows does not grow in large steps.
     """
     shares = np.bincount(labels) / len(labels)
     waiting = [np.flatnonzero(groups == name) for name in rng.permutation(np.unique(groups))]

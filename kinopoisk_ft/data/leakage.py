@@ -44,7 +44,7 @@ class Overlap:
         return self.shared / self.total if self.total else 0.0
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return {MLflow metric name: value} for `shared` and for its fraction of `total`.
+        """Return {MLflow metric name: value} for `shared` and for `shared` / `total`.
 
         `name` is a kind in `Leakage.overlaps`, for example "films".
         """
@@ -58,7 +58,7 @@ class Leakage:
     Args:
         overlaps: {kind: overlap}. "near_duplicates" counts test reviews with a near-duplicate in
             train. "films" and "authors" count the films and authors in test that are also in train.
-            They are missing if the data have no such column.
+            If the data have no films or no authors, this kind is missing.
         film_guess: test accuracy if each review gets the most frequent label of its film in train.
             A review of a film that is not in train gets the majority class. None if the data have
             no films.
@@ -171,8 +171,11 @@ class PretrainingTexts:
         """Load the record of a model.
 
         Args:
-            base: folder or Hub id of the model; None for random weights. Their record is empty and
-                complete. If a model has no readable record, the result is empty and incomplete.
+            base: folder or Hub id of the model; None for random weights.
+
+        Returns:
+            The record. It is empty and complete for random weights, and empty and incomplete if
+            the model has no readable record.
         """
         nothing = np.array([], dtype=np.int64)
         file = Path(base or "", FILE)

@@ -25,7 +25,7 @@ TRUNCATIONS: dict[str, Callable[[int], int]] = {
 
 
 def split_room(room: int, truncation: str) -> tuple[int, int]:
-    """Divide `room` tokens or characters between the head and the tail of a text."""
+    """Return how many of the `room` tokens or characters to keep at the start and end of a text."""
     head = TRUNCATIONS[truncation](room)
     return head, room - head
 
@@ -85,8 +85,8 @@ class Preprocessing:
     def cut(self, text: str) -> str:
         """Truncate a cleaned text to `max_characters`.
 
-        A space separates the start of a text from its end, so that two incomplete words do not form
-        a new word. The space counts as a character.
+        If both the start and the end of the text are kept, they are joined with a space, so that
+        two incomplete words do not form a new word. The space counts as a character.
         """
         if self.max_characters is None or len(text) <= self.max_characters:
             return text

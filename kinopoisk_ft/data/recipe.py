@@ -93,10 +93,11 @@ def option_error(name: str, value: object, fix: str, why: str = "") -> UserError
 class DataSplit:
     """Cleaned texts with labels, split into train, validation and test.
 
-    Each frame has the columns text (str), label (int64) and row (int64). Columns of the source
-    whose names are in METADATA, such as film, are kept. A label is an index into `class_names`. A
-    row is a row number in the source, from 0. If the texts are split by film or author, the column
-    group (int) contains group numbers, and all rows of a group are in the same frame.
+    Each frame has the columns text (str), label (int64) and row (int64). The column label contains
+    indices into `class_names`. The column row contains row numbers in the source, from 0. Columns
+    of the source whose names are in METADATA, such as film, are kept. If the texts are split by
+    film or author, the column group (int) contains group numbers, and all rows of a group are in
+    the same frame.
 
     Args:
         counts: numbers of rows by name, such as rows_read, dropped_empty and train.
@@ -130,19 +131,19 @@ class DataRecipe(ABC):
 
     Args:
         limit: maximum number of rows to keep after cleaning; if None, all rows are kept.
-        classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, rows of Neutral are dropped.
+        classes: 2 (Bad, Good) or 3 (Bad, Neutral, Good). With 2, Neutral rows are dropped.
         max_length, truncation, max_characters, strip_scores: see `Preprocessing`.
         window_stride, max_windows, text_prefix: see `Preprocessing`.
         empty: if "drop", rows without a text are dropped; if "refuse", they raise an error.
         near_duplicates: if "drop", near-duplicates are dropped (see `drop_near_duplicates`); if
             "keep", all rows are kept.
         split: how to split the rows, one of SPLITS.
-        split_column: column that assigns each row to train, val or test, if `split` is
-            "predefined".
+        split_column: column that assigns each row to train, val or test. It is required if `split`
+            is "predefined", and must be None otherwise.
         test_size, val_size, split_seed, folds, fold: see `Shares`.
         train_limit: number or fraction of the train rows to keep; None keeps all. Validation and
             test rows do not change.
-        train_seed: seed that chooses these rows.
+        train_seed: random seed for choosing the rows that `train_limit` keeps.
     """
 
     limit: int | None

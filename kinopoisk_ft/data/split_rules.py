@@ -1,8 +1,8 @@
 """Define rules for splitting rows: at random, by group, and by date.
 
-A rule holds out a fraction of the rows, or divides all rows into folds. Rows are sorted integer
-positions, from 0. Every rule keeps near-duplicates together. If there are too few rows or groups, a
-rule raises ValueError.
+A rule holds out a fraction of the rows, or divides all rows into folds. It takes and returns sorted
+arrays of row positions, from 0. Every rule keeps near-duplicates together. If there are too few
+rows or groups, a rule raises ValueError.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ DRAWS = 300
 
 
 class RandomRule:
-    """Splits near-duplicate groups at random, stratified by the first label of each group."""
+    """Splits near-duplicate groups at random, stratified by the label of their first row."""
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
         self.labels, self.near, self.seed = frame["label"].to_numpy(), near, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw about a fraction `share` of the near-duplicate groups, and select their rows."""
+        """Draw the fraction `share` of the near-duplicate groups, and return their rows."""
         groups, first = np.unique(self.near[rows], return_index=True)
         labels = self.labels[rows[first]]
         _, test = train_test_split(groups, test_size=share, random_state=self.seed, stratify=labels)
         return rows[np.isin(self.near[rows], test)]
 
     def folds(self, count: int) -> list[np.ndarray]:
-        """Assign near-duplicate groups to folds, stratified by the first label of each group."""
+        """Assign near-duplicate groups to folds, stratified by the label of their first row."""
         groups, first = np.unique(self.near, return_index=True)
         splitter = StratifiedKFold(count, shuffle=True, random_state=self.seed)
         parts = (groups[test] for _, test in splitter.split(groups, self.labels[first]))
@@ -54,7 +54,7 @@ class GroupRule:
         self.labels, self.groups, self.seed = frame["label"].to_numpy(), groups, seed
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Draw random sets of groups, and select the rows of the best set.
+        """Draw random sets of groups, and return the rows of the best set.
 
         The best set minimizes the sum of |held-out fraction of a class - `share`| over all classes.
         """
@@ -78,10 +78,10 @@ class GroupRule:
 class DateRule:
     """Splits rows by date, and holds out the newest rows.
 
-    A group of near-duplicates stays together. All its rows get its newest date, so that train
-    contains no text from the test period. Folds are periods of time, oldest first. With folds,
-    training also uses rows that are newer than the test fold (blocked cross-validation, Bergmeir
-    and Benítez, 2012).
+    The rows of a near-duplicate group stay together, and all get the date of the newest of these
+    rows. Therefore, train contains no text from the test period. Folds are periods of time, oldest
+    first. With folds, training also uses rows that are newer than the test fold (blocked
+    cross-validation, Bergmeir and Benítez, 2012).
     """
 
     def __init__(self, frame: pd.DataFrame, near: np.ndarray, seed: int) -> None:
@@ -91,7 +91,7 @@ class DateRule:
         self.order = np.lexsort((near, newest))
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
-        """Select about a fraction `share` of the rows, the newest ones."""
+        """Return the newest rows, which are about the fraction `share` of all given rows."""
         ordered = self.order[np.isin(self.order, rows)]
         cut = len(ordered) - int(np.ceil(share * len(ordered)))
         return np.sort(ordered[self._move_cut_between_groups(ordered, cut) :])

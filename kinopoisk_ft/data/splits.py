@@ -103,7 +103,7 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
             absent = class_names[counts.argmin()]
             found = f"none of the {len(labels):,} rows has the label '{absent}'"
         raise UserError(
-            f"{found}; a classifier needs at least two classes, and rows of each class",
+            f"{found}; a classifier needs two or more classes, and each class needs rows",
             fix="check the labels, data.classes and data.limit (the first data.limit rows may lack "
             "a class)",
         )
@@ -113,7 +113,7 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
 def too_few_rows_error(
     counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
 ) -> UserError:
-    """Create the error for a split without any row of some class."""
+    """Create the error for too few rows to put each class into each split."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows to put each class into train, val and test; rows per class: {sizes}",
@@ -124,11 +124,13 @@ def too_few_rows_error(
 
 
 def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
-    """Return group numbers (N,) for rows that are linked by common keys, directly or transitively.
+    """Return the group number of each row, (N,); linked rows have the same number.
+
+    Two rows are linked if they have the same key, or if both are linked to a third row.
 
     Args:
-        keys: sequences (N,) of keys. Two rows are linked if a sequence has the same key for both,
-            unless this key is None.
+        keys: sequences (N,) with one key per row. Only keys from one sequence are compared. A row
+            with the key None is not linked by this sequence.
     """
     size = len(keys[0])
     rows, nodes, first = [], [], size
@@ -178,8 +180,9 @@ def split_rows(
 ) -> Parts:
     """Return the positions of the rows in train, validation and test.
 
-    Random splits without folds are made by `split_randomly`, as in the original study. They and
-    predefined splits may separate near-duplicates; the other splits do not.
+    Without folds, a random split is made by `split_randomly`, which repeats the splits of the
+    study that this project started from. Random splits without folds and predefined splits may put
+    near-duplicates into different splits; the other kinds of split do not.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.

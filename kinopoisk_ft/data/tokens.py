@@ -34,7 +34,7 @@ MAX_BATCH_CHARACTERS = 2**20
 def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
     """Yield batches of at most MAX_BATCH_CHARACTERS characters, in the order of the texts.
 
-    A longer text is a batch by itself.
+    A text of more than MAX_BATCH_CHARACTERS characters is a batch by itself.
     """
     batch: list[str] = []
     size = 0
@@ -50,9 +50,7 @@ def batch_texts(texts: Sequence[str]) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token ids of N texts, without padding.
-
-    Texts that are read in windows are not yet divided.
+    """The token ids of N texts, without padding and not yet divided into windows.
 
     Args:
         seen: numbers of characters and tokens in all texts together.
@@ -138,7 +136,7 @@ def encode_ids(
 ) -> list[list[int]]:
     """Truncate and tokenize cleaned texts, and return only the token ids.
 
-    Texts that are read in windows are not yet divided.
+    The ids of long texts are not yet divided into windows.
     """
     rows = _truncate_and_encode(preprocessing.texts(texts), tokenizer, preprocessing)
     return [ids for ids, _, _ in rows]
@@ -199,7 +197,7 @@ def encode_with_spans(
 
 
 def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
-    """Return a function that maps a number of tokens to the positions that truncation omits."""
+    """Return a function of a text's token count that returns the positions to omit."""
     left, right = count_added_tokens(tokenizer, preprocessing.text_prefix)
     windows = find_windows(tokenizer, preprocessing)
     room = preprocessing.max_length - left - right if windows is None else windows.max_tokens
@@ -207,7 +205,7 @@ def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int]
 
 
 def find_windows(tokenizer: Any, preprocessing: Preprocessing) -> Windows | None:
-    """Return how a tokenized text is divided into windows; None if it is one sequence.
+    """Return the sizes of the windows; None if the preprocessing does not use windows.
 
     Raises:
         UserError: `max_length` leaves no room for the text, or the stride exceeds a window.
@@ -242,7 +240,10 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any, prefix: str) -> Any:
 
 
 def count_added_tokens(tokenizer: Any, prefix: str) -> tuple[int, int]:
-    """Return how many tokens are before and after a text: special tokens and the prefix."""
+    """Return the numbers of tokens that are added before and after a text.
+
+    These are the special tokens and the prefix.
+    """
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
     left, right = mask.index(0), mask[::-1].index(0)
     if not prefix:

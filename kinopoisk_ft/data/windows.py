@@ -18,7 +18,7 @@ DEFAULT_STRIDE = 0.75
 
 @dataclass(frozen=True)
 class Windows:
-    """The sizes of windows. Every window has the special tokens and the prefix of a whole review.
+    """The sizes of windows. Each window has all special tokens and the prefix of a whole review.
 
     Args:
         room: maximum number of text tokens in a window.
@@ -59,9 +59,10 @@ class Windows:
         return self.room + (self.max_windows - 1) * self.stride
 
     def count(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the number of windows (N,) of reviews with `lengths` tokens (N,).
+        """Return the number of windows of each review, (N,).
 
-        Lengths include the special tokens.
+        Args:
+            lengths: number of tokens of each review, with special tokens, (N,).
         """
         beyond = np.maximum(0, lengths - self.left - self.right - self.room)
         return 1 + -(-beyond // self.stride)
@@ -88,7 +89,7 @@ class Windows:
         return [[*first, *text[start : start + self.room], *last] for start in starts]
 
     def ranges(self, lengths: np.ndarray) -> list[range]:
-        """Number the windows of all reviews from 0, and return the numbers for each review."""
+        """Number all windows of all reviews from 0, and return the range of each review."""
         bounds = np.concatenate([[0], np.cumsum(self.count(lengths))])
         return [range(start, end) for start, end in pairwise(bounds.tolist())]
 

@@ -75,10 +75,10 @@ def strip_scores(text: str) -> str:
 
     The following are grades:
 
-    - numbers on a scale: "8 из 10", "9/10", "3 из 5."
+    - numbers on a scale: "8 из 10", "9/10"; at the end of a phrase also "3 из 5"
     - points: "7 баллов"
     - numbers after a word for a grade: "оценка: 7", "ставлю 8", "твёрдая семёрка"
-    - jokes: "11 из 10", "7 черепов из 10."
+    - jokes: "11 из 10"; at the end of a phrase also "7 черепов из 10"
     - a number as the last line
     """
     lines = text.split("\n")

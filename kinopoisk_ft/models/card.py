@@ -26,13 +26,15 @@ class Card:
     Args:
         kind: format of the saved weights (`name` of a `Layout`), or "tfidf".
         max_length, truncation, max_characters, strip_scores, window_stride, max_windows,
-            text_prefix: see `Preprocessing`. If an older card lacks an option, its default was used
-            in training.
+            text_prefix: see `Preprocessing`. A card of an older format may lack some of these
+            options. The model was then trained with their defaults.
         window_pooling: see `WindowPooling`; None if the model reads no windows.
-        base: Hugging Face Hub id or local folder of the base model, needed for an adapter.
+        base: Hugging Face Hub id or local folder of the base model; an adapter is loaded into it.
         dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
-        note: how the preprocessing of other tools differs; "" if it does not.
-        recipe: if `kind` is "recipe", options of the `ModelRecipe` that builds the network again.
+        note: how the preprocessing of other tools differs from that in training; "" if it is the
+            same.
+        recipe: options of the `ModelRecipe` with which loading builds the network; None unless
+            `kind` is "recipe".
     """
 
     # A card may come from an untrusted folder, so only exactly these fields and types are valid.

@@ -34,7 +34,7 @@ class CheckpointRecipe(ModelRecipe):
         revision: branch, tag or commit of the checkpoint on the Hub.
         tokenizer: Hub id or local folder of the tokenizer.
         tokenizer_revision: revision of the tokenizer; ignored if `tokenizer` equals `name`.
-        text_prefix: default of `data.text_prefix`, which a run reads instead.
+        text_prefix: default value of `data.text_prefix`; not used in any other way.
     """
 
     name: str
@@ -47,13 +47,13 @@ class CheckpointRecipe(ModelRecipe):
         check_folder(self.name, "model.name")
 
     def set_origin(self, network: Network) -> Network:
-        """Record in a network from which checkpoint its weights were loaded."""
+        """Set `base` and `revision` of a network to the checkpoint of this recipe."""
         network.base = str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
         network.revision = self.revision
         return network
 
     def measure_layers(self) -> tuple[int, int]:
-        """Count the weights of the architecture, except its embeddings, without loading them."""
+        """Count the blocks, and all weights except embeddings, without loading weights."""
         config = load_config(self.name, self.revision)
         body = build_without_weights(config)
         embeddings = sum(
@@ -145,8 +145,8 @@ def set_dropout(config: PreTrainedConfig, dropout: float, name: str) -> None:
 def find_dropout_keys(config: PreTrainedConfig) -> list[str]:
     """Return the config keys of dropout probabilities, such as `attention_dropout`.
 
-    Keys with the value None are left out, because the model then uses another key. Flags, such as
-    ESM's `token_dropout`, are also left out.
+    Keys with the value None are left out, because a model ignores them and uses another key. Flags,
+    such as ESM's `token_dropout`, are also left out.
     """
     return [
         key

@@ -69,11 +69,12 @@ class Encoder(CheckpointRecipe):
 
     Args:
         pooling: "pooler" uses the classifier of transformers. "cls", "mean" and "last" use this
-            project's classification head. "auto" chooses "pooler" if the checkpoint lacks at most
-            the last layer of the transformers classifier, otherwise "mean". With windows, "pooler"
-            is not available, and "auto" chooses "mean".
+            project's classification head. "auto" chooses "pooler" if the checkpoint has weights for
+            the whole transformers classifier, or for all of it except the last layer; otherwise it
+            chooses "mean". With windows, "pooler" is not available, and "auto" chooses "mean".
         dropout: probability for all dropout layers. If None, the values in config.json are used.
-        dtype: how weights that an adapter of PEFT keeps frozen are stored.
+        dtype: dtype of the frozen weights if a PEFT adapter is used, "fp32" or "bf16"; see
+            `store_in_bf16`.
     """
 
     pooling: Pooling
@@ -115,7 +116,7 @@ class Encoder(CheckpointRecipe):
         return shorten_last_block(self.set_origin(network))
 
     def check_gradient_checkpointing(self) -> None:
-        """Raise UserError if transformers does not implement it for this architecture."""
+        """Raise UserError if transformers lacks gradient checkpointing for this model type."""
         config = self._read_config()
         model = MODEL_MAPPING.get(type(config), None)
         if not getattr(model, "supports_gradient_checkpointing", True):
@@ -128,7 +129,7 @@ class Encoder(CheckpointRecipe):
             )
 
     def check_dtype(self, adapter: Any, strategy: str) -> None:
-        """Raise UserError if weights would be trained in bf16, or sharded with fp32 weights."""
+        """Raise UserError if bf16 weights would be trained, or sharded together with fp32 ones."""
         if self.dtype == "fp32":
             return
         if not adapter.needs_saved_base:
@@ -159,7 +160,7 @@ class Encoder(CheckpointRecipe):
             )
 
     def build_skeleton(self) -> Network | None:
-        """Build a classifier without weights; `build` may build another head."""
+        """Build a classifier without weights. Its head may differ from the one in `build`."""
         config = self._read_config()
         self._has_classifier(config)
         with torch.device("meta"):
@@ -191,7 +192,7 @@ class Encoder(CheckpointRecipe):
         if self.pooling == "pooler" and self.reads_windows:
             raise UserError(
                 "model.pooling=pooler cannot read windows, because the classifier of transformers "
-                "cannot pool them",
+                "reads only one window per review",
                 where="model.pooling",
                 fix="set model.pooling to auto, mean, cls or last, or set data.truncation to head, "
                 "tail or head_tail",

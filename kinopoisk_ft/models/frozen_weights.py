@@ -1,8 +1,8 @@
 """Store the frozen matrices of a base model in bf16, and compute with them in any precision.
 
 This halves the memory of these weights. Norms, biases, all trained weights, and the hidden states
-between the layers stay fp32. Under autocast with bf16, each product rounds its matrix to bf16 in
-any case, so only the embeddings are less precise than in an fp32 base.
+between the layers stay fp32. With bf16 autocast, each product rounds an fp32 matrix to bf16
+anyway, so that storage in bf16 makes only the embeddings less precise.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class _Product(torch.autograd.Function):
-    """Compute x @ weight.T without keeping a copy of the weight in the dtype of x.
+    """The product x @ weight.T, which keeps only the stored weight for the backward pass.
 
-    `F.linear` would keep this copy of each matrix for the backward pass.
+    `F.linear` would keep a copy of each weight in the dtype of x.
     """
 
     @staticmethod
@@ -55,7 +55,10 @@ class Bf16Linear(nn.Linear):
     """A linear layer whose weight may be stored in bf16."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute (..., out) from (..., in) in the dtype of autocast, or else of the input."""
+        """Compute (..., out) from (..., in).
+
+        The result has the dtype of autocast, or of the input if autocast is off.
+        """
         return _multiply(input, self.weight, self.bias)
 
 
@@ -63,7 +66,10 @@ class Bf16Conv1D(Conv1D):
     """The linear layer of GPT-2 with a weight (in, out) that may be stored in bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (..., out) from (..., in) in the dtype of autocast, or else of the input."""
+        """Compute (..., out) from (..., in).
+
+        The result has the dtype of autocast, or of the input if autocast is off.
+        """
         return _multiply(x, self.weight.T, self.bias)
 
 

@@ -48,7 +48,7 @@ class EncoderLayout(Layout):
         return config
 
     def match_tokenizer(self, module: Any, tokenizer: Any, source: str) -> None:
-        """Set the model's pad id to the tokenizer's; check that every token id has an embedding."""
+        """Give the model the tokenizer's pad id, and check that each token id has an embedding."""
         match_tokenizer(module, tokenizer, source, trained=True)
         pad_for_funnel(module, tokenizer.pad_token_id)
 
@@ -81,8 +81,9 @@ class HuggingFaceLayout(EncoderLayout):
 class PooledLayout(EncoderLayout):
     """Saves and loads an encoder with this project's classification head.
 
-    The encoder is in the subfolder `encoder`, and the head is in head.safetensors. The index of
-    weights names both, so that transformers loads them as one model.
+    The encoder is in the subfolder `encoder`, and the head is in head.safetensors. The file
+    model.safetensors.index.json lists the weights of both, so that transformers loads them as one
+    model.
     """
 
     name = "pooled"
@@ -216,7 +217,7 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 def find_head_module(parameter: str) -> str:
     """Return the name of the head module that contains a parameter.
 
-    For a parameter outside of head modules, return the name of the module that owns the parameter.
+    If the parameter is not in a head module, return the name of its own module.
     """
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):

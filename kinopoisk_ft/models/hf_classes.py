@@ -1,8 +1,8 @@
 """Define classifiers with this project's head, and make them ordinary transformers models.
 
-`PooledClassifier` and `MambaClassifier` are trained. The classes whose names end in
-`ForSequenceClassification` have the same weights and compute the same logits. They are registered
-with `AutoModelForSequenceClassification`, so that transformers can load and save them.
+Training uses `PooledClassifier` and `MambaClassifier`. Their subclasses, whose names end in
+`ForSequenceClassification`, have the same weights and compute the same logits. The subclasses are
+registered with `AutoModelForSequenceClassification`, so that transformers can load and save them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class PooledClassifier(nn.Module):
     ) -> SequenceClassifierOutput:
         """Compute logits (batch, classes) from token ids and attention mask.
 
-        Ids and mask are (batch, length) or, with window pooling, also (batch, windows, length).
+        Ids and mask have the shape (batch, length). With window pooling, they may also have the
+        shape (batch, windows, length).
         """
         ids, mask = flatten_windows(input_ids, attention_mask)
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -158,7 +159,7 @@ class PooledForSequenceClassification(PooledClassifier, SavedClassifier):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Compute logits (batch, classes); long texts (batch, length) are divided into windows."""
+        """Divide long texts (batch, length) into windows, and compute logits (batch, classes)."""
         config: Any = self.config
         pad_id = config.encoder_config.pad_token_id
         ids, mask = divide_long_texts(input_ids, attention_mask, config.windows, pad_id)
@@ -180,7 +181,7 @@ class MambaForSequenceClassification(MambaClassifier, SavedClassifier):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Compute logits (batch, classes); long texts (batch, length) are divided into windows."""
+        """Divide long texts (batch, length) into windows, and compute logits (batch, classes)."""
         config: Any = self.config
         ids, mask = divide_long_texts(
             input_ids, attention_mask, config.windows, config.pad_token_id

@@ -16,8 +16,8 @@ class PooledConfig(PreTrainedConfig):
 
     Args:
         encoder_config: the config of the encoder, as a dictionary.
-        options: `pooling` and `window_pooling` of `PooledClassifier`; `windows`, see
-            `divide_long_texts`; options of the base class.
+        options: `pooling` and `window_pooling` (see `PooledClassifier`), `windows` (see
+            `divide_long_texts`), and the options of the base class.
     """
 
     model_type = MODEL_TYPES["pooled"]
@@ -35,8 +35,8 @@ class MambaClassifierConfig(MambaConfig):
     """The config of a `MambaForSequenceClassification`.
 
     Args:
-        options: `pooling` and `window_pooling` of `MambaClassifier`; `windows`, see
-            `divide_long_texts`; options of the base class.
+        options: `pooling` and `window_pooling` (see `MambaClassifier`), `windows` (see
+            `divide_long_texts`), and the options of the base class.
     """
 
     model_type = MODEL_TYPES["mamba"]
@@ -60,9 +60,9 @@ for config in CONFIGS:
 
 
 def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **more: Any) -> Any:
-    """Create a config of another class with the same options, and `more` options.
+    """Create a config of the class `kind` from the options of `config` and `more` options.
 
-    A plain Mamba config has none of the options of a classifier.
+    If `kind` is a config class of transformers, the classifier options are left out.
     """
     left_out = {"model_type", "architectures"}
     if kind not in CONFIGS:
@@ -72,7 +72,7 @@ def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **mor
 
 
 def describe_classifier(card: Any, windows: Windows | None = None) -> dict[str, Any]:
-    """Return the options of a config that describe a classifier.
+    """Return the config options that describe a classifier, such as its pooling and class names.
 
     Args:
         card: the `Card` of the model folder.

@@ -22,7 +22,8 @@ def replace_forward(
     """Temporarily replace the `forward` method of modules.
 
     Args:
-        first: the method of the first module; None if it also gets `forward`.
+        forward: the new method.
+        first: another new method for the first module; if None, it also gets `forward`.
     """
     methods = [first or forward, *[forward] * (len(parts) - 1)]
     before = [vars(part).get("forward") for part in parts]
@@ -55,9 +56,9 @@ def record_outputs(parts: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tenso
 
 @contextmanager
 def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
-    """Record the floating-point arguments of a module's first call, including items of tuples.
+    """Record the floating-point tensors in the arguments of a module's first call.
 
-    Later calls are ignored, because ALBERT calls a block again with the block's own output.
+    Later calls are ignored, because ALBERT runs a block several times, on the block's own output.
     """
     inputs: list[Tensor] = []
 
@@ -73,7 +74,7 @@ def record_inputs(part: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def find_floats(values: Any) -> list[Tensor]:
-    """Return the floating-point tensors in nested tuples, lists and dicts, in their order."""
+    """Return the floating-point tensors in nested tuples, lists and dicts, in order."""
     return [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()]
 
 

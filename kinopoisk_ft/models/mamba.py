@@ -115,7 +115,7 @@ class MambaBackbone(nn.Module):
     """A network of token embeddings, Mamba blocks and a final norm.
 
     Args:
-        config: its class determines the mixer.
+        config: a Mamba, Falcon Mamba or Mamba-2 config; its class determines the mixer.
         scan_backend: implementation of the scan; "auto" selects one for the device.
 
     Raises:
@@ -220,9 +220,10 @@ class MambaClassifier(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Compute logits (B, num_labels) in float32; other outputs of a tokenizer are ignored.
+        """Compute logits (B, num_labels) in float32.
 
-        Ids and mask are (B, L) or, with window pooling, also (B, windows, L).
+        Ids and mask have the shape (B, L). With window pooling, they may also have the shape
+        (B, windows, L). Other arguments, such as a tokenizer's token_type_ids, are ignored.
         """
         ids, mask = flatten_windows(input_ids, attention_mask)
         hidden = self.backbone(ids, None if self.pooling == "last_position" else mask)

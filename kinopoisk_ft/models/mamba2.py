@@ -1,4 +1,4 @@
-"""Define the mixer of Mamba-2, and RMS norms and the initialization, which Mamba also uses.
+"""Define the mixer of Mamba-2, and the RMS norm and initialization for Mamba and Mamba-2.
 
 Mamba-2: Dao & Gu, 2024, https://arxiv.org/abs/2405.21060. RMS norm: Zhang & Sennrich, 2019,
 https://arxiv.org/abs/1910.07467. The weights are named as in `transformers`. Shapes: B batch,
@@ -20,7 +20,7 @@ from kinopoisk_ft.ops.ssd.op import ssd
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS normalization of the last dimension, with this project's operator."""
+    """RMS normalization of the last dimension, computed by `rms_norm` of `kinopoisk_ft.ops`."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalize x (..., width); the output has the dtype of x unless `dtype` is given."""

@@ -113,7 +113,7 @@ class MambaLayout(Layout):
 
 
 def make_config(config: AnyConfig, card: Any, windows: Windows | None = None) -> AnyConfig:
-    """Create the config of a classifier from a plain one; see `describe_classifier`."""
+    """Create the config of a classifier from a Mamba config; see `describe_classifier`."""
     is_mamba2 = isinstance(config, Mamba2Config)
     kind = Mamba2ClassifierConfig if is_mamba2 else MambaClassifierConfig
     names = [MODELS[kind].__name__]

@@ -41,16 +41,18 @@ class Layout:
         save_model(module, str(folder / WEIGHTS))
 
     def save_config(self, module: Any, card: Any, windows: Any, folder: Path) -> None:
-        """Do nothing. Subclasses save the config.json with which other tools load the module.
+        """Do nothing. Subclasses save config.json, so that other tools can load the module.
 
-        The folder of an adapter also needs this file. For `card` and `windows`, see
-        `describe_classifier`.
+        It is also saved in the folder of an adapter.
+
+        Args:
+            card, windows: see `describe_classifier`.
         """
 
     def load(self, source: str, card: Any, tokenizer: Any, trained: bool) -> nn.Module:
         """Load a module. If the model folder holds an adapter, load only its base model.
 
-        The weights are fp32, unless `dtype` of the card says otherwise.
+        The weights are fp32, except those that are bf16 according to the card's `dtype`.
 
         Args:
             source: the model folder or, if it holds an adapter, the folder or Hub id of the base
@@ -97,7 +99,8 @@ class Network:
 
     Args:
         module: its `forward(input_ids, attention_mask)` returns an object with `logits`. The inputs
-            are (batch, length) or, with `window_pooling`, also (batch, windows, length).
+            have the shape (batch, length). If `window_pooling` is set, they may also have the
+            shape (batch, windows, length).
         layers: dotted name of the ModuleList of blocks; "" if there is no such list. The list may
             contain lists (Funnel), or blocks that run several times (ALBERT).
         embeddings: dotted names of the modules that compute the input of the first block.
@@ -167,7 +170,7 @@ class ModelRecipe:
     def measure_layers(self) -> tuple[int, int] | None:
         """Return the number of blocks and the number of their weights, to estimate the run time.
 
-        The result is None if they are unknown before the model is built.
+        The result is None if these numbers are unknown before the model is built.
         """
         return None
 
@@ -188,7 +191,7 @@ class ModelRecipe:
         raise NotImplementedError
 
     def check_dtype(self, adapter: Any, strategy: str) -> None:
-        """Raise UserError if the dtype of the weights does not fit adapter or trainer.strategy."""
+        """Raise UserError if the adapter or `strategy` does not support the weights' dtype."""
 
     def check_gradient_checkpointing(self) -> None:
         """Raise UserError if this model is known not to support gradient checkpointing.
@@ -241,6 +244,6 @@ def list_blocks(network: Network) -> list[nn.Module]:
 
 
 def flatten_blocks(part: nn.Module) -> list[nn.Module]:
-    """Return the blocks in a ModuleList, also if they are in nested lists."""
+    """Return the blocks in a ModuleList, including blocks in nested lists."""
     nested = (flatten_blocks(c) if isinstance(c, nn.ModuleList) else [c] for c in part.children())
     return [block for blocks in nested for block in blocks]

@@ -25,7 +25,7 @@ class OnnxModel(nn.Module):
     """A classifier that onnxruntime runs on the CPU, with as many threads as PyTorch.
 
     Args:
-        file: an exported model; its inputs are INPUTS, and its output is OUTPUT.
+        file: an exported ONNX file with the inputs INPUTS and the output OUTPUT.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -63,7 +63,7 @@ class OnnxModel(nn.Module):
 
 
 class OnnxLayout(Layout):
-    """Loads a folder that `kinopoisk-ft export` wrote, which cannot be trained or saved again."""
+    """Loads a model that `kinopoisk-ft export` wrote. It cannot be trained or saved again."""
 
     name = "onnx"
 

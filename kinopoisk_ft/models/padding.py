@@ -35,10 +35,10 @@ def find_position_offset(module: nn.Module) -> int:
 
 
 def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool = False) -> None:
-    """Set the tokenizer's pad id in a model, and check that each token id has an embedding.
+    """Set a model's pad id to that of the tokenizer, and check that each token id has an embedding.
 
-    A decoder classifier uses the pad id to find the last real token. With another pad id, the
-    classifier would take padding for text.
+    A decoder classifier finds the last real token by the pad id. If this id differed from the
+    tokenizer's, the classifier would treat padding as text.
 
     Args:
         name: name of the model, for error messages.
@@ -74,9 +74,9 @@ def match_tokenizer(module: nn.Module, tokenizer: Any, name: str, trained: bool 
 def pad_for_funnel(module: nn.Module, pad_id: int) -> None:
     """Make a Funnel model add padding to each batch; other models stay unchanged.
 
-    Funnel pools adjacent tokens, so the last tokens of a padded text are pooled with padding.
-    Without extra padding, the longest text of a batch is not padded, so the logits of a text would
-    depend on whether the batch contains a longer text.
+    Funnel pools adjacent tokens, so padding after a text changes the pooled states of its last
+    tokens. Without extra padding, the longest text of a batch has no padding, so the logits of a
+    text depend on whether it is the longest. With extra padding, every text is padded.
     """
     model: Any = find_hugging_face_model(module).base_model
     if model.config.model_type != "funnel":

@@ -1,9 +1,9 @@
 """Pool the hidden states of a text's tokens into one vector, and the vectors of windows into one.
 
 The windows of a review are encoded as separate texts. A batch of reviews with windows has the shape
-(batch, windows, length). Windows without a real token are padding, and the encoder does not compute
-them. A graph of torch.export computes them, because the shapes in such a graph cannot depend on the
-values of the mask.
+(batch, windows, length). Windows without a real token are padding, and are removed before the
+encoder runs. A graph of torch.export also encodes these empty windows, because the shapes in such a
+graph cannot depend on the values of the mask.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def flatten_windows(
 ) -> tuple[Tensor, Tensor | None]:
     """Convert ids and mask from (batch, windows, length) to (all windows, length).
 
-    Tensors (batch, length) are returned unchanged.
+    Empty windows are removed, except in torch.export. Ids and mask of the shape (batch, length) are
+    returned unchanged.
     """
     if attention_mask is None or attention_mask.dim() == 2:
         return input_ids, attention_mask
@@ -81,14 +82,15 @@ def divide_long_texts(
 ) -> tuple[Tensor, Tensor | None]:
     """Divide whole texts (batch, length) into windows, as training did.
 
-    With one window per text, this keeps the start and the end of a long text, which is
+    If `max_windows` is 1, each long text is truncated to its start and end, as with
     data.truncation=head_tail.
 
     Args:
         windows: the fields of `Windows`; None if the texts are not divided.
 
     Returns:
-        Ids and mask (batch, windows, length), or unchanged if no text is longer than a window.
+        Ids and mask (batch, windows, length). The dimension of windows is removed if each text has
+        one window. If no text is longer than a window, ids and mask are returned unchanged.
     """
     if windows is None or input_ids.dim() > 2:
         return input_ids, attention_mask

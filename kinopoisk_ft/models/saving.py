@@ -8,8 +8,9 @@ the folder; they never use a randomly initialized head. What they can load depen
 - An encoder or Mamba with this project's head: `transformers` loads it after `import kinopoisk_ft`;
   see `kinopoisk_ft.models.hf_classes`. It loads the encoder without the head from the subfolder
   `encoder`, and `MambaModel` loads Mamba's backbone.
-- An adapter of such a network: `transformers` merges it into the network after
-  `import kinopoisk_ft`. PEFT refuses it, because other models lack the modules that it lists.
+- An adapter of such a network: after `import kinopoisk_ft`, `transformers` loads the base model and
+  merges the adapter into it. PEFT cannot load the adapter into another model, because its config
+  lists modules that only this project's networks have.
 - A network of a user-defined `ModelRecipe`: no other tool loads it.
 """
 
@@ -60,7 +61,7 @@ def make_card(
     """Create the card of a trained network.
 
     Args:
-        recipe: options of the `ModelRecipe`; stored only if the network is built from them again.
+        recipe: options of the `ModelRecipe`; stored only if loading builds the network from them.
         preprocessing: the options of `Preprocessing`.
     """
     layout: Any = network.layout.name
@@ -123,7 +124,10 @@ def save_network(
 
 
 def _divides_texts(card: Card) -> bool:
-    """Return whether the saved classifier itself divides long texts, so that no tool truncates."""
+    """Return whether the saved classifier itself divides or shortens long texts.
+
+    The saved tokenizer then does not truncate, so that other tools pass whole texts.
+    """
     is_divided = card.truncation == "head_tail" or card.window_pooling is not None
     return is_divided and LAYOUTS[card.kind].divides_long_texts
 
@@ -167,7 +171,8 @@ def load_network(folder: Path) -> tuple[nn.Module, Any, Card]:
 
     Returns:
         The module in evaluation mode, the tokenizer, and the card (the content of the folder's
-        kinopoisk_ft.json). Weights are fp32, except those that the card's `dtype` keeps in bf16.
+        kinopoisk_ft.json). The weights are fp32, except those that are bf16 according to `dtype`
+        of the card.
 
     Raises:
         UserError: the folder is damaged or unsafe, or has no card.

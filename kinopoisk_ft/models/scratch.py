@@ -25,7 +25,7 @@ from kinopoisk_ft.models.tokenizers import train_bpe, train_wordpiece
 
 
 def check_sizes(recipe: ModelRecipe, *names: str) -> None:
-    """Raise UserError if one of the options `names` is less than 1."""
+    """Raise UserError if an option whose name is in `names` is less than 1."""
     for name in names:
         check_positive(getattr(recipe, name), f"model.{name}")
 
@@ -54,7 +54,10 @@ class ScratchBert(ModelRecipe):
         check_dropout(self.dropout)
 
     def measure_layers(self) -> tuple[int, int]:
-        """Count the weights of attention (4 d²) and feed-forward layers (8 d²)."""
+        """Count the blocks and their weights.
+
+        A block has 4 d² weights in attention and 8 d² in the feed-forward layer.
+        """
         return self.num_layers, 12 * self.num_layers * self.hidden_size**2
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:
@@ -105,7 +108,11 @@ class ScratchMamba(ModelRecipe):
         check_sizes(self, "vocab_size", "d_model", "num_layers", "d_state")
 
     def measure_layers(self) -> tuple[int, int]:
-        """Count the weights of the projections (6 d²), and 2 d² for the scan, by its time."""
+        """Count the blocks and their weights.
+
+        The projections of a block have 6 d² weights. The scan takes as long as a product
+        with 2 d² weights, which are added to the count.
+        """
         return self.num_layers, 8 * self.num_layers * self.d_model**2
 
     def load_tokenizer(self, texts: Sequence[str]) -> Any:

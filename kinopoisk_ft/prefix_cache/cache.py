@@ -99,10 +99,11 @@ class CachedData:
 
     Args:
         split: the network, separated into frozen and trained layers.
-        make_objective: creates the training objective from keyword arguments of `Classification`.
+        make_objective: function that creates the training objective; it takes the keyword
+            arguments of `Classification`.
         parts: examples by name: train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
-        build_seconds: {name of the metric in SECONDS: time to build the cache of this split}.
+        build_seconds: {metric name: seconds to build the cache of a split}; for names, see SECONDS.
     """
 
     split: SplitNetwork
@@ -123,7 +124,7 @@ class PrefixCache:
     Args:
         kind: precision of the activations on disk, fp32 or fp16.
         pad_id: id of the padding token.
-        precision: device and precision in which the layers run.
+        precision: device and dtype with which the layers are run.
         batch_size: reviews per forward pass.
     """
 

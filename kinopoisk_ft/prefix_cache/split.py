@@ -49,8 +49,8 @@ class SplitNetwork:
         pooling: method that reduces a review to one vector before caching. If "", one vector per
             token is cached.
         outputs: number of items in the tuple that a block returns; 0 if it returns a tensor.
-        runs_first: whether the upper layers need the first block to run, because it returns more
-            than activations. T5's first block computes the position biases of all blocks.
+        runs_first: whether the first block is run although it is frozen, because the upper layers
+            need another output of it. T5's first block computes the position biases of all blocks.
     """
 
     network: Network
@@ -106,7 +106,7 @@ class SplitNetwork:
         return self.network.module.get_submodule(self.backbone)
 
     def _pack(self, hidden: Tensor, others: Sequence[Any] | None = None) -> Any:
-        """Return hidden states in the form in which a block returns them."""
+        """Return hidden states as a block does: as a tensor, or as the first item of a tuple."""
         if self.outputs == 0:
             return hidden
         return (hidden, *(others or [None] * (self.outputs - 1)))
@@ -147,8 +147,8 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        A forward pass on `batch` finds these weights. The digest does not depend on the reviews in
-        the batch.
+        A forward pass on `batch` shows which weights these are. The digest is the same for any
+        batch.
         """
         config = _read_config(self.network.module)
         # Earlier versions called this class Seam. The text stays, so that their files are found.
@@ -196,7 +196,7 @@ def _read_config(module: nn.Module) -> dict[str, Any]:
 
 
 def check_split(network: Network, module: nn.Module) -> SplitNetwork:
-    """Check that the output of the layers that an adapter leaves frozen can be cached.
+    """Find the layers that an adapter leaves frozen, and check that their output can be cached.
 
     Args:
         module: the network with its adapter, in evaluation mode; it may be on the meta device.
@@ -237,9 +237,9 @@ def check_split(network: Network, module: nn.Module) -> SplitNetwork:
 def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) -> SplitNetwork:
     """Split a network into frozen layers, whose output can be cached, and trained layers.
 
-    Only one vector per review is cached if all layers are frozen and this vector gives the same
-    logits for `batch`. Otherwise, one vector per token is cached. The model is left in evaluation
-    mode.
+    The cache stores one pooled vector per review if all layers are frozen and these vectors give
+    the same logits for `batch` as the whole model. Otherwise, it stores one vector per token. The
+    model is left in evaluation mode.
 
     Args:
         module: the network with its adapter.
@@ -261,7 +261,10 @@ def find_split(network: Network, module: nn.Module, batch: dict[str, Tensor]) ->
 
 
 def _find_frozen(network: Network, module: nn.Module) -> SplitNetwork:
-    """Return the split above all frozen blocks, and above the backbone if it is frozen."""
+    """Return the highest split that has only frozen blocks below it.
+
+    If the whole backbone is frozen, the split is above the backbone.
+    """
     blocks = list_blocks(network)
     name = network.layout.backbone
     backbone = [network.module.get_submodule(name)] if name else []

@@ -1,7 +1,7 @@
 """Create and load the Optuna study of a search.
 
-The study is a journal file in the folder of the sweep. A trial has the same number as its job. An
-interrupted trial therefore resumes in the same output folder.
+The study is a journal file in the folder of the sweep. A trial has the same number as its job, and
+this number is the name of the job's output folder. A resumed trial therefore finds its checkpoints.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def check_study(study: Study, about: dict[str, Any]) -> None:
 class TrialQueue:
     """The trials of a search that are still to run; interrupted trials come first.
 
-    The seed of the sampler depends on the number of the trial. An interrupted search therefore
-    continues with the same trials.
+    The sampler gets a new seed for each trial, which depends on the trial's number. If a search is
+    interrupted and resumed, it therefore runs the same trials as without the interruption.
 
     Args:
         sampler: the Hydra config of an Optuna sampler with the argument `seed`.

@@ -1,7 +1,8 @@
 """Attribute a prediction to the words of the text.
 
-For networks, integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365) on
-the token embeddings. For TF-IDF, the summands of the logit.
+For networks, the attributions are integrated gradients with respect to the token embeddings
+(Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365). For TF-IDF, they are the terms of the
+logit.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Explanation:
         other: the second most probable class.
         probability: probability of `label`.
         difference: logit of `label` minus logit of `other`.
-        baseline: this difference for a text without words. The sum of `baseline` and the scores of
-            the words approximates `difference`.
+        baseline: the same logit difference for a text without words. `difference` is approximately
+            `baseline` plus the scores of all words.
         words: all words of the text in order, or the n-grams of TF-IDF, largest scores first.
         in_order: whether `words` are in the order of the text.
     """
@@ -132,7 +133,10 @@ def _integrate(
     classes: tuple[int, int],
     steps: int,
 ) -> tuple[np.ndarray, float, float]:
-    """Return attributions (windows, length), and the logit difference of baseline and text."""
+    """Return the attribution of each token, and the logit differences of baseline and text.
+
+    The attributions have the shape (windows, length).
+    """
     integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -170,8 +174,8 @@ def _join_words(
 ) -> Iterator[Word]:
     """Yield the words of a text; the score of a word is the sum of its tokens' scores.
 
-    Special tokens have no span. Their scores are 0, because their embeddings equal those of the
-    baseline.
+    Special tokens belong to no word: their span is None. Their scores are 0, because the baseline
+    has the same special tokens.
     """
     words = [(match.start(), match.end()) for match in WORD.finditer(text)]
     sums, last = np.zeros(len(words)), 0
@@ -192,7 +196,10 @@ def scale_scores(words: Sequence[Word]) -> list[float]:
 
 
 def shade_html(found: Explanation) -> str:
-    """Return the words as HTML, green for the answer and red against it, with scores as titles."""
+    """Return the words as HTML, shaded green (for the answer) or red (against it).
+
+    The `title` attribute of each word contains its score.
+    """
     words = found.words if found.in_order else found.words[:MOST_NGRAMS]
     parts = []
     for word, level in zip(words, scale_scores(words), strict=True):

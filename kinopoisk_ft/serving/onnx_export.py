@@ -47,7 +47,7 @@ class Check:
 
     Args:
         texts: number of texts.
-        difference: largest difference of two logits.
+        difference: largest absolute difference between corresponding logits of both models.
         largest: largest absolute logit of the original.
         same_labels: number of texts for which both models predict the same class.
     """
@@ -74,9 +74,9 @@ def export_onnx(
 ) -> Check:
     """Export the network of a model folder.
 
-    The output folder contains the model, which accepts any batch size and length, the tokenizer,
-    and the card with preprocessing and class names. `Predictor` reads it like a model folder. A
-    wrong model is not written.
+    The output folder contains the model, the tokenizer, and the card with preprocessing and class
+    names. The model accepts any batch size and length. `Predictor` can load the folder. Nothing is
+    written if the logits of the exported model are wrong.
 
     Args:
         int8: whether to quantize the weights to 8 bits. Activations are quantized at run time.

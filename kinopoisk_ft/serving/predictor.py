@@ -46,10 +46,12 @@ def _is_text(text: object) -> bool:
 class Predictor:
     """A saved model that classifies texts.
 
-    A network has the attributes `module` and `tokenizer`. For TF-IDF, `estimator` is not None.
+    The attribute `estimator` is the TF-IDF classifier, or None for a network. The attributes
+    `module` and `tokenizer` exist only for a network.
 
     Args:
-        folder: a model folder with the card `kinopoisk_ft.json`, or a folder of `export_onnx`.
+        folder: a model folder with the card `kinopoisk_ft.json`, or an output folder of
+            `export_onnx`.
         device: "auto", "cuda", "mps" or "cpu". Networks always run in fp32. An exported network
             runs on the CPU.
 

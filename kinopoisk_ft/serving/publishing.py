@@ -31,10 +31,10 @@ PATH_KEYS = re.compile(r"base|.*_(path|file)")
 
 
 def list_uploads(folder: Path, base: str | None = None) -> dict[str, Path | bytes]:
-    """Return {name in the repository: file, or changed contents} for a model folder.
+    """Return {name in the repository: local file, or its changed contents} for a model folder.
 
     Args:
-        base: hub id of the base model, if the folder holds an adapter of a model in a local folder.
+        base: hub id of the base model. An adapter needs it if its base model is in a local folder.
 
     Raises:
         UserError: the folder is damaged, the base model is only on this machine, or a file contains
@@ -47,8 +47,8 @@ def list_uploads(folder: Path, base: str | None = None) -> dict[str, Path | byte
             f"the model is an adapter of the base model in '{card.base}', which other people "
             "do not have",
             where=str(folder),
-            fix="pass --base owner/name with the repository on the hub that has the same base "
-            "model; if there is none, upload it first (hf upload owner/name <folder>)",
+            fix="pass --base owner/name, the hub repository of the same base model; if there is no "
+            "such repository, upload the base model first (hf upload owner/name <folder>)",
         )
     uploads: dict[str, Path | bytes] = {}
     for file in sorted(folder.rglob("*")):
@@ -81,7 +81,7 @@ def _prepare(file: Path, folder: Path, base: str | None) -> Path | bytes:
 
 
 def _replace_paths(values: Any, base: str | None) -> Any:
-    """Replace absolute paths in the values of a JSON object by `base`, or by null without it."""
+    """Replace absolute paths in the values of a JSON object by `base` (null if it is None)."""
     if isinstance(values, list):
         return [_replace_paths(value, base) for value in values]
     if not isinstance(values, dict):
@@ -101,7 +101,7 @@ def _is_absolute(path: str | None) -> bool:
 
 
 def _check_private(text: str, file: Path, folder: Path) -> None:
-    """Raise UserError if a text contains a folder of the user, or an existing path."""
+    """Raise UserError if a text contains the path of a file or folder on this machine."""
     places = {Path.home(), Path.cwd(), folder.resolve().parent}
     # In a container, the current folder can be the root of the file system.
     found = [

@@ -46,9 +46,9 @@ def explain_runs(
 
 
 def _read_texts(client: MlflowClient, run_id: str) -> dict[int, str]:
-    """Return the whole test texts by row number.
+    """Return {row number: text} for the test reviews of a run.
 
-    The recorded predictions contain only the start of each text.
+    The data is read again, because the recorded predictions contain only the start of each text.
     """
     try:
         cfg: Any = OmegaConf.load(Path(client.download_artifacts(run_id, "config.yaml")))

@@ -180,7 +180,7 @@ def format_job(
         number: number of the job, from 0.
         seconds: how long this job took.
         took: {number: seconds} of all jobs that have ended. These times correct the forecast.
-        same_as: id of the earlier run whose result the job uses; "" if the job has trained.
+        same_as: id of the earlier run whose result the job uses; "" if the job was not skipped.
     """
     text = f"{number_job(number, expected)} {name}: "
     text += "finished" if score is None else f"test {HEADLINE} {score:.3f}"

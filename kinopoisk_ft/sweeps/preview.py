@@ -74,7 +74,7 @@ class Check(Callback):
 
 
 class Announce(Callback):
-    """A Hydra callback that prints the forecast of a grid, after its folder was created."""
+    """A Hydra callback that prints the forecast of a grid sweep, once the sweep has a folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the forecast, and save it for the jobs."""

@@ -108,8 +108,9 @@ def connect(address: str | None) -> Iterator[StopSignals]:
     """Connect to a Ray cluster until the `with` block ends.
 
     Args:
-        address: address of a running cluster. If None, use the address in RAY_ADDRESS if it is set,
-            else a cluster that already runs on this machine, else start a new cluster.
+        address: address of a running cluster. None means the address in RAY_ADDRESS. If this
+            variable is not set, a cluster that already runs on this machine is used. If there is
+            no such cluster, a new one is started.
 
     Raises:
         UserError: there is no cluster at the address.

@@ -54,13 +54,13 @@ log = logging.getLogger(__name__)
 
 
 def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> None:
-    """Check without data and weights that the architecture supports the adapter and the cache.
+    """Check that the architecture supports the adapter and the prefix cache.
 
-    PEFT and user-defined adapters are checked later, because they may name modules of the head,
-    which depends on the weights.
+    The check needs neither data nor weights. Adapters of PEFT and of users are checked later: their
+    options may name modules of the head, and which head is built depends on the checkpoint.
 
     Raises:
-        UserError: the architecture does not support them.
+        UserError: the architecture does not support the adapter or the cache.
     """
     # Building a network draws random numbers.
     with torch.random.fork_rng(), silence_logs():
@@ -79,11 +79,11 @@ def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> No
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What `fit_network` needs besides the model.
+    """The arguments of `fit_network` other than the model.
 
     Args:
         out_dir: output folder of the run; the model is saved in the subfolder `model`.
-        options: the config node `model`, from which a saved network is built again.
+        options: the config node `model`, which may be stored in the card; see `make_card`.
     """
 
     adapter: Adapter

@@ -44,11 +44,12 @@ def check_learned(fitted: Fitted, data: DataSplit) -> tuple[str, str]:
 def _compare_with_majority(
     name: str, part: pd.DataFrame, probabilities: np.ndarray, data: DataSplit
 ) -> str:
-    """Return a reason if a model is not significantly better than the majority class, else "".
+    """Return a message if a model is not significantly above the majority class, else "".
 
     The test is whether the Matthews correlation coefficient is above 0. It is 0 for the majority
-    class and for random answers. Other metrics could mislead: random answers have a higher weighted
-    F1 than the majority class, and a model that finds a rare class may have a lower accuracy.
+    class, and about 0 for random answers. Other metrics could mislead: random answers have a higher
+    weighted F1 than the majority class, and a model that finds a rare class may have a lower
+    accuracy than the majority class.
     """
     labels, classes = part["label"].to_numpy(), len(data.class_names)
     majority = int(np.bincount(data.train["label"]).argmax())
@@ -67,7 +68,7 @@ def _compare_with_majority(
 
 
 def _compare_losses(fitted: Fitted) -> str:
-    """Return a reason if the training loss has not fallen, else ""."""
+    """Return a message if the training loss has not fallen, else ""."""
     losses = [row["train_loss"] for row in fitted.history if "train_loss" in row]
     if len(losses) < FEWEST_LOSSES:
         return ""

@@ -22,9 +22,9 @@ class Result:
     Args:
         scores: test scores by metric name; empty for pretraining.
         objective: best validation value of `trainer.best_metric`.
-        warning: the reason why the scores must not be compared; "" if there is none.
-        majority: weighted F1 of a classifier that always predicts the majority class; shown, but
-            not saved.
+        warning: why the scores must not be compared with those of other runs; "" if they may be.
+        majority: weighted F1 of a classifier that always predicts the majority class. The table
+            shows it, but it is not saved.
     """
 
     scores: dict[str, float]

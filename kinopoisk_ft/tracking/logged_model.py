@@ -1,6 +1,7 @@
 """Log data sets and trained models to MLflow, and register models.
 
-An MLflow model contains the code of this package, which need not be installed to load the model.
+An MLflow model contains the code of this package. It can therefore be loaded without installing
+this package.
 """
 
 from __future__ import annotations
@@ -114,10 +115,12 @@ def link_metrics(
     model_id: str,
     metrics: Iterable[tuple[str, float, int, int]],
 ) -> None:
-    """Also log the test metrics of a run for its model and its test data.
+    """Link the test metrics of a run to the model and the test data of the run.
+
+    The metrics are logged again for this purpose. MLflow ignores values that the run already has.
 
     Args:
-        metrics: (name, value, time in ms, step). MLflow ignores values that the run already has.
+        metrics: (name, value, time in ms, step).
     """
     test = _find_test_data(client.get_run(run_id))
     about = {"dataset_name": test.name, "dataset_digest": test.digest} if test else {}
@@ -134,7 +137,7 @@ def _find_test_data(run: Run) -> Dataset | None:
 
 
 def register_model(client: MlflowClient, run_id: str, name: str) -> None:
-    """Register the model of a run, unless a version of this run exists.
+    """Register the model of a run as a new version, unless this was already done.
 
     The alias `champion` moves to the new version if its test score is higher than that of the
     present champion, or if the present champion was tested on other reviews.

@@ -42,7 +42,7 @@ def to_mlflow(name: str) -> str:
 
 
 def from_mlflow(key: str) -> str:
-    """Return the flat name of a metric whose MLflow name is grouped or flat."""
+    """Return the flat name of a metric in MLflow. A name without a group is already flat."""
     group, _, rest = key.partition("/")
     if not rest or "/" in rest:
         return key
@@ -74,7 +74,10 @@ def readable_params(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_flat_names(metrics: Mapping[str, float], params: Mapping[str, str]) -> bool:
-    """Return whether an earlier version has recorded metrics or params of a run in MLflow."""
+    """Return whether an earlier version of this project has logged a run to MLflow.
+
+    Earlier versions logged flat names of metrics, and Hydra's own keys as params.
+    """
     return any(to_mlflow(key) != key for key in metrics) or any(
         key.rpartition(".")[2] in (*HYDRA_KEYS, TARGET) for key in params
     )

@@ -138,7 +138,7 @@ class OfflineTracker(Tracker):
         self._log.append("artifact", path=portable_path(path, self._log.folder))
 
     def dataset(self, context: str, values: dict[str, str]) -> None:
-        """Record a part of the data; its name is the chosen option of the config group `data`."""
+        """Record a part of the data, named after the chosen option of the config group `data`."""
         name = self._log.tags.get("data", "data")
         self._log.append("dataset", context=context, values={"name": name, **values})
 
@@ -246,8 +246,8 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. Do not record metrics with it afterwards,
-            because it skips each metric whose name and step occur in one of these runs.
+        tracker: a tracker that has not started a run. Do not record metrics with it afterwards: if
+            a killed run has a metric with the same name and step, the tracker skips the new value.
         folder: the folder of the runs.
         resumed: the id of a run to skip, because that run will be resumed; or None.
     """

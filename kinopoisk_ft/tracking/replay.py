@@ -68,10 +68,12 @@ class Replay:
     """The transfer of one event log to one store.
 
     The process may be killed and restarted at any time. The position in the log is saved after each
-    call of `step`, so only the events of one call may be sent again. Sending them again does not
-    create duplicates: an existing run is found by its tag, MLflow's databases ignore a second
-    metric with the same step, time and value, and all other requests overwrite values. A run that
-    an earlier version has sent in part keeps the flat names of its metrics and params.
+    call of `step`, so only the events of one call may be sent again. This creates no duplicates.
+    An existing run is found by a tag with the id of the event log. MLflow's databases ignore a
+    second metric with the same step, time and value. All other requests overwrite values.
+
+    If an earlier version of this project has sent a part of the run, the remaining metrics and
+    params are also sent with flat names.
 
     Args:
         files: whether to send artifacts; False if a later run has overwritten the files.

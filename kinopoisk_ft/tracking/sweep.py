@@ -128,7 +128,7 @@ class ParentRun(Callback):
         return self.tracker.start(name, {}, tags, resume=resume, folder=self.sweep_dir) or None
 
     def find_store(self) -> tuple[str, str] | None:
-        """Return the URI of the MLflow store and the id of the parent run, if it is recorded."""
+        """Return the URI of the MLflow store and the id of the parent run; None if unknown."""
         uri = self.tracker.get_uri()
         return (uri, self.run_id) if uri and self.run_id else None
 
