@@ -118,9 +118,6 @@ def test_the_report_warns_or_says_unknown(language: str) -> None:
     sentences = conclusions(table, locale)
     assert [line for line in sentences if line.startswith(start)] == warnings
     rows = leakage(table, locale).to_numpy().tolist()
-    assert rows == [
-        [locale("pretraining", names="read"), parts["count"], parts["share"]],
-        [locale("pretraining", names="hub"), locale("unknown"), ""],
-    ]
+    assert rows == [[locale("pretraining", names="read"), parts["count"], parts["share"]]]
     notes = [locale("note_pretraining_unknown", names="hub")]
     assert [n for n in table_notes(table, locale) if n in notes] == notes
