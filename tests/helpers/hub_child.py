@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from kinopoisk_ft.data.hub import HubDataset
 from kinopoisk_ft.data.kinopoisk import Kinopoisk
 from kinopoisk_ft.errors import UserError
+from kinopoisk_ft.files import write_atomically
 from kinopoisk_ft.hub_access import access_hub
 
 FIX = "give model.name=<folder>"
@@ -35,7 +36,7 @@ def ask(checks: Checks, answers: Path) -> None:
             found.append(_model(argument) if kind == "model" else _data(kind, argument))
         except UserError as error:
             found.append((error.what, error.where, error.fix))
-    answers.write_text(json.dumps(found))
+    write_atomically(answers, json.dumps(found))
 
 
 def ask_in_a_fork(url: str, home: Path, checks: Checks, answers: Path) -> None:
