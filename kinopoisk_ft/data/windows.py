@@ -18,7 +18,9 @@ DEFAULT_STRIDE = 0.75
 
 @dataclass(frozen=True)
 class Windows:
-    """The sizes of windows. Each window has all special tokens and the prefix of a whole review.
+    """The sizes of windows.
+
+    Each window gets the same special tokens and the same `data.text_prefix` as an undivided review.
 
     Args:
         room: maximum number of text tokens in a window.

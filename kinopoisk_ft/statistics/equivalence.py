@@ -49,9 +49,9 @@ class Decision:
             reviews would be enough.
         more_seeds: the factor for the number of seeds. None if there is a verdict already, or if no
             realistic number of seeds would be enough.
-        low, high: simultaneous 95% bounds of a - b, each of them one-sided. They agree with the
-            verdict: both are at least -margin if a is as good, both are at most -margin if a is
-            worse, and -margin is between them if the verdict is undecided. See `_lower_bounds`.
+        low, high: one-sided 95% bounds of a - b, which is the negative deficit. They hold
+            simultaneously for all approaches, and agree with the verdict: -margin is at most `low`
+            if a is as good, at least `high` if a is worse, else between them. See `_lower_bounds`.
     """
 
     verdict: Verdict

@@ -42,7 +42,10 @@ def to_mlflow(name: str) -> str:
 
 
 def from_mlflow(key: str) -> str:
-    """Return the flat name of a metric in MLflow. A name without a group is already flat."""
+    """Convert MLflow's name of a metric, such as "test/accuracy", to ours, "test_accuracy".
+
+    A name without a group is returned unchanged.
+    """
     group, _, rest = key.partition("/")
     if not rest or "/" in rest:
         return key

@@ -303,9 +303,7 @@ class Replay:
         deleted = is_deleted(client, run_id)
         if deleted is None:
             fix = "use the same tracking.uri for all jobs of a sweep"
-            raise UserError(
-                f"{run} is not in the MLflow store to which this run is sent", where=where, fix=fix
-            )
+            raise UserError(f"{run} is not in this MLflow store", where=where, fix=fix)
         if deleted:
             restore = restore_command(self.uri, "runs", run_id)
             fix = f"restore it: {restore}; or start the sweep in another output_dir"

@@ -96,8 +96,8 @@ def _get_target(start: Event, uri: str | None, experiment: str | None) -> Target
         # MLflow would send the user's password to the server, which a stranger may have chosen.
         if not is_from_here and own != os.environ.get("MLFLOW_TRACKING_URI"):
             raise UserError(
-                f"the run was recorded on another machine, for the store {hide_password(own)}; "
-                "somebody else may have written this address, so it is used only with --uri",
+                f"the run comes from another machine and names the store {hide_password(own)}; "
+                "somebody else may have chosen this store, so confirm it with --uri",
                 fix="pass --uri <uri> with this store, or with another one that you trust",
             )
         uri = own

@@ -111,7 +111,7 @@ def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "http://127.0.0.1:9; somebody else may have written this address" in message
+    assert "http://127.0.0.1:9; somebody else may have chosen this store" in message
     database = "postgresql+psycopg://user:secret@db/runs"
     log.file.write_text(elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
