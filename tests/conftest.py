@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,17 @@ def _no_store_of_another_file() -> None:
     """
     for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
         os.environ.pop(f"MLFLOW_{name}", None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_path_of_another_file() -> Iterator[None]:
+    """Restore sys.path, to which MLflow adds the copy of this package in each model that it loads.
+
+    Child processes of later files would import that copy.
+    """
+    path = [*sys.path]
+    yield
+    sys.path[:] = path
 
 
 @pytest.fixture(autouse=True, scope="session")
