@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import sys
@@ -26,14 +25,21 @@ def start_server() -> None:
 
 
 def _fork(_: str, arguments: Sequence[str], passed: Sequence[int]) -> int:
-    """Run the server's code in a fork that keeps only the open files `passed`."""
+    """Run the server's code in a fork that keeps only the open files `passed`.
+
+    The numbers of the other open files stay in use, for the null device. Objects of pytest's
+    process still write to these numbers, for example handlers of logging; the server's own pipes
+    must not get them.
+    """
     child = os.fork()
     if child:
         return child
     try:
-        borders = [2, *sorted(passed), os.sysconf("SC_OPEN_MAX")]
-        for before, after in itertools.pairwise(borders):
-            os.closerange(before + 1, after)
+        null = os.open(os.devnull, os.O_RDWR)
+        for name in os.listdir("/dev/fd"):
+            number = int(name)
+            if number > 2 and number not in passed and os.path.exists(f"/dev/fd/{name}"):
+                os.dup2(null, number)
         # pytest's own write to files that are closed now.
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         exec(arguments[-1], {})

@@ -116,7 +116,7 @@ def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFix
     log.file.write_text(elsewhere.replace('"uri": null', f'"uri": "{database}"'))
     assert sync.main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "for the store postgresql+psycopg://" in message
+    assert "names the store postgresql+psycopg://" in message
     assert "secret" not in message
     with pytest.raises(SystemExit, match="2"):
         sync.main([])
