@@ -113,11 +113,12 @@ def _record_failure(tracker: Tracker, error: BaseException, out_dir: Path) -> No
     if world_size() > 1 and not isinstance(error, KeyboardInterrupt):
         # After a failure, torchrun sends SIGTERM to all processes, but this one is already ending.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    stopped = isinstance(error, KeyboardInterrupt)
     steps: list[Callable[[], None]] = [
-        lambda: _log_traceback(tracker, out_dir / "traceback.txt"),
+        # After a signal, a traceback would show no fault.
+        lambda: None if stopped else _log_traceback(tracker, out_dir / "traceback.txt"),
         lambda: tracker.tags({"error": str(error)[:500]}),
-        lambda: tracker.finish(status),
+        lambda: tracker.finish("KILLED" if stopped else "FAILED"),
     ]
     # If one step fails, the other steps still run, and the caller raises the original error.
     for step in steps:

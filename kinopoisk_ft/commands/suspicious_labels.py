@@ -78,7 +78,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
     rows = np.concatenate([part.rows for part in parts])
     if len(set(rows.tolist())) < len(rows):
         raise UserError("two runs predict the same review", where=", ".join(map(str, runs)),
-                        fix="pass one run per fold of a cross-validation (one seed)")  # fmt: skip
+                        fix="pass one run per fold, all with the same seed")  # fmt: skip
     labels = np.concatenate([part.labels for part in parts])
     if len(set(labels.tolist())) < 2:
         raise UserError("all reviews have the same label", where=", ".join(map(str, runs)),

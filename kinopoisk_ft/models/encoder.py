@@ -135,7 +135,7 @@ class Encoder(CheckpointRecipe):
         if not adapter.needs_saved_base:
             raise UserError(
                 f"model.dtype={self.dtype} works only if all weights of the base are frozen, but "
-                "this adapter trains or saves some of them",
+                "this adapter trains some of them or saves a copy of them",
                 where="model.dtype",
                 fix="use an adapter of PEFT such as adapter=lora, or model.dtype=fp32; to compute "
                 "in bf16, use trainer.precision=bf16",

@@ -184,7 +184,7 @@ class SplitNetwork:
 
 
 def _read_config(module: nn.Module) -> dict[str, Any]:
-    """Return the settings that affect activations, from the first config of a module."""
+    """Return the settings that affect activations, from the first submodule that has a config."""
     names = ("config", "mamba_config")
     found = (getattr(part, name, None) for part in module.modules() for name in names)
     config = next((c for c in found if isinstance(c, PreTrainedConfig)), None)

@@ -31,8 +31,8 @@ DEMO = "demo"
 class Against:
     """The difference of an approach from the best one in weighted F1.
 
-    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` is a key
-    of the locale; see `Table.verdict`. `paired` is False if the test reviews differ.
+    The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` names a
+    text of reporting/locale; see `Table.verdict`. `paired` is False if the test reviews differ.
     """
 
     name: str

@@ -174,8 +174,8 @@ def _join_words(
 ) -> Iterator[Word]:
     """Yield the words of a text; the score of a word is the sum of its tokens' scores.
 
-    Special tokens belong to no word: their span is None. Their scores are 0, because the baseline
-    has the same special tokens.
+    Special tokens belong to no word: their span is None. Their scores are 0, because the input to
+    which the text is compared has the same special tokens.
     """
     words = [(match.start(), match.end()) for match in WORD.finditer(text)]
     sums, last = np.zeros(len(words)), 0

@@ -44,7 +44,7 @@ def find_output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
     ]
     if not layers:
         raise UserError(
-            f"{type(model).__name__} has no trained linear layer that could be fitted first",
+            f"{type(model).__name__} has no trainable linear layer, so no head can be fitted first",
             where="trainer.head_first",
             fix="set trainer.head_first=false",
         )

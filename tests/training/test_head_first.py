@@ -121,7 +121,7 @@ def test_a_resumed_run_does_not_fit_the_head_again(
 
 
 def test_without_a_trained_linear_layer_it_is_refused() -> None:
-    with pytest.raises(UserError, match="has no trained linear layer that could be fitted first"):
+    with pytest.raises(UserError, match="has no trainable linear layer"):
         find_output_layer(nn.Linear(2, 2).requires_grad_(False))
 
 
