@@ -72,9 +72,9 @@ def _restart_in_utf8() -> None:
 def prepare_output() -> None:
     """Let standard output and standard error accept any character.
 
-    In addition, output to a file or a pipe no longer raises write errors. After such an error, the
-    remaining output is discarded (see `handle_errors`). Output to a terminal or a notebook still
-    raises write errors. Repeated calls are safe.
+    If a later write to a file or a pipe fails, no exception is raised, and the remaining output is
+    discarded (see `handle_errors`). If a write to a terminal or a notebook fails, an exception is
+    raised as usual. Repeated calls are safe.
     """
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)

@@ -193,11 +193,12 @@ def get_cache_dir() -> Path:
 
 
 def prepare_caches() -> None:
-    """Replace cache folders that are not writable with temporary folders, and print a warning.
+    """Replace unusable cache folders with temporary folders, and print a warning.
 
-    The cache folder of a library is replaced only if it does not exist and cannot be created. An
-    existing folder is kept even if it is read-only, because it may contain downloaded models. A
-    folder that the user has set in a variable such as HF_HOME is also kept.
+    The cache folder of this package is replaced if it is not writable. The cache folder of a
+    library is replaced only if it does not exist and cannot be created. If it exists, it is kept
+    even if it is read-only, because it may contain downloaded models. It is also kept if the user
+    has set it in a variable such as HF_HOME.
 
     Call this function before importing libraries, because they read their cache settings only on
     import.

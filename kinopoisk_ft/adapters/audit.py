@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Count the trainable parameters and all parameters. Tied parameters count once.
 
-    PEFT keeps an untrained original of each module in `modules_to_save`; it is not counted.
+    For each module in `modules_to_save`, PEFT also keeps the untrained original. The original is
+    not counted.
     """
     copies = tuple(
         f"{name}.original_module."
@@ -84,8 +85,8 @@ def check_gradients(module: nn.Module) -> None:
 def find_trainable_below(network: Network, layers: int) -> set[Tensor]:
     """Find the trainable parameters that affect the inputs of the block with the index `layers`.
 
-    If `layers` is the number of blocks, there is no such block. Then find the parameters that
-    affect the output of the last block.
+    If `layers` equals the number of blocks, find the trainable parameters that affect the output
+    of the last block instead.
     """
     below: set[Tensor] = set()
     for tensor in _record_boundary_states(network, layers):

@@ -186,7 +186,7 @@ def find_linear_layers(network: Network) -> list[str]:
 
 
 def check_targets(network: Network, targets: Any) -> None:
-    """Raise UserError if a target matches no module, or an adapter on it has no effect."""
+    """Raise UserError if a target matches no module, or its modules ignore an adapter."""
     if isinstance(targets, str) or targets is None:
         return
     for target in _find_unmatched(network, targets):

@@ -82,7 +82,10 @@ def check_precision() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Check whether glibc can keep freed memory, and whether the kernel cache is writable."""
+    """Check whether glibc can keep freed memory for reuse.
+
+    Also check whether the folder that caches compiled kernels is writable.
+    """
     if keep_freed_memory():
         yield Finding(
             "allocator", "ok", "glibc's thresholds can be raised, so that freed memory is kept"

@@ -84,7 +84,8 @@ def _summarize(found: Explanation) -> str:
 def format_explanation(found: Explanation, colours: bool) -> str:
     """Return the summary and the words with the largest scores.
 
-    If `colours` is true, the whole text follows, with shaded words. TF-IDF has no such text.
+    If `colours` is true, the whole text follows, with shaded words. For TF-IDF, the text is left
+    out, because the scores belong to n-grams, and these are not in the order of the text.
     """
     largest = sorted(found.words, key=lambda word: -abs(word.score))[:MOST_WORDS]
     lines = [_summarize(found), *(f"  {word.score:+8.3f}  {word.text}" for word in largest)]

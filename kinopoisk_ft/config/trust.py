@@ -8,8 +8,9 @@ Therefore, a `_target_` may name only:
 - code of packages that the environment variable KINOPOISK_FT_TARGETS lists
 - adapter configs, optimizers and learning rate schedulers of any package
 
-This check cannot stop files in the folder `--config-dir`: Hydra instantiates their `hydra` node
-before the check runs. Therefore, use this option only with folders that you trust.
+The check comes too late for config files in the folder that the option `--config-dir` names: Hydra
+instantiates the `hydra` node of these files first. Therefore, use `--config-dir` only with folders
+that you trust.
 """
 
 from __future__ import annotations

@@ -209,8 +209,8 @@ def check_multiline_fields(
     """Check that no quoted field contains whole rows of the table.
 
     If quotes are ordinary characters of the texts, CSV parsing can join several rows into one
-    multi-line row. Each line of such a row has as many fields as the header. If this is true of
-    most multi-line rows, but the values do not prove it (see Raises), a warning is logged.
+    multi-line row. Each line of such a row has as many fields as the header. If most multi-line
+    rows are of this kind, but none meets the condition for the error below, a warning is logged.
 
     Args:
         lines: number of the first line of each row.

@@ -72,9 +72,9 @@ def _order_groups(
 ) -> list[np.ndarray]:
     """Return the rows of each group, in the order in which `limit_rows` takes the groups.
 
-    Groups are taken one by one. Each step draws a few random groups, and takes the one that keeps
-    the class proportions of the taken rows best. Large groups come late, so that the number of
-    taken rows does not grow in large steps.
+    Groups are taken one by one. Each step draws a few random groups, and takes the group that
+    brings the class proportions of the taken rows closest to those of all rows. A group that is
+    large compared with the rows taken so far is taken later, so that no step adds a large fraction.
     """
     shares = np.bincount(labels) / len(labels)
     waiting = [np.flatnonzero(groups == name) for name in rng.permutation(np.unique(groups))]

@@ -113,7 +113,7 @@ def check_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> np.ndarra
 def too_few_rows_error(
     counts: np.ndarray, class_names: tuple[str, ...], where: str | None = None
 ) -> UserError:
-    """Create the error for too few rows to put each class into each split."""
+    """Create a UserError: there are too few rows to put each class into each split."""
     sizes = ", ".join(f"{name} {n:,}" for name, n in zip(class_names, counts, strict=True))
     return UserError(
         f"too few rows to put each class into train, val and test; rows per class: {sizes}",
@@ -129,8 +129,8 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
     Two rows are linked if they have the same key, or if both are linked to a third row.
 
     Args:
-        keys: sequences (N,) with one key per row. Only keys from one sequence are compared. A row
-            with the key None is not linked by this sequence.
+        keys: sequences (N,) with one key per row. A key is compared only with other keys of the
+            same sequence. The key None links a row to no other row.
     """
     size = len(keys[0])
     rows, nodes, first = [], [], size
@@ -181,8 +181,8 @@ def split_rows(
     """Return the positions of the rows in train, validation and test.
 
     Without folds, a random split is made by `split_randomly`, which repeats the splits of the
-    study that this project started from. Random splits without folds and predefined splits may put
-    near-duplicates into different splits; the other kinds of split do not.
+    study that this project started from. Such a random split may put near-duplicates into different
+    splits, and so may a predefined split. All other kinds keep near-duplicates together.
 
     Args:
         frame: frame with the columns label and place, and the column that the split rule needs.

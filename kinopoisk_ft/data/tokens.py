@@ -197,7 +197,7 @@ def encode_with_spans(
 
 
 def _make_finder(tokenizer: Any, preprocessing: Preprocessing) -> Callable[[int], range]:
-    """Return a function of a text's token count that returns the positions to omit."""
+    """Return a function that maps the token count of a text to the positions to omit."""
     left, right = count_added_tokens(tokenizer, preprocessing.text_prefix)
     windows = find_windows(tokenizer, preprocessing)
     room = preprocessing.max_length - left - right if windows is None else windows.max_tokens

@@ -33,8 +33,8 @@ class Card:
         dtype: how the weights of an adapter's base model are stored; see `store_in_bf16`.
         note: how the preprocessing of other tools differs from that in training; "" if it is the
             same.
-        recipe: options of the `ModelRecipe` with which loading builds the network; None unless
-            `kind` is "recipe".
+        recipe: options of a `ModelRecipe`; to load the model, this recipe builds the network
+            again. None unless `kind` is "recipe".
     """
 
     # A card may come from an untrusted folder, so only exactly these fields and types are valid.

@@ -209,7 +209,7 @@ def load_encoder(
 
 
 def build_encoder(config: PreTrainedConfig) -> Any:
-    """Build the encoder that `load_encoder` returns, with random weights and without a pooler."""
+    """Build an encoder as in `load_encoder`, but with random weights and without a pooler."""
     if _has_separate_encoder(config):
         encoder = AutoModelForTextEncoding.from_config(config)
     else:

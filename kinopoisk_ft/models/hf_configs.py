@@ -60,9 +60,10 @@ for config in CONFIGS:
 
 
 def convert_config(config: PreTrainedConfig, kind: type[PreTrainedConfig], **more: Any) -> Any:
-    """Create a config of the class `kind` from the options of `config` and `more` options.
+    """Create a config of the class `kind` from the options of `config`.
 
-    If `kind` is a config class of transformers, the classifier options are left out.
+    `more` adds or replaces options. If `kind` is a config class of transformers, the classifier
+    options of `config` are left out.
     """
     left_out = {"model_type", "architectures"}
     if kind not in CONFIGS:

@@ -43,7 +43,7 @@ class Layout:
     def save_config(self, module: Any, card: Any, windows: Any, folder: Path) -> None:
         """Do nothing. Subclasses save config.json, so that other tools can load the module.
 
-        It is also saved in the folder of an adapter.
+        They also save config.json in the folder of an adapter.
 
         Args:
             card, windows: see `describe_classifier`.

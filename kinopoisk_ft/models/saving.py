@@ -8,9 +8,10 @@ the folder; they never use a randomly initialized head. What they can load depen
 - An encoder or Mamba with this project's head: `transformers` loads it after `import kinopoisk_ft`;
   see `kinopoisk_ft.models.hf_classes`. It loads the encoder without the head from the subfolder
   `encoder`, and `MambaModel` loads Mamba's backbone.
-- An adapter of such a network: after `import kinopoisk_ft`, `transformers` loads the base model and
-  merges the adapter into it. PEFT cannot load the adapter into another model, because its config
-  lists modules that only this project's networks have.
+- An adapter of an encoder or Mamba with this project's head: after `import kinopoisk_ft`,
+  `transformers` loads the base model and merges the adapter into it. PEFT cannot load the adapter
+  into a model without this head, because the config of the adapter lists modules that only this
+  project's networks have.
 - A network of a user-defined `ModelRecipe`: no other tool loads it.
 """
 

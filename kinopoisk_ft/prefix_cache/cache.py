@@ -103,7 +103,7 @@ class CachedData:
             arguments of `Classification`.
         parts: examples by name: train, val and test.
         origin: "built" if this run wrote a file of the cache, else "found".
-        build_seconds: {metric name: seconds to build the cache of a split}; for names, see SECONDS.
+        build_seconds: {metric name: seconds to build the cache of one part}; see SECONDS.
     """
 
     split: SplitNetwork
@@ -122,9 +122,9 @@ class PrefixCache:
     """Caches the activations of frozen layers on disk.
 
     Args:
-        kind: precision of the activations on disk, fp32 or fp16.
+        kind: dtype of the activations on disk, fp32 or fp16.
         pad_id: id of the padding token.
-        precision: device and dtype with which the layers are run.
+        precision: device and dtype of the forward pass.
         batch_size: reviews per forward pass.
     """
 

@@ -49,8 +49,8 @@ class SplitNetwork:
         pooling: method that reduces a review to one vector before caching. If "", one vector per
             token is cached.
         outputs: number of items in the tuple that a block returns; 0 if it returns a tensor.
-        runs_first: whether the first block is run although it is frozen, because the upper layers
-            need another output of it. T5's first block computes the position biases of all blocks.
+        runs_first: whether the frozen first block still runs, because the upper layers also need
+            its other outputs. T5's first block computes the position biases of all blocks.
     """
 
     network: Network
@@ -147,8 +147,7 @@ class SplitNetwork:
     def digest(self, batch: dict[str, Tensor]) -> str:
         """Return a SHA-256 digest of the weights and settings that affect the activations.
 
-        A forward pass on `batch` shows which weights these are. The digest is the same for any
-        batch.
+        A forward pass on `batch` finds these weights. Every batch gives the same digest.
         """
         config = _read_config(self.network.module)
         # Earlier versions called this class Seam. The text stays, so that their files are found.

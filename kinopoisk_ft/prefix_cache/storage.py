@@ -35,7 +35,8 @@ MARGIN = 2**30
 class CachedActivations:
     """Cached activations of N reviews on disk.
 
-    For review i, counted from 0, `activations[i]` has the shape (lengths[i], width).
+    For review i, counted from 0, `activations[i]` has the shape (lengths[i], width). If reviews are
+    divided into windows, each window counts as a review here.
 
     Args:
         file: path of the array, with the suffix `.npy`.

@@ -37,7 +37,7 @@ class Column:
         mark: name of the CSV and JSON column that marks the row with the best value.
         charged: name of a second metric that is added to the value, such as the time to fill a
             cache; empty if there is none.
-        expected: True if a note lists the rows without a value.
+        expected: True if every row should have a value. A note lists the rows without one.
         interval: True if the report contains a confidence interval of the value.
     """
 

@@ -90,10 +90,10 @@ class Row:
 
     @property
     def pretrained_on_test(self) -> tuple[float, float] | None:
-        """The number and the fraction of test reviews that were used for pretraining.
+        """Return the number and the fraction of test reviews that were used for pretraining.
 
-        Both are maxima over the runs. The value is None if this is unknown: some runs recorded
-        nothing, and no run recorded a number above 0.
+        Both are maxima over the runs. If some runs recorded no number, and the other runs recorded
+        only 0, the result is None, because the maximum is unknown.
         """
         keys = ("leakage_pretraining", "leakage_pretraining_share")
         found = [tuple(run.metrics.get(key) for key in keys) for run in self.runs]
@@ -130,7 +130,10 @@ class Row:
         return self.values[column].mean if column in self.values else None
 
     def marked(self, mark: str) -> bool:
-        """Return whether the row has the best value of the column whose `Column.mark` is `mark`."""
+        """Return whether the row has the best value of a column.
+
+        mark: the `Column.mark` of the column.
+        """
         return self.learned and self.from_best.get(MARKS[mark]) == 0
 
 

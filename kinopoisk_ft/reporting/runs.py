@@ -68,7 +68,7 @@ class TrainedRun:
         overrides: overrides of the config from the command line.
         command: command that repeats the run.
         parent: run id of the sweep.
-        not_learned: the checks that the model has failed, such as "test, training loss".
+        not_learned: the failed checks of `tasks.learned`, joined by commas; empty if none failed.
         searched: "trial" for a trial of a hyperparameter search, "experiment=best" for a run with
             the best settings of a search, otherwise empty.
     """

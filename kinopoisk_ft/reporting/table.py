@@ -75,8 +75,8 @@ class Table:
     def decide(self, a: str, b: str) -> Decision | None:
         """Decide whether row a is as good as row b, or return None if they cannot be compared.
 
-        If b is the best row, the decision is taken from `decisions`. Otherwise, its p-values are
-        not corrected for multiple tests.
+        If b is the best row, the decision is taken from `decisions`. Otherwise, a new decision is
+        made, with p-values that are not corrected for multiple tests.
         """
         if b == self.rows[0].name and a in self.decisions[MARGIN]:
             return self.decisions[MARGIN][a]

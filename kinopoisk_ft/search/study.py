@@ -117,7 +117,7 @@ class TrialQueue:
 
     Args:
         sampler: the Hydra config of an Optuna sampler with the argument `seed`.
-        first: parameters of the first trials. The sampler suggests missing parameters.
+        first: parameters of the first trials. If one is not given, the sampler chooses its value.
     """
 
     def __init__(

@@ -50,8 +50,9 @@ class Decision:
         more_seeds: the factor for the number of seeds. None if there is a verdict already, or if no
             realistic number of seeds would be enough.
         low, high: one-sided 95% bounds of a - b, which is the negative deficit. They hold
-            simultaneously for all approaches, and agree with the verdict: -margin is at most `low`
-            if a is as good, at least `high` if a is worse, else between them. See `_lower_bounds`.
+            simultaneously for all approaches, and agree with the verdict: `low` is at least -margin
+            if a is as good, and `high` is at most -margin if a is worse. If the verdict is
+            "undecided", -margin is between the bounds. See `_lower_bounds`.
     """
 
     verdict: Verdict
@@ -185,10 +186,10 @@ def _lower_bounds(resampled: Sequence[np.ndarray], ps: Sequence[float], edge: fl
 
 
 def _level(ps: Sequence[float]) -> float:
-    """Return the significance level of the last step of Holm's procedure.
+    """Return the significance level at which Holm's procedure stops.
 
     The level is 5% divided by the number of hypotheses that are not rejected. If all m hypotheses
-    are rejected, the level is 5% / m. `ps` are the corrected p-values.
+    are rejected, there is no such level, and the result is 5% / m. `ps` are the corrected p-values.
     """
     return ALPHA / (sum(p > ALPHA for p in ps) or len(ps))
 
@@ -196,7 +197,8 @@ def _level(ps: Sequence[float]) -> float:
 def _bound(resampled: np.ndarray, level: float) -> float:
     """Return the lower confidence bound of a difference, with the error probability `level`.
 
-    At this level, the test of `_p_above` rejects all smaller bounds.
+    For each x below the bound, the p-value of "the difference is at most x" is at most `level`; see
+    `_p_above`.
     """
     place = math.floor(level * (len(resampled) + 1))
     # With too few resamples for the level, nothing is known: scores are in [0, 1].

@@ -33,7 +33,7 @@ class Metric:
         of_counts: maps confusion matrices (..., true class, predicted class) to values (...).
         of_probabilities: maps probabilities (N, classes) and labels (N,) to a number.
         shown_in: the tables and figures of the report that show the metric.
-        mark: name of the report column that marks the best value.
+        mark: name of the CSV and JSON column that marks the row with the best value.
         headline: True for the one metric that ranks the approaches.
         proportion: True if the value is a fraction of reviews, so that Wilson's interval applies.
     """

@@ -57,8 +57,8 @@ class Pair:
         same_seeds: True if runs are paired by seed.
         measured: True if both approaches have several seeds. Only then do the intervals include the
             variance between the seeds of both approaches.
-        reviews, seeds: number of test reviews and number of seeds of each approach. If a and b
-            have different numbers, the larger number.
+        reviews: number of test reviews of a or b, whichever has more.
+        seeds: number of seeds of a or b, whichever has more.
         mcnemar: None if the test reviews differ.
     """
 

@@ -37,7 +37,7 @@ class RunScores:
 
     @property
     def own_variance(self) -> float:
-        """Return the variance between resamples that is specific to each run.
+        """Return the part of the variance between resamples that the runs do not share.
 
         A resample of the reviews changes the scores of all runs by a common amount, and the score
         of each run by an additional amount. The result is the variance of the additional amounts.

@@ -114,7 +114,8 @@ def _slice(
 def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) -> float:
     """Return the effective sample size of grouped reviews.
 
-    With this number of independent reviews, the accuracy would have the same variance.
+    The accuracy on this number of independent reviews has the same variance as the accuracy on the
+    grouped reviews.
     """
     variance = float(resampled.mean(axis=1).var())
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.

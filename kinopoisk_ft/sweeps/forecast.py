@@ -80,7 +80,7 @@ def forecast(jobs: Iterable[DictConfig]) -> list[Expected]:
 
 
 def write_forecast(expected: Sequence[Expected], sweep_dir: Path) -> None:
-    """Save the forecast for the jobs, which may run in other processes."""
+    """Save the forecast to a file, because the jobs that read it may run in other processes."""
     file = notes_folder(sweep_dir) / FORECAST
     write_atomically(file, json.dumps([asdict(one) for one in expected]))
 

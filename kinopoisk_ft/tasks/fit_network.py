@@ -57,7 +57,7 @@ def check_network(recipe: ModelRecipe, adapter: Adapter, trainer: Trainer) -> No
     """Check that the architecture supports the adapter and the prefix cache.
 
     The check needs neither data nor weights. Adapters of PEFT and of users are checked later: their
-    options may name modules of the head, and which head is built depends on the checkpoint.
+    options may name modules of the head, and the kind of head depends on the pretrained weights.
 
     Raises:
         UserError: the architecture does not support the adapter or the cache.
@@ -83,7 +83,8 @@ class FitInputs:
 
     Args:
         out_dir: output folder of the run; the model is saved in the subfolder `model`.
-        options: the config node `model`, which may be stored in the card; see `make_card`.
+        options: the config node `model`. The card of the saved model contains it if it is needed to
+            load the model; see `make_card`.
     """
 
     adapter: Adapter

@@ -77,7 +77,7 @@ def readable_params(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_flat_names(metrics: Mapping[str, float], params: Mapping[str, str]) -> bool:
-    """Return whether an earlier version of this project has logged a run to MLflow.
+    """Return whether an earlier version of this project logged these values to MLflow.
 
     Earlier versions logged flat names of metrics, and Hydra's own keys as params.
     """

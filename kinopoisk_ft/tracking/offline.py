@@ -246,8 +246,8 @@ def close_killed(tracker: Tracker, folder: Path, resumed: str | None) -> None:
     """Give the status KILLED to runs whose processes died.
 
     Args:
-        tracker: a tracker that has not started a run. Do not record metrics with it afterwards: if
-            a killed run has a metric with the same name and step, the tracker skips the new value.
+        tracker: a tracker that has not started a run. Do not record metrics with it afterwards,
+            because it skips each metric whose name and step a killed run already has.
         folder: the folder of the runs.
         resumed: the id of a run to skip, because that run will be resumed; or None.
     """

@@ -73,7 +73,7 @@ class Replay:
     second metric with the same step, time and value. All other requests overwrite values.
 
     If an earlier version of this project has sent a part of the run, the remaining metrics and
-    params are also sent with flat names.
+    params have the same names as in that version (flat names).
 
     Args:
         files: whether to send artifacts; False if a later run has overwritten the files.

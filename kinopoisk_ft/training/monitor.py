@@ -153,7 +153,7 @@ def count_spike(state: State, loss: float, step: int) -> None:
     """Count a spike and log a warning if the loss is far above the recent losses.
 
     Args:
-        loss: mean loss of the steps since the last logged loss.
+        loss: mean of the finite losses since the previous call of `log_losses`.
         step: the step with the largest of these losses. The warning names this step.
     """
     records = [row["train_loss"] for row in state.history if "train_loss" in row][-WINDOW:]

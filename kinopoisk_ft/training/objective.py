@@ -122,7 +122,7 @@ class LanguageModel:
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss as a scalar, and a detached copy (1,) of the loss.
 
-        The copy replaces the logits, which `scores` does not need.
+        The copy is returned instead of the logits, because `scores` needs no outputs.
         """
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()

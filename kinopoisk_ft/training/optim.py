@@ -38,9 +38,8 @@ def build_param_groups(
     Args:
         fresh: names of newly initialized parameters.
         head_lr: learning rate of newly initialized parameters; `lr` if None.
-        layer_decay: the learning rate is multiplied by this factor once for each layer below the
-            head (Clark, K. et al., 2020, ELECTRA, appendix B). Newly initialized parameters are not
-            affected.
+        layer_decay: parameters at depth d have the learning rate lr * layer_decay^d (Clark, K. et
+            al., 2020, ELECTRA, appendix B). Newly initialized parameters are not affected.
         depths: {parameter name: depth below the head, in layers}. Parameters that are not in this
             dict have depth 0.
     """

@@ -49,8 +49,9 @@ class StopSignals:
     short time (ECHO_SECONDS) after a signal, the child therefore ignores the same signal.
 
     Args:
-        agree: function of a number. It returns the maximum of this number over all processes of the
-            run, so that a signal to one process stops all processes at the same call of `check`.
+        agree: takes the number of the pending signal in this process (0 if there is none), and
+            returns the maximum over all processes of the run. Therefore, a signal to one process
+            stops all processes at the same call of `check`.
     """
 
     # Times of the last signals, shared because a forwarded signal may arrive in an outer context.

@@ -80,7 +80,7 @@ def _find_maximum(
 
 @njit(**OPTIONS)
 def _softmax_dropout(table: Any, scores: Any, lanes: Any) -> None:
-    """Apply softmax without its division, and then dropout, to the scores q k^T in place.
+    """Apply softmax and dropout to the scores q k^T in place, but skip the division of softmax.
 
     The largest logit and the softmax denominator of each row are written to the arrays at the
     addresses table[14] and table[15]. `attend` divides the attention output by the denominators.

@@ -165,7 +165,7 @@ def backpropagate(
         states, decays: written by `recompute`.
         grad_y: gradient of y.
         grad_inflow: gradient of inflow.
-        grad_dt: gradient of dt through the decays exp(A dt), multiplied by log2(e).
+        grad_dt: log2(e) times the part of dt's gradient that comes from the decays exp(A dt).
         grad_h: gradient of the states after the chunk. It is overwritten with the gradient of the
             states before the chunk.
         grad_A: gradient of A.

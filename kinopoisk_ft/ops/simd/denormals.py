@@ -65,7 +65,7 @@ def flush_denormals(typing_context: Any) -> Any:
 
 @intrinsic
 def restore_mode(typing_context: Any, mode: Any) -> Any:
-    """Restore the floating-point mode of this thread, which PyTorch uses after the kernel."""
+    """Restore the previous floating-point mode, because PyTorch also uses this thread."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _FLUSH_BITS:

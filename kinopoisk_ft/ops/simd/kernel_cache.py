@@ -20,7 +20,7 @@ _STALE_SECONDS = 3600.0
 
 
 def _probe() -> None:
-    """Do nothing. `_find_cache_folder` needs a function whose cache folder numba can report."""
+    """Do nothing. `_find_cache_folder` copies this function and asks numba where to cache it."""
 
 
 def _find_cache_folder(sources: Path) -> Path:

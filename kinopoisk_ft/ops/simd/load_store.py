@@ -156,7 +156,7 @@ def allocate(size: int) -> Any:
 def zero_padding(
     out: Any, row: int, length: int, width: int, real: int, task: int, tasks: int
 ) -> None:
-    """Set the calling task's share of the padding in out[row] to zero.
+    """Write zeros to the calling task's share of the padding in one row of `out`.
 
     Args:
         out: (batch, length, width).

@@ -38,8 +38,8 @@ class PageFigure:
 class Confusion:
     """The confusion matrix of an approach, which the page shows as a table.
 
-    `cells` has a row for each true class. Each cell has a count, its percentage of the true class
-    as text, and the same percentage as a number.
+    `cells` has a row for each true class. A cell contains the number of reviews, and their
+    percentage of the true class twice: first as text, then as a number.
     """
 
     name: str

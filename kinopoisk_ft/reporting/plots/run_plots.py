@@ -212,7 +212,7 @@ def draw_learning_curves(histories: Histories, key: str, locale: Locale, looks: 
 
 
 def points_of(history: Sequence[HistoryRow], *keys: str) -> list[tuple[float, float]]:
-    """Return the (step, value) pairs of the metrics `keys` of a run."""
+    """Return a (step, value) pair for each value of the metrics `keys` in `history`."""
     rows = [(row["step"], row.get(key)) for key in keys for row in history]
     return [(step, value) for step, value in rows if step is not None and value is not None]
 
