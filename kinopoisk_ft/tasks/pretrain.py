@@ -106,6 +106,12 @@ def _check_trainer(trainer: Any) -> None:
             where="trainer.head_first",
             fix="use trainer.head_first=false",
         )
+    if trainer.best_metric != "loss":
+        raise UserError(
+            f"pretraining has no classes, so it cannot compute {trainer.best_metric}",
+            where="trainer.best_metric",
+            fix="use trainer.best_metric=loss",
+        )
     trainer.reject_class_balancing("pretraining has no classes")
 
 
