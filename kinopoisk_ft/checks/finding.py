@@ -13,7 +13,7 @@ class Finding:
     """The result of checking one package, device, kernel or store.
 
     Args:
-        needed: whether a run with the default config fails if the state is "missing" or "broken".
+        needed: whether a run with the default config fails if `state` is "missing" or "broken".
         fix: command or instruction that corrects the problem; None if none is needed or known.
         speedup: time of the reference implementation, divided by the time of the kernel. Both times
             include the forward and the backward pass.

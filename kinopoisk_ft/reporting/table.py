@@ -29,7 +29,7 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class Against:
-    """The difference of an approach from the best one in weighted F1.
+    """The difference in weighted F1 between an approach and the best approach.
 
     The ends of `interval` are simultaneous bounds; see `equivalence.Decision`. `verdict` names a
     text of reporting/locale; see `Table.verdict`. `paired` is False if the test reviews differ.

@@ -67,7 +67,8 @@ class Decision:
     def count_more(self, pair: Pair) -> tuple[int | None, int | None]:
         """Return how many more test reviews, or how many more seeds, would make a verdict likely.
 
-        Each number is None if its factor, `more_reviews` or `more_seeds`, is None.
+        A number is None if `more_reviews` or `more_seeds`, by which the present number of reviews
+        or seeds would have to be multiplied, is None.
         """
         return (
             _count_more(self.more_reviews, pair.reviews), _count_more(self.more_seeds, pair.seeds)
