@@ -77,7 +77,7 @@ def find_suspicious(runs: Sequence[Path]) -> tuple[pd.DataFrame, int]:
                             fix="pass only runs of the same cross-validation")  # fmt: skip
     rows = np.concatenate([part.rows for part in parts])
     if len(set(rows.tolist())) < len(rows):
-        raise UserError("a review is in the test split of two of the runs", where=", ".join(map(str, runs)),
+        raise UserError("two runs have the same test review", where=", ".join(map(str, runs)),
                         fix="pass one run per fold, all with the same seed")  # fmt: skip
     labels = np.concatenate([part.labels for part in parts])
     if len(set(labels.tolist())) < 2:

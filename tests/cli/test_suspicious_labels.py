@@ -66,7 +66,7 @@ def test_one_run_checks_its_test_reviews(
 
 
 def test_runs_that_do_not_fit_together_are_refused(folds: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="two runs predict the same review"):
+    with pytest.raises(UserError, match="two runs have the same test review"):
         find_suspicious([folds[0], folds[0]])
     with pytest.raises(UserError, match="the predictions cannot be read"):
         find_suspicious([tmp_path])
