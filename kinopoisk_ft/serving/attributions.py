@@ -133,9 +133,10 @@ def _integrate(
     classes: tuple[int, int],
     steps: int,
 ) -> tuple[np.ndarray, float, float]:
-    """Return the attribution of each token, and the logit differences of baseline and text.
+    """Attribute the difference between the logits of two classes to the tokens.
 
-    The attributions have the shape (windows, length).
+    Returns:
+        The attributions (windows, length), the difference for the baseline, and for the text.
     """
     integrated_gradients = import_extra("captum.attr", "explain").IntegratedGradients
     embedding = next(part for part in module.modules() if isinstance(part, nn.Embedding))

@@ -161,7 +161,7 @@ def _quiet_console() -> None:
 
 
 def number_job(number: int, expected: Sequence[Expected]) -> str:
-    """Return "3/5" for job 2 of 5; "3" if the number of jobs is unknown, as in a search."""
+    """Return "3/5" for the job with index 2 of 5 jobs, or "3" if their number is unknown."""
     return f"{number + 1}/{len(expected)}" if expected else str(number + 1)
 
 
