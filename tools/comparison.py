@@ -117,6 +117,8 @@ def keep(run: Path, kept: Path) -> None:
         for event in map(json.loads, log.read_text("utf-8").splitlines()):
             if event["verb"] == "artifact" and event["path"] not in paths:
                 continue
+            # The checksum is of the complete event.
+            event.pop("crc", None)
             event |= {"host": ""} if event["verb"] == "start" else {}
             if event["verb"] == "metrics":
                 event["values"] = _without_times(event["values"])

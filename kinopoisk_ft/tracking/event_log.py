@@ -1,7 +1,8 @@
 """Write and read event logs, which are JSONL files in the folder of a run.
 
 Each line is a JSON object with the keys `seq` (1, 2, ...), `time` (ms since 1970) and `verb` (the
-kind of event). The other keys depend on `verb`. Next to a log `<id>.jsonl`, the file
+kind of event). The other keys depend on `verb`, except the last: `crc` is the CRC-32 of the object
+without it, and is missing in logs of earlier versions. Next to a log `<id>.jsonl`, the file
 `<id>.sent.json` records which events an MLflow store already has.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 import time
+import zlib
 from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -35,6 +38,7 @@ OFFLINE = "offline-"
 
 Event = dict[str, Any]
 
+CHECKSUM = re.compile(rb', "crc": (\d+)\}$')
 OPTIONAL_TEXT = (str, type(None))
 # Types of the fields of each verb. They are checked on reading, because a log may be damaged or
 # come from someone else. Dicts and lists contain numbers in metrics events, and strings in others.
@@ -244,7 +248,8 @@ def find_logs(folder: Path, below: bool = False) -> list[EventLog]:
 
 def _write_line(descriptor: int, event: Event) -> None:
     before = os.fstat(descriptor).st_size
-    line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
+    body = json.dumps(event, ensure_ascii=False).encode()
+    line = body[:-1] + b', "crc": %d}\n' % zlib.crc32(body)
     try:
         # A signal cannot interrupt a single system call halfway through the line.
         if os.write(descriptor, line) != len(line):
@@ -271,8 +276,13 @@ def _read_events(file: Path) -> list[Event]:
 
 
 def _parse(line: bytes) -> Event:
+    body, checksum = line, CHECKSUM.search(line)
+    if checksum:
+        body = line[: checksum.start()] + b"}"
+        if zlib.crc32(body) != int(checksum[1]):
+            raise ValueError("its checksum differs")
     try:
-        event = json.loads(line)
+        event = json.loads(body)
         # A lone surrogate can be neither printed nor stored.
         json.dumps(event, ensure_ascii=False).encode()
     except UnicodeError as error:

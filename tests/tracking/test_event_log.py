@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tracked import URI, FakeStore, tracker, use
+from tracked import URI, FakeStore, read_unchecked, tracker, use
 
 from kinopoisk_ft.errors import UserError
 from kinopoisk_ft.tracking.event_log import EventLog
@@ -43,6 +43,29 @@ def test_a_damaged_line_is_reported_and_skipped(
     log.file.write_text("\n".join([lines[0], lines[1][:-9], lines[2]]) + "\n")
     assert [event["seq"] for event in EventLog(log.file).events] == [1, 3]
     assert "skipping a damaged line" in caplog.text
+
+
+def test_no_flipped_bit_changes_an_event(tmp_path: Path) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    log.append("metrics", values={"loss": 0.25, "f1": 0.5}, step=7)
+    log.close()
+    written, content = log.events, log.file.read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        log.file.write_bytes(damaged)
+        found = [{key: event[key] for key in written[0]} for event in EventLog(log.file).events]
+        assert found in ([], written), damaged
+
+
+def test_a_log_without_checksums_is_read(tmp_path: Path) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    log.append("metrics", values={"loss": 0.25}, step=7)
+    log.close()
+    log.file.write_text(read_unchecked(log.file))
+    assert EventLog(log.file).events == log.events
 
 
 def test_one_process_writes(tmp_path: Path) -> None:

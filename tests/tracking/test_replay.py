@@ -12,7 +12,7 @@ from syncing import _here as _here
 from syncing import client as client
 from syncing import place as place
 from syncing import runs_of
-from tracked import offline, tracker
+from tracked import offline, read_unchecked, tracker
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import find_logs
@@ -102,7 +102,7 @@ def test_an_unreachable_store_of_one_run_does_not_stop_the_others(
         run.start(name, {}, {}, folder=tmp_path / name)
         run.finish("FINISHED")
     (log,) = find_logs(tmp_path / "first")
-    elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
+    elsewhere = read_unchecked(log.file).replace(socket.gethostname(), "node7")
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     shown = capsys.readouterr()

@@ -11,7 +11,7 @@ from syncing import _here as _here
 from syncing import client as client
 from syncing import place as place
 from syncing import runs_of
-from tracked import offline
+from tracked import offline, read_unchecked
 
 from kinopoisk_ft.commands import sync
 from kinopoisk_ft.tracking.event_log import find_logs
@@ -107,7 +107,7 @@ def test_user_errors_print_one_message(tmp_path: Path, capsys: pytest.CaptureFix
         assert sync.main([str(tmp_path), "--uri", uri]) == 1
         assert "the MLflow store cannot be opened" in capsys.readouterr().err
     (log,) = find_logs(tmp_path / "run")
-    elsewhere = log.file.read_text().replace(socket.gethostname(), "node7")
+    elsewhere = read_unchecked(log.file).replace(socket.gethostname(), "node7")
     log.file.write_text(elsewhere.replace('"uri": null', '"uri": "http://127.0.0.1:9"'))
     assert sync.main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
