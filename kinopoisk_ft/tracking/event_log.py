@@ -219,6 +219,11 @@ class EventLog:
         self.events = _read_events(self.file)
         self.state = _read_state(self.state_file)
         self._written = len(self.events)
+        if self.state.seq > self.seq:
+            lost = self.state.seq - self.seq
+            log.warning("%s has lost its last %d events, which were sent before", self.file, lost)
+            # Otherwise, new events with the numbers of the lost ones would never be sent.
+            self.state.seq = self.seq
 
     def _write(self) -> None:
         try:

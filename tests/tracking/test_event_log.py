@@ -59,6 +59,21 @@ def test_no_flipped_bit_changes_an_event(tmp_path: Path) -> None:
         assert found in ([], written), damaged
 
 
+def test_events_after_a_loss_are_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog.new(tmp_path)
+    log.open()
+    for step in range(3):
+        log.append("metrics", values={"loss": 0.25}, step=step)
+    log.close()
+    log.state.seq = 3
+    log.save_state()
+    log.file.write_bytes(log.file.read_bytes().splitlines(keepends=True)[0])
+    again = EventLog(log.file)
+    assert "has lost its last 2 events" in caplog.text
+    again.append("metrics", values={"loss": 0.5}, step=1)
+    assert [event["seq"] for event in again.after(again.state.seq)] == [2]
+
+
 def test_a_log_without_checksums_is_read(tmp_path: Path) -> None:
     log = EventLog.new(tmp_path)
     log.open()
