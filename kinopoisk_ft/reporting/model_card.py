@@ -105,7 +105,7 @@ def _score(found: Predictions, metrics: Mapping[str, float]) -> list[dict[str, A
     (scored,) = resample_approaches([[found]])
     rows = []
     for metric in headline_first(COUNTED):
-        interval = estimate_mean(scored[metric.name])
+        interval = estimate_mean(scored[metric.name], metric.lowest)
         majority = metrics.get(f"majority_{metric.name}")
         rows.append({"name": metric.name, "interval": interval, "majority": majority})
     return rows

@@ -126,20 +126,27 @@ def widening(sizes: np.ndarray) -> float:
     return float(stats.t.ppf(end, max(1.0, effective - 1)) / stats.norm.ppf(end))
 
 
-def percentiles(mean: float, resampled: np.ndarray) -> Interval:
-    """Return `mean` with the 95% percentile interval of the resamples."""
+def percentiles(mean: float, resampled: np.ndarray, lowest: float = -1.0) -> Interval:
+    """Return `mean` with the 95% percentile interval of the resamples.
+
+    Args:
+        lowest: the smallest possible value; the largest one is 1.
+    """
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # Scores and their differences are in [-1, 1], but the ends of a widened interval may not be.
-    return Interval(mean, max(-1.0, float(low)), min(1.0, float(high)))
+    # The ends of a widened interval may be outside of the possible values.
+    return Interval(mean, max(lowest, float(low)), min(1.0, float(high)))
 
 
-def estimate_mean(scores: RunScores) -> Interval:
+def estimate_mean(scores: RunScores, lowest: float = 0.0) -> Interval:
     """Return the mean over seeds with its 95% interval.
 
     The interval includes the variance due to the choice of test reviews and of seeds.
+
+    Args:
+        lowest: the smallest possible score.
     """
     found = total([(1.0, scores)])
-    return percentiles(found.mean, found.resampled)
+    return percentiles(found.mean, found.resampled, lowest)
 
 
 def p_value(resampled: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kinopoisk_ft.statistics.bootstrap import Interval, estimate_mean, resample_approaches
 from kinopoisk_ft.statistics.calibration import Bin, before_and_after
+from kinopoisk_ft.statistics.metrics import COUNTED
 from kinopoisk_ft.statistics.pairs import Pair, difference, holm, mcnemar_of
 from kinopoisk_ft.statistics.predictions import Predictions
 from kinopoisk_ft.statistics.seeds import RunScores
@@ -126,7 +127,10 @@ def compare(approaches: list[Approach]) -> Comparison:
     groups = [groups for one in usable if (groups := one.runs[0].groups) is not None]
     known = {by for one in usable for by in one.runs[0].facts}
     return Comparison(
-        means={one.name: {m: estimate_mean(s) for m, s in one.scores.items()} for one in usable},
+        means={
+            one.name: {m.name: estimate_mean(one.scores[m.name], m.lowest) for m in COUNTED}
+            for one in usable
+        },
         pairs=tuple(holm(pairs)),
         slices={one.name: slices(one.runs) for one in usable},
         reliability={one.name: bins for one in usable if (bins := one.bin_confidences())},

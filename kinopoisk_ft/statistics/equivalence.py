@@ -151,8 +151,8 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
                 p_equivalent=max(_p_above(drawn, -margin), _p_above(-drawn, -margin)),
                 more_reviews=reviews,
                 more_seeds=seeds,
-                low=low,
-                high=high,
+                low=max(-1.0, low),
+                high=min(1.0, high),
             )
         )
     return found

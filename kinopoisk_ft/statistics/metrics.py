@@ -36,6 +36,7 @@ class Metric:
         mark: name of the CSV and JSON column that marks the row with the best value.
         headline: True for the one metric that ranks the approaches.
         proportion: True if the value is a fraction of reviews, so that Wilson's interval applies.
+        lowest: the smallest possible value.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     mark: str = ""
     headline: bool = False
     proportion: bool = False
+    lowest: float = 0.0
 
     def __call__(self, probabilities: np.ndarray, labels: np.ndarray) -> float:
         """Compute the metric from probabilities (N, classes) and labels (N,)."""
@@ -141,7 +143,7 @@ METRICS = (
     Metric("accuracy", _accuracy, shown_in=TABLES, mark="best_accuracy", proportion=True),
     Metric("f1_weighted", _f1_weighted, shown_in=TABLES, mark="best_f1", headline=True),
     Metric("f1_macro", _f1_macro, shown_in=("results", "differences")),
-    Metric("mcc", _matthews, shown_in=("results",)),
+    Metric("mcc", _matthews, shown_in=("results",), lowest=-1.0),
     Metric("loss", lower_is_better=True),
     Metric("ece", None, _calibration_error, lower_is_better=True,
            shown_in=("calibration", "reliability")),

@@ -107,7 +107,7 @@ def _slice(
             ends = proportion_confint(mean * size, size, alpha=1 - LEVEL, method="wilson")
             found[metric.name] = Interval(mean, *map(float, ends))
         else:
-            found[metric.name] = percentiles(mean, resampled.mean(axis=1))
+            found[metric.name] = percentiles(mean, resampled.mean(axis=1), metric.lowest)
     return Slice(by=by, value=value, n=n, scores=found)
 
 

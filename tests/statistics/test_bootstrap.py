@@ -10,7 +10,13 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from kinopoisk_ft.statistics.bootstrap import p_value, percentiles, resample, widening
+from kinopoisk_ft.statistics.bootstrap import (
+    estimate_mean,
+    p_value,
+    percentiles,
+    resample,
+    widening,
+)
 from kinopoisk_ft.statistics.comparison import compare
 from kinopoisk_ft.statistics.metrics import count_confusion, scores
 from kinopoisk_ft.statistics.seeds import RunScores, total
@@ -136,3 +142,11 @@ def test_seeds_that_answer_alike_leave_the_chance_of_reviews() -> None:
     one = compare([approach("a", run)]).means["a"]["accuracy"]
     three = compare([approach("a", run, run, run)]).means["a"]["accuracy"]
     assert (one.mean, one.low, one.high) == pytest.approx((three.mean, three.low, three.high))
+
+
+def test_intervals_contain_only_possible_scores() -> None:
+    """With two seeds, Student's t has one degree of freedom, and its intervals are very wide."""
+    two = RunScores(np.array([0.2, 0.8]), np.tile([0.2, 0.8], (9999, 1)))
+    assert estimate_mean(two).low == 0
+    assert estimate_mean(two, lowest=-1.0).low == -1
+    assert estimate_mean(two).high == 1

@@ -68,6 +68,11 @@ def test_simultaneous_bounds_agree_with_the_verdicts() -> None:
     assert narrow.low == -0.02
 
 
+def test_bounds_are_possible_differences() -> None:
+    found = alone(0.1, 3.0)
+    assert (found.low, found.high) == (-1.0, 1.0)
+
+
 @pytest.mark.slow
 def test_simultaneous_bounds_hold_together_in_95_of_100_cases() -> None:
     """Three approaches at different distances from the margin; the errors are independent."""
