@@ -62,7 +62,7 @@ def test_the_committed_event_logs_give_a_store_for_the_report(
     shutil.copytree(RUNS, tmp_path / "runs")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert sync.main(["runs", "--uri", store]) == 0
-    for setting in sorted(RUNS.iterdir()):
-        found = collect(MlflowClient(store), f"reviews-{setting.name}")
-        assert len(found.runs) == sum(run.parent == setting for run in KEPT)
+    for setting in ("film", "stripped", "random"):
+        found = collect(MlflowClient(store), f"reviews-{setting}")
+        assert len(found.runs) == sum(run.parent.name.startswith(setting) for run in KEPT)
         assert not found.failed
