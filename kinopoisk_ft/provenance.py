@@ -190,7 +190,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-@cache
 def get_versions() -> dict[str, str | None]:
     """Return the version of each package in `PACKAGES`, or None for a missing package."""
     versions: dict[str, str | None] = {}

@@ -41,7 +41,8 @@ EXAMPLE = ["Фильм понравился, смотрели всей семь�
 # The packages that this package imports to predict.
 SERVING = (
     "datasets", "huggingface-hub", "hydra-core", "mlflow", "numba", "numpy", "pandas", "peft",
-    "psutil", "pydantic", "safetensors", "scikit-learn", "tokenizers", "torch", "transformers",
+    "psutil", "pydantic", "rich", "safetensors", "scikit-learn", "tokenizers", "torch",
+    "transformers",
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ from kinopoisk_ft.ops.scan.op import BACKENDS, selective_scan
 assert not any(shutil.which(name) for name in ("cc", "gcc", "g++", "c++", "clang"))
 one = torch.rand(1, 40, 16)
 states = torch.rand(1, 40, 4)
-out = selective_scan(one, one, -torch.rand(16, 4), states, states)
+out = selective_scan(one, one, -torch.rand(16, 4), states, states, torch.rand(16), one)
 assert out.isfinite().all()
 print(kinopoisk_ft.__file__)
 print(choose_backend("selective_scan", "auto", BACKENDS, out.device, out.dtype))
@@ -113,6 +113,6 @@ def test_demo_gives_rows_that_make_sense(tmp_path: Path) -> None:
     assert all(row["f1_weighted"] > 0.85 for row in rows)
     report = [sys.executable, "-m", "kinopoisk_ft.report", "--experiment", "demo"]
     done = subprocess.run(report, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
-    for name in ("tfidf", "freeze", "lora", "mamba", "majority"):
+    for name in ("tf-idf", "freeze", "lora", "mamba", "majority"):
         assert name in done.stdout.lower()
     assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000

@@ -142,7 +142,7 @@ def test_the_view_has_the_runs_by_score_with_the_columns_that_matter(
 def test_the_sweep_shows_the_conclusion_and_the_plots(store: Store, server: str) -> None:
     dom = page(server, f"experiments/{home(store)}/runs/{store.sweep}?{MODEL_TRAINING}")
     best = trained(store)[0]
-    for part in ("F1 weighted", best.info.run_id, str(best.data.metrics["test/f1_weighted"])):
+    for part in ("weighted F1", best.info.run_id, str(best.data.metrics["test/f1_weighted"])):
         assert part in dom
     dom = page(server, f"experiments/{home(store)}/runs/{store.sweep}/artifacts/report")
     for picture in ("comparison.png", "comparison.html"):

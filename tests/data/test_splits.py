@@ -49,13 +49,15 @@ def alone(number: int) -> np.ndarray:
     return np.arange(number)
 
 
-@given(
-    films=st.lists(st.integers(0, 12), min_size=40, max_size=120),
-    near=st.lists(st.integers(0, 60), min_size=120, max_size=120),
-    seed=st.integers(0, 99),
-    way=st.sampled_from(WAYS),
-    folds=st.sampled_from([None, 2, 3]),
-)
+ROWS = {
+    "films": st.lists(st.integers(0, 12), min_size=40, max_size=120),
+    "near": st.lists(st.integers(0, 60), min_size=120, max_size=120),
+    "seed": st.integers(0, 99),
+    "way": st.sampled_from(WAYS),
+    "folds": st.sampled_from([None, 2, 3]),
+}
+
+
 def check_sides(films: list[int], near: list[int], seed: int, way: str, folds: int | None) -> None:
     """Each row is in exactly one part, and groups stay together, for any rows."""
     rng = np.random.default_rng(seed)
@@ -82,7 +84,8 @@ def check_sides(films: list[int], near: list[int], seed: int, way: str, folds: i
 
 @pytest.mark.parametrize("examples", quick([40, 150], 1))
 def test_no_film_and_no_duplicate_on_both_sides(examples: int) -> None:
-    settings(max_examples=examples)(check_sides)()
+    # Settings can be applied to a function only once.
+    settings(max_examples=examples)(given(**ROWS)(check_sides))()
 
 
 @pytest.mark.parametrize("way", WAYS)

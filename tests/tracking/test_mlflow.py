@@ -103,7 +103,7 @@ def test_a_database_that_is_locked_at_the_start(
     database.close()
     assert run_id.startswith("offline-")
     assert "without the MLflow store" in caplog.text
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     run.finish("FINISHED")
     made = run._replay.run_id
     assert f"the id of this run in the MLflow store is {made}" in caplog.text
