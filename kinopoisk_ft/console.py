@@ -76,6 +76,8 @@ def prepare_output() -> None:
     discarded (see `handle_errors`). If a write to a terminal or a notebook fails, an exception is
     raised as usual. Repeated calls are safe.
     """
+    # If the disk of run.log is full, each message would otherwise print a traceback.
+    logging.raiseExceptions = False
     _open_closed_descriptors()
     sys.stdout = _wrap_stream(sys.stdout, sys.__stdout__)
     sys.stderr = _wrap_stream(sys.stderr, sys.__stderr__)

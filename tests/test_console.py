@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from kinopoisk_ft.console import ERROR_HANDLER, open_terminal
+from kinopoisk_ft.console import ERROR_HANDLER, open_terminal, prepare_output
 
 # A command like the others, without their imports: non-ASCII text, work, and more text.
 COMMAND = """
@@ -146,3 +148,17 @@ def test_a_notebook_is_no_terminal_although_it_wants_colours(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert not open_terminal(io.StringIO()).is_terminal
+
+
+def test_a_full_disk_of_the_log_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    prepare_output()
+    logger = logging.Logger("full")
+    handler = logging.FileHandler("/dev/full")
+    logger.addHandler(handler)
+    logger.warning("a message")
+    with suppress(OSError):
+        handler.close()
+    assert capfd.readouterr().err == ""
