@@ -36,7 +36,8 @@ def to_mlflow(name: str) -> str:
     prefix, _, rest = name.partition("_")
     if name in GROUP_OF:
         return f"{GROUP_OF[name]}/{name}"
-    if name.endswith(SECONDS):
+    # A name that has its group already, such as "time/train_seconds", does not change.
+    if name.endswith(SECONDS) and "/" not in name:
         return f"time/{name}"
     return f"{prefix}/{rest}" if prefix in PREFIXED and rest else name
 

@@ -25,6 +25,7 @@ from kinopoisk_ft.tracking.mlflow_names import (
     PREFIXED,
     flat_metrics,
     from_mlflow,
+    has_flat_names,
     readable_params,
     to_mlflow,
 )
@@ -131,3 +132,11 @@ def test_a_run_that_was_sent_with_flat_names_keeps_them(
     )
     points = client.get_metric_history(found.info.run_id, "train_loss")
     assert [point.step for point in points] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["train_seconds", "test_loss", "temperature", "own"])
+def test_a_run_with_groups_keeps_them_after_a_new_connection(name: str) -> None:
+    key = to_mlflow(name)
+    assert to_mlflow(key) == key
+    assert has_flat_names({key: 1.0}, {}) is False
+    assert has_flat_names({name: 1.0}, {}) is (key != name)

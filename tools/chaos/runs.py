@@ -1,0 +1,201 @@
+"""Start runs as forks of this process, which has imported everything, and read what they left."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from inject import Injector
+from safetensors import safe_open
+
+import kinopoisk_ft
+from kinopoisk_ft import cli
+from kinopoisk_ft.tracking.event_log import find_logs
+
+COMMON = (
+    "data=demo", "data.reviews=90", "data.max_length=32", "trainer.epochs=2",
+    "trainer.batch_size=8", "trainer.checkpoint_every=2", "trainer.eval_every=4",
+    "trainer.device=cpu", "tracking.log_model=false", "seed=1",
+)  # fmt: skip
+BERT = (
+    "model=bert_scratch", "model.num_layers=2", "model.hidden_size=32", "model.num_heads=2",
+    "model.vocab_size=300",
+)  # fmt: skip
+MAMBA = ("model=mamba_scratch", "model.num_layers=2", "model.d_model=32")
+KINDS: dict[str, tuple[str, ...]] = {
+    "bert": (*BERT, "trainer.precision=fp32"),
+    "bert bf16": (*BERT, "trainer.precision=bf16"),
+    "lora, accumulation": (*BERT, "adapter=lora", "trainer.accumulate=2"),
+    "frozen layers, prefix cache": (*BERT, "adapter=freeze", "adapter.layers=1",
+                                    "trainer.prefix_cache=fp32"),
+    "windows": (*BERT, "data.truncation=windows", "data.max_length=16", "data.max_windows=3"),
+    "mamba": MAMBA,
+    "pretraining": ("task=pretrain", "task.save_to=base", "trainer.best_metric=loss", *BERT),
+    "tf-idf": ("model=tfidf",),
+    "mlflow model": (*BERT, "tracking.log_model=true"),
+}  # fmt: skip
+TIMEOUT = 120.0  # seconds until a run counts as hanging
+CONSOLE = "console.log"
+# Metrics that differ between equal runs.
+VARYING = ("seconds", "per_second", "memory", "system/", "time/")
+
+
+def preload() -> None:
+    """Import the package once for all forks.
+
+    Nothing is trained here, because PyTorch's backward pass starts threads, which a fork lacks.
+    """
+    for module in pkgutil.walk_packages(kinopoisk_ft.__path__, "kinopoisk_ft."):
+        # Modules for optional extras and for GPUs may be missing here.
+        with suppress(ImportError):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+
+
+def start(folder: Path, work: Callable[[], int], injector: Injector | None = None) -> int:
+    """Run a command line in a fork, with its output in the folder; return the process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        console = os.open(CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for number in (1, 2):
+            os.dup2(console, number)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+        os.environ["KINOPOISK_FT_CACHE"] = str(folder / "cache")
+        if injector is not None:
+            injector.install()
+        code = work()
+        if injector is not None:
+            injector.save()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int | None:
+    """Return the exit code, negative for a signal; None if the process hangs and was killed."""
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def command(kind: str, folder: Path, run: str = "run") -> Callable[[], int]:
+    """Return the training of a kind of run in the folder."""
+    overrides = (*COMMON, *KINDS[kind], f"output_dir={folder / run}",
+                 f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")  # fmt: skip
+    return lambda: cli.main(list(overrides))
+
+
+def sync(folder: Path) -> Callable[[], int]:
+    """Return the command that delivers what the store lacks."""
+    return lambda: cli.main(["sync", str(folder)])
+
+
+def is_finished(folder: Path, run: str = "run") -> bool:
+    """Return whether the run wrote its result and has nothing left to do."""
+    out = folder / run
+    ended = (out / "result.json").exists() or (folder / "base/config.json").exists()
+    return ended and not (out / "unfinished.json").exists()
+
+
+def describe(folder: Path, run: str = "run") -> dict[str, Any]:
+    """Return everything that must be equal in a disturbed and an undisturbed run."""
+    out = folder / run
+    return {
+        "weights": {str(file.relative_to(folder)): _digest_weights(file)
+                    for place in (out / "model", folder / "base")
+                    for file in sorted(place.rglob("*.safetensors"))},
+        "predictions": _digest_predictions(out / "predictions.parquet"),
+        "scores": _constant(json.loads((out / "result.json").read_text()))
+        if (out / "result.json").exists() else None,
+        "log": _read_log(out),
+        "store": _read_store(f"sqlite:///{folder / 'mlflow.db'}"),
+    }  # fmt: skip
+
+
+def _digest_weights(file: Path) -> str:
+    digest = hashlib.sha256()
+    with safe_open(file, "pt") as tensors:
+        for name in sorted(tensors.keys()):
+            digest.update(name.encode() + tensors.get_tensor(name).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_predictions(file: Path) -> str | None:
+    if not file.exists():
+        return None
+    return hashlib.sha256(pd.read_parquet(file).to_csv(index=False).encode()).hexdigest()
+
+
+def _constant(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in values.items()
+        if not any(part in key for part in VARYING) and key not in ("run_id", "model_dir")
+    }
+
+
+def _read_log(out: Path) -> list[Any]:
+    found = []
+    for log in find_logs(out):
+        for entry in log.events:
+            if entry["verb"] == "metrics":
+                found += [[entry["step"], *item] for item in _constant(entry["values"]).items()]
+    # A resumed run repeats the steps after its checkpoint; the repetition must be equal.
+    return sorted({json.dumps(item): item for item in found}.values(), key=json.dumps)
+
+
+def _read_store(uri: str) -> list[dict[str, Any]]:
+    """Return the runs of the store, each with its metrics, params, artifacts and models."""
+    client = mlflow.MlflowClient(uri)
+    found = []
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id]):
+            metrics = [
+                [key, point.step, point.value]
+                for key in _constant(run.data.metrics)
+                for point in client.get_metric_history(run.info.run_id, key)
+            ]
+            models = client.search_logged_models([experiment.experiment_id])
+            # A run that was stopped before its first step may stay in the store, as KILLED.
+            if run.info.status == "KILLED" and not run.data.metrics:
+                continue
+            described = {
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "metrics": sorted(metrics),
+                "params": sorted(set(run.data.params) - {"output_dir"}),
+                # A run that failed and was continued keeps the traceback of its failure.
+                "artifacts": sorted({file.path for file in client.list_artifacts(run.info.run_id)}
+                                    - {"traceback.txt"}),
+                "models": Counter(m.name for m in models if m.source_run_id == run.info.run_id),
+            }  # fmt: skip
+            found.append(described)
+    return found
