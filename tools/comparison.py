@@ -169,6 +169,10 @@ def _majority(run: Path) -> str:
 
 
 def _relative(text: str) -> str:
+    # The encoder may be outside of the working folder.
+    encoder = Path(os.environ.get("ENCODER", ""))
+    if encoder.is_absolute():
+        text = text.replace(str(encoder), encoder.name)
     return text.replace(f"{Path.cwd()}/", "")
 
 

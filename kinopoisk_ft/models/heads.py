@@ -217,7 +217,7 @@ def reset_layer(module: nn.Module, layer: str) -> set[str]:
 def find_head_module(parameter: str) -> str:
     """Return the name of the head module that contains a parameter.
 
-    If the parameter is not in a head module, return the name of its own module.
+    A parameter outside of all head modules gives the name of the module that owns it.
     """
     parts = parameter.split(".")
     for name in ("classifier", "score", "pooler", "head"):

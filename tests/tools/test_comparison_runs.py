@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -34,6 +35,13 @@ def test_neither_texts_nor_authors_are_published() -> None:
     columns = {name for run in KEPT for name in pd.read_parquet(run / "predictions.parquet")}
     assert columns == {"row", "label", "predicted", "p_Bad", "p_Good", "characters", "truncated",
                        "film", "grade10", "group", "film_in_train"}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", KEPT, ids=lambda run: f"{run.parent.name}/{run.name}")
+def test_no_folder_of_a_machine_is_published(run: Path) -> None:
+    (log,) = (run / "tracking").glob("*.jsonl")
+    for file in (run / "config.yaml", log):
+        assert not re.findall(r"""[ ="']/\w+/[^ "',]*""", file.read_text("utf-8"))
 
 
 def test_the_runs_of_a_setting_have_the_same_rows_and_commit() -> None:

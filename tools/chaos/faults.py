@@ -29,7 +29,7 @@ class Fault:
         after: what happens to the files after the first attempt has ended.
         meanwhile: what the parent process does while the first attempt runs.
         twice: whether the same command is started twice at once.
-        needs_disk: whether the folder must be a small file system of its own.
+        needs_disk: whether to mount a small file system for the folder.
         at_event: False if the parent process sends SIGKILL after a random time in the phase.
     """
 

@@ -132,7 +132,7 @@ def send_burst(number: signal.Signals, count: int) -> None:
 
 
 def fill_disk(folder: Path) -> None:
-    """Fill the file system of the folder, which must be a small one of its own."""
+    """Fill the file system of the folder, which `place` has mounted for this experiment."""
     handle = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
     block = b"\0" * 2**16
     while block:
