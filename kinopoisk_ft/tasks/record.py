@@ -42,8 +42,8 @@ FILES = (
     "class_report.json",
     "environment.json",
     "confusion_matrix.png",
-    "learning_curve.png",
 )
+LEARNING_CURVE = "learning_curve.png"
 # MLflow stores this file as the code of the logged model.
 PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 
@@ -199,8 +199,12 @@ def _write_files(fitted: Fitted, data: DataSplit, counts: np.ndarray, out_dir: P
     write_json(out_dir / "class_report.json", per_class(counts, names))
     write_json(out_dir / "environment.json", describe_environment(torch.device(fitted.device)))
     plot_confusion(counts, names, out_dir / "confusion_matrix.png")
-    plot_learning_curve(fitted.history, out_dir / "learning_curve.png")
-    return [out_dir / name for name in FILES]
+    files = [out_dir / name for name in FILES]
+    # A model without training steps, such as TF-IDF, has no learning curve.
+    if len(fitted.history) > 1:
+        files.append(out_dir / LEARNING_CURVE)
+        plot_learning_curve(fitted.history, files[-1])
+    return files
 
 
 def _write_card(out_dir: Path, metrics: dict[str, float], warning: str) -> None:

@@ -172,7 +172,9 @@ def test_data_options_apply_to_training_and_prediction(
         assert metrics["leakage_film_guess_accuracy"] == metrics["leakage_majority_accuracy"]
         assert 0 < metrics["characters_seen_share"] < 1
         assert ("tokens_seen_share" in metrics) is (name == "net")
-        assert "data.json" in {file.path for file in client.list_artifacts(run_id)}
+        files = {file.path for file in client.list_artifacts(run_id)}
+        assert "data.json" in files
+        assert ("learning_curve.png" in files) is (name == "net")
         assert (
             json.loads((place / name / "data.json").read_text())["counts"]["grades_removed"] == 80
         )
