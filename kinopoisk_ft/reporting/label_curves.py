@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +13,7 @@ import pandas as pd
 
 from kinopoisk_ft.reporting.frames import frame_of
 from kinopoisk_ft.reporting.locale import NOTHING, Locale
+from kinopoisk_ft.reporting.run_rows import COMPARED, Row
 from kinopoisk_ft.reporting.table import Table
 from kinopoisk_ft.statistics.label_curve import (
     Crossing,
@@ -24,7 +27,6 @@ from kinopoisk_ft.statistics.predictions import Predictions
 # The report estimates how much the score would rise with this many more labels.
 MORE = 500
 LIMIT = "data.train_limit"
-
 Runs = tuple[str, float, tuple[str, ...], list[Predictions]]
 
 
@@ -36,6 +38,7 @@ class LabelCurves:
         stem: file name of the figure without suffix.
         tables: the tables of these approaches, one for each number of labels.
         baselines: names of the approaches that are not neural networks.
+        differing: settings that differ between the points of a curve, such as `trainer.min_steps`.
     """
 
     stem: str
@@ -43,6 +46,7 @@ class LabelCurves:
     curves: list[Curve]
     crossings: list[Crossing]
     baselines: frozenset[str]
+    differing: tuple[str, ...]
 
     @property
     def fewest(self) -> float:
@@ -62,7 +66,8 @@ def label_curves(
     found: list[LabelCurves] = []
     for _, group in groupby(tables, lambda t: (t.data, t.source_digest, t.split_digest)):
         same_split = list(group)
-        runs = _collect(same_split, predictions)
+        recipes = _find_recipes(same_split)
+        runs = _collect(same_split, predictions, recipes)
         if runs:
             curves = draw_curves(runs)
             rows = [row for table in same_split for row in table.rows]
@@ -73,29 +78,63 @@ def label_curves(
                     curves=curves,
                     crossings=find_crossings(curves),
                     baselines=frozenset(row.name for row in rows if not row.is_network),
+                    differing=_find_differing(rows, recipes),
                 )
             )
     return found
 
 
+def _find_recipes(tables: Sequence[Table]) -> dict[str, str]:
+    """Return {run id of a row's first run: what identifies the curve of the row}.
+
+    This is the approach, unless a table compares several settings of the approach. The settings
+    may depend on the number of labels: an epoch of few labels has few steps.
+    """
+    repeated = {
+        approach
+        for table in tables
+        for approach, count in Counter(row.first.approach for row in table.rows).items()
+        if count > 1
+    }
+    found = {}
+    for run in (row.first for table in tables for row in table.rows):
+        settings = {k: v for k, v in run.settings.items() if k != LIMIT}
+        found[run.run_id] = str((run.approach, settings if run.approach in repeated else {}))
+    return found
+
+
+def _find_differing(rows: Sequence[Row], recipes: Mapping[str, str]) -> tuple[str, ...]:
+    keys = [recipes[row.first.run_id] for row in rows]
+    found = []
+    for setting in COMPARED:
+        variants = set(zip(keys, (row.compared(setting) for row in rows), strict=True))
+        if len(variants) > len(set(keys)):
+            found.append(setting)
+    return tuple(found)
+
+
 def _collect(
-    tables: Sequence[Table], predictions: Mapping[str, Predictions]
+    tables: Sequence[Table], predictions: Mapping[str, Predictions], recipes: Mapping[str, str]
 ) -> dict[str, list[Runs]]:
     found: dict[str, list[Runs]] = {}
     names: dict[str, str] = {}
     first: Predictions | None = None
     for table in tables:
+        runs = [run for row in table.rows for run in row.runs]
+        counts = [run.metrics["train_reviews"] for run in runs if "train_reviews" in run.metrics]
+        if not counts:
+            continue
+        # The number of labels may depend on the seed, because films are not divided. All approaches
+        # get the same mean, even if some of their seeds are missing.
+        labels = statistics.fmean(counts)
         for row in table.rows:
-            labels = [run.metrics.get("train_reviews", math.nan) for run in row.runs]
             answers = [predictions[r.run_id] for r in row.runs if r.run_id in predictions]
             first = first or next(iter(answers), None)
             same = first is not None and not any(first.mismatch(answer) for answer in answers)
-            if same and len(answers) == len(row.runs) and not math.isnan(sum(labels)):
-                mean = sum(labels) / len(labels)
-                point = (table.train_limit, mean, tuple(run.seed for run in row.runs), answers)
+            if same and len(answers) == len(row.runs):
+                point = (table.train_limit, labels, tuple(run.seed for run in row.runs), answers)
                 # A row may have a different name in each table.
-                settings = {k: v for k, v in row.first.settings.items() if k != LIMIT}
-                name = names.setdefault(str((row.first.approach, settings)), row.name)
+                name = names.setdefault(recipes[row.first.run_id], row.name)
                 found.setdefault(name, []).append(point)
     return {name: points for name, points in found.items() if len(points) > 1}
 
@@ -104,13 +143,19 @@ def sentences(found: LabelCurves, locale: Locale) -> list[str]:
     """Return sentences on how many labels an approach needs to score higher than another one.
 
     If there are baselines, only comparisons with a baseline are described. The last sentences name
-    the approaches that have not learned.
+    the undecided comparisons, the approaches that have not learned, and the settings that differ.
     """
-    named = [c for c in found.crossings if {c.a, c.b} & found.baselines]
-    return [
-        *(_describe(crossing, found, locale) for crossing in named or found.crossings),
-        *_describe_unlearned(found, locale),
-    ]
+    compared = [c for c in found.crossings if {c.a, c.b} & found.baselines] or found.crossings
+    # Such an interval contains every number of labels.
+    undecided = [c for c in compared if c.low == 0 and math.isinf(c.high)]
+    said = [_describe(c, found, locale) for c in compared if c not in undecided]
+    if undecided:
+        pairs = "; ".join(locale("crossing_pair", a=c.a, b=c.b) for c in undecided)
+        said.append(locale("crossing_undecided", pairs=pairs))
+    said += _describe_unlearned(found, locale)
+    if found.differing:
+        said.append(locale("curves_differ", names=", ".join(found.differing)))
+    return said
 
 
 def _describe_unlearned(found: LabelCurves, locale: Locale) -> list[str]:

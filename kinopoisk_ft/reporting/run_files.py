@@ -73,6 +73,10 @@ def load_run_files(client: MlflowClient, runs: Iterable[TrainedRun]) -> RunFiles
             if f"{name}.json" in files
         }
         details[run.run_id] = Details(history=_history(client, run), **described)
+        counts = described.get("data", {}).get("counts")
+        # Earlier versions recorded this number only in data.json.
+        if isinstance(counts, dict) and isinstance(counts.get("train"), int):
+            run.metrics.setdefault("train_reviews", counts["train"])
     return RunFiles(predictions, details)
 
 

@@ -45,7 +45,9 @@ NOT_ITS_SETTINGS = (
 # Settings that runs of earlier versions lack, with the values that mean the same.
 SAME_AS_MISSING = {
     "trainer.min_steps": "None", "trainer.layer_decay": "None", "trainer.head_first": "False",
-    "data.train_limit": "None", "data.text_prefix": "",
+    "data.train_limit": "None", "data.text_prefix": "", "data.quoting": "auto",
+    "model.dtype": "fp32", "trainer.gradient_checkpointing": "False",
+    "trainer.loss": "cross_entropy",
 }  # fmt: skip
 NEEDED_METRICS = tuple(f"test_{name}" for name in MARKED)
 # Settings that change how reviews are read. Runs that differ in one of them do not repeat each

@@ -18,7 +18,7 @@ from kinopoisk_ft.reporting.locale import LANGUAGES, Locale
 from kinopoisk_ft.reporting.markdown import as_markdown, as_note
 from kinopoisk_ft.reporting.output import write
 from kinopoisk_ft.reporting.run_files import RunFiles
-from kinopoisk_ft.reporting.runs import Collected
+from kinopoisk_ft.reporting.runs import Collected, TrainedRun
 from kinopoisk_ft.reporting.summary import as_summary
 from kinopoisk_ft.reporting.table import tables
 from kinopoisk_ft.statistics.predictions import Predictions
@@ -162,3 +162,49 @@ def test_points_without_learning_are_named() -> None:
     (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
     said = sentences(found, EN)
     assert "With 100 training labels, there is no evidence that bert learned anything" in said[-1]
+
+
+def with_settings(runs: list[TrainedRun], **settings: str) -> list[TrainedRun]:
+    written = {f"trainer.{key}": value for key, value in settings.items()}
+    return [replace(run, settings=run.settings | written) for run in runs]
+
+
+def test_settings_may_depend_on_the_number_of_labels() -> None:
+    collected, predictions = made()
+    few = with_settings(
+        [run for run in collected.runs if " None " not in run.run_id], min_steps="9"
+    )
+    many = with_settings(
+        [run for run in collected.runs if " None " in run.run_id], min_steps="None"
+    )
+    (found,) = build(replace(collected, runs=few + many), predictions, None, EN).curves
+    assert [len(curve.points) for curve in found.curves] == [3, 3]
+    expected = "These settings depend on the number of labels: trainer.min_steps."
+    assert sentences(found, EN)[-1] == expected
+    # Two settings with the same number of labels have separate curves.
+    again = [replace(run, run_id=f"{run.run_id} again") for run in with_settings(few, epochs="7")]
+    predictions |= {run.run_id: predictions[run.run_id.removesuffix(" again")] for run in again}
+    (found,) = build(replace(collected, runs=few + again), predictions, None, EN).curves
+    assert [len(curve.points) for curve in found.curves] == [2, 2, 2, 2]
+    assert found.differing == ()
+
+
+def test_approaches_with_the_same_limit_are_at_the_same_place() -> None:
+    """Films are kept whole, so the number of labels depends on the seed."""
+    collected, predictions = made()
+    for run in collected.runs:
+        run.metrics["train_reviews"] += 10 * int(run.seed)
+    runs = [run for run in collected.runs if run.run_id != "bert 100 1"]
+    (found,) = build(replace(collected, runs=runs), predictions, None, EN).curves
+    places = [[point.labels for point in curve.points] for curve in found.curves]
+    assert places == [[pytest.approx(104 + 10 / 3), 1003, 3305]] * 2
+
+
+def test_undecided_crossings_are_in_one_sentence(document: Document) -> None:
+    (curves,) = document.curves
+    (crossing,) = curves.crossings
+    wide = replace(crossing, low=0.0, high=float("inf"))
+    said = sentences(replace(curves, crossings=[wide, crossing, replace(wide, b="words")]), EN)
+    assert len(said) == 2
+    assert said[0].startswith("bert overtakes TF-IDF")
+    assert "overtakes the other: bert and TF-IDF." in said[1]

@@ -56,7 +56,7 @@ def draw_differences(table: Table, locale: Locale, looks: Looks) -> Figure:
         axes.text(1.01, place, locale(one.verdict), va="center", fontsize=FONT, color=INK,
                   transform=right)  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1)
-    axes.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.12, linewidth=0)
+    axes.axvspan(-MARGIN, MARGIN, color=GREY, alpha=0.08, linewidth=0)
     tidy(axes)
     axes.grid(False, axis="y")
     axes.set_yticks(range(len(found)), [literal(one.name) for one in found], fontsize=FONT)
@@ -134,7 +134,7 @@ def draw_label_curves(
         mean = [one.mean for one in intervals]
         low, high = [one.low for one in intervals], [one.high for one in intervals]
         axes.plot(x, mean, color=look.colour, marker=look.marker, markersize=5)
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.08, linewidth=0)
     if (floor := found.tables[0].majority.get(HEADLINE)) is not None:
         axes.axhline(floor, color=GREY, linewidth=1, linestyle="--")
         axes.text(1, floor, locale("majority"), color=GREY, fontsize=FONT, ha="right", va="bottom",
