@@ -32,11 +32,13 @@ class BestWeights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file: Path | None = None
+        # SHA-256 digest (hex) of the file. Checkpoints store it, so that damage is detected.
         self.digest = ""
 
     def save(self, model: nn.Module, step: int) -> None:
         """Save the weights atomically, so that an interruption leaves the previous file valid."""
         file = self.folder / f"best-{step:08}.safetensors"
+        # All ranks take part, because gathering a sharded tensor is a collective operation.
         tensors = {name: gather_tensor(value) for name, value in trained_tensors(model).items()}
         if not is_main():
             return
@@ -46,6 +48,7 @@ class BestWeights:
             write_tensors(tensors, part)
             digest = compute_sha256(part)
             os.replace(part, file)
+            # The rename survives a power failure only if the folder is synced, too (fsync(2)).
             sync_to_disk(self.folder)
         self.file, self.digest = file, digest
         self.discard()
@@ -53,6 +56,7 @@ class BestWeights:
     def restore(self, model: nn.Module) -> None:
         """Load the saved weights into the model; raise UserError if they cannot be read."""
         tensors: dict[str, Tensor] = {}
+        # Only rank 0 has the file. `update` returns None, so the tensors are not pickled here.
         broadcast_from_main(lambda: tensors.update(self._read()))
         copy_tensors(broadcast_tensors(tensors), model)
 
@@ -75,6 +79,7 @@ class BestWeights:
     def discard(self) -> None:
         """Delete the weight files, except the latest one and those that a checkpoint needs."""
         keep = CheckpointFolder(self.folder).list_external_files()
+        # The pattern also finds the .part file of a process that was killed while it saved.
         for file in self.folder.glob("best-*"):
             if file != self.file and file.name not in keep:
                 file.unlink(missing_ok=True)
@@ -85,6 +90,7 @@ class BestWeights:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the file name and the digest that `state_dict` returned."""
+        # A checkpoint from elsewhere must not name a file outside of the folder.
         self.file = self.folder / Path(state["file"]).name if state["file"] else None
         self.digest = state["digest"]
 
@@ -92,6 +98,7 @@ class BestWeights:
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters and the buffers by name; tied parameters occur once."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    # Unlike `state_dict`, this includes buffers that are not persistent.
     return trained | dict(model.named_buffers())
 
 

@@ -30,6 +30,7 @@ def split_tensors(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(tree, Tensor):
         tensors[path] = gather_tensor(tree)
         return {TENSOR: path}
+    # All ranks visit the keys in the same order, which collective operations require.
     if isinstance(tree, Mapping):
         inner = {str(key): (f"{path}/{key}".lstrip("/"), value) for key, value in tree.items()}
         return {key: split_tensors(value, tensors, at) for key, (at, value) in inner.items()}
@@ -65,15 +66,19 @@ def validate_checkpoint(expected: Any, found: Any, path: str = "") -> str | None
     path = path.lstrip("/")
     if isinstance(expected, Tensor):
         now, then = _describe(expected), _describe(found)
+        # In a new run, `losses` and `best_outputs` are empty, so their shapes cannot be compared.
         fits = isinstance(found, Tensor) and (now == then or not expected.numel())
         return None if fits else f"{path} is {then} in the checkpoint, but {now} in this run"
     if not isinstance(expected, dict | list | tuple):
         kind = str if isinstance(expected, str) else int | float
+        # For example, `best` is None in a new run, and None or a number in a checkpoint.
         fits = isinstance(found, kind) or found is expected is None
         return None if fits else f"{path} is {found!s:.40}"
     if not isinstance(found, dict | list):
         return f"{path} is {found!s:.40}"
+    # JSON turns tuples into lists, and the integer keys of the optimizer state into strings.
     expected, found = _as_dict(expected), _as_dict(found)
+    # For example, an optimizer has no state before its first step.
     if not expected:
         return None if _holds_numbers(found) else f"{path} must contain numbers and tensors only"
     for key in sorted(expected.keys() | found.keys()):
@@ -106,8 +111,10 @@ def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
     In format 1, the names of tensors contain dots, for example "optimizer.0.exp_avg".
     """
+    # `recent` is dropped: it held losses for detecting spikes, which `history` now provides.
     apart = ("about", "seconds", "best_weights", "optimizer", "schedule", "recent")
     state = {key: value for key, value in plain.items() if key not in apart}
+    # Format 1 has no tensor `losses` if all losses had been logged.
     state |= {"weights": {}, "rng": {}, "losses": torch.empty(0)}
     moments = {index: dict(values) for index, values in plain["optimizer"]["state"].items()}
     for name, value in tensors.items():
@@ -120,6 +127,7 @@ def upgrade_format_1(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         else:
             state[part] = value
     state["optimizer"] = {**plain["optimizer"], "state": moments}
+    # Format 1 stores all keys of LambdaLR, some of which depend on the version of PyTorch.
     state["schedule"] = {key: plain["schedule"][key] for key in SCHEDULE}
     best = plain["best_weights"]
     return {

@@ -31,6 +31,7 @@ from kinopoisk_ft.files import (
 
 log = logging.getLogger(__name__)
 
+# Format of new checkpoints. Format 1 is converted by `upgrade_format_1`.
 FORMAT = 2
 READABLE = (1, 2)
 # Number of checkpoints to keep, so that one remains if the last one is damaged.
@@ -73,11 +74,14 @@ class CheckpointFolder:
         Raises:
             UserError: the disk is full or the folder read-only. Earlier checkpoints stay valid.
         """
+        # A counter is used instead of the step, because one step can have two checkpoints: one
+        # before its evaluation, if a signal stops the run there, and one after it.
         number = 1 + max((int(name.name.split("-")[1]) for name in self.folders()), default=0)
         target = self.folder / f"checkpoint-{number:06}"
         part = target.with_suffix(".part")
         try:
             with wrap_checkpoint_errors(self.folder):
+                # A process that was killed while it wrote this checkpoint leaves the folder.
                 shutil.rmtree(part, ignore_errors=True)
                 check_space(self.folder, sum(v.nbytes for v in tensors.values()) + ROOM)
                 part.mkdir()
@@ -86,11 +90,13 @@ class CheckpointFolder:
                 files = {name: compute_sha256(part / name) for name in (TENSORS, PLAIN)}
                 manifest = {"format": FORMAT, "files": files, "beside": dict(external)}
                 write_json_durably(manifest, part / MANIFEST)
+                # The contents must be on disk before the rename makes the folder a checkpoint.
                 sync_to_disk(part)
                 os.replace(part, target)
                 sync_to_disk(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+        # Delete last, so that a failed write leaves the earlier checkpoints.
         for old in self.folders()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -117,6 +123,7 @@ class CheckpointFolder:
                 unread = unread or (folder, error)
                 continue
             log.warning("deleting the checkpoint %s, because it is not valid: %s", folder, problem)
+            # If it stayed, `write` would keep it as one of the last two and delete a valid one.
             shutil.rmtree(folder, ignore_errors=True)
         if unread is not None:
             raise UserError(
@@ -148,6 +155,7 @@ class CheckpointFolder:
         if manifest.get("format") not in READABLE or not {TENSORS, PLAIN} <= set(manifest["files"]):
             return f"{MANIFEST} is missing or damaged"
         names = [*manifest["files"], *manifest["beside"]]
+        # A manifest from elsewhere must not refer to files outside of the run folder.
         if outside := [name for name in names if Path(name).name != name]:
             return f"{MANIFEST} contains the name of a file in another folder: {outside[0]}"
         files = {folder / name: digest for name, digest in manifest["files"].items()}
@@ -164,6 +172,7 @@ class CheckpointFolder:
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Write tensors to a safetensors file, and sync the file to disk."""
+    # safetensors refuses tensors that are not contiguous, such as transposed views.
     save_file({name: value.contiguous() for name, value in tensors.items()}, file)
     sync_to_disk(file)
 
@@ -176,6 +185,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _read_object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
+    # Damage can even nest lists so deeply that the parser raises RecursionError. Other OSErrors
+    # are raised, because a disk that fails does not prove that the file is damaged.
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -79,13 +79,16 @@ class CheckpointManager:
         self.state, self.best, self.clock, self.recorder = state, best, clock, recorder
         # The clock is loaded before the state, which reads it if the budget is in seconds.
         self.parts: dict[str, Stateful] = {"clock": clock, "best_weights": best, "state": state}
+        # If `every` is 0, no checkpoints are written, but the run can resume from an existing one.
         self.every, self.writes = every, about is not None and every != 0
         self.reads = about is not None
         device, precision = state.precision.device.type, state.precision.kind
+        # Devices and precisions round differently, so a resumed run must not change them.
         self.about = {**(about or {}), "device": device, "precision": precision}
         self._frozen_digest = ""
         # The step and the last evaluation that the last checkpoint contains.
         self._saved = (0, 0)
+        # In seconds. The monotonic clock does not change if the system time is set.
         self._saved_at = time.monotonic()
         # The duration of the last write in seconds.
         self._write_seconds = 0.0
@@ -103,9 +106,11 @@ class CheckpointManager:
                 where="the data or the tokenizer cache on one of the machines",
                 fix="use the same files and the same package versions on all machines",
             )
+        # Only rank 0 writes. If it lacks space, the other ranks end, too.
         broadcast_from_main(self._check_room)
         found = broadcast_from_main(lambda: self.checkpoints.newest() if self.reads else None)
         if found is None:
+            # Weights of an earlier process are useless without a checkpoint that refers to them.
             self.best.discard()
             return
         self._check_about(found)
@@ -120,9 +125,11 @@ class CheckpointManager:
         expected["clock"] = Clock().state_dict()
         read: dict[str, Tensor] = {}
         try:
+            # `update` returns None, so the tensors are not pickled. `broadcast_tensors` sends them.
             broadcast_from_main(lambda: read.update(checkpoint.load_tensors()))
             join = upgrade_format_1 if checkpoint.format == 1 else join_tensors
             contents = join(checkpoint.plain, dict(broadcast_tensors(read)))
+            # All parts are compared before the first one is loaded.
             wrong = validate_checkpoint(expected, {name: contents.get(name) for name in expected})
             if wrong is None:
                 for name, part in self.parts.items():
@@ -141,6 +148,7 @@ class CheckpointManager:
     def _check_room(self) -> None:
         weights = sum(value.nbytes for value in trained_tensors(self.state.model).values())
         with wrap_checkpoint_errors(self.checkpoints.folder):
+            # In bytes: one copy for the best weights, and the numbers of a checkpoint.
             check_space(self.checkpoints.folder, (1 + NUMBERS_PER_WEIGHT * self.writes) * weights)
 
     def save_if_due(self) -> None:
@@ -167,6 +175,7 @@ class CheckpointManager:
 
     def _is_due_by_clock(self) -> bool:
         interval = max(SECONDS, MIN_RATIO * self._write_seconds)
+        # The ranks measure different times, but have to call `save` at the same step.
         return bool(broadcast(time.monotonic() - self._saved_at >= interval))
 
     def save(self) -> None:
@@ -175,15 +184,19 @@ class CheckpointManager:
         if not self.writes or position == self._saved:
             return
         started = time.monotonic()
+        # Entering the section adds the time of training until now to the clock, which is saved.
         with self.clock.section("checkpoint"):
+            # A run that resumes from this checkpoint does not record these metrics again.
             self.recorder.flush()
             tensors: dict[str, Tensor] = {}
             contents = {name: part.state_dict() for name, part in self.parts.items()}
+            # All ranks take part, because this gathers sharded tensors on rank 0.
             plain = split_tensors(contents, tensors) | {"about": self._read_about()}
             best = self.best.file
             if is_main():
                 external = {best.name: self.best.digest} if best else {}
                 self.checkpoints.write(tensors, plain, external)
+            # `write` may have deleted the last checkpoint that needed some weight file.
             self.best.discard()
         self._saved = position
         self._saved_at = time.monotonic()
@@ -194,9 +207,11 @@ class CheckpointManager:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # In the middle of a step, the weights and the counters do not match.
         if isinstance(error, Stopped) and not error.mid_step:
             self.save()
             hint = "no checkpoint was written"
+            # A run that writes no checkpoints may have resumed from one.
             if self._saved > (0, 0) or self.writes:
                 hint = "run the same command again to continue"
             log.warning("%s after step %d of %s: %s",
@@ -205,6 +220,7 @@ class CheckpointManager:
     def _read_about(self) -> dict[str, str]:
         # The digest of a large pretrained model takes a second, so it is computed only once.
         if not self._frozen_digest:
+            # All ranks compute a digest, but only rank 0 gets the full weights of sharded layers.
             digest = digest_frozen_weights(self.state.model)
             self._frozen_digest = broadcast_from_main(lambda: digest)
         return {**self.about, "frozen weights": self._frozen_digest}
@@ -242,5 +258,6 @@ def digest_frozen_weights(model: nn.Module) -> str:
         if not parameter.requires_grad:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
             flat = gather_tensor(parameter).cpu().contiguous().reshape(-1)
+            # NumPy has no bfloat16, so the weights are hashed as bytes.
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
