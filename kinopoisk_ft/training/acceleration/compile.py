@@ -41,10 +41,13 @@ def compile_model(model: nn.Module, mode: Compile, device: torch.device) -> nn.M
             fix="install a C++ compiler (for a GPU also triton), or use trainer.compile=off",
         ) from error
     log.info("the model is compiled with torch.compile, mode %s", mode)
+    # The returned module wraps `model`, so an optimizer of the parameters of `model` trains both.
     return cast(nn.Module, torch.compile(model, dynamic=True, **options))
 
 
 def warm_up_compile(state: State, train: Examples, rows: int) -> None:
     """Compile the model now, with one training pass over `rows` copies of the longest review."""
+    # The pass draws dropout masks and computes gradients, which must not affect training.
     with preserve_state(state):
+        # PyTorch compiles the backward graph only when it first runs.
         state.precision.backward(run_longest(state, state.wrapped_model, train, rows))

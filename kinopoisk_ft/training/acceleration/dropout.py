@@ -47,16 +47,22 @@ def attention_forward(
 
     SDPA is used if dropout is 0 or if the kernel does not support the inputs.
     """
+    # The same rule as in `sdpa_attention_forward` of transformers.
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    # The kernel has no such arguments. `sdpa_attention_forward` applies or refuses them.
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    # In grouped-query attention, several query heads share a key head (Ainslie et al., 2023).
     grouped = key.shape[1] != query.shape[1]
+    # A mask that contains a learned position bias needs a gradient, but the kernel computes none.
     learns = attention_mask is not None and attention_mask.requires_grad
+    # If a causal model passes no mask, SDPA masks later keys itself, which the kernel cannot do.
     if dropout == 0 or special or grouped or learns or (causal and attention_mask is None):
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return out
     attended = attention(query, key, value, attention_mask, dropout, scaling)
+    # (batch, heads, length, head_dim) becomes (batch, length, heads, head_dim).
     return attended.transpose(1, 2).contiguous(), None
 
 
@@ -83,6 +89,7 @@ def replace_dropout(
         UserError: `attention_dropout="off"`, but the model's attention cannot be replaced.
     """
     on_cpu = device.type == "cpu"
+    # Subclasses of nn.Dropout are not replaced, because they may compute something else.
     slots = [
         (parent, name, child)
         for parent in model.modules()
@@ -96,6 +103,7 @@ def replace_dropout(
         encoders = []
     AttentionInterface.register(ATTENTION, attention_forward)
     AttentionInterface.register(NO_DROPOUT, ignore_dropout(sdpa_attention_forward))
+    # For an attention function without an entry here, transformers creates no mask.
     for key in (ATTENTION, NO_DROPOUT):
         AttentionMaskInterface.register(key, sdpa_mask)
     try:
@@ -110,6 +118,7 @@ def replace_dropout(
             # `train()` and `eval()` changed the mode of the replacement only.
             mode = parent.get_submodule(name).training
             parent._modules[name] = child.train(mode)
+        # `find_sdpa_models` returned only models that used SDPA.
         for part in encoders:
             part.set_attn_implementation("sdpa")
 
@@ -125,6 +134,7 @@ def find_sdpa_models(model: nn.Module, *names: str) -> list[Any]:
         for part in model.modules()
         if isinstance(part, PreTrainedModel)
         and part.config._attn_implementation in ("sdpa", *names)
+        # False if the attention of the model does not use the AttentionInterface of transformers.
         and part._can_set_attn_implementation()
     ]
 

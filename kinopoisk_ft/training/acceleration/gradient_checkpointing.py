@@ -62,6 +62,7 @@ def replace_recomputation(model: nn.Module, function: Callable[..., Any]) -> Ite
     parts: list[Any] = [
         part for part in model.modules() if getattr(part, "gradient_checkpointing", False)
     ]
+    # Both lists are empty if gradient checkpointing is off.
     before = [part._gradient_checkpointing_func for part in parts]
     try:
         for part in parts:

@@ -37,8 +37,10 @@ def mask_forward(*, mask_function: Any, attention_mask: Tensor | None, **kwargs:
         The positions of the real tokens if attention is bidirectional, otherwise a mask for SDPA.
         None if there is no padding mask.
     """
+    # Without padding there is nothing to skip, so SDPA is used.
     if attention_mask is None:
         return None
+    # Models with other masks, for example causal ones, keep SDPA.
     if mask_function is bidirectional_mask_function:
         return RealTokens.from_mask(attention_mask)
     return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
@@ -70,6 +72,7 @@ def attention_forward(
     if given == torch.float32:
         dtype = torch.get_autocast_dtype(query.device.type)
     q, k, v = (x.to(dtype) for x in (query, key, value))
+    # (batch, length, heads, head_dim), as transformers expects.
     return attention_unpadded(q, k, v, attention_mask, dropout, scaling).to(given), None
 
 
@@ -80,11 +83,13 @@ def use_unpadded_attention(model: nn.Module, precision: Precision) -> Iterator[N
     Nothing changes if the device is not CUDA, if the precision is fp32, or if flash-attn is missing
     or fails its self-test. Attention dropout that `replace_dropout` has switched off stays off.
     """
+    # flash-attn supports only fp16 and bf16, which have 2 bytes per number.
     wanted = precision.device.type == "cuda" and DTYPES[precision.kind].itemsize == 2
     parts = find_sdpa_models(model, NO_DROPOUT) if wanted else []
     if parts and (problem := gpu_package.find_problem(PACKAGE, precision.device)):
         log.debug("attention uses PyTorch's kernels on padded batches, because %s", problem)
         parts = []
+    # "sdpa", or NO_DROPOUT inside a block of `replace_dropout` with attention_dropout="off".
     before = [part.config._attn_implementation for part in parts]
     AttentionInterface.register(UNPADDED, attention_forward)
     AttentionInterface.register(UNPADDED_NO_DROPOUT, ignore_dropout(attention_forward))
