@@ -83,6 +83,7 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
         yield
         return
     backend = _choose_backend(strategy, device)
+    # torchrun's environment variables give the address of the store, the rank and the world size.
     store, number, count = next(rendezvous("env://"))
     store = _open_fresh_store(store, number, count)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
@@ -96,8 +97,10 @@ def join_processes(strategy: str, device: str) -> Iterator[None]:
         raise
     finally:
         if number == 0:
+            # Rank 0 has recorded the end of the run before it leaves the `with` block.
             store.set("ended", "")
         elif together:
+            # If rank 0 was killed, the wait fails after the timeout, and this rank exits as well.
             with suppress(RuntimeError):
                 store.wait(["ended"], EXIT_TIMEOUT)
         if together:
@@ -138,7 +141,9 @@ def _choose_backend(strategy: str, request: str) -> str:
         return "gloo"
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if device == "cuda" and local < gpus:
+        # From here on, the device "cuda" means the GPU of this rank.
         torch.cuda.set_device(local)
+        # Gloo exchanges tensors on the CPU, and NCCL tensors on GPUs.
         return "cpu:gloo,cuda:nccl"
     raise UserError(
         f"process {local + 1} on this machine has no device: "
@@ -162,6 +167,8 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
         try:
             reply = [True, make()]
         except BaseException:
+            # Otherwise, the other ranks would wait for the reply until TIMEOUT. If they cannot be
+            # reached, the error of `make` is still the one to raise.
             with suppress(RuntimeError):
                 dist.broadcast_object_list(reply)
             raise
@@ -180,6 +187,7 @@ def main_first() -> Iterator[None]:
     elif is_main():
         try:
             yield
+        # The value tells the other ranks whether the block has succeeded.
         except BaseException:
             with suppress(RuntimeError):
                 broadcast(False)
@@ -195,6 +203,7 @@ def broadcast(value: float) -> float:
     """Return the value of rank 0 on every rank."""
     if world_size() == 1:
         return value
+    # float64 is the type of Python's floats, so the value stays exactly the same.
     box = torch.tensor(value, dtype=torch.float64)
     dist.broadcast(box, 0)
     return box.item()
@@ -233,6 +242,7 @@ def shard_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     first, step = rank(), world_size()
     if step == 1:
         return batch, True
+    # Batches are sorted by length, so every n-th row gives all ranks about as many tokens.
     mine = {key: value[first::step] for key, value in batch.items()}
     if all(len(value) for value in mine.values()):
         return mine, True
@@ -250,6 +260,7 @@ def broadcast_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tens
             yield name, tensors[name]
             continue
         value = tensors[name].cpu().contiguous() if is_main() else torch.empty(shape, dtype=dtype)
+        # Tensors are sent as bytes, because Gloo does not support all dtypes, for example int16.
         if value.numel():
             dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
         yield name, value
@@ -262,5 +273,6 @@ def seed_rank(seed: int, step: int) -> None:
     random state of rank 0, and a run can resume with another number of ranks.
     """
     if not is_main():
+        # SeedSequence mixes the numbers, so adjacent ranks and steps have unrelated seeds.
         entropy = np.random.SeedSequence([seed, rank(), step])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))

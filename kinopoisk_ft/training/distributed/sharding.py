@@ -22,6 +22,7 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # DDP sends the weights of rank 0 to the other ranks by itself, but `fully_shard` does not.
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu":
             dist.broadcast(tensor.detach(), 0)
@@ -35,6 +36,7 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
     # and the next evaluation would use these outdated weights.
     for block in find_blocks(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # The root comes last. Its group gets the parameters that are in no block.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
@@ -62,6 +64,7 @@ def gather_tensor(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if not is_sharded(tensor):
         return tensor
+    # All ranks must take part in this all-gather, although only rank 0 keeps the result.
     full = cast(Any, tensor).full_tensor()
     return full.cpu() if is_main() else full.new_empty(0, device="cpu")
 
@@ -77,6 +80,7 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
     sharded: Any = like
     value = value.to(like.device)
+    # With src_data_rank=None, nothing is sent, because each rank already has the full tensor.
     return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 

@@ -81,6 +81,7 @@ def wrap_model(model: nn.Module, strategy: Strategy, device: torch.device) -> nn
     model.to(device)
     if kind == "none" or world_size() == 1:
         return model
+    # If gradients are views of the buffers for all-reduce, they need no memory of their own.
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     # The buffers are constants such as position ids, so DDP has to broadcast them only once.
     wrapped.broadcast_buffers = False
@@ -94,6 +95,7 @@ def sync_gradients(model: nn.Module, last: bool) -> Iterator[None]:
         # The model is an FSDPModule.
         cast(Any, model).set_requires_gradient_sync(last)
     if isinstance(model, DistributedDataParallel) and not last:
+        # The block must contain the forward pass, in which DDP prepares the all-reduce.
         with model.no_sync():
             yield
     else:

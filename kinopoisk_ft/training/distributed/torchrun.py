@@ -8,6 +8,7 @@ import os
 
 def is_launched() -> bool:
     """Return whether torchrun started this process."""
+    # `torch.distributed.is_torchelastic_launched` tests the same variable.
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
