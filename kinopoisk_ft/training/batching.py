@@ -85,12 +85,14 @@ def group_by_length(
     batches. Then the batches are shuffled. The batch with the longest review comes first, so that a
     lack of memory is found early.
     """
+    # The batches depend only on seed and epoch, so a resumed run gets the same ones.
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []
     size = batch_size * BATCHES_PER_BUCKET
     for start in range(0, len(order), size):
         bucket = order[start : start + size]
+        # A stable sort gives reviews of equal length the same order on every machine.
         bucket = bucket[np.argsort(-lengths[bucket], kind="stable")]
         batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
     batches = [batches[i] for i in rng.permutation(len(batches))]
@@ -122,7 +124,9 @@ def draw_balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     drawn = []
     for i, label in enumerate(classes):
         rows = np.flatnonzero(labels == label)
+        # Over all classes, `wanted` adds up to N (Hermite's identity).
         wanted = (len(labels) + i) // len(classes)
+        # A row is drawn again only after all other rows of its class.
         rounds = -(-wanted // len(rows))
         drawn.append(np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:wanted])
     return np.concatenate(drawn)
@@ -135,6 +139,7 @@ def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     rows, but not more tokens (including padding) than the first batch.
     """
     order = np.argsort(-lengths, kind="stable")
+    # Tokens of the first batch, with padding. An empty review counts as one token.
     tokens = batch_size * max(1, int(lengths.max(initial=1)))
     batches, start = [], 0
     while start < len(order):
@@ -157,10 +162,13 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
         trim: whether to pad each micro-batch only to its longest review. This must be False if the
             output of the model depends on padding.
     """
+    # (batch, length), or (batch, windows, length).
     mask = batch["attention_mask"]
     if len(mask) <= rows:
         return [batch]
+    # Tokens per row, including padding, in all windows.
     size = mask[0].numel()
+    # An empty review counts as one token, because `_pack_rows` divides by the lengths.
     lengths = mask.flatten(1).sum(1).clamp(min=1) if trim else torch.full((len(mask),), size)
     order = lengths.argsort(descending=True, stable=True)
     sizes = _balance_sizes(lengths[order].tolist(), rows * size)
@@ -170,20 +178,24 @@ def split_batch(batch: dict[str, Tensor], rows: int, trim: bool = True) -> list[
 
 
 def _trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Padding is on the right, and empty windows come last, so slices can remove both.
     real = batch["attention_mask"].any(0)
     # The dimensions after the batch: (length,), or (windows, length).
     others = [real.any(1), real.any(0)] if real.dim() == 2 else [real]
     kept = (slice(None), *(slice(max(1, int(other.sum()))) for other in others))
+    # Labels of a classifier are (batch,), and have no columns to remove.
     return {key: value[kept] if value.dim() > 1 else value for key, value in batch.items()}
 
 
 def depends_on_padding(model: nn.Module) -> bool:
     """Return whether the output of a model depends on padding."""
+    # This pooling takes the last position of each row, even if it is padding.
     return any(getattr(part, "pooling", None) == "last_position" for part in model.modules())
 
 
 def _balance_sizes(lengths: Sequence[int], max_tokens: int) -> list[int]:
     # The lengths are in descending order. Padding counts as tokens.
+    # The search starts at the length of the longest row, which no lower limit would fit.
     fewest, low, high = len(_pack_rows(lengths, max_tokens)), lengths[0], max_tokens
     # Among the limits with the fewest micro-batches, the lowest one makes their sizes most similar.
     # Find it by bisection.
@@ -211,7 +223,10 @@ def prefetch(items: Iterable[T]) -> Iterator[Iterator[T]]:
     If the thread raises an exception, the iterator raises this exception after the earlier items.
     At the end of the `with` block, the thread ends, and `items` is closed if it is a generator.
     """
+    # One thread keeps the order of the items, and a generator cannot run in two threads at once.
     source, end, thread = iter(items), object(), ThreadPoolExecutor(1, "batches")
+    # Without the default value `end`, `next` would raise StopIteration at the end of the items,
+    # which becomes a RuntimeError inside the generator `take` (PEP 479).
     ready: deque[Future[Any]] = deque(
         thread.submit(next, source, end) for _ in range(PREFETCH_DEPTH)
     )
@@ -224,6 +239,7 @@ def prefetch(items: Iterable[T]) -> Iterator[Iterator[T]]:
     try:
         yield take()
     finally:
+        # This waits until the thread has ended. A generator that is running cannot be closed.
         thread.shutdown(cancel_futures=True)
         if hasattr(source, "close"):
             source.close()

@@ -41,6 +41,7 @@ class Budget:
             amount = float(number) if unit == "seconds" else int(number)
         except ValueError:
             amount = 0
+        # The condition also refuses NaN, for which every comparison is false.
         if unit is None or not (0 < amount < math.inf):
             raise UserError(
                 f"trainer.budget={text!r} is not a valid budget",
@@ -99,5 +100,6 @@ class Meter:
         used = (
             tokens if self.budget.unit == "tokens" else broadcast(self.clock.get_seconds("train"))
         )
+        # The last step may exceed the budget.
         self.share = min(1.0, used / self.budget.amount)
         return self.share >= 1.0

@@ -25,6 +25,7 @@ class Clock:
     ) -> None:
         self.sync, self.now = sync, now
         self.seconds: dict[str, float] = defaultdict(float)
+        # Names of the open sections, the innermost one last.
         self._open: list[str] = []
         self._since = now()
 
@@ -51,9 +52,12 @@ class Clock:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the seconds of the sections in `state`."""
+        # Values are replaced and not added, so that work which a resumed run has to repeat, such as
+        # building the model, is not counted twice.
         self.seconds.update(state["seconds"])
 
     def _charge(self) -> None:
+        # Otherwise, work that a GPU has queued would count for the next section.
         self.sync()
         now = self.now()
         if self._open:

@@ -54,6 +54,7 @@ def choose_device(request: str) -> torch.device:
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Move a batch to the device. Copies to CUDA are asynchronous."""
     if device.type == "cuda":
+        # Copies are asynchronous only if the source is in pinned (page-locked) memory.
         return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
     return {k: v.to(device) for k, v in batch.items()}
 
@@ -70,6 +71,7 @@ def reset_peak_memory(device: torch.device) -> None:
     except OSError:
         pass
     else:
+        # In some containers, the reset succeeds, but the status contains no peak.
         if _read_peak() is not None:
             return
     log.warning(
@@ -128,17 +130,21 @@ def keep_freed_memory(keep: bool = True) -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     if not keep:
         # An earlier job of a sweep may have changed all three. The others get their defaults.
+        # mallopt(3): at most 65,536 blocks with mmap, and 128 KiB of free memory at the heap's top.
         mallopt(M_MMAP_MAX, 2**16)
         mallopt(M_TRIM_THRESHOLD, 2**17)
         mallopt(M_MMAP_THRESHOLD, 2**20)
         return False
     # Older versions of glibc reject a threshold above 32 MiB, but allow disabling mmap altogether.
     unmapped = mallopt(M_MMAP_THRESHOLD, LARGE) or mallopt(M_MMAP_MAX, 0)
+    # mallopt returns 1 if it succeeds, and 0 otherwise.
     return bool(mallopt(M_TRIM_THRESHOLD, LARGE) and unmapped)
 
 
 def release_freed_memory() -> None:
     """Collect garbage, and return freed memory to the system."""
+    # Tensors in reference cycles are freed only by the garbage collector.
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
+        # 0 is the number of free bytes to keep at the top of the heap (malloc_trim(3)).
         ctypes.CDLL(None).malloc_trim(0)

@@ -84,13 +84,17 @@ def _evaluate(
             shard, counts = shard_batch(batch)
             with precision.autocast():
                 loss, output = objective.loss_sum(model, to_device(shard, precision.device))
+            # Losses stay on the device, because reading each one would wait for it.
             losses.append(loss if counts else torch.zeros_like(loss))
             collected.append(output if counts else output[:0])
             check(len(rows))
+    # Losses are added in float64, which MPS does not support, so they are moved to the CPU first.
     total = all_reduce_sum(torch.stack(losses).cpu().double().sum()).item()
+    # The count is 0 if a language model has no token to predict.
     scores = {"loss": total / (count or 1)}
     outputs = torch.cat(collected).cpu()
     if examples.labels is not None:
+        # The rows that `shard_batch` selected for this rank.
         shards = [rows[rank() :: world_size()] for rows in batches]
         # The rows of other ranks are zero here, so the sum over all ranks contains each row once.
         outputs = all_reduce_sum(restore_order(outputs, shards, len(examples)))
@@ -124,6 +128,7 @@ def _predict(
     precision: Precision,
     batch_size: int,
 ) -> Tensor:
+    # `collate` requires a generator, but draws nothing for a classifier.
     rng = np.random.default_rng(0)
     batches = batch_by_length(examples.lengths, batch_size)
     logits = []

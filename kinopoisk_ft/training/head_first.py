@@ -28,6 +28,7 @@ from kinopoisk_ft.training.state import State
 log = logging.getLogger(__name__)
 
 # Logit of a class without a review in the train split.
+# The odds against a class with logit 0 are exp(-10), about 5e-5.
 ABSENT = -10.0
 
 
@@ -95,6 +96,7 @@ def _compute_inputs(
 ) -> np.ndarray:
     """Return the inputs of a layer for all examples, (N, in_features)."""
     inputs: list[Tensor] = []
+    # args[0] is (batch, in_features). Under autocast, it may be in half precision.
     hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
     batches, rng = batch_by_length(examples.lengths, batch_size), np.random.default_rng(0)
     state.model.eval()
@@ -102,6 +104,7 @@ def _compute_inputs(
         for rows in batches:
             batch = to_device(state.objective.collate(examples, rows, rng), state.precision.device)
             with state.precision.autocast():
+                # This calls the objective, because a batch may contain cached activations.
                 state.objective.loss_sum(state.model, batch)
     finally:
         hook.remove()
@@ -111,6 +114,7 @@ def _compute_inputs(
 def _fit(
     features: np.ndarray, labels: np.ndarray | None, classes: int, balanced: bool
 ) -> tuple[np.ndarray, np.ndarray]:
+    # The L2 penalty treats all coefficients alike, so the features need the same scale.
     scaler = StandardScaler()
     regression = LogisticRegression(max_iter=1000, class_weight="balanced" if balanced else None)
     regression.fit(scaler.fit_transform(features), labels)
@@ -128,6 +132,7 @@ def _as_linear(regression: Any, scaler: Any, classes: int) -> tuple[np.ndarray, 
         # scikit-learn stores only the difference of the two logits.
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
         intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
+    # The layer includes the scaling: w (x - mean) / scale + b = (w / scale) x + b - w mean / scale.
     weight = np.zeros((classes, coefficients.shape[1]))
     bias = np.full(classes, ABSENT)
     weight[regression.classes_] = coefficients / scaler.scale_

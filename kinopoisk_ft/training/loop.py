@@ -342,6 +342,7 @@ def compute_gradients(
         with sync_gradients(state.wrapped_model, number == len(parts)):
             with state.precision.autocast():
                 loss, _ = state.objective.loss_sum(state.wrapped_model, part)
+                # A row that does not count still takes part, because DDP and FSDP need all ranks.
                 loss = loss / (count or 1) * counts
             # DDP and FSDP average gradients over the ranks, but the loss needs their sum.
             state.precision.backward(loss * world_size())

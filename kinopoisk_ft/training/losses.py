@@ -62,6 +62,7 @@ def focal(
     if not gamma >= 1:
         raise ValueError(f"gamma={gamma} is too small; it must be 1 or more")
     # The cross-entropy of ignored labels is 0, and so is their focal loss.
+    # (N,). Class weights are applied later, because p must not depend on them.
     negative_log_p = functional.cross_entropy(logits, labels, reduction="none")
     losses = (1 - torch.exp(-negative_log_p)) ** gamma * negative_log_p
     if weight is not None:
@@ -71,5 +72,6 @@ def focal(
 
 
 def _count(labels: Tensor, weight: Tensor | None) -> Tensor:
+    # PyTorch's cross_entropy also divides a weighted mean by the sum of the labels' weights.
     kept = labels[labels != IGNORED]
     return torch.tensor(len(kept)) if weight is None else weight[kept].sum()

@@ -114,6 +114,7 @@ def halve_on_out_of_memory(
         # Release memory outside the handler, where the exception no longer refers to the tensors.
         release_freed_memory()
         if device.type in DEVICES:
+            # Cached blocks of other sizes could fragment the memory for the next attempt.
             DEVICES[device.type].empty_cache()
         set_rng_states(states)
         log.warning(
@@ -141,6 +142,7 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
     if state.precision.device.type != "cpu" or any(map(is_sharded, state.model.parameters())):
         return rows
     with preserve_state(state), explain_out_of_memory("training with a single row at once"):
+        # Predicted peak of one row, in bytes, beyond the memory that is in use now.
         row = PEAK_FACTOR * _count_saved_bytes(state, train)
     weights = sum(p.nbytes for p in state.model.parameters() if p.requires_grad)
     # Gradients and moments. In a resumed run, the moments are already allocated.
@@ -163,9 +165,11 @@ def fit_rows_to_memory(state: State, train: Examples) -> int:
 
 
 def _count_saved_bytes(state: State, train: Examples) -> int:
+    # Weights that the backward pass needs are in memory already, so they do not count.
     own = {p.untyped_storage().data_ptr() for p in state.model.state_dict(keep_vars=True).values()}
     saved: dict[int, int] = {}
     # Gradient checkpointing computes these layers again in the backward pass, one at a time.
+    # The empty dict gives `max` below a value if there are no such layers.
     layers: list[dict[int, int]] = [{}]
 
     def run_layer(forward: Callable[..., T], *inputs: Any) -> T:
@@ -191,6 +195,7 @@ def _count_saved(saved: dict[int, int]) -> saved_tensors_hooks:
     # Count each storage once, because several tensors may be views of it.
     def count(tensor: Tensor) -> Tensor:
         saved.update([_measure(tensor)])
+        # Returning the tensor keeps its storage alive, so no other storage gets its address.
         return tensor
 
     return saved_tensors_hooks(count, lambda tensor: tensor)
@@ -214,6 +219,7 @@ def run_longest(state: State, model: nn.Module, train: Examples, rows: int) -> T
 def preserve_state(state: State) -> Iterator[None]:
     """Restore random states and buffers after a `with` block, and clear the gradients."""
     states = get_rng_states(state.precision.device)
+    # A forward pass in training mode may change buffers, for example the mean of batch norm.
     buffers = {name: value.clone() for name, value in state.model.named_buffers()}
     try:
         yield
@@ -238,11 +244,13 @@ def _read_process_limit() -> Iterator[int]:
         return
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
+        # RLIMIT_AS limits the address space, so compare it with the virtual size, in bytes.
         yield space - psutil.Process().memory_info().vms
 
 
 def _read_cgroups(cgroups: Path, membership: Path) -> Iterator[int]:
     lines = membership.read_text().splitlines() if membership.is_file() else []
+    # A line is "hierarchy:controllers:path". In cgroups v2, controllers are empty (cgroups(7)).
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if "memory" in controllers.split(","):
             root, names = cgroups / "memory", V1

@@ -69,6 +69,7 @@ class Monitor:
         if not state.losses:
             return
         state.sync_skipped_steps()
+        # One copy for all losses, because each copy would wait for the device.
         losses = torch.stack(state.losses).cpu()
         state.losses.clear()
         finite = losses[torch.isfinite(losses)]
@@ -78,6 +79,7 @@ class Monitor:
             "micro_batch_size": float(state.micro_batch_size),
         }
         norm = float(state.precision.grad_norm)
+        # The norm is NaN before the first step of a process, and not finite in a skipped step.
         if math.isfinite(norm):
             values["grad_norm"] = norm
         # If no loss is finite, all steps were skipped, and there is no mean to record.
@@ -88,6 +90,7 @@ class Monitor:
             # During the warm-up, the loss may change quickly.
             if state.meter.schedule_step(state.step) > state.warmup:
                 count_spike(state, values["train_loss"], largest)
+            # `count_spike` compares the loss with `history`, so the loss is added afterwards.
             state.history.append({"step": state.step, "train_loss": values["train_loss"]})
         if state.skipped:
             values["skipped_steps"] = state.skipped
@@ -127,9 +130,11 @@ class Monitor:
             UserError: there were at least `max_bad_steps` such steps.
         """
         state.sync_skipped_steps()
+        # The current row of bad steps may continue, so its length is kept.
         longest, state.longest_row = state.longest_row, state.bad_in_row
         if longest < self.max_bad_steps:
             return
+        # The micro-batches of a step may have different shapes, so they are saved separately.
         tensors = {
             f"{i}.{key}": value
             for i, batch in enumerate(micro_batches)

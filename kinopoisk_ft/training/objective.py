@@ -43,6 +43,7 @@ class Objective(Protocol):
 
 def compute_balanced_weights(labels: np.ndarray, num_classes: int) -> Tensor:
     """Return class weights (classes,), fp32, that give all classes the same total weight."""
+    # N / (classes * reviews of the class), as in King and Zeng (2001).
     weights = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
     return torch.as_tensor(weights, dtype=torch.float32)
 
@@ -86,6 +87,7 @@ class Classification:
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss as a scalar, and the detached logits (batch, classes)."""
+        # Autocast may return logits in half precision, but losses and metrics expect fp32.
         logits = self.logits(model, batch).float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         return self.loss(logits, batch["labels"], weights)[0], logits.detach()
@@ -111,6 +113,7 @@ class LanguageModel:
         """Build a padded batch with the next tokens as labels; all tensors are (batch, length)."""
         batch = examples.pad(rows, self.pad_id)
         labels = torch.full_like(batch["input_ids"], IGNORED)
+        # The label of a position is the next token, so the last position has none.
         labels[:, :-1] = batch["input_ids"][:, 1:]
         labels[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, IGNORED)
         return {**batch, "labels": labels}
@@ -126,6 +129,7 @@ class LanguageModel:
         """
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = model(**inputs).logits.float()
+        # (batch * length, vocabulary) and (batch * length,).
         loss, _ = self.loss(logits.flatten(0, 1), batch["labels"].flatten(), None)
         return loss, loss.detach().reshape(1)
 
@@ -164,6 +168,7 @@ class MaskedLanguageModel(LanguageModel):
         allowed = ~np.isin(ids, self.special_ids) & (batch["attention_mask"].numpy() == 1)
         chosen = allowed & (rng.random(ids.shape) < self.share)
         draw = rng.random(ids.shape)
+        # Draws below 0.8 give the mask token, from 0.9 a random one (Devlin et al., section 3.1).
         masked = np.where(chosen & (draw < 0.8), self.mask_id, ids)
         random_ids = rng.integers(0, self.vocab_size, ids.shape)
         masked = np.where(chosen & (draw >= 0.9), random_ids, masked)

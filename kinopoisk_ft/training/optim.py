@@ -18,6 +18,7 @@ def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     Weight decay applies to parameters with two or more dimensions. Exceptions are parameters that
     should not be pulled towards zero, such as IA3 scales.
     """
+    # Biases and the weights of norms have one dimension.
     return parameter.ndim > 1 and NO_DECAY.isdisjoint(name.split("."))
 
 
@@ -49,6 +50,7 @@ def build_param_groups(
         if parameter.requires_grad:
             depth = 0 if layer_decay is None or name in fresh else depths.get(name, 0)
             key = (name in fresh, has_weight_decay(name, parameter), depth)
+            # Checkpoints number the parameters by group, so the order must be the same in each run.
             groups.setdefault(key, []).append(parameter)
     return [
         {

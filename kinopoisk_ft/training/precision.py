@@ -29,6 +29,7 @@ class Precision:
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.device = device
         self.kind, self.reason = choose_precision(kind, device)
+        # A disabled scaler leaves losses and gradients unchanged, and has an empty state.
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.kind == "fp16")
         # Norm of all gradients in the last step, before clipping, (); NaN before the first step.
         self.grad_norm = torch.tensor(math.nan)
@@ -68,13 +69,16 @@ class Precision:
         self.grad_norm = norm
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        # The sum is finite only if both are. It stays on the device, so the CPU does not wait.
         skip = (~torch.isfinite(norm + loss)).float()
         if self.kind == "fp16":
+            # GradScaler skips the step itself if gradients are not finite, and halves the scale.
             self._scaler.step(optimizer)
             self._scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer reads `found_inf` on the device, so the CPU does not wait for it.
             fused: Any = optimizer
+            # `GradScaler.step` sets the same two attributes.
             fused.grad_scale, fused.found_inf = None, skip
             optimizer.step()
             del fused.grad_scale, fused.found_inf
@@ -88,6 +92,7 @@ class Precision:
 
     def scale_is_large(self) -> bool:
         """Return whether the fp16 loss scale is so large that it may cause an overflow."""
+        # A gradient that overflows at a scale below 1 is too large even without scaling.
         return self.kind == "fp16" and self._scaler.get_scale() >= 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,6 +131,7 @@ def choose_precision(kind: Kind, device: torch.device) -> tuple[Chosen, str]:
 
 
 def _choose_for_cuda(device: torch.device) -> tuple[Chosen, str]:
+    # Builds for ROCm use the device type "cuda" for AMD GPUs.
     if torch.version.hip:
         return "bf16", "an AMD GPU with ROCm"
     # The CUDA C++ Programming Guide lists the precisions that tensor cores support.

@@ -34,6 +34,7 @@ class Progress:
             bars.TextColumn("time left"), bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[values]}"),
             console=console, disable=not (is_main() and console.is_terminal),
+            # rich sends redirected text to standard error, which would be wrong for piped output.
             redirect_stdout=open_terminal(sys.stdout).is_terminal,
         )  # fmt: skip
         self._task = self._bars.add_task(
@@ -43,6 +44,7 @@ class Progress:
         self._streams: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
     def __enter__(self) -> Progress:
+        # Subclasses such as FileHandler write to other streams.
         handlers = [h for h in logging.root.handlers if type(h) is logging.StreamHandler]
         before = sys.stdout, sys.stderr
         self._bars.start()

@@ -13,6 +13,7 @@ DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}
 
 def get_rng_states(device: torch.device) -> dict[str, Tensor]:
     """Return the random states of the CPU and of `device`, by device type."""
+    # NumPy has no state to save, because all its generators in training have explicit seeds.
     states = {"cpu": torch.get_rng_state()}
     if device.type in DEVICES:
         states[device.type] = DEVICES[device.type].get_rng_state()

@@ -6,6 +6,7 @@ import math
 
 
 def _warmup(step: int, warmup: int) -> float:
+    # The first step of a warm-up has the factor 0, as in the schedules of transformers.
     return min(1.0, step / warmup) if warmup else 1.0
 
 
@@ -13,6 +14,7 @@ def linear(step: int, warmup: int, total: int) -> float:
     """Return a factor that rises linearly to 1 at step `warmup`, then falls to 0 at `total`."""
     if step < warmup:
         return _warmup(step, warmup)
+    # The warm-up may be as long as the schedule.
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
@@ -21,6 +23,7 @@ def cosine(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return _warmup(step, warmup)
     share = min(1.0, (step - warmup) / max(1, total - warmup))
+    # Equation 5 of the paper with a single cycle and a minimum of 0.
     return 0.5 * (1.0 + math.cos(math.pi * share))
 
 

@@ -68,6 +68,7 @@ class Settings:
         for key in ("lr", "head_lr", "weight_decay", "clip_norm", "warmup_share", "warmup_steps",
                     "checkpoint_every"):  # fmt: skip
             value = getattr(self, key) or 0
+            # The condition also refuses NaN, for which every comparison is false.
             if not 0 <= value < math.inf:
                 raise UserError(
                     f"trainer.{key}={value} is not valid; use a finite number, 0 or more"
@@ -94,6 +95,7 @@ class Settings:
 
     def steps_per_epoch(self, reviews: int) -> int:
         """Return the number of optimizer steps in an epoch of `reviews` reviews."""
+        # The last batch of an epoch and the last step may contain fewer reviews.
         return math.ceil(math.ceil(reviews / self.batch_size) / self.accumulate)
 
     @property
@@ -120,6 +122,7 @@ class Settings:
         return self.warmup_steps
 
     def _check_budget(self) -> None:
+        # Whether the number of steps is known does not depend on the length of an epoch.
         has_unknown_steps = self.training_budget.count_steps(1) is None
         if self.budget is not None and self.max_steps is not None:
             raise UserError(

@@ -22,6 +22,7 @@ GRACE_SECONDS = 60
 ECHO_SECONDS = 2.0
 
 
+# KeyboardInterrupt is no subclass of Exception, so `except Exception` does not catch it.
 class Stopped(KeyboardInterrupt):
     """Raised when a signal stops the run.
 
@@ -64,6 +65,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in NUMBERS:
+                # Ignored signals stay ignored. Shell scripts ignore SIGINT in background jobs.
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -80,6 +82,7 @@ class StopSignals:
             yield
         finally:
             self._deferring = False
+        # Not in `finally`, where Stopped would replace an exception of the block.
         self.check()
 
     def check(self) -> None:
@@ -99,4 +102,5 @@ class StopSignals:
         if waits and not self._pending:
             self._pending = number
         else:
+            # Either no step is in progress, or a second signal ends the step at once.
             raise Stopped(number, mid_step=waits)

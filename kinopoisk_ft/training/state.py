@@ -113,6 +113,7 @@ class State:
 
         Tensors are not copied. They are sharded if the model is sharded.
         """
+        # The counters below must include the steps whose status is still on the device.
         self.sync_skipped_steps()
         schedule = self.schedule.state_dict()
         return {
@@ -122,6 +123,7 @@ class State:
             "schedule": {key: schedule[key] for key in SCHEDULE},
             "scaler": self.precision.state_dict(),
             "rng": get_rng_states(self.precision.device),
+            # Losses since the last logged mean.
             "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
             "best_outputs": self.best_outputs,
         }
@@ -136,17 +138,21 @@ class State:
         """
         copy_tensors(state["weights"].items(), self.model)
         self._load_optimizer(state["optimizer"])
+        # LambdaLR requires the key `lr_lambdas`, which only its current state has.
         self.schedule.load_state_dict({**self.schedule.state_dict(), **state["schedule"]})
         self.precision.load_state_dict(state["scaler"])
+        # This is the state of rank 0. The other ranks are seeded at each step, by `seed_rank`.
         set_rng_states(state["rng"])
         for key in COUNTS:
             setattr(self, key, state[key])
         self.losses = list(state["losses"].to(self.precision.device))
         self.best_outputs = state["best_outputs"]
+        # The used share of the budget is not stored. It follows from the tokens or the clock.
         if self.meter.update(self.step, self.tokens):
             self.steps = self.step
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
+        # PyTorch numbers the parameters in the order of the groups.
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Any]] = {}
         for index, values in state["state"].items():
