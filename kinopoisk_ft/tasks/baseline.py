@@ -61,6 +61,7 @@ def fit_baseline(recipe: Tfidf, trainer: Trainer, data: DataSplit, out_dir: Path
         with write_folder_atomically(out_dir / "model", CARD) as part:
             recipe.save(part)
             card.write(part)
+    # Numbers of characters, because TF-IDF has no tokens.
     whole = {name: _count_characters(split["text"]) for name, split in data.parts.items()}
     read = {name: _count_characters(part) for name, part in texts.items()}
     return Fitted(
@@ -74,12 +75,15 @@ def fit_baseline(recipe: Tfidf, trainer: Trainer, data: DataSplit, out_dir: Path
         train_tokens=0,
         peak_memory_mb=peak_memory_mb(device),
         device="cpu",
+        # scikit-learn computes TF-IDF and the regression in float64.
         precision="fp64",
         seen=TextCoverage(sum(map(sum, whole.values())), sum(map(sum, read.values()))),
         truncated={
             name: compute_truncated_share(whole[name], read[name]) for name in ("val", "test")
         },
+        # TF-IDF is not pretrained, so the overlap is known to be zero.
         pretraining_overlap=Overlap(0, len(data.test)),
+        # `record` logs the test metrics at the step of the last entry.
         history=[{"step": 0, **{f"val_{key}": value for key, value in val_scores.items()}}],
     )
 

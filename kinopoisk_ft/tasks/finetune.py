@@ -23,10 +23,12 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
         The result on rank 0; None in other processes.
     """
     recipe, adapter, trainer = (instantiate(cfg[key]) for key in ("model", "adapter", "trainer"))
+    # All checks come before the data, so that a mistake is reported without a long wait.
     recipe.check_dtype(adapter, trainer.strategy)
     if trainer.gradient_checkpointing:
         recipe.check_gradient_checkpointing()
         adapter.check_gradient_checkpointing()
+    # The other ranks read what rank 0 has downloaded.
     with main_first():
         if recipe.is_network:
             # TF-IDF needs neither PEFT nor transformers, which take seconds to import.
@@ -36,10 +38,12 @@ def finetune(cfg: Any, tracker: Tracker, run_id: str, out_dir: Path) -> Result |
         else:
             check_baseline(adapter, trainer)
         data: DataSplit = instantiate(cfg.data).load()
+    # Recorded before training, so that a run that fails later shows its data, too.
     record_data(data, cfg.data, tracker, out_dir)
     if cfg.tuning_trials is not None:
         tracker.metrics({"tuning_trials": cfg.tuning_trials}, 0)
     if recipe.is_network:
+        # The card of the model is JSON, which needs plain dicts and lists.
         options: Any = OmegaConf.to_container(cfg.model)
         inputs = FitInputs(adapter, trainer, data, tracker, out_dir, options)
         fitted = fit_network(recipe, inputs)

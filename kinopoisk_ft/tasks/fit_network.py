@@ -170,6 +170,7 @@ def _build(recipe: ModelRecipe, data: DataSplit, tokenizer: Any) -> Network:
 
 
 def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap | None:
+    # The record of a model was also made from cleaned texts before truncation.
     overlap = PretrainingTexts.of(network.base).overlap(data.test["text"].tolist())
     if overlap is None:
         log.info("the pretraining texts of the base model are unknown and may include test reviews")
@@ -183,14 +184,17 @@ def _measure_pretraining_overlap(network: Network, data: DataSplit) -> Overlap |
 
 def digest_inputs(data: DataSplit, train: Examples, val: Examples) -> dict[str, str]:
     """Return digests of the inputs; a run resumes only from a checkpoint with the same digests."""
+    # The test split does not influence training, so its tokens may change.
     tokens = ids_digest([*train.input_ids, *val.input_ids])
     return {"split": data.split_digest, "tokens": tokens}
 
 
 def _save_model(network: Network, adapted: Adapted, tokenizer: Any, inputs: FitInputs) -> None:
+    # All ranks take part, because gathering is a collective operation.
     gather_model(adapted.module)
     if is_main():
         data = inputs.data
+        # The card contains the preprocessing, so that prediction reads texts in the same way.
         card = make_card(
             network, adapted, data.class_names, inputs.options, **asdict(data.preprocessing)
         )
@@ -205,6 +209,7 @@ def _tokenize_splits(
         name: tokenize(part["text"].tolist(), tokenizer, data.preprocessing)
         for name, part in data.parts.items()
     }
+    # `Examples` stores whole reviews, and divides them into windows later.
     windows = find_windows(tokenizer, data.preprocessing)
     examples = {
         name: Examples(tokens[name].input_ids, part["label"].to_numpy(), windows)
@@ -231,6 +236,7 @@ def _cache_frozen_layers(
     with clock.section("prefix"):
         cached = cache.apply(network, adapted.module, parts)
     cached.record(tracker)
+    # Type checkers do not accept a dict[str, CachedExamples] as a dict[str, Examples].
     return cached.make_objective, {**cached.parts}
 
 
@@ -240,6 +246,7 @@ def _apply_adapter(adapter: Adapter, network: Network, model_dir: Path) -> Adapt
             "the model has random weights, and the layers that the adapter freezes stay random"
         )
     if network.base is None and adapter.needs_saved_base:
+        # A saved adapter does not contain its base, whose random weights exist only here.
         save_base(network, model_dir)
     adapted = adapter.apply(network)
     log_trainable(adapted.module)

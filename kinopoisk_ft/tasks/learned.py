@@ -11,6 +11,7 @@ from kinopoisk_ft.statistics.metrics import CORRELATION, HEADLINE, count_confusi
 from kinopoisk_ft.tasks.result import Fitted
 from kinopoisk_ft.text import to_one_line
 
+# The smallest possible p-value is 1 / (RESAMPLES + 1), far below ALPHA.
 RESAMPLES = 2000
 # With fewer logged training losses, their trend is too uncertain.
 FEWEST_LOSSES = 8
@@ -53,13 +54,17 @@ def _compare_with_majority(
     """
     labels, classes = part["label"].to_numpy(), len(data.class_names)
     majority = int(np.bincount(data.train["label"]).argmax())
+    # (2, N): the classes predicted by the model, and the majority class.
     predicted = np.stack([probabilities.argmax(axis=1), np.full(len(labels), majority)])
+    # Reviews of the same group, for example of a film, are not independent. Draw whole groups.
     groups = part["group"].to_numpy() if "group" in part else None
     scored = resample(labels, predicted[:1], classes, groups=groups, resamples=RESAMPLES)
+    # Adding 1 to both numbers avoids p = 0 (Davison and Hinkley, 1997, chapter 4).
     p = float((1 + np.sum(scored[CORRELATION].resampled <= 0)) / (RESAMPLES + 1))
     if p <= ALPHA:
         return ""
     model, floor = scores(count_confusion(labels, predicted, classes))[HEADLINE]
+    # Class names come from the data, and may contain control characters.
     usual = to_one_line(data.class_names[majority])
     return (
         f"Not significantly above the majority class: {HEADLINE} {model:.3f} on {name}, "
@@ -72,6 +77,7 @@ def _compare_losses(fitted: Fitted) -> str:
     losses = [row["train_loss"] for row in fitted.history if "train_loss" in row]
     if len(losses) < FEWEST_LOSSES:
         return ""
+    # Means are compared, because single losses vary from batch to batch.
     quarter = len(losses) // 4
     first, last = np.mean(losses[:quarter]), np.mean(losses[-quarter:])
     # The comparison is false for NaN.

@@ -60,6 +60,7 @@ def pretrain(
         network = recipe.build_lm(tokenizer)
         check_length(preprocessing.max_length, network.max_positions)
         windows = find_windows(tokenizer, preprocessing)
+        # A language model has no pooling of windows, so each window becomes an example of its own.
         train, val = (
             Examples(
                 tokenize(part["text"].tolist(), tokenizer, preprocessing).input_ids, windows=windows
@@ -69,6 +70,7 @@ def pretrain(
     log_example(train.input_ids[0], tokenizer)
     log_trainable(network.module)
     objective = make_language_model(tokenizer, mask_share, trainer.loss)
+    # `fresh` is empty, because there is no head that needs a learning rate of its own.
     state = trainer.fit(
         network.module, objective, train, val, fresh=(), audit=check_gradients,
         precision=precision, clock=clock, recorder=tracker, folder=checkpoints,
@@ -84,6 +86,7 @@ def pretrain(
     return Result(
         scores={},
         train_seconds=clock.seconds["train"],
+        # There is no test, so this is the time of validation.
         eval_seconds=clock.seconds["val"],
         trainable_parameters=trainable,
         total_parameters=total,
@@ -119,6 +122,7 @@ def _save_base(network: Network, tokenizer: Any, data: DataSplit, folder: Path) 
     # The validation texts are also recorded, because they selected the weights.
     texts = itertools.chain(data.train["text"], data.val["text"])
     record = PretrainingTexts.of(network.base).add(texts)
+    # transformers refuses a folder without config.json, so this file comes last.
     with write_folder_atomically(folder, "config.json") as part:
         save_language_model(network, tokenizer, part)
         record.write(part)
@@ -131,6 +135,7 @@ def make_language_model(tokenizer: Any, mask_share: float, loss: Loss) -> Langua
     """
     if tokenizer.mask_token_id is None:
         return LanguageModel(tokenizer.pad_token_id, loss)
+    # The length of a tokenizer includes added tokens, unlike its `vocab_size`.
     special, size = tokenizer.all_special_ids, len(tokenizer)
     return MaskedLanguageModel(
         tokenizer.pad_token_id, tokenizer.mask_token_id, size, special, mask_share, loss

@@ -78,6 +78,7 @@ def _describe_part(
 ) -> dict[str, str]:
     """Return the fields of an MLflow data set, except its name."""
     columns = {"text": "string", "label": "long"}
+    # One uint64 per row.
     hashes = pd.util.hash_pandas_object(part[[*columns]], index=False).to_numpy()
     counts = np.bincount(part["label"], minlength=len(class_names))
     source: dict[str, Any]
@@ -87,6 +88,7 @@ def _describe_part(
         kind, source = "hf", {"path": str(options["name"]), "split": None}
     else:
         kind, source = "code", {"tags": {"mlflow.source.name": str(options.get("_target_"))}}
+    # The JSON of an MLflow schema, as in the data sets that MLflow logs itself.
     schema = [{"type": kind, "name": name, "required": True} for name, kind in columns.items()]
     profile = {
         "num_rows": len(part),
@@ -94,6 +96,7 @@ def _describe_part(
         "characters": int(part["text"].str.len().sum()),
     }
     return {
+        # MLflow allows 36 characters. Little-endian bytes give the same digest on every machine.
         "digest": hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:16],
         "source_type": kind,
         "source": json.dumps(source, ensure_ascii=False),
@@ -125,6 +128,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     metrics = _collect_metrics(fitted, data, scores, majority)
     tracker.metrics(metrics, step)
     tracker.tags({"device": fitted.device, "precision": fitted.precision})
+    # MLflow shows this tag as the description of the run.
     tracker.tags({NOTE_TAG: _describe_result(result, data)})
     if warning:
         tracker.tags({"not_learned": failed_checks})
@@ -134,6 +138,7 @@ def record(fitted: Fitted, data: DataSplit, tracker: Tracker, run_id: str, out_d
     result.write(out_dir / "result.json")
     for file in [*files, out_dir / "result.json"]:
         tracker.artifact(file)
+    # The model card is written from the files above into the model folder, which is logged next.
     _write_card(out_dir, metrics, warning)
     tracker.model(out_dir / "model", PYFUNC, data.class_names)
     return result
@@ -148,6 +153,7 @@ def _describe_result(result: Result, data: DataSplit) -> str:
         f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters.",
         result.warning,
     ]
+    # Four spaces make the command a code block in Markdown.
     command = f'    kinopoisk-ft predict {result.run_id or result.model_dir} "your text"'
     return f"{' '.join(filter(None, sentences))}\n\n{command}"
 
@@ -161,10 +167,12 @@ def _collect_metrics(
         **{f"test_{key}": value for key, value in scores.items()},
         "test_loss": fitted.test_loss,
         **{f"majority_{key}": value for key, value in majority.items()},
+        # Each section of the clock is a metric, for example train_seconds.
         **{f"{key}_seconds": value for key, value in fitted.seconds.items()},
         "train_reviews": len(data.train),
         "trainable_parameters": fitted.trainable_parameters,
         "total_parameters": fitted.total_parameters,
+        # Tokens without padding, per second of training.
         "tokens_per_second": fitted.train_tokens / train_seconds if train_seconds else 0.0,
         **_get_peak_memory(fitted),
         **calibration_metrics(

@@ -36,6 +36,7 @@ class Result:
     model_dir: str
     objective: float
     warning: str = ""
+    # Not compared, because `as_json` leaves it out: a result that is read again stays equal.
     majority: float | None = field(default=None, compare=False)
 
     @classmethod
@@ -43,6 +44,7 @@ class Result:
         """Parse the JSON text that `as_json` returned."""
         values = json.loads(text)
         names = {field.name for field in fields(cls)}
+        # All keys that are not fields are metrics, so that metrics of other versions are read, too.
         scores = {key: v for key, v in values.items() if key not in names and v is not None}
         return cls(scores=scores, **{key: v for key, v in values.items() if key in names})
 
@@ -65,6 +67,7 @@ class Result:
             lines.append(self.warning)
         if self.scores:
             lines += [
+                # Quoted, so that a path with spaces can be copied to a shell.
                 f'classify: kinopoisk-ft predict {shlex.quote(self.model_dir)} "your text"',
                 "compare:  kinopoisk-ft report",
             ]
@@ -75,6 +78,7 @@ class Result:
         write_atomically(file, json.dumps(self._reported(), indent=2) + "\n")
 
     def _reported(self) -> dict[str, object]:
+        # Sweeps need these two, and read them from the text of `as_json`.
         return {k: v for k, v in self._flat().items() if k not in ("objective", "warning")}
 
     def _flat(self) -> dict[str, object]:
@@ -85,6 +89,7 @@ class Result:
 
 def _format_value(value: object) -> str:
     if isinstance(value, float):
+        # Scores get four decimals, and large numbers, such as seconds, get one.
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
