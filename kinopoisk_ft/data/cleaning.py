@@ -60,6 +60,7 @@ def clean_texts(
             fix="remove these characters, which UTF-8 cannot encode, or remove these rows",
         )
     texts = [clean(text) if isinstance(text, str) else "" for text in frame["text"]]
+    # `strip` only tests whether there is text. The remaining texts keep their white space.
     present = np.array([bool(text.strip()) for text in texts], dtype=bool)
     if empty == "refuse" and not present.all():
         places = frame.loc[~present, "place"]

@@ -44,6 +44,7 @@ class Demo(DataRecipe):
 
     def read(self) -> pd.DataFrame:
         """Shuffle the data set if `seed` is not 0, and return its first `reviews` reviews."""
+        # With dtype=False, dates stay strings, which `parse_date` in split_rules.py expects.
         frame = pd.read_json(FILE, lines=True, dtype=False)
         if self.reviews > len(frame):
             raise UserError(

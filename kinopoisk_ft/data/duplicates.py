@@ -22,11 +22,13 @@ WARNING_SHARE = 0.01
 _MAX_EXAMPLES = 3
 # Maximum length of an example in characters.
 _MAX_EXCERPT = 60
+# `\W` alone would keep the underscore, which is neither a letter nor a digit.
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
 def fold_text(text: str) -> str:
     """Keep only letters and digits, convert to lower case, and replace ё with е."""
+    # After `casefold`, there is no capital Ё, so one replacement is enough.
     return _NO_LETTER.sub("", text.casefold()).replace("ё", "е")
 
 
@@ -75,7 +77,9 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
         The remaining rows, and {reason: number of dropped rows}.
     """
     groups = pd.Series(group_near_duplicates(frame["text"].tolist()), index=frame.index)
+    # It is unknown which of the labels is right, so all rows of the group are dropped.
     conflicting = frame["label"].groupby(groups).transform("nunique") > 1
+    # `duplicated` is False for the first row of each group, so this row is kept.
     repeated = groups.duplicated() & ~conflicting
     counts = {
         "dropped_conflicting_duplicates": int(conflicting.sum()),
@@ -95,6 +99,7 @@ def drop_near_duplicates(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, i
 
 
 def _format_pair(rows: pd.DataFrame) -> str:
+    # If the labels differ, the second row of the example has another label than the first one.
     differ = rows["label"] != rows["label"].iloc[0]
     pair = pd.concat([rows.iloc[:1], (rows[differ] if differ.any() else rows.iloc[1:]).iloc[:1]])
     places = pair.get("place", pair.index.to_series())
@@ -104,5 +109,6 @@ def _format_pair(rows: pd.DataFrame) -> str:
 
 def _shorten(text: str) -> str:
     line = to_one_line(text)
+    # Both ends are shown, because near-duplicates may agree only at their start or at their end.
     half = _MAX_EXCERPT // 2
     return line if len(line) <= _MAX_EXCERPT else f"{line[:half]} … {line[-half:]}"

@@ -51,6 +51,7 @@ def parse_json_lines(text: str, path: Path) -> Columns:
                 json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise _json_error(path, line, "unpaired surrogate (\\ud…) in a string") from error
+        # Very deep nesting raises RecursionError.
         except (ValueError, RecursionError) as error:
             raise _json_error(path, line, f"malformed JSON: {error}") from error
         if not isinstance(values, dict):
@@ -58,11 +59,13 @@ def parse_json_lines(text: str, path: Path) -> Columns:
             raise _json_error(path, line, f"expected a JSON object, found a {kind}")
         rows.append(values)
         lines.append(line)
+    # A dict keeps the names in the order in which they first occur. A set has no order.
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}, lines
 
 
 def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # `json` would keep only the last of the repeated values, without an error.
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -78,9 +81,11 @@ def _json_error(path: Path, line: int, what: str) -> UserError:
 def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Columns:
     """Parse comma- or tab-separated values; for `quoting`, see QUOTING."""
     # Some reviews are longer than the default limit of 131,072 characters per field.
+    # The limit must fit into a C long, which has only 32 bits on Windows.
     csv.field_size_limit(2**31 - 1)
     # With strict=True, an unclosed quote is an error. Otherwise it would join the remaining rows.
     reader = csv.reader(
+        # newline="" does not change line breaks in quoted fields, and lets rows end with \r.
         io.StringIO(text, newline=""),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
@@ -91,6 +96,7 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
     lines: list[int] = []
     last_lines: dict[int, int] = {}
     while True:
+        # `line_num` counts lines, not rows, so this is the first line of the next row.
         line = reader.line_num + 1
         try:
             fields = next(reader)
@@ -103,6 +109,7 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
                 fix='close the quotes, and write a quote inside a quoted field as "". If quotes '
                 "are ordinary characters, use data.quoting=none (predict: --quoting none)",
             ) from error
+        # The csv module returns an empty list for a blank line.
         if not fields:
             continue
         if not header:
@@ -115,6 +122,7 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
                 where=f"{path}:{line}",
                 fix="put quotes around each field that contains the delimiter or a newline",
             )
+        # A row spans several lines only if a quoted field contains line breaks.
         if reader.line_num > line:
             last_lines[len(rows)] = reader.line_num
         rows.append(fields)
@@ -122,6 +130,7 @@ def parse_separated(text: str, path: Path, delimiter: str, quoting: str) -> Colu
     if quoting == "auto" and last_lines:
         check_multiline_fields(rows, lines, last_lines, delimiter, path)
     columns = [list(column) for column in zip(*rows, strict=True)]
+    # Without rows, `columns` is empty, and so is the result. The caller then raises an error.
     return dict(zip(header, columns, strict=False)), lines
 
 
@@ -148,9 +157,11 @@ def parse_parquet(data: bytes, path: Path) -> tuple[pa.Table, pd.DataFrame]:
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
+        # These numbers are in the footer of the file, so no values have been decoded yet.
         cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
         if cells > max(MAX_CELLS, len(data)):
             raise ValueError(f"{cells:,} cells in {len(data):,} bytes")
+        # The columns are selected by name below, so the names must be unique.
         _check_header(file.schema_arrow.names, str(path))
         table = _replace_class_numbers(file.read())
         columns = {name: _to_objects(table[name]) for name in table.column_names}
@@ -167,6 +178,7 @@ def _to_objects(column: pa.ChunkedArray) -> pd.Series:
     if pa.types.is_nested(column.type):
         return column.to_pandas()
     try:
+        # `to_pandas` would convert integers with nulls to float64, which is exact only up to 2**53.
         values = column.to_pylist()
     except UnicodeDecodeError:
         # Values that are not UTF-8 stay bytes here, and `Table.column` reports their rows.
@@ -183,6 +195,7 @@ def _replace_class_numbers(table: pa.Table) -> pa.Table:
             values = pa.array([known.get(number) for number in table[name].to_pylist()])
             table = table.set_column(position, name, values)
     notes = dict(table.schema.metadata or {})
+    # This note describes columns of class ids, but these columns now contain class names.
     notes.pop(b"huggingface", None)
     return table.replace_schema_metadata(notes or None)
 
@@ -190,6 +203,7 @@ def _replace_class_numbers(table: pa.Table) -> pa.Table:
 def _read_class_labels(schema: pa.Schema) -> dict[str, list[str]]:
     # The library `datasets` describes ClassLabel columns in the metadata of a Parquet file.
     found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    # The note may contain any JSON, so the type of each level is checked.
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
     features = found if isinstance(found, dict) else {}
@@ -224,9 +238,11 @@ def check_multiline_fields(
     known = _known_values(rows, last_lines)
     swallowing, doubtful = [], []
     for row, last_line in last_lines.items():
+        # Joining the fields restores the lines of the file, without the quotes around fields.
         plain = delimiter.join(rows[row]).splitlines()[:_CHECKED_LINES]
         split = [fields for line in plain if len(fields := line.split(delimiter)) == len(rows[row])]
         place = f"{path}:{lines[row]}-{last_line}"
+        # If `known` is empty, `_is_row` compares no column and accepts every line.
         if known and sum(_is_row(fields, known) for fields in split) >= 2:
             swallowing.append(place)
         elif len(split) == len(plain):
@@ -253,6 +269,7 @@ def _known_values(rows: list[list[str]], skipped: Container[int]) -> dict[int, s
     """Return {column number: distinct values} for the columns with few distinct values."""
     columns = zip(*(row for i, row in enumerate(rows) if i not in skipped), strict=True)
     distinct = [(len(column), set(column)) for column in columns]
+    # In these columns, each value occurs at least twice on average.
     return {i: values for i, (size, values) in enumerate(distinct) if 2 * len(values) <= size}
 
 

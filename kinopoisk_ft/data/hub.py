@@ -40,6 +40,7 @@ class HubDataset(LabelledTables):
         if self.name is None:
             fix = "set data.name=<owner/name>"
             raise UserError("data=hub needs the name of a data set", where="data.name", fix=fix)
+        # In these patterns, * also matches "/", so "*.csv" finds the tables in all folders.
         patterns = [self.files] if self.files else [f"*{suffix}" for suffix in SUFFIXES]
         if self.subset:
             patterns = [f"{self.subset}/{pattern}" for pattern in patterns]
@@ -55,6 +56,7 @@ class HubDataset(LabelledTables):
                 )
             )
         # The folder may also contain files that an earlier run downloaded with other patterns.
+        # `rglob` returns files in any order, but the row numbers and the split depend on it.
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         chosen = list(
             filter_repo_objects(

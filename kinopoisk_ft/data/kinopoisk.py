@@ -36,9 +36,11 @@ class Kinopoisk(DataRecipe):
 
     def read(self) -> pd.DataFrame:
         table = read_table(self.path or self._download(), self.quoting)
+        # The split by film and the measures of leakage expect the column name "film".
         table = replace(table, frame=table.frame.rename(columns={"movie_name": "film"}))
         fix = "use a copy with the published columns, or data=file for other columns"
         frame = read_labelled_texts(table, "content", "grade3", fix, self.split_column)
+        # Without this check, rows with a misspelt grade would be dropped without an error.
         unknown = frame[~frame["label"].isin(GRADES)]
         if len(unknown):
             raise UserError(

@@ -41,11 +41,13 @@ def limit_rows(
             where="data.train_limit",
             fix="set a smaller number, or null for all reviews",
         )
+    # The order of the rows does not depend on `limit`, so subsets with the same seed are nested.
     rng = np.random.default_rng(seed)
     if groups is None:
         rows = _order_rows(labels, rng)[:count]
     else:
         order = _order_groups(labels, groups, rng)
+        # The number of groups is the one with which the number of rows is closest to `count`.
         totals = np.cumsum([len(group) for group in order])
         rows = np.concatenate(order[: 1 + int(np.abs(totals - count).argmin())])
     if lacking := set(labels.tolist()) - set(labels[rows].tolist()):
@@ -54,6 +56,7 @@ def limit_rows(
             where="data.train_limit",
             fix="set a larger number",
         )
+    # The rows keep the order of the train split, so the largest subset is the train split itself.
     return np.sort(rows)
 
 
@@ -63,6 +66,8 @@ def _order_rows(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ranks = np.empty(len(labels))
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
+        # Without the random offset, the first rank of each class would be 0, and small subsets
+        # would contain too many rows of rare classes.
         ranks[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return np.argsort(ranks, kind="stable")
 
@@ -76,6 +81,7 @@ def _order_groups(
     brings the class proportions of the taken rows closest to those of all rows. A group that is
     large compared with the rows taken so far is taken later, so that no step adds a large fraction.
     """
+    # (classes,): class proportions of all rows.
     shares = np.bincount(labels) / len(labels)
     waiting = [np.flatnonzero(groups == name) for name in rng.permutation(np.unique(groups))]
     counts = np.zeros(len(shares))
@@ -86,6 +92,7 @@ def _order_groups(
         fitting = list(itertools.islice(small, CANDIDATES))
         fitting = fitting or [min(range(len(waiting)), key=lambda i: len(waiting[i]))]
         added = [counts + np.bincount(labels[waiting[i]], minlength=len(shares)) for i in fitting]
+        # The sum of the absolute differences between two sets of proportions, from 0 to 2.
         distances = [np.abs(one / one.sum() - shares).sum() for one in added]
         best = int(np.argmin(distances))
         counts = added[best]

@@ -125,6 +125,7 @@ def measure_leakage(
     overlaps = {"near_duplicates": Overlap(int(np.isin(near_test, near_train).sum()), len(test))}
     for name, column in (("films", "film"), ("authors", "author")):
         if column in test:
+            # `fold_name` returns None for a missing or blank name, which does not count.
             tested, trained = (
                 {fold_name(value) for value in part[column]} - {None} for part in (test, train)
             )
@@ -138,12 +139,15 @@ def measure_leakage(
     right = _guess_labels_by_film(train, test, usual) == labels
     better = int((right & (labels != usual)).sum())
     worse = int((~right & (labels == usual)).sum())
+    # If both predictions are equally good, each is right in half of these rows on average.
+    # `binomtest` does not accept 0 trials.
     odds = binomtest(better, better + worse, alternative="greater") if better + worse else None
     p_value = float(odds.pvalue) if odds else 1.0
     return Leakage(overlaps, float(right.mean()), majority, p_value)
 
 
 def _guess_labels_by_film(train: pd.DataFrame, test: pd.DataFrame, usual: int) -> np.ndarray:
+    # (films, classes) counts. Rows without a film are not counted.
     counts = pd.crosstab(train["film"].map(fold_name), train["label"])
     # The table is empty if no train row has a film.
     if counts.empty:
@@ -178,6 +182,7 @@ class PretrainingTexts:
             the model has no readable record.
         """
         nothing = np.array([], dtype=np.int64)
+        # If `base` is a Hub id, no such file exists, and the pretraining texts are unknown.
         file = Path(base or "", FILE)
         if base is None or not file.is_file():
             return cls(nothing, complete=base is None)
@@ -197,6 +202,7 @@ class PretrainingTexts:
 
     def write(self, folder: Path) -> None:
         """Write this record to a model folder."""
+        # Metadata of safetensors may contain only strings.
         save_file({DIGESTS: self.digests}, folder / FILE, {"complete": str(self.complete)})
 
     def overlap(self, texts: list[str]) -> Overlap | None:
@@ -216,9 +222,11 @@ def _digest_texts(texts: Iterable[str]) -> np.ndarray:
     for text in texts:
         head, tail = compute_match_keys(text)
         # A blank text has no keys, so the text itself is hashed.
+        # With the prefixes, the start of a text never matches the end of another text.
         digests.append([_digest(f"<{head or text}"), _digest(f">{tail or text}")])
     return np.array(digests, dtype=np.int64).reshape(-1, 2)
 
 
 def _digest(text: str) -> int:
+    # Python's `hash` returns other values in each process. 8 bytes of SHA-256 fit into int64.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 NAMES = ("film", "author")
 # Maximum number of characters of a value in an error message.
 _MAX_EXCERPT = 60
+# The first matching type counts. bool precedes Number, because Python's bool is a Number, too.
 _TYPE_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "strings"),
     (bool, "true or false"),
@@ -76,6 +77,7 @@ def read_labelled_texts(
     if split_column is not None:
         frame["part"] = table.column(split_column, "set data.split_column").map(clean_name)
     if "grade10" in frame:
+        # Invalid grades become NaN without an error, because training does not need this column.
         frame["grade10"] = pd.to_numeric(frame["grade10"], errors="coerce")
     return frame
 
@@ -121,6 +123,7 @@ def _type_error(
 
 
 def _is_missing(value: Any) -> bool:
+    # `pd.isna` would return an array for a list.
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -167,10 +170,13 @@ class LabelledTables(DataRecipe):
             for table in self.tables()
         ]
         frame = pd.concat(frames, ignore_index=True)
+        # Each table numbers its rows from 0. Row numbers must be unique, because predictions of
+        # different runs are paired by row number.
         return frame.assign(row=range(len(frame)))
 
     def choose_classes(self, frame: pd.DataFrame) -> tuple[str, ...]:
         found = sorted(frame["label"].unique(), key=_sort_key)
+        # The names in the config are normalized in the same way as the labels.
         names = [clean_name(name) or "" for name in self.class_names or found]
         if self.class_names is None:
             _warn_about_case(frame["label"])
@@ -206,6 +212,7 @@ def _sort_key(name: str) -> tuple[float, str]:
         number = float(name)
     except ValueError:
         return math.inf, name
+    # `float` also accepts "nan" and "inf", which are names here.
     return (number if math.isfinite(number) else math.inf), name
 
 

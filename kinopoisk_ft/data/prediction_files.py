@@ -66,12 +66,14 @@ def _to_arrow(table: Table) -> pa.Table:
 
 def _find_other_type(values: list[Any], places: list[str]) -> str | None:
     typed = [(type(value), place) for value, place in zip(values, places, strict=True)]
+    # Nulls have no type of their own: a column of any Arrow type can contain them.
     present = [pair for pair in typed if pair[0] is not type(None)]
     return next((place for kind, place in present if kind is not present[0][0]), None)
 
 
 def _encode_column(table: Table, name: str, encode: Encode) -> list[str]:
     values = table.frame[name].tolist()
+    # In `frame`, nested values are NumPy arrays, which `json` cannot encode.
     if table.arrow is not None and pa.types.is_nested(table.arrow[name].type):
         values = table.arrow[name].to_pylist()
     try:
@@ -86,6 +88,7 @@ def _encode_column(table: Table, name: str, encode: Encode) -> list[str]:
 
 
 def _encode_json(value: Any) -> str:
+    # JSON has no dates, decimal numbers or bytes, so they become strings.
     return json.dumps(value, ensure_ascii=False, default=_to_text)
 
 
@@ -107,10 +110,12 @@ def _write_text(
     names = [*cells, *more]
 
     def write(part: Path) -> None:
+        # Without newline="", Windows would write \r\n for each \n, also inside the texts.
         with part.open("w", encoding="utf-8", newline="") as stream:
             if encode is _encode_csv:
                 csv.writer(stream, lineterminator="\n").writerows([names, *rows])
             else:
+                # The cells are already JSON, so `json.dumps` would encode them a second time.
                 keys = [_encode_json(name) for name in names]
                 for row in rows:
                     pairs = (f"{key}: {value}" for key, value in zip(keys, row, strict=True))
@@ -129,6 +134,7 @@ def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
     part = temporary_path(output)
     try:
         write(part)
+        # Renaming is atomic, so `output` is never incomplete.
         os.replace(part, output)
     except OSError as error:
         part.unlink(missing_ok=True)

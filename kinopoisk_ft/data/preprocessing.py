@@ -92,6 +92,8 @@ class Preprocessing:
             return text
         head, tail = split_room(self.max_characters, self.truncation)
         if head and tail:
+            # The tail is one character shorter, because the space counts. It may be empty, and
+            # `text[-0:]` would be the whole text, so its start is computed from `len(text)`.
             return f"{text[:head]} {text[len(text) - tail + 1 :]}"
         return text[:head] or text[len(text) - tail :]
 
@@ -120,6 +122,7 @@ class TextCoverage:
     def metrics(self) -> dict[str, float]:
         """Return the kept fractions of characters and tokens, and the characters per token."""
         values = {"characters_seen_share": self.characters_seen / max(1, self.characters)}
+        # TF-IDF has no tokens.
         if self.tokens:
             values["tokens_seen_share"] = self.tokens_seen / self.tokens
             values["characters_per_token"] = self.characters / self.tokens
@@ -129,4 +132,5 @@ class TextCoverage:
 def compute_truncated_share(characters: ArrayLike, seen: ArrayLike) -> np.ndarray:
     """Return the fraction of characters that truncation removed from each text, (N,)."""
     whole = np.asarray(characters, dtype=np.float64)
+    # The maximum avoids 0 / 0 for an empty text.
     return (whole - np.asarray(seen)) / np.maximum(whole, 1)

@@ -205,11 +205,13 @@ class DataRecipe(ABC):
         shares = Shares(self.test_size, self.val_size, self.split_seed, self.folds, self.fold)
         groups = group_rows(frame, near, self.split)
         positions = split_rows(frame, groups, class_names, self.split, shares)
+        # The bootstrap draws whole groups, because reviews of the same group are not independent.
         if self.split in GROUPED:
             frame = frame.assign(group=groups)
         optional = (name for name in (*METADATA, "group") if name in frame)
         columns = ["text", "label", "row", *optional]
         train, val, test = (frame[columns].iloc[p].reset_index(drop=True) for p in positions)
+        # `train_limit` does not change the digest, so reports can compare different limits.
         rows = digest_rows(*(part["row"].to_numpy() for part in (train, val, test)))
         near_train = near[positions[0]]
         if self.train_limit is not None:
@@ -237,6 +239,7 @@ class DataRecipe(ABC):
         raw = frame["text"]
         frame, counts["dropped_empty"] = clean_texts(frame, self.empty, self.preprocessing.clean)
         if self.strip_scores:
+            # `raw` is cleaned as well, so that a removed newline does not count as a removed grade.
             changed = frame["text"] != raw[frame.index].map(clean_text)
             counts["grades_removed"] = int(changed.sum())
         chosen = frame["label"].isin(class_names)
@@ -245,6 +248,7 @@ class DataRecipe(ABC):
         if self.near_duplicates == "drop":
             frame, dropped = drop_near_duplicates(frame)
             counts |= dropped
+        # `limit` counts usable rows, so it is applied after all other rows have been dropped.
         counts["beyond_limit"] = max(0, len(frame) - (self.limit or len(frame)))
         frame = frame.head(self.limit) if self.limit else frame
         number = {name: label for label, name in enumerate(class_names)}

@@ -63,9 +63,11 @@ class GroupRule:
         totals = np.bincount(labels)
 
         def measure_imbalance(test: np.ndarray) -> float:
+            # The maximum avoids 0 / 0 for a class that `rows` do not contain. The sum omits it.
             shares = np.bincount(labels[test], minlength=len(totals)) / np.maximum(totals, 1)
             return float(np.abs(shares - share)[totals > 0].sum())
 
+        # The draws are generated one by one, so they are never all in memory.
         candidates = (test for _, test in draws.split(rows, groups=self.groups[rows]))
         return np.sort(rows[min(candidates, key=measure_imbalance)])
 
@@ -88,11 +90,13 @@ class DateRule:
         newest = pd.Series(read_days(frame)).groupby(near).transform("max").to_numpy()
         self.near = near
         # Sorting by group within a date makes near-duplicates adjacent.
+        # (N,): the positions of all rows, oldest first. `lexsort` sorts by its last key first.
         self.order = np.lexsort((near, newest))
 
     def hold_out(self, rows: np.ndarray, share: float) -> np.ndarray:
         """Return the newest rows, which are about the fraction `share` of all given rows."""
         ordered = self.order[np.isin(self.order, rows)]
+        # The number is rounded up, as in scikit-learn's `train_test_split`.
         cut = len(ordered) - int(np.ceil(share * len(ordered)))
         return np.sort(ordered[self._move_cut_between_groups(ordered, cut) :])
 
@@ -104,6 +108,7 @@ class DateRule:
         return [np.sort(part) for part in np.split(self.order, cuts)]
 
     def _move_cut_between_groups(self, ordered: np.ndarray, cut: int) -> int:
+        # The cut moves back, so that the whole group is in the newer part.
         while 0 < cut < len(ordered) and self.near[ordered[cut]] == self.near[ordered[cut - 1]]:
             cut -= 1
         return cut
@@ -111,6 +116,7 @@ class DateRule:
 
 # "мар" (March) is listed before "ма" (May, "мая"), so that "марта" means March.
 _MONTHS = ("янв", "фев", "мар", "апр", "ма", "июн", "июл", "авг", "сен", "окт", "ноя", "дек")
+# A time of day may follow the year, but no further digit: "1.2.20091" is not a date.
 _DATES = (
     re.compile(r"(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})(?:[T ].*)?"),
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?:\D.*)?"),

@@ -74,6 +74,7 @@ def split_randomly(labels: np.ndarray, class_names: tuple[str, ...], shares: Sha
     except ValueError as error:
         # A split would have fewer rows than there are classes, or a class has only one row.
         raise too_few_rows_error(counts, class_names) from error
+    # If a class has only a few rows, stratification may give none of them to a split.
     for part in (train, val, test):
         if np.bincount(labels[part], minlength=len(counts)).min() == 0:
             raise too_few_rows_error(counts, class_names)
@@ -85,6 +86,7 @@ def digest_rows(train: np.ndarray, val: np.ndarray, test: np.ndarray) -> str:
     digest = hashlib.sha256()
     # Little-endian 64-bit integers give the same digest on every platform.
     for name, rows in (("train", train), ("val", val), ("test", test)):
+        # This header shows where one split ends and the next one begins.
         digest.update(f"{name} {len(rows)}\n".encode())
         digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
     return digest.hexdigest()
@@ -137,8 +139,10 @@ def group_linked_rows(*keys: Sequence[Hashable | None]) -> np.ndarray:
     for values in keys:
         # The appended None keeps NumPy from making a 2-D array of keys that are tuples.
         codes, names = pd.factorize(np.array([*values, None], dtype=object)[:-1])
+        # `factorize` returns the code -1 for None.
         known = codes >= 0
         rows.append(np.flatnonzero(known))
+        # Each sequence has its own nodes, so keys of different sequences never match.
         nodes.append(codes[known] + first)
         first += len(names)
     row, node = np.concatenate(rows), np.concatenate(nodes)
@@ -165,6 +169,7 @@ def group_rows(frame: pd.DataFrame, near: np.ndarray, kind: str) -> np.ndarray:
         return near
     _check_column(frame, kind, kind)
     names = [fold_name(name) for name in frame[kind]]
+    # If no name is known, each row would be a group by itself, as in a random split.
     if not any(names):
         raise UserError(
             f"data.split={kind} is not possible, because the column '{kind}' is empty",
@@ -225,6 +230,7 @@ def _split_by_rule(
             test = rule.hold_out(rows, shares.test_size)
         else:
             test = rule.folds(shares.folds)[shares.fold or 0]
+        # `setdiff1d` returns sorted positions, as the rules expect.
         rest = np.setdiff1d(rows, test)
         val = rule.hold_out(rest, shares.val_size)
     except ValueError as error:
@@ -245,6 +251,7 @@ def _check_column(frame: pd.DataFrame, column: str, kind: str) -> None:
 
 def _split_by_column(frame: pd.DataFrame) -> Parts:
     _check_column(frame, "part", PREDEFINED)
+    # A missing value becomes "", which is reported as an unknown split.
     folded = frame["part"].map(lambda name: str(name or "").casefold())
     parts = folded.replace(_ALIASES)
     unknown = ~parts.isin(PARTS)

@@ -27,6 +27,7 @@ from kinopoisk_ft.text import normalize_nfc
 MAX_EXPANSION = 100
 # Decompressed size in bytes up to which the ratio is ignored.
 MIN_BOMB_BYTES = 2**28
+# All of these codecs remove the mark. utf-16 and utf-32 also read the byte order from it.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -133,6 +134,7 @@ def read_table(path: str | Path, quoting: str = "auto") -> Table:
             columns, lines = formats.parse_separated(text, path, delimiter, quoting)
         else:
             columns, lines = formats.parse_json_lines(text, path)
+        # pandas would infer other types, for example float64 for integers with missing values.
         table = Table(path, pd.DataFrame(columns, dtype=object), lines)
     if table.frame.empty:
         raise UserError("the file has no rows", where=str(path), fix="use a file with reviews")
@@ -198,6 +200,7 @@ def _decompress(data: bytes, path: Path) -> bytes:
     limit = max(MIN_BOMB_BYTES, len(data) * MAX_EXPANSION)
     try:
         with gzip.open(io.BytesIO(data)) as stream:
+            # One byte more than the limit is enough to see that the file is too large.
             unpacked = stream.read(limit + 1)
         if len(unpacked) > limit:
             raise UserError(
@@ -219,6 +222,7 @@ def _decode(data: bytes, path: Path) -> str:
     # UTF-32 is tested before UTF-16, because the UTF-16 mark is a prefix of the UTF-32 mark.
     marks = (mark for mark in _BYTE_ORDER_MARKS if data.startswith(mark))
     encoding = _BYTE_ORDER_MARKS.get(next(marks, b""), "utf-8")
+    # In UTF-16 and UTF-32, characters such as "{" and Latin letters contain zero bytes.
     if encoding == "utf-8" and b"\0" in data[:2]:
         raise UserError(
             "the file is probably UTF-16 or UTF-32 without a byte order mark",
@@ -228,8 +232,10 @@ def _decode(data: bytes, path: Path) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
+        # Newlines are counted after decoding, because they have several bytes in UTF-16.
         before = data[: error.start].decode(encoding, errors="ignore")
         fix = "save the file as UTF-8"
+        # Each gzip file starts with these two bytes (RFC 1952).
         if data.startswith(b"\x1f\x8b"):
             fix = "append .gz to the file name, because the file is compressed"
         elif encoding == "utf-8":

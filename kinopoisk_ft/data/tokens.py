@@ -26,6 +26,7 @@ from kinopoisk_ft.files import get_cache_dir
 log = logging.getLogger(__name__)
 
 # Version of the cached columns, which is part of the cache key.
+# Increase it if `encode` returns other values for the same texts.
 VERSION = "3"
 # Maximum number of characters per tokenizer call, which needs about 300 bytes per character.
 MAX_BATCH_CHARACTERS = 2**20
@@ -76,7 +77,9 @@ def tokenize(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing)
             lambda batch: encode(batch["text"], tokenizer, preprocessing),
             batched=True,
             remove_columns=["text"],
+            # `map` renames a temporary file at the end, so this file is always complete.
             cache_file_name=str(file),
+            # Without this argument, `map` would hash the tokenizer to compute a fingerprint.
             new_fingerprint=key,
         )
     columns = {f.name: table.data.column(f.name).to_numpy() for f in fields(TextCoverage)}
@@ -102,6 +105,7 @@ def _load_cached(file: Path) -> Any:
 def _to_lists(column: Any) -> list[list[int]]:
     rows: list[list[int]] = []
     for chunk in column.chunks:
+        # The offsets count from the start of `values`, even if the chunk is a slice.
         ids, bounds = chunk.values.to_numpy().tolist(), chunk.offsets.to_numpy().tolist()
         rows += [ids[start:end] for start, end in pairwise(bounds)]
     return rows
@@ -116,6 +120,7 @@ def encode(
         The column `input_ids`, and a column for each field of `TextCoverage`.
     """
     cut, prefix = preprocessing.texts(texts), preprocessing.text_prefix
+    # Shortened texts are also tokenized as a whole, to count their tokens before truncation.
     shortened = [text for text, part in zip(texts, cut, strict=True) if part != text]
     encodings = (_encode_whole(batch, tokenizer, prefix) for batch in batch_texts(shortened))
     whole = chain.from_iterable(encoding["input_ids"] for encoding in encodings)
@@ -126,6 +131,7 @@ def encode(
         columns["input_ids"].append(ids)
         columns["characters"].append(len(text))
         columns["characters_seen"].append(seen)
+        # `whole` has the token ids of the shortened texts, in the same order.
         columns["tokens"].append(count if part == text else len(next(whole)) - added)
         columns["tokens_seen"].append(len(ids) - added)
     return columns
@@ -162,7 +168,9 @@ def _truncate_and_encode(
             seen, count, omitted = len(text), len(ids) - left - right, find_omitted(len(ids))
             if omitted:
                 head, tail = omitted.start > left, omitted.stop < len(ids) - right
+                # The last token of the head, and the first token of the tail.
                 first, last = omitted.start - 1, omitted.stop
+                # The spans are positions in the prefix and the text together.
                 seen = encoding.token_to_chars(i, first).end - len(prefix) if head else 0
                 if tail:
                     seen += len(prefix + text) - encoding.token_to_chars(i, last).start
@@ -230,6 +238,7 @@ def _encode_whole(texts: Sequence[str], tokenizer: Any, prefix: str) -> Any:
         [prefix + text for text in texts],
         # "[SEP]" in a review is ordinary text, not a special token.
         split_special_tokens=True,
+        # The option `truncation` of the tokenizer could keep only one end of a text.
         truncation=False,
         padding=False,
         # This hides the warning about long texts, because they are truncated later.
@@ -244,6 +253,7 @@ def count_added_tokens(tokenizer: Any, prefix: str) -> tuple[int, int]:
 
     These are the special tokens and the prefix.
     """
+    # Special tokens have the value 1 in this mask. Every text gets the same special tokens.
     mask = tokenizer("а", return_special_tokens_mask=True)["special_tokens_mask"]
     left, right = mask.index(0), mask[::-1].index(0)
     if not prefix:
@@ -275,12 +285,14 @@ def check_length(max_length: int, positions: int | None) -> None:
 def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Preprocessing) -> str:
     # `strip_scores` is not part of the key, because the texts are already cleaned.
     limits: tuple[object, ...]
+    # Only options that can change the token ids are part of the key.
     limits = (preprocessing.max_length, preprocessing.truncation, preprocessing.max_characters)
     if preprocessing.reads_windows:
         limits = (*limits, preprocessing.window_stride, preprocessing.max_windows)
     if preprocessing.text_prefix:
         limits = (*limits, preprocessing.text_prefix)
     digest = hashlib.sha256(f"{VERSION} {limits} ".encode())
+    # The content is part of the key, because another tokenizer may be saved under the same name.
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     # The length before each text ensures that different texts give different bytes.
     for text in texts:
@@ -292,6 +304,7 @@ def _compute_cache_key(texts: Sequence[str], tokenizer: Any, preprocessing: Prep
 
 def ids_digest(input_ids: Sequence[Sequence[int]]) -> str:
     """Return a hash (32 hex digits) of the token ids of all reviews."""
+    # The lengths distinguish reviews that have the same tokens in total, but divided differently.
     lengths = np.fromiter(map(len, input_ids), dtype=np.int64, count=len(input_ids))
     ids = np.fromiter(chain.from_iterable(input_ids), dtype=np.int64, count=int(lengths.sum()))
     return hashlib.sha256(lengths.tobytes() + ids.tobytes()).hexdigest()[:32]

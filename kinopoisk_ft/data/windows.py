@@ -67,6 +67,7 @@ class Windows:
             lengths: number of tokens of each review, with special tokens, (N,).
         """
         beyond = np.maximum(0, lengths - self.left - self.right - self.room)
+        # -(-a // b) is a / b, rounded up.
         return 1 + -(-beyond // self.stride)
 
     def count_tokens(self, lengths: np.ndarray) -> np.ndarray:
@@ -86,6 +87,7 @@ class Windows:
         if number == 1:
             return [ids]
         beyond = len(text) - self.room
+        # `count` rounds up, so adjacent starts are at most `stride` tokens apart.
         starts = [beyond * i // (number - 1) for i in range(number)]
         first, last = ids[: self.left], ids[len(ids) - self.right :]
         return [[*first, *text[start : start + self.room], *last] for start in starts]
@@ -102,6 +104,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     Returns:
         The tensors input_ids and attention_mask, each (batch, longest row).
     """
+    # If the tokenizer adds no special tokens, an empty text has no tokens.
     length = max(1, max(len(row) for row in rows))
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -118,5 +121,7 @@ def pad_windows(reviews: Sequence[list[list[int]]], pad_id: int) -> dict[str, Te
         The tensors input_ids and attention_mask, each (batch, windows, longest window).
     """
     most = max(map(len, reviews))
+    # Windows without tokens consist of padding, and their attention_mask is 0.
     filled = [window for windows in reviews for window in windows + [[]] * (most - len(windows))]
+    # (batch * windows, length) becomes (batch, windows, length).
     return {key: rows.unflatten(0, (-1, most)) for key, rows in pad(filled, pad_id).items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 # The match does not start in the middle of a number, date or fraction.
+# Python's `re` accepts only lookbehinds of fixed width, so there are two of them.
 _ALONE = r"(?<!\d)(?<!\d[.,:/\\])"
 # Case endings of numerals: "10-ти", "8ки", "7ка".
 _CASE = r"(?:-?(?:ти|ка|ку|ки|кой|х|ми|ю)\b)?"
@@ -59,6 +60,7 @@ _WRITTEN = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
+# A line without any of these has no match of _WRITTEN, which takes longer to search for.
 _HINT = re.compile(
     r"из\s+(?:\d|десяти|ста|пяти)|[/\\]\s?\d|балл?|оценк|рейтинг|вердикт|итог|став|тв[её]рд",
     re.IGNORECASE,
@@ -82,6 +84,7 @@ def strip_scores(text: str) -> str:
     - a number as the last line
     """
     lines = text.split("\n")
+    # Each line is searched separately, so that a match never continues in the next line.
     stripped = (_WRITTEN.sub(_remove_grade, line) if _HINT.search(line) else line for line in lines)
     return _LAST_LINE.sub("\n", "\n".join(stripped))
 
