@@ -63,12 +63,15 @@ def resample(
         # Reviews with the same label and the same predictions are interchangeable. Drawing only
         # the number of each kind is faster, and has the same distribution.
         kinds, counts = np.unique(cells, axis=1, return_counts=True)
+        # (kinds, runs * classes**2): the confusion matrices of one review of each kind.
         into = np.zeros((len(counts), runs * classes**2))
         np.put_along_axis(into, kinds.T, 1.0, axis=1)
     else:
         numbers, places = np.unique(groups, return_inverse=True)
+        # (groups, runs * classes**2): the confusion matrices of each group, for all runs.
         into = np.zeros((len(numbers), runs * classes**2))
         np.add.at(into, (places, cells), 1.0)
+        # Each group is drawn with the same probability, whatever its size.
         counts = np.ones(len(numbers), dtype=np.int64)
     n = int(counts.sum())
     # The 0 makes these draws independent of those with `seeds.STREAM`.
@@ -76,7 +79,9 @@ def resample(
     block = max(1, CHUNK // len(counts))
     blocks = []
     for start in range(0, resamples, block):
+        # Counts of n draws with replacement have a multinomial distribution.
         drawn = rng.multinomial(n, counts / n, size=min(block, resamples - start))
+        # (resamples, runs, true class, predicted class). float64 is exact for counts below 2**53.
         matrices = (drawn @ into).reshape(-1, runs, classes, classes)
         blocks.append(scores(matrices))
     resampled = {m: np.concatenate([b[m] for b in blocks]) for m in blocks[0]}
@@ -123,6 +128,8 @@ def widening(sizes: np.ndarray) -> float:
     """
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     end = (1 + LEVEL) / 2
+    # If one group contains nearly all reviews, `effective` is close to 1. With close to 0 degrees
+    # of freedom, the factor would be nearly infinite.
     return float(stats.t.ppf(end, max(1.0, effective - 1)) / stats.norm.ppf(end))
 
 
@@ -156,4 +163,5 @@ def p_value(resampled: np.ndarray) -> float:
     The smallest possible p-value is 2 / (resamples + 1).
     """
     below, above = np.sum(resampled <= 0), np.sum(resampled >= 0)
+    # Because of the + 1, the p-value is never 0 (Phipson, B. and Smyth, G. K., 2010).
     return float(min(1.0, 2 * (1 + min(below, above)) / (len(resampled) + 1)))

@@ -46,6 +46,7 @@ def calibration_metrics(
         `test_<name>` is a calibration metric, and `test_<name>_calibrated` is the same metric after
         temperature scaling. `test_<name>_threshold` is a score at the fitted threshold.
     """
+    # Temperature and threshold are fitted only on validation data, so the test scores are unbiased.
     temperature = fit_temperature(validation, val_labels)
     scaled = apply_temperature(test, temperature)
     found = {"temperature": temperature}
@@ -65,6 +66,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     `probabilities` are (N, classes), on the validation split.
     """
+    # In log(T), the bounds are symmetric about T = 1, and `xatol` is a relative tolerance of T.
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(
         lambda log_t: log_loss_of(apply_temperature(probabilities, float(np.exp(log_t))), labels),
@@ -99,6 +101,7 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
     values, starts = np.unique(second[order], return_index=True)
     # The number of reviews with a probability below each candidate threshold.
     below = np.append(starts, len(labels))
+    # (candidates,): the numbers of reviews of class 1 and class 0 that are below each threshold.
     positives = np.concatenate([[0], np.cumsum(labels[order])])[below]
     negatives = below - positives
     ones = int(labels.sum())
@@ -112,10 +115,12 @@ def fit_threshold(second: np.ndarray, labels: np.ndarray) -> float:
         axis=-2,
     )
     edges = np.concatenate([[0.0], values, [1.0]])
+    # Each threshold is halfway between two adjacent values among 0, the probabilities, and 1.
     bounds = (edges[1:] + edges[:-1]) / 2
     # Replace the candidate that gives the same predictions as 0.5.
     bounds[np.searchsorted(values, 0.5)] = 0.5
     score = scores(counts)[HEADLINE]
+    # Equal scores may differ by rounding errors.
     best = np.flatnonzero(np.isclose(score, score.max(), rtol=0, atol=1e-12))
     return float(bounds[best[np.abs(bounds[best] - 0.5).argmin()]])
 

@@ -100,6 +100,7 @@ class _Scored:
 
     @property
     def correct(self) -> np.ndarray:
+        # (runs, N), bool.
         return np.stack([run.predicted == run.labels for run in self.runs])
 
     def bin_confidences(self) -> tuple[list[Bin], list[Bin]] | None:
@@ -122,6 +123,7 @@ def compare(approaches: list[Approach]) -> Comparison:
         reason = a.runs[0].mismatch(b.runs[0])
         if reason:
             problems.append(Problem("unpaired", (a.name, b.name), reason))
+        # Scores for different classes are not the same quantity, so their difference means nothing.
         if reason != "classes":
             pairs.append(_pair(a, b, paired=reason is None))
     groups = [groups for one in usable if (groups := one.runs[0].groups) is not None]
@@ -164,6 +166,7 @@ def _score(approaches: list[_Scored]) -> None:
             groups.append([one])
         else:
             group.append(one)
+    # Each group has another seed, so that the resamples of different test sets are independent.
     for seed, group in enumerate(groups):
         found = resample_approaches([one.runs for one in group], seed)
         for one, scores in zip(group, found, strict=True):
@@ -172,7 +175,9 @@ def _score(approaches: list[_Scored]) -> None:
 
 def _pair(a: _Scored, b: _Scored, *, paired: bool) -> Pair:
     seeds, others = a.approach.seeds, b.approach.seeds
+    # Runs can be paired only if each seed occurs exactly once in both approaches.
     same = paired and set(seeds) == set(others) and len(seeds) == len(others) == len(set(seeds))
+    # The positions of b's runs, in the order of a's seeds.
     order = [others.index(seed) for seed in seeds] if same else list(range(len(b.runs)))
     differences = {
         metric: difference(scores, b.scores[metric].select(order), same_seeds=same)

@@ -128,6 +128,7 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
     resampled = [d.total.resampled for d in differences]
     deficits = [-one for one in resampled]
     as_good = correct_holm([_p_above(one, -margin) for one in resampled])
+    # "Worse" is the same test with opposite signs: the deficit must be above the margin.
     worse = correct_holm([_p_above(one, margin) for one in deficits])
     levels = _level(as_good), _level(worse)
     lows = _lower_bounds(resampled, as_good, -margin)
@@ -141,6 +142,7 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
             verdict = "as good"
         elif p_worse <= ALPHA:
             verdict = "worse"
+        # More data would probably give the verdict that the observed difference suggests.
         level = levels[0] if difference.mean > -margin else levels[1]
         reviews, seeds = _needed(difference, margin, level) if verdict == "undecided" else NO_MORE
         found.append(
@@ -148,9 +150,11 @@ def decide(differences: Sequence[Difference], margin: float = MARGIN) -> list[De
                 verdict=verdict,
                 p_as_good=p_as_good,
                 p_worse=p_worse,
+                # Two one-sided tests: both null hypotheses must be rejected (Schuirmann, 1987).
                 p_equivalent=max(_p_above(drawn, -margin), _p_above(-drawn, -margin)),
                 more_reviews=reviews,
                 more_seeds=seeds,
+                # F1 is in [0, 1], so a difference is in [-1, 1].
                 low=max(-1.0, low),
                 high=min(1.0, high),
             )
@@ -201,6 +205,8 @@ def _bound(resampled: np.ndarray, level: float) -> float:
     For each x below the bound, the p-value of "the difference is at most x" is at most `level`; see
     `_p_above`.
     """
+    # For x below the `place`-th smallest resample, at most `place - 1` resamples are at most x, so
+    # the p-value of `_p_above` is at most place / (resamples + 1).
     place = math.floor(level * (len(resampled) + 1))
     # With too few resamples for the level, nothing is known: scores are in [0, 1].
     return float(np.partition(resampled, place - 1)[place - 1]) if place else -1.0
@@ -208,6 +214,7 @@ def _bound(resampled: np.ndarray, level: float) -> float:
 
 def _p_above(resampled: np.ndarray, bound: float) -> float:
     """Return the p-value for the null hypothesis that the difference is at most `bound`."""
+    # As in `bootstrap.p_value`, the p-value is never 0.
     return float((1 + np.sum(resampled <= bound)) / (len(resampled) + 1))
 
 
@@ -219,9 +226,13 @@ def _needed(
     The factor for reviews assumes the present number of seeds, and vice versa.
     """
     found = difference.total
+    # A one-sided z-test at this level has the power POWER if the mean is this number of standard
+    # errors away from the margin.
     sigmas = stats.norm.ppf(1 - level) + stats.norm.ppf(POWER)
+    # The largest variance with which the mean is so far away.
     target = ((found.mean + margin) / sigmas) ** 2
     return (
+        # Reviews affect only the review variance, and seeds affect only the seed variance.
         _factor(found.review_variance, target - found.seed_variance),
         _factor(found.seed_variance, target - found.review_variance),
     )

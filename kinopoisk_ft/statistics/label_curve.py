@@ -76,6 +76,7 @@ def draw_curves(
         runs: for each approach, its points as (limit, labels, seeds, predictions of each seed). All
             runs must have the same test reviews.
     """
+    # `resample_approaches` returns the points in the order in which `runs` contains them.
     scored = iter(resample_approaches([found for points in runs.values() for *_, found in points]))
     curves = []
     for name, points in runs.items():
@@ -99,10 +100,12 @@ def find_crossing(a: Curve, b: Curve) -> Crossing | None:
     if len(pairs) < 2:
         return None
     differences = [
+        # Each point has its own stream, so that the errors due to seeds are independent.
         subtract(one.scores, other.scores, same_seeds=one.seeds == other.seeds, stream=stream)
         for stream, (one, other) in enumerate(pairs)
     ]
     labels = np.array([one.labels for one, _ in pairs])
+    # (resamples, points).
     resampled = np.stack([d.resampled for d in differences], axis=1)
     (at,) = _last_crossings(labels, np.array([[d.mean for d in differences]]))
     # This method does not interpolate, because values between a number and infinity mean nothing.
@@ -138,6 +141,7 @@ def estimate_gain(curve: Curve, more: int) -> Interval | None:
     if before.labels == last.labels:
         return None
     change = subtract(last.scores, before.scores, same_seeds=last.seeds == before.seeds)
+    # log((last + more) / last) / log(last / before): the future growth relative to the last growth.
     factor = np.log1p(more / last.labels) / np.log(last.labels / before.labels)
     return percentiles(change.mean * factor, change.resampled * factor)
 
@@ -153,7 +157,9 @@ def _last_crossings(labels: np.ndarray, differences: np.ndarray) -> np.ndarray:
     x, last = np.log(labels), len(labels) - 1
     below = differences <= 0
     # Index of the last point at which the difference is not positive; -1 if there is none.
+    # In the reversed row, `argmax` returns the first True, which is the last one of the row.
     k = np.where(below.any(1), last - below[:, ::-1].argmax(1), -1)
+    # For k < 0 and k = last, any valid index will do, because the last line replaces the result.
     inner = np.clip(k, 0, last - 1)
     rows = np.arange(len(differences))
     here, there = differences[rows, inner], differences[rows, inner + 1]

@@ -65,6 +65,7 @@ def count_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> 
 
     Labels are (N,), and predictions are (..., N).
     """
+    # Each pair (true, predicted) becomes one number, so that `bincount` counts all pairs at once.
     cells = (labels * classes + predicted).reshape(-1, len(labels))
     counts = [np.bincount(run, minlength=classes * classes) for run in cells]
     return np.stack(counts).reshape(*predicted.shape[:-1], classes, classes)
@@ -80,10 +81,12 @@ def _f1_by_class(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     true = counts.sum(axis=-1)
     both = true + counts.sum(axis=-2)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    # F1 = 2 TP / (2 TP + FP + FN). The denominator is the true count + the predicted count.
     return _divide(2.0 * hits, both), true, both
 
 
 def _f1_weighted(counts: np.ndarray) -> np.ndarray:
+    # This is scikit-learn's `f1_score` with average="weighted".
     f1, true, _ = _f1_by_class(counts)
     mean: np.ndarray = (f1 * true).sum(axis=-1) / true.sum(axis=-1)
     return mean
@@ -108,6 +111,7 @@ def _matthews(counts: np.ndarray) -> np.ndarray:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    # An undefined ratio is 0, as with scikit-learn's zero_division=0.
     zeros = np.zeros(np.shape(denominator))
     return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
 
@@ -118,6 +122,7 @@ def bin_confidence(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     The confidence is the highest class probability. Bins are numbered from 0.
     """
     confidence = probabilities.max(axis=1)
+    # A confidence of 1 belongs to the last bin.
     return confidence, np.minimum((confidence * BINS).astype(int), BINS - 1)
 
 
@@ -155,6 +160,7 @@ COUNTED = tuple(metric for metric in METRICS if metric.of_counts)
 MARKED = tuple(metric.name for metric in METRICS if metric.mark)
 # Matthews correlation coefficient: 0 for the majority class and for random answers.
 (CORRELATION,) = (metric.name for metric in METRICS if metric.of_counts is _matthews)
+# The unpacking fails unless exactly one metric has the attribute `headline`.
 (HEADLINE,) = (metric.name for metric in METRICS if metric.headline)
 LOWER_IS_BETTER = frozenset(metric.name for metric in METRICS if metric.lower_is_better)
 # Each of these can select the best checkpoint, because every validation computes all of them.
@@ -211,6 +217,7 @@ def per_class(counts: np.ndarray, class_names: tuple[str, ...]) -> dict[str, dic
     f1, true, both = _f1_by_class(counts)
     hits = np.diagonal(counts)
     columns = {
+        # `both - true` is the number of predictions of each class.
         "precision": _divide(hits, both - true),
         "recall": _divide(hits, true),
         "f1": f1,

@@ -74,6 +74,7 @@ class Pair:
 
     def reversed(self) -> Pair:
         """Return the comparison of b with a."""
+        # The tests are two-sided, so the p-values of the reversed pair are the same.
         differences = {
             metric: replace(
                 d,
@@ -132,12 +133,15 @@ def mcnemar_of(
         ps = [_mcnemar(int(x), int(y)) for x, y in zip(only_a, only_b, strict=True)]
     else:
         _, places = np.unique(groups, return_inverse=True)
+        # NumPy cannot subtract Boolean arrays, so `a` is converted to float64.
         ps = [_flip_signs(np.bincount(places, a * 1.0 - b)) for a, b in run_pairs]
     p = ps[0] if len(ps) == 1 else min(1.0, 2 * float(np.median(ps)))
     return McNemar(only_a=float(only_a.mean()), only_b=float(only_b.mean()), p=p, p_holm=p)
 
 
 def _mcnemar(only_a: int, only_b: int) -> float:
+    # Only discordant reviews matter, so the diagonal is 0. The exact test ignores `correction`,
+    # which is Edwards' continuity correction of the chi-squared test.
     table = [[0, only_a], [only_b, 0]]
     return float(mcnemar(table, exact=only_a + only_b < FEW, correction=True).pvalue)
 
@@ -151,9 +155,11 @@ def _flip_signs(differences: np.ndarray) -> float:
     sizes = np.abs(differences).astype(int)
     # Probabilities of the sums -sum(sizes), ..., sum(sizes) if every sign is random.
     chances = np.ones(1)
+    # Each group adds `size` or `-size` to the sum, each with probability 1/2.
     for size in sizes[sizes > 0]:
         chances = (np.pad(chances, (0, 2 * size)) + np.pad(chances, (2 * size, 0))) / 2
     sums = np.arange(len(chances)) - sizes.sum()
+    # Rounding errors may bring the sum of the probabilities slightly above 1.
     return min(1.0, float(chances[np.abs(sums) >= abs(differences.sum())].sum()))
 
 
@@ -169,6 +175,7 @@ def holm(pairs: list[Pair]) -> list[Pair]:
         found = correct_holm([pair.differences[metric].p for pair in pairs])
         for pair, kept, p in zip(pairs, corrected, found, strict=True):
             kept[metric] = replace(pair.differences[metric], p_holm=p)
+    # Pairs with different test reviews have no McNemar test, and Holm's correction omits them.
     tests = [pair.mcnemar for pair in pairs if pair.mcnemar]
     ps = iter(correct_holm([test.p for test in tests]) if tests else [])
     return [
@@ -184,6 +191,8 @@ def holm(pairs: list[Pair]) -> list[Pair]:
 def correct_holm(ps: Sequence[float]) -> list[float]:
     """Return p-values after Holm's correction (Holm, S. (1979)), in the same order."""
     # statsmodels' multipletests computes the same, but collects garbage for 50 ms in each call.
+    # The smallest of m p-values is multiplied by m, the next one by m - 1, and so on. The running
+    # maximum keeps the corrected p-values in the order of the original ones.
     order = np.argsort(ps)
     factors = len(ps) - np.arange(len(ps))
     corrected = np.empty(len(ps))

@@ -29,6 +29,7 @@ PREFIX = "p_"
 Mismatch = Literal["rows", "labels", "classes"]
 
 
+# The generated `__eq__` would fail, because a comparison of arrays has no single truth value.
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """Predictions of one run for N test reviews, sorted by row.
@@ -58,6 +59,7 @@ class Predictions:
         Raises:
             UserError: the table is invalid.
         """
+        # The order of these columns is the order of the class ids.
         names = [str(c) for c in table.columns if str(c).startswith(PREFIX)]
         missing = [c for c in ("row", "label", "predicted") if c not in table]
         if missing or len(names) < 2:
@@ -69,12 +71,14 @@ class Predictions:
         numbers = table[names].to_numpy(np.float64)
         if not len(table) or not np.isfinite(numbers).all():
             raise _unusable("the predictions are empty or contain NaN or infinity", where)
+        # Runs are compared position by position, so all of them need the same order of rows.
         table = table.sort_values("row")
         return cls(
             rows=table["row"].to_numpy(np.int64),
             labels=table["label"].to_numpy(np.int64),
             predicted=table["predicted"].to_numpy(np.int64),
             probabilities=table[names].to_numpy(np.float64),
+            # Class names from somebody else's store may contain control characters.
             class_names=tuple(to_one_line(name.removeprefix(PREFIX)) for name in names),
             facts=table[[c for c in FACTS if c in table]].reset_index(drop=True),
         )
@@ -139,6 +143,7 @@ class Predictions:
                 fix = "number the test examples, or leave the column out"
                 raise UserError(what, where=where, fix=fix)
             made["row"] = rows.astype(np.int64).to_numpy()
+        # `of` needs probabilities, so the predicted class gets 1 and the others get 0.
         for number, name in enumerate(class_names):
             made[f"{PREFIX}{name}"] = (predicted == number).astype(np.float64)
         if kind := next((name for name in ("group", "film") if name in table), None):
@@ -187,6 +192,7 @@ def as_table(
             table[name] = part[name].to_numpy()
     if "film" in part and "film" in train:
         films, known = part["film"].map(fold_name), train["film"].map(fold_name).dropna()
+        # If the film is unknown, the value is None, which only an object column can contain.
         seen = films.isin(known).astype(object)
         table["film_in_train"] = seen.where(films.notna(), None).to_numpy()
     return table

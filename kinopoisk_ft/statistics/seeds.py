@@ -46,6 +46,8 @@ class RunScores:
         n = len(self.observed)
         if n == 1:
             return 0.0
+        # The common amount of a resample is its mean over the runs. Because this mean is estimated
+        # from n runs, the variance is multiplied by n / (n - 1), as with ddof=1.
         own = self.resampled - self.resampled.mean(axis=1, keepdims=True)
         return float(own.var(axis=0).mean() * n / (n - 1))
 
@@ -78,6 +80,7 @@ def subtract(a: RunScores, b: RunScores, *, same_seeds: bool, stream: int = 0) -
         stream: see `total`.
     """
     if same_seeds:
+        # In the differences of paired runs, effects that both runs of a seed share cancel out.
         paired = RunScores(a.observed - b.observed, a.resampled - b.resampled)
         return total([(1.0, paired)], stream)
     return total([(1.0, a), (-1.0, b)], stream)
@@ -96,6 +99,7 @@ def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
             combined, each must use another stream, so that their errors are independent.
     """
     observed = float(sum(sign * seeds.observed.mean() for sign, seeds in sides))
+    # (resamples,): the deviations from the observed value due to the choice of reviews.
     reviews = sum(sign * seeds.resampled.mean(axis=1) for sign, seeds in sides) - observed
     # The variance between seeds already includes the part of the variance over reviews that the
     # seeds do not share. Subtract this part here, so that it is not counted twice.
@@ -103,6 +107,7 @@ def total(sides: Sequence[tuple[float, RunScores]], stream: int = 0) -> Total:
     variance = float(np.var(reviews))
     shared = math.sqrt(max(0.0, 1 - own / variance)) if variance else 0.0
     counted = [seeds.observed for _, seeds in sides if len(seeds.observed) > 1]
+    # The squared standard error of each mean over seeds.
     parts = [float(values.var(ddof=1)) / len(values) for values in counted]
     freedoms = [len(values) - 1 for values in counted]
     errors = _draw_seed_errors(parts, freedoms, len(reviews), stream)
@@ -120,4 +125,5 @@ def _draw_seed_errors(
     # Welch-Satterthwaite degrees of freedom.
     freedom = 1 / sum(shares)
     rng = np.random.default_rng((STREAM, stream))
+    # Percentile intervals of these draws are Student's intervals, or Welch's for two approaches.
     return math.sqrt(sum(variances)) * rng.standard_t(freedom, resamples)

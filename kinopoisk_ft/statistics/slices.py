@@ -70,11 +70,13 @@ def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
     if known.empty:
         return []
     if by == "characters":
+        # If many reviews have the same length, some quartiles coincide, and there are fewer slices.
         codes = pd.qcut(known, QUARTERS, labels=False, duplicates="drop")
         names = known.groupby(codes).agg(lambda part: f"{part.min()}-{part.max()}")
         kinds = codes.map(names)
         order = list(dict.fromkeys(names))
     elif by == "truncated":
+        # The intervals are (-inf, 0], (0, 0.5] and (0.5, inf). 0 means that nothing was removed.
         kinds = pd.cut(known, [-np.inf, 0, 0.5, np.inf], labels=list(TRUNCATED)).astype(str)
         order = list(TRUNCATED)
     elif by == "grade10":
@@ -86,6 +88,7 @@ def _parts(by: str, known: pd.Series, n: int) -> list[tuple[str, np.ndarray]]:
     masks = []
     for name in order:
         mask = np.zeros(n, dtype=bool)
+        # The index of `facts` is 0, 1, and so on, so its labels are positions.
         mask[kinds.index[kinds == name]] = True
         if mask.any():
             masks.append((name, mask))
@@ -104,6 +107,7 @@ def _slice(
         resampled = scored[metric.name].resampled
         if metric.proportion:
             size = n if groups is None else _effective_size(mean, resampled, groups)
+            # The formula of Wilson's interval also accepts numbers of reviews that are not whole.
             ends = proportion_confint(mean * size, size, alpha=1 - LEVEL, method="wilson")
             found[metric.name] = Interval(mean, *map(float, ends))
         else:
@@ -121,4 +125,5 @@ def _effective_size(accuracy: float, resampled: np.ndarray, groups: np.ndarray) 
     # The variance is 0 if all predictions are right or all are wrong. Count groups instead.
     if not variance:
         return len(np.unique(groups))
+    # The variance is only an estimate. Without `min`, the size could exceed the number of reviews.
     return min(float(len(groups)), accuracy * (1 - accuracy) / variance)
