@@ -36,6 +36,8 @@ def build_command(hydra: Any, values: dict[str, Any]) -> str:
             command sets these keys, so that the repeated run does not draw another seed or read a
             changed variable.
     """
+    # An override can set a group (tracking=none), a key of this group (tracking.uri=…), or one of
+    # the dotted keys in `values`.
     replaced = {*KEYS_WITHOUT_EFFECT, *values}
     overrides = [o for o in get_overrides(hydra) if not {get_top_key(o), _get_key(o)} & replaced]
     overrides += [format_override(key, value) for key, value in values.items()]
@@ -73,9 +75,11 @@ def format_override(key: str, value: Any) -> str:
         read = OverridesParser.create().parse_override(plain).value()
     except HydraException:
         read = None
+    # Without quotes, Hydra would read "1" as a number, "null" as None, and "a,b" as two values.
     if isinstance(value, str) and read != value:
         # In a quoted value, Hydra replaces \\ by \ only before a quote.
         return f'{key}="' + re.sub(r'(\\*)("|$)', _escape_quote, value) + '"'
+    # JSON writes true, false, null, numbers and lists as Hydra's grammar expects them.
     return plain if isinstance(value, str) else f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
@@ -84,6 +88,7 @@ def _escape_quote(match: re.Match[str]) -> str:
 
 
 def _get_key(override: str) -> str:
+    # In Hydra, + adds a key, ++ adds or changes it, and ~ deletes it.
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -99,5 +104,7 @@ def _build_config_flags(hydra: Any) -> list[str]:
         path, home = Path(folders["command-line"]), hydra.runtime.cwd
         path = path.relative_to(home) if path.is_relative_to(home) else path
         flags += ["--config-dir", str(path)]
+    # Of the overrides of Hydra's own keys, only this one decides which config files are found.
     flags += [o for o in hydra.overrides.hydra if _get_key(o) == "hydra.searchpath"]
+    # The config of a sweep may set hydra.mode to MULTIRUN, but the command repeats only one job.
     return flags + (["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else [])

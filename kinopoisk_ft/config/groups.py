@@ -27,6 +27,7 @@ def list_options(folder: Path) -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         group = file.parent.relative_to(folder).as_posix()
+        # Main configs are in `folder` itself. Files such as _base.yaml contain shared defaults.
         if group != "." and not file.name.startswith("_"):
             groups.setdefault(group, {})[file.stem] = _read_description(file)
     return groups

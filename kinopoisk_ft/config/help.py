@@ -106,17 +106,20 @@ def build_help(user_folders: list[Path]) -> str:
 
 def explain_error(error: Exception, args: list[str]) -> str:
     """Return a message that explains an error of Hydra and suggests a correction."""
+    # Hydra is imported only in functions, so that `--help` starts without it.
     from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
     if isinstance(error, OverrideParseException):
         return str(_explain_syntax_error(error.override, args))
+    # Hydra raises the same class for other errors, so only the text identifies this error.
     if ambiguous := re.match(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
         return str(_explain_comma(ambiguous[1]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         if not group:
             return f"there is no config '{option}': correct --config-name, or remove it"
+        # The config of a launcher is missing if its plugin is not installed.
         if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
             extra = LAUNCHER_EXTRAS[option]
             return f"parallel jobs need an extra: {install_extra(extra)}"
@@ -142,6 +145,7 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
     group, _, name = key.replace("/", ".").rpartition(".")
     name = OTHER_NAMES.get(name, name)
     found = [one for one in known if re.split(r"[./]", one)[-1] == name]
+    # If an option with this name is in the given group, only this option is suggested.
     found = [one for one in found if one == f"{group}.{name}"] or found
     if not found:
         # First compare names within the group, because names of different groups look similar.
@@ -163,8 +167,10 @@ def check_commas(args: list[str]) -> None:
     """
     for arg in args:
         key, _, value = arg.partition("=")
+        # Hydra reads a comma inside brackets or quotes as part of one value.
         if "," not in value or value[:1] in tuple("[{'\""):
             continue
+        # A comma in the path of an existing file or folder is probably part of its name.
         if key in SINGLE_VALUE_KEYS or os.path.exists(value):
             raise _explain_comma(arg)
 
@@ -189,6 +195,7 @@ def _explain_syntax_error(override: str, args: list[str]) -> UserError:
     if not equals:
         return _explain_stray_argument(override, args)
     try:
+        # With a value that is certainly valid, the parser fails only if the key is invalid.
         OverridesParser.create().parse_override(f"{key}=1")
     except HydraException:
         fix = "write group=option or group.key=value; --help lists the groups and options"
@@ -203,6 +210,7 @@ def _explain_syntax_error(override: str, args: list[str]) -> UserError:
 def _explain_stray_argument(arg: str, args: list[str]) -> UserError:
     start = args.index(arg) if arg in args else 0
     end = start
+    # The shell splits a value with spaces and without quotes into several arguments.
     while end < len(args) and "=" not in args[end] and not args[end].startswith("-"):
         end += 1
     fix = "write group=option or group.key=value; see --help"
@@ -227,6 +235,7 @@ def _list_keys(args: list[str], unknown: str) -> list[str]:
     from omegaconf import OmegaConf
 
     groups = list_options(get_conf_dir())
+    # The chosen options decide which keys exist. Other overrides may be invalid, too.
     choices = [
         f"{group}={option}"
         for group, _, option in (arg.partition("=") for arg in args)
@@ -240,6 +249,7 @@ def _list_keys(args: list[str], unknown: str) -> list[str]:
 def _list_nodes(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, dict):
         return []
+    # Keys such as `_target_` belong to Hydra.
     nodes = {f"{prefix}{key}": value for key, value in node.items() if key[:1] != "_"}
     inner = [path for key, value in nodes.items() for path in _list_nodes(value, f"{key}.")]
     return [*nodes, *inner]
@@ -248,6 +258,7 @@ def _list_nodes(node: Any, prefix: str = "") -> list[str]:
 def is_composition_error(error: TypeError) -> bool:
     """Return whether a TypeError comes from Hydra's own code, as for `adapter=[1]`."""
     last = error.__traceback__
+    # The last entry of a traceback is the frame in which the error was raised.
     while last and last.tb_next:
         last = last.tb_next
     return last is not None and last.tb_frame.f_globals["__name__"].startswith("hydra._internal.")

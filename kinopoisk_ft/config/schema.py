@@ -46,6 +46,7 @@ def build_schemas() -> dict[str, Schema]:
     schemas = {
         name.replace("/", "_"): _make_header() | _describe_node(*read_group(folder))
         for name, folder in names.items()
+        # Files of these two groups may set every key, so they use the main schema.
         if name not in ("experiment", "sweep")
     }
     return {MAIN: _describe_main(conf)} | schemas
@@ -73,6 +74,7 @@ def read_comments(file: Path) -> dict[str, str]:
             above.append(line.strip("# "))
         elif match := KEY_LINE.match(line):
             indent, key, behind = len(match[1]), match[2], match[3]
+            # A key is nested only in keys with a smaller indentation.
             parents = [(depth, name) for depth, name in parents if depth < indent]
             path = ".".join([*(name for _, name in parents), key])
             found[path] = " ".join([*(above if found else []), *([behind] if behind else [])])
@@ -90,6 +92,7 @@ def read_group(folder: Path) -> tuple[list[Schema], dict[str, str]]:
     nodes = [cast(Schema, OmegaConf.to_container(OmegaConf.load(file))) for file in files]
     comments: dict[str, str] = {}
     for file in files:
+        # If several files describe a key, the description of the first file is used.
         comments = read_comments(file) | comments
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         inner_nodes, inner_comments = read_group(inner)
@@ -104,6 +107,7 @@ def _describe_main(conf: Path) -> Schema:
     for key, schema in properties.items():
         schema["description"] = comments.get(key, "")
     properties |= {group: {"$ref": f"{group}.json"} for group in GROUPS}
+    # Hydra reads these two keys of a config file itself.
     properties |= {"defaults": {"type": "array"}, "hydra": {"type": "object"}}
     return {**_make_header(), "properties": properties, "additionalProperties": False}
 
@@ -129,6 +133,7 @@ def _describe_node(nodes: Sequence[Schema], comments: dict[str, str]) -> Schema:
         return {"properties": {key: _comment({}, comments.get(key)) for key in sorted(keys)}}
     # A file without `_target_` inherits one from its defaults.
     own = [_describe_target(target, nodes, comments) for target in targets]
+    # Classes that the user wrote may have any options.
     other = {"required": ["_target_"], "properties": {"_target_": {"not": {"enum": targets}}}}
     return {"type": "object", "anyOf": [*own, other]}
 

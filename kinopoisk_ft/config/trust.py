@@ -82,8 +82,10 @@ def check_target(target: Any) -> str | None:
         return refusal
     try:
         value = get_object(target)
+    # An import runs the code of a module, which may raise any exception.
     except Exception as error:
         return f"cannot import '{target}': {error}"
+    # Other objects, such as instances of functools.partial, have no `__qualname__`.
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         return f"'{target}' is neither a class nor a function"
     home = f"{value.__module__}.{value.__qualname__}"
@@ -93,8 +95,10 @@ def check_target(target: Any) -> str | None:
 
 def _is_user_code(value: Any) -> bool:
     file = getattr(sys.modules.get(value.__module__), "__file__", None)
+    # Modules that are built into the interpreter have no file.
     if file is None or value.__module__.partition(".")[0] in sys.stdlib_module_names:
         return False
+    # Links are resolved, so that a link to an installed package is not taken for the user's code.
     return not INSTALL_FOLDERS & set(Path(file).resolve().parts)
 
 
@@ -102,6 +106,7 @@ def _is_adapter_or_optimizer(value: Any) -> bool:
     # Creating an adapter config or an optimizer has no side effects, so any package may define one.
     if not inspect.isclass(value):
         return False
+    # PEFT takes seconds to import, and few configs need this check.
     from peft import PeftConfig
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -121,6 +126,7 @@ def freeze_trust() -> Iterator[None]:
     Otherwise, a config could set this variable itself, and thereby allow any `_target_`.
     """
     global _frozen
+    # Hydra sets the variables in hydra.job.env_set just before it starts a job.
     before, _frozen = _frozen, _read_trust()
     try:
         yield

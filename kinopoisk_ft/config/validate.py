@@ -67,6 +67,7 @@ def prepare(cfg: DictConfig, resumed_seed: int | None = None) -> Prepared:
     OmegaConf.set_readonly(resolved, True)
     job = get_job()
     choices = {k: str(v) for k, v in hydra.runtime.choices.items() if "hydra" not in k}
+    # The identity must not depend on where the results are written.
     relevant = {k: v for k, v in plain.items() if k not in KEYS_WITHOUT_EFFECT}
     identity = compute_identity(relevant, choices)
     fixed = {**read_environment_values(cfg, plain), "seed": plain["seed"]}
@@ -115,17 +116,20 @@ def _resolve(cfg: DictConfig, experiment: str | None) -> dict[str, Any]:
 
 def prepare_composed(composed: DictConfig) -> Prepared:
     """Validate the config that a sweeper composed for one job."""
+    # `prepare` reads the global config of Hydra, which is not yet the config of this job.
     holder = HydraConfig.instance()
     state = holder.cfg
     holder.set_config(composed)
     try:
         return prepare(_copy_without_hydra(composed))
     finally:
+        # `set_config` does not accept None, which is the value if no config was set before.
         holder.cfg = state
 
 
 def _copy_without_hydra(composed: DictConfig) -> DictConfig:
     cfg = composed.copy()
+    # Composed configs are in struct mode, in which OmegaConf does not delete keys.
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
@@ -157,6 +161,7 @@ def _name_result_file(result_json: str | None, job: Job | None) -> Path | None:
     if not result_json:
         return None
     file = Path(result_json)
+    # Otherwise, all jobs of a sweep would write to the same file.
     return file if job is None else file.with_name(f"{file.stem}.{job.number}{file.suffix}")
 
 
@@ -167,6 +172,7 @@ def _set_seed(cfg: DictConfig, resumed: int | None) -> None:
         # `_resolve` reports an interpolation that cannot be resolved.
         return
     if is_null:
+        # `secrets` does not depend on the seeds of other random generators.
         cfg.seed = secrets.randbelow(2**31) if resumed is None else resumed
         log.info("%s seed: %d", "random" if resumed is None else "resumed run's", cfg.seed)
 
@@ -186,6 +192,7 @@ def _check_restarts(cfg: DictConfig) -> None:
 
 def find_errors(plain: dict[str, Any]) -> list[str]:
     """Return a message for each error in a resolved config."""
+    # The checks below import the targets, so they come after the check for forbidden targets.
     if refused := check_targets(plain):
         return refused
     known = {*SETTINGS, *GROUPS}
@@ -221,6 +228,7 @@ def _check_node(path: str, node: dict[str, Any]) -> list[str]:
         target = get_object(node["_target_"])
     except Exception as error:
         return [f"{path}._target_: cannot import '{node['_target_']}': {error}"]
+    # Keys such as `_target_` and `_convert_` are for `hydra.utils.instantiate`.
     keys = [k for k in node if not k.startswith("_")]
     parameters = inspect.signature(target).parameters
     # A function with **kwargs accepts any option.
@@ -277,6 +285,7 @@ def _check_value(path: str, value: Any, hint: Any) -> list[str]:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
+        # For a union, Pydantic reports one error for each member.
         reasons = {e["msg"] for e in error.errors()}
         return [f"{path}={value!r}: {'; or '.join(sorted(reasons))}"]
     return []
